@@ -1,0 +1,249 @@
+"""The three contracts: Metric, Compressor, Schedule. A method class is a dataclass; its fields are its parameters.
+
+Nothing here imports torch: plugin modules are imported for `--help` and for schedules that never see a tensor.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compressor.values import Component, Offer, Plan, Scores
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from compressor.readout import Readout
+
+
+class Reads(enum.Flag):
+    """What a metric reads of a forward pass; the engine computes nothing that no metric reads."""
+
+    PREDICTED = enum.auto()
+    """The most likely token, `[sequence, position]`."""
+    LOGITS = enum.auto()
+    """The logits at ids that the metric gives."""
+    REFERENCE = enum.auto()
+    """The log-probability of the reference token, `[sequence, position]`."""
+    DISTRIBUTION = enum.auto()
+    """All log-probabilities, `[sequence, position, vocabulary]`, of candidate and base."""
+
+
+class Better(enum.Enum):
+    HIGHER = "higher"
+    LOWER = "lower"
+
+    @property
+    def sign(self) -> float:
+        """+1 or -1: `sign * value` is always the larger the better."""
+        return 1.0 if self is Better.HIGHER else -1.0
+
+
+@dataclass(frozen=True)
+class TextWindows:
+    """Natural text that a metric wants to be scored on, in windows of at most `window` tokens moved by `stride`.
+
+    None leaves the choice to the run: its own text (or sequences sampled from the base), the model's context.
+    `tokens` bounds how many are scored.
+    """
+
+    path: str | None = None
+    window: int | None = None
+    stride: int | None = None
+    tokens: int | None = None
+
+
+class Metric(ABC):
+    """How far a candidate is from the base. One forward pass -> statistics per sequence -> one value over many."""
+
+    name: ClassVar[str]
+    reads: ClassVar[Reads]
+    better: ClassVar[Better]
+    unit: ClassVar[str] = ""
+
+    @abstractmethod
+    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
+        """`[sequence, statistic]` of the candidate on some sequences; pure, and independent between sequences.
+
+        On text windows `base` is the candidate itself: the base is not run there.
+        """
+
+    def aggregate(self, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The value over many sequences: `[..., sequence, statistic]` -> `[...]`; by default the mean of the first."""
+        mean: NDArray[np.float64] = statistics[..., 0].mean(axis=-1)
+        return mean
+
+    def text(self) -> TextWindows | None:
+        """None to be scored on the base's continuations, else the text to be scored on."""
+        return None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a compressor may know besides the weight: its component, a seed, and the statistics it `needs`."""
+
+    component: Component
+    seed: int = 0
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class CompressedWeight(ABC):
+    """A weight after compression, in the form in which it is stored."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """The value `[out, in]` that the matrix product uses, in the dtype of the weight that was given."""
+
+    @property
+    @abstractmethod
+    def bits(self) -> int:
+        """Bits of all packed tensors, scales included."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """The packed tensors, by the suffix that names them in an export."""
+
+
+class Compressor(ABC):
+    """Takes bits away from one weight matrix. A pure function of weight, amount and context."""
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Names of calibration statistics."""
+
+    @abstractmethod
+    def offer(self, component: Component) -> Offer:
+        """The amounts that can be asked for; raises ConfigError where an option does not fit."""
+
+    @abstractmethod
+    def compress(self, weight: Tensor, amount: float, context: Context) -> CompressedWeight:
+        """Compress `weight` `[out, in]`, which must not be changed; `amount` is one that `offer` contains."""
+
+    def importance(self, weight: Tensor, context: Context) -> Tensor | None:
+        """`[out, in]`, smallest goes first, comparable between components; None if not a pruner of single weights."""
+        return None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a schedule knows of the model: its components, what may be done to them, how metrics point."""
+
+    components: Sequence[Component]
+    offers: Mapping[str, Mapping[str, Offer]]
+    """Compressor -> component -> offer, for the compressors of this run, in the order the user gave."""
+    better: Mapping[str, Better]
+    """Metric -> which way is better, for every metric that is configured."""
+    tokens: int
+    """Length M of a continuation."""
+    seed: int = 0
+
+
+class Prefixes(enum.Enum):
+    SEARCH = "search"
+    """Those that the search decides on."""
+    PROOF = "proof"
+    """Fresh ones that the search must never have decided on."""
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Score every trial exactly, each on its own, and undo it. Answer: a tuple of `Scores`, in order."""
+
+    trials: Sequence[Plan]
+    metrics: Sequence[str]
+    prefixes: Prefixes = Prefixes.SEARCH
+
+
+@dataclass(frozen=True)
+class CountRequest:
+    """How many weights of each component have an importance of at most each threshold (sorted)?
+
+    Answer: component name -> list of counts, in order of the thresholds.
+    """
+
+    compressor: str
+    thresholds: Sequence[float]
+
+
+@dataclass(frozen=True)
+class KeepRequest:
+    """End a round: put the plan on the model for good. Answer: component name -> amount, as it now is."""
+
+    plan: Plan
+    target: float | None = None
+
+
+Request = ScoreRequest | CountRequest | KeepRequest
+Search = Generator[Request, Any, None]
+
+
+class Schedule(ABC):
+    """Decides what to try and what to keep. Torch-free; all randomness from `problem.seed`.
+
+    A schedule is written as a generator: it yields requests and receives their answers. `Dialogue` turns that into
+    ask and tell, and, as a search is a pure function of the problem and the answers, its state is the answers so far.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def search(self, problem: Problem) -> Search:
+        """Yield requests until done; raises ConfigError before the first one where options do not fit the problem."""
+
+    def ranks_by(self) -> Sequence[str]:
+        """Metrics that the search itself asks for, so that they are configured even if nobody wants them reported."""
+        return ()
+
+
+class Dialogue:
+    """Ask and tell: `propose` gives the open request (None when done), `tell` answers it.
+
+    >>> dialogue = Dialogue(schedule, problem)
+    >>> while (request := dialogue.propose()) is not None:
+    ...     dialogue.tell(answer(request))
+    """
+
+    def __init__(self, schedule: Schedule, problem: Problem, answers: Sequence[Any] = ()) -> None:
+        self.answers: list[Any] = []
+        self._search = schedule.search(problem)
+        self._request: Request | None = next(self._search, None)
+        for answer in answers:
+            self.tell(answer)
+
+    def propose(self) -> Request | None:
+        return self._request
+
+    def tell(self, answer: Any) -> None:  # noqa: ANN401 - each request says what its answer is
+        if self._request is None:
+            raise RuntimeError("the schedule is done and takes no more answers")
+        self.answers.append(answer)
+        try:
+            self._request = self._search.send(answer)
+        except StopIteration:
+            self._request = None
+
+
+__all__ = [
+    "Better",
+    "CompressedWeight",
+    "Compressor",
+    "Context",
+    "CountRequest",
+    "Dialogue",
+    "KeepRequest",
+    "Metric",
+    "Prefixes",
+    "Problem",
+    "Reads",
+    "Request",
+    "Schedule",
+    "ScoreRequest",
+    "Scores",
+    "Search",
+    "TextWindows",
+]

@@ -1,0 +1,25 @@
+"""What a plugin may implement. Put `hookimpl` on a module-level function of one of these names."""
+
+from collections.abc import Callable
+
+import pluggy
+
+from compressor.contracts import Compressor, Metric, Schedule
+
+hookspec = pluggy.HookspecMarker("compressor")
+hookimpl = pluggy.HookimplMarker("compressor")
+
+
+@hookspec
+def register_metrics(register: Callable[[type[Metric]], None]) -> None:
+    """Call `register` with each metric class."""
+
+
+@hookspec
+def register_compressors(register: Callable[[type[Compressor]], None]) -> None:
+    """Call `register` with each compressor class."""
+
+
+@hookspec
+def register_schedules(register: Callable[[type[Schedule]], None]) -> None:
+    """Call `register` with each schedule class."""

@@ -1,0 +1,113 @@
+"""Entry points -> registries. Each plugin is loaded on its own: one that fails is remembered and kills nothing else."""
+
+import functools
+import importlib.metadata
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pluggy
+
+from compressor import hookspecs
+from compressor.contracts import Compressor, Metric, Schedule
+from compressor.registry import Registry
+
+log = logging.getLogger(__name__)
+GROUP = "compressor"
+OWN_MODULES = "compressor_plugins."
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """An entry point of the group, as found."""
+
+    entry_point: importlib.metadata.EntryPoint
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"plugin `{self.entry_point.name}` of {self.distribution} {self.version}"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A plugin that could not be loaded, and why."""
+
+    plugin: Plugin
+    cause: str
+
+    def __str__(self) -> str:
+        return f"{self.plugin} failed to load: {self.cause}"
+
+
+@dataclass
+class Plugins:
+    """Everything that is installed."""
+
+    metrics: Registry[Metric] = field(default_factory=lambda: Registry(Metric))
+    compressors: Registry[Compressor] = field(default_factory=lambda: Registry(Compressor))
+    schedules: Registry[Schedule] = field(default_factory=lambda: Registry(Schedule))
+    loaded: list[Plugin] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for registry in self.registries():
+            registry.hints.append(lambda: "; ".join(map(str, self.failures)))
+
+    def registries(self) -> "tuple[Registry[Metric], Registry[Compressor], Registry[Schedule]]":
+        return self.metrics, self.compressors, self.schedules
+
+
+def find_plugins() -> Iterator[Plugin]:
+    """All entry points of the group, the project's own first (they keep their names), then by distribution."""
+    found: dict[tuple[str, str, str], Plugin] = {}
+    for distribution in importlib.metadata.distributions():
+        for entry_point in distribution.entry_points:
+            if entry_point.group == GROUP:
+                plugin = Plugin(entry_point, distribution.metadata["Name"], distribution.version)
+                found.setdefault((plugin.distribution, entry_point.name, entry_point.value), plugin)
+    yield from sorted(
+        found.values(),
+        key=lambda p: (not p.entry_point.value.startswith(OWN_MODULES), p.distribution, p.entry_point.name),
+    )
+
+
+def load_plugin(plugin: Plugin, plugins: Plugins) -> None:
+    """Import one plugin and register all it offers, or nothing; raises whatever is wrong with it."""
+    manager = pluggy.PluginManager(GROUP)
+    manager.add_hookspecs(hookspecs)
+    manager.register(plugin.entry_point.load(), name=plugin.entry_point.name)
+    manager.check_pending()
+    offered: list[tuple[Registry, type]] = []  # type: ignore[type-arg] - of any contract
+    hooks = (manager.hook.register_metrics, manager.hook.register_compressors, manager.hook.register_schedules)
+    for hook, registry in zip(hooks, plugins.registries(), strict=True):
+        hook(register=lambda cls, registry=registry: offered.append((registry, cls)))
+    before = [dict(registry.entries) for registry in plugins.registries()]
+    try:
+        for registry, cls in offered:
+            registry.add(cls, plugin.distribution, plugin.version)
+    except Exception:
+        for registry, entries in zip(plugins.registries(), before, strict=True):
+            registry.entries = entries  # type: ignore[assignment] - same registry, same contract
+        raise
+
+
+def load_plugins() -> Plugins:
+    """Load every installed plugin anew."""
+    plugins = Plugins()
+    for plugin in find_plugins():
+        try:
+            load_plugin(plugin, plugins)
+        except (Exception, SystemExit) as error:  # whatever a stranger's module does at import
+            reason = " ".join(str(error).split()) or "no message"
+            plugins.failures.append(Failure(plugin, f"{type(error).__name__}: {reason}"))
+            log.warning("%s", plugins.failures[-1])
+        else:
+            plugins.loaded.append(plugin)
+    return plugins
+
+
+@functools.cache
+def installed() -> Plugins:
+    """Every installed plugin, loaded once in a process."""
+    return load_plugins()

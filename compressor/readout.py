@@ -1,0 +1,88 @@
+"""What one forward pass says at the scored positions of some sequences; every reading is made once, when asked for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from torch import Tensor
+
+from compressor.contracts import Reads
+from compressor.errors import PluginError
+
+
+class Readout:
+    """Readings of `logits` `[sequence, position, vocabulary]`, the scores for `tokens` `[sequence, position]`.
+
+    `counted` `[sequence, position]` marks positions to score; it is all true on continuations. `allowed` is what the
+    metric declared: another reading raises PluginError, so that declarations can be trusted.
+    """
+
+    def __init__(
+        self, logits: Callable[[], Tensor], tokens: Tensor, counted: Tensor | None = None, allowed: Reads | None = None
+    ) -> None:
+        self._logits = logits
+        self.tokens = tokens
+        self._counted = counted
+        self.allowed = allowed
+
+    def restricted(self, reads: Reads, owner: str) -> Readout:
+        """The same readings, made at most once between all restrictions, for a metric that declared `reads`."""
+        return _Restricted(self, reads, owner)
+
+    @property
+    def counted(self) -> Tensor:
+        return self.tokens >= 0 if self._counted is None else self._counted
+
+    @functools.cached_property
+    def logits(self) -> Tensor:
+        """`[sequence, position, vocabulary]` as the model gave them."""
+        return self._logits()
+
+    @functools.cached_property
+    def predicted(self) -> Tensor:
+        """`[sequence, position]` most likely token; ties go to the lowest id."""
+        return self.logits.argmax(-1)
+
+    @functools.cached_property
+    def log_probabilities(self) -> Tensor:
+        """`[sequence, position, vocabulary]` in float32, nats."""
+        return self.logits.float().log_softmax(-1)
+
+    @functools.cached_property
+    def reference_log_probability(self) -> Tensor:
+        """`[sequence, position]` of `tokens`, in float32, nats."""
+        if "log_probabilities" in self.__dict__:
+            return self.log_probabilities.gather(-1, self.tokens[..., None]).squeeze(-1)
+        logits = self.logits.float()
+        return logits.gather(-1, self.tokens[..., None]).squeeze(-1) - logits.logsumexp(-1)
+
+    def logits_at(self, ids: Tensor) -> Tensor:
+        """`[sequence, position, id]` in float32 at the given ids `[sequence, position, id]`."""
+        return self.logits.gather(-1, ids).float()
+
+
+class _Restricted(Readout):
+    """A view of a readout through which only declared readings pass."""
+
+    NEEDS = {
+        "predicted": Reads.PREDICTED,
+        "reference_log_probability": Reads.REFERENCE,
+        "log_probabilities": Reads.DISTRIBUTION,
+        "logits": Reads.DISTRIBUTION,
+        "logits_at": Reads.LOGITS,
+    }
+
+    def __init__(self, whole: Readout, reads: Reads, owner: str) -> None:
+        self._whole, self._reads, self._owner = whole, reads, owner
+
+    def __getattribute__(self, name: str) -> object:
+        get = object.__getattribute__
+        if name.startswith("_"):
+            return get(self, name)
+        need = get(self, "NEEDS").get(name)
+        if need is not None and not need & get(self, "_reads"):
+            raise PluginError(
+                f"metric `{get(self, '_owner')}` reads `{name}` without declaring it; add Reads.{need.name} to its `reads`"
+            )
+        return getattr(get(self, "_whole"), name)

@@ -1,0 +1,80 @@
+"""What a run leaves behind, as data: the layout of report.json, the same for every reader of it."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from compressor.values import Score
+
+
+@dataclass
+class RoundRecord:
+    """One kept plan: the target asked for, the amount reached, its scores on the search prefixes, what it cost."""
+
+    target: float | None
+    amount: float
+    scores: dict[str, Score]
+    trials: int
+    seconds: float
+
+
+@dataclass
+class ComponentRecord:
+    """Where one component ended. Bits count what the exported format stores; packed bits what the compressor needs."""
+
+    kind: str
+    layer: int | None
+    shape: tuple[int, int]
+    parameters: int
+    compressor: str | None
+    amount: float
+    sparsity: float
+    bits_per_weight: float
+    packed_bits_per_weight: float
+
+
+@dataclass
+class FinalRecord:
+    """The compressed model: amounts and bits are means over all weights of components; bytes are on disk."""
+
+    amount: float
+    sparsity: float
+    bits_per_weight: float
+    packed_bits_per_weight: float
+    bytes: int
+    scores: dict[str, Score]
+
+
+@dataclass
+class ReferenceRecord:
+    """What was scored: shape of the reference, near ties of the base, and how many tokens consistency mended."""
+
+    source: str
+    prefixes: int
+    prefix_tokens: int
+    continuation_tokens: int
+    near_ties: int
+    mended: int
+    perplexity_text: str | None = None
+
+
+@dataclass
+class Record:
+    """A whole run. `status` is done or failed; `error` is the one line of a failed one."""
+
+    status: str
+    config: dict[str, Any]
+    versions: dict[str, str]
+    command: str = "compressor"
+    seconds: float = 0.0
+    phases: dict[str, float] = field(default_factory=dict)
+    noise_floor: float | None = None
+    reference: ReferenceRecord | None = None
+    rounds: list[RoundRecord] = field(default_factory=list)
+    base: dict[str, Any] = field(default_factory=dict)
+    final: FinalRecord | None = None
+    components: dict[str, ComponentRecord] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)

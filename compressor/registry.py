@@ -1,0 +1,89 @@
+"""name -> class, for one kind of plugin; a second owner of a name is an error, a wrong name suggests near ones."""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from compressor.contracts import Better, Compressor, Metric, Reads, Schedule
+from compressor.errors import ConfigError, PluginError, suggest
+
+T = TypeVar("T", Metric, Compressor, Schedule)
+
+REQUIRED: dict[type, dict[str, type]] = {
+    Metric: {"name": str, "reads": Reads, "better": Better},
+    Compressor: {"name": str},
+    Schedule: {"name": str},
+}
+"""Class attributes that each contract demands, with their types."""
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """A registered class and the distribution that brought it."""
+
+    cls: type[T]
+    distribution: str
+    version: str
+
+
+class Registry(Mapping[str, type[T]]):
+    """The classes of one contract, by name."""
+
+    def __init__(self, contract: type[T]) -> None:
+        self.contract = contract
+        self.word = contract.__name__.lower()
+        self.entries: dict[str, Entry[T]] = {}
+        self.hints: list[Callable[[], str]] = []
+        """Called for the end of an unknown-name error, say to name plugins that failed to load."""
+
+    def add(self, cls: type[T], distribution: str, version: str) -> None:
+        """Register `cls`; raises PluginError if it does not fit the contract or its name is taken."""
+        self.check(cls)
+        if cls.name in self.entries:
+            owner = self.entries[cls.name]
+            raise PluginError(
+                f"{self.word} `{cls.name}` is already taken by {owner.distribution} {owner.version}; choose another name"
+            )
+        self.entries[cls.name] = Entry(cls, distribution, version)
+
+    def check(self, cls: type[T]) -> None:
+        """Does `cls` fit the contract? Raises PluginError that says what is missing."""
+        if not (isinstance(cls, type) and issubclass(cls, self.contract)):
+            raise PluginError(f"{cls!r} is not a subclass of {self.contract.__name__}; derive it from that")
+        for attribute, kind in REQUIRED[self.contract].items():
+            if not isinstance(getattr(cls, attribute, None), kind):
+                raise PluginError(
+                    f"{cls.__module__}.{cls.__qualname__} lacks the field `{attribute}` ({kind.__name__}); set it on the class"
+                )
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", cls.name):
+            raise PluginError(f"{self.word} name `{cls.name}` must be lower case letters, digits and underscores")
+        if inspect.isabstract(cls):
+            missing = ", ".join(sorted(cls.__abstractmethods__))
+            raise PluginError(f"{cls.__module__}.{cls.__qualname__} lacks {missing}; implement it")
+        if not dataclasses.is_dataclass(cls):
+            raise PluginError(f"{cls.__module__}.{cls.__qualname__} is not a dataclass; put @dataclass on it")
+        for option in dataclasses.fields(cls):
+            if option.default is dataclasses.MISSING and option.default_factory is dataclasses.MISSING:
+                raise PluginError(f"field `{option.name}` of {self.word} `{cls.name}` has no default; give it one")
+
+    def unknown(self, name: str) -> ConfigError:
+        """The error for a name that is not registered."""
+        hints = "".join(f"; {text}" for hint in self.hints if (text := hint()))
+        return ConfigError(f"unknown {self.word} `{name}`; {suggest(name, self.entries)}{hints}")
+
+    def __getitem__(self, name: str) -> type[T]:
+        if name not in self.entries:
+            raise self.unknown(name)
+        return self.entries[name].cls
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)

@@ -1,0 +1,103 @@
+"""The settings of a run, typed: Hydra composes them from conf/, Python code may build them by hand."""
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class DType(enum.Enum):
+    auto = "auto"
+    """float32 on a CPU, the stored dtype on a GPU."""
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Device(enum.Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class TrackingMode(enum.Enum):
+    auto = "auto"
+    """Online when the user is logged in to W&B, else offline."""
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+class SweepMode(enum.Enum):
+    plain = "plain"
+    """One forward pass per trial."""
+
+
+@dataclass
+class ModelSettings:
+    """Which checkpoint: a local folder or a hub id; `path` None is the embedded tiny model."""
+
+    path: str | None = None
+    revision: str | None = None
+    dtype: DType = DType.auto
+    device: Device = Device.auto
+    trust_remote_code: bool = False
+
+
+@dataclass
+class DataSettings:
+    """Prefixes of `prefix_tokens` (BOS counted) that the base continues by `continuation_tokens`."""
+
+    source: str = "self"
+    path: str | None = None
+    name: str | None = None
+    subset: str | None = None
+    split: str = "test"
+    prefixes: int = 64
+    proof_prefixes: int | None = None
+    prefix_tokens: int = 32
+    continuation_tokens: int = 64
+    seed: int = 0
+
+
+@dataclass
+class ComponentSettings:
+    """Regular expressions over component names; empty `include` means every matrix of the decoder layers."""
+
+    include: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)
+
+
+@dataclass
+class SweepSettings:
+    """How trials are scored. `batch` sequences go through the model at once; None chooses by vocabulary and length."""
+
+    mode: SweepMode = SweepMode.plain
+    batch: int | None = None
+
+
+@dataclass
+class TrackingSettings:
+    backend: str = "wandb"
+    mode: TrackingMode = TrackingMode.auto
+    project: str = "compressor"
+
+
+@dataclass
+class ExportSettings:
+    format: str = "dense"
+
+
+@dataclass
+class Settings:
+    """Everything a run needs; `metric`, `compressor` and `schedule` hold plugin instances by name."""
+
+    metric: dict[str, Any]
+    compressor: dict[str, Any]
+    schedule: Any
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    components: ComponentSettings = field(default_factory=ComponentSettings)
+    sweep: SweepSettings = field(default_factory=SweepSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)
+    seed: int = 0

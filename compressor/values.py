@@ -1,0 +1,110 @@
+"""The value types that stages hand to one another; plain data, torch-free, comparable and printable."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from compressor.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Component:
+    """One weight matrix of the model, seen as `[out, in]` however the checkpoint stores it.
+
+    `kind` is query, key, value, output, gate, up, down, fc_in or fc_out (else the module's own name); `layer` is None
+    outside the decoder layers; `stored_bits` are the bits of one weight in the checkpoint on disk.
+    """
+
+    name: str
+    kind: str
+    layer: int | None
+    shape: tuple[int, int]
+    stored_bits: int
+
+    @property
+    def parameters(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The amounts that a compressor offers for a component: fixed `levels`, or every amount in [low, high]."""
+
+    levels: tuple[float, ...] = ()
+    low: float = 0.0
+    high: float = 1.0
+
+    TOLERANCE = 1e-6
+
+    @property
+    def is_range(self) -> bool:
+        return not self.levels
+
+    @property
+    def largest(self) -> float:
+        return self.high if self.is_range else max(self.levels)
+
+    def contains(self, amount: float) -> bool:
+        if self.is_range:
+            return self.low - self.TOLERANCE <= amount <= self.high + self.TOLERANCE
+        return any(abs(amount - level) <= self.TOLERANCE for level in self.levels)
+
+    def __str__(self) -> str:
+        if self.is_range:
+            return f"any amount in [{self.low:g}, {self.high:g}]"
+        return "the amounts " + ", ".join(f"{level:g}" for level in sorted(self.levels))
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """A compressor, the amount it takes away (cumulative, in [0, 1]) and its options.
+
+    `options` are the compressor's fields; empty means "as configured in this run".
+    """
+
+    compressor: str
+    amount: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.amount) and 0.0 <= self.amount <= 1.0):
+            raise PlanError(
+                f"`amount` of {self.compressor} must be in [0, 1], got {self.amount!r}; give the share of bits to take away"
+            )
+
+
+Plan = Mapping[str, Treatment]
+"""Component name -> treatment; components that are not named stay as they are."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric over n sequences: aggregates and bootstrap 95 % intervals of the mean and of the 75th percentile.
+
+    Where a metric is not a mean of sequences, `mean` is its value over all of them.
+    """
+
+    mean: float
+    median: float
+    p25: float
+    p75: float
+    min: float
+    max: float
+    low: float
+    high: float
+    p75_low: float
+    p75_high: float
+    n: int
+
+    def statistic(self, name: str) -> float:
+        return float(getattr(self, name))
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
+
+
+STATISTICS = tuple(f.name for f in fields(Score) if f.name in ("mean", "median", "p25", "p75", "min", "max"))
+
+Scores = Mapping[str, Score]
+"""Metric name -> score."""
