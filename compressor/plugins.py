@@ -3,8 +3,8 @@
 import functools
 import importlib.metadata
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pluggy
 
@@ -44,9 +44,9 @@ class Failure:
 class Plugins:
     """Everything that is installed."""
 
-    metrics: Registry[Metric] = field(default_factory=lambda: Registry(Metric))
-    compressors: Registry[Compressor] = field(default_factory=lambda: Registry(Compressor))
-    schedules: Registry[Schedule] = field(default_factory=lambda: Registry(Schedule))
+    metrics: Registry[Metric] = field(default_factory=lambda: Registry(Metric))  # type: ignore[type-abstract]
+    compressors: Registry[Compressor] = field(default_factory=lambda: Registry(Compressor))  # type: ignore[type-abstract]
+    schedules: Registry[Schedule] = field(default_factory=lambda: Registry(Schedule))  # type: ignore[type-abstract]
     loaded: list[Plugin] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
@@ -58,18 +58,36 @@ class Plugins:
         return self.metrics, self.compressors, self.schedules
 
 
-def find_plugins() -> Iterator[Plugin]:
-    """All entry points of the group, the project's own first (they keep their names), then by distribution."""
+def find_plugins() -> tuple[list[Plugin], list[Failure]]:
+    """All entry points of the group, the project's own first (they keep their names), then by distribution.
+
+    Distributions whose entry points cannot be read are failures, for they may be plugins.
+    """
     found: dict[tuple[str, str, str], Plugin] = {}
+    failures: list[Failure] = []
     for distribution in importlib.metadata.distributions():
-        for entry_point in distribution.entry_points:
+        metadata = distribution.metadata
+        owner, version = metadata["Name"] or "an unnamed distribution", metadata["Version"] or "of unknown version"
+        try:
+            entry_points = list(distribution.entry_points)
+        except Exception as error:  # metadata that a stranger wrote
+            broken = importlib.metadata.EntryPoint("entry_points.txt", "", GROUP)
+            failures.append(Failure(Plugin(broken, owner, version), describe_cause(error)))
+            continue
+        for entry_point in entry_points:
             if entry_point.group == GROUP:
-                plugin = Plugin(entry_point, distribution.metadata["Name"], distribution.version)
+                plugin = Plugin(entry_point, owner, version)
                 found.setdefault((plugin.distribution, entry_point.name, entry_point.value), plugin)
-    yield from sorted(
+    own_first = sorted(
         found.values(),
         key=lambda p: (not p.entry_point.value.startswith(OWN_MODULES), p.distribution, p.entry_point.name),
     )
+    return own_first, failures
+
+
+def describe_cause(error: BaseException) -> str:
+    """Any exception as one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
 
 
 def load_plugin(plugin: Plugin, plugins: Plugins) -> None:
@@ -78,32 +96,34 @@ def load_plugin(plugin: Plugin, plugins: Plugins) -> None:
     manager.add_hookspecs(hookspecs)
     manager.register(plugin.entry_point.load(), name=plugin.entry_point.name)
     manager.check_pending()
-    offered: list[tuple[Registry, type]] = []  # type: ignore[type-arg] - of any contract
+    offered: list[tuple[Registry[Any], type]] = []
     hooks = (manager.hook.register_metrics, manager.hook.register_compressors, manager.hook.register_schedules)
     for hook, registry in zip(hooks, plugins.registries(), strict=True):
         hook(register=lambda cls, registry=registry: offered.append((registry, cls)))
-    before = [dict(registry.entries) for registry in plugins.registries()]
+    registries: tuple[Registry[Any], ...] = plugins.registries()
+    before = [dict(registry.entries) for registry in registries]
     try:
         for registry, cls in offered:
             registry.add(cls, plugin.distribution, plugin.version)
     except Exception:
-        for registry, entries in zip(plugins.registries(), before, strict=True):
-            registry.entries = entries  # type: ignore[assignment] - same registry, same contract
+        for registry, entries in zip(registries, before, strict=True):
+            registry.entries = entries
         raise
 
 
 def load_plugins() -> Plugins:
     """Load every installed plugin anew."""
-    plugins = Plugins()
-    for plugin in find_plugins():
+    found, unreadable = find_plugins()
+    plugins = Plugins(failures=unreadable)
+    for plugin in found:
         try:
             load_plugin(plugin, plugins)
         except (Exception, SystemExit) as error:  # whatever a stranger's module does at import
-            reason = " ".join(str(error).split()) or "no message"
-            plugins.failures.append(Failure(plugin, f"{type(error).__name__}: {reason}"))
-            log.warning("%s", plugins.failures[-1])
+            plugins.failures.append(Failure(plugin, describe_cause(error)))
         else:
             plugins.loaded.append(plugin)
+    for failure in plugins.failures:
+        log.warning("%s", failure)
     return plugins
 
 

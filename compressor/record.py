@@ -3,7 +3,24 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from compressor.contracts import Metric
 from compressor.values import Score
+
+
+@dataclass
+class MetricRecord:
+    """What a metric's numbers mean, so that a report can be read without the plugin: `better` is higher or lower."""
+
+    label: str
+    summary: str = ""
+    unit: str = ""
+    better: str = ""
+
+    @classmethod
+    def of(cls, metric: Metric) -> "MetricRecord":
+        """From a metric: its `label` if it has one, else its name; the first line of its docstring."""
+        summary = (type(metric).__doc__ or "").strip().partition("\n")[0]
+        return cls(getattr(metric, "label", metric.name), summary, metric.unit, metric.better.value)
 
 
 @dataclass
@@ -69,6 +86,7 @@ class Record:
     phases: dict[str, float] = field(default_factory=dict)
     noise_floor: float | None = None
     reference: ReferenceRecord | None = None
+    metrics: dict[str, MetricRecord] = field(default_factory=dict)
     rounds: list[RoundRecord] = field(default_factory=list)
     base: dict[str, Any] = field(default_factory=dict)
     final: FinalRecord | None = None
@@ -78,3 +96,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    def metric(self, name: str) -> MetricRecord:
+        """What is known of a metric; only its name where the run did not say more."""
+        return self.metrics.get(name) or MetricRecord(label=name)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from omegaconf import OmegaConf
+
 from compressor.contracts import Better, Compressor, Metric, Reads, Schedule
 from compressor.errors import ConfigError, PluginError, suggest
 
@@ -33,7 +35,7 @@ class Registry(Mapping[str, type[T]]):
     """The classes of one contract, by name."""
 
     def __init__(self, contract: type[T]) -> None:
-        self.contract = contract
+        self.contract: type[T] = contract
         self.word = contract.__name__.lower()
         self.entries: dict[str, Entry[T]] = {}
         self.hints: list[Callable[[], str]] = []
@@ -44,30 +46,35 @@ class Registry(Mapping[str, type[T]]):
         self.check(cls)
         if cls.name in self.entries:
             owner = self.entries[cls.name]
-            raise PluginError(
-                f"{self.word} `{cls.name}` is already taken by {owner.distribution} {owner.version}; choose another name"
-            )
+            taken_by = f"{owner.distribution} {owner.version}"
+            raise PluginError(f"{self.word} `{cls.name}` is already taken by {taken_by}; choose another name")
         self.entries[cls.name] = Entry(cls, distribution, version)
 
     def check(self, cls: type[T]) -> None:
         """Does `cls` fit the contract? Raises PluginError that says what is missing."""
         if not (isinstance(cls, type) and issubclass(cls, self.contract)):
             raise PluginError(f"{cls!r} is not a subclass of {self.contract.__name__}; derive it from that")
+        path = f"{cls.__module__}.{cls.__qualname__}"
         for attribute, kind in REQUIRED[self.contract].items():
             if not isinstance(getattr(cls, attribute, None), kind):
-                raise PluginError(
-                    f"{cls.__module__}.{cls.__qualname__} lacks the field `{attribute}` ({kind.__name__}); set it on the class"
-                )
+                raise PluginError(f"{path} lacks the field `{attribute}` ({kind.__name__}); set it on the class")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", cls.name):
             raise PluginError(f"{self.word} name `{cls.name}` must be lower case letters, digits and underscores")
         if inspect.isabstract(cls):
             missing = ", ".join(sorted(cls.__abstractmethods__))
-            raise PluginError(f"{cls.__module__}.{cls.__qualname__} lacks {missing}; implement it")
-        if not dataclasses.is_dataclass(cls):
-            raise PluginError(f"{cls.__module__}.{cls.__qualname__} is not a dataclass; put @dataclass on it")
-        for option in dataclasses.fields(cls):
+            raise PluginError(f"{path} lacks {missing}; implement it")
+        if "__dataclass_params__" not in vars(cls):  # a parent's fields alone would hide the options of its own
+            raise PluginError(f"{path} is not a dataclass; put @dataclass on it")
+        if vars(cls)["__dataclass_params__"].frozen:
+            raise PluginError(f"{path} is a frozen dataclass, whose options cannot be overridden; drop frozen=True")
+        for option in dataclasses.fields(cls):  # type: ignore[arg-type]
             if option.default is dataclasses.MISSING and option.default_factory is dataclasses.MISSING:
                 raise PluginError(f"field `{option.name}` of {self.word} `{cls.name}` has no default; give it one")
+        try:
+            OmegaConf.structured(cls)
+        except Exception as error:  # whatever it makes of a stranger's annotations
+            reason = str(error).partition("\n")[0]
+            raise PluginError(f"the fields of {path} cannot be options: {reason}; use simple types") from None
 
     def unknown(self, name: str) -> ConfigError:
         """The error for a name that is not registered."""

@@ -76,7 +76,16 @@ class SweepSettings:
 
 
 @dataclass
+class RecoverySettings:
+    """Training between rounds."""
+
+    method: str = "none"
+
+
+@dataclass
 class TrackingSettings:
+    """Where a run is logged besides its folder."""
+
     backend: str = "wandb"
     mode: TrackingMode = TrackingMode.auto
     project: str = "compressor"
@@ -84,6 +93,8 @@ class TrackingSettings:
 
 @dataclass
 class ExportSettings:
+    """The form in which the compressed model is saved."""
+
     format: str = "dense"
 
 
@@ -98,6 +109,7 @@ class Settings:
     data: DataSettings = field(default_factory=DataSettings)
     components: ComponentSettings = field(default_factory=ComponentSettings)
     sweep: SweepSettings = field(default_factory=SweepSettings)
+    recovery: RecoverySettings = field(default_factory=RecoverySettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
     seed: int = 0

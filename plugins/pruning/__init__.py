@@ -1,1 +1,14 @@
 """Built-in pruning."""
+
+from collections.abc import Callable
+
+from compressor import hookimpl
+from compressor.contracts import Compressor
+from compressor_plugins.pruning.magnitude import Magnitude
+from compressor_plugins.pruning.random import Random
+
+
+@hookimpl
+def register_compressors(register: Callable[[type[Compressor]], None]) -> None:
+    for compressor in (Magnitude, Random):
+        register(compressor)

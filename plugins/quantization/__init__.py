@@ -1,1 +1,15 @@
 """Built-in quantization."""
+
+from collections.abc import Callable
+
+from compressor import hookimpl
+from compressor.contracts import Compressor
+from compressor_plugins.quantization.int4 import Int4
+from compressor_plugins.quantization.int8 import Int8
+from compressor_plugins.quantization.rtn import Rtn
+
+
+@hookimpl
+def register_compressors(register: Callable[[type[Compressor]], None]) -> None:
+    for compressor in (Int8, Int4, Rtn):
+        register(compressor)

@@ -1,0 +1,61 @@
+"""How much was taken away: amounts, zeros and bits, per component and over all of them."""
+
+from collections.abc import Mapping
+
+from compressor.models import Model
+from compressor.record import ComponentRecord, FinalRecord
+from compressor.values import Component, Plan, Score
+
+
+def amount_of(plan: Plan, name: str) -> float:
+    """The amount that a plan takes from a component; 0 where the plan leaves it alone."""
+    return plan[name].amount if name in plan else 0.0
+
+
+def mean_amount(components: Mapping[str, Component], plan: Plan) -> float:
+    """Mean amount over components, weighted by parameters."""
+    total = sum(component.parameters for component in components.values())
+    return sum(amount_of(plan, name) * component.parameters for name, component in components.items()) / total
+
+
+def describe_components(
+    model: Model, plan: Plan, packed_bits: Mapping[str, int], exported_bits: int
+) -> dict[str, ComponentRecord]:
+    """Each component as it now is.
+
+    `packed_bits` are what a compressor stores for a component, scales included; a component without an entry takes
+    its checkpoint's. `exported_bits` are those of one weight in the exported files.
+    """
+    records = {}
+    for name, component in model.components.items():
+        zeros = component.parameters - int(model.read(name).count_nonzero())
+        packed = packed_bits.get(name, component.parameters * component.stored_bits)
+        records[name] = ComponentRecord(
+            kind=component.kind,
+            layer=component.layer,
+            shape=component.shape,
+            parameters=component.parameters,
+            compressor=plan[name].compressor if name in plan else None,
+            amount=amount_of(plan, name),
+            sparsity=zeros / component.parameters,
+            bits_per_weight=float(exported_bits),
+            packed_bits_per_weight=packed / component.parameters,
+        )
+    return records
+
+
+def describe_final(records: Mapping[str, ComponentRecord], size: int, scores: dict[str, Score]) -> FinalRecord:
+    """Means over all weights of components, the exported bytes, and the proven scores."""
+    total = sum(record.parameters for record in records.values())
+
+    def mean(field: str) -> float:
+        return float(sum(getattr(record, field) * record.parameters for record in records.values()) / total)
+
+    return FinalRecord(
+        amount=mean("amount"),
+        sparsity=mean("sparsity"),
+        bits_per_weight=mean("bits_per_weight"),
+        packed_bits_per_weight=mean("packed_bits_per_weight"),
+        bytes=size,
+        scores=scores,
+    )

@@ -1,0 +1,156 @@
+"""The command line: composes the configuration, runs, and turns every user error into one line and exit 1."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from compressor.compose import CONFIG_MODULE, build_settings, check_overrides, parse_arguments, quote, store_schemas
+from compressor.errors import CompressorError, ConfigError, suggest
+from compressor.plugins import Plugins, installed
+from compressor.terminal import Terminal
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def run(arguments: Sequence[str], terminal: Terminal) -> int:
+    """`compressor run`: one run, or with -m one for each combination and a table that compares them."""
+    plugins = installed()
+    store_schemas(plugins)
+    parsed = parse_arguments(arguments)
+    asks_only = parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion
+    line = list(arguments)
+    multirun = False
+    if not asks_only:
+        with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3", job_name="compressor"):
+            config = check_overrides(parsed.overrides, plugins)
+        multirun = parsed.multirun or config.hydra.mode is not None and config.hydra.mode.name == "MULTIRUN"
+        key, folder = (
+            ("hydra.sweep.dir", config.hydra.sweep.dir) if multirun else ("hydra.run.dir", config.hydra.run.dir)
+        )
+        from compressor.files import check_writable
+
+        check_writable(Path(folder))
+        line.append(f"{key}={quote(str(folder))}")
+    failures: list[str] = []
+    sys.argv = ["compressor", *line]
+    job = make_job(
+        plugins, terminal, failures, alone=not multirun, command=shlex.join(["compressor", "run", *arguments])
+    )
+    hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name="config")(job)()
+    if multirun:
+        show_comparison(Path(folder), terminal)
+    return FAILED if failures else 0
+
+
+def make_job(
+    plugins: Plugins, terminal: Terminal, failures: list[str], alone: bool, command: str
+) -> Callable[[DictConfig], float | None]:
+    """What Hydra runs for each configuration; returns the mean FDT, so that Hydra's optimisers have an objective."""
+
+    def job(config: DictConfig) -> float | None:
+        from compressor.report import summarize_run
+        from compressor.run import execute
+
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        if not alone:
+            overrides = HydraConfig.get().overrides.task
+            terminal.say(f"job {HydraConfig.get().job.num}: {' '.join(overrides)}")
+        try:
+            settings = build_settings(config)
+            plain = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+            record = execute(settings, plugins, folder, plain, command, terminal)
+        except CompressorError as error:
+            failures.append(str(error))
+            terminal.fail(str(error) if alone else f"job {HydraConfig.get().job.num}: {error}")
+            return None
+        terminal.show(summarize_run(record))
+        terminal.say(f"report: {folder / 'report.html'}")
+        score = record.final.scores.get("fdtm") if record.final else None
+        return score.mean if score else None
+
+    return job
+
+
+def show_comparison(folder: Path, terminal: Terminal) -> None:
+    """The one table of a multirun, also where jobs failed."""
+    from compressor.comparison import collect_rows, comparison_table, write_comparison
+
+    write_comparison(folder)
+    terminal.show(comparison_table(collect_rows(folder)))
+    terminal.say(f"comparison: {folder / 'comparison.json'}")
+
+
+def list_plugins(arguments: Sequence[str], terminal: Terminal) -> int:
+    """`compressor plugins [--json]`: what is installed, what it offers, what failed to load."""
+    if any(argument != "--json" for argument in arguments):
+        raise ConfigError(f"`compressor plugins` takes only --json, got {' '.join(arguments)}")
+    plugins = installed()
+    facts = describe_plugins(plugins)
+    if "--json" in arguments:
+        terminal.console.print_json(json.dumps(facts))
+    else:
+        for registry in plugins.registries():
+            for name, entry in registry.entries.items():
+                summary = (entry.cls.__doc__ or "").strip().splitlines()[0]
+                terminal.say(f"{registry.word:<11} {name:<22} {entry.distribution} {entry.version:<8} {summary}")
+        for failure in plugins.failures:
+            terminal.fail(str(failure))
+    return 0
+
+
+def describe_plugins(plugins: Plugins) -> dict[str, Any]:
+    """Installed plugins as plain data."""
+    facts: dict[str, Any] = {
+        f"{registry.word}s": {
+            name: {"distribution": entry.distribution, "version": entry.version, "class": entry.cls.__qualname__}
+            for name, entry in registry.entries.items()
+        }
+        for registry in plugins.registries()
+    }
+    facts["failures"] = [
+        {
+            "plugin": failure.plugin.entry_point.name,
+            "distribution": failure.plugin.distribution,
+            "version": failure.plugin.version,
+            "cause": failure.cause,
+        }
+        for failure in plugins.failures
+    ]
+    return facts
+
+
+COMMANDS: dict[str, Callable[[Sequence[str], Terminal], int]] = {"run": run, "plugins": list_plugins}
+
+
+def dispatch(arguments: Sequence[str], terminal: Terminal) -> int:
+    """Run a command; without one, `run`."""
+    first = arguments[0] if arguments else ""
+    if first in COMMANDS:
+        return COMMANDS[first](arguments[1:], terminal)
+    if first and "=" not in first and not first.startswith(("-", "+", "~")):
+        raise ConfigError(f"unknown command `{first}`; {suggest(first, COMMANDS)}")
+    return run(arguments, terminal)
+
+
+def main() -> None:
+    """The console script: exit 0 done, 1 the user can fix it, 130 interrupted; anything else is a bug."""
+    terminal = Terminal()
+    try:
+        sys.exit(dispatch(sys.argv[1:], terminal))
+    except CompressorError as error:
+        terminal.fail(str(error))
+        sys.exit(FAILED)
+    except KeyboardInterrupt:
+        terminal.fail("interrupted")
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Many runs side by side: one row each, also for those that failed, as comparison.json and as a table."""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from compressor.errors import OutputError
+from compressor.files import write_json
+from compressor.record import Record
+from compressor.report import JSON_NAME, read_report
+from compressor.wording import MISSING, format_bytes, format_estimate, format_interval, format_number, format_percent
+
+COMPARISON_NAME = "comparison.json"
+FIELDS = ("amount", "sparsity", "bits_per_weight", "packed_bits_per_weight", "bytes")
+
+Row = dict[str, Any]
+
+
+def collect_rows(folder: Path, *others: Path) -> list[Row]:
+    """A row per run, in the order of the jobs; `folder` is a multirun folder, or a run's own, as are the `others`.
+
+    A row holds job, folder, overrides (those that not all runs share), status, error, the size of the result and
+    scores: metric -> mean, low, high. A run without a readable report is a row with its error. Raises OutputError
+    where there is no run at all.
+    """
+    jobs = [job for place in (folder, *others) for job in _find_jobs(place)]
+    if not jobs:
+        raise OutputError(f"no runs in {folder}; give the folder of a run, or of several started with -m")
+    rows = [_make_row(job) for job in jobs]
+    shared = set.intersection(*(set(row["overrides"]) for row in rows)) if len(rows) > 1 else set()
+    for row in rows:
+        row["overrides"] = [override for override in row["overrides"] if override not in shared]
+    return rows
+
+
+def write_comparison(folder: Path) -> list[Row]:
+    """Collect the runs of a multirun folder into its comparison.json; returns the rows."""
+    rows = collect_rows(folder)
+    write_json(folder / COMPARISON_NAME, rows)
+    return rows
+
+
+def comparison_table(rows: Sequence[Row]) -> Table:
+    """The rows as a table; what went wrong has a column where anything did."""
+    metrics = list(dict.fromkeys(name for row in rows for name in row["scores"]))
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("run", no_wrap=True)
+    table.add_column("settings")
+    for heading in ("amount", "bits per weight", "size", *metrics):
+        # A heading may come from a plugin's name: as Text, its brackets are no markup.
+        table.add_column(Text(heading), justify="right")
+    has_failures = any(row["status"] != "done" for row in rows)
+    if has_failures:
+        table.add_column("what went wrong")
+    for row in rows:
+        cells = [
+            format_percent(row["amount"]),
+            format_number(row["packed_bits_per_weight"]),
+            format_bytes(row["bytes"]),
+            *(_format_mean(row["scores"].get(name)) for name in metrics),
+        ]
+        wrong = [_describe_failure(row)] if has_failures else []
+        table.add_row(*(Text(cell) for cell in (str(row["job"]), " ".join(row["overrides"]), *cells, *wrong)))
+    return table
+
+
+def _find_jobs(place: Path) -> list[Path]:
+    """The folder itself where it holds a run, else its numbered folders, 10 after 9."""
+    if (place / JSON_NAME).is_file():
+        return [place]
+    if not place.is_dir():
+        raise OutputError(f"{place} is not a folder; give the folder of a run, or of several started with -m")
+    numbered = [child for child in place.iterdir() if child.is_dir() and re.fullmatch(r"[0-9]+", child.name)]
+    return sorted(numbered, key=lambda child: int(child.name))
+
+
+def _make_row(job: Path) -> Row:
+    try:
+        record, error = read_report(job), None
+    except OutputError as problem:
+        has_report = (job / JSON_NAME).is_file()
+        error = str(problem) if has_report else f"left no {JSON_NAME}: it was interrupted or is still running"
+        record = Record(status="unreadable" if has_report else "missing", config={}, versions={}, command="")
+    final = record.final
+    return {
+        "job": job.name,
+        "folder": str(job),
+        "overrides": _read_overrides(job, record.command),
+        "status": record.status,
+        "error": error or record.error,
+        **{field: getattr(final, field) if final else None for field in FIELDS},
+        "scores": {
+            name: {"mean": score.mean, "low": score.low, "high": score.high}
+            for name, score in (final.scores if final else {}).items()
+        },
+    }
+
+
+def _read_overrides(job: Path, command: str) -> list[str]:
+    """What Hydra wrote down, else the assignments of the command line."""
+    try:
+        found = yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        found = None
+    if isinstance(found, list):
+        return [str(override) for override in found]
+    try:
+        return [word for word in shlex.split(command) if "=" in word]
+    except ValueError:
+        return []
+
+
+def _format_mean(score: Mapping[str, float] | None) -> str:
+    if score is None or None in score.values():
+        return MISSING
+    mean = format_estimate(score["mean"], score["low"], score["high"])
+    return f"{mean} ({format_interval(score['low'], score['high'])})"
+
+
+def _describe_failure(row: Row) -> str:
+    if row["status"] == "done":
+        return ""
+    return f"{row['status']}: {row['error']}" if row["error"] else str(row["status"])

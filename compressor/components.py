@@ -1,0 +1,250 @@
+"""Find the weight matrices of a model, read them, and swap them so that they come back bit for bit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from compressor import layouts
+from compressor.errors import ConfigError, ModelError, PlanError, suggest
+from compressor.layouts import Part
+from compressor.values import Component
+
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A component and the way to its weight: `part` of the parameter `attribute` of the module `owner`."""
+
+    component: Component
+    owner: nn.Module
+    attribute: str
+    part: Part
+
+    def view(self) -> Tensor:
+        """`[out..., in]`: a view into the parameter's storage; its reshape to `[out, in]` is the matrix."""
+        return self.part(getattr(self.owner, self.attribute).detach())
+
+    def read(self) -> Tensor:
+        """`[out, in]`, contiguous, a copy: changing it does not change the model."""
+        with torch.inference_mode(False), torch.no_grad():
+            return self.view().clone(memory_format=torch.contiguous_format).reshape(self.component.shape)
+
+    def write(self, weight: Tensor) -> None:
+        """Copy `weight` `[out, in]` into the model, cast to the dtype there; raises PlanError for another shape."""
+        if tuple(weight.shape) != self.component.shape:
+            raise PlanError(
+                f"the weight of `{self.component.name}` must have the shape {list(self.component.shape)}, "
+                f"got {list(weight.shape)}; give it as [out, in]"
+            )
+        with torch.inference_mode():
+            view = self.view()
+            view.copy_(weight.detach().reshape(view.shape))
+
+    def save_bits(self) -> Tensor:
+        """The bit patterns in the shape of `view`, a copy."""
+        with torch.inference_mode():
+            return _see_bits(self.view()).clone()
+
+    def restore_bits(self, bits: Tensor) -> None:
+        """Put back what `save_bits` gave, whatever the bits mean as numbers."""
+        with torch.inference_mode():
+            _see_bits(self.view()).copy_(bits)
+
+
+@contextmanager
+def swapped(slots: Mapping[str, Slot], weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, the named components have the given weights `[out, in]`; afterwards the model is what it was.
+
+    Components may share storage: each is saved just before it is written, and they are restored in reverse order.
+    """
+    chosen = [(find_slot(slots, name), weight) for name, weight in weights.items()]
+    saved: list[tuple[Slot, Tensor]] = []
+    try:
+        for slot, weight in chosen:
+            saved.append((slot, slot.save_bits()))
+            slot.write(weight)
+        yield
+    finally:
+        for slot, bits in reversed(saved):
+            slot.restore_bits(bits)
+
+
+def find_slot(slots: Mapping[str, Slot], name: str) -> Slot:
+    """The slot of that name; raises PlanError with near misses."""
+    if name not in slots:
+        raise PlanError(f"the model has no component `{name}`; {suggest(name, slots)}")
+    return slots[name]
+
+
+def find_components(
+    network: PreTrainedModel,
+    stored_bits: Mapping[str, int] | int,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> dict[str, Slot]:
+    """Slots by component name, ordered by layer and then as the model has them.
+
+    `stored_bits` are the bits of one weight on disk, for all parameters or by parameter name. `include` and `exclude`
+    are regular expressions over names; the embedding and the LM head are offered only where `include` matches them.
+    Raises ConfigError for a pattern that is no regular expression and for patterns that match nothing.
+    """
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    shared: set[int] = set()
+
+    def build(name: str, kind: str, layer: int | None, place: _Place, part: Part) -> Slot:
+        parameter = place.parameter
+        bits = stored_bits if isinstance(stored_bits, int) else stored_bits[names[id(parameter)]]
+        view = part(parameter.detach())
+        component = Component(name, kind, layer, (layouts.count_rows(view), view.shape[-1]), bits)
+        return Slot(component, place.owner, place.attribute, part)
+
+    slots: dict[str, Slot] = {}
+    prefix, layers = find_layers(network)
+    config = network.config.get_text_config()
+    for index, layer in enumerate(layers):
+        for place in _find_places(layer, config):
+            if id(place.parameter) in shared:
+                continue
+            shared.add(id(place.parameter))
+            for name, kind, part in place.components(f"{prefix}.{index}.", config):
+                slots[name] = build(name, kind, index, place, part)
+    outer = {
+        name: build(name, kind, None, place, layouts.keep_orientation) for name, kind, place in _find_outer(network)
+    }
+    return _select_slots(slots, outer, include, exclude)
+
+
+def find_layers(network: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Module path and list of the decoder layers; raises ModelError where there is none.
+
+    The list has as many entries as the config has layers, and of several such lists it is the heaviest.
+    """
+    wanted = getattr(network.config.get_text_config(), "num_hidden_layers", None)
+    decoder = network.get_decoder()
+    paths = {id(module): path for path, module in network.named_modules()}
+    for root in (decoder, network):
+        lists = [module for module in root.modules() if isinstance(module, nn.ModuleList) and len(module)]
+        lists = [module for module in lists if len(module) == wanted] or lists
+        if lists:
+            layers = max(lists, key=lambda module: sum(p.numel() for p in module.parameters()))
+            return paths[id(layers)], layers
+    raise ModelError(
+        f"{type(network).__name__} has no list of decoder layers (a ModuleList); it must be a decoder-only model, "
+        "choose another checkpoint"
+    )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A parameter that holds one matrix, or a stack of one matrix per expert, at `path` inside its layer."""
+
+    path: str
+    parent: nn.Module
+    owner: nn.Module
+    attribute: str
+    orient: Part
+    experts: int | None
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        parameter: nn.Parameter = getattr(self.owner, self.attribute)
+        return parameter
+
+    def components(self, prefix: str, config: Any) -> Iterator[tuple[str, str, Part]]:  # noqa: ANN401
+        """Name, kind and view of every component here."""
+        leaf = self.path.rpartition(".")[2]
+        for expert in [None] if self.experts is None else range(self.experts):
+            whole = self._take(expert)
+            rows = layouts.count_rows(whole(self.parameter.detach()))
+            for suffix, kind, part in layouts.split_matrix(leaf, self.parent, rows, config):
+                ending = ".".join(str(word) for word in (expert, suffix) if word not in (None, ""))
+                name = f"{prefix}{self.path}" + (f":{ending}" if ending else "")
+                yield name, kind, layouts.compose_parts(part, whole)
+
+    def _take(self, expert: int | None) -> Part:
+        return self.orient if expert is None else lambda stack: self.orient(stack[expert])
+
+
+def _find_places(layer: nn.Module, config: Any) -> Iterator[_Place]:  # noqa: ANN401
+    """All matrices of a decoder layer, without routers; modules that are not known to be linear are passed by."""
+    for path, module in layer.named_modules():
+        above = layer.get_submodule(path.rpartition(".")[0])
+        if isinstance(module, nn.Linear | Conv1D):
+            orient: Part = layouts.flip_orientation if isinstance(module, Conv1D) else layouts.keep_orientation
+            if not layouts.is_router(path.split("."), orient(module.weight).shape):
+                yield _Place(path, above, module, "weight", orient, None)
+        elif not isinstance(module, nn.modules.conv._ConvNd):
+            for attribute, parameter in module.named_parameters(recurse=False):
+                if parameter.dim() != 3 or min(parameter.shape[1:]) == 1:
+                    continue
+                orient = layouts.experts_orientation(module, attribute, parameter.shape, config)
+                inner = path if attribute == "weight" else f"{path}.{attribute}".lstrip(".")
+                parent = above if attribute == "weight" else module
+                yield _Place(inner, parent, module, attribute, orient, parameter.shape[0])
+
+
+def _find_outer(network: PreTrainedModel) -> Iterator[tuple[str, str, _Place]]:
+    """Name, kind and place of the embedding and of the LM head."""
+    paths = {id(module): path for path, module in network.named_modules()}
+    for module in (network.get_input_embeddings(), network.get_output_embeddings()):
+        if isinstance(module, nn.Embedding | nn.Linear):
+            path = paths[id(module)]
+            yield path, path.rpartition(".")[2], _Place(path, network, module, "weight", layouts.keep_orientation, None)
+
+
+def _select_slots(
+    slots: dict[str, Slot], outer: dict[str, Slot], include: Sequence[str], exclude: Sequence[str]
+) -> dict[str, Slot]:
+    names = [*outer, *slots]
+    wanted = _match_names("include", include, names) if include else set(slots)
+    unwanted = _match_names("exclude", exclude, names)
+    kept = [name for name in names if name in wanted - unwanted]
+    if not kept:
+        raise ConfigError(
+            f"`components.exclude` {list(exclude)!r} leaves no component; at least one must stay, exclude fewer"
+        )
+    chosen: dict[str, Slot] = {}
+    taken: set[int] = set()
+    for name in kept:
+        slot = outer.get(name) or slots[name]
+        parameter = id(getattr(slot.owner, slot.attribute))
+        if name in outer and parameter in taken:
+            continue
+        taken.add(parameter)
+        chosen[name] = slot
+    return chosen
+
+
+def _match_names(setting: str, patterns: Sequence[str], names: Sequence[str]) -> set[str]:
+    """The names that one of the patterns finds; raises ConfigError for a bad pattern, or when none finds anything."""
+    matched: set[str] = set()
+    for pattern in patterns:
+        try:
+            expression = re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(
+                f"`components.{setting}` must hold regular expressions, got {pattern!r} ({error}); escape or mend it"
+            ) from error
+        matched |= {name for name in names if expression.search(name)}
+    if patterns and not matched:
+        leaves = {re.split(r"[.:]", name.partition(":")[0])[-1] for name in names}
+        word = (re.findall(r"\w+", patterns[0]) or [patterns[0]])[-1]
+        raise ConfigError(
+            f"`components.{setting}` {list(patterns)!r} must match a component, and of {len(names)} matches none; "
+            f"{suggest(word, leaves)}"
+        )
+    return matched
+
+
+def _see_bits(view: Tensor) -> Tensor:
+    return view.view(INTEGERS[view.element_size()])

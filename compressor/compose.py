@@ -1,0 +1,153 @@
+"""Composes the configuration by Hydra, and tells what is wrong with an override in one line, with near misses."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from compressor.errors import ConfigError, suggest
+from compressor.plugins import Plugins
+from compressor.settings import Settings
+
+CONFIG_MODULE = "compressor.conf"
+
+
+def store_schemas(plugins: Plugins) -> None:
+    """Publish the settings and every plugin's options: installing a plugin makes its name a valid choice."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Settings)
+    for registry in (plugins.metrics, plugins.compressors):
+        for name, cls in registry.items():
+            store.store(group=registry.word, name=name, node=cls, package=f"{registry.word}.{name}")
+    for name, schedule in plugins.schedules.items():
+        store.store(group="schedule", name=name, node=schedule)
+
+
+def parse_arguments(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - argparse's own
+    """Hydra's flags and the overrides; raises ConfigError for a flag that Hydra does not know."""
+    parser = get_args_parser()
+
+    def fail(message: str) -> None:
+        raise ConfigError(f"{message}; see compressor --help")
+
+    parser.error = fail  # type: ignore[method-assign, assignment] - argparse would print its usage and exit 2
+    parsed = parser.parse_args(list(arguments))
+    if parsed.experimental_rerun is not None:
+        raise ConfigError("--experimental-rerun is not supported: it reads a pickle; give the overrides again instead")
+    return parsed
+
+
+def alternatives(override: Override) -> list[str]:
+    """The override once for each value of its sweep, or as it is."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def check_group(loader: ConfigLoader, plugins: Plugins, group: str, value: object) -> None:
+    """Raise ConfigError unless each chosen option of the group exists."""
+    options = loader.get_group_options(group)
+    for choice in value if isinstance(value, list) else [value]:
+        if choice is None or (name := str(choice)) in options:
+            continue
+        for registry in plugins.registries():
+            if registry.word == group:
+                raise registry.unknown(name)
+        raise ConfigError(f"unknown {group} `{name}`; {suggest(name, options)}")
+
+
+def flatten_keys(node: object, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all keys of a config."""
+    if isinstance(node, DictConfig):
+        for key in node:
+            yield f"{prefix}{key}"
+            if not OmegaConf.is_missing(node, key):
+                yield from flatten_keys(node._get_node(key), f"{prefix}{key}.")
+
+
+def one_line(error: Exception) -> str:
+    """Hydra's message without its hints on how to use Hydra."""
+    cause = error.__cause__
+    text = f"{error} {cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
+    lines = [line.strip() for line in text.splitlines()]
+    return " ".join(
+        line for line in lines if line and not line.startswith(("full_key", "object_type", "reference_type"))
+    )
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """One configuration; raises ConfigError where a value does not fit its key."""
+    try:
+        config = hydra.compose("config", overrides=overrides, return_hydra_config=True)
+        settings = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        missing = sorted(OmegaConf.missing_keys(settings))
+        if missing:
+            raise ConfigError(f"`{missing[0]}` is needed and not given; add {missing[0]}=…")
+        build_settings(settings)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(one_line(error)) from None
+    return config
+
+
+def build_settings(config: DictConfig) -> Settings:
+    """The typed settings of a composed configuration; plugin options become plugin instances."""
+    names = [field.name for field in dataclasses.fields(Settings)]
+    unwrapped = {name: config._get_node(name) for name in names}
+    return Settings(
+        **{
+            name: OmegaConf.to_object(node) if OmegaConf.is_config(node) else config[name]
+            for name, node in unwrapped.items()
+        }
+    )
+
+
+def check_overrides(overrides: Sequence[str], plugins: Plugins) -> DictConfig:
+    """Check names and values before Hydra does, with near misses; returns the first configuration they make."""
+    loader = GlobalHydra.instance().config_loader()
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(one_line(error)) from None
+    choices = [alternatives(override) for override in parsed]
+    groups = [bool(override.key_or_group and loader.get_group_options(override.key_or_group)) for override in parsed]
+    for override, values, is_group in zip(parsed, choices, groups, strict=True):
+        if is_group and not override.is_delete():
+            for value in OverridesParser.create().parse_overrides(values):
+                check_group(loader, plugins, override.key_or_group, value.value())
+    first = [values[0] for values in choices]
+    chosen = compose_groups([line for line, is_group in zip(first, groups, strict=True) if is_group])
+    keys = set(flatten_keys(chosen))
+    for override, is_group in zip(parsed, groups, strict=True):
+        key = override.key_or_group
+        if not is_group and key not in keys and not key.startswith("hydra."):
+            near = suggest(key, keys | set(loader.list_groups("")))
+            raise ConfigError(
+                f"unknown key `{key}`; {near if near.startswith('did') else 'compressor --help lists all'}"
+            )
+    for index, values in enumerate(choices):
+        for value in values[1:]:
+            compose([*first[:index], value, *first[index + 1 :]])
+    return compose(first)
+
+
+def compose_groups(overrides: list[str]) -> DictConfig:
+    """The configuration that group choices alone make, mandatory values missing."""
+    try:
+        return hydra.compose("config", overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(one_line(error)) from None
+
+
+def quote(path: str) -> str:
+    """A path as a quoted value of Hydra's grammar."""
+    return "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"

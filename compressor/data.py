@@ -1,0 +1,186 @@
+"""Prefixes for the base to continue, and windows of natural text."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compressor.contracts import TextWindows
+from compressor.errors import ConfigError, DataError
+from compressor.models import Model
+from compressor.settings import DataSettings
+
+SAMPLED_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Text in rows: `tokens` `[sequence, length]`, and which of the tokens after the first are scored `[.., length - 1]`."""
+
+    source: str
+    tokens: Tensor
+    counted: Tensor
+
+
+def check_settings(settings: DataSettings, context: int | None) -> None:
+    """Raise ConfigError for lengths and counts that cannot work."""
+    for key, least in (("prefixes", 1), ("prefix_tokens", 1), ("continuation_tokens", 1)):
+        if getattr(settings, key) < least:
+            raise ConfigError(f"`data.{key}` must be at least {least}, got {getattr(settings, key)}; raise it")
+    if settings.proof_prefixes is not None and settings.proof_prefixes < 1:
+        raise ConfigError(f"`data.proof_prefixes` must be at least 1, got {settings.proof_prefixes}; raise it")
+    length = settings.prefix_tokens + settings.continuation_tokens
+    if context is not None and length > context:
+        raise ConfigError(
+            f"`data.prefix_tokens` + `data.continuation_tokens` must be at most the model's context of {context}, "
+            f"got {length}; lower one of them"
+        )
+
+
+def read_text(path: str | Path) -> str:
+    """The UTF-8 text of a file."""
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start} cannot be read); convert it") from None
+    except OSError as error:
+        raise DataError(f"cannot read text `{path}`: {error.strerror or error}; give a file as `data.path`") from None
+    if not text.strip():
+        raise DataError(f"{path} is empty; give a file with text")
+    return text
+
+
+def load_hub_text(settings: DataSettings) -> str:
+    """All `text` rows of a Hugging Face data set, joined by line breaks."""
+    try:
+        import datasets
+    except ImportError:
+        raise DataError("`data=hf` needs the package datasets; install it: pip install compressor[data]") from None
+    if not settings.name:
+        raise ConfigError(
+            "`data=hf` needs `data.name`, got none; give the data set's name, such as Salesforce/wikitext"
+        )
+    try:
+        rows = datasets.load_dataset(settings.name, settings.subset, split=settings.split)
+        text = "\n".join(rows["text"])
+    except Exception as error:  # datasets raises some twenty kinds for a name, a split or a network that is not there
+        reason = " ".join(str(error).split())
+        raise DataError(f"cannot load data set `{settings.name}`: {reason}; check its name and split") from None
+    if not text.strip():
+        raise DataError(f"data set `{settings.name}` has no text in split `{settings.split}`; choose another")
+    return text
+
+
+def load_text(settings: DataSettings) -> str | None:
+    """The run's own natural text; None for `data=self`."""
+    if settings.source == "self":
+        return None
+    if settings.source == "hf":
+        return load_hub_text(settings)
+    if not settings.path:
+        raise ConfigError("`data=text` needs `data.path`, got none; give a UTF-8 text file")
+    return read_text(settings.path)
+
+
+def encode_text(model: Model, text: str) -> Tensor:
+    """Token ids `[position]`; a BOS where the tokenizer adds one."""
+    if model.tokenizer is None:
+        raise DataError(f"{model.folder} has no tokenizer, which text needs; add one or use data=self")
+    ids = model.tokenizer(text, verbose=False).input_ids
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def sample_sequences(model: Model, count: int, tokens: int, seed: int) -> Tensor:
+    """`[sequence, position]` sampled from the model itself at temperature 1, each beginning with BOS if there is one.
+
+    The same seed gives the same sequences, whatever `count`. Special tokens are never sampled.
+    """
+    special = torch.tensor(sorted(set(getattr(model.tokenizer, "all_special_ids", ()))), dtype=torch.int64)
+    chunks = []
+    for chunk in range(-(-count // SAMPLED_AT_ONCE)):
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + chunk) % 2**63)
+
+        def pick(logits: Tensor, generator: torch.Generator = generator) -> Tensor:
+            probabilities = logits.double().cpu().softmax(-1).index_fill_(-1, special, 0.0)
+            return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1).to(logits.device)
+
+        if model.bos is not None:
+            first = torch.full((SAMPLED_AT_ONCE, 1), model.bos, dtype=torch.int64)
+        else:
+            first = torch.randint(model.vocabulary, (SAMPLED_AT_ONCE, 1), generator=generator)
+        chunks.append(model.decode(first, tokens - 1, pick).cpu())
+    return torch.cat(chunks)[:count]
+
+
+def cut_prefixes(model: Model, ids: Tensor, count: int, settings: DataSettings, source: str) -> Tensor:
+    """`[sequence, prefix_tokens]` from random disjoint stretches of the text, in random order."""
+    stretch = settings.prefix_tokens + settings.continuation_tokens
+    available = len(ids) // stretch
+    if available < count:
+        raise DataError(
+            f"{source} holds {len(ids)} tokens, {available} stretches of {stretch} (prefix + continuation); {count} are "
+            f"needed for search and proof; give more text or lower `data.prefixes`"
+        )
+    generator = torch.Generator().manual_seed(settings.seed)
+    starts = torch.randperm(available, generator=generator)[:count] * stretch
+    offset = int(torch.randint(len(ids) - available * stretch + 1, (), generator=generator))
+    if not model.adds_bos or model.bos is None:
+        return torch.stack([ids[offset + s : offset + s + settings.prefix_tokens] for s in starts.tolist()])
+    rows = [ids[offset + s + 1 : offset + s + settings.prefix_tokens] for s in starts.tolist()]
+    return torch.stack([torch.cat([ids.new_tensor([model.bos]), row]) for row in rows])
+
+
+def make_prefixes(model: Model, settings: DataSettings, text: str | None) -> tuple[Tensor, Tensor]:
+    """Prefixes to search on and fresh ones to prove on, each `[sequence, prefix_tokens]`, disjoint."""
+    check_settings(settings, model.context)
+    proof = settings.prefixes if settings.proof_prefixes is None else settings.proof_prefixes
+    if text is None:
+        search = sample_sequences(model, settings.prefixes, settings.prefix_tokens, 2 * settings.seed)
+        return search, sample_sequences(model, proof, settings.prefix_tokens, 2 * settings.seed + 1)
+    source = settings.path or settings.name or "the text"
+    both = cut_prefixes(model, encode_text(model, text), settings.prefixes + proof, settings, source)
+    return both[: settings.prefixes], both[settings.prefixes :]
+
+
+def window_starts(length: int, window: int, stride: int) -> Iterator[int]:
+    """Starts of windows that together score every token after the first, none twice."""
+    start = 0
+    while True:
+        yield start
+        if start + window >= length:
+            return
+        start += stride
+
+
+def cut_windows(ids: Tensor, window: int, stride: int, source: str) -> Windows:
+    """Windows of `window` tokens moved by `stride`; the last one is padded, and padding is not scored."""
+    if len(ids) < 2:
+        raise DataError(f"{source} holds {len(ids)} tokens; at least 2 are needed for perplexity; give more text")
+    rows, counted, scored_to = [], [], 1
+    for start in window_starts(len(ids), window, stride):
+        row = ids[start : start + window]
+        positions = torch.arange(start + 1, start + window)
+        counted.append((positions >= scored_to) & (positions < len(ids)))
+        scored_to = start + len(row)
+        rows.append(torch.nn.functional.pad(row, (0, window - len(row))))
+    return Windows(source, torch.stack(rows), torch.stack(counted))
+
+
+def make_windows(model: Model, request: TextWindows, settings: DataSettings, text: str | None) -> Windows:
+    """The text windows that a metric asks for: its own path, else the run's text, else sampled from the base."""
+    if request.path is not None:
+        text, source = read_text(request.path), request.path
+    else:
+        source = settings.path or settings.name or "the run's text"
+    context = model.context or 2048
+    window = min(request.window or context, context)
+    if text is None:
+        length = min(window, settings.prefix_tokens + settings.continuation_tokens)
+        count = max(1, min(request.tokens or 2**14, 2**14) // length)
+        tokens = sample_sequences(model, count, length, 2 * settings.seed + 1_000_001)
+        return Windows("sequences sampled from the base", tokens, torch.ones_like(tokens[:, 1:], dtype=torch.bool))
+    ids = encode_text(model, text)[: request.tokens]
+    window = min(window, len(ids))
+    return cut_windows(ids, window, min(request.stride or window, window), source)

@@ -1,0 +1,116 @@
+"""Files that are whole or absent: text, strict JSON and JSON lines; every failure is one line for the user."""
+
+import enum
+import json
+import math
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import OutputError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put `text` at `path` in one step: a reader sees the old file or the new one, never a part.
+
+    Missing parent folders are made. Raises OutputError where the file cannot be written; then `path` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # A lone surrogate (a file name that is not UTF-8) becomes \udcxx, which in a JSON string is its escape.
+            with temporary.open("x", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {_explain(error)}; free some space or choose another folder"
+        ) from error
+
+
+def write_json(path: Path, data: object) -> None:
+    """Put `data` at `path` as strict JSON, keys in their own order; what is not a finite number becomes null."""
+    write_text(path, json.dumps(to_strict(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_json_line(path: Path, data: object) -> None:
+    """Add `data` to `path` as one line of strict JSON, and hand it to the operating system before returning."""
+    line = json.dumps(to_strict(data), ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            # A run that was killed while writing left a torn line; this one must not be glued to it.
+            if file.seek(0, os.SEEK_END) and _last_byte(path) != b"\n":
+                line = "\n" + line
+            file.write(line.encode("utf-8", errors="backslashreplace"))
+            file.flush()
+    except OSError as error:
+        raise OutputError(
+            f"cannot add to {path}: {_explain(error)}; free some space or choose another folder"
+        ) from error
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is whatever was written
+    """What `path` holds; raises OutputError where it is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {_explain(error)}; is this the folder of a finished run?") from error
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise OutputError(f"{path} is not valid JSON ({reason}); it was changed or cut off, run again") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Make `folder` and try to write to it, before hours of work; raises OutputError where that fails."""
+    probe = folder / f".probe-{secrets.token_hex(4)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to the folder {folder}: {_explain(error)}; choose another with hydra.run.dir=DIR"
+        ) from error
+
+
+def to_strict(data: object) -> Any:  # noqa: ANN401 - JSON is whatever was given
+    """`data` as what strict JSON can say.
+
+    Non-finite numbers become null, because a report is wanted most when something went wrong; enumerations become
+    their values, paths strings, and array scalars plain numbers. Raises OutputError for anything else.
+    """
+    if isinstance(data, enum.Enum):
+        return to_strict(data.value)
+    if data is None or isinstance(data, str | bool | int):
+        return data
+    if isinstance(data, float):
+        return float(data) if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {str(to_strict(key)): to_strict(value) for key, value in data.items()}
+    if isinstance(data, list | tuple | set | frozenset):
+        return [to_strict(value) for value in data]
+    if isinstance(data, os.PathLike):
+        return os.fspath(data)
+    if getattr(data, "shape", None) == () and hasattr(data, "item"):
+        return to_strict(data.item())
+    raise OutputError(
+        f"a {type(data).__name__} cannot be written as JSON, got {data!r:.80}; give numbers, strings, lists or mappings"
+    )
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1)
+
+
+def _explain(error: OSError) -> str:
+    return (error.strerror or str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,61 @@
+"""A record as flat keys and plain numbers: what a tracker's tables and charts can show."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from compressor.files import to_strict
+from compressor.record import ComponentRecord, Record, RoundRecord
+from compressor.values import Score
+
+SUFFIXES = {"mean": "", "low": "_low", "high": "_high", "p75": "_p75"}
+"""Statistic -> what it adds to the name of its metric."""
+
+
+def flatten_scores(prefix: str, scores: Mapping[str, Score]) -> dict[str, float]:
+    """`{prefix}{metric}` is the mean; its interval and the 75th percentile carry a suffix."""
+    return {
+        f"{prefix}{metric}{suffix}": score.statistic(statistic)
+        for metric, score in scores.items()
+        for statistic, suffix in SUFFIXES.items()
+    }
+
+
+def flatten_round(index: int, round_record: RoundRecord) -> dict[str, Any]:
+    """A point of the run's history."""
+    numbers: dict[str, Any] = {
+        "round/index": index,
+        "round/target": round_record.target,
+        "round/amount": round_record.amount,
+        "round/trials": round_record.trials,
+        "round/seconds": round_record.seconds,
+    }
+    return _keep_finite(numbers | flatten_scores("round/", round_record.scores))
+
+
+def flatten_record(record: Record) -> dict[str, Any]:
+    """The run's summary: one number or word per key."""
+    summary: dict[str, Any] = {"status": record.status, "seconds": record.seconds, "noise_floor": record.noise_floor}
+    summary |= {f"base/{key}": value for key, value in record.base.items() if isinstance(value, int | float)}
+    if record.final:
+        for key in ("amount", "sparsity", "bits_per_weight", "packed_bits_per_weight", "bytes"):
+            summary[f"final/{key}"] = getattr(record.final, key)
+        summary |= flatten_scores("final/", record.final.scores)
+    return _keep_finite(summary)
+
+
+def flatten_component(name: str, component: ComponentRecord) -> dict[str, Any]:
+    """A row of the table of components; a number that is not finite is None."""
+    row = {"name": name} | {key: value for key, value in vars(component).items() if key != "shape"}
+    row["rows"], row["columns"] = component.shape
+    plain: dict[str, Any] = to_strict(row)
+    return plain
+
+
+def _keep_finite(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    # A chart shows a gap for a missing number, but draws "NaN" as text or as zero.
+    return {
+        key: value
+        for key, value in numbers.items()
+        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
+    }

@@ -1,0 +1,109 @@
+"""Forward passes of any causal language model, in two halves: the body (all layers) and the head (logits).
+
+The halves meet at what the body returns, so `run_head(run_body(x))` is the same computation as `run_network(x)`,
+with whatever a family does around its LM head (scales, soft caps) on the head's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
+
+from compressor.components import find_layers
+from compressor.errors import ModelError
+
+
+@torch.no_grad()
+def run_network(
+    network: PreTrainedModel, tokens: Tensor, keep: int, use_cache: bool = False, cache: object = None
+) -> ModelOutput:
+    """The network's output for `tokens` `[sequence, length]`, its `logits` at the last `keep` positions only."""
+    extra = {} if cache is None else {"past_key_values": cache}
+    with _narrowed_body(network, lambda hidden: hidden[:, -keep:].contiguous()):
+        output = network(input_ids=tokens, use_cache=use_cache, **extra)
+    output.logits = output.logits[:, -keep:]
+    return output
+
+
+@torch.no_grad()
+def run_body(network: PreTrainedModel, tokens: Tensor, keep: int) -> Tensor:
+    """`[sequence, keep, width]`: what the body hands to the head at the last `keep` positions of `tokens`."""
+    taken: list[Tensor] = []
+
+    def take(hidden: Tensor) -> Tensor:
+        taken.append(hidden[:, -keep:].contiguous())
+        return hidden[:, -1:]
+
+    with _narrowed_body(network, take):
+        network(input_ids=tokens, use_cache=False)
+    if len(taken) != 1:
+        raise _refuse_halves(network)
+    return taken[0]
+
+
+@torch.no_grad()
+def run_head(network: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """`[sequence, position, vocabulary]` of `hidden` `[sequence, position, width]`, as `run_body` gives it."""
+    body = _find_body(network)
+    if body is None:
+        raise _refuse_halves(network)
+    answers = [_Handed(last_hidden_state=hidden.contiguous())]
+    body.forward = lambda *args, **kwargs: answers.pop()
+    try:
+        tokens = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+        logits: Tensor = network(input_ids=tokens, use_cache=False).logits
+    finally:
+        del body.forward
+    if answers:
+        raise _refuse_halves(network)
+    return logits
+
+
+class _Handed(BaseModelOutputWithPast):  # type: ignore[misc]
+    """Stands in for every family's output of the body: what it does not hold is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
+def _find_body(network: PreTrainedModel) -> nn.Module | None:
+    """The module that runs all layers and that the network's forward calls; None where the network does it itself."""
+    decoder: nn.Module = network.get_decoder()
+    # `get_decoder` guesses by name: it may find the head, or nothing better than the network.
+    if decoder is not network and decoder is not network.get_output_embeddings():
+        return decoder
+    top, _, below = find_layers(network)[0].partition(".")
+    return getattr(network, top) if below else None
+
+
+@contextmanager
+def _narrowed_body(network: PreTrainedModel, narrow: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, the head sees `narrow` of the body's `[sequence, position, width]`; nothing where there is no body."""
+    body = _find_body(network)
+
+    def change(module: nn.Module, arguments: Any, output: Any) -> Any:  # noqa: ANN401 - what torch's hooks take
+        if isinstance(output, tuple):
+            return (narrow(output[0]), *output[1:])
+        output.last_hidden_state = narrow(output.last_hidden_state)
+        return output
+
+    handle = None if body is None else body.register_forward_hook(change)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _refuse_halves(network: PreTrainedModel) -> ModelError:
+    return ModelError(
+        f"{type(network).__name__} must let the LM head run apart from the layers, and does not; ask for logits instead"
+    )

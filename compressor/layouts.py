@@ -1,0 +1,193 @@
+"""Where the matrices of a decoder layer lie: facts about transformers' modules, as tables; no code per family.
+
+A part is a function that takes a parameter to a view of one matrix, oriented `[out..., in]`. A name that no table
+knows is one whole matrix of its own kind; so is a fused one whose sizes do not add up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+Part = Callable[[Tensor], Tensor]
+Split = tuple[tuple[str, Part], ...]
+"""Suffix and view of every part of a fused matrix, in order."""
+
+ATTENTION_KINDS = {
+    **dict.fromkeys(("q_proj", "q_attn", "q_lin", "query_proj", "query", "wq", "Wq"), "query"),
+    **dict.fromkeys(("k_proj", "k_lin", "key_proj", "key", "wk", "Wk"), "key"),
+    **dict.fromkeys(("v_proj", "v_lin", "value_proj", "value", "wv", "Wv"), "value"),
+    **dict.fromkeys(("o_proj", "out_proj", "out_lin", "c_proj", "dense", "wo"), "output"),
+}
+MLP_KINDS = {
+    **dict.fromkeys(("gate_proj", "w1"), "gate"),
+    **dict.fromkeys(("up_proj", "w3"), "up"),
+    **dict.fromkeys(("down_proj", "output_linear", "w2"), "down"),
+    **dict.fromkeys(("fc_in", "fc1", "c_fc", "dense_h_to_4h", "lin1"), "fc_in"),
+    **dict.fromkeys(("fc_out", "fc2", "c_proj", "dense_4h_to_h", "lin2"), "fc_out"),
+}
+SUFFIX_KINDS = {"q": "query", "k": "key", "v": "value", "gate": "gate", "up": "up"}
+ATTENTION_INPUTS = {leaf for leaf, kind in ATTENTION_KINDS.items() if kind in ("query", "key", "value")}
+ROUTERS = {"gate", "router", "shared_expert_gate"}
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Query heads of an attention module, and the width of one head."""
+
+    count: int
+    width: int
+
+    @classmethod
+    def of_module(cls, module: nn.Module, config: Any) -> Heads | None:  # noqa: ANN401 - transformers' configs are untyped
+        count = _first_number((module, "num_heads"), (config, "num_attention_heads"))
+        hidden = _first_number((config, "hidden_size"))
+        default = hidden // count if count else 0
+        width = _first_number((module, "head_dim"), (module, "head_size"), (config, "head_dim")) or default
+        return cls(count, width) if count and width else None
+
+
+def split_contiguous(out: int, heads: Heads | None) -> Split | None:
+    """Rows `[query | key | value]`; keys and values may have fewer heads than queries."""
+    if heads is None or (out - heads.count * heads.width) % (2 * heads.width):
+        return None
+    queries = heads.count * heads.width
+    rows = (out - queries) // 2
+    if rows < heads.width:
+        return None
+    return (
+        ("q", lambda weight: weight.narrow(0, 0, queries)),
+        ("k", lambda weight: weight.narrow(0, queries, rows)),
+        ("v", lambda weight: weight.narrow(0, queries + rows, rows)),
+    )
+
+
+def split_grouped(out: int, heads: Heads | None) -> Split | None:
+    """Rows `[group, queries of the group + key + value, head width]`: as many groups as there are key heads."""
+    if heads is None or out % heads.width or (out // heads.width - heads.count) % 2:
+        return None
+    groups = (out // heads.width - heads.count) // 2
+    if groups < 1 or heads.count % groups:
+        return None
+    shape = (groups, heads.count // groups + 2, heads.width)
+    return (
+        ("q", lambda weight: _split_rows(weight, shape)[:, :-2]),
+        ("k", lambda weight: _split_rows(weight, shape)[:, -2]),
+        ("v", lambda weight: _split_rows(weight, shape)[:, -1]),
+    )
+
+
+def split_codegen(out: int, heads: Heads | None) -> Split | None:
+    """Rows `[4 devices, query | value | key, ...]`: the four devices CodeGen was trained on are in its layout."""
+    if out % 12:
+        return None
+    order = (("q", 0), ("k", 2), ("v", 1))
+    return tuple((suffix, _select_block(4, 3, block)) for suffix, block in order)
+
+
+def split_halves(out: int, heads: Heads | None) -> Split | None:
+    """Rows `[gate | up]`."""
+    if out % 2:
+        return None
+    return (("gate", _select_block(1, 2, 0)), ("up", _select_block(1, 2, 1)))
+
+
+def split_alternating(out: int, heads: Heads | None) -> Split | None:
+    """Rows `gate, up, gate, up, ...`."""
+    if out % 2:
+        return None
+    return (("gate", lambda weight: weight[0::2]), ("up", lambda weight: weight[1::2]))
+
+
+Splitter = Callable[[int, Heads | None], Split | None]
+FUSED: dict[str, Splitter] = {
+    "qkv_proj": split_contiguous,
+    "Wqkv": split_contiguous,
+    "W_pack": split_contiguous,
+    "c_attn": split_contiguous,
+    "query_key_value": split_grouped,
+    "gate_up_proj": split_halves,
+}
+# Modules that use a name of the table above for another layout, or a layout that the name does not tell.
+FUSED_IN: dict[tuple[str, str], Splitter] = {
+    ("CodeGenAttention", "qkv_proj"): split_codegen,
+    ("MiniMaxLightningAttention", "qkv_proj"): split_grouped,
+    ("GPTBigCodeAttention", "c_attn"): split_grouped,
+    ("GraniteMoeHybridMLP", "input_linear"): split_halves,
+    ("GraniteMoeSharedMLP", "input_linear"): split_halves,
+    ("GraniteMoeSWAMLP", "input_linear"): split_halves,
+}
+FUSED_ATTENTION = {leaf for leaf, split in FUSED.items() if split is not split_halves}
+
+
+def name_kind(leaf: str, parent: nn.Module) -> str:
+    """Kind of the matrix called `leaf`; what `c_proj` or `dense` does depends on its sisters in `parent`."""
+    sisters = set(dict(parent.named_children()))
+    attends = bool(sisters & (ATTENTION_INPUTS | FUSED_ATTENTION))
+    return (ATTENTION_KINDS if attends else MLP_KINDS).get(leaf, leaf)
+
+
+def split_matrix(leaf: str, parent: nn.Module, rows: int, config: Any) -> Iterator[tuple[str, str, Part]]:  # noqa: ANN401
+    """Suffix, kind and view of every component in the matrix `leaf` of `parent`, which has that many output rows."""
+    splitter = FUSED_IN.get((type(parent).__name__, leaf), FUSED.get(leaf))
+    if splitter is split_halves and not getattr(parent, "is_concatenated", True):
+        splitter = split_alternating
+    split = splitter(rows, Heads.of_module(parent, config)) if splitter else None
+    if split is None:
+        yield "", name_kind(leaf, parent), keep_orientation
+        return
+    for suffix, part in split:
+        yield suffix, SUFFIX_KINDS[suffix], part
+
+
+def is_router(path: Sequence[str], shape: Sequence[int]) -> bool:
+    """Whether a matrix `[out, in]` at this path inside a layer chooses experts, or weighs one, rather than computes."""
+    return shape[0] == 1 or (shape[0] < shape[1] and not ROUTERS.isdisjoint(path))
+
+
+def keep_orientation(weight: Tensor) -> Tensor:
+    return weight
+
+
+def flip_orientation(weight: Tensor) -> Tensor:
+    return weight.transpose(-1, -2)
+
+
+def experts_orientation(module: nn.Module, attribute: str, shape: Sequence[int], config: Any) -> Part:  # noqa: ANN401
+    """How one expert's matrix in a stack `[expert, ., .]` comes to `[out, in]`; where no flag tells, by the width."""
+    transposed = getattr(module, "is_transposed", None)
+    if transposed is None:
+        hidden = _first_number((config, "hidden_size"))
+        side = 1 if attribute.startswith("down") else 2
+        transposed = attribute != "weight" and shape[side] != hidden and shape[3 - side] == hidden
+    return flip_orientation if transposed else keep_orientation
+
+
+def _select_block(devices: int, blocks: int, block: int) -> Part:
+    return lambda weight: _split_rows(weight, (devices, blocks, -1))[:, block]
+
+
+def _split_rows(weight: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    return weight.view(*shape, weight.shape[-1])
+
+
+def _first_number(*places: tuple[Any, str]) -> int:
+    for owner, name in places:
+        value = getattr(owner, name, None)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return 0
+
+
+def compose_parts(part: Part, whole: Part) -> Part:
+    """First `whole`, then `part` of what it gives."""
+    return lambda parameter: part(whole(parameter))
+
+
+def count_rows(view: Tensor) -> int:
+    """Output rows of a view `[out..., in]`."""
+    return math.prod(view.shape[:-1])

@@ -1,0 +1,143 @@
+"""From a folder to a sound network in memory: quietly, with every tensor there, finite, and causal."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import utils as hub_utils
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from compressor.errors import ModelError
+from compressor.forward import run_network
+from compressor.model_folder import StoredTensor, find_common_tensor, shorten_reason
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+PROBE_TOKENS = 8
+PROBE_SLACK = 1000.0
+"""Rounding that a batch of other tokens may cause in a mixture of experts, in units of the dtype's last place."""
+
+
+@contextmanager
+def quiet_loading(device: torch.device) -> Iterator[None]:
+    """Inside, transformers and the hub show no bars, logs or warnings, and leave all global random states alone."""
+    level = transformers_logging.get_verbosity()
+    bars, hub_bars = transformers_logging.is_progress_bar_enabled(), not hub_utils.are_progress_bars_disabled()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = [device] if device.type == "cuda" else []
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=devices), torch.inference_mode(False):
+        warnings.simplefilter("ignore")
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+            transformers_logging.set_verbosity(level)
+            if bars:
+                transformers_logging.enable_progress_bar()
+            (hub_utils.enable_progress_bars if hub_bars else hub_utils.disable_progress_bars)()
+
+
+def load_network(
+    folder: Path, config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool
+) -> PreTrainedModel:
+    """The network on the CPU; raises ModelError unless the folder gives it every tensor, all finite."""
+    try:
+        network, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that the report names them
+        )
+    except Exception as error:  # transformers, safetensors and remote code raise what they like
+        reason = shorten_reason(error)
+        raise ModelError(
+            f"transformers cannot load `{folder}` ({reason}); its tensors must be those of its config.json"
+        ) from error
+    _check_report(folder, report)
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(
+                f"`{name}` of `{folder}` holds NaN or infinity (as {str(tensor.dtype).partition('.')[2]}); all weights "
+                "must be finite, choose another checkpoint or a wider `model.dtype`"
+            )
+    return network
+
+
+def _check_report(folder: Path, report: Mapping[str, Any]) -> None:
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"`{folder}` lacks {len(missing)} tensors that its config asks for, `{missing[0]}` first; "
+            "complete the checkpoint or correct config.json"
+        )
+    mismatched = sorted(report["mismatched_keys"])
+    if mismatched:
+        name, stored, wanted = mismatched[0]
+        raise ModelError(
+            f"`{name}` of `{folder}` must have the shape {list(wanted)} by its config, got {list(stored)}; "
+            "correct config.json or the weights"
+        )
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
+    """The folder's tokenizer, None if it has none; raises ModelError for one that cannot be read."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:  # tokenizers' own errors have no common class
+        reason = shorten_reason(error)
+        raise ModelError(
+            f"the tokenizer in `{folder}` cannot be read ({reason}); mend it or remove its files"
+        ) from error
+
+
+def probe_network(network: PreTrainedModel) -> int:
+    """The width of the logits; raises ModelError if they are not finite, or if later tokens change earlier logits."""
+    known = network.get_input_embeddings().weight.shape[0]
+    tokens = torch.arange(PROBE_TOKENS, device=network.device)[None] * 7 % known
+    changed = torch.where(torch.arange(PROBE_TOKENS, device=network.device) < PROBE_TOKENS // 2, tokens, tokens + 1)
+    logits = run_network(network, tokens, PROBE_TOKENS).logits.float()
+    others = run_network(network, changed % known, PROBE_TOKENS).logits.float()
+    if not bool(torch.isfinite(logits).all()):
+        raise ModelError(
+            f"{type(network).__name__} gives logits that are not finite in {network.dtype}; set a wider `model.dtype`"
+        )
+    half = PROBE_TOKENS // 2
+    slack = min(PROBE_SLACK * torch.finfo(network.dtype).eps, 0.05) * float(logits.abs().max())
+    change = float((logits - others)[:, :half].abs().max())
+    if change > slack:
+        raise ModelError(
+            f"{type(network).__name__} is not a causal (decoder-only) model: later tokens must not change earlier "
+            f"logits, and change them by {change:.2g}; choose another checkpoint"
+        )
+    return int(logits.shape[-1])
+
+
+def find_stored_bits(network: PreTrainedModel, tensors: Mapping[str, StoredTensor]) -> dict[str, int]:
+    """Bits of one weight on disk, by parameter name.
+
+    Where transformers renames or stacks what it reads, so that a name is not on disk, most of the checkpoint decides.
+    """
+    common = find_common_tensor(tensors.values()).bits
+    prefix = f"{network.base_model_prefix}."
+    bits: dict[int, int] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        stored = tensors.get(name) or tensors.get(name.removeprefix(prefix))
+        if stored is not None:
+            bits[id(parameter)] = stored.bits
+    return {name: bits.get(id(parameter), common) for name, parameter in network.named_parameters()}

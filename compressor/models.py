@@ -1,0 +1,169 @@
+"""Load a decoder-only model, check it, and run it forward; with components.py all that knows architectures."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from compressor import loading, model_folder
+from compressor.components import Slot, find_components, find_slot, swapped
+from compressor.errors import ConfigError
+from compressor.forward import run_body, run_head, run_network
+from compressor.settings import ComponentSettings, Device, DType, ModelSettings
+from compressor.values import Component
+
+STORED_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "n_positions")
+
+
+@dataclass
+class Model:
+    """A loaded model and its components. Forward passes record no gradient and touch no global random state.
+
+    `vocabulary` is the width of the logits, `context` the most positions the model takes (None: no bound known),
+    `base_parameters` counts tied weights once, `stored_bytes` are those of the weight files on disk, `stored_dtype` is
+    the dtype of most weights there.
+    """
+
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    folder: Path
+    slots: dict[str, Slot]
+    device: torch.device
+    dtype: torch.dtype
+    vocabulary: int
+    context: int | None
+    bos: int | None
+    adds_bos: bool
+    base_parameters: int
+    stored_bytes: int
+    stored_dtype: torch.dtype
+
+    @property
+    def head_is_component(self) -> bool:
+        """Can a treatment change the LM head, by its own name or as the tied embedding?"""
+        head = self.network.get_output_embeddings().weight
+        return any(getattr(slot.owner, slot.attribute) is head for slot in self.slots.values())
+
+    @property
+    def components(self) -> dict[str, Component]:
+        """By name, in order."""
+        return {name: slot.component for name, slot in self.slots.items()}
+
+    def read(self, name: str) -> Tensor:
+        """A copy of the component's weight `[out, in]`."""
+        return find_slot(self.slots, name).read()
+
+    def write(self, name: str, weight: Tensor) -> None:
+        """Set the component's weight `[out, in]` for good."""
+        find_slot(self.slots, name).write(weight)
+
+    def swapped(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Inside, the components have the given weights `[out, in]`; afterwards they have their own, bit for bit."""
+        return swapped(self.slots, weights)
+
+    def content_hash(self) -> str:
+        """sha256 over config.json and the weight files, made once."""
+        return self._content_hash
+
+    @functools.cached_property
+    def _content_hash(self) -> str:
+        return model_folder.hash_content([self.folder / "config.json", *model_folder.find_weight_files(self.folder)])
+
+    def logits(self, tokens: Tensor, keep: int) -> Tensor:
+        """`[sequence, keep, vocabulary]` at the last `keep` positions of `tokens` `[sequence, length]`."""
+        logits: Tensor = run_network(self.network, tokens, keep).logits
+        return logits
+
+    def hidden(self, tokens: Tensor, keep: int) -> Tensor:
+        """`[sequence, keep, width]`: what `project` turns into the logits at the last `keep` positions.
+
+        Raises ModelError where the family does not let the LM head run on its own.
+        """
+        return run_body(self.network, tokens, keep)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """`[sequence, position, vocabulary]`: the LM head, and what follows it, on `hidden`'s `[..., width]`."""
+        return run_head(self.network, hidden)
+
+    def decode(self, prefixes: Tensor, tokens: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
+        """`[sequence, length + tokens]`: `prefixes` `[sequence, length]` continued one token at a time, with a cache.
+
+        `pick` maps logits `[sequence, vocabulary]` to ids `[sequence]`; end-of-text does not stop it.
+        """
+        sequences, step, cache = prefixes, prefixes, None
+        for _ in range(tokens):
+            answer = run_network(self.network, step, keep=1, use_cache=True, cache=cache)
+            picked = pick(answer.logits[:, -1]).to(sequences)[:, None]
+            sequences = torch.cat([sequences, picked], dim=1)
+            cache = answer.get("past_key_values")
+            # A recurrent family keeps its state elsewhere: it reads the whole sequence again.
+            step = sequences if cache is None else picked
+        return sequences
+
+
+def load_model(settings: ModelSettings, components: ComponentSettings | None = None) -> Model:
+    """The checked model, on its device, in evaluation mode and frozen.
+
+    Raises ConfigError for settings that do not fit this machine or the components, ModelError for a checkpoint that
+    is not a sound decoder-only language model.
+    """
+    chosen = components or ComponentSettings()
+    device = _choose_device(settings.device)
+    with loading.quiet_loading(device):
+        folder = model_folder.find_folder(settings, Path(str(files("compressor") / "tiny")))
+        config = model_folder.read_config(folder, settings.trust_remote_code)
+        weight_files = model_folder.find_weight_files(folder)
+        tensors = model_folder.read_tensors(weight_files)
+        stored_dtype = STORED_DTYPES.get(model_folder.find_common_tensor(tensors.values()).dtype, torch.float32)
+        dtype = _choose_dtype(settings.dtype, device, stored_dtype)
+        network = loading.load_network(folder, config, dtype, settings.trust_remote_code)
+        network = network.to(device).eval().requires_grad_(False)
+        vocabulary = loading.probe_network(network)
+        tokenizer = loading.load_tokenizer(folder, settings.trust_remote_code)
+        bos = _find_number((tokenizer, "bos_token_id"), (config.get_text_config(), "bos_token_id"))
+        adds_bos = tokenizer is not None and list(tokenizer("a")["input_ids"][:1]) == [bos]
+    stored_bits = loading.find_stored_bits(network, tensors)
+    return Model(
+        network=network,
+        tokenizer=tokenizer,
+        folder=folder,
+        slots=find_components(network, stored_bits, chosen.include, chosen.exclude),
+        device=device,
+        dtype=dtype,
+        vocabulary=vocabulary,
+        context=_find_number(*((config.get_text_config(), name) for name in CONTEXT_NAMES)),
+        bos=bos,
+        adds_bos=adds_bos,
+        base_parameters=sum(parameter.numel() for parameter in network.parameters()),
+        stored_bytes=sum(path.stat().st_size for path in weight_files),
+        stored_dtype=stored_dtype,
+    )
+
+
+def _choose_device(wanted: Device) -> torch.device:
+    available = torch.cuda.is_available()
+    if wanted is Device.cuda and not available:
+        raise ConfigError("`model.device` is cuda, and torch finds no CUDA device; set `model.device=cpu` or auto")
+    return torch.device("cuda" if available and wanted is not Device.cpu else "cpu")
+
+
+def _choose_dtype(wanted: DType, device: torch.device, stored: torch.dtype) -> torch.dtype:
+    if wanted is not DType.auto:
+        dtype: torch.dtype = getattr(torch, wanted.value)
+        return dtype
+    return torch.float32 if device.type == "cpu" else stored
+
+
+def _find_number(*places: tuple[Any, str]) -> int | None:
+    """The first of these attributes that is an integer."""
+    return next((value for owner, name in places if isinstance(value := getattr(owner, name, None), int)), None)

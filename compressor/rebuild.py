@@ -1,0 +1,53 @@
+"""Dataclasses back from the plain data that JSON holds, each field checked against its annotation."""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def rebuild(cls: type[T], data: object, place: str = "") -> T:
+    """An instance of the dataclass `cls`; fields that it does not know are passed over, null floats become NaN.
+
+    Raises TypeError or ValueError with one line that names the place, the rule and the value.
+    """
+    if not isinstance(data, Mapping):
+        raise TypeError(f"{f'`{place}`' if place else 'the whole'} must be an object, got {type(data).__name__}")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for field in dataclasses.fields(typing.cast(Any, cls)):
+        where = f"{place}.{field.name}".lstrip(".")
+        if field.name in data:
+            values[field.name] = _check(hints[field.name], data[field.name], where)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"`{where}` is missing")
+    return cls(**values)
+
+
+def _check(hint: Any, value: Any, place: str) -> Any:  # noqa: ANN401 - by annotation
+    """`value` as the annotation `hint` wants it."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        # Only "or None" occurs in a record.
+        inner = next(argument for argument in arguments if argument is not types.NoneType)
+        return None if value is None else _check(inner, value, place)
+    if dataclasses.is_dataclass(hint):
+        return rebuild(typing.cast(type[Any], hint), value, place)
+    if origin is dict and isinstance(value, Mapping):
+        return {key: _check(arguments[1], item, f"{place}.{key}") for key, item in value.items()}
+    if origin is list and isinstance(value, list):
+        return [_check(arguments[0], item, f"{place}.{index}") for index, item in enumerate(value)]
+    if origin is tuple and isinstance(value, list) and len(value) == len(arguments):
+        return tuple(_check(kind, item, place) for kind, item in zip(arguments, value, strict=True))
+    if hint is float and (value is None or type(value) in (int, float)):
+        return math.nan if value is None else float(value)
+    if type(value) is hint:
+        return value
+    name = hint.__name__ if isinstance(hint, type) else hint
+    raise TypeError(f"`{place}` must be {name}, got {value!r:.60}")

@@ -1,0 +1,132 @@
+"""The loop: ask the schedule, score or count or keep what it asks for, tell it what came out."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from compressor.accounting import amount_of, mean_amount
+from compressor.contracts import (
+    CountRequest,
+    Dialogue,
+    KeepRequest,
+    Metric,
+    Prefixes,
+    Problem,
+    Request,
+    Schedule,
+    ScoreRequest,
+)
+from compressor.errors import ConfigError
+from compressor.files import append_json_line
+from compressor.models import Model
+from compressor.plans import plan_to_json
+from compressor.progress import Progress
+from compressor.record import RoundRecord
+from compressor.statistics import summarize
+from compressor.sweep import Statistics, Sweep
+from compressor.treatments import Treatments
+from compressor.values import Plan, Score, Treatment
+
+
+@dataclass
+class Search:
+    """A schedule's search on one model. `kept` is the plan so far, `rounds` the record of each kept one.
+
+    `on_round` is called with the number and the record of each round that ends.
+    """
+
+    model: Model
+    metrics: Mapping[str, Metric]
+    treatments: Treatments
+    sweeps: Mapping[Prefixes, Sweep]
+    folder: Path
+    progress: Progress
+    on_round: Callable[[int, RoundRecord], None]
+    seed: int = 0
+    kept: dict[str, Treatment] = field(default_factory=dict)
+    packed_bits: dict[str, int] = field(default_factory=dict)
+    rounds: list[RoundRecord] = field(default_factory=list)
+    trials: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    def make_problem(self) -> Problem:
+        """What the schedule is told before it begins."""
+        return Problem(
+            components=tuple(self.model.components.values()),
+            offers=self.treatments.offers(self.model),
+            better={name: metric.better for name, metric in self.metrics.items()},
+            tokens=self.sweeps[Prefixes.SEARCH].reference.continuation_tokens,
+            seed=self.seed,
+        )
+
+    def run(self, schedule: Schedule) -> None:
+        """Answer the schedule until it is done."""
+        self.began = time.monotonic()
+        dialogue = Dialogue(schedule, self.make_problem())
+        while (request := dialogue.propose()) is not None:
+            dialogue.tell(self.answer(request))
+        if not self.rounds:
+            raise ConfigError(f"schedule `{schedule.name}` kept no plan; check its options")
+
+    def answer(self, request: Request) -> Any:  # noqa: ANN401 - each request says what its answer is
+        """Do what a request asks for."""
+        match request:
+            case ScoreRequest():
+                return self.score_trials(request)
+            case CountRequest():
+                return self.treatments.count(self.model, request.compressor, request.thresholds)
+            case KeepRequest():
+                return self.keep(request)
+
+    def score_trials(self, request: ScoreRequest) -> tuple[dict[str, Score], ...]:
+        """Score each trial exactly; one line a trial in scores.jsonl."""
+        trials = [partial(self.make_weights, plan) for plan in request.trials]
+        found = self.sweeps[request.prefixes].score(trials, request.metrics)
+        description = f"round {len(self.rounds) + 1}: scoring trials"
+        answers, began = [], time.monotonic()
+        for statistics, plan in zip(self.progress.track(found, description, len(trials)), request.trials, strict=True):
+            scores = self.summarize(statistics)
+            answers.append(scores)
+            line = {
+                "round": len(self.rounds) + 1,
+                "prefixes": request.prefixes.value,
+                "plan": plan_to_json(plan),
+                "scores": {name: score.to_json() for name, score in scores.items()},
+                "seconds": time.monotonic() - began,
+            }
+            append_json_line(self.folder / "scores.jsonl", line)
+            began = time.monotonic()
+        self.trials += len(trials)
+        return tuple(answers)
+
+    def make_weights(self, plan: Plan) -> dict[str, Tensor]:
+        return {name: weight.dense() for name, weight in self.treatments.compress(self.model, plan).items()}
+
+    def summarize(self, statistics: Statistics) -> dict[str, Score]:
+        return {name: summarize(self.metrics[name], rows, self.seed) for name, rows in statistics.items()}
+
+    def keep(self, request: KeepRequest) -> dict[str, float]:
+        """Put a plan on the model, score it on the search prefixes, close the round."""
+        plan = self.treatments.fill_options(request.plan)
+        for name, weight in self.treatments.compress(self.model, plan).items():
+            self.model.write(name, weight.dense())
+            self.packed_bits[name] = weight.bits
+        self.kept.update(plan)
+        (statistics,) = self.sweeps[Prefixes.SEARCH].score([dict])
+        round_record = RoundRecord(
+            target=request.target,
+            amount=mean_amount(self.model.components, self.kept),
+            scores=self.summarize(statistics),
+            trials=self.trials,
+            seconds=time.monotonic() - self.began,
+        )
+        self.trials, self.began = 0, time.monotonic()
+        self.rounds.append(round_record)
+        self.on_round(len(self.rounds), round_record)
+        self.progress.say(f"round {len(self.rounds)} kept: amount {round_record.amount:.3f}")
+        return {name: amount_of(self.kept, name) for name in self.model.components}

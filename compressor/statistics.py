@@ -1,0 +1,76 @@
+"""From statistics per sequence to a score with bootstrap intervals, and paired differences of two models."""
+
+import functools
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.contracts import Metric
+from compressor.errors import PluginError
+from compressor.values import Score
+
+RESAMPLES = 1000
+LEVEL = (2.5, 97.5)
+CHUNK = 1 << 22
+"""Numbers that one resampling step may hold."""
+
+
+@functools.lru_cache(maxsize=8)
+def draw_resamples(sequences: int, seed: int) -> NDArray[np.intp]:
+    """`[resample, sequence]` indices, the same for everything scored on equally many sequences."""
+    return np.random.default_rng(seed).integers(0, sequences, size=(RESAMPLES, sequences))
+
+
+def values_per_sequence(metric: Metric, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`[sequence]`: the metric's value of each sequence alone."""
+    return metric.aggregate(statistics[:, None, :])
+
+
+def summarize(metric: Metric, statistics: NDArray[np.float64], seed: int = 0) -> Score:
+    """Aggregate `statistics` `[sequence, statistic]`; intervals by the percentile bootstrap over sequences.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13. With one sequence the interval
+    is that one value.
+    """
+    if statistics.ndim != 2 or not np.isfinite(statistics).all():
+        raise PluginError(
+            f"metric `{metric.name}` gave statistics of shape {statistics.shape} with "
+            f"{int((~np.isfinite(statistics)).sum())} non-finite values; [sequence, statistic] and finite are needed"
+        )
+    values = values_per_sequence(metric, statistics)
+    resamples = draw_resamples(len(values), seed)
+    means, p75s = [], []
+    for indices in np.array_split(resamples, max(1, resamples.size * statistics.shape[1] // CHUNK)):
+        means.append(metric.aggregate(statistics[indices]))
+        p75s.append(np.percentile(values[indices], 75, axis=1))
+    low, high = np.percentile(np.concatenate(means), LEVEL)
+    p75_low, p75_high = np.percentile(np.concatenate(p75s), LEVEL)
+    p25, median, p75 = np.percentile(values, (25, 50, 75))
+    return Score(
+        mean=float(metric.aggregate(statistics)),
+        median=float(median),
+        p25=float(p25),
+        p75=float(p75),
+        min=float(values.min()),
+        max=float(values.max()),
+        low=float(low),
+        high=float(high),
+        p75_low=float(p75_low),
+        p75_high=float(p75_high),
+        n=len(values),
+    )
+
+
+def compare_paired(
+    metric: Metric, first: NDArray[np.float64], second: NDArray[np.float64], seed: int = 0
+) -> tuple[float, float, float]:
+    """Value of `first` minus value of `second` on the same sequences, with its bootstrap 95 % interval.
+
+    Both are `[sequence, statistic]`; sequences are resampled as pairs.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"paired statistics must have one shape, got {first.shape} and {second.shape}")
+    resamples = draw_resamples(len(first), seed)
+    differences = metric.aggregate(first[resamples]) - metric.aggregate(second[resamples])
+    low, high = np.percentile(differences, LEVEL)
+    return float(metric.aggregate(first) - metric.aggregate(second)), float(low), float(high)

@@ -1,0 +1,41 @@
+"""What a person sees while a run goes on: bars with the time left, lines for milestones, one line for an error."""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+
+class Terminal:
+    """Progress on a terminal; where the output is no terminal, milestones only."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False)
+        self.errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+    def track(self, steps: Iterable[T], description: str, total: int) -> Iterator[T]:
+        """Yield `steps`, with a bar that goes away when they are done."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        with bar:
+            yield from bar.track(steps, total=total, description=description)
+
+    def say(self, message: str) -> None:
+        self.console.print(message, markup=False)
+
+    def show(self, renderable: RenderableType) -> None:
+        self.console.print(renderable)
+
+    def fail(self, message: str) -> None:
+        """The one line of an error, on stderr."""
+        self.errors.print(f"error: {' '.join(message.split())}")

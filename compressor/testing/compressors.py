@@ -1,0 +1,127 @@
+"""The contract suite of compressors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from compressor.contracts import Compressor, Context
+from compressor.testing.promises import PluginContract, randomness_untouched, same_bits
+from compressor.values import Component
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "float32": lambda normal: normal,
+    "bfloat16": lambda normal: normal.bfloat16(),
+    "float16": lambda normal: normal.half(),
+    "one_row": lambda normal: normal[:1],
+    "one_column": lambda normal: normal[:, :1],
+    "transposed": lambda normal: normal.T,
+    "zeros": lambda normal: 0 * normal.abs(),
+    "ties": lambda normal: normal.sign().bfloat16(),
+    "half_zeros": lambda normal: normal.relu(),
+    "outliers": lambda normal: (normal**9).bfloat16(),
+}
+"""What compressors are tried on, made of normal numbers `[out, in]` whose sizes no group divides."""
+
+
+class CompressorContract(PluginContract):
+    """The promises of a `Compressor`; override `context` where it `needs` calibration statistics."""
+
+    contract = Compressor
+
+    @pytest.fixture(params=list(WEIGHTS))
+    def weight(self, request: pytest.FixtureRequest) -> Tensor:
+        import torch
+
+        return WEIGHTS[request.param](torch.randn(19, 75, generator=torch.Generator().manual_seed(0)))
+
+    def context(self, weight: Tensor) -> Context:
+        """A component that is stored as `weight` is."""
+        out, width = weight.shape
+        return Context(Component("model.layers.0.mlp.up_proj", "up", 0, (out, width), weight.element_size() * 8))
+
+    def amounts(self, plugin: Compressor, weight: Tensor) -> list[float]:
+        """Every level that is offered, or a few amounts across the range; the smallest first."""
+        offer = plugin.offer(self.context(weight).component)
+        spread: list[float] = np.linspace(offer.low, offer.high, 6).tolist()
+        return sorted(offer.levels or spread)
+
+    def test_offer_is_valid(self, plugin: Compressor, weight: Tensor) -> None:
+        """Levels are different and in (0, 1]; a range lies in [0, 1]."""
+        offer = plugin.offer(self.context(weight).component)
+        assert len(set(offer.levels)) == len(offer.levels), f"a level is offered twice: {offer}"
+        assert all(0 < level <= 1 for level in offer.levels), f"a level is not in (0, 1]: {offer}"
+        assert 0 <= offer.low <= offer.high <= 1, f"the range is not in [0, 1]: {offer}"
+
+    def test_result_stands_in_for_the_weight(self, plugin: Compressor, weight: Tensor) -> None:
+        """At every amount offered, `dense()` has the weight's shape, dtype and device, and is finite."""
+        for amount in self.amounts(plugin, weight):
+            dense = plugin.compress(weight, amount, self.context(weight)).dense()
+            found, wanted = ((t.shape, t.dtype, t.device) for t in (dense, weight))
+            assert found == wanted, f"amount {amount} gives {found} for {wanted}"
+            assert dense.isfinite().all(), f"amount {amount} gives values that are not finite"
+
+    def test_is_pure(self, plugin: Compressor, weight: Tensor) -> None:
+        """The same weight, amount and context give the same bits; weight and options stay as they are."""
+        before, options = weight.clone(), copy.deepcopy(plugin)
+        for amount in self.amounts(plugin, weight):
+            with randomness_untouched():
+                first = plugin.compress(weight, amount, self.context(weight)).dense().clone()
+            again = plugin.compress(weight, amount, self.context(weight)).dense()
+            assert same_bits(first, again), f"amount {amount} gives another result the second time"
+            assert same_bits(weight, before), f"amount {amount} changed the weight that was given"
+        assert plugin == options, "an option was changed"
+
+    def test_bits_are_those_of_the_tensors(self, plugin: Compressor, weight: Tensor) -> None:
+        """`bits` is positive and counts what `tensors()` hold, padded by less than a byte each; a larger amount never
+        takes more bits."""
+        before = float("inf")
+        for amount in self.amounts(plugin, weight):
+            compressed = plugin.compress(weight, amount, self.context(weight))
+            tensors = compressed.tensors().values()
+            spare = 8 * sum(tensor.numel() * tensor.element_size() for tensor in tensors) - compressed.bits
+            assert 0 < compressed.bits <= before, (
+                f"amount {amount} takes {compressed.bits} bits, the one below {before}"
+            )
+            assert 0 <= spare < 8 * len(tensors), f"the tensors hold {spare} bits more than `bits` says"
+            before = compressed.bits
+
+    def test_amount_zero_changes_nothing(self, plugin: Compressor, weight: Tensor) -> None:
+        """Where a range begins at 0, amount 0 leaves every bit of the weight."""
+        context = self.context(weight)
+        offer = plugin.offer(context.component)
+        if offer.is_range and offer.low == 0:
+            assert same_bits(plugin.compress(weight, 0.0, context).dense(), weight), "amount 0 changed the weight"
+
+    def test_pruning_is_cumulative(self, plugin: Compressor, weight: Tensor) -> None:
+        """A pruner of single weights leaves round(amount · numel) zeros or more (a share per row may round per row),
+        and the zeros of a larger amount include those of a smaller one."""
+        import torch
+
+        context = self.context(weight)
+        if plugin.importance(weight, context) is None:
+            return
+        before = torch.zeros_like(weight, dtype=torch.bool)
+        for amount in self.amounts(plugin, weight):
+            zeros = plugin.compress(weight, amount, context).dense() == 0
+            missing = round(amount * weight.numel()) - int(zeros.sum())
+            assert missing <= len(weight) // 2, f"amount {amount} lacks {missing} zeros"
+            assert (zeros | ~before).all(), f"amount {amount} brings back what a smaller amount took"
+            before = zeros
+
+    def test_importance_is_an_order(self, plugin: Compressor, weight: Tensor) -> None:
+        """`importance` is None or a number for each weight, and what is zero already goes first."""
+        importance = plugin.importance(weight, self.context(weight))
+        if importance is None:
+            return
+        assert importance.shape == weight.shape, f"importance has shape {tuple(importance.shape)}"
+        assert not importance.isnan().any(), "importance holds NaN"
+        for zero in importance[weight == 0]:
+            assert (zero <= importance).all(), "a weight that is zero already must be among the least important"

@@ -1,0 +1,68 @@
+"""The promises that plugins of every kind make, and how they are checked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pytest
+
+from compressor.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class PluginContract:
+    """What every plugin promises; a suite names its `contract`, an author the `instance`."""
+
+    contract: ClassVar[Any]
+    instance: Any
+
+    @pytest.fixture
+    def plugin(self) -> Any:  # noqa: ANN401 - each suite says which kind
+        return self.instance
+
+    def test_can_be_registered_and_configured(self, plugin: Any) -> None:  # noqa: ANN401
+        """The class fits its contract, and Hydra can hold every field: instance -> config -> an equal instance."""
+        from omegaconf import OmegaConf
+
+        Registry(self.contract).check(type(plugin))
+        rebuilt = OmegaConf.to_object(OmegaConf.structured(plugin))
+        assert rebuilt == plugin, f"{plugin} came back from its config as {rebuilt}"
+
+
+@contextmanager
+def randomness_untouched() -> Iterator[None]:
+    """Nobody may draw from the global generators, or seed them: randomness enters by an explicit seed."""
+    before = read_generators()
+    yield
+    assert read_generators() == before, "a global generator was used; draw from one that is made from the given seed"
+    # Whoever reads the global state all the same gets another one next time.
+    disturb_generators()
+
+
+def read_generators() -> tuple[object, ...]:
+    """The states of the global generators of random, numpy and torch, comparable."""
+    import torch
+
+    return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
+
+
+def disturb_generators() -> None:
+    import torch
+
+    random.random()
+    np.random.random()
+    torch.rand(())
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal to the last bit: 0 and −0 differ, NaN equals itself."""
+    import torch
+
+    first, second = a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)
+    return a.dtype == b.dtype and torch.equal(first, second)

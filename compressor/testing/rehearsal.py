@@ -1,0 +1,133 @@
+"""A run without a model: answers what a schedule asks by a made-up, additive damage, and checks what it asks for."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from compressor.contracts import (
+    Better,
+    CountRequest,
+    Dialogue,
+    KeepRequest,
+    Prefixes,
+    Problem,
+    Request,
+    Schedule,
+    ScoreRequest,
+)
+from compressor.errors import PluginError
+from compressor.values import Component, Offer, Plan, Score, Scores, Treatment
+
+COMPONENTS = (
+    Component("model.layers.0.self_attn.q_proj", "query", 0, (8, 8), 16),
+    Component("model.layers.0.self_attn.k_proj", "key", 0, (4, 8), 16),
+    Component("model.layers.0.mlp.down_proj", "down", 0, (8, 20), 16),
+    Component("model.layers.1.self_attn.q_proj", "query", 1, (8, 8), 16),
+    Component("model.layers.1.self_attn.k_proj", "key", 1, (4, 8), 16),
+    Component("model.layers.1.mlp.down_proj", "down", 1, (8, 20), 16),
+)
+OFFERS = {"prune": Offer(), "round": Offer(levels=(0.5, 0.625, 0.75))}
+
+
+def make_problem(compressors: Sequence[str], better: dict[str, Better], seed: int = 0) -> Problem:
+    """Six small components; of `compressors`, `prune` offers every amount and `round` three levels."""
+    offers = {name: {component.name: OFFERS[name] for component in COMPONENTS} for name in compressors}
+    return Problem(COMPONENTS, offers, better, tokens=32, seed=seed)
+
+
+@dataclass
+class Rehearsal:
+    """One rehearsed run of a schedule: its requests and their answers, and what is on the imagined model by now.
+
+    damage(plan) = Σ_c h_c a_c² / Σ_c h_c, in [0, 1], with a hardness h_c that differs between components. Metrics that
+    are better when lower are the damage, others are tokens · (1 − damage). `proof_shift` is added to all values on
+    proof prefixes.
+    """
+
+    problem: Problem
+    proof_shift: float = 0.0
+    kept: dict[str, Treatment] = field(default_factory=dict)
+    requests: list[Request] = field(default_factory=list)
+    answers: list[Any] = field(default_factory=list)
+
+    def play(self, schedule: Schedule, limit: int = 1000) -> None:
+        """Answer until the schedule is done; raises PluginError for what no run could answer, or too many requests."""
+        dialogue = Dialogue(schedule, self.problem)
+        while (request := dialogue.propose()) is not None:
+            if len(self.requests) == limit:
+                raise PluginError(
+                    f"schedule `{schedule.name}` asks for more than {limit} things; it must come to an end"
+                )
+            self.requests.append(request)
+            dialogue.tell(self.answer(request))
+        self.answers = dialogue.answers
+
+    def answer(self, request: Request) -> Any:  # noqa: ANN401 - each request says what its answer is
+        match request:
+            case ScoreRequest():
+                return tuple(self.score(plan, request) for plan in request.trials)
+            case CountRequest():
+                return self.count(request)
+            case KeepRequest():
+                return self.keep(request.plan)
+        raise PluginError(f"a schedule asks by ScoreRequest, CountRequest or KeepRequest, got {request!r}")
+
+    def score(self, plan: Plan, request: ScoreRequest) -> Scores:
+        self.check_plan(plan)
+        if unknown := set(request.metrics) - set(self.problem.better):
+            raise PluginError(
+                f"scores of {sorted(unknown)} are asked for, configured are {sorted(self.problem.better)}"
+            )
+        shift = self.proof_shift if request.prefixes is Prefixes.PROOF else 0.0
+        damage = self.damage({**self.kept, **plan})
+        values = {
+            name: damage if self.problem.better[name] is Better.LOWER else self.problem.tokens * (1 - damage)
+            for name in request.metrics
+        }
+        return {name: flat_score(value + shift) for name, value in values.items()}
+
+    def damage(self, plan: Plan) -> float:
+        hardness = self.hardness()
+        return sum(hardness[name] * treatment.amount**2 for name, treatment in plan.items()) / sum(hardness.values())
+
+    def hardness(self) -> dict[str, float]:
+        return {c.name: (1 + index % 3) * c.parameters for index, c in enumerate(self.problem.components)}
+
+    def count(self, request: CountRequest) -> dict[str, list[int]]:
+        """Importance is spread evenly over (0, 1 + i % 3] in component i."""
+        if request.compressor not in self.problem.offers or list(request.thresholds) != sorted(request.thresholds):
+            raise PluginError(f"counts need a configured compressor and sorted thresholds, got {request!r}")
+        return {
+            component.name: [
+                math.floor(component.parameters * min(max(threshold / (1 + index % 3), 0.0), 1.0))
+                for threshold in request.thresholds
+            ]
+            for index, component in enumerate(self.problem.components)
+        }
+
+    def keep(self, plan: Plan) -> dict[str, float]:
+        self.check_plan(plan)
+        for name, treatment in plan.items():
+            if name in self.kept and treatment.amount < self.kept[name].amount - Offer.TOLERANCE:
+                raise PluginError(
+                    f"amounts are cumulative: `{name}` has {self.kept[name].amount:g}, kept is {treatment}"
+                )
+        self.kept.update(plan)
+        kept = {name: treatment.amount for name, treatment in self.kept.items()}
+        return {component.name: kept.get(component.name, 0.0) for component in self.problem.components}
+
+    def check_plan(self, plan: Plan) -> None:
+        """Does every treatment of the plan exist? Raises PluginError."""
+        known = {component.name for component in self.problem.components}
+        for name, treatment in plan.items():
+            if name not in known:
+                raise PluginError(f"the schedule treats `{name}`, which is not a component of its problem")
+            offer = self.problem.offers.get(treatment.compressor, {}).get(name)
+            if offer is None or not offer.contains(treatment.amount):
+                raise PluginError(f"the schedule treats `{name}` by {treatment}, offered are {self.problem.offers}")
+
+
+def flat_score(v: float) -> Score:
+    """A score whose every aggregate is `v`."""
+    return Score(v, v, v, v, v, v, low=v, high=v, p75_low=v, p75_high=v, n=8)

@@ -1,0 +1,131 @@
+"""From a plan to compressed weights: resolves each treatment to its compressor and applies it to the current weights."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.contracts import CompressedWeight, Compressor, Context
+from compressor.errors import CompressorError, ConfigError, PlanError, PluginError, suggest
+from compressor.models import Model
+from compressor.registry import Registry
+from compressor.values import Offer, Plan, Treatment
+
+
+@dataclass
+class Treatments:
+    """The compressors of a run: those `configured`, by name, and any installed one that a plan brings options for."""
+
+    configured: Mapping[str, Compressor]
+    installed: Registry[Compressor]
+    seed: int = 0
+
+    def resolve(self, treatment: Treatment) -> Compressor:
+        """The compressor with its options: the treatment's own, else as configured, else the defaults."""
+        if treatment.compressor in self.configured and not treatment.options:
+            return self.configured[treatment.compressor]
+        cls = self.installed[treatment.compressor]
+        known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type] - checked on entry
+        for name in treatment.options:
+            if name not in known:
+                raise PlanError(f"unknown option `{name}` of compressor `{cls.name}`; {suggest(name, known)}")
+        try:
+            return cls(**build_options(cls, treatment.options))
+        except (TypeError, ValueError) as error:
+            raise PlanError(f"the options of compressor `{cls.name}` are not valid: {error}") from None
+
+    def fill_options(self, plan: Plan) -> dict[str, Treatment]:
+        """The same plan with every option written out, so that it means the same elsewhere."""
+        filled = {}
+        for name, treatment in plan.items():
+            options = dataclasses.asdict(self.resolve(treatment))  # type: ignore[call-overload] - a dataclass, checked
+            plain = {key: getattr(value, "name", value) for key, value in options.items()}
+            filled[name] = Treatment(treatment.compressor, treatment.amount, plain)
+        return filled
+
+    def offers(self, model: Model) -> dict[str, dict[str, Offer]]:
+        """Compressor -> component -> offer, for the configured compressors."""
+        return {
+            name: {component.name: compressor.offer(component) for component in model.components.values()}
+            for name, compressor in self.configured.items()
+        }
+
+    def compress(self, model: Model, plan: Plan) -> dict[str, CompressedWeight]:
+        """Every component of the plan, compressed from its current weight; the model stays as it is."""
+        for name in plan:
+            if name not in model.components:
+                raise PlanError(f"unknown component `{name}`; {suggest(name, model.components)}")
+        return {name: self.compress_one(model, name, treatment) for name, treatment in plan.items()}
+
+    def compress_one(self, model: Model, name: str, treatment: Treatment) -> CompressedWeight:
+        component, compressor = model.components[name], self.resolve(treatment)
+        offer = compressor.offer(component)
+        if not offer.contains(treatment.amount):
+            raise PlanError(
+                f"`amount` {treatment.amount:g} of {name}: {treatment.compressor} offers {offer}; choose one"
+            )
+        with named_by(self.installed, compressor, name), torch.no_grad():
+            weight = model.read(name)
+            compressed = compressor.compress(weight, treatment.amount, Context(component, self.seed))
+            check_dense(compressed.dense(), weight)
+        return compressed
+
+    def count(self, model: Model, compressor: str, thresholds: Sequence[float]) -> dict[str, list[int]]:
+        """How many weights of each component have at most each importance (`thresholds` ascending)."""
+        limits = torch.tensor(list(thresholds), dtype=torch.float64)
+        counts = {}
+        for name, component in model.components.items():
+            chosen = self.configured[compressor]
+            importance = chosen.importance(model.read(name), Context(component, self.seed))
+            if importance is None:
+                raise ConfigError(
+                    f"compressor `{compressor}` does not rank single weights, which this schedule needs; use a pruner such "
+                    f"as magnitude"
+                )
+            # Weights land in the first bucket whose limit they do not exceed.
+            buckets = torch.bucketize(importance.double().flatten().cpu(), limits)
+            counts[name] = torch.bincount(buckets, minlength=len(limits) + 1)[:-1].cumsum(0).tolist()
+        return counts
+
+
+class named_by:  # noqa: N801 - reads as a phrase: with named_by(...)
+    """Turns whatever a compressor raises into one line that names it, its distribution and the component."""
+
+    def __init__(self, installed: Registry[Compressor], compressor: Compressor, component: str) -> None:
+        entry = installed.entries.get(compressor.name)
+        owner = f" of {entry.distribution} {entry.version}" if entry else ""
+        self.text = f"compressor `{compressor.name}`{owner} failed on {component}"
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, CompressorError):
+            reason = " ".join(str(error).split())
+            raise PluginError(f"{self.text}: {type(error).__name__}: {reason}") from error
+
+
+def check_dense(dense: Tensor, weight: Tensor) -> None:
+    """A compressed weight must be able to stand in for the weight."""
+    if dense.shape != weight.shape or dense.dtype != weight.dtype:
+        raise ValueError(
+            f"dense value is {tuple(dense.shape)} {dense.dtype}, the weight is {tuple(weight.shape)} {weight.dtype}"
+        )
+    if not dense.isfinite().all():
+        raise ValueError("dense value holds NaN or infinity")
+
+
+def build_options(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of a plan file as a dataclass's field types, enums by name."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(cls), dict(options))
+        built = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    return {field.name: getattr(built, field.name) for field in dataclasses.fields(cls)}

@@ -1,0 +1,164 @@
+"""Numbers as a person reads them: rounded to what they can mean, with units; what is missing is a dash."""
+
+import html
+import math
+import re
+
+from compressor.record import MetricRecord, Record
+from compressor.values import Score
+
+MISSING = "–"
+BYTE_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+"""What no XML may hold, escaped or not."""
+
+
+def format_number(value: float | None, decimals: int | None = None) -> str:
+    """With `decimals` places, else four significant digits or so."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if value and not 1e-3 <= abs(value) < 1e7:
+        return f"{value:.1e}"
+    if decimals is not None:
+        return f"{value:,.{decimals}f}"
+    places = max(0, 3 - math.floor(math.log10(abs(value)))) if value else 0
+    text = f"{value:,.{places}f}"
+    return text.rstrip("0").rstrip(".") if places else text
+
+
+def find_decimals(low: float, high: float) -> int | None:
+    """Places that an interval justifies: its half-width to two digits up to 35, else to one. None without a width.
+
+    Source: Particle Data Group, Review of Particle Physics, introduction, on rounding.
+    """
+    half = (high - low) / 2
+    if not (math.isfinite(half) and half > 0):
+        return None
+    exponent = math.floor(math.log10(half))
+    digits = 2 if half < 3.55 * 10.0**exponent else 1
+    return min(6, max(0, digits - 1 - exponent))
+
+
+def format_interval(low: float, high: float) -> str:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return MISSING
+    decimals = find_decimals(low, high)
+    return f"{format_number(low, decimals)} – {format_number(high, decimals)}"
+
+
+def format_estimate(value: float, low: float, high: float) -> str:
+    """A value to the places that its interval justifies."""
+    return format_number(value, find_decimals(low, high))
+
+
+def format_score(score: Score) -> str:
+    """The mean with its interval: `16.4 (14.9 – 17.8)`."""
+    return f"{format_estimate(score.mean, score.low, score.high)} ({format_interval(score.low, score.high)})"
+
+
+def format_unit(metric: MetricRecord, tokens: int | None) -> str:
+    """What follows the number: `of 64 tokens` where the metric counts tokens, else its unit."""
+    if metric.unit == "tokens" and tokens:
+        return f"of {tokens} tokens"
+    return metric.unit
+
+
+def format_percent(share: float | None, decimals: int = 1) -> str:
+    if share is None or not math.isfinite(share):
+        return MISSING
+    text = f"{100 * share:.{decimals}f}"
+    # 99.97 % must not read as everything, nor 0.02 % as nothing.
+    if decimals and float(text) in (0.0, 100.0) and share not in (0.0, 1.0):
+        text = f"{100 * share:.{decimals + 2}f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
+
+
+def format_bytes(count: float | None) -> str:
+    """In decimal units, as disks are sold and `ls -h --si` shows."""
+    if count is None or not math.isfinite(count):
+        return MISSING
+    size, unit = float(count), BYTE_UNITS[0]
+    for unit in BYTE_UNITS:
+        if abs(size) < 1000 or unit == BYTE_UNITS[-1]:
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == BYTE_UNITS[0] or size >= 100 else f"{size:.3g} {unit}"
+
+
+def format_seconds(seconds: float | None) -> str:
+    if seconds is None or not math.isfinite(seconds):
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_sizes(before: float | None, after: float | None) -> str:
+    """`2.6 GB → 1.3 GB (−50 %)`."""
+    text = f"{format_bytes(before)} → {format_bytes(after)}"
+    if not before or after is None:
+        return text
+    change = after / before - 1
+    sign = "−" if change < 0 else "+"
+    return f"{text} (unchanged)" if abs(change) < 5e-4 else f"{text} ({sign}{format_percent(abs(change))})"
+
+
+def format_bits(stored: float, packed: float) -> str:
+    """Bits per weight in the exported file, and what the compressor would need where that is another number."""
+    text = format_number(round(stored, 3))
+    return text if abs(stored - packed) < 5e-4 else f"{text} as saved, {format_number(round(packed, 3))} packed"
+
+
+def format_noise_floor(record: Record) -> str:
+    """Does the base agree with itself, as it must for the scores to mean anything?"""
+    tokens = record.reference.continuation_tokens if record.reference else None
+    if record.noise_floor is None:
+        return MISSING
+    text = f"{format_number(record.noise_floor)} of {tokens} tokens" if tokens else format_number(record.noise_floor)
+    if tokens is None:
+        return text
+    return f"{text}, as it must" if record.noise_floor >= tokens else f"{text}: too low"
+
+
+def list_facts(record: Record) -> dict[str, str]:
+    """What a compression came to, apart from its scores; empty without a result."""
+    final = record.final
+    if final is None:
+        return {}
+    return {
+        "taken away": format_percent(final.amount),
+        "zero weights": format_percent(final.sparsity),
+        "bits per weight": format_bits(final.bits_per_weight, final.packed_bits_per_weight),
+        "size on disk": format_sizes(record.base.get("bytes"), final.bytes),
+        "noise floor": format_noise_floor(record),
+        "time": format_seconds(record.seconds),
+    }
+
+
+def name_model(record: Record) -> str:
+    """Its path or hub id; without one it is the model that comes with the program."""
+    model = record.config.get("model")
+    path = model.get("path") if isinstance(model, dict) else None
+    return str(path) if path else "the embedded tiny model"
+
+
+def name_compressors(record: Record) -> str:
+    """Those that were used: `magnitude and int8`; `nothing` where every component stayed as it was."""
+    used = sorted({component.compressor for component in record.components.values() if component.compressor})
+    return f"{', '.join(used[:-1])} and {used[-1]}" if len(used) > 1 else (used or ["nothing"])[0]
+
+
+def escape_text(text: object) -> str:
+    """For HTML and SVG: markup is text, and what XML does not allow at all is shown as a replacement character."""
+    return html.escape(FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", str(text)))
+
+
+def base_mean(record: Record, metric: str) -> float | None:
+    """What the original scored itself, where the run has measured it."""
+    scores = record.base.get("scores")
+    score = scores.get(metric) if isinstance(scores, dict) else None
+    mean = score.get("mean") if isinstance(score, dict) else getattr(score, "mean", None)
+    return float(mean) if isinstance(mean, int | float) else None

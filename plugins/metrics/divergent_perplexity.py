@@ -1,0 +1,39 @@
+"""Perplexity of the candidate on the base's own continuations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from compressor.contracts import Better, Metric, Reads
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from compressor.readout import Readout
+
+
+@dataclass
+class DivergentPerplexity(Metric):
+    """How surprised the candidate is by what the base says.
+
+    DPPL = exp(−(1/M) Σ_i ln p_F′(g_i | prefix, g_1 … g_{i−1})) ≥ 1; over many prefixes the exponential of the mean
+    over all tokens. SDT · ln 2 ≤ M · ln DPPL.
+
+    Source: Deiseroth et al., Divergent Token Metrics, NAACL 2024.
+    """
+
+    name: ClassVar[str] = "divergent_perplexity"
+    reads: ClassVar[Reads] = Reads.REFERENCE
+    better: ClassVar[Better] = Better.LOWER
+
+    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
+        return -candidate.reference_log_probability.double().mean(-1, keepdim=True)
+
+    def aggregate(self, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+        import numpy as np
+
+        perplexity: NDArray[np.float64] = np.exp(statistics[..., 0].mean(axis=-1))
+        return perplexity

@@ -1,0 +1,33 @@
+"""First divergent token metric."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from compressor.contracts import Better, Metric, Reads
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compressor.readout import Readout
+
+
+@dataclass
+class Fdtm(Metric):
+    """Leading tokens on which candidate and base agree.
+
+    FDT = #{i : ĝ_j = g_j for all j ≤ i}, from 0 to M, where ĝ_i is the candidate's most likely token after the
+    base's first i − 1 tokens; M if they never part. A candidate that runs free has the same FDT.
+
+    Source: Deiseroth et al., Divergent Token Metrics, NAACL 2024.
+    """
+
+    name: ClassVar[str] = "fdtm"
+    reads: ClassVar[Reads] = Reads.PREDICTED
+    better: ClassVar[Better] = Better.HIGHER
+    unit: ClassVar[str] = "tokens"
+
+    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
+        agrees = candidate.predicted == candidate.tokens
+        return agrees.long().cumprod(-1).sum(-1, keepdim=True).double()

@@ -1,0 +1,31 @@
+"""Share of divergent tokens metric."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from compressor.contracts import Better, Metric, Reads
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compressor.readout import Readout
+
+
+@dataclass
+class Sdtm(Metric):
+    """Tokens on which candidate and base differ, given the base's text.
+
+    SDT = #{i : ĝ_i ≠ g_i}, a count from 0 to M; divided by M it is the share.
+
+    Source: Deiseroth et al., Divergent Token Metrics, NAACL 2024.
+    """
+
+    name: ClassVar[str] = "sdtm"
+    reads: ClassVar[Reads] = Reads.PREDICTED
+    better: ClassVar[Better] = Better.LOWER
+    unit: ClassVar[str] = "tokens"
+
+    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
+        return (candidate.predicted != candidate.tokens).sum(-1, keepdim=True).double()

@@ -1,0 +1,96 @@
+"""Pruning by magnitude."""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from compressor.contracts import Compressor, Context
+from compressor.errors import ConfigError, ModelError
+from compressor.values import Component, Offer
+from compressor_plugins.pruning.masking import PrunedWeight, lowest, lowest_of_matrix, prune, require_offered
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Scope(enum.Enum):
+    """Where weights compete: in the whole matrix, or within each output row, so that every row loses the same share."""
+
+    matrix = "matrix"
+    row = "row"
+
+
+@dataclass
+class Magnitude(Compressor):
+    """Zeroes the smallest |w|.
+
+    ŵ = 0 at the round(a · n) smallest |w| of each set of n weights, ŵ = w elsewhere. The amount a is the sparsity
+    after pruning: weights that are zero already are the smallest and count. Equal |w| go in order of their index, so
+    a larger amount's zeros include a smaller one's. The set is the matrix or the row, by `scope`.
+
+    `pattern` N:M (such as 2:4) keeps the N largest |w| of every M neighbours along `in` of `[out, in]`, and
+    ⌈N · n / M⌉ of a shorter last group of n; `scope` then says nothing, and 1 − N/M is the only amount.
+
+    Source: Han et al., Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015; N:M after
+    Mishra et al., Accelerating Sparse Deep Neural Networks, 2021 (arXiv 2104.08378).
+    """
+
+    scope: Scope = Scope.matrix
+    pattern: str = ""
+
+    name: ClassVar[str] = "magnitude"
+
+    def offer(self, component: Component) -> Offer:
+        if not self.pattern:
+            return Offer()
+        keep, of = self.parse_pattern()
+        return Offer(levels=(1 - keep / of,))
+
+    def compress(self, weight: Tensor, amount: float, context: Context) -> PrunedWeight:
+        require_offered(self.name, self.offer(context.component), amount, context.component)
+        importance = self.rank(weight, context.component)
+        if self.pattern:
+            mask = self.mask_pattern(importance)
+        elif self.scope is Scope.row:
+            mask = lowest(importance, round(amount * weight.shape[1]))
+        else:
+            mask = lowest_of_matrix(importance, amount)
+        return prune(weight, mask, context.component)
+
+    def importance(self, weight: Tensor, context: Context) -> Tensor | None:
+        """|w|; None with a `pattern`, whose weights do not go one by one."""
+        return None if self.pattern else self.rank(weight, context.component)
+
+    def rank(self, weight: Tensor, component: Component) -> Tensor:
+        """|w| `[out, in]`; raises ModelError where that is no order."""
+        importance = weight.abs()
+        if importance.isnan().any():
+            raise ModelError(
+                f"weight of `{component.name}` contains NaN; every weight must be a number, mend the checkpoint"
+            )
+        return importance
+
+    def parse_pattern(self) -> tuple[int, int]:
+        """`pattern` as (N, M); raises ConfigError."""
+        match = re.fullmatch(r"(\d+):(\d+)", self.pattern)
+        keep, of = map(int, match.groups()) if match else (0, 0)
+        if not 1 <= keep < of:
+            raise ConfigError(
+                f"`compressor.magnitude.pattern` must be N:M with 1 <= N < M, got '{self.pattern}'; give say 2:4"
+            )
+        return keep, of
+
+    def mask_pattern(self, importance: Tensor) -> Tensor:
+        """True at all but the N largest of every M neighbours of a row."""
+        import torch
+
+        keep, of = self.parse_pattern()
+        out, width = importance.shape
+        whole = width // of * of
+        groups, tail = importance[:, :whole].reshape(out, -1, of), importance[:, whole:]
+        rest = width - whole
+        masks = [lowest(groups, of - keep).view(out, whole), lowest(tail, rest - -(-keep * rest // of))]
+        return torch.cat(masks, dim=1)

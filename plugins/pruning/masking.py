@@ -1,0 +1,64 @@
+"""A pruned weight, and the choice of the weights that go; every pruner shares it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from compressor.contracts import CompressedWeight
+from compressor.errors import PlanError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compressor.values import Component, Offer
+
+
+@dataclass(frozen=True)
+class PrunedWeight(CompressedWeight):
+    """`weight` `[out, in]` with zeros in place; stored densely, so zeros save nothing."""
+
+    weight: Tensor
+    stored_bits: int
+
+    def dense(self) -> Tensor:
+        return self.weight
+
+    @property
+    def bits(self) -> int:
+        return self.weight.numel() * self.stored_bits
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weight": self.weight}
+
+
+def prune(weight: Tensor, mask: Tensor, component: Component) -> PrunedWeight:
+    """`weight` `[out, in]` with +0 where `mask` `[out, in]` is true; survivors keep every bit."""
+    return PrunedWeight(weight.masked_fill(mask, 0), component.stored_bits)
+
+
+def lowest(importance: Tensor, count: int) -> Tensor:
+    """True at the `count` smallest of each line `[..., line]`; among equals the lowest index goes first.
+
+    Masks are nested: a larger count's mask includes a smaller one's.
+    """
+    import torch
+
+    if count <= 0:
+        return torch.zeros_like(importance, dtype=torch.bool)
+    threshold = importance.kthvalue(min(count, importance.shape[-1]), dim=-1, keepdim=True).values
+    below, ties = importance < threshold, importance == threshold
+    missing = count - below.sum(-1, keepdim=True)
+    return below | (ties & (ties.cumsum(-1, dtype=torch.int32) <= missing))
+
+
+def lowest_of_matrix(importance: Tensor, amount: float) -> Tensor:
+    """True at the round(amount · out · in) smallest of `[out, in]`."""
+    line = importance.reshape(1, -1)
+    return lowest(line, round(amount * line.shape[-1])).view(importance.shape)
+
+
+def require_offered(compressor: str, offer: Offer, amount: float, component: Component) -> None:
+    """Raises PlanError where `amount` is not one that `compressor` offers for `component`."""
+    if not offer.contains(amount):
+        raise PlanError(f"`{compressor}` offers {offer} for `{component.name}`, got {amount:g}; ask for one of these")

@@ -1,0 +1,56 @@
+"""AbsMax int8."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from compressor.contracts import Compressor, Context
+from compressor.errors import ConfigError
+from compressor.values import Component, Offer
+from compressor_plugins.quantization.integers import IntegerWeight, check_group, choose_bits, offer_bits, round_to_grid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Granularity(enum.Enum):
+    """Which weights share a scale."""
+
+    tensor = "tensor"
+    row = "row"
+    group = "group"
+
+
+@dataclass
+class Int8(Compressor):
+    """AbsMax: 8-bit integers, the largest |w| sets the scale, outliers get no treatment of their own.
+
+    s = max|w| / 127, q = clamp(round(w / s), ±127), ŵ = s · q; ties round to even. Weights `[out, in]` share s in the
+    matrix (`tensor`), in an output row (`row`), or in `group` neighbours of a row (`group`, the last may be shorter).
+    A positive `group` says enough: with it, `row` means groups of a row. The amount is 1 − 8 / stored bits; scales
+    come on top and are counted.
+
+    Source: Dettmers et al., LLM.int8(), NeurIPS 2022, section 2; the baseline of Divergent Token Metrics, NAACL 2024.
+    """
+
+    granularity: Granularity = Granularity.row
+    group: int = 0
+
+    name: ClassVar[str] = "int8"
+
+    def offer(self, component: Component) -> Offer:
+        check_group(self.name, self.group, least=int(self.granularity is Granularity.group))
+        if self.group and self.granularity is Granularity.tensor:
+            raise ConfigError(
+                f"`compressor.int8.group` must be 0 with granularity `tensor`, got {self.group}; drop one of the two"
+            )
+        return offer_bits(self.name, [8], component)
+
+    def compress(self, weight: Tensor, amount: float, context: Context) -> IntegerWeight:
+        bits = choose_bits(self.name, self.offer(context.component), amount, context.component)
+        out, width = weight.shape
+        if self.granularity is Granularity.tensor:
+            return round_to_grid(weight, bits, out * width, 1, context.component)
+        return round_to_grid(weight, bits, self.group or width, out, context.component)

@@ -1,0 +1,136 @@
+"""Weights on a symmetric integer grid: scales and rounding; every round-to-nearest method shares it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from compressor.contracts import CompressedWeight
+from compressor.errors import ConfigError, ModelError, PlanError
+from compressor.values import Component, Offer
+from compressor_plugins.quantization.packing import pack
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class IntegerWeight(CompressedWeight):
+    """ŵ = s · q with one scale s for each group of weights.
+
+    `integers` q `[out, in]` int8 in [−(2^(b−1) − 1), 2^(b−1) − 1]; `scales` s `[out, group]`, or `[1, 1]` for the whole
+    matrix; `group` neighbours along `in` share a scale, the last group of a row may be shorter; `bits_each` is b.
+    """
+
+    integers: Tensor
+    scales: Tensor
+    group: int
+    bits_each: int
+    dtype: torch.dtype
+
+    def dense(self) -> Tensor:
+        compute = working_dtype(self.dtype)
+        values = self.scales.to(compute)[..., None] * split_groups(self.integers, len(self.scales), self.group)
+        return join_groups(values, self.integers).to(self.dtype)
+
+    @property
+    def bits(self) -> int:
+        return self.integers.numel() * self.bits_each + self.scales.numel() * self.scales.element_size() * 8
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weight_packed": pack(self.integers, self.bits_each), "weight_scale": self.scales}
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Arithmetic is in float32, and in float64 for weights of that."""
+    import torch
+
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def split_groups(matrix: Tensor, rows: int, group: int) -> Tensor:
+    """`[out, in]` as `[rows, group, weight]`, a shorter last group filled with zeros; `rows` is out, or 1."""
+    from torch.nn.functional import pad
+
+    lines = matrix.reshape(rows, -1)
+    return pad(lines, (0, -lines.shape[1] % group)).view(rows, -1, group)
+
+
+def join_groups(groups: Tensor, like: Tensor) -> Tensor:
+    """Undo `split_groups`: back to the shape of `like` `[out, in]`."""
+    width = like.numel() // len(groups)
+    return groups.flatten(1)[:, :width].reshape(like.shape)
+
+
+def scales_dtype(weight: Tensor, component: Component) -> torch.dtype:
+    """Scales are as wide as the checkpoint's weights: 16 bits for those of at most 16, else 32.
+
+    A 16-bit checkpoint that was widened on loading gets bfloat16, the one that no scale overflows.
+    """
+    import torch
+
+    if component.stored_bits > 16:
+        return torch.float32
+    return weight.dtype if weight.dtype.itemsize == 2 else torch.bfloat16
+
+
+def fit_scales(largest: Tensor, limit: int, stored: torch.dtype, dtype: torch.dtype) -> Tensor:
+    """s = max|w| / `limit`, rounded to what is `stored`; 1 for a group of zeros.
+
+    A rounded scale is moved by one step where it would cut the largest weight off by more than half a step of the
+    grid (tiny scales have few bits left; those that vanish become the smallest positive one), or where the largest
+    integer would overflow the weight's `dtype`.
+    """
+    import torch
+
+    scales = (largest / limit).to(stored)
+    integers = {2: torch.int16, 4: torch.int32}[scales.itemsize]
+    reach = scales.to(largest.dtype)
+    step = (reach * (limit + 0.5) < largest).to(integers) - (reach * limit > torch.finfo(dtype).max).to(integers)
+    # Bit patterns of positive floats, infinity included, are in the order of their values.
+    return (scales.view(integers) + step).view(stored).masked_fill(largest == 0, 1)
+
+
+def round_to_grid(weight: Tensor, bits: int, group: int, rows: int, component: Component) -> IntegerWeight:
+    """AbsMax round to nearest: q = clamp(round(w / s), ±(2^(b−1) − 1)), half to even, s = max|w| / (2^(b−1) − 1).
+
+    `weight` `[out, in]`; `group` neighbours share s, in each of `rows` lines (out, or 1 for the whole matrix). s is the
+    scale as stored, so that |w − ŵ| ≤ s/2 up to the rounding of dtypes. Raises ModelError for NaN and infinity.
+    """
+    import torch
+
+    groups = split_groups(weight.to(working_dtype(weight.dtype)), rows, group)
+    largest = groups.abs().amax(-1)
+    if not largest.isfinite().all():
+        raise ModelError(
+            f"weight of `{component.name}` contains NaN or infinity; a grid needs finite weights, mend the checkpoint"
+        )
+    limit = 2 ** (bits - 1) - 1
+    scales = fit_scales(largest, limit, scales_dtype(weight, component), weight.dtype)
+    integers = (groups / scales.to(groups.dtype)[..., None]).round().clamp(-limit, limit).to(torch.int8)
+    return IntegerWeight(join_groups(integers, weight), scales, group, bits, weight.dtype)
+
+
+def offer_bits(compressor: str, widths: list[int], component: Component) -> Offer:
+    """The amounts 1 − b / stored bits of all `widths` b that take something away; raises ConfigError if none does."""
+    levels = tuple(1 - bits / component.stored_bits for bits in widths if bits < component.stored_bits)
+    if not levels:
+        raise ConfigError(
+            f"`{compressor}` offers nothing for `{component.name}`: {min(widths)} bits must be fewer than the"
+            f" {component.stored_bits} stored; choose fewer bits, or exclude it by components.exclude"
+        )
+    return Offer(levels=levels)
+
+
+def choose_bits(compressor: str, offer: Offer, amount: float, component: Component) -> int:
+    """The width that `amount` stands for; raises PlanError if that is not on `offer`."""
+    if not offer.contains(amount):
+        raise PlanError(f"`{compressor}` offers {offer} for `{component.name}`, got {amount:g}; ask for one of these")
+    return round((1 - amount) * component.stored_bits)
+
+
+def check_group(compressor: str, group: int, least: int) -> None:
+    """Raises ConfigError for a `group` below `least`."""
+    if group < least:
+        raise ConfigError(f"`compressor.{compressor}.group` must be at least {least}, got {group}; give for example 32")

@@ -1,0 +1,43 @@
+"""Round to nearest at several widths, for schedules that choose one per component."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from compressor.contracts import Compressor, Context
+from compressor.errors import ConfigError
+from compressor.values import Component, Offer
+from compressor_plugins.quantization.integers import IntegerWeight, check_group, choose_bits, offer_bits, round_to_grid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Rtn(Compressor):
+    """Integers of b bits by round to nearest, b among `bits`, one scale for each `group` of neighbours along `in`.
+
+    s = max|w| / (2^(b−1) − 1), q = clamp(round(w / s), ±(2^(b−1) − 1)), ŵ = s · q; ties round to even, the last group
+    of a row of `[out, in]` may be shorter. The amount of b is 1 − b / stored bits; scales come on top and are counted.
+
+    Source: the round-to-nearest baseline of Frantar et al., GPTQ, ICLR 2023 (arXiv 2210.17323), here symmetric.
+    """
+
+    bits: list[int] = field(default_factory=lambda: [2, 3, 4, 6, 8])
+    group: int = 32
+
+    name: ClassVar[str] = "rtn"
+
+    def offer(self, component: Component) -> Offer:
+        check_group(self.name, self.group, least=1)
+        widths = list(self.bits)
+        if not widths or len(set(widths)) < len(widths) or not set(widths) <= set(range(2, 9)):
+            raise ConfigError(
+                f"`compressor.rtn.bits` must be different widths from 2 to 8, got {widths}; give for example [3,4,8]"
+            )
+        return offer_bits(self.name, widths, component)
+
+    def compress(self, weight: Tensor, amount: float, context: Context) -> IntegerWeight:
+        bits = choose_bits(self.name, self.offer(context.component), amount, context.component)
+        return round_to_grid(weight, bits, self.group, len(weight), context.component)

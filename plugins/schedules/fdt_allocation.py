@@ -1,0 +1,108 @@
+"""Algorithm 1 of the paper: prune every component as far as a common level of the metric allows."""
+
+import enum
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from compressor.contracts import KeepRequest, Problem, Schedule, ScoreRequest, Search
+from compressor.errors import ConfigError, suggest
+from compressor.values import Scores, Treatment
+
+from . import water_filling
+from .targets import Span, Vector, choose_span
+
+VALUE_OF_REMOVED = {"fdtm": 0.0}
+"""Rankers whose value without a component is known by definition; that of others is measured."""
+
+Measured = dict[tuple[int, float], float]
+"""(component, amount) -> value of the ranker."""
+
+
+class Statistic(enum.Enum):
+    """Which aggregate over prefixes a search reads; p75 of the FDT is what the paper calls FDT75."""
+
+    mean = "mean"
+    p75 = "p75"
+    median = "median"
+    p25 = "p25"
+
+
+@dataclass
+class FdtAllocation(Schedule):
+    """Water-filling on measured curves, one round per cumulative target.
+
+    max_a min_c FDT_c(a_c)  subject to  sum_c w_c a_c = target,  w_c = parameters_c / sum parameters
+
+    A round that adds t scores every component alone at its current amount + t/2 and + 3t/2. Its curve is straight
+    between the current model's own value, these two and the removed component (FDT 0 by definition, measured for
+    other rankers), made non-increasing by a running minimum. A level sinks from the best value until the amounts at
+    which the curves meet it reach the budget. Scores are always against the dense base.
+
+    `ranker` is the metric that makes the curves, `statistic` its aggregate over prefixes.
+
+    Deiseroth et al., "Divergent Token Metrics", NAACL 2024, Algorithm 1.
+    """
+
+    name: ClassVar[str] = "fdt_allocation"
+
+    targets: list[float] = field(default_factory=list)
+    ranker: str = "fdtm"
+    statistic: Statistic = Statistic.mean
+
+    def ranks_by(self) -> tuple[str, ...]:
+        return (self.ranker,)
+
+    def search(self, problem: Problem) -> Search:
+        span = choose_span(problem, self.name)
+        targets = span.check_targets(self.targets)
+        if self.ranker not in problem.better:
+            raise ConfigError(
+                f"unknown metric `{self.ranker}` in `schedule.ranker`; {suggest(self.ranker, problem.better)}"
+            )
+        sign = problem.better[self.ranker].sign
+        current = np.zeros(len(span.names))
+        for target in targets:
+            amounts = yield from self._allocate(span, current, target, sign)
+            current = span.read((yield KeepRequest(span.plan(amounts), target)))
+
+    def _allocate(
+        self, span: Span, current: Vector, target: float, sign: float
+    ) -> Generator[ScoreRequest, Any, Vector]:
+        """One round: the amounts `[component]` that reach the target, from scores on top of the current model."""
+        floor = np.maximum(current, span.low)
+        ceiling = np.maximum(floor, span.high)
+        added = target - span.mean(current)
+        if target <= span.mean(floor):
+            return floor
+        points = place_points(current, ceiling, added, removed=1.0 if self.ranker in VALUE_OF_REMOVED else None)
+        measured = yield from self._measure(span, current, points)
+        values = [[measured[index, amount] for amount in row] for index, row in enumerate(points.tolist())]
+        goodness = water_filling.replace_non_finite(sign * np.array(values))
+        curves = water_filling.cut_curves(points, water_filling.make_non_increasing(goodness), floor, ceiling)
+        return water_filling.fill(*curves, span.parameters, target)
+
+    def _measure(self, span: Span, current: Vector, points: Vector) -> Generator[ScoreRequest, Any, Measured]:
+        """The ranker at every point; no change is one trial for all components, and nothing is scored twice."""
+        known: Measured = {}
+        if self.ranker in VALUE_OF_REMOVED:
+            known = {(index, 1.0): VALUE_OF_REMOVED[self.ranker] for index in range(len(span.names))}
+        unchanged = set(enumerate(current.tolist()))
+        wanted = {(index, amount): None for index, row in enumerate(points.tolist()) for amount in row}
+        trials = [point for point in wanted if point not in unchanged and point not in known]
+        changes = [{span.names[index]: Treatment(span.compressor, amount)} for index, amount in trials]
+        answer = yield ScoreRequest([{}, *changes], (self.ranker,))
+        first, *others = map(self._read, answer)
+        return known | dict.fromkeys(unchanged, first) | dict(zip(trials, others, strict=True))
+
+    def _read(self, scores: Scores) -> float:
+        return scores[self.ranker].statistic(self.statistic.value)
+
+
+def place_points(current: Vector, ceiling: Vector, added: float, removed: float | None) -> Vector:
+    """Amounts `[component, point]`: current, + t/2, + 3t/2 clipped to what is left, and `removed` (None: all of it)."""
+    near, far = (np.minimum(current + share * added, ceiling) for share in (0.5, 1.5))
+    end = ceiling if removed is None else np.full_like(ceiling, removed)
+    return np.stack([current, near, far, end], axis=1)

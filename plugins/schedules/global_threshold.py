@@ -1,0 +1,92 @@
+"""One threshold for the whole model: the least important weights go, wherever they are."""
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.contracts import CountRequest, KeepRequest, Problem, Schedule, Search
+
+from .targets import Span, Vector, choose_span
+
+Counts = NDArray[np.int64]
+INFINITY = 0x7F800000
+"""Bits of the float32 infinity: finite floats of one sign have smaller ones, in the order of their magnitudes."""
+THRESHOLDS = 256
+"""Per request; four requests tell any two float32 values apart."""
+
+
+@dataclass
+class GlobalThreshold(Schedule):
+    """Prunes by one order of all weights, one round per cumulative target; needs a compressor with `importance`.
+
+    amount_c = #{w in c : importance(w) <= tau} / parameters_c,  tau such that the mean over all weights is the target
+
+    tau is found to the last bit by counting alone; weights that tie at tau are split in proportion to how many each
+    component has. No component gets less than it has already, or more than the compressor offers for it.
+
+    The global magnitude baseline of Han et al., "Learning both Weights and Connections", NeurIPS 2015, and of
+    Blalock et al., "What is the State of Neural Network Pruning?", MLSys 2020.
+    """
+
+    name: ClassVar[str] = "global"
+
+    targets: list[float] = field(default_factory=list)
+
+    def search(self, problem: Problem) -> Search:
+        span = choose_span(problem, self.name)
+        targets = span.check_targets(self.targets)
+        current = np.zeros(len(span.names))
+        for target in targets:
+            counts = yield from find_counts(span, current, target)
+            current = span.read((yield KeepRequest(span.plan(counts / span.parameters), target)))
+
+
+def find_counts(span: Span, current: Vector, target: float) -> Generator[CountRequest, Any, Counts]:
+    """How many weights `[component]` to prune so that the total is within one weight of the target.
+
+    A bracket of two neighbouring thresholds is refined until the total is met, or no float32 lies in between.
+    """
+    floor = np.ceil(np.maximum(current, span.low) * span.parameters - 1e-6).astype(np.int64)
+    ceiling = np.maximum(floor, np.floor(span.high * span.parameters + 1e-6).astype(np.int64))
+    wanted = min(max(round(target * float(span.parameters.sum())), int(floor.sum())), int(ceiling.sum()))
+    bits, counts = [-INFINITY - 1, INFINITY + 1], [floor, ceiling]
+    while bits[1] - bits[0] > 1 and wanted not in (counts[0].sum(), counts[1].sum()):
+        grid = cut_bracket(*bits)
+        answer = yield CountRequest(span.compressor, float_at(grid))
+        table = np.array([answer[name] for name in span.names], dtype=np.int64)
+        # clipping keeps the order of the thresholds, so that the bracket encloses the total with the bounds in force
+        steps = [counts[0], *np.clip(table, floor[:, None], ceiling[:, None]).T, counts[1]]
+        first = next(index for index, step in enumerate(steps) if step.sum() >= wanted)
+        edges = [bits[0], *grid, bits[1]]
+        bits, counts = edges[first - 1 : first + 1], steps[first - 1 : first + 1]
+    return split_ties(counts[0], counts[1], wanted)
+
+
+def cut_bracket(low: int, high: int) -> list[int]:
+    """At most THRESHOLDS whole numbers strictly between low and high, evenly spread."""
+    parts = min(THRESHOLDS + 1, high - low)
+    return [low + (high - low) * part // parts for part in range(1, parts)]
+
+
+def float_at(grid: list[int]) -> list[float]:
+    """The float32 at each place in the order of all float32: 0 is 0.0, and n and -n have opposite signs."""
+    places = np.array(grid, dtype=np.int64)
+    magnitudes = np.abs(places).astype(np.uint32).view(np.float32).astype(np.float64)
+    return [math.copysign(value, place) for value, place in zip(magnitudes.tolist(), grid, strict=True)]
+
+
+def split_ties(below: Counts, at: Counts, wanted: int) -> Counts:
+    """Whole counts from `below` to `at` with the sum `wanted`, in proportion; the largest remainders are rounded up."""
+    tied = int((at - below).sum())
+    if tied == 0:
+        return below
+    exact = (at - below) * ((wanted - int(below.sum())) / tied)
+    whole = np.floor(exact).astype(np.int64)
+    missing = wanted - int(below.sum() + whole.sum())
+    whole[np.argsort(whole - exact, kind="stable")[: max(missing, 0)]] += 1
+    counts: Counts = below + whole
+    return counts

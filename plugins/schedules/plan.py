@@ -1,0 +1,50 @@
+"""Does again what an earlier run decided, or what somebody wrote by hand."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from compressor.contracts import KeepRequest, Problem, Schedule, Search
+from compressor.errors import ConfigError, PlanError, suggest
+from compressor.plans import read_plan
+from compressor.plugins import installed
+from compressor.values import Treatment
+
+
+@dataclass
+class ReplayedPlan(Schedule):
+    """Keeps the plan of a plan.json in one round; nothing is scored: `schedule=plan schedule.path=plan.json`.
+
+    Components that the file does not name stay as they are. Treatments without options are done as configured. A
+    compressor need not be configured, so that a plan of several can be done again; installed is enough.
+    """
+
+    name: ClassVar[str] = "plan"
+
+    path: str = ""
+
+    def search(self, problem: Problem) -> Search:
+        if not self.path:
+            raise ConfigError("`schedule.path` must be a plan.json, got nothing; say schedule.path=plan.json")
+        plan = read_plan(self.path)
+        for name, treatment in plan.items():
+            check_treatment(name, treatment, problem)
+        yield KeepRequest(plan)
+
+
+def check_treatment(name: str, treatment: Treatment, problem: Problem) -> None:
+    """Can it be done to a component of that name? Raises PlanError."""
+    known = {component.name for component in problem.components}
+    if name not in known:
+        raise PlanError(f"the plan treats {name!r}, which is not a component of this model; {suggest(name, known)}")
+    if treatment.compressor not in problem.offers:
+        compressors = installed().compressors
+        if treatment.compressor not in compressors:
+            raise PlanError(f"the plan treats `{name}` by what is missing: {compressors.unknown(treatment.compressor)}")
+        return
+    offer = problem.offers[treatment.compressor][name]
+    # options of its own may change what a compressor offers; only the run, which builds it, can know that
+    if not treatment.options and not offer.contains(treatment.amount):
+        raise PlanError(
+            f"the plan asks for amount {treatment.amount:g} of `{name}`, {treatment.compressor} offers {offer}; "
+            "change the amount, or give the options that offer it"
+        )

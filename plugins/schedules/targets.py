@@ -1,0 +1,99 @@
+"""What the schedules share: checks of `schedule.targets` against the offers of the one compressor that is used."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.contracts import Problem
+from compressor.errors import ConfigError
+from compressor.values import Offer, Treatment
+
+Vector = NDArray[np.float64]
+DEFAULT_TARGET = 0.5
+
+
+@dataclass(frozen=True)
+class Span:
+    """What one compressor may do to the components: an amount in [low, high] each, weighted by parameters.
+
+    All vectors are `[component]`, in the order of the problem.
+    """
+
+    compressor: str
+    names: tuple[str, ...]
+    parameters: Vector
+    low: Vector
+    high: Vector
+
+    def mean(self, amounts: Vector) -> float:
+        """sum_c parameters_c amount_c / sum_c parameters_c"""
+        return float(self.parameters @ amounts / self.parameters.sum())
+
+    def plan(self, amounts: Vector) -> dict[str, Treatment]:
+        """Every component at its amount; what rounding puts outside of [0, 1] is clipped."""
+        exact = np.clip(amounts, 0.0, 1.0).tolist()
+        return {name: Treatment(self.compressor, amount) for name, amount in zip(self.names, exact, strict=True)}
+
+    def read(self, answer: Mapping[str, float]) -> Vector:
+        """The answer to a KeepRequest as a vector."""
+        return np.array([answer[name] for name in self.names], dtype=np.float64)
+
+    def check_targets(self, targets: Sequence[float]) -> list[float]:
+        """The targets to go for, a default in place of none; raises ConfigError for one that is out of reach."""
+        lowest, highest = self.mean(self.low), self.mean(self.high)
+        for target in check_order(targets):
+            if not lowest - Offer.TOLERANCE <= target <= highest + Offer.TOLERANCE:
+                raise ConfigError(
+                    f"`schedule.targets` asks for {target:g}, {self.compressor} offers [{lowest:g}, {highest:g}] "
+                    "over all components; ask for a mean amount in that range"
+                )
+        return list(targets) or check_order([max(lowest, min(DEFAULT_TARGET, highest))])
+
+
+def check_order(targets: Sequence[float]) -> list[float]:
+    """Cumulative amounts, each in (0, 1] and above the one before; raises ConfigError."""
+    for before, target in zip([0.0, *targets], targets, strict=False):
+        if not (math.isfinite(target) and 0.0 < target <= 1.0):
+            raise ConfigError(
+                f"`schedule.targets` must be in (0, 1], got {target:g}; give the share of bits to take away"
+            )
+        if target <= before:
+            raise ConfigError(f"`schedule.targets` must increase, got {target:g} after {before:g}; they are cumulative")
+    return list(targets)
+
+
+def choose_offers(problem: Problem, schedule: str) -> tuple[str, Mapping[str, Offer]]:
+    """The one compressor that is configured, and its offers; raises ConfigError if it is not one."""
+    names = list(problem.offers)
+    if not problem.components:
+        raise ConfigError("no component is selected, at least one is needed; loosen `components.include` or `.exclude`")
+    if not names:
+        raise ConfigError(f"schedule `{schedule}` needs a compressor, none is configured; set `compressor`")
+    if len(names) > 1:
+        raise ConfigError(
+            f"schedule `{schedule}` takes one compressor, configured are {', '.join(names)}; "
+            f"choose one, say `compressor={names[0]}`"
+        )
+    return names[0], problem.offers[names[0]]
+
+
+def choose_span(problem: Problem, schedule: str) -> Span:
+    """The one compressor as a Span; raises ConfigError where it offers fixed levels."""
+    compressor, offers = choose_offers(problem, schedule)
+    for name, offer in offers.items():
+        if not offer.is_range:
+            raise ConfigError(
+                f"schedule `{schedule}` needs a range of amounts, {compressor} offers {offer} for `{name}`; "
+                "choose a compressor that prunes, or another schedule"
+            )
+    ordered = [offers[component.name] for component in problem.components]
+    return Span(
+        compressor,
+        tuple(component.name for component in problem.components),
+        np.array([component.parameters for component in problem.components], dtype=np.float64),
+        np.array([offer.low for offer in ordered]),
+        np.array([offer.high for offer in ordered]),
+    )

@@ -1,0 +1,43 @@
+"""`make bench`: runs every benchmark, or the one that is named, and prints a table and JSON lines."""
+
+import importlib
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+BENCHMARKS = ("demo", "allocation")
+
+
+def format_cell(value: object) -> str:
+    """A number, or [value, low, high] with its interval."""
+    if isinstance(value, list):
+        return f"{value[0]:.4g} [{value[1]:.4g}, {value[2]:.4g}]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def show(name: str, rows: list[dict[str, Any]], console: Console) -> None:
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    table = Table(*columns, title=name)
+    for row in rows:
+        table.add_row(*(format_cell(row[column]) if column in row else "" for column in columns))
+    console.print(table)
+
+
+def main() -> None:
+    chosen, arguments = (sys.argv[1:2], sys.argv[2:]) if len(sys.argv) > 1 else (list(BENCHMARKS), [])
+    console = Console(width=240, stderr=True)
+    for name in chosen:
+        if name not in BENCHMARKS:
+            raise SystemExit(f"unknown benchmark {name}; known: {', '.join(BENCHMARKS)}")
+        rows = []
+        for row in importlib.import_module(f"tests.benchmarks.{name}").measure(arguments):
+            print(json.dumps({"benchmark": name, **row}), flush=True)
+            rows.append(row)
+        show(name, rows, console)
+
+
+if __name__ == "__main__":
+    main()

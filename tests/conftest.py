@@ -1,0 +1,26 @@
+"""Shared by all tests: nothing leaves the test's own folders, and nothing reaches for a network."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SHARED_MODELS = Path(__file__).parents[2] / "shared" / "models"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPRESSOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("COLUMNS", "160")
+        yield
+
+
+@pytest.fixture(params=["stories260K", "tinystories-656k", "tinystories-2.8M"])
+def trained_folder(request: pytest.FixtureRequest) -> Path:
+    folder = SHARED_MODELS / request.param
+    if not folder.is_dir():
+        pytest.skip(f"the trained model {request.param} is not beside the checkout in ../shared/models")
+    return folder

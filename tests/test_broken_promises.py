@@ -1,0 +1,274 @@
+"""A contract suite notices every broken promise: honest plugins pass it whole, each broken one fails its test."""
+
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from compressor.contracts import (
+    Better,
+    CompressedWeight,
+    Compressor,
+    Context,
+    CountRequest,
+    KeepRequest,
+    Metric,
+    Prefixes,
+    Problem,
+    Reads,
+    Schedule,
+    ScoreRequest,
+    Search,
+    TextWindows,
+)
+from compressor.errors import PluginError
+from compressor.readout import Readout
+from compressor.testing import CompressorContract, MetricContract, ScheduleContract
+from compressor.values import Component, Offer, Treatment
+
+
+def broken(base: type, **members: object) -> Any:  # noqa: ANN401 - whatever `base` makes
+    """An instance of a dataclass that derives from `base` and breaks something."""
+    return dataclass(type("Broken", (base,), members))()
+
+
+# Metrics ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Matches(Metric):
+    """An honest metric to break: share of matching tokens."""
+
+    name: ClassVar[str] = "matches"
+    reads: ClassVar[Reads] = Reads.PREDICTED
+    better: ClassVar[Better] = Better.HIGHER
+
+    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
+        right = (candidate.predicted == candidate.tokens) & candidate.counted
+        return right.double().sum(-1, keepdim=True)
+
+
+class TestHonestMetric(MetricContract):
+    instance = Matches()
+
+
+class TestHonestTextMetric(MetricContract):
+    instance = broken(Matches, text=lambda self: TextWindows())
+
+
+def statistics_by(change: Callable[[Readout, Readout], Tensor]) -> Callable[[Metric, Readout, Readout], Tensor]:
+    return lambda self, candidate, base: change(candidate, base)
+
+
+def zero_in_place(candidate: Readout, base: Readout) -> Tensor:
+    return candidate.log_probabilities.mul_(0.5).amax((-1, -2))[:, None]
+
+
+ALL = Reads.PREDICTED | Reads.REFERENCE | Reads.DISTRIBUTION
+BROKEN_METRICS: dict[str, tuple[str, dict[str, Any]]] = {
+    "no_columns": ("statistics_are_finite_rows", {"statistics": statistics_by(lambda c, b: c.predicted[:, 0])}),
+    "not_finite": ("statistics_are_finite_rows", {"statistics": statistics_by(lambda c, b: c.predicted / 0)}),
+    "undeclared": (
+        "statistics_are_finite_rows",
+        {"statistics": statistics_by(lambda c, b: c.log_probabilities[..., 0])},
+    ),
+    "base_unread": ("statistics_are_finite_rows", {"statistics": statistics_by(lambda c, b: b.predicted)}),
+    "batch_mean": (
+        "sequences_are_independent",
+        {"statistics": statistics_by(lambda c, b: c.predicted - c.predicted.double().mean())},
+    ),
+    "draws": ("is_pure", {"statistics": statistics_by(lambda c, b: torch.rand(len(c.tokens), 1))}),
+    "in_place": ("is_pure", {"reads": ALL, "statistics": statistics_by(zero_in_place)}),
+    "uncounted": (
+        "only_counted_positions_matter",
+        {"text": lambda self: TextWindows(), "statistics": statistics_by(lambda c, b: c.predicted.double())},
+    ),
+    "flat_aggregate": ("aggregate_takes_many_samples_at_once", {"aggregate": lambda self, s: s.mean()}),
+    "wrong_axis": ("aggregate_takes_many_samples_at_once", {"aggregate": lambda self, s: s[..., 0].mean(axis=0)}),
+    "wrong_way": ("nothing_beats_the_base", {"better": Better.LOWER}),
+    "no_default": ("can_be_registered_and_configured", {"name": "No Name"}),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_METRICS)
+def test_broken_metric_is_noticed(case: str) -> None:
+    promise, members = BROKEN_METRICS[case]
+    arguments = {"dtype": "float32"} if promise == "statistics_are_finite_rows" else {}
+    with pytest.raises((AssertionError, PluginError)):
+        getattr(MetricContract(), f"test_{promise}")(broken(Matches, **members), **arguments)
+
+
+# Compressors ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stored(CompressedWeight):
+    weight: Tensor
+    extra_bits: int = 0
+
+    def dense(self) -> Tensor:
+        return self.weight
+
+    @property
+    def bits(self) -> int:
+        return self.weight.numel() * self.weight.element_size() * 8 + self.extra_bits
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weight": self.weight}
+
+
+@dataclass
+class First(Compressor):
+    """An honest pruner to break: what is zero goes first, then the first weights."""
+
+    name: ClassVar[str] = "first"
+
+    def offer(self, component: Component) -> Offer:
+        return Offer()
+
+    def importance(self, weight: Tensor, context: Context) -> Tensor:
+        return torch.arange(1.0, weight.numel() + 1).view(weight.shape).masked_fill(weight == 0, 0)
+
+    def compress(self, weight: Tensor, amount: float, context: Context) -> CompressedWeight:
+        order = self.importance(weight, context).flatten().argsort(stable=True)
+        pruned = weight.clone().flatten()
+        pruned[order[: round(amount * len(order))]] = 0
+        return Stored(pruned.view(weight.shape))
+
+
+class TestHonestCompressor(CompressorContract):
+    instance = First()
+
+
+def compress_by(change: Callable[[Tensor, float], CompressedWeight]) -> Callable[..., CompressedWeight]:
+    return lambda self, weight, amount, context: change(weight, amount)
+
+
+counter = itertools.count()
+BROKEN_COMPRESSORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "level_twice": ("offer_is_valid", {"offer": lambda self, c: Offer(levels=(0.5, 0.5))}),
+    "level_zero": ("offer_is_valid", {"offer": lambda self, c: Offer(levels=(0.0,))}),
+    "range": ("offer_is_valid", {"offer": lambda self, c: Offer(low=0.5, high=1.5)}),
+    "dtype": ("result_stands_in_for_the_weight", {"compress": compress_by(lambda w, a: Stored(w.double()))}),
+    "shape": ("result_stands_in_for_the_weight", {"compress": compress_by(lambda w, a: Stored(w.T))}),
+    "nan": ("result_stands_in_for_the_weight", {"compress": compress_by(lambda w, a: Stored(w / 0))}),
+    "in_place": ("is_pure", {"compress": compress_by(lambda w, a: Stored(w.mul_(1 - a)))}),
+    "draws": ("is_pure", {"compress": compress_by(lambda w, a: Stored(w * torch.rand(w.shape)))}),
+    "counts": ("is_pure", {"compress": compress_by(lambda w, a: Stored(w * next(counter)))}),
+    "too_few_bits": ("bits_are_those_of_the_tensors", {"compress": compress_by(lambda w, a: Stored(w, -8))}),
+    "too_many_bits": ("bits_are_those_of_the_tensors", {"compress": compress_by(lambda w, a: Stored(w, 1))}),
+    "minus_zero": ("amount_zero_changes_nothing", {"compress": compress_by(lambda w, a: Stored(w + 0.0))}),
+    "few_zeros": ("pruning_is_cumulative", {"compress": compress_by(lambda w, a: Stored(w))}),
+    "not_nested": (
+        "pruning_is_cumulative",
+        {"compress": compress_by(lambda w, a: Stored(w.where(torch.rand(w.shape) > a, 0)))},
+    ),
+    "nan_order": ("importance_is_an_order", {"importance": lambda self, w, c: w / 0 * 0}),
+    "zeros_last": ("importance_is_an_order", {"importance": lambda self, w, c: -w.abs()}),
+    "vector": ("importance_is_an_order", {"importance": lambda self, w, c: w.abs().amax(0)}),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_COMPRESSORS)
+def test_broken_compressor_is_noticed(case: str) -> None:
+    promise, members = BROKEN_COMPRESSORS[case]
+    weight = torch.tensor([[0.5, -0.0, 0.25], [-1.0, 2.0, -3.0]])
+    with pytest.raises((AssertionError, PluginError)):
+        getattr(CompressorContract(), f"test_{promise}")(broken(First, **members), weight)
+
+
+# Schedules --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Halve(Schedule):
+    """An honest schedule to break: keeps half of everything."""
+
+    name: ClassVar[str] = "halve"
+
+    def ranks_by(self) -> tuple[str, ...]:
+        return ("kl",)
+
+    def search(self, problem: Problem) -> Search:
+        yield KeepRequest(plan_of(problem))
+
+
+def plan_of(problem: Problem, amount: float = 0.5, name: str = "") -> dict[str, Treatment]:
+    compressor = next(iter(problem.offers))
+    return {name or component.name: Treatment(compressor, amount) for component in problem.components}
+
+
+class TestHonestSchedule(ScheduleContract):
+    instance = Halve()
+
+
+def endless(self: Schedule, problem: Problem) -> Search:
+    while True:
+        yield ScoreRequest([{}], ("kl",))
+
+
+def draws(self: Schedule, problem: Problem) -> Search:
+    yield ScoreRequest([plan_of(problem)] * random.randint(1, 10**6), ("kl",))
+
+
+def seeds(self: Schedule, problem: Problem) -> Search:
+    np.random.seed(0)
+    yield KeepRequest(plan_of(problem))
+
+
+def proves(self: Schedule, problem: Problem) -> Search:
+    (scores,) = yield ScoreRequest([plan_of(problem)], ("kl",), Prefixes.PROOF)
+    yield KeepRequest(plan_of(problem, 0.5 if scores["kl"].mean < 0.4 else 0.75))
+
+
+def remembers(self: Any, problem: Problem) -> Search:  # noqa: ANN401 - has a field that Schedule lacks
+    self.runs = getattr(self, "runs", 0) + 1
+    yield KeepRequest(plan_of(problem, 0.5 if self.runs < 4 else 0.75))
+
+
+def imports_torch(self: Schedule, problem: Problem) -> Search:
+    import torch.nn
+
+    yield KeepRequest(plan_of(problem, float(torch.nn.Parameter(torch.tensor(0.5)))))
+
+
+def asks(*requests: Callable[[Problem], Any]) -> Callable[[Schedule, Problem], Search]:
+    def search(self: Schedule, problem: Problem) -> Search:
+        for request in requests:
+            yield request(problem)
+
+    return search
+
+
+BROKEN_SCHEDULES: dict[str, tuple[str, Callable[..., Search]]] = {
+    "endless": ("ends_and_keeps_a_plan", endless),
+    "nothing": ("ends_and_keeps_a_plan", asks(lambda p: ScoreRequest([{}], ("kl",)))),
+    "unknown_component": ("ends_and_keeps_a_plan", asks(lambda p: KeepRequest(plan_of(p, name="lm_head")))),
+    "unknown_metric": ("ends_and_keeps_a_plan", asks(lambda p: ScoreRequest([{}], ("fdtm",)))),
+    "not_offered": ("ends_and_keeps_a_plan", asks(lambda p: KeepRequest(plan_of(p, 0.6)))),
+    "gives_back": (
+        "ends_and_keeps_a_plan",
+        asks(lambda p: KeepRequest(plan_of(p, 0.75)), lambda p: KeepRequest(plan_of(p, 0.5))),
+    ),
+    "unsorted": ("ends_and_keeps_a_plan", asks(lambda p: CountRequest(next(iter(p.offers)), (0.5, 0.1)))),
+    "draws": ("is_a_function_of_problem_and_answers", draws),
+    "seeds": ("is_a_function_of_problem_and_answers", seeds),
+    "remembers": ("is_a_function_of_problem_and_answers", remembers),
+    "resumes_elsewhere": ("goes_on_from_its_answers", remembers),
+    "proves": ("decides_nothing_on_proof_prefixes", proves),
+    "torch": ("needs_no_torch", imports_torch),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_SCHEDULES)
+def test_broken_schedule_is_noticed(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    promise, search = BROKEN_SCHEDULES[case]
+    arguments = {"monkeypatch": monkeypatch} if promise == "needs_no_torch" else {}
+    with pytest.raises((AssertionError, PluginError, ImportError)):
+        getattr(ScheduleContract(), f"test_{promise}")(broken(Halve, search=search), **arguments)

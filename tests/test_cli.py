@@ -1,0 +1,180 @@
+"""The command line as a user meets it: real processes, exit codes, one-line errors, sweeps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+
+from compressor.compose import CONFIG_MODULE, build_settings, check_overrides, store_schemas
+from compressor.errors import ConfigError
+from compressor.plugins import installed
+from tests.families import save_checkpoint
+
+CONF = Path(__file__).parents[1] / "conf"
+SMALL = [
+    "data.prefixes=4", "data.prefix_tokens=6", "data.continuation_tokens=8", "metric=[fdtm,kl]", "tracking=none",
+    "components.include=[layers.0.self_attn]",
+]  # fmt: skip
+
+
+def call(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in `folder`."""
+    command = [sys.executable, "-m", "compressor.cli", *arguments]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=300, env=os.environ | environment, check=False
+    )
+
+
+def check_overrides_of(*overrides: str) -> None:
+    plugins = installed()
+    store_schemas(plugins)
+    with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3", job_name="compressor"):
+        build_settings(check_overrides(list(overrides), plugins))
+
+
+def test_a_run_ends_with_a_table_and_the_path_of_the_report(tmp_path: Path) -> None:
+    done = call(tmp_path, "run", "schedule=uniform", "schedule.targets=[0.3]", "hydra.run.dir=out", *SMALL)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "fdt" in done.stdout.lower()
+    assert done.stdout.strip().splitlines()[-1] == "report: out/report.html" or done.stdout.rstrip().endswith("report.html")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["status"] == "done"
+    assert report["config"]["schedule"] == {"targets": [0.3]}
+    assert set(report["versions"]) >= {"compressor", "python", "torch", "transformers"}
+    assert "schedule=uniform" in report["command"]
+    assert (tmp_path / "out" / ".hydra" / "overrides.yaml").exists()
+
+
+def test_a_multirun_ends_in_one_table_and_a_failing_job_stops_no_other(tmp_path: Path) -> None:
+    sweep = ["-m", "schedule=uniform", "schedule.targets=[0.2],[1.5],[0.4]", "hydra.sweep.dir=sweep"]
+    done = call(tmp_path, "run", *sweep, *SMALL)
+    assert done.returncode == 1
+    errors = done.stderr.strip().splitlines()
+    assert len(errors) == 1 and "1.5" in errors[0]
+    rows = json.loads((tmp_path / "sweep" / "comparison.json").read_text())
+    assert [row["status"] for row in rows] == ["done", "failed", "done"]
+    assert rows[0]["amount"] == pytest.approx(0.2, abs=1e-3)
+    assert rows[2]["amount"] == pytest.approx(0.4, abs=1e-3)
+    assert "comparison.json" in done.stdout
+
+
+def test_help_shows_every_group_and_plugin(tmp_path: Path) -> None:
+    done = call(tmp_path, "--help")
+    assert done.returncode == 0
+    groups = {path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "__pycache__")}
+    words = set(done.stdout.replace(",", " ").replace(":", " ").split())
+    assert groups <= words
+    for registry in installed().registries():
+        assert set(registry) <= words
+
+
+def test_plugins_are_listed(tmp_path: Path) -> None:
+    plain, facts = call(tmp_path, "plugins"), call(tmp_path, "plugins", "--json")
+    listed = json.loads(facts.stdout)
+    assert listed["failures"] == []
+    for registry in installed().registries():
+        assert set(listed[f"{registry.word}s"]) == set(registry)
+        assert all(name in plain.stdout for name in registry)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rum"], "unknown command `rum`; did you mean `run`?"),
+        (["run", "metric=[fdtn]"], "unknown metric `fdtn`; did you mean"),
+        (["run", "compressor=magnitud"], "unknown compressor `magnitud`; did you mean `magnitude`"),
+        (["run", "schedule=unifrm"], "unknown schedule `unifrm`; did you mean `uniform`"),
+        (["run", "model=tny"], "unknown model `tny`; did you mean `tiny`"),
+        (["run", "data.prefixs=3"], "unknown key `data.prefixs`; did you mean `data.prefixes`"),
+        (["run", "+foo=1"], "unknown key `foo`"),
+        (["run", "data.prefixes=many"], "could not be converted to Integer"),
+        (["run", "model.dtype=float64"], "expected one of [auto, float32, bfloat16, float16]"),
+        (["run", "schedule.targets=[0.5"], "schedule.targets=[0.5"),
+        (["run", "--frobnicate"], "unrecognized arguments: --frobnicate"),
+        (["run", "--experimental-rerun", "x.pickle"], "--experimental-rerun is not supported"),
+        (["run", "model=hf"], "`model.path`"),
+        (["run", "model=hf", "model.path=./nowhere"], "no such folder"),
+        (["run", "model.device=cuda"], "CUDA"),
+        (["run", "data=text"], "`data=text` needs `data.path`"),
+        (["run", "data=text", "data.path=nowhere.txt"], "cannot read text"),
+        (["run", "data.continuation_tokens=4096"], "the model's context of 512"),
+        (["run", "schedule=uniform", "schedule.targets=[0.5,0.2]"], "targets"),
+        (["run", "schedule=uniform", "compressor=int8", "schedule.targets=[0.3]"], "int8 offers"),
+        (["run", "schedule.ranker=fdtn"], "unknown metric `fdtn`"),
+        (["run", "components.include=[nothing]"], "components.include"),
+        (["run", "hydra.run.dir=/proc/nowhere/run"], "/proc/nowhere"),
+        (["plugins", "--jsn"], "takes only --json"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    failed = call(tmp_path, *arguments, *(SMALL if arguments[0] == "run" and "--" not in arguments[1] else []))
+    assert failed.returncode == 1, failed.stderr
+    lines = failed.stderr.strip().splitlines()
+    assert len(lines) == 1, failed.stderr
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert not list(tmp_path.rglob("model.safetensors"))
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    failed = call(tmp_path, "run", "hydra.run.dir=file/run", *SMALL)
+    assert failed.returncode == 1
+    assert len(failed.stderr.strip().splitlines()) == 1
+
+
+GROUPS = [
+    (folder.name, option.stem)
+    for folder in sorted(CONF.iterdir())
+    if folder.is_dir() and folder.name not in ("hydra", "__pycache__")
+    for option in sorted(folder.glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize(("group", "option"), GROUPS)
+def test_every_option_composes(group: str, option: str) -> None:
+    check_overrides_of(f"{group}={option}")
+
+
+def test_every_plugin_composes_and_is_built_with_its_options() -> None:
+    for registry in installed().registries():
+        for name in registry:
+            check_overrides_of(f"{registry.word}={name}")
+
+
+def test_values_of_a_sweep_are_each_checked() -> None:
+    with pytest.raises(ConfigError, match="unknown schedule `unifrm`"):
+        check_overrides_of("schedule=uniform,unifrm")
+
+
+def test_experiments_start_with_the_command_that_runs_them() -> None:
+    for path in (CONF / "experiment").glob("*.yaml"):
+        first, second = path.read_text().splitlines()[:2]
+        assert first == "# @package _global_"
+        assert second == f"# compressor run experiment={path.stem}"
+
+
+def test_tiny_experiments_run(tmp_path: Path) -> None:
+    for path in (CONF / "experiment").glob("tiny_*.yaml"):
+        done = call(tmp_path, "run", f"experiment={path.stem}", f"hydra.run.dir={path.stem}", *SMALL)
+        assert done.returncode == 0, done.stderr
+        assert json.loads((tmp_path / path.stem / "report.json").read_text())["status"] == "done"
+
+
+def test_large_experiments_run_on_a_small_model(tmp_path: Path) -> None:
+    """The paper's recipe, all eight rounds, with a small checkpoint in place of the 13B one."""
+    save_checkpoint("llama", tmp_path / "base", with_tokenizer=True)
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog " * 200)
+    small = [
+        "model.path=base", "model.dtype=float32", "data=text", "data.path=text.txt", "data.prefixes=4",
+        "data.prefix_tokens=6", "data.continuation_tokens=8", "tracking=none", "hydra.run.dir=out",
+    ]  # fmt: skip
+    done = call(tmp_path, "run", "experiment=llama2_13b_sparsify", *small)
+    assert done.returncode == 0, done.stderr
+    rounds = json.loads((tmp_path / "out" / "report.json").read_text())["rounds"]
+    assert [r["amount"] for r in rounds] == pytest.approx([0.20, 0.35, 0.45, 0.55, 0.60, 0.65, 0.70, 0.75], abs=1e-3)

@@ -1,0 +1,73 @@
+"""Every plugin that is installed passes the contract suite of its kind, and a suite notices every broken promise."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from compressor.contracts import Compressor, Metric, Schedule
+from compressor.files import write_json
+from compressor.plans import plan_to_json
+from compressor.plugins import installed
+from compressor.testing import CompressorContract, MetricContract, ScheduleContract, make_tiny_checkpoint
+from compressor.testing.rehearsal import COMPONENTS
+from compressor.values import Treatment
+
+
+class TestMetrics(MetricContract):
+    @pytest.fixture(params=sorted(installed().metrics))
+    def plugin(self, request: pytest.FixtureRequest) -> Metric:
+        return installed().metrics[request.param]()
+
+
+class TestCompressors(CompressorContract):
+    @pytest.fixture(params=sorted(installed().compressors))
+    def plugin(self, request: pytest.FixtureRequest) -> Compressor:
+        return installed().compressors[request.param]()
+
+
+class TestSchedules(ScheduleContract):
+    @pytest.fixture(params=sorted(installed().schedules))
+    def plugin(self, request: pytest.FixtureRequest, tmp_path: Path) -> Schedule:
+        options: dict[str, Any] = {}
+        if request.param == "plan":
+            options["path"] = str(tmp_path / "plan.json")
+            plan = {component.name: Treatment("prune", 0.25) for component in COMPONENTS[1:]}
+            write_json(tmp_path / "plan.json", plan_to_json(plan))
+        return installed().schedules[request.param](**options)
+
+
+def test_nothing_installed_fails_to_load() -> None:
+    assert installed().failures == []
+
+
+def test_plugins_load_without_torch() -> None:
+    code = "import sys; from compressor.plugins import load_plugins; load_plugins(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_suites_are_not_collected_on_their_own(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    suites = "CompressorContract, MetricContract, ScheduleContract"
+    (tmp_path / "test_empty.py").write_text(f"from compressor.testing import {suites}\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_empty.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED, done.stdout
+
+
+def test_tiny_checkpoint_loads_and_is_the_same_for_one_seed(tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    folders = [make_tiny_checkpoint(tmp_path / str(index), seed) for index, seed in enumerate((0, 0, 1))]
+    assert torch.equal(torch.get_rng_state(), state)
+    files = [(folder / "model.safetensors").read_bytes() for folder in folders]
+    assert files[0] == files[1] != files[2]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folders[0])
+    ids = tokenizer("Ünï code\n").input_ids
+    assert ids[0] == tokenizer.bos_token_id == 1 and tokenizer.decode(ids, skip_special_tokens=True) == "Ünï code\n"
+    model = transformers.AutoModelForCausalLM.from_pretrained(folders[0])
+    said = model.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False, pad_token_id=0)[0, len(ids) :]
+    assert len(said.unique()) > 4

@@ -1,0 +1,148 @@
+"""Prefixes and windows: reproducible, disjoint, and every mistake in one line."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compressor.contracts import TextWindows
+from compressor.data import (
+    cut_windows,
+    encode_text,
+    load_text,
+    make_prefixes,
+    make_windows,
+    read_text,
+    sample_sequences,
+)
+from compressor.errors import ConfigError, DataError
+from compressor.models import Model, load_model
+from compressor.settings import DataSettings, ModelSettings
+
+STORY = "once upon a time there was a little fox who liked to read . he read all day and all night . " * 60
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Model:
+    return load_model(ModelSettings())
+
+
+def test_samples_are_the_same_for_one_seed_whatever_their_number(tiny: Model) -> None:
+    many = sample_sequences(tiny, 70, 12, seed=3)
+    few = sample_sequences(tiny, 5, 12, seed=3)
+    assert torch.equal(many[:5], few)
+    assert not torch.equal(few, sample_sequences(tiny, 5, 12, seed=4))
+    assert (many[:, 0] == tiny.bos).all()
+    assert len({tuple(row) for row in many.tolist()}) == 70
+
+
+def test_samples_hold_no_special_tokens_after_the_first(tiny: Model) -> None:
+    special = torch.tensor(tiny.tokenizer.all_special_ids)
+    assert not torch.isin(sample_sequences(tiny, 64, 24, seed=0)[:, 1:], special).any()
+
+
+def test_sampling_leaves_the_callers_random_state_alone(tiny: Model) -> None:
+    before = torch.random.get_rng_state()
+    make_prefixes(tiny, DataSettings(prefixes=3), None)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_sampled_tokens_follow_the_models_distribution(tiny: Model) -> None:
+    """The first token after BOS over many samples, against the model's own probabilities."""
+    samples = sample_sequences(tiny, 1024, 2, seed=0)[:, 1]
+    probability = tiny.logits(torch.tensor([[tiny.bos]]), 1)[0, 0].double().softmax(-1)
+    probability[torch.tensor(tiny.tokenizer.all_special_ids)] = 0
+    probability /= probability.sum()
+    top = probability.topk(3)
+    for share, token in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+        seen = (samples == token).double().mean().item()
+        assert abs(seen - share) < 4 * (share * (1 - share) / 1024) ** 0.5
+
+
+def test_search_and_proof_prefixes_are_disjoint(tiny: Model) -> None:
+    settings = DataSettings(source="text", prefixes=6, proof_prefixes=4, prefix_tokens=8, continuation_tokens=8)
+    text = " ".join(f"{word} {index}" for index, word in enumerate(STORY.split()))
+    search, proof = make_prefixes(tiny, settings, text)
+    assert (search.shape, proof.shape) == ((6, 8), (4, 8))
+    rows = {tuple(row) for row in torch.cat([search, proof]).tolist()}
+    assert len(rows) == 10
+    ids = encode_text(tiny, text).tolist()
+    stretches = {tuple(ids[i : i + 8]) for i in range(len(ids))}
+    assert rows <= stretches
+
+
+def test_a_tokenizer_that_adds_bos_gets_it_in_every_prefix(trained_folder: Path) -> None:
+    model = load_model(ModelSettings(path=str(trained_folder)))
+    settings = DataSettings(source="text", prefixes=5, prefix_tokens=8, continuation_tokens=8)
+    search, _ = make_prefixes(model, settings, STORY)
+    assert search.shape == (5, 8)
+    assert ((search[:, 0] == model.bos).all().item()) == model.adds_bos
+
+
+@given(
+    length=st.integers(2, 60),
+    window=st.integers(2, 20),
+    data=st.data(),
+)
+def test_windows_score_every_token_once(length: int, window: int, data: st.DataObject) -> None:
+    window = min(window, length)
+    stride = data.draw(st.integers(1, window))
+    ids = torch.arange(1, length + 1)
+    windows = cut_windows(ids, window, stride, "text")
+    scored = windows.tokens[:, 1:][windows.counted].tolist()
+    if stride < window:
+        assert scored == list(range(2, length + 1))
+    else:  # windows that do not overlap cannot score their own first token
+        assert set(range(2, length + 1)) - set(scored) == {1 + s for s in range(window, length, stride)}
+        assert len(scored) == len(set(scored))
+
+
+def test_perplexity_text_is_the_runs_own_or_the_metrics_or_sampled(tiny: Model, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(STORY)
+    settings = DataSettings(source="text", path="mine.txt")
+    assert make_windows(tiny, TextWindows(window=64), settings, STORY).source == "mine.txt"
+    assert make_windows(tiny, TextWindows(path=str(other), window=64), settings, None).source == str(other)
+    sampled = make_windows(tiny, TextWindows(tokens=500), DataSettings(), None)
+    assert sampled.source == "sequences sampled from the base"
+    assert sampled.counted.all()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\xff\xfe\x00bad", "is not UTF-8 text"), (b" \n\n", "is empty"), (None, "cannot read text")],
+)
+def test_bad_text_files(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_text(path)
+
+
+def test_text_too_short_says_how_much_there_is(tiny: Model) -> None:
+    with pytest.raises(DataError, match=r"holds \d+ tokens, \d+ stretches of 96 .*; 128 are needed"):
+        make_prefixes(tiny, DataSettings(source="text"), STORY[:2000])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prefixes": 0}, "`data.prefixes` must be at least 1, got 0"),
+        ({"proof_prefixes": 0}, "`data.proof_prefixes` must be at least 1, got 0"),
+        ({"prefix_tokens": 0}, "`data.prefix_tokens` must be at least 1, got 0"),
+        ({"continuation_tokens": 481}, "must be at most the model's context of 512, got 513"),
+    ],
+)
+def test_bad_lengths(tiny: Model, changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_prefixes(tiny, DataSettings(**changes), None)
+
+
+def test_text_without_a_path() -> None:
+    with pytest.raises(ConfigError, match="`data=text` needs `data.path`"):
+        load_text(DataSettings(source="text"))
+    with pytest.raises((ConfigError, DataError), match="`data=hf` needs"):
+        load_text(DataSettings(source="hf"))

@@ -1,0 +1,142 @@
+"""plan.json: what is written comes back, and whatever else is in the file gives one line."""
+
+import enum
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from compressor.errors import PlanError
+from compressor.plans import plan_to_json, read_plan
+from compressor.values import Treatment
+
+names = st.from_regex(r"[a-z][a-z0-9_]*", fullmatch=True)
+values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+treatments = st.builds(
+    Treatment, names, st.floats(0, 1), st.dictionaries(st.text(), values | st.lists(values, max_size=3), max_size=3)
+)
+one_file = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@one_file
+@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), treatments, max_size=4))
+def test_what_is_written_is_read(tmp_path: Path, plan: dict[str, Treatment]) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan_to_json(plan)), encoding="utf-8")
+    assert read_plan(path) == plan
+
+
+def test_options_become_plain() -> None:
+    class Kind(enum.Enum):
+        row = "by row"
+
+    plan = {"a": Treatment("int8", 0.5, {"kind": Kind.row, "bits": (2, 4)})}
+    assert plan_to_json(plan) == {
+        "a": {"compressor": "int8", "amount": 0.5, "options": {"kind": "row", "bits": [2, 4]}}
+    }
+
+
+def test_options_may_be_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text('\ufeff{"a": {"compressor": "magnitude", "amount": 1}}', encoding="utf-8")
+    assert read_plan(str(path)) == {"a": Treatment("magnitude", 1.0)}
+
+
+TREATMENT = '{"a": {"compressor": "int8", "amount": %s}}'
+OPTION = '{"a": {"compressor": "int8", "amount": 0.5, "options": %s}}'
+WRONG = {
+    "": "is not JSON: Expecting value at line 1 column 1; a plan is",
+    "{": "is not JSON: Expecting property name enclosed in double quotes at line 1 column 2; a plan is",
+    "[]": ": got []; a plan is",
+    "[" * 100_000: "is nested too deeply; a plan is",
+    '{"a": ' * 100_000: "is nested too deeply; a plan is",
+    '{"a": 0.5}': ": component 'a' is 0.5; a plan is",
+    '{"a\\nb": null}': r": component 'a\nb' is None; a plan is",
+    '{"\\ud800": []}': r": component '\ud800' is []; a plan is",
+    '{"a": {"amount": 0.5}}': ": component 'a' lacks `compressor`; a plan is",
+    '{"a": {"compressor": "int8"}}': ": component 'a' lacks `amount`; a plan is",
+    '{"a": {"compresor": "int8"}}': ": component 'a' has the key 'compresor'; did you mean `compressor`?",
+    '{"a": {"compressor": 8, "amount": 0.5}}': ": `compressor` of component 'a' must be a name in lower case, got 8",
+    '{"a": {"compressor": "in\\nt", "amount": 0.5}}': r"must be a name in lower case, got 'in\nt'",
+    TREATMENT % "1.5": ": `amount` of component 'a' must be a number in [0, 1], got 1.5",
+    TREATMENT % "-1": "must be a number in [0, 1], got -1",
+    TREATMENT % "true": "must be a number in [0, 1], got True",
+    TREATMENT % '"0.5"': "must be a number in [0, 1], got '0.5'",
+    TREATMENT % "null": "must be a number in [0, 1], got None",
+    TREATMENT % "NaN": ": NaN is not a number that JSON knows; give a finite one",
+    TREATMENT % "-Infinity": ": -Infinity is not a number that JSON knows; give a finite one",
+    TREATMENT % "1e999": ": '1e999' is too large; give a smaller number",
+    TREATMENT % ("9" * 5000): ": Exceeds the limit",
+    TREATMENT % ("9" * 4000): "must be a number in [0, 1], got 9999",
+    OPTION % "[]": ": `options` of component 'a' must be an object, got []; name the compressor's fields",
+    OPTION % '{"x": {}}': ": option 'x' of component 'a' must be a value or a list of values, got {}",
+    OPTION % '{"x": [[1]]}': ": option 'x' of component 'a' must be a value or a list of values, got [[1]]",
+    '{"a": {}, "a": {}}': ": 'a' is given twice; keep one of them",
+    '{"a": {"amount": 0.1, "compressor": "int8", "amount": 0.2}}': ": 'amount' is given twice; keep one of them",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG.items(), ids=range(len(WRONG)))
+def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(text, encoding="utf-8")
+    line = read_error(path)
+    assert message in line and len(line) < 400 + len(str(path))
+
+
+def read_error(path: Path | str) -> str:
+    """The message, which must be one line that any terminal can print."""
+    with pytest.raises(PlanError) as caught:
+        read_plan(path)
+    line = str(caught.value)
+    assert line.startswith("plan ") and line.isprintable()
+    line.encode("utf-8")
+    return line
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    assert "cannot be read: No such file or directory; give the path of a plan.json" in read_error(tmp_path / "no")
+    assert "cannot be read: Is a directory" in read_error(tmp_path)
+    assert "cannot be read: not a valid path" in read_error("a\0b")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    assert "is not a text file; a plan is" in read_error(tmp_path / "binary")
+
+
+json_like = st.recursive(
+    values | st.sampled_from([float("nan"), float("inf"), 0.5, "int8"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=3) | st.sampled_from(["compressor", "amount", "options"]), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@one_file
+@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_any_bytes_are_a_plan_or_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "plan.json"
+    path.write_bytes(content)
+    check_read(path)
+
+
+@one_file
+@given(st.dictionaries(st.text(max_size=5), json_like, max_size=3) | json_like, st.integers(0, 40))
+def test_any_json_whole_or_cut_is_a_plan_or_one_line(tmp_path: Path, data: object, cut: int) -> None:
+    text = json.dumps(data)
+    path = tmp_path / "plan.json"
+    for content in (text, text[: len(text) - cut]):
+        path.write_text(content, encoding="utf-8")
+        check_read(path)
+
+
+def check_read(path: Path) -> None:
+    try:
+        plan = read_plan(path)
+    except PlanError as error:
+        assert str(error).isprintable()
+    else:
+        assert all(isinstance(treatment, Treatment) for treatment in plan.values())
+        json.dumps(plan_to_json(plan), allow_nan=False)

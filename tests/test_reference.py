@@ -1,0 +1,143 @@
+"""The reference: what `generate` says, a fixed point of the scoring pass, and cached only where nothing changed."""
+
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+from transformers import GenerationConfig
+
+from compressor.contracts import Reads
+from compressor.errors import ModelError
+from compressor.models import Model, load_model
+from compressor.reference import Reference, build_reference, read_cached, write_reference
+from compressor.settings import ModelSettings
+from compressor.sweep import Sweep
+from compressor_plugins.metrics.fdtm import Fdtm
+from compressor_plugins.metrics.kl import Kl
+from tests.families import FAMILIES, save_checkpoint
+
+
+def random_prefixes(model: Model, count: int = 6, length: int = 9, seed: int = 0) -> torch.Tensor:
+    return torch.randint(3, model.vocabulary, (count, length), generator=torch.Generator().manual_seed(seed))
+
+
+def generate(model: Model, prefixes: torch.Tensor, tokens: int) -> torch.Tensor:
+    """The independent oracle: transformers' own greedy search, never stopped by end-of-text."""
+    config = GenerationConfig(max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0)
+    config.eos_token_id = None
+    rows = [
+        model.network.generate(row[None], attention_mask=torch.ones_like(row[None]), generation_config=config)
+        for row in prefixes
+    ]
+    return torch.cat(rows)
+
+
+def test_reference_is_what_generate_says(trained_folder: Path) -> None:
+    model = load_model(ModelSettings(path=str(trained_folder)))
+    prefixes = random_prefixes(model)
+    reference = build_reference(model, prefixes, 24)
+    assert torch.equal(reference.tokens, generate(model, prefixes, 24))
+    assert reference.noise_floor == 24
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_reference_is_a_fixed_point_of_scoring(tmp_path: Path, family: str, dtype: str) -> None:
+    save_checkpoint(family, tmp_path)
+    model = load_model(ModelSettings(path=str(tmp_path), dtype=dtype))
+    reference = build_reference(model, random_prefixes(model, count=10), 16, batch=4)
+    (statistics,) = Sweep(model, reference, {"fdtm": Fdtm(), "kl": Kl()}).score([dict], ["fdtm"])
+    assert (statistics["fdtm"] == 16).all()
+    assert reference.noise_floor == 16
+
+
+def test_low_precision_disagreement_is_mended_and_counted(tmp_path: Path) -> None:
+    """In bfloat16 step-by-step generation and scoring round differently at near ties; the reference says how often."""
+    save_checkpoint("llama", tmp_path)
+    model = load_model(ModelSettings(path=str(tmp_path), dtype="bfloat16"))
+    real = model.decode
+    broken = 0
+
+    def decode(prefixes: torch.Tensor, tokens: int, pick: object) -> torch.Tensor:
+        nonlocal broken
+        found = real(prefixes, tokens, pick)
+        if not broken:
+            broken, position = 1, prefixes.shape[1] + 3
+            found[0, position] = (found[0, position] + 1) % model.vocabulary
+        return found
+
+    model.decode = decode  # type: ignore[method-assign] - a generation that errs once
+    prefixes = random_prefixes(model, count=3)
+    mended = build_reference(model, prefixes, 12)
+    model.decode = real  # type: ignore[method-assign]
+    assert mended.mended >= 1
+    assert mended.noise_floor == 12
+    assert torch.equal(mended.tokens, build_reference(model, prefixes, 12).tokens)
+
+
+def test_near_ties_are_counted(tmp_path: Path) -> None:
+    save_checkpoint("llama", tmp_path)
+    counts = []
+    for dtype in ("float32", "bfloat16"):
+        model = load_model(ModelSettings(path=str(tmp_path), dtype=dtype))
+        counts.append(build_reference(model, random_prefixes(model, count=16), 16).near_ties)
+    assert counts[0] < counts[1]
+
+
+def test_the_cache_is_used_and_only_where_nothing_changed(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        save_checkpoint("llama", tmp_path / str(seed), seed=seed)
+    models = [load_model(ModelSettings(path=str(tmp_path / str(seed)))) for seed in (0, 1)]
+    prefixes, cache = random_prefixes(models[0]), tmp_path / "cache"
+    first = build_reference(models[0], prefixes, 8, cache=cache)
+    models[0].decode = None  # type: ignore[assignment] - must not be needed again
+    assert torch.equal(build_reference(models[0], prefixes, 8, cache=cache).tokens, first.tokens)
+    assert len(list(cache.iterdir())) == 1
+    build_reference(models[1], prefixes, 8, cache=cache)
+    build_reference(models[1], prefixes, 9, cache=cache)
+    build_reference(models[1], prefixes[1:], 9, cache=cache)
+    assert len(list(cache.iterdir())) == 4
+    assert max(path.stat().st_size for path in cache.iterdir()) < 4096
+
+
+def test_a_damaged_cache_is_rebuilt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_checkpoint("llama", tmp_path / "model")
+    model = load_model(ModelSettings(path=str(tmp_path / "model")))
+    first = build_reference(model, random_prefixes(model), 8, cache=tmp_path / "cache")
+    (path,) = (tmp_path / "cache").iterdir()
+    path.write_bytes(path.read_bytes()[:40])
+    again = build_reference(model, random_prefixes(model), 8, cache=tmp_path / "cache")
+    assert torch.equal(first.tokens, again.tokens)
+    assert "is built anew" in caplog.text
+
+
+def test_reference_file_can_be_checked_by_anybody(tmp_path: Path) -> None:
+    tokens = torch.arange(30).reshape(3, 10)
+    write_reference(Reference(tokens, prefix_tokens=4, batch=2, near_ties=1), tmp_path / "reference.safetensors")
+    with safetensors.safe_open(tmp_path / "reference.safetensors", framework="pt") as file:
+        assert torch.equal(file.get_tensor("tokens"), tokens)
+        assert file.metadata()["prefix_tokens"] == "4"
+    assert [path.name for path in tmp_path.iterdir()] == ["reference.safetensors"]
+    found = read_cached(tmp_path / "reference.safetensors", 2)
+    assert found is not None and found.near_ties == 1
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_the_remembered_distribution_is_the_bases_own(tmp_path: Path, family: str) -> None:
+    save_checkpoint(family, tmp_path)
+    model = load_model(ModelSettings(path=str(tmp_path)))
+    reference = build_reference(model, random_prefixes(model, count=5), 6, batch=4)
+    reference.remember_distribution(model)
+    for index, batch in enumerate(reference.batches()):
+        expected = model.network(batch[:, :-1], use_cache=False).logits[:, -6:].float().log_softmax(-1)
+        base = reference.base_readout(index, model).restricted(Reads.DISTRIBUTION, "test")
+        assert torch.allclose(base.log_probabilities, expected, atol=1e-5)
+
+
+def test_a_distribution_that_was_not_remembered_is_an_error(tmp_path: Path) -> None:
+    save_checkpoint("llama", tmp_path)
+    model = load_model(ModelSettings(path=str(tmp_path)))
+    reference = build_reference(model, random_prefixes(model), 6)
+    with pytest.raises(ModelError, match="was not remembered"):
+        _ = reference.base_readout(0, model).logits

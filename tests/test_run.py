@@ -1,0 +1,205 @@
+"""The main job end to end on the embedded model: what it leaves behind, and that every number can be checked."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from compressor_plugins.pruning.magnitude import Magnitude
+from compressor_plugins.quantization.int8 import Int8
+from compressor_plugins.quantization.rtn import Rtn
+from compressor_plugins.schedules.fdt_allocation import FdtAllocation
+from compressor_plugins.schedules.global_threshold import GlobalThreshold
+from compressor_plugins.schedules.plan import ReplayedPlan
+from compressor_plugins.schedules.uniform import Uniform
+
+from compressor.contracts import Compressor, Schedule
+from compressor.errors import CompressorError
+from compressor.models import load_model
+from compressor.plugins import installed
+from compressor.record import Record
+from compressor.run import execute
+from compressor.settings import ComponentSettings, DataSettings, ModelSettings, Settings, TrackingSettings
+from tests.families import FAMILIES, save_checkpoint
+from tests.test_reference import generate
+from tests.test_sweep import count_leading
+
+DATA = DataSettings(prefixes=6, proof_prefixes=5, prefix_tokens=8, continuation_tokens=16)
+METRICS = ("fdtm", "sdtm", "divergent_perplexity", "perplexity", "kl")
+RELOAD = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM
+network = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+tokens = torch.tensor(json.loads(sys.argv[2]))
+with torch.inference_mode():
+    print(json.dumps(network(tokens[:, :-1]).logits.argmax(-1).tolist()))
+"""
+
+
+def make_settings(schedule: Schedule, *compressors: Compressor, **changes: object) -> Settings:
+    plugins = installed()
+    settings = Settings(
+        metric={name: plugins.metrics[name]() for name in METRICS},
+        compressor={c.name: c for c in compressors or (Magnitude(),)},
+        schedule=schedule,
+        data=DATA,
+        tracking=TrackingSettings(backend="none"),
+    )
+    settings.metric["perplexity"].tokens = 400
+    return replace(settings, **changes)
+
+
+def run(folder: Path, settings: Settings) -> Record:
+    folder.mkdir(exist_ok=True)
+    return execute(settings, installed(), folder, {"seed": settings.seed}, "compressor run")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of Algorithm 1 on some of the tiny model's components."""
+    folder = tmp_path_factory.mktemp("run")
+    schedule = FdtAllocation(targets=[0.2, 0.4])
+    run(folder, make_settings(schedule, components=ComponentSettings(include=[r"layers\.[02]\."])))
+    return folder
+
+
+def test_the_folder_holds_what_was_promised(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    promised = {"report.html", "report.json", "plan.json", "scores.jsonl", "reference.safetensors", "sequences.jsonl"}
+    assert promised | {"model"} <= names
+    assert not [name for name in names if name.startswith(".")]
+    held = {path.name for path in (finished / "model").iterdir()}
+    assert {"config.json", "model.safetensors", "generation_config.json", "compression.json", "tokenizer.json"} <= held
+
+
+def test_report_is_complete_and_adds_up(finished: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    assert report["status"] == "done"
+    assert report["noise_floor"] == 16
+    assert [round(r["amount"], 3) for r in report["rounds"]] == [0.2, 0.4]
+    assert [r["target"] for r in report["rounds"]] == [0.2, 0.4]
+    components = report["components"].values()
+    assert len(components) == 14
+    assert report["rounds"][0]["trials"] == 1 + 2 * 14
+    total = sum(c["parameters"] for c in components)
+    assert sum(c["amount"] * c["parameters"] for c in components) / total == pytest.approx(0.4, abs=1e-4)
+    assert report["final"]["sparsity"] == pytest.approx(0.4, abs=1e-3)
+    assert report["final"]["bytes"] == (finished / "model" / "model.safetensors").stat().st_size
+    assert set(report["final"]["scores"]) == set(METRICS)
+    score = report["final"]["scores"]["fdtm"]
+    assert score["low"] <= score["mean"] <= score["high"]
+    assert score["n"] == 5
+    assert len((finished / "scores.jsonl").read_text().splitlines()) == sum(r["trials"] for r in report["rounds"])
+
+
+def test_fdt_of_the_result_is_what_generate_says(finished: Path) -> None:
+    """The independent oracle: both models write freely; count the leading tokens that they share."""
+    tokens = safetensors.torch.load_file(finished / "reference.safetensors")["tokens"]
+    base, candidate = load_model(ModelSettings()), load_model(ModelSettings(path=str(finished / "model"), dtype="float32"))
+    prefixes = tokens[:, :8]
+    assert torch.equal(generate(base, prefixes, 16), tokens)
+    shared = count_leading(tokens[:, 8:], generate(candidate, prefixes, 16)[:, 8:])
+    lines = [json.loads(line) for line in (finished / "sequences.jsonl").read_text().splitlines()]
+    assert [line["fdtm"] for line in lines] == shared
+    report = json.loads((finished / "report.json").read_text())
+    assert report["final"]["scores"]["fdtm"]["mean"] == pytest.approx(np.mean(shared))
+
+
+def test_the_saved_model_says_the_same_in_a_new_process(finished: Path) -> None:
+    tokens = safetensors.torch.load_file(finished / "reference.safetensors")["tokens"]
+    command = [sys.executable, "-c", RELOAD, str(finished / "model"), json.dumps(tokens.tolist())]
+    said = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    predicted = torch.tensor(said)[:, -16:]
+    sdt = (predicted != tokens[:, -16:]).sum(1).tolist()
+    lines = [json.loads(line) for line in (finished / "sequences.jsonl").read_text().splitlines()]
+    assert [line["sdtm"] for line in lines] == sdt
+
+
+def test_the_saved_model_keeps_the_checkpoints_dtype_and_every_value(finished: Path) -> None:
+    saved = safetensors.torch.load_file(finished / "model" / "model.safetensors")
+    base = load_model(ModelSettings())
+    assert {tensor.dtype for tensor in saved.values()} == {base.stored_dtype}
+    assert json.loads((finished / "model" / "config.json").read_text())["dtype"] == str(base.stored_dtype)[6:]
+    for name in base.components:
+        weight, kept = base.read(name), saved[f"{name}.weight"].float()
+        assert torch.equal(weight[kept != 0], kept[kept != 0])
+    report = json.loads((finished / "report.json").read_text())
+    for name, component in report["components"].items():
+        assert (saved[f"{name}.weight"] == 0).float().mean().item() == pytest.approx(component["sparsity"])
+
+
+def test_the_plan_replays_to_the_same_scores(finished: Path, tmp_path: Path) -> None:
+    schedule = ReplayedPlan(path=str(finished / "plan.json"))
+    record = run(tmp_path, make_settings(schedule, components=ComponentSettings(include=[r"layers\.[02]\."])))
+    report = json.loads((finished / "report.json").read_text())
+    assert record.final is not None
+    again = {name: score.to_json() for name, score in record.final.scores.items()}
+    assert again == report["final"]["scores"]
+
+
+def strip_times(text: str) -> list[dict[str, object]]:
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]
+
+
+def test_the_same_seed_decides_the_same(finished: Path, tmp_path: Path) -> None:
+    before = torch.random.get_rng_state()
+    schedule = FdtAllocation(targets=[0.2, 0.4])
+    run(tmp_path, make_settings(schedule, components=ComponentSettings(include=[r"layers\.[02]\."])))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert (tmp_path / "plan.json").read_bytes() == (finished / "plan.json").read_bytes()
+    assert (tmp_path / "sequences.jsonl").read_bytes() == (finished / "sequences.jsonl").read_bytes()
+    scores = [strip_times((folder / "scores.jsonl").read_text()) for folder in (tmp_path, finished)]
+    assert scores[0] == scores[1]
+    hashes = [(folder / "model" / "model.safetensors").read_bytes() for folder in (tmp_path, finished)]
+    assert hashes[0] == hashes[1]
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family_runs_and_reloads(tmp_path: Path, family: str) -> None:
+    save_checkpoint(family, tmp_path / "base", with_tokenizer=True)
+    settings = make_settings(GlobalThreshold(targets=[0.3]), model=ModelSettings(path=str(tmp_path / "base")))
+    record = run(tmp_path / "run", settings)
+    assert record.final is not None
+    assert record.final.sparsity == pytest.approx(0.3, abs=2e-3)
+    tokens = safetensors.torch.load_file(tmp_path / "run" / "reference.safetensors")["tokens"]
+    candidate = load_model(ModelSettings(path=str(tmp_path / "run" / "model")))
+    predicted = candidate.logits(tokens[:, :-1], 16).argmax(-1)
+    agrees = (predicted == tokens[:, -16:]).long().cumprod(1).sum(1)
+    assert record.final.scores["fdtm"].mean == pytest.approx(agrees.double().mean().item())
+
+
+@pytest.mark.parametrize(
+    ("compressor", "amount", "bits"), [(Int8(), 0.5, 8.0), (Rtn(bits=[4], group=32), 0.75, 4.0)]
+)
+def test_integers_are_accounted_with_their_scales(
+    tmp_path: Path, compressor: Compressor, amount: float, bits: float
+) -> None:
+    record = run(tmp_path, make_settings(Uniform(), compressor))
+    assert record.final is not None
+    assert record.final.amount == pytest.approx(amount)
+    assert bits < record.final.packed_bits_per_weight < bits + 1
+    exported = safetensors.torch.load_file(tmp_path / "model" / "model.safetensors")
+    dtype_bits = torch.finfo(next(iter(exported.values())).dtype).bits
+    assert record.final.bits_per_weight == dtype_bits
+
+
+def test_a_failed_run_leaves_one_line_and_no_model(tmp_path: Path) -> None:
+    settings = make_settings(Uniform(targets=[0.9, 0.2]))
+    with pytest.raises(CompressorError, match="targets"):
+        run(tmp_path, settings)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["status"] == "failed"
+    assert "targets" in report["error"] and "\n" not in report["error"]
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_finished_run_is_not_overwritten(finished: Path) -> None:
+    before = (finished / "report.json").read_bytes()
+    with pytest.raises(CompressorError, match="already holds a finished run"):
+        run(finished, make_settings(Uniform()))
+    assert (finished / "report.json").read_bytes() == before

@@ -1,0 +1,76 @@
+"""Scores and their intervals against theory and against a plain loop."""
+
+import numpy as np
+import pytest
+from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
+from compressor_plugins.metrics.fdtm import Fdtm
+from compressor_plugins.metrics.perplexity import Perplexity
+
+from compressor.errors import PluginError
+from compressor.statistics import compare_paired, summarize, values_per_sequence
+
+
+def test_aggregates_equal_numpy() -> None:
+    values = np.random.default_rng(0).integers(0, 65, size=(101, 1)).astype(float)
+    score = summarize(Fdtm(), values)
+    assert score.mean == values.mean()
+    assert (score.p25, score.median, score.p75) == tuple(np.percentile(values, (25, 50, 75)))
+    assert (score.min, score.max, score.n) == (values.min(), values.max(), 101)
+
+
+def test_interval_of_a_mean_agrees_with_the_normal_one() -> None:
+    values = np.random.default_rng(1).normal(10, 3, size=(400, 1))
+    score = summarize(Fdtm(), values)
+    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+    assert score.low == pytest.approx(values.mean() - half, abs=0.06)
+    assert score.high == pytest.approx(values.mean() + half, abs=0.06)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    generator = np.random.default_rng(2)
+    hits = 0
+    for _ in range(200):
+        score = summarize(Fdtm(), generator.exponential(5.0, size=(200, 1)))
+        hits += score.low <= 5.0 <= score.high
+    assert 180 <= hits <= 199  # 95 % of 200, three binomial standard deviations
+
+
+def test_resampling_equals_a_plain_loop() -> None:
+    statistics = np.random.default_rng(3).random((12, 2)) + 0.5
+    metric = Perplexity()
+    from compressor.statistics import draw_resamples
+
+    loop = [metric.aggregate(statistics[rows]) for rows in draw_resamples(12, 0)]
+    score = summarize(metric, statistics)
+    assert (score.low, score.high) == pytest.approx(tuple(np.percentile(loop, (2.5, 97.5))))
+    assert score.mean == pytest.approx(np.exp(statistics[:, 0].sum() / statistics[:, 1].sum()))
+
+
+def test_the_value_of_a_metric_need_not_be_a_mean() -> None:
+    nats = np.array([[0.0], [2.0]])
+    assert summarize(DivergentPerplexity(), nats).mean == pytest.approx(np.exp(1.0))
+    assert values_per_sequence(DivergentPerplexity(), nats) == pytest.approx([1.0, np.exp(2.0)])
+
+
+def test_one_sequence_has_a_point_as_interval() -> None:
+    score = summarize(Fdtm(), np.array([[7.0]]))
+    assert score.low == score.high == score.p75_low == score.mean == 7.0
+
+
+def test_paired_interval_is_narrower_than_the_models_differ() -> None:
+    first = np.random.default_rng(4).exponential(10, size=(300, 1))
+    second = first + np.random.default_rng(5).normal(0.5, 0.1, size=(300, 1))
+    difference, low, high = compare_paired(Fdtm(), first, second)
+    assert low < difference < high < 0
+    assert high - low < 0.05
+
+
+def test_same_seed_same_interval() -> None:
+    values = np.random.default_rng(6).random((50, 1))
+    assert summarize(Fdtm(), values, 3) == summarize(Fdtm(), values, 3)
+    assert summarize(Fdtm(), values, 3).low != summarize(Fdtm(), values, 4).low
+
+
+def test_non_finite_statistics_are_refused() -> None:
+    with pytest.raises(PluginError, match="`fdtm` gave statistics of shape .* with 1 non-finite"):
+        summarize(Fdtm(), np.array([[1.0], [np.nan]]))

@@ -1,0 +1,172 @@
+"""The engine against independent oracles: generate with both models and compare; the model restored whatever happens."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
+from compressor_plugins.metrics.fdtm import Fdtm
+from compressor_plugins.metrics.kl import Kl
+from compressor_plugins.metrics.perplexity import Perplexity
+from compressor_plugins.metrics.sdtm import Sdtm
+from compressor_plugins.pruning.magnitude import Magnitude
+
+from compressor.contracts import Better, Metric, Reads, TextWindows
+from compressor.data import make_windows
+from compressor.errors import ModelError, PluginError
+from compressor.models import Model, load_model
+from compressor.plugins import installed
+from compressor.readout import Readout
+from compressor.reference import build_reference
+from compressor.settings import DataSettings, ModelSettings
+from compressor.sweep import Sweep, Weights
+from compressor.treatments import Treatments
+from compressor.values import Treatment
+from tests.families import FAMILIES, save_checkpoint
+from tests.test_reference import generate, random_prefixes
+
+TOKENS = 20
+
+
+def snapshot(model: Model) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in model.network.parameters()]
+
+
+def is_unchanged(model: Model, before: list[torch.Tensor]) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(model.network.parameters(), before, strict=True))
+
+
+def prune(model: Model, amount: float, names: list[str] | None = None) -> Weights:
+    treatments = Treatments({"magnitude": Magnitude()}, installed().compressors)
+    plan = {name: Treatment("magnitude", amount) for name in (names or model.components)}
+    return {name: weight.dense() for name, weight in treatments.compress(model, plan).items()}
+
+
+def count_leading(reference: torch.Tensor, candidate: torch.Tensor) -> list[int]:
+    found = []
+    for expected, said in zip(reference.tolist(), candidate.tolist(), strict=True):
+        agree = 0
+        while agree < len(expected) and expected[agree] == said[agree]:
+            agree += 1
+        found.append(agree)
+    return found
+
+
+def check_against_generate(model: Model, amounts: tuple[float, ...]) -> list[list[int]]:
+    """FDT of the engine = leading tokens that two free-running generations share."""
+    prefixes = random_prefixes(model, count=8, length=7)
+    reference = build_reference(model, prefixes, TOKENS, batch=4)
+    said = []
+    for amount in amounts:
+        weights = prune(model, amount)
+        (statistics,) = Sweep(model, reference, {"fdtm": Fdtm()}).score([lambda weights=weights: weights])
+        with model.swapped(weights):
+            candidate = generate(model, prefixes, TOKENS)
+        expected = count_leading(reference.tokens[:, 7:], candidate[:, 7:])
+        assert statistics["fdtm"][:, 0].tolist() == expected
+        said.append(expected)
+    return said
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_fdt_is_what_two_generations_share(tmp_path: Path, family: str) -> None:
+    save_checkpoint(family, tmp_path)
+    said = check_against_generate(load_model(ModelSettings(path=str(tmp_path))), (0.1, 0.3))
+    assert any(value < TOKENS for values in said for value in values)
+
+
+def test_fdt_of_trained_models_is_what_two_generations_share(trained_folder: Path) -> None:
+    said = check_against_generate(load_model(ModelSettings(path=str(trained_folder))), (0.05, 0.2, 0.5))
+    assert np.mean(said[0]) > np.mean(said[2])
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Model:
+    save_checkpoint("llama", tmp_path, with_tokenizer=True)
+    return load_model(ModelSettings(path=str(tmp_path)))
+
+
+def make_sweep(model: Model) -> Sweep:
+    metrics: dict[str, Metric] = {
+        "fdtm": Fdtm(), "sdtm": Sdtm(), "kl": Kl(), "divergent_perplexity": DivergentPerplexity(),
+        "perplexity": Perplexity(),
+    }  # fmt: skip
+    reference = build_reference(model, random_prefixes(model), TOKENS, batch=4)
+    reference.remember_distribution(model)
+    windows = make_windows(model, TextWindows(tokens=200), DataSettings(prefix_tokens=9, continuation_tokens=8), None)
+    return Sweep(model, reference, metrics, {"perplexity": windows})
+
+
+def test_one_pass_says_what_plain_passes_in_float64_say(llama: Model) -> None:
+    """Every metric from the model's own forward in float64, with none of the engine's parts."""
+    sweep = make_sweep(llama)
+    weights = prune(llama, 0.2)
+    (found,) = sweep.score([lambda: weights])
+    tokens = sweep.reference.tokens
+    llama.network.double()
+    base = llama.network(tokens[:, :-1]).logits[:, -TOKENS:].log_softmax(-1)
+    for name, weight in weights.items():
+        llama.write(name, weight)
+    candidate = llama.network(tokens[:, :-1]).logits[:, -TOKENS:].log_softmax(-1)
+    target = tokens[:, -TOKENS:]
+    nats = -candidate.gather(-1, target[..., None]).squeeze(-1)
+    assert found["divergent_perplexity"][:, 0] == pytest.approx(nats.mean(-1).numpy(), rel=1e-4)
+    assert found["kl"][:, 0] == pytest.approx((base.exp() * (base - candidate)).sum(-1).mean(-1).numpy(), rel=1e-3)
+    assert found["sdtm"][:, 0].tolist() == (candidate.argmax(-1) != target).sum(-1).tolist()
+    rows = sweep.windows["perplexity"].tokens
+    text = -llama.network(rows[:, :-1]).logits.log_softmax(-1).gather(-1, rows[:, 1:, None])
+    assert Perplexity().aggregate(found["perplexity"]) == pytest.approx(text.mean().exp().item(), rel=1e-4)
+
+
+def test_trials_are_independent_and_undone(llama: Model) -> None:
+    sweep, before = make_sweep(llama), snapshot(llama)
+    names = list(llama.components)
+    plans = [prune(llama, 0.4, [name]) for name in names[:4]]
+    together = list(sweep.score([lambda plan=plan: plan for plan in plans], ["fdtm", "kl"]))
+    assert is_unchanged(llama, before)
+    for plan, statistics in zip(reversed(plans), reversed(together), strict=True):
+        (alone,) = sweep.score([lambda plan=plan: plan], ["fdtm", "kl"])
+        assert all(np.array_equal(alone[name], statistics[name]) for name in alone)
+
+
+class Broken(Metric):
+    """Fails in the way that it is told to."""
+
+    name, reads, better = "broken", Reads.PREDICTED, Better.HIGHER
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def statistics(self, candidate: Readout, base: Readout) -> torch.Tensor:
+        match self.how:
+            case "raises":
+                raise ZeroDivisionError("no such thing")
+            case "shape":
+                return candidate.predicted.double()[0]
+            case "nan":
+                return candidate.predicted.double().mean(-1, keepdim=True) * float("nan")
+        return candidate.predicted[:2].double()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raises", "metric `broken` failed: ZeroDivisionError: no such thing"),
+        ("shape", r"metric `broken` gave statistics of shape \(20,\); \[4, statistic\] is needed"),
+        ("nan", "metric `broken` gave NaN or infinity on finite logits"),
+    ],
+)
+def test_a_broken_metric_is_named_and_the_model_restored(llama: Model, how: str, message: str) -> None:
+    reference = build_reference(llama, random_prefixes(llama), TOKENS, batch=4)
+    before = snapshot(llama)
+    with pytest.raises(PluginError, match=message):
+        list(Sweep(llama, reference, {"broken": Broken(how)}).score([lambda: prune(llama, 0.5)]))
+    assert is_unchanged(llama, before)
+
+
+def test_infinite_logits_of_a_candidate_are_named(llama: Model) -> None:
+    sweep, name = make_sweep(llama), next(iter(llama.components))
+    weights = {name: torch.full(llama.components[name].shape, 3e38)}
+    with pytest.raises((ModelError, PluginError), match="NaN or infinity"):
+        list(sweep.score([lambda: weights]))

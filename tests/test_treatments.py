@@ -1,0 +1,114 @@
+"""Plans become weights: options resolved, mistakes named, plugins kept in check."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from compressor_plugins.pruning.magnitude import Magnitude, Scope
+from compressor_plugins.quantization.int8 import Int8
+
+from compressor.contracts import CompressedWeight, Compressor, Context
+from compressor.errors import ConfigError, PlanError, PluginError
+from compressor.models import Model, load_model
+from compressor.plugins import installed
+from compressor.settings import ModelSettings
+from compressor.treatments import Treatments
+from compressor.values import Component, Offer, Treatment
+from tests.families import save_checkpoint
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    save_checkpoint("llama", tmp_path)
+    return load_model(ModelSettings(path=str(tmp_path)))
+
+
+def make_treatments(*compressors: Compressor) -> Treatments:
+    return Treatments({compressor.name: compressor for compressor in compressors}, installed().compressors, seed=3)
+
+
+def test_empty_options_mean_as_configured(model: Model) -> None:
+    name = next(iter(model.components))
+    by_row = make_treatments(Magnitude(scope=Scope.row)).compress(model, {name: Treatment("magnitude", 0.5)})
+    zeros = (by_row[name].dense() == 0).sum(1)
+    assert (zeros == model.components[name].shape[1] // 2).all()
+
+
+def test_options_of_a_plan_win_and_unconfigured_compressors_work(model: Model) -> None:
+    name = next(iter(model.components))
+    treatments = make_treatments(Int8())
+    plan = {name: Treatment("magnitude", 0.5, {"scope": "row"})}
+    zeros = (treatments.compress(model, plan)[name].dense() == 0).sum(1)
+    assert (zeros == model.components[name].shape[1] // 2).all()
+    assert treatments.fill_options(plan)[name].options == {"scope": "row", "pattern": ""}
+
+
+def test_filled_options_mean_the_same(model: Model) -> None:
+    name = next(iter(model.components))
+    treatments = make_treatments(Magnitude(scope=Scope.row))
+    plan = {name: Treatment("magnitude", 0.3)}
+    elsewhere = make_treatments(Magnitude())
+    filled = treatments.fill_options(plan)
+    assert torch.equal(
+        treatments.compress(model, plan)[name].dense(), elsewhere.compress(model, filled)[name].dense()
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "treatment", "message"),
+    [
+        ("nowhere", Treatment("magnitude", 0.5), "unknown component `nowhere`"),
+        (None, Treatment("magnitud", 0.5), "unknown compressor `magnitud`; did you mean `magnitude`"),
+        (None, Treatment("magnitude", 0.5, {"scop": 1}), "unknown option `scop` of compressor `magnitude`; did you mean"),
+        (None, Treatment("magnitude", 0.5, {"scope": "x"}), "options of compressor `magnitude` are not valid"),
+        (None, Treatment("int8", 0.1), "int8 offers the amounts"),
+    ],
+)
+def test_mistakes_in_plans(model: Model, name: str | None, treatment: Treatment, message: str) -> None:
+    with pytest.raises((PlanError, ConfigError), match=message):
+        make_treatments(Int8(), Magnitude()).compress(model, {name or next(iter(model.components)): treatment})
+
+
+@pytest.mark.parametrize("amount", [-0.1, 1.1, float("nan")])
+def test_amounts_out_of_range(amount: float) -> None:
+    with pytest.raises(PlanError, match=r"must be in \[0, 1\]"):
+        Treatment("magnitude", amount)
+
+
+@dataclass
+class Wild(Compressor):
+    """Breaks its contract in the way that `how` says."""
+
+    how: str = "raises"
+    name = "wild"
+
+    def offer(self, component: Component) -> Offer:
+        return Offer()
+
+    def compress(self, weight: torch.Tensor, amount: float, context: Context) -> CompressedWeight:
+        if self.how == "raises":
+            raise KeyError("lost")
+        value = weight[:1] if self.how == "shape" else weight * float("inf")
+        whole = Magnitude().compress(weight, 0.0, context)
+        whole.dense = lambda: value  # type: ignore[method-assign]
+        return whole
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [("raises", "KeyError: 'lost'"), ("shape", "dense value is"), ("inf", "dense value holds NaN or infinity")],
+)
+def test_a_broken_compressor_is_named_with_the_component(model: Model, how: str, message: str) -> None:
+    name = next(iter(model.components))
+    with pytest.raises(PluginError, match=rf"compressor `wild` failed on {name}: .*{message}"):
+        make_treatments(Wild(how)).compress(model, {name: Treatment("wild", 0.5)})
+
+
+def test_counts_are_exact_and_need_a_pruner(model: Model) -> None:
+    thresholds = [0.0, 0.05, 0.1, 1e9]
+    counts = make_treatments(Magnitude()).count(model, "magnitude", thresholds)
+    for name, row in counts.items():
+        assert row == [int((model.read(name).abs() <= t).sum()) for t in thresholds]
+    with pytest.raises(ConfigError, match="`int8` does not rank single weights"):
+        make_treatments(Int8()).count(model, "int8", thresholds)
