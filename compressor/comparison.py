@@ -1,5 +1,6 @@
 """Many runs side by side: one row each, also for those that failed, as comparison.json and as a table."""
 
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -61,8 +62,8 @@ def comparison_table(rows: Sequence[Row]) -> Table:
         table.add_column("what went wrong")
     for row in rows:
         cells = [
-            format_percent(row["amount"]),
-            format_number(row["packed_bits_per_weight"]),
+            format_percent(row["amount"], fixed=True),
+            format_number(row["packed_bits_per_weight"], 2),
             format_bytes(row["bytes"]),
             *(_format_mean(row["scores"].get(name)) for name in metrics),
         ]
@@ -117,11 +118,14 @@ def _read_overrides(job: Path, command: str) -> list[str]:
         return []
 
 
-def _format_mean(score: Mapping[str, float] | None) -> str:
-    if score is None or None in score.values():
+def _format_mean(score: Mapping[str, float | None] | None) -> str:
+    if score is None:
         return MISSING
-    mean = format_estimate(score["mean"], score["low"], score["high"])
-    return f"{mean} ({format_interval(score['low'], score['high'])})"
+    # A row that was read from comparison.json has None where the number was not finite.
+    mean, low, high = (math.nan if (value := score[key]) is None else value for key in ("mean", "low", "high"))
+    if math.isnan(mean):
+        return MISSING
+    return f"{format_estimate(mean, low, high)} ({format_interval(low, high)})"
 
 
 def _describe_failure(row: Row) -> str:

@@ -97,7 +97,8 @@ def sample_sequences(model: Model, count: int, tokens: int, seed: int) -> Tensor
 
     The same seed gives the same sequences, whatever `count`. Special tokens are never sampled.
     """
-    special = torch.tensor(sorted(set(getattr(model.tokenizer, "all_special_ids", ()))), dtype=torch.int64)
+    known = getattr(model.tokenizer, "all_special_ids", ())
+    special = torch.tensor([token for token in known if token < model.vocabulary], dtype=torch.int64)
     chunks = []
     for chunk in range(-(-count // SAMPLED_AT_ONCE)):
         generator = torch.Generator().manual_seed((seed * 1_000_003 + chunk) % 2**63)

@@ -95,7 +95,7 @@ def to_strict(data: object) -> Any:  # noqa: ANN401 - JSON is whatever was given
         return float(data) if math.isfinite(data) else None
     if isinstance(data, Mapping):
         return {str(to_strict(key)): to_strict(value) for key, value in data.items()}
-    if isinstance(data, list | tuple | set | frozenset):
+    if isinstance(data, list | tuple):
         return [to_strict(value) for value in data]
     if isinstance(data, os.PathLike):
         return os.fspath(data)

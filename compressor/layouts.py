@@ -21,7 +21,7 @@ ATTENTION_KINDS = {
     **dict.fromkeys(("q_proj", "q_attn", "q_lin", "query_proj", "query", "wq", "Wq"), "query"),
     **dict.fromkeys(("k_proj", "k_lin", "key_proj", "key", "wk", "Wk"), "key"),
     **dict.fromkeys(("v_proj", "v_lin", "value_proj", "value", "wv", "Wv"), "value"),
-    **dict.fromkeys(("o_proj", "out_proj", "out_lin", "c_proj", "dense", "wo"), "output"),
+    **dict.fromkeys(("o_proj", "out_proj", "out_lin", "c_proj", "dense", "wo", "Wo"), "output"),
 }
 MLP_KINDS = {
     **dict.fromkeys(("gate_proj", "w1"), "gate"),

@@ -92,7 +92,7 @@ class Model:
         return run_body(self.network, tokens, keep)
 
     def project(self, hidden: Tensor) -> Tensor:
-        """`[sequence, position, vocabulary]`: the LM head, and what follows it, on `hidden`'s `[..., width]`."""
+        """`[sequence, position, vocabulary]`: the LM head, and what follows it, on `[sequence, position, width]`."""
         return run_head(self.network, hidden)
 
     def decode(self, prefixes: Tensor, tokens: int, pick: Callable[[Tensor], Tensor]) -> Tensor:

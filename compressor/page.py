@@ -64,8 +64,8 @@ def _write_head(record: Record) -> str:
 
 
 def _tell_compression(record: Record, final: FinalRecord) -> str:
-    parts, whole = format_percent(final.amount), len(record.components)
-    text = f"Of the bits of {whole:,} weight matrices, {parts} were taken away by {name_compressors(record)}."
+    matrices, method = f"{len(record.components):,} weight matrices", name_compressors(record)
+    text = f"{format_percent(final.amount)} of the bits of {matrices} were taken away by {method}."
     before = record.base.get("bytes")
     if not before:
         return text
@@ -147,7 +147,7 @@ def _write_rounds(record: Record) -> str:
     if not record.rounds:
         return ""
     chart = _draw_rounds(record)
-    figure = f'<figure><div class="scroll">{chart}</div></figure>' if chart else ""
+    figure = f'<figure class="chart">{chart}</figure>' if chart else ""
     return f"<h2>Rounds</h2>{figure}{make_rounds_table(record)}"
 
 

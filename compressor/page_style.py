@@ -18,14 +18,14 @@ body {
   margin: 0; padding: 2.5rem 1.25rem 4rem; background: var(--page); color: var(--text);
   font: 1rem/1.6 system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif;
 }
-main { max-width: 66rem; margin: 0 auto; }
+main { max-width: 70rem; margin: 0 auto; }
 h1 { margin: 0 0 1rem; font-size: 1.7rem; line-height: 1.25; overflow-wrap: anywhere; }
 h2 { margin: 3rem 0 .5rem; font-size: 1.2rem; }
 p { max-width: 44rem; margin: .6rem 0; }
 .lead { font-size: 1.13rem; }
 .quiet, caption, figcaption { color: var(--quiet); font-size: .9rem; }
 .kicker { margin: 0 0 .3rem; color: var(--quiet); font-size: .9rem; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .75rem; margin: 1.75rem 0; }
+.facts { display: grid; grid-template-columns: repeat(3, 1fr); gap: .75rem; margin: 1.75rem 0; }
 .facts div { padding: .8rem 1rem; background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }
 .facts dt { color: var(--quiet); font-size: .85rem; }
 .facts dd { margin: .1rem 0 0; font-size: 1.05rem; font-weight: 600; font-variant-numeric: tabular-nums; }
@@ -36,6 +36,8 @@ p { max-width: 44rem; margin: .6rem 0; }
 .scroll:focus-visible, summary:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 figure { margin: 1rem 0; }
 svg { display: block; }
+.chart svg { max-width: 100%; height: auto; }
+@media (min-width: 60rem) { svg { max-width: 100%; height: auto; } }
 table { border-collapse: collapse; margin: .75rem 0; font-size: .92rem; font-variant-numeric: tabular-nums; }
 caption { padding-bottom: .4rem; text-align: left; }
 th, td { padding: .32rem 1.1rem .32rem 0; text-align: right; vertical-align: baseline; white-space: nowrap; }
@@ -43,7 +45,6 @@ thead th { color: var(--quiet); font-weight: 600; border-bottom: 1px solid var(-
 tbody th { font-weight: 400; }
 tbody tr { border-bottom: 1px solid var(--line); }
 .t { text-align: left; }
-.w { min-width: 14rem; white-space: normal; }
 details { margin: .75rem 0; }
 summary { cursor: pointer; color: var(--accent); }
 pre, code { font: .85rem/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }

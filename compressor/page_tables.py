@@ -46,20 +46,19 @@ def make_table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[st
 def make_scores_table(record: Record, scores: Mapping[str, Score]) -> str:
     tokens = record.reference.continuation_tokens if record.reference else None
     has_base = any(base_mean(record, name) is not None for name in scores)
-    headings = ["metric", "unit", "better", *(["original"] if has_base else []), "value", "95 % interval"]
-    headings += ["median", "75th percentile", "95 % interval", "least", "most", "sequences"]
+    headings = ["metric", "better", *(["original"] if has_base else []), "value", "95 % interval", "median"]
+    headings += ["75th percentile", "95 % interval", "least", "most", "n"]
     rows = []
     for name, score in scores.items():
         metric = record.metric(name)
         rows.append(
             [
-                metric.label,
-                format_unit(metric, tokens),
+                f"{metric.label}, {format_unit(metric, tokens)}" if metric.unit else metric.label,
                 metric.better,
                 *([format_number(base_mean(record, name))] if has_base else []),
                 format_estimate(score.mean, score.low, score.high),
                 format_interval(score.low, score.high),
-                format_number(score.median),
+                format_estimate(score.median, score.low, score.high),
                 format_estimate(score.p75, score.p75_low, score.p75_high),
                 format_interval(score.p75_low, score.p75_high),
                 format_number(score.min),
@@ -67,7 +66,7 @@ def make_scores_table(record: Record, scores: Mapping[str, Score]) -> str:
                 str(score.n),
             ]
         )
-    return make_table("Scores on prefixes that the search never saw", headings, rows, words=3)
+    return make_table("Scores on prefixes that the search never saw", headings, rows, words=2)
 
 
 def make_rounds_table(record: Record) -> str:
@@ -76,8 +75,8 @@ def make_rounds_table(record: Record) -> str:
     rows = [
         [
             str(index),
-            format_percent(step.target),
-            format_percent(step.amount),
+            format_percent(step.target, fixed=True),
+            format_percent(step.amount, fixed=True),
             *(format_score(step.scores[name]) if name in step.scores else MISSING for name in names),
             str(step.trials),
             format_seconds(step.seconds),
@@ -91,37 +90,37 @@ def make_rounds_table(record: Record) -> str:
 def make_components_table(components: Mapping[str, ComponentRecord]) -> str:
     headings = ["component", "kind", "compressor", "layer", "shape", "amount", "zeros", "bits saved", "bits packed"]
     if len(components) <= MOST_ROWS:
-        rows = [[name, *_describe_component(component)] for name, component in components.items()]
+        rows = [
+            [
+                name,
+                one.kind,
+                one.compressor or MISSING,
+                MISSING if one.layer is None else str(one.layer),
+                f"{one.shape[0]:,} × {one.shape[1]:,}",
+                *_format_sizes(one.amount, one.sparsity, one.bits_per_weight, one.packed_bits_per_weight),
+            ]
+            for name, one in components.items()
+        ]
         return make_table("Where every component ended; bits are per weight", headings, rows, words=3)
-    grouped = [
+    fields = ("amount", "sparsity", "bits_per_weight", "packed_bits_per_weight")
+    rows = [
         [
             f"{len(cell.members)} × {kind}",
             kind,
             cell.compressor,
             MISSING if layer is None else str(layer),
             MISSING,
-            format_percent(cell.mean("amount")),
-            format_percent(cell.mean("sparsity")),
-            format_number(round(cell.mean("bits_per_weight"), 3)),
-            format_number(round(cell.mean("packed_bits_per_weight"), 3)),
+            *_format_sizes(*(cell.mean(field) for field in fields)),
         ]
         for (kind, layer), cell in group_components(components).items()
     ]
     caption = f"{len(components):,} components, as means of a kind and a layer; report.json lists each one"
-    return make_table(caption, headings, grouped, words=3)
+    return make_table(caption, headings, rows, words=3)
 
 
-def _describe_component(component: ComponentRecord) -> list[str]:
-    return [
-        component.kind,
-        component.compressor or MISSING,
-        MISSING if component.layer is None else str(component.layer),
-        f"{component.shape[0]:,} × {component.shape[1]:,}",
-        format_percent(component.amount),
-        format_percent(component.sparsity),
-        format_number(round(component.bits_per_weight, 3)),
-        format_number(round(component.packed_bits_per_weight, 3)),
-    ]
+def _format_sizes(amount: float, sparsity: float, saved: float, packed: float) -> list[str]:
+    shares = [format_percent(amount, fixed=True), format_percent(sparsity, fixed=True)]
+    return [*shares, format_number(saved, 2), format_number(packed, 2)]
 
 
 def make_pairs_table(caption: str, pairs: Mapping[str, str], headings: tuple[str, str]) -> str:

@@ -10,6 +10,7 @@ import pluggy
 
 from compressor import hookspecs
 from compressor.contracts import Compressor, Metric, Schedule
+from compressor.errors import PluginError
 from compressor.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -94,8 +95,11 @@ def load_plugin(plugin: Plugin, plugins: Plugins) -> None:
     """Import one plugin and register all it offers, or nothing; raises whatever is wrong with it."""
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
-    manager.register(plugin.entry_point.load(), name=plugin.entry_point.name)
+    module = plugin.entry_point.load()
+    manager.register(module, name=plugin.entry_point.name)
     manager.check_pending()
+    if not manager.get_hookcallers(module):
+        raise PluginError(f"{plugin.entry_point.value} implements no hook; put @compressor.hookimpl on its functions")
     offered: list[tuple[Registry[Any], type]] = []
     hooks = (manager.hook.register_metrics, manager.hook.register_compressors, manager.hook.register_schedules)
     for hook, registry in zip(hooks, plugins.registries(), strict=True):

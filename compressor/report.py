@@ -1,6 +1,7 @@
 """The report of a run: report.json for programs, report.html and a table for people; and back from report.json."""
 
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -48,7 +49,9 @@ def read_report(folder: Path) -> Record:
 
 def summarize_run(record: Record) -> Table:
     """The one table at the end of a run: scores with 95 % intervals, then what the compression came to."""
-    table = Table(box=box.SIMPLE_HEAD, title=Text(_write_title(record)), title_justify="left", title_style="bold")
+    # Without edges and padding, it fits into 80 columns.
+    style: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "show_edge": False, "padding": (0, 1, 0, 0)}
+    table = Table(**style, title=Text(_write_title(record)), title_justify="left", title_style="bold")
     table.add_column("", no_wrap=True)
     if record.final is None:
         table.show_header = False

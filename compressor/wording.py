@@ -63,14 +63,15 @@ def format_unit(metric: MetricRecord, tokens: int | None) -> str:
     return metric.unit
 
 
-def format_percent(share: float | None, decimals: int = 1) -> str:
+def format_percent(share: float | None, fixed: bool = False) -> str:
+    """To a tenth of a percent; `fixed` keeps a zero there, for a column of them."""
     if share is None or not math.isfinite(share):
         return MISSING
-    text = f"{100 * share:.{decimals}f}"
+    text = f"{100 * share:.1f}"
     # 99.97 % must not read as everything, nor 0.02 % as nothing.
-    if decimals and float(text) in (0.0, 100.0) and share not in (0.0, 1.0):
-        text = f"{100 * share:.{decimals + 2}f}"
-    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
+    if float(text) in (0.0, 100.0) and share not in (0.0, 1.0):
+        text = f"{100 * share:.3f}"
+    return f"{text if fixed else text.rstrip('0').rstrip('.')} %"
 
 
 def format_bytes(count: float | None) -> str:

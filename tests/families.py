@@ -48,7 +48,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("MixtralConfig", {**_EXPERTS, "sliding_window": None}),
     "qwen3_moe": (
         "Qwen3MoeConfig",
-        {**_GATED_HEADS, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_only_layers": [1]},
+        {
+            **_GATED_HEADS,
+            "num_experts": 3,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "mlp_only_layers": [1],
+        },
     ),
     "falcon": ("FalconConfig", {**_FALCON, "multi_query": True}),
     "bloom": ("BloomConfig", {**_TOKENS, "hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2}),
@@ -78,7 +84,10 @@ ODDITIES: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("CohereConfig", {**_GROUPED, "logit_scale": 0.5}),
     "modernbert_decoder": ("ModernBertDecoderConfig", {**_COMMON, "intermediate_size": 48}),
     "gptj": ("GPTJConfig", {**_SHORT_NAMES, "rotary_dim": 4}),
-    "mpt": ("MptConfig", {**_TOKENS, "d_model": 32, "n_heads": 4, "n_layers": 2, "initializer_range": 0.2}),
+    "mpt": (
+        "MptConfig",
+        {**_TOKENS, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": CONTEXT, "initializer_range": 0.2},
+    ),
     "mamba": ("MambaConfig", {**_TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.2}),
 }
 
@@ -131,7 +140,11 @@ def save_tokenizer(folder: Path, vocabulary: int = VOCABULARY, adds_bos: bool = 
     if adds_bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
     )
     with quiet_loading(torch.device("cpu")):
         fast.save_pretrained(folder)

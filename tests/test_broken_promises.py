@@ -214,7 +214,7 @@ def endless(self: Schedule, problem: Problem) -> Search:
 
 
 def draws(self: Schedule, problem: Problem) -> Search:
-    yield ScoreRequest([plan_of(problem)] * random.randint(1, 10**6), ("kl",))
+    yield KeepRequest(plan_of(problem), target=random.random())
 
 
 def seeds(self: Schedule, problem: Problem) -> Search:

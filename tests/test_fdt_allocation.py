@@ -162,8 +162,7 @@ def test_nothing_is_asked_of_components_that_are_gone() -> None:
     kept = world.run(FdtAllocation(targets=[0.25, 0.5, 0.6]))
     assert amounts_of(kept[-1]) == pytest.approx({"gone": 0.3, "kept": 0.9})
     last = world.requests[-2]
-    assert isinstance(last, ScoreRequest)
-    assert all("gone" not in plan for plan in last.trials)
+    assert isinstance(last, ScoreRequest) and all("gone" not in plan for plan in last.trials)
 
 
 def test_other_rankers_measure_the_removed_component() -> None:
@@ -179,11 +178,13 @@ def test_other_rankers_measure_the_removed_component() -> None:
     assert amounts_of(same) == amounts_of(kept)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_model_that_breaks_does_not_break_the_search(bad: float) -> None:
-    world = make_world(2, better=Better.LOWER, ranker="kl", respond=lambda harm: harm if harm < 0.05 else bad)
-    kept = world.run(FdtAllocation(targets=[0.3, 0.5], ranker="kl"))
-    assert [world.mean(amounts_of(request)) for request in kept] == pytest.approx([0.3, 0.5], abs=1e-9)
+def test_a_model_that_breaks_does_not_break_the_search() -> None:
+    runs = []
+    for bad in (float("nan"), float("inf")):
+        world = make_world(2, better=Better.LOWER, ranker="kl", respond=lambda h, bad=bad: h if h < 0.05 else bad)
+        runs.append([amounts_of(request) for request in world.run(FdtAllocation(targets=[0.3, 0.5], ranker="kl"))])
+        assert [world.mean(amounts) for amounts in runs[-1]] == pytest.approx([0.3, 0.5], abs=1e-9)
+    assert runs[0] == runs[1]
 
 
 def test_the_statistic_is_the_one_asked_for() -> None:
@@ -199,9 +200,9 @@ def test_the_statistic_is_the_one_asked_for() -> None:
 
 
 def test_a_lower_bound_of_the_offer_is_kept() -> None:
-    world = make_world(3, components=4, low={"layers.0.q": 0.25})
+    world = make_world(3, components=4, low=dict.fromkeys([f"layers.{index}.q" for index in range(4)], 0.25))
     kept = world.run(FdtAllocation(targets=[0.3, 0.6]))
-    assert all(amounts_of(request)["layers.0.q"] >= 0.25 for request in kept)
+    assert all(min(amounts_of(request).values()) >= 0.25 for request in kept)
     assert [world.mean(amounts_of(request)) for request in kept] == pytest.approx([0.3, 0.6], abs=1e-9)
 
 

@@ -118,27 +118,16 @@ BAD = {
     "exits_silently": ("import sys; sys.exit()", "SystemExit: no message"),
     "two_lines": ("raise ValueError('one\\n  two')", "ValueError: one two"),
     "misspelled": (HEADER + LAZY + register("register_schedule", "Lazy"), "unknown hook 'register_schedule'"),
-    "misses_argument": (
-        HEADER + "@hookimpl\ndef register_metrics(wrong): ...",
-        "Argument(s) {'wrong'} are declared",
+    "misses_argument": (HEADER + "@hookimpl\ndef register_metrics(wrong): ...", "Argument(s) {'wrong'} are declared"),
+    "undecorated": (
+        GOOD.replace("@hookimpl", ""),
+        "PluginError: undecorated implements no hook; put @compressor.hookimpl on its functions",
     ),
     "raises": (HEADER + "@hookimpl\ndef register_metrics(register):\n    1 / 0", "ZeroDivisionError: division by zero"),
-    "no_name": (
-        HEADER + LAZY.replace('name = "lazy"', "") + register("register_schedules", "Lazy"),
-        "no_name.Lazy lacks the field `name` (str); set it on the class",
-    ),
-    "plain": (
-        HEADER + LAZY.replace("@dataclass", "") + register("register_schedules", "Lazy"),
-        "plain.Lazy is not a dataclass; put @dataclass on it",
-    ),
-    "abstract": (
-        HEADER + LAZY.replace("def search", "def seek") + register("register_schedules", "Lazy"),
-        "abstract.Lazy lacks search; implement it",
-    ),
-    "taken": (
-        HEADER + SCHEDULE.format(cls="Mine", name="uniform") + register("register_schedules", "Mine"),
-        "schedule `uniform` is already taken by compressor ",
-    ),
+    "no_name": (GOOD.replace('name = "lazy"', ""), "no_name.Lazy lacks the field `name` (str); set it on the class"),
+    "plain": (GOOD.replace("@dataclass", ""), "plain.Lazy is not a dataclass; put @dataclass on it"),
+    "abstract": (GOOD.replace("def search", "def seek"), "abstract.Lazy lacks search; implement it"),
+    "taken": (GOOD.replace('"lazy"', '"uniform"'), "schedule `uniform` is already taken by compressor "),
     "twice": (HEADER + LAZY + register("register_schedules", "Lazy", "Lazy"), "already taken by twice 0.1; choose"),
     "half": (
         HEADER + METRIC + LAZY + register("register_metrics", "Length") + register("register_schedules", "Lazy", "int"),

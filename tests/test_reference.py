@@ -11,7 +11,7 @@ from compressor.contracts import Reads
 from compressor.errors import ModelError
 from compressor.models import Model, load_model
 from compressor.reference import Reference, build_reference, read_cached, write_reference
-from compressor.settings import ModelSettings
+from compressor.settings import DType, ModelSettings
 from compressor.sweep import Sweep
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
@@ -23,13 +23,16 @@ def random_prefixes(model: Model, count: int = 6, length: int = 9, seed: int = 0
 
 
 def generate(model: Model, prefixes: torch.Tensor, tokens: int) -> torch.Tensor:
-    """The independent oracle: transformers' own greedy search, never stopped by end-of-text."""
-    config = GenerationConfig(max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0)
-    config.eos_token_id = None
-    rows = [
-        model.network.generate(row[None], attention_mask=torch.ones_like(row[None]), generation_config=config)
-        for row in prefixes
-    ]
+    """The independent oracle: transformers' own greedy search, row by row, never stopped by end-of-text."""
+    config = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+    kept, model.network.generation_config = model.network.generation_config, config  # generate fills in what is None
+    try:
+        rows = [
+            model.network.generate(row[None], attention_mask=torch.ones_like(row[None]), generation_config=config)
+            for row in prefixes
+        ]
+    finally:
+        model.network.generation_config = kept
     return torch.cat(rows)
 
 
@@ -45,7 +48,7 @@ def test_reference_is_what_generate_says(trained_folder: Path) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 def test_reference_is_a_fixed_point_of_scoring(tmp_path: Path, family: str, dtype: str) -> None:
     save_checkpoint(family, tmp_path)
-    model = load_model(ModelSettings(path=str(tmp_path), dtype=dtype))
+    model = load_model(ModelSettings(path=str(tmp_path), dtype=DType(dtype)))
     reference = build_reference(model, random_prefixes(model, count=10), 16, batch=4)
     (statistics,) = Sweep(model, reference, {"fdtm": Fdtm(), "kl": Kl()}).score([dict], ["fdtm"])
     assert (statistics["fdtm"] == 16).all()
@@ -55,7 +58,7 @@ def test_reference_is_a_fixed_point_of_scoring(tmp_path: Path, family: str, dtyp
 def test_low_precision_disagreement_is_mended_and_counted(tmp_path: Path) -> None:
     """In bfloat16 step-by-step generation and scoring round differently at near ties; the reference says how often."""
     save_checkpoint("llama", tmp_path)
-    model = load_model(ModelSettings(path=str(tmp_path), dtype="bfloat16"))
+    model = load_model(ModelSettings(path=str(tmp_path), dtype=DType.bfloat16))
     real = model.decode
     broken = 0
 
@@ -80,7 +83,7 @@ def test_near_ties_are_counted(tmp_path: Path) -> None:
     save_checkpoint("llama", tmp_path)
     counts = []
     for dtype in ("float32", "bfloat16"):
-        model = load_model(ModelSettings(path=str(tmp_path), dtype=dtype))
+        model = load_model(ModelSettings(path=str(tmp_path), dtype=DType(dtype)))
         counts.append(build_reference(model, random_prefixes(model, count=16), 16).near_ties)
     assert counts[0] < counts[1]
 

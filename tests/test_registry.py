@@ -30,7 +30,7 @@ def make_schedules() -> Registry[Schedule]:
 
 def make_child(decorate: Callable[[type], type] = dataclass, **members: object) -> type[Schedule]:
     """A class `Child` under Lazy with the given members; annotations by `__annotations__`."""
-    child: type[Schedule] = decorate(type("Child", (Lazy,), {"name": "child", "__module__": "m", **members}))
+    child: type[Schedule] = decorate(type("Child", (Lazy,), {"name": "child", "__module__": __name__, **members}))
     return child
 
 
@@ -68,17 +68,17 @@ SIMPLE = "; use simple types"
 WRONG: dict[str, tuple[object, str]] = {
     "instance": (Lazy(), "Lazy(count=1) is not a subclass of Schedule; derive it from that"),
     "other contract": (int, "<class 'int'> is not a subclass of Schedule; derive it from that"),
-    "no name": (make_child(name=None), "m.Child lacks the field `name` (str); set it on the class"),
+    "no name": (make_child(name=None), ".Child lacks the field `name` (str); set it on the class"),
     "capital": (make_child(name="Lazy"), "schedule name `Lazy` must be lower case letters, digits and underscores"),
     "hyphen": (make_child(name="a-b"), "schedule name `a-b` must be lower case letters, digits and underscores"),
     "abstract": (make_abstract(), "Abstract lacks search; implement it"),
-    "inherited fields only": (make_child(lambda cls: cls), "m.Child is not a dataclass; put @dataclass on it"),
+    "inherited fields only": (make_child(lambda cls: cls), ".Child is not a dataclass; put @dataclass on it"),
     "no default": (make_needy(), "field `count` of schedule `needy` has no default; give it one"),
     "literal": (
         make_child(kind="a", __annotations__={"kind": Literal["a", "b"]}),
-        "the fields of m.Child cannot be options: Unexpected type annotation: Literal[a, b]" + SIMPLE,
+        "the fields of {module}.Child cannot be options: Unexpected type annotation: Literal[a, b]" + SIMPLE,
     ),
-    "complex": (make_child(z=1j, __annotations__={"z": complex}), "the fields of m.Child cannot be options: "),
+    "complex": (make_child(z=1j, __annotations__={"z": complex}), "the fields of {module}.Child cannot be options: "),
     "unresolved": (make_child(z=1, __annotations__={"z": "NoSuchType"}), "cannot be options: name 'NoSuchType' is not"),
     "taken": (Lazy, "schedule `lazy` is already taken by here 1.0; choose another name"),
 }
@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_told_in_one_line(what: str) -> None:
     cls, message = WRONG[what]
     with pytest.raises(PluginError) as caught:
         schedules.add(cls, "there", "2.0")  # type: ignore[arg-type]
-    assert message in str(caught.value) and str(caught.value).isprintable()
+    assert message.replace("{module}", __name__) in str(caught.value) and str(caught.value).isprintable()
     assert list(schedules) == ["lazy"]
 
 

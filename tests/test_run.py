@@ -24,7 +24,7 @@ from compressor.models import load_model
 from compressor.plugins import installed
 from compressor.record import Record
 from compressor.run import execute
-from compressor.settings import ComponentSettings, DataSettings, ModelSettings, Settings, TrackingSettings
+from compressor.settings import ComponentSettings, DataSettings, DType, ModelSettings, Settings, TrackingSettings
 from tests.families import FAMILIES, save_checkpoint
 from tests.test_reference import generate
 from tests.test_sweep import count_leading
@@ -100,7 +100,7 @@ def test_report_is_complete_and_adds_up(finished: Path) -> None:
 def test_fdt_of_the_result_is_what_generate_says(finished: Path) -> None:
     """The independent oracle: both models write freely; count the leading tokens that they share."""
     tokens = safetensors.torch.load_file(finished / "reference.safetensors")["tokens"]
-    base, candidate = load_model(ModelSettings()), load_model(ModelSettings(path=str(finished / "model"), dtype="float32"))
+    base, candidate = load_model(ModelSettings()), load_model(ModelSettings(path=str(finished / "model"), dtype=DType.float32))
     prefixes = tokens[:, :8]
     assert torch.equal(generate(base, prefixes, 16), tokens)
     shared = count_leading(tokens[:, 8:], generate(candidate, prefixes, 16)[:, 8:])

@@ -246,7 +246,7 @@ def test_every_schedule_is_registered_and_is_a_config() -> None:
 
 
 def test_options_come_from_a_command_line() -> None:
-    config = OmegaConf.merge(
-        OmegaConf.structured(FdtAllocation), {"targets": [0.2, 1], "ranker": "kl", "statistic": "p75"}
+    given = {"targets": [0.2, 1], "ranker": "kl", "statistic": "p75"}
+    assert OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(FdtAllocation), given)) == FdtAllocation(
+        [0.2, 1.0], "kl", Statistic.p75
     )
-    assert OmegaConf.to_object(config) == FdtAllocation([0.2, 1.0], "kl", Statistic.p75)

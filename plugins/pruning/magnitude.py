@@ -75,11 +75,12 @@ class Magnitude(Compressor):
 
     def parse_pattern(self) -> tuple[int, int]:
         """`pattern` as (N, M); raises ConfigError."""
-        match = re.fullmatch(r"(\d+):(\d+)", self.pattern)
+        match = re.fullmatch(r"([0-9]{1,6}):([0-9]{1,6})", self.pattern)
         keep, of = map(int, match.groups()) if match else (0, 0)
         if not 1 <= keep < of:
             raise ConfigError(
-                f"`compressor.magnitude.pattern` must be N:M with 1 <= N < M, got '{self.pattern}'; give say 2:4"
+                f"`compressor.magnitude.pattern` must be N:M with 1 <= N < M, got {self.pattern!r}; "
+                "give say '2:4' (YAML needs the quotes)"
             )
         return keep, of
 
