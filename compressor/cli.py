@@ -30,7 +30,7 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
     if not asks_only:
         with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3", job_name="compressor"):
             config = check_overrides(parsed.overrides, plugins)
-        multirun = parsed.multirun or config.hydra.mode is not None and config.hydra.mode.name == "MULTIRUN"
+        multirun = parsed.multirun or (config.hydra.mode is not None and config.hydra.mode.name == "MULTIRUN")
         key, folder = (
             ("hydra.sweep.dir", config.hydra.sweep.dir) if multirun else ("hydra.run.dir", config.hydra.run.dir)
         )

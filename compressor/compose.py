@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -40,7 +40,7 @@ def parse_arguments(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - argparse
     def fail(message: str) -> None:
         raise ConfigError(f"{message}; see compressor --help")
 
-    parser.error = fail  # type: ignore[method-assign, assignment] - argparse would print its usage and exit 2
+    parser.error = fail  # argparse itself would print its usage and exit 2
     parsed = parser.parse_args(list(arguments))
     if parsed.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun is not supported: it reads a pickle; give the overrides again instead")
@@ -116,8 +116,9 @@ def check_overrides(overrides: Sequence[str], plugins: Plugins) -> DictConfig:
     loader = GlobalHydra.instance().config_loader()
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ConfigError(one_line(error)) from None
+    except OverrideParseException as error:
+        reason = error.message.splitlines()[0]
+        raise ConfigError(f"cannot read `{error.override}`: {reason}; check its quotes and brackets") from None
     choices = [alternatives(override) for override in parsed]
     groups = [bool(override.key_or_group and loader.get_group_options(override.key_or_group)) for override in parsed]
     for override, values, is_group in zip(parsed, choices, groups, strict=True):

@@ -17,7 +17,7 @@ SAMPLED_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Windows:
-    """Text in rows: `tokens` `[sequence, length]`, and which of the tokens after the first are scored `[.., length - 1]`."""
+    """Text in rows: `tokens` `[sequence, length]`, and which tokens after the first are scored, `[.., length - 1]`."""
 
     source: str
     tokens: Tensor
@@ -121,8 +121,8 @@ def cut_prefixes(model: Model, ids: Tensor, count: int, settings: DataSettings, 
     available = len(ids) // stretch
     if available < count:
         raise DataError(
-            f"{source} holds {len(ids)} tokens, {available} stretches of {stretch} (prefix + continuation); {count} are "
-            f"needed for search and proof; give more text or lower `data.prefixes`"
+            f"{source} holds {len(ids)} tokens, {available} stretches of {stretch} (prefix + continuation); {count} "
+            f"are needed for search and proof; give more text or lower `data.prefixes`"
         )
     generator = torch.Generator().manual_seed(settings.seed)
     starts = torch.randperm(available, generator=generator)[:count] * stretch
@@ -134,7 +134,10 @@ def cut_prefixes(model: Model, ids: Tensor, count: int, settings: DataSettings, 
 
 
 def make_prefixes(model: Model, settings: DataSettings, text: str | None) -> tuple[Tensor, Tensor]:
-    """Prefixes to search on and fresh ones to prove on, each `[sequence, prefix_tokens]`, disjoint."""
+    """Prefixes to search on and fresh ones to prove on, each `[sequence, prefix_tokens]`, disjoint.
+
+    Raises ConfigError for settings that cannot work, DataError for a text that is too short.
+    """
     check_settings(settings, model.context)
     proof = settings.prefixes if settings.proof_prefixes is None else settings.proof_prefixes
     if text is None:

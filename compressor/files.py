@@ -42,14 +42,15 @@ def write_json(path: Path, data: object) -> None:
 
 def append_json_line(path: Path, data: object) -> None:
     """Add `data` to `path` as one line of strict JSON, and hand it to the operating system before returning."""
-    line = json.dumps(to_strict(data), ensure_ascii=False, allow_nan=False) + "\n"
+    # In ASCII: some readers take other line separators of Unicode for the end of a line.
+    line = json.dumps(to_strict(data), allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
             # A run that was killed while writing left a torn line; this one must not be glued to it.
             if file.seek(0, os.SEEK_END) and _last_byte(path) != b"\n":
                 line = "\n" + line
-            file.write(line.encode("utf-8", errors="backslashreplace"))
+            file.write(line.encode("ascii"))
             file.flush()
     except OSError as error:
         raise OutputError(

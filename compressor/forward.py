@@ -58,10 +58,10 @@ def run_head(network: PreTrainedModel, hidden: Tensor) -> Tensor:
     body.forward = lambda *args, **kwargs: answers.pop()
     try:
         tokens = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-        logits: Tensor = network(input_ids=tokens, use_cache=False).logits
+        logits: Tensor | None = network(input_ids=tokens, use_cache=False).logits
     finally:
         del body.forward
-    if answers:
+    if answers or logits is None:
         raise _refuse_halves(network)
     return logits
 
@@ -92,7 +92,8 @@ def _narrowed_body(network: PreTrainedModel, narrow: Callable[[Tensor], Tensor])
     def change(module: nn.Module, arguments: Any, output: Any) -> Any:  # noqa: ANN401 - what torch's hooks take
         if isinstance(output, tuple):
             return (narrow(output[0]), *output[1:])
-        output.last_hidden_state = narrow(output.last_hidden_state)
+        if "last_hidden_state" in output:
+            output.last_hidden_state = narrow(output.last_hidden_state)
         return output
 
     handle = None if body is None else body.register_forward_hook(change)

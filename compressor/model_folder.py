@@ -43,6 +43,8 @@ def find_folder(settings: ModelSettings, embedded: Path) -> Path:
         if not embedded.is_dir():
             raise ModelError("the embedded tiny model is not installed; set `model.path` to a folder or a hub id")
         return embedded
+    if not settings.path:
+        raise ModelError("`model.path` is needed and not given; set it to a folder or a hub id")
     path = Path(settings.path).expanduser()
     if path.is_dir():
         return path

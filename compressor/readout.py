@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -14,20 +15,17 @@ from compressor.errors import PluginError
 class Readout:
     """Readings of `logits` `[sequence, position, vocabulary]`, the scores for `tokens` `[sequence, position]`.
 
-    `counted` `[sequence, position]` marks positions to score; it is all true on continuations. `allowed` is what the
-    metric declared: another reading raises PluginError, so that declarations can be trusted.
+    `logits` may be a function, called only if they are read. `counted` `[sequence, position]` marks positions to score;
+    it is all true on continuations.
     """
 
-    def __init__(
-        self, logits: Callable[[], Tensor], tokens: Tensor, counted: Tensor | None = None, allowed: Reads | None = None
-    ) -> None:
+    def __init__(self, logits: Tensor | Callable[[], Tensor], tokens: Tensor, counted: Tensor | None = None) -> None:
         self._logits = logits
         self.tokens = tokens
         self._counted = counted
-        self.allowed = allowed
 
     def restricted(self, reads: Reads, owner: str) -> Readout:
-        """The same readings, made at most once between all restrictions, for a metric that declared `reads`."""
+        """The same readings for a metric that declared `reads`; another reading raises PluginError."""
         return _Restricted(self, reads, owner)
 
     @property
@@ -37,7 +35,7 @@ class Readout:
     @functools.cached_property
     def logits(self) -> Tensor:
         """`[sequence, position, vocabulary]` as the model gave them."""
-        return self._logits()
+        return self._logits() if callable(self._logits) else self._logits
 
     @functools.cached_property
     def predicted(self) -> Tensor:
@@ -65,7 +63,7 @@ class Readout:
 class _Restricted(Readout):
     """A view of a readout through which only declared readings pass."""
 
-    NEEDS = {
+    NEEDS: ClassVar[dict[str, Reads]] = {
         "predicted": Reads.PREDICTED,
         "reference_log_probability": Reads.REFERENCE,
         "log_probabilities": Reads.DISTRIBUTION,
@@ -83,6 +81,7 @@ class _Restricted(Readout):
         need = get(self, "NEEDS").get(name)
         if need is not None and not need & get(self, "_reads"):
             raise PluginError(
-                f"metric `{get(self, '_owner')}` reads `{name}` without declaring it; add Reads.{need.name} to its `reads`"
+                f"metric `{get(self, '_owner')}` reads `{name}` without declaring it; "
+                f"add Reads.{need.name} to its `reads`"
             )
         return getattr(get(self, "_whole"), name)

@@ -11,7 +11,7 @@ from typing import Any
 
 from compressor import data, export
 from compressor.accounting import describe_components, describe_final
-from compressor.contracts import Metric, Prefixes, Reads, Schedule
+from compressor.contracts import Dialogue, Metric, Prefixes, Reads, Schedule
 from compressor.errors import CompressorError, ConfigError, OutputError
 from compressor.files import append_json_line, check_writable, write_json
 from compressor.heatmap import heat_map_svg
@@ -44,7 +44,8 @@ class Run:
     model: Model = field(init=False)
     metrics: dict[str, Metric] = field(init=False)
     sweeps: dict[Prefixes, Sweep] = field(init=False, default_factory=dict)
-    found: Search = field(init=False)
+    search: Search = field(init=False)
+    dialogue: Dialogue = field(init=False)
 
     def execute(self) -> Record:
         """Every phase in order; the record is complete afterwards."""
@@ -53,8 +54,7 @@ class Run:
         with self.phase("reference"):
             self.build_references()
         with self.phase("search"):
-            self.found = self.make_search()
-            self.found.run(self.settings.schedule)
+            self.search.run(self.dialogue)
         with self.phase("proof"):
             scores = self.prove()
         with self.phase("export"):
@@ -73,7 +73,7 @@ class Run:
             self.record.seconds = sum(self.record.phases.values())
 
     def load(self) -> None:
-        """Model, metrics and compressors; whatever settings get wrong is found here, before any work."""
+        """Model, metrics, compressors and schedule; whatever settings get wrong is found here, before any work."""
         settings = self.settings
         export.check_format(settings.export.format)
         if not isinstance(settings.schedule, Schedule):
@@ -82,7 +82,21 @@ class Run:
         for name in settings.schedule.ranks_by():
             self.metrics.setdefault(name, self.plugins.metrics[name]())
         self.model = load_model(settings.model, settings.components)
+        data.check_settings(settings.data, self.model.context)
         self.record.base = {"parameters": self.model.base_parameters, "bytes": self.model.stored_bytes}
+        self.search = Search(
+            model=self.model,
+            metrics=self.metrics,
+            treatments=Treatments(settings.compressor, self.plugins.compressors, settings.seed),
+            sweeps=self.sweeps,
+            folder=self.folder,
+            progress=self.progress,
+            on_round=self.tracker.log_round,
+            tokens=settings.data.continuation_tokens,
+            seed=settings.seed,
+            rounds=self.record.rounds,
+        )
+        self.dialogue = self.search.begin(settings.schedule)
 
     def build_references(self) -> None:
         """What the base says after the prefixes to search on and after those to prove on, and the text to read."""
@@ -118,20 +132,6 @@ class Run:
             perplexity_text=text or None,
         )
 
-    def make_search(self) -> Search:
-        """A search on the loaded model that writes into this run's record."""
-        return Search(
-            model=self.model,
-            metrics=self.metrics,
-            treatments=Treatments(self.settings.compressor, self.plugins.compressors, self.settings.seed),
-            sweeps=self.sweeps,
-            folder=self.folder,
-            progress=self.progress,
-            on_round=self.tracker.log_round,
-            seed=self.settings.seed,
-            rounds=self.record.rounds,
-        )
-
     def prove(self) -> dict[str, Score]:
         """Score the result on fresh prefixes; one line a prefix in sequences.jsonl."""
         sweep = self.sweeps[Prefixes.PROOF]
@@ -145,15 +145,16 @@ class Run:
         for index in range(len(sweep.reference.tokens)):
             line = {"index": index} | {name: float(values[index]) for name, values in columns.items()}
             append_json_line(self.folder / "sequences.jsonl", line)
-        return self.found.summarize(statistics)
+        return self.search.summarize(statistics)
 
     def finish(self, scores: dict[str, Score]) -> None:
         """Write the plan and the model, and complete the record."""
-        plan = plan_to_json(self.found.kept)
+        plan = plan_to_json(self.search.kept)
         write_json(self.folder / "plan.json", plan)
         provenance = {"plan": plan, "config": self.record.config, "versions": self.record.versions}
         exported = export.save_dense(self.model, self.folder / "model", provenance)
-        self.record.components = describe_components(self.model, self.found.kept, self.found.packed_bits, exported.bits)
+        search = self.search
+        self.record.components = describe_components(self.model, search.kept, search.packed_bits, exported.bits)
         self.record.final = describe_final(self.record.components, exported.bytes, scores)
         if exported.dtype != self.model.stored_dtype:
             self.record.notes.append(

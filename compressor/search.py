@@ -37,7 +37,7 @@ from compressor.values import Plan, Score, Treatment
 class Search:
     """A schedule's search on one model. `kept` is the plan so far, `rounds` the record of each kept one.
 
-    `on_round` is called with the number and the record of each round that ends.
+    `on_round` is called with the number and the record of each round that ends; `tokens` is the continuation's length.
     """
 
     model: Model
@@ -47,6 +47,7 @@ class Search:
     folder: Path
     progress: Progress
     on_round: Callable[[int, RoundRecord], None]
+    tokens: int
     seed: int = 0
     kept: dict[str, Treatment] = field(default_factory=dict)
     packed_bits: dict[str, int] = field(default_factory=dict)
@@ -54,24 +55,24 @@ class Search:
     trials: int = 0
     began: float = field(default_factory=time.monotonic)
 
-    def make_problem(self) -> Problem:
-        """What the schedule is told before it begins."""
-        return Problem(
+    def begin(self, schedule: Schedule) -> Dialogue:
+        """Open the dialogue with a schedule, which checks its options now, before anything costs time."""
+        problem = Problem(
             components=tuple(self.model.components.values()),
             offers=self.treatments.offers(self.model),
             better={name: metric.better for name, metric in self.metrics.items()},
-            tokens=self.sweeps[Prefixes.SEARCH].reference.continuation_tokens,
+            tokens=self.tokens,
             seed=self.seed,
         )
+        return Dialogue(schedule, problem)
 
-    def run(self, schedule: Schedule) -> None:
+    def run(self, dialogue: Dialogue) -> None:
         """Answer the schedule until it is done."""
         self.began = time.monotonic()
-        dialogue = Dialogue(schedule, self.make_problem())
         while (request := dialogue.propose()) is not None:
             dialogue.tell(self.answer(request))
         if not self.rounds:
-            raise ConfigError(f"schedule `{schedule.name}` kept no plan; check its options")
+            raise ConfigError("the schedule kept no plan; check its options")
 
     def answer(self, request: Request) -> Any:  # noqa: ANN401 - each request says what its answer is
         """Do what a request asks for."""

@@ -1,4 +1,4 @@
-"""The engine: scores many trials. This one runs a plain forward pass per trial, and is the oracle for any faster one."""
+"""The engine: scores many trials, each by a plain forward pass; the oracle for any faster one."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,7 +59,7 @@ class Sweep:
         parts: dict[str, list[Tensor]] = {name: [] for name in metrics}
         for index, batch in enumerate(self.reference.batches()):
             tokens = batch[:, -keep:].to(self.model.device)
-            candidate = Readout(lambda logits=self.model.logits(batch[:, :-1], keep): logits, tokens)
+            candidate = Readout(self.model.logits(batch[:, :-1], keep), tokens)
             base = self.reference.base_readout(index, self.model) if needs_base else candidate
             for name, metric in metrics.items():
                 parts[name].append(read_statistics(metric, candidate, base))
@@ -73,7 +73,7 @@ class Sweep:
         for tokens, counted in zip(windows.tokens.split(size), windows.counted.split(size), strict=True):
             logits = self.model.logits(tokens[:, :-1], length - 1)
             target, mask = tokens[:, 1:].to(self.model.device), counted.to(self.model.device)
-            candidate = Readout(lambda logits=logits: logits, target, mask)
+            candidate = Readout(logits, target, mask)
             parts.append(read_statistics(metric, candidate, candidate))
         return torch.cat(parts).numpy()
 

@@ -133,6 +133,9 @@ def _isolate_wandb(folder: Path) -> Iterator[bool]:
     owned = "WANDB_SERVICE" not in os.environ
     # wandb replaces both when its service starts, and leaves them so.
     leave, excepthook = sys.exit, sys.excepthook
+    # What wandb does step by step is in its debug.log; in the run's own log it would be noise.
+    chatter = logging.getLogger("wandb")
+    propagate, chatter.propagate = chatter.propagate, False
     os.environ.update(added)
     try:
         yield owned
@@ -140,6 +143,7 @@ def _isolate_wandb(folder: Path) -> Iterator[bool]:
         if owned:
             _end_service()
             sys.exit, sys.excepthook = leave, excepthook
+        chatter.propagate = propagate
         for key in added:
             os.environ.pop(key, None)
 

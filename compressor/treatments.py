@@ -1,6 +1,7 @@
-"""From a plan to compressed weights: resolves each treatment to its compressor and applies it to the current weights."""
+"""From a plan to compressed weights: finds each treatment's compressor and applies it to the current weights."""
 
 import dataclasses
+import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ class Treatments:
         if treatment.compressor in self.configured and not treatment.options:
             return self.configured[treatment.compressor]
         cls = self.installed[treatment.compressor]
-        known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type] - checked on entry
+        known = option_names(cls)
         for name in treatment.options:
             if name not in known:
                 raise PlanError(f"unknown option `{name}` of compressor `{cls.name}`; {suggest(name, known)}")
@@ -41,8 +42,9 @@ class Treatments:
         """The same plan with every option written out, so that it means the same elsewhere."""
         filled = {}
         for name, treatment in plan.items():
-            options = dataclasses.asdict(self.resolve(treatment))  # type: ignore[call-overload] - a dataclass, checked
-            plain = {key: getattr(value, "name", value) for key, value in options.items()}
+            compressor = self.resolve(treatment)
+            values = {name: getattr(compressor, name) for name in option_names(type(compressor))}
+            plain = {name: value.name if isinstance(value, enum.Enum) else value for name, value in values.items()}
             filled[name] = Treatment(treatment.compressor, treatment.amount, plain)
         return filled
 
@@ -82,8 +84,8 @@ class Treatments:
             importance = chosen.importance(model.read(name), Context(component, self.seed))
             if importance is None:
                 raise ConfigError(
-                    f"compressor `{compressor}` does not rank single weights, which this schedule needs; use a pruner such "
-                    f"as magnitude"
+                    f"compressor `{compressor}` does not rank single weights, which this schedule needs; "
+                    f"use a pruner such as magnitude"
                 )
             # Weights land in the first bucket whose limit they do not exceed.
             buckets = torch.bucketize(importance.double().flatten().cpu(), limits)
@@ -91,7 +93,7 @@ class Treatments:
         return counts
 
 
-class named_by:  # noqa: N801 - reads as a phrase: with named_by(...)
+class named_by:
     """Turns whatever a compressor raises into one line that names it, its distribution and the component."""
 
     def __init__(self, installed: Registry[Compressor], compressor: Compressor, component: str) -> None:
@@ -118,7 +120,13 @@ def check_dense(dense: Tensor, weight: Tensor) -> None:
         raise ValueError("dense value holds NaN or infinity")
 
 
-def build_options(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
+def option_names(cls: type[Compressor]) -> list[str]:
+    """The fields of a compressor's class; the registry has checked that it is a dataclass."""
+    assert dataclasses.is_dataclass(cls)
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def build_options(cls: type[Compressor], options: Mapping[str, Any]) -> dict[str, Any]:
     """Plain values of a plan file as a dataclass's field types, enums by name."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -128,4 +136,4 @@ def build_options(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
         built = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ValueError(" ".join(str(error).split())) from None
-    return {field.name: getattr(built, field.name) for field in dataclasses.fields(cls)}
+    return {name: getattr(built, name) for name in option_names(cls)}

@@ -70,7 +70,8 @@ class Treatment:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.amount) and 0.0 <= self.amount <= 1.0):
             raise PlanError(
-                f"`amount` of {self.compressor} must be in [0, 1], got {self.amount!r}; give the share of bits to take away"
+                f"`amount` of {self.compressor} must be in [0, 1], got {self.amount!r}; "
+                f"give the share of bits to take away"
             )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from compressor.loading import quiet_loading
@@ -127,7 +127,8 @@ def save_tokenizer(folder: Path, vocabulary: int = VOCABULARY, adds_bos: bool = 
 
     Its ids fill the vocabulary, and decoding gives the text back.
     """
-    characters = ["\n", *(chr(code) for code in range(32, 127))]
+    # ByteLevel writes a space as Ġ and a line feed as Ċ; other characters of ASCII as they are.
+    characters = ["Ċ", "Ġ", *(chr(code) for code in range(33, 127))]
     letters = "etaoinshrdlucmfwygpbvkxqjz"
     pairs = [(first, second) for first in letters for second in letters]
     tokens = [*SPECIAL_TOKENS, *characters]
@@ -136,7 +137,8 @@ def save_tokenizer(folder: Path, vocabulary: int = VOCABULARY, adds_bos: bool = 
     assert len(tokens) == vocabulary, "the vocabulary must have room for all characters"
     model = models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges, unk_token="<unk>")
     tokenizer = Tokenizer(model)
-    tokenizer.decoder = decoders.Fuse()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     if adds_bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     fast = PreTrainedTokenizerFast(

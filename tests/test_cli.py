@@ -40,7 +40,7 @@ def test_a_run_ends_with_a_table_and_the_path_of_the_report(tmp_path: Path) -> N
     done = call(tmp_path, "run", "schedule=uniform", "schedule.targets=[0.3]", "hydra.run.dir=out", *SMALL)
     assert (done.returncode, done.stderr) == (0, "")
     assert "fdt" in done.stdout.lower()
-    assert done.stdout.strip().splitlines()[-1] == "report: out/report.html" or done.stdout.rstrip().endswith("report.html")
+    assert done.stdout.splitlines()[-1].endswith("/out/report.html")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["status"] == "done"
     assert report["config"]["schedule"] == {"targets": [0.3]}
@@ -111,7 +111,8 @@ def test_plugins_are_listed(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
-    failed = call(tmp_path, *arguments, *(SMALL if arguments[0] == "run" and "--" not in arguments[1] else []))
+    small = SMALL if arguments[0] == "run" and "--" not in arguments[1] else []
+    failed = call(tmp_path, arguments[0], *small, *arguments[1:])
     assert failed.returncode == 1, failed.stderr
     lines = failed.stderr.strip().splitlines()
     assert len(lines) == 1, failed.stderr

@@ -142,7 +142,7 @@ def test_bad_lengths(tiny: Model, changes: dict[str, int], message: str) -> None
 
 
 def test_text_without_a_path() -> None:
-    with pytest.raises(ConfigError, match="`data=text` needs `data.path`"):
+    with pytest.raises(ConfigError, match=r"`data=text` needs `data\.path`"):
         load_text(DataSettings(source="text"))
     with pytest.raises((ConfigError, DataError), match="`data=hf` needs"):
         load_text(DataSettings(source="hf"))

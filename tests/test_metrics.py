@@ -5,11 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
-from compressor_plugins.metrics.fdtm import Fdtm
-from compressor_plugins.metrics.kl import Kl
-from compressor_plugins.metrics.perplexity import Perplexity
-from compressor_plugins.metrics.sdtm import Sdtm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +12,11 @@ from compressor.contracts import Metric, Reads
 from compressor.errors import ConfigError, PluginError
 from compressor.readout import Readout
 from compressor.sweep import read_statistics
+from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
+from compressor_plugins.metrics.fdtm import Fdtm
+from compressor_plugins.metrics.kl import Kl
+from compressor_plugins.metrics.perplexity import Perplexity
+from compressor_plugins.metrics.sdtm import Sdtm
 
 
 def make_logits(seed: int, sequences: int, positions: int, vocabulary: int, scale: float = 3.0) -> torch.Tensor:

@@ -127,7 +127,7 @@ BAD = {
     "no_name": (GOOD.replace('name = "lazy"', ""), "no_name.Lazy lacks the field `name` (str); set it on the class"),
     "plain": (GOOD.replace("@dataclass", ""), "plain.Lazy is not a dataclass; put @dataclass on it"),
     "abstract": (GOOD.replace("def search", "def seek"), "abstract.Lazy lacks search; implement it"),
-    "taken": (GOOD.replace('"lazy"', '"uniform"'), "schedule `uniform` is already taken by compressor "),
+    "a_thief": (GOOD.replace('"lazy"', '"uniform"'), "schedule `uniform` is already taken by compressor "),
     "twice": (HEADER + LAZY + register("register_schedules", "Lazy", "Lazy"), "already taken by twice 0.1; choose"),
     "half": (
         HEADER + METRIC + LAZY + register("register_metrics", "Length") + register("register_schedules", "Lazy", "int"),

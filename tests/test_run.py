@@ -10,13 +10,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from compressor_plugins.pruning.magnitude import Magnitude
-from compressor_plugins.quantization.int8 import Int8
-from compressor_plugins.quantization.rtn import Rtn
-from compressor_plugins.schedules.fdt_allocation import FdtAllocation
-from compressor_plugins.schedules.global_threshold import GlobalThreshold
-from compressor_plugins.schedules.plan import ReplayedPlan
-from compressor_plugins.schedules.uniform import Uniform
 
 from compressor.contracts import Compressor, Schedule
 from compressor.errors import CompressorError
@@ -25,6 +18,13 @@ from compressor.plugins import installed
 from compressor.record import Record
 from compressor.run import execute
 from compressor.settings import ComponentSettings, DataSettings, DType, ModelSettings, Settings, TrackingSettings
+from compressor_plugins.pruning.magnitude import Magnitude
+from compressor_plugins.quantization.int8 import Int8
+from compressor_plugins.quantization.rtn import Rtn
+from compressor_plugins.schedules.fdt_allocation import FdtAllocation
+from compressor_plugins.schedules.global_threshold import GlobalThreshold
+from compressor_plugins.schedules.plan import ReplayedPlan
+from compressor_plugins.schedules.uniform import Uniform
 from tests.families import FAMILIES, save_checkpoint
 from tests.test_reference import generate
 from tests.test_sweep import count_leading
@@ -100,7 +100,8 @@ def test_report_is_complete_and_adds_up(finished: Path) -> None:
 def test_fdt_of_the_result_is_what_generate_says(finished: Path) -> None:
     """The independent oracle: both models write freely; count the leading tokens that they share."""
     tokens = safetensors.torch.load_file(finished / "reference.safetensors")["tokens"]
-    base, candidate = load_model(ModelSettings()), load_model(ModelSettings(path=str(finished / "model"), dtype=DType.float32))
+    base = load_model(ModelSettings())
+    candidate = load_model(ModelSettings(path=str(finished / "model"), dtype=DType.float32))
     prefixes = tokens[:, :8]
     assert torch.equal(generate(base, prefixes, 16), tokens)
     shared = count_leading(tokens[:, 8:], generate(candidate, prefixes, 16)[:, 8:])
@@ -173,9 +174,7 @@ def test_every_family_runs_and_reloads(tmp_path: Path, family: str) -> None:
     assert record.final.scores["fdtm"].mean == pytest.approx(agrees.double().mean().item())
 
 
-@pytest.mark.parametrize(
-    ("compressor", "amount", "bits"), [(Int8(), 0.5, 8.0), (Rtn(bits=[4], group=32), 0.75, 4.0)]
-)
+@pytest.mark.parametrize(("compressor", "amount", "bits"), [(Int8(), 0.5, 8.0), (Rtn(bits=[4], group=32), 0.75, 4.0)])
 def test_integers_are_accounted_with_their_scales(
     tmp_path: Path, compressor: Compressor, amount: float, bits: float
 ) -> None:

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
-from compressor_plugins.metrics.fdtm import Fdtm
-from compressor_plugins.metrics.perplexity import Perplexity
 
 from compressor.errors import PluginError
 from compressor.statistics import compare_paired, summarize, values_per_sequence
+from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
+from compressor_plugins.metrics.fdtm import Fdtm
+from compressor_plugins.metrics.perplexity import Perplexity
 
 
 def test_aggregates_equal_numpy() -> None:
@@ -72,5 +72,5 @@ def test_same_seed_same_interval() -> None:
 
 
 def test_non_finite_statistics_are_refused() -> None:
-    with pytest.raises(PluginError, match="`fdtm` gave statistics of shape .* with 1 non-finite"):
+    with pytest.raises(PluginError, match=r"`fdtm` gave statistics of shape .* with 1 non-finite"):
         summarize(Fdtm(), np.array([[1.0], [np.nan]]))

@@ -1,16 +1,10 @@
-"""The engine against independent oracles: generate with both models and compare; the model restored whatever happens."""
+"""The engine against independent oracles, such as generating with both models; the model is always restored."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
-from compressor_plugins.metrics.fdtm import Fdtm
-from compressor_plugins.metrics.kl import Kl
-from compressor_plugins.metrics.perplexity import Perplexity
-from compressor_plugins.metrics.sdtm import Sdtm
-from compressor_plugins.pruning.magnitude import Magnitude
 
 from compressor.contracts import Better, Metric, Reads, TextWindows
 from compressor.data import make_windows
@@ -23,6 +17,12 @@ from compressor.settings import DataSettings, ModelSettings
 from compressor.sweep import Sweep, Weights
 from compressor.treatments import Treatments
 from compressor.values import Treatment
+from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
+from compressor_plugins.metrics.fdtm import Fdtm
+from compressor_plugins.metrics.kl import Kl
+from compressor_plugins.metrics.perplexity import Perplexity
+from compressor_plugins.metrics.sdtm import Sdtm
+from compressor_plugins.pruning.magnitude import Magnitude
 from tests.families import FAMILIES, save_checkpoint
 from tests.test_reference import generate, random_prefixes
 

@@ -53,9 +53,7 @@ def add_dropout(model: PreTrainedModel, rate: float) -> None:
     """Drop activations of the residual branches while `model.training`."""
     for layer in model.model.layers:
         for branch in (layer.self_attn.o_proj, layer.mlp.down_proj):
-            branch.register_forward_hook(
-                lambda module, args, output: functional.dropout(output, rate, module.training)
-            )
+            branch.register_forward_hook(lambda module, args, output: functional.dropout(output, rate, module.training))
 
 
 def batches(ids: Tensor, size: int, window: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 from compressor import hookimpl
 from compressor.contracts import Metric
-from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
-from compressor_plugins.metrics.fdtm import Fdtm
-from compressor_plugins.metrics.kl import Kl
-from compressor_plugins.metrics.perplexity import Perplexity
-from compressor_plugins.metrics.sdtm import Sdtm
+
+from .divergent_perplexity import DivergentPerplexity
+from .fdtm import Fdtm
+from .kl import Kl
+from .perplexity import Perplexity
+from .sdtm import Sdtm
 
 
 @hookimpl

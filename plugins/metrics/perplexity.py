@@ -21,9 +21,9 @@ class Perplexity(Metric):
     """Perplexity of the candidate on text: exp(−Σ ln p(token) / tokens) over all scored tokens.
 
     The text is cut into windows of `window` tokens (null: the model's context) that move by `stride` (null: the
-    window, as WikiText-2 figures are usually quoted); only tokens that no earlier window scored are counted. The text is
-    `path`, else the run's own text, else sequences sampled from the base; the report says which. `tokens` bounds how
-    many are scored (0: all).
+    window, as WikiText-2 figures are usually quoted); only tokens that no earlier window scored are counted. The text
+    is `path`, else the run's own text, else sequences sampled from the base; the report says which. `tokens` bounds
+    how many are scored (0: all).
     """
 
     path: str | None = None
@@ -59,4 +59,3 @@ class Perplexity(Metric):
         nats, tokens = statistics[..., 0].sum(axis=-1), statistics[..., 1].sum(axis=-1)
         perplexity: NDArray[np.float64] = np.exp(nats / np.maximum(tokens, 1.0))
         return perplexity
-

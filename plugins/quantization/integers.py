@@ -100,6 +100,7 @@ def round_to_grid(weight: Tensor, bits: int, group: int, rows: int, component: C
     """
     import torch
 
+    group = min(group, weight.numel() // rows)
     groups = split_groups(weight.to(working_dtype(weight.dtype)), rows, group)
     largest = groups.abs().amax(-1)
     if not largest.isfinite().all():

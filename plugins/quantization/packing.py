@@ -17,7 +17,8 @@ def pack(integers: Tensor, bits: int) -> Tensor:
     from torch.nn.functional import pad
 
     count = integers.numel()
-    lanes = pad(integers.reshape(-1), (0, -count % 8)).view(-1, 8)
+    # Lanes that are filled up hold what is stored as 0.
+    lanes = pad(integers.reshape(-1), (0, -count % 8), value=-(2 ** (bits - 1))).view(-1, 8)
     words = torch.zeros(len(lanes), dtype=torch.int64, device=integers.device)
     for lane in range(8):
         words |= (lanes[:, lane].long() + 2 ** (bits - 1)) << (bits * lane)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.contracts import Dialogue, KeepRequest, Prefixes, Schedule
+from compressor.contracts import KeepRequest, Prefixes, Schedule
 from compressor.plugins import installed
 from compressor.record import Record
 from compressor.run import Run
@@ -68,13 +68,12 @@ def run_schedule(
         run = Run(settings, plugins, Path(folder), NullTracker(), Record("running", {}, {}))
         run.load()
         run.build_references()
-        search = run.make_search()
-        dialogue = Dialogue(schedule, search.make_problem())
-        while (request := dialogue.propose()) is not None:
-            dialogue.tell(search.answer(request))
+        while (request := run.dialogue.propose()) is not None:
+            run.dialogue.tell(run.search.answer(request))
             if isinstance(request, KeepRequest):
+                kept = run.search.rounds[-1]
                 (statistics,) = run.sweeps[Prefixes.PROOF].score([dict])
-                yield float(request.target or 0.0), statistics, search.rounds[-1].trials, search.rounds[-1].seconds
+                yield float(request.target or 0.0), statistics, kept.trials, kept.seconds
 
 
 def measure_model(model: str | None, seeds: list[int], proof: int) -> dict[tuple[str, float], Measured]:

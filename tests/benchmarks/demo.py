@@ -19,7 +19,8 @@ from typing import Any
 def run_demo(folder: Path, overrides: list[str]) -> dict[str, Any]:
     """One run in a new process: wall-clock seconds, phases from its report, peak resident memory."""
     command = [sys.executable, "-m", "compressor.cli", "run", f"hydra.run.dir={folder}", *overrides]
-    environment = os.environ | {"COMPRESSOR_CACHE": str(folder.with_name(folder.name + "-cache")), "WANDB_MODE": "offline"}
+    cache = folder.with_name(f"{folder.name}-cache")
+    environment = os.environ | {"COMPRESSOR_CACHE": str(cache), "WANDB_MODE": "offline"}
     began = time.monotonic()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

@@ -1,0 +1,71 @@
+"""Ternary weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from compressor.contracts import CompressedWeight, Compressor, Context
+from compressor.errors import ConfigError
+from compressor.values import Component, Offer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+BITS = 2
+
+
+@dataclass
+class Ternary(Compressor):
+    """Every weight becomes −s, 0 or +s, with one s for each output row of `[out, in]`.
+
+    Δ = threshold · mean|w|,  ŵ = s · sign(w) where |w| > Δ, else 0,  s = mean of the |w| above Δ
+
+    Δ and s belong to a row. The amount is 1 − 2 / stored bits; the scales come on top and are counted.
+
+    Source: Li and Liu, Ternary Weight Networks, 2016 (arXiv 1605.04711), equations 5 and 6.
+    """
+
+    threshold: float = 0.7
+
+    name: ClassVar[str] = "ternary"
+
+    def offer(self, component: Component) -> Offer:
+        if not 0 <= self.threshold < 1:
+            raise ConfigError(
+                f"`compressor.ternary.threshold` must be in [0, 1), got {self.threshold:g}; give for example 0.7"
+            )
+        return Offer(levels=(1 - BITS / component.stored_bits,))
+
+    def compress(self, weight: Tensor, amount: float, context: Context) -> TernaryWeight:
+        magnitude = weight.float().abs()
+        kept = magnitude > self.threshold * magnitude.mean(1, keepdim=True)
+        count = kept.sum(1, keepdim=True).clamp(min=1)
+        scales = (magnitude * kept).sum(1, keepdim=True) / count
+        return TernaryWeight((weight.sign() * kept).char(), scales.to(weight.dtype), weight.dtype)
+
+
+@dataclass(frozen=True)
+class TernaryWeight(CompressedWeight):
+    """`signs` `[out, in]` in {−1, 0, 1} and `scales` `[out, 1]`."""
+
+    signs: Tensor
+    scales: Tensor
+    dtype: torch.dtype
+
+    def dense(self) -> Tensor:
+        return (self.scales * self.signs).to(self.dtype)
+
+    @property
+    def bits(self) -> int:
+        return self.signs.numel() * BITS + self.scales.numel() * self.scales.element_size() * 8
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Four signs in a byte, each stored as sign + 1, the first in the lowest bits."""
+        import torch
+        from torch.nn.functional import pad
+
+        codes = pad(self.signs.flatten() + 1, (0, -self.signs.numel() % 4)).view(-1, 4).to(torch.uint8)
+        packed = codes[:, 0] | codes[:, 1] << 2 | codes[:, 2] << 4 | codes[:, 3] << 6
+        return {"weight_packed": packed, "weight_scale": self.scales}

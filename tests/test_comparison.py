@@ -1,0 +1,127 @@
+"""The comparison of many runs: a row each, in the order of the jobs, failures included."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from compressor.comparison import collect_rows, comparison_table, write_comparison
+from compressor.errors import OutputError
+from compressor.record import FinalRecord, Record
+from compressor.report import write_report
+from compressor.values import Score
+
+
+def make_run(folder: Path, mean: float = 16.4, overrides: list[str] | None = None, command: str = "compressor") -> None:
+    """A finished run in `folder`, with Hydra's record of its overrides where there are some."""
+    score = Score(mean, mean, mean, mean, 0.0, 64.0, mean - 1.5, mean + 1.5, mean, mean, 8)
+    final = FinalRecord(0.5, 0.5, 16.0, 8.0, 1_500_000, {"fdtm": score})
+    write_report(Record("done", {}, {}, command=command, final=final), folder)
+    if overrides is not None:
+        (folder / ".hydra").mkdir()
+        (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {override}\n" for override in overrides))
+
+
+def make_sweep(folder: Path) -> Path:
+    """Twelve jobs; one failed, one is missing its report, one has a torn one."""
+    for job in range(12):
+        make_run(folder / str(job), 10.0 + job, [f"seed={job}", "model=tiny", "metric=[fdtm,kl]"])
+    write_report(Record("failed", {}, {}, error="`amount` must be in [0, 1], got 1.5"), folder / "3")
+    (folder / "4" / "report.json").unlink()
+    (folder / "5" / "report.json").write_text('{"status": "do')
+    (folder / "notes").mkdir()
+    (folder / "multirun.yaml").touch()
+    return folder
+
+
+def show(rows: list[dict[str, object]], width: int = 140) -> str:
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(comparison_table(rows))
+    return capture.get()
+
+
+def test_rows_are_in_the_order_of_the_jobs(tmp_path: Path) -> None:
+    rows = collect_rows(make_sweep(tmp_path))
+    assert [row["job"] for row in rows] == [str(job) for job in range(12)]
+    assert rows[10]["folder"] == str(tmp_path / "10")
+
+
+def test_a_row_holds_the_result_and_what_differs(tmp_path: Path) -> None:
+    row = collect_rows(make_sweep(tmp_path))[10]
+    assert row["overrides"] == ["seed=10"]
+    assert (row["status"], row["error"]) == ("done", None)
+    assert (row["amount"], row["sparsity"], row["bits_per_weight"]) == (0.5, 0.5, 16.0)
+    assert (row["packed_bits_per_weight"], row["bytes"]) == (8.0, 1_500_000)
+    assert row["scores"] == {"fdtm": {"mean": 20.0, "low": 18.5, "high": 21.5}}
+
+
+def test_jobs_that_failed_are_rows_with_one_line(tmp_path: Path) -> None:
+    rows = collect_rows(make_sweep(tmp_path))
+    failed, missing, unreadable = rows[3:6]
+    assert (failed["status"], failed["error"]) == ("failed", "`amount` must be in [0, 1], got 1.5")
+    assert missing["status"] == "missing" and missing["error"].startswith("left no report.json")
+    assert unreadable["status"] == "unreadable" and "is not valid JSON" in unreadable["error"]
+    for row in (failed, missing, unreadable):
+        assert row["amount"] is None and row["scores"] == {} and "\n" not in row["error"]
+        assert row["overrides"] == [f"seed={row['job']}"]
+
+
+def test_comparison_json_is_the_rows(tmp_path: Path) -> None:
+    rows = write_comparison(make_sweep(tmp_path))
+    assert json.loads((tmp_path / "comparison.json").read_text()) == rows == collect_rows(tmp_path)
+
+
+def test_table_shows_every_job(tmp_path: Path) -> None:
+    lines = [" ".join(line.split()) for line in show(collect_rows(make_sweep(tmp_path))).splitlines()]
+    assert "run settings amount bits per weight size fdtm what went wrong" in lines
+    assert "10 seed=10 50.0 % 8.00 1.5 MB 20.0 (18.5 – 21.5)" in lines
+    assert "3 seed=3 – – – – failed: `amount` must be in [0, 1], got 1.5" in lines
+
+
+def test_table_takes_brackets_for_text(tmp_path: Path) -> None:
+    make_run(tmp_path / "0", 16.4, ["metric=[red]"])
+    make_run(tmp_path / "1", 16.4, ["metric=[fdtm,kl]"])
+    text = show(collect_rows(tmp_path))
+    assert "metric=[red]" in text and "metric=[fdtm,kl]" in text
+    assert "what went wrong" not in text
+
+
+def test_a_metric_that_only_some_have_is_a_dash(tmp_path: Path) -> None:
+    make_run(tmp_path / "0", math.nan)
+    (tmp_path / "1").mkdir()
+    rows = write_comparison(tmp_path)
+    text = show(rows)
+    assert "nan" not in text and "–" in text
+    assert show(json.loads((tmp_path / "comparison.json").read_text())) == text
+
+
+def test_without_hydras_record_the_command_tells(tmp_path: Path) -> None:
+    make_run(tmp_path / "0", command="compressor run model=tiny 'seed=1'")
+    make_run(tmp_path / "1", command="compressor run model=tiny seed=2 --multirun")
+    make_run(tmp_path / "2", command="compressor run model=tiny 'seed")
+    (tmp_path / "2" / ".hydra").mkdir()
+    (tmp_path / "2" / ".hydra" / "overrides.yaml").write_text("{broken: [")
+    assert [row["overrides"] for row in collect_rows(tmp_path)] == [
+        ["model=tiny", "seed=1"],
+        ["model=tiny", "seed=2"],
+        [],
+    ]
+
+
+def test_single_runs_can_be_compared(tmp_path: Path) -> None:
+    make_run(tmp_path / "a" / "first", 10.0, ["seed=1"])
+    make_run(tmp_path / "b", 20.0, ["seed=2"])
+    rows = collect_rows(tmp_path / "a" / "first", tmp_path / "b")
+    assert [(row["job"], row["overrides"]) for row in rows] == [("first", ["seed=1"]), ("b", ["seed=2"])]
+    (alone,) = collect_rows(tmp_path / "b")
+    assert alone["overrides"] == ["seed=2"]
+
+
+def test_no_runs_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"^no runs in .*; give the folder of a run, or of several started with -m$"):
+        collect_rows(tmp_path)
+    with pytest.raises(OutputError, match=r"^.*nowhere is not a folder; give the folder"):
+        collect_rows(tmp_path / "nowhere")

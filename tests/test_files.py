@@ -1,0 +1,175 @@
+"""Files: whole or absent, strict JSON, one line for every failure."""
+
+import enum
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compressor.errors import OutputError
+from compressor.files import append_json_line, check_writable, read_json, to_strict, write_json, write_text
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+def test_text_is_written_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "a.txt"
+    write_text(path, "ä → b\nc")
+    assert path.read_bytes() == "ä → b\nc".encode()
+    write_text(path, "again")
+    assert path.read_text() == "again"
+    assert [child.name for child in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_new_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    write_text(tmp_path / "written", "x")
+    assert (tmp_path / "written").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failure_leaves_the_old_file_and_nothing_else(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "report.json"
+    write_json(path, {"old": 1})
+
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OutputError, match=r"^cannot write .*report.json: No space left on device; free some space or"):
+        write_json(path, {"new": 2})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert [child.name for child in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_an_interrupt_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.json"
+    write_text(path, "old")
+
+    def interrupt(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert [child.name for child in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_reader_never_sees_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = tmp_path / "a.json", []
+    write_json(path, ["old"])
+    sync = os.fsync
+
+    def look(descriptor: int) -> None:
+        seen.append(json.loads(path.read_text()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    write_json(path, ["new"] * 10_000)
+    assert seen == [["old"]]
+
+
+def test_json_is_strict_and_keeps_its_order(tmp_path: Path) -> None:
+    data = {
+        "z": math.nan,
+        "a": [math.inf, -math.inf, 1.5, True, None],
+        "array": np.float32(0.5),
+        "count": np.int64(3),
+        "bad": np.float64("nan"),
+        "mode": Color.RED,
+        "path": Path("a/b"),
+        "shape": (2, 3),
+        1: "one",
+        "ä": "→",
+    }
+    write_json(tmp_path / "a.json", data)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert "NaN" not in text and "Infinity" not in text and "→" in text and text.endswith("}\n")
+    found = json.loads(text)
+    assert list(found) == ["z", "a", "array", "count", "bad", "mode", "path", "shape", "1", "ä"]
+    assert found["z"] is None and found["bad"] is None and found["a"] == [None, None, 1.5, True, None]
+    assert (found["array"], found["count"], found["mode"]) == (0.5, 3, "red")
+    assert (found["path"], found["shape"]) == (os.path.join("a", "b"), [2, 3])
+
+
+def test_a_name_that_is_not_text_survives(tmp_path: Path) -> None:
+    name = os.fsdecode(b"model-\xff")
+    write_json(tmp_path / "a.json", [name])
+    append_json_line(tmp_path / "a.jsonl", [name])
+    assert read_json(tmp_path / "a.json") == [name]
+    assert json.loads((tmp_path / "a.jsonl").read_text(encoding="utf-8")) == [name]
+
+
+@pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", np.zeros(3)])
+def test_what_json_cannot_say_is_refused_before_writing(value: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    with pytest.raises(OutputError, match=r"^a \w+ cannot be written as JSON, got .*; give numbers, strings") as caught:
+        write_json(tmp_path / "a.json", {"x": [value]})
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_strict_data_is_a_copy() -> None:
+    data = {"a": [1, 2]}
+    copy = to_strict(data)
+    copy["a"].append(3)
+    assert data == {"a": [1, 2]}
+
+
+def test_lines_are_there_at_once_and_apart(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "scores.jsonl"
+    for index in range(3):
+        append_json_line(path, {"round": index, "score": math.nan})
+        assert path.read_text().count("\n") == index + 1
+    assert [json.loads(line)["round"] for line in path.read_text().splitlines()] == [0, 1, 2]
+
+
+def test_a_line_is_a_line_to_every_reader(tmp_path: Path) -> None:
+    append_json_line(tmp_path / "a.jsonl", {"text": "one\u2028two\nthree ä"})
+    (line,) = (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line) == {"text": "one\u2028two\nthree ä"}
+
+
+def test_a_torn_line_does_not_spoil_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    path.write_text('{"round": 0}\n{"rou')
+    append_json_line(path, {"round": 1})
+    assert path.read_text() == '{"round": 0}\n{"rou\n{"round": 1}\n'
+
+
+def test_a_folder_that_can_be_written_is_made_and_left_empty(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir() and list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError) as caught:
+        check_writable(tmp_path / "file" / "run")
+    message = str(caught.value)
+    assert message.startswith(f"cannot write to the folder {tmp_path / 'file' / 'run'}: ")
+    assert message.endswith("; choose another with hydra.run.dir=DIR") and "\n" not in message
+
+
+def test_files_in_a_folder_that_is_none_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for write in (lambda path: write_text(path, "x"), lambda path: append_json_line(path, 1), read_json):
+        with pytest.raises(OutputError) as caught:
+            write(tmp_path / "file" / "a.json")
+        assert "\n" not in str(caught.value) and "a.json" in str(caught.value)
+
+
+def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"^cannot read .*: No such file or directory; is this the folder of"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_bytes(b'{"a": \xff}')
+    with pytest.raises(OutputError, match=r"^.*a.json is not valid JSON \(.*\); it was changed or cut off, run again$"):
+        read_json(tmp_path / "a.json")
