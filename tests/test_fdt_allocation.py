@@ -50,8 +50,7 @@ class World:
             return tuple({self.ranker: make_score(self.value(plan), self.spread)} for plan in request.trials)
         assert isinstance(request, KeepRequest)
         for name, treatment in request.plan.items():
-            whole = round(treatment.amount * self.parameters[name])
-            self.amounts[name] = whole / self.parameters[name]
+            self.amounts[name] = round(treatment.amount * self.parameters[name]) / self.parameters[name]
         self.after.append(dict(self.amounts))
         return self.after[-1]
 
@@ -170,8 +169,7 @@ def test_other_rankers_measure_the_removed_component() -> None:
     world = make_world(1, better=Better.LOWER, ranker="kl", respond=lambda harm: harm, high=high)
     (kept,) = world.run(FdtAllocation(targets=[0.4], ranker="kl"))
     request = world.requests[0]
-    assert isinstance(request, ScoreRequest)
-    assert len(request.trials) == 1 + 3 * len(world.parameters)
+    assert isinstance(request, ScoreRequest) and len(request.trials) == 1 + 3 * len(world.parameters)
     assert all({name: Treatment("magnitude", high.get(name, 1.0))} in request.trials for name in world.parameters)
     assert world.mean(amounts_of(kept)) == pytest.approx(0.4, abs=1e-9)
     mirrored = make_world(1, better=Better.HIGHER, ranker="negative", respond=lambda harm: -harm, high=high)
@@ -242,8 +240,7 @@ def test_the_more_sensitive_of_equal_shapes_gets_less(scales: list[float], targe
     names = [f"c{index}" for index in range(len(scales))]
     harm = {name: lambda amount, s=s: s * amount**1.5 for name, s in zip(names, scales, strict=True)}
     (kept,) = World(harm, dict.fromkeys(names, 1000)).run(FdtAllocation(targets=[target]))
-    amounts = amounts_of(kept)
-    by_scale = [amounts[name] for _, name in sorted(zip(scales, names, strict=True))]
+    by_scale = [amounts_of(kept)[name] for _, name in sorted(zip(scales, names, strict=True))]
     assert all(less >= more - 1e-9 for less, more in itertools.pairwise(by_scale))
 
 

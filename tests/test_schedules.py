@@ -9,16 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from compressor.contracts import (
-    Better,
-    CountRequest,
-    Dialogue,
-    KeepRequest,
-    Problem,
-    Request,
-    Schedule,
-    ScoreRequest,
-)
+from compressor.contracts import Better, CountRequest, Dialogue, KeepRequest, Problem, Request, Schedule, ScoreRequest
 from compressor.errors import ConfigError, PlanError
 from compressor.plans import plan_to_json
 from compressor.plugins import load_plugins
