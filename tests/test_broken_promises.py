@@ -1,12 +1,10 @@
-"""A contract suite notices every broken promise: honest plugins pass it whole, each broken one fails its test."""
+"""The suites of metrics and compressors notice every broken promise, and let honest plugins pass."""
 
 import itertools
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,21 +14,14 @@ from compressor.contracts import (
     CompressedWeight,
     Compressor,
     Context,
-    CountRequest,
-    KeepRequest,
     Metric,
-    Prefixes,
-    Problem,
     Reads,
-    Schedule,
-    ScoreRequest,
-    Search,
     TextWindows,
 )
 from compressor.errors import PluginError
 from compressor.readout import Readout
-from compressor.testing import CompressorContract, MetricContract, ScheduleContract
-from compressor.values import Component, Offer, Treatment
+from compressor.testing import CompressorContract, MetricContract
+from compressor.values import Component, Offer
 
 
 def broken(base: type, **members: object) -> Any:  # noqa: ANN401 - whatever `base` makes
@@ -181,94 +172,3 @@ def test_broken_compressor_is_noticed(case: str) -> None:
     weight = torch.tensor([[0.5, -0.0, 0.25], [-1.0, 2.0, -3.0]])
     with pytest.raises((AssertionError, PluginError)):
         getattr(CompressorContract(), f"test_{promise}")(broken(First, **members), weight)
-
-
-# Schedules --------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Halve(Schedule):
-    """An honest schedule to break: keeps half of everything."""
-
-    name: ClassVar[str] = "halve"
-
-    def ranks_by(self) -> tuple[str, ...]:
-        return ("kl",)
-
-    def search(self, problem: Problem) -> Search:
-        yield KeepRequest(plan_of(problem))
-
-
-def plan_of(problem: Problem, amount: float = 0.5, name: str = "") -> dict[str, Treatment]:
-    compressor = next(iter(problem.offers))
-    return {name or component.name: Treatment(compressor, amount) for component in problem.components}
-
-
-class TestHonestSchedule(ScheduleContract):
-    instance = Halve()
-
-
-def endless(self: Schedule, problem: Problem) -> Search:
-    while True:
-        yield ScoreRequest([{}], ("kl",))
-
-
-def draws(self: Schedule, problem: Problem) -> Search:
-    yield KeepRequest(plan_of(problem), target=random.random())
-
-
-def seeds(self: Schedule, problem: Problem) -> Search:
-    np.random.seed(0)
-    yield KeepRequest(plan_of(problem))
-
-
-def proves(self: Schedule, problem: Problem) -> Search:
-    (scores,) = yield ScoreRequest([plan_of(problem)], ("kl",), Prefixes.PROOF)
-    yield KeepRequest(plan_of(problem, 0.5 if scores["kl"].mean < 0.4 else 0.75))
-
-
-def remembers(self: Any, problem: Problem) -> Search:  # noqa: ANN401 - has a field that Schedule lacks
-    self.runs = getattr(self, "runs", 0) + 1
-    yield KeepRequest(plan_of(problem, 0.5 if self.runs < 4 else 0.75))
-
-
-def imports_torch(self: Schedule, problem: Problem) -> Search:
-    import torch.nn
-
-    yield KeepRequest(plan_of(problem, float(torch.nn.Parameter(torch.tensor(0.5)))))
-
-
-def asks(*requests: Callable[[Problem], Any]) -> Callable[[Schedule, Problem], Search]:
-    def search(self: Schedule, problem: Problem) -> Search:
-        for request in requests:
-            yield request(problem)
-
-    return search
-
-
-BROKEN_SCHEDULES: dict[str, tuple[str, Callable[..., Search]]] = {
-    "endless": ("ends_and_keeps_a_plan", endless),
-    "nothing": ("ends_and_keeps_a_plan", asks(lambda p: ScoreRequest([{}], ("kl",)))),
-    "unknown_component": ("ends_and_keeps_a_plan", asks(lambda p: KeepRequest(plan_of(p, name="lm_head")))),
-    "unknown_metric": ("ends_and_keeps_a_plan", asks(lambda p: ScoreRequest([{}], ("fdtm",)))),
-    "not_offered": ("ends_and_keeps_a_plan", asks(lambda p: KeepRequest(plan_of(p, 0.6)))),
-    "gives_back": (
-        "ends_and_keeps_a_plan",
-        asks(lambda p: KeepRequest(plan_of(p, 0.75)), lambda p: KeepRequest(plan_of(p, 0.5))),
-    ),
-    "unsorted": ("ends_and_keeps_a_plan", asks(lambda p: CountRequest(next(iter(p.offers)), (0.5, 0.1)))),
-    "draws": ("is_a_function_of_problem_and_answers", draws),
-    "seeds": ("is_a_function_of_problem_and_answers", seeds),
-    "remembers": ("is_a_function_of_problem_and_answers", remembers),
-    "resumes_elsewhere": ("goes_on_from_its_answers", remembers),
-    "proves": ("decides_nothing_on_proof_prefixes", proves),
-    "torch": ("needs_no_torch", imports_torch),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN_SCHEDULES)
-def test_broken_schedule_is_noticed(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    promise, search = BROKEN_SCHEDULES[case]
-    arguments = {"monkeypatch": monkeypatch} if promise == "needs_no_torch" else {}
-    with pytest.raises((AssertionError, PluginError, ImportError)):
-        getattr(ScheduleContract(), f"test_{promise}")(broken(Halve, search=search), **arguments)

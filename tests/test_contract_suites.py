@@ -45,11 +45,6 @@ def test_nothing_installed_fails_to_load() -> None:
     assert installed().failures == []
 
 
-def test_plugins_load_without_torch() -> None:
-    code = "import sys; from compressor.plugins import load_plugins; load_plugins(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 def test_suites_are_not_collected_on_their_own(tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     suites = "CompressorContract, MetricContract, ScheduleContract"

@@ -42,6 +42,7 @@ class World:
         return Problem(components, {"magnitude": offers}, {self.ranker: self.better}, TOKENS)
 
     def value(self, plan: Plan) -> float:
+        assert all(self.low.get(c, 0.0) <= treatment.amount <= self.high.get(c, 1.0) for c, treatment in plan.items())
         amounts = dict.fromkeys(self.parameters, 0.0) | self.amounts | {c: t.amount for c, t in plan.items()}
         return self.respond(sum(self.harm[name](amount) for name, amount in amounts.items()))
 
@@ -98,8 +99,6 @@ def test_two_components_by_hand() -> None:
     assert isinstance(kept, KeepRequest) and kept.target == 0.2
     # level 9 - u: a = (1 + u) / 20, b = 0.3 + 0.7 u / 9, a + b = 0.4, so u = 9/23
     assert amounts_of(kept) == pytest.approx({"a": 8 / 115, "b": 38 / 115})
-    dialogue.tell({"a": 0.07, "b": 0.33})
-    assert dialogue.propose() is None
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -115,7 +114,7 @@ def test_the_rounds_of_the_paper_hit_every_target(seed: int, respond: Callable[[
         assert world.mean(amounts_of(request)) == pytest.approx(request.target, abs=1e-9)
         assert all(before[name] - 1e-12 <= amount <= 1.0 for name, amount in amounts_of(request).items())
         before = after
-    assert world.mean(before) == pytest.approx(0.75, abs=1e-4)
+    assert world.mean(before) == pytest.approx(0.75, abs=1e-4)  # whole weights
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -160,16 +159,16 @@ def test_nothing_is_asked_of_components_that_are_gone() -> None:
     world = World(harm, {"gone": 1000, "kept": 1000}, high={"gone": 0.3, "kept": 0.9})
     kept = world.run(FdtAllocation(targets=[0.25, 0.5, 0.6]))
     assert amounts_of(kept[-1]) == pytest.approx({"gone": 0.3, "kept": 0.9})
-    last = world.requests[-2]
-    assert isinstance(last, ScoreRequest) and all("gone" not in plan for plan in last.trials)
+    assert isinstance(last := world.requests[-2], ScoreRequest) and all("gone" not in plan for plan in last.trials)
 
 
 def test_other_rankers_measure_the_removed_component() -> None:
     high = {"layers.0.q": 0.9}
     world = make_world(1, better=Better.LOWER, ranker="kl", respond=lambda harm: harm, high=high)
     (kept,) = world.run(FdtAllocation(targets=[0.4], ranker="kl"))
-    request = world.requests[0]
-    assert isinstance(request, ScoreRequest) and len(request.trials) == 1 + 3 * len(world.parameters)
+    assert isinstance(request := world.requests[0], ScoreRequest) and len(request.trials) == 1 + 3 * len(
+        world.parameters
+    )
     assert all({name: Treatment("magnitude", high.get(name, 1.0))} in request.trials for name in world.parameters)
     assert world.mean(amounts_of(kept)) == pytest.approx(0.4, abs=1e-9)
     mirrored = make_world(1, better=Better.HIGHER, ranker="negative", respond=lambda harm: -harm, high=high)
@@ -200,9 +199,9 @@ def test_the_statistic_is_the_one_asked_for() -> None:
 
 def test_a_lower_bound_of_the_offer_is_kept() -> None:
     world = make_world(3, components=4, low=dict.fromkeys([f"layers.{index}.q" for index in range(4)], 0.25))
-    kept = world.run(FdtAllocation(targets=[0.3, 0.6]))
+    kept = world.run(FdtAllocation(targets=[0.3, 0.4, 0.6]))
     assert all(min(amounts_of(request).values()) >= 0.25 for request in kept)
-    assert [world.mean(amounts_of(request)) for request in kept] == pytest.approx([0.3, 0.6], abs=1e-9)
+    assert [world.mean(amounts_of(request)) for request in kept] == pytest.approx([0.3, 0.4, 0.6], abs=1e-9)
 
 
 def test_a_target_that_is_passed_already_changes_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -19,6 +20,7 @@ import pytest
 import torch
 import transformers
 from huggingface_hub import errors as hub_errors
+from huggingface_hub import utils as hub_utils
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -27,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from compressor.errors import CompressorError, ConfigError, ModelError, PlanError
 from compressor.forward import run_body, run_head, run_network
 from compressor.loading import probe_network, quiet_loading
+from compressor.model_folder import StoredTensor, find_common_tensor
 from compressor.models import Model, load_model
 from compressor.settings import ComponentSettings, Device, DType, ModelSettings
 from tests.families import CONTEXT, FAMILIES, ODDITIES, VOCABULARY, make_network, save_checkpoint, save_tokenizer
@@ -280,6 +283,37 @@ def test_without_a_tokenizer(tmp_path: Path) -> None:
     assert (model.tokenizer, model.bos, model.adds_bos) == (None, 1, False)
     save_tokenizer(tmp_path, adds_bos=False)
     assert load(tmp_path).adds_bos is False
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_quiet_loading_gives_back_what_it_found(fails: bool) -> None:
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(transformers_logging.INFO)
+    states = torch.random.get_rng_state(), random.getstate(), np.random.get_state()
+    try:
+        with contextlib.suppress(KeyError), torch.inference_mode(), quiet_loading(CPU):
+            assert transformers_logging.get_verbosity() == transformers_logging.ERROR
+            assert not transformers_logging.is_progress_bar_enabled()
+            assert not torch.rand(1).is_inference()
+            random.random()
+            np.random.random()
+            warnings.warn("nobody hears this", stacklevel=1)
+            if fails:
+                raise KeyError
+        assert transformers_logging.get_verbosity() == transformers_logging.INFO
+        assert transformers_logging.is_progress_bar_enabled()
+        assert not hub_utils.are_progress_bars_disabled()
+    finally:
+        transformers_logging.set_verbosity(level)
+    assert torch.equal(torch.random.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.random.get_state()[1].tolist() == states[2][1].tolist()
+
+
+def test_most_of_a_checkpoint_is_counted_in_weights() -> None:
+    tensors = [StoredTensor("F32", 32, 4)] * 9 + [StoredTensor("BF16", 16, 64)]
+    common = find_common_tensor(tensors)
+    assert (common.dtype, common.bits) == ("BF16", 16)
 
 
 def test_loading_leaves_no_trace(checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:

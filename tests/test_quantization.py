@@ -6,11 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from compressor.contracts import Compressor, Context
-from compressor.errors import ConfigError, ModelError, PlanError
 from compressor.values import Component
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Granularity, Int8
@@ -183,16 +181,6 @@ def test_zeros_stay_zero(compressor: Compressor) -> None:
         assert torch.equal(compressor.compress(weight, level, Context(component_of(weight))).dense(), weight)
 
 
-def test_offers_follow_the_stored_bits() -> None:
-    weight = torch.ones(4, 4)
-    assert Int8().offer(component_of(weight, 16)).levels == (0.5,)
-    assert Int8().offer(component_of(weight, 32)).levels == (0.75,)
-    assert Int4().offer(component_of(weight, 16)).levels == (0.75,)
-    assert Rtn().offer(component_of(weight, 16)).levels == (0.875, 0.8125, 0.75, 0.625, 0.5)
-    assert Rtn().offer(component_of(weight, 8)).levels == (0.75, 0.625, 0.5, 0.25)
-    assert Rtn(list(range(2, 9))).offer(component_of(weight, 16)).levels == tuple(1 - b / 16 for b in range(2, 9))
-
-
 def test_every_level_gives_its_own_width() -> None:
     weight = torch.randn(4, 40, generator=torch.Generator().manual_seed(0)).half()
     component = component_of(weight)
@@ -201,76 +189,3 @@ def test_every_level_gives_its_own_width() -> None:
         for amount in (level, level + 5e-7, level - 5e-7):
             found = compressor.compress(weight, amount, Context(component))
             assert found.bits == 160 * bits + 8 * 16
-
-
-@pytest.mark.parametrize(
-    ("compressor", "line"),
-    [
-        (Rtn(group=0), "`compressor.rtn.group` must be at least 1, got 0; give for example 32"),
-        (Int4(group=-32), "`compressor.int4.group` must be at least 1, got -32; give for example 32"),
-        (Int8(group=-1), "`compressor.int8.group` must be at least 0, got -1; give for example 32"),
-        (Int8(Granularity.group), "`compressor.int8.group` must be at least 1, got 0; give for example 32"),
-        (
-            Int8(Granularity.tensor, 64),
-            "`compressor.int8.group` must be 0 with granularity `tensor`, got 64; drop one of the two",
-        ),
-    ],
-)
-def test_bad_option_is_one_line(compressor: Compressor, line: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        compressor.offer(component_of(torch.ones(2, 2)))
-    assert str(error.value) == line
-
-
-@pytest.mark.parametrize("bits", [[], [1, 4], [4, 9], [4, 4]])
-def test_bad_widths_are_one_line(bits: list[int]) -> None:
-    with pytest.raises(ConfigError) as error:
-        Rtn(bits).offer(component_of(torch.ones(2, 2)))
-    assert str(error.value) == (
-        f"`compressor.rtn.bits` must be different widths from 2 to 8, got {bits}; give for example [3,4,8]"
-    )
-
-
-@pytest.mark.parametrize("compressor", [Int8(), Rtn([8])])
-def test_nothing_left_to_take_is_one_line(compressor: Compressor) -> None:
-    with pytest.raises(ConfigError) as error:
-        compressor.offer(component_of(torch.ones(2, 2), stored_bits=8))
-    assert str(error.value) == (
-        f"`{compressor.name}` offers nothing for `{NAME}`: 8 bits must be fewer than the 8 stored; "
-        "choose fewer bits, or exclude it by components.exclude"
-    )
-
-
-@pytest.mark.parametrize(
-    ("compressor", "amount", "offered"),
-    [(Int8(), 0.0, "0.5"), (Int8(), 0.75, "0.5"), (Int4(), 0.7, "0.75"), (Rtn([3, 8]), 0.75, "0.5, 0.8125")],
-)
-def test_amount_that_is_not_offered(compressor: Compressor, amount: float, offered: str) -> None:
-    weight = torch.ones(2, 2).bfloat16()
-    with pytest.raises(PlanError) as error:
-        compressor.compress(weight, amount, Context(component_of(weight)))
-    assert str(error.value) == (
-        f"`{compressor.name}` offers the amounts {offered} for `{NAME}`, got {amount:g}; ask for one of these"
-    )
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("compressor", [Int8(), Int8(Granularity.tensor), Int4(), Rtn([4])])
-def test_weights_that_are_not_finite_are_named(compressor: Compressor, bad: float) -> None:
-    weight = torch.ones(3, 40)
-    weight[1, 35] = bad
-    with pytest.raises(ModelError, match=rf"^weight of `{NAME}` contains NaN or infinity; [^\n]+$"):
-        compressor.compress(weight, compressor.offer(component_of(weight)).largest, Context(component_of(weight)))
-
-
-@pytest.mark.parametrize(
-    ("compressor", "text"),
-    [
-        (Int8(Granularity.tensor), "{granularity: tensor}"),
-        (Int8(group=64), "{group: 64}"),
-        (Rtn([2, 5], 16), "{bits: [2, 5], group: 16}"),
-    ],
-)
-def test_options_are_set_from_a_config(compressor: Compressor, text: str) -> None:
-    merged = OmegaConf.merge(OmegaConf.structured(type(compressor)), OmegaConf.create(text))
-    assert OmegaConf.to_object(merged) == compressor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ def read_generators() -> tuple[object, ...]:
     """The states of the global generators of random, numpy and torch, comparable."""
     import torch
 
-    return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
+    return random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state().tolist()
 
 
 def disturb_generators() -> None:

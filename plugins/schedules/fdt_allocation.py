@@ -77,7 +77,9 @@ class FdtAllocation(Schedule):
         added = target - span.mean(current)
         if target <= span.mean(floor):
             return floor
-        points = place_points(current, ceiling, added, removed=1.0 if self.ranker in VALUE_OF_REMOVED else None)
+        removed = np.ones_like(ceiling) if self.ranker in VALUE_OF_REMOVED else ceiling
+        near, far = (np.clip(current + share * added, floor, ceiling) for share in (0.5, 1.5))
+        points = np.stack([current, near, far, removed], axis=1)
         measured = yield from self._measure(span, current, points)
         values = [[measured[index, amount] for amount in row] for index, row in enumerate(points.tolist())]
         goodness = water_filling.replace_non_finite(sign * np.array(values))
@@ -99,10 +101,3 @@ class FdtAllocation(Schedule):
 
     def _read(self, scores: Scores) -> float:
         return scores[self.ranker].statistic(self.statistic.value)
-
-
-def place_points(current: Vector, ceiling: Vector, added: float, removed: float | None) -> Vector:
-    """Amounts `[component, point]`: current, + t/2, + 3t/2 clipped to what is left, and `removed` (None: all of it)."""
-    near, far = (np.minimum(current + share * added, ceiling) for share in (0.5, 1.5))
-    end = ceiling if removed is None else np.full_like(ceiling, removed)
-    return np.stack([current, near, far, end], axis=1)
