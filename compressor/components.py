@@ -18,8 +18,6 @@ from compressor.errors import ConfigError, ModelError, PlanError, suggest
 from compressor.layouts import Part
 from compressor.values import Component
 
-INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
 
 @dataclass(frozen=True)
 class Slot:
@@ -53,12 +51,12 @@ class Slot:
     def save_bits(self) -> Tensor:
         """The bit patterns in the shape of `view`, a copy."""
         with torch.inference_mode():
-            return _see_bits(self.view()).clone()
+            return layouts.see_bits(self.view()).clone()
 
     def restore_bits(self, bits: Tensor) -> None:
         """Put back what `save_bits` gave, whatever the bits mean as numbers."""
         with torch.inference_mode():
-            _see_bits(self.view()).copy_(bits)
+            layouts.see_bits(self.view()).copy_(bits)
 
 
 @contextmanager
@@ -172,7 +170,9 @@ class _Place:
                 yield name, kind, layouts.compose_parts(part, whole)
 
     def _take(self, expert: int | None) -> Part:
-        return self.orient if expert is None else lambda stack: self.orient(stack[expert])
+        if expert is None or self.experts is None:
+            return self.orient
+        return layouts.compose_parts(self.orient, layouts.select_expert(self.experts, expert))
 
 
 def _find_places(layer: nn.Module, config: Any) -> Iterator[_Place]:  # noqa: ANN401
@@ -185,12 +185,13 @@ def _find_places(layer: nn.Module, config: Any) -> Iterator[_Place]:  # noqa: AN
                 yield _Place(path, above, module, "weight", orient, None)
         elif not isinstance(module, nn.modules.conv._ConvNd):
             for attribute, parameter in module.named_parameters(recurse=False):
-                if parameter.dim() != 3 or min(parameter.shape[1:]) == 1:
+                experts = layouts.count_experts(module, attribute, parameter.shape)
+                if experts is None:
                     continue
                 orient = layouts.experts_orientation(module, attribute, parameter.shape, config)
                 inner = path if attribute == "weight" else f"{path}.{attribute}".lstrip(".")
                 parent = above if attribute == "weight" else module
-                yield _Place(inner, parent, module, attribute, orient, parameter.shape[0])
+                yield _Place(inner, parent, module, attribute, orient, experts)
 
 
 def _find_outer(network: PreTrainedModel) -> Iterator[tuple[str, str, _Place]]:
@@ -237,14 +238,10 @@ def _match_names(setting: str, patterns: Sequence[str], names: Sequence[str]) ->
             ) from error
         matched |= {name for name in names if expression.search(name)}
     if patterns and not matched:
-        leaves = {re.split(r"[.:]", name.partition(":")[0])[-1] for name in names}
+        leaves = {name.partition(":")[0].rpartition(".")[2] for name in names}
         word = (re.findall(r"\w+", patterns[0]) or [patterns[0]])[-1]
         raise ConfigError(
             f"`components.{setting}` {list(patterns)!r} must match a component, and of {len(names)} matches none; "
             f"{suggest(word, leaves)}"
         )
     return matched
-
-
-def _see_bits(view: Tensor) -> Tensor:
-    return view.view(INTEGERS[view.element_size()])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Part = Callable[[Tensor], Tensor]
@@ -25,11 +26,12 @@ ATTENTION_KINDS = {
 }
 MLP_KINDS = {
     **dict.fromkeys(("gate_proj", "w1"), "gate"),
-    **dict.fromkeys(("up_proj", "w3"), "up"),
+    **dict.fromkeys(("up_proj", "w3", "v1"), "up"),
     **dict.fromkeys(("down_proj", "output_linear", "w2"), "down"),
     **dict.fromkeys(("fc_in", "fc1", "c_fc", "dense_h_to_4h", "lin1"), "fc_in"),
     **dict.fromkeys(("fc_out", "fc2", "c_proj", "dense_4h_to_h", "lin2"), "fc_out"),
 }
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 SUFFIX_KINDS = {"q": "query", "k": "key", "v": "value", "gate": "gate", "up": "up"}
 ATTENTION_INPUTS = {leaf for leaf, kind in ATTENTION_KINDS.items() if kind in ("query", "key", "value")}
 ROUTERS = {"gate", "router", "shared_expert_gate"}
@@ -121,6 +123,8 @@ FUSED_IN: dict[tuple[str, str], Splitter] = {
     ("GraniteMoeSharedMLP", "input_linear"): split_halves,
     ("GraniteMoeSWAMLP", "input_linear"): split_halves,
 }
+# Experts stacked along the rows of one matrix, and whether each is stored transposed.
+STACKED_ROWS = {"DbrxExpertGLU": {"w1": False, "v1": False, "w2": True}}
 FUSED_ATTENTION = {leaf for leaf, split in FUSED.items() if split is not split_halves}
 
 
@@ -157,9 +161,22 @@ def flip_orientation(weight: Tensor) -> Tensor:
     return weight.transpose(-1, -2)
 
 
+def count_experts(module: nn.Module, attribute: str, shape: Sequence[int]) -> int | None:
+    """Matrices in a parameter that no linear module owns; None if it is not a stack of matrices."""
+    if attribute in STACKED_ROWS.get(type(module).__name__, {}):
+        return _first_number((module, "moe_num_experts")) or None
+    return shape[0] if len(shape) == 3 and min(shape[1:]) > 1 else None
+
+
+def select_expert(experts: int, expert: int) -> Part:
+    """One matrix out of a stack `[expert, ., .]` or `[expert * ., .]`."""
+    return lambda stack: stack.view(experts, -1, stack.shape[-1])[expert]
+
+
 def experts_orientation(module: nn.Module, attribute: str, shape: Sequence[int], config: Any) -> Part:  # noqa: ANN401
     """How one expert's matrix in a stack `[expert, ., .]` comes to `[out, in]`; where no flag tells, by the width."""
-    transposed = getattr(module, "is_transposed", None)
+    flags = STACKED_ROWS.get(type(module).__name__, {})
+    transposed = flags.get(attribute, getattr(module, "is_transposed", None))
     if transposed is None:
         hidden = _first_number((config, "hidden_size"))
         side = 1 if attribute.startswith("down") else 2
@@ -186,6 +203,11 @@ def _first_number(*places: tuple[Any, str]) -> int:
 def compose_parts(part: Part, whole: Part) -> Part:
     """First `whole`, then `part` of what it gives."""
     return lambda parameter: part(whole(parameter))
+
+
+def see_bits(view: Tensor) -> Tensor:
+    """The same view as integers: a copy of them keeps what a number cannot tell, such as which NaN it is."""
+    return view.view(INTEGERS[view.element_size()])
 
 
 def count_rows(view: Tensor) -> int:

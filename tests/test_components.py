@@ -121,6 +121,13 @@ FIRST_LAYER: dict[str, tuple[str, dict[str, tuple[str, int, int]]]] = {
         | {"shared_mlp.input_linear:gate": ("gate", 24, 32), "shared_mlp.input_linear:up": ("up", 24, 32)}
         | {"shared_mlp.output_linear": ("down", 32, 24)},
     ),
+    "dbrx": (
+        "transformer.blocks",
+        expect_fused("norm_attn_norm.attn.Wqkv", "out_proj", key=16)
+        | {f"ffn.experts.mlp.w1:{expert}": ("gate", 48, 32) for expert in range(3)}
+        | {f"ffn.experts.mlp.v1:{expert}": ("up", 48, 32) for expert in range(3)}
+        | {f"ffn.experts.mlp.w2:{expert}": ("down", 32, 48) for expert in range(3)},
+    ),
     "falcon": ("transformer.h", expect_fused("self_attention.query_key_value", "dense", key=8) | FALCON_MLP),
     "falcon_grouped": ("transformer.h", expect_fused("self_attention.query_key_value", "dense", key=16) | FALCON_MLP),
     "falcon_alibi": ("transformer.h", expect_fused("self_attention.query_key_value", "dense") | FALCON_MLP),
@@ -146,7 +153,7 @@ FIRST_LAYER: dict[str, tuple[str, dict[str, tuple[str, int, int]]]] = {
 }
 COUNTS = {"qwen3_moe": 20, "llama4": 23, "mamba": 8}
 """Components of both layers where the second one differs from the first, or has as many as are listed here."""
-ROUTERS = ("gate.weight", "router.weight", "shared_expert_gate.weight")
+ROUTERS = ("gate.weight", "router.weight", "router.layer.weight", "shared_expert_gate.weight")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -312,6 +319,8 @@ def test_fused_gates_are_what_the_mlp_computes(family: str, fused: str, down: st
 def compute_experts(family: str, slots: Mapping[str, Slot], path: str, inputs: Tensor, expert: int) -> Tensor:
     """One expert `[token, width]` by the formula of its family, from components alone."""
     weights = [f"{path}.gate_up_proj:{expert}.gate", f"{path}.gate_up_proj:{expert}.up", f"{path}.down_proj:{expert}"]
+    if family == "dbrx":
+        weights = [f"{path}.mlp.{leaf}:{expert}" for leaf in ("w1", "v1", "w2")]
     gate, up, down = (slots[name].read() for name in weights)
     gated, raised = inputs @ gate.T, inputs @ up.T
     if family == "gpt_oss":
@@ -320,13 +329,12 @@ def compute_experts(family: str, slots: Mapping[str, Slot], path: str, inputs: T
     return (nn.functional.silu(gated) * raised) @ down.T
 
 
-@pytest.mark.parametrize("family", [f for f, (_, names) in FIRST_LAYER.items() if any(":0.gate" in n for n in names)])
+@pytest.mark.parametrize("family", [f for f, (_, names) in FIRST_LAYER.items() if any("experts." in n for n in names)])
 def test_stacked_experts_are_what_the_layer_computes(family: str) -> None:
     network = make_unbiased(family)
     slots = find_components(network, 16)
-    name = next(name for name in slots if name.endswith("experts.gate_up_proj:0.gate"))
-    path = name.partition(".gate_up_proj")[0]
-    with torch.no_grad(), record_calls(slots[name].owner) as calls:
+    path = next(name for name in slots if ".experts." in name).partition(".experts.")[0] + ".experts"
+    with torch.no_grad(), record_calls(network.get_submodule(path)) as calls:
         network(draw_tokens())
     arguments, result = calls[0]
     inputs = arguments[0].reshape(-1, 32)

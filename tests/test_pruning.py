@@ -15,7 +15,7 @@ from compressor_plugins.pruning.random import Random
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 PRUNERS = [Magnitude(), Random()]
-examples = settings(max_examples=60, deadline=None)
+examples = settings(max_examples=40, deadline=None)
 
 
 def context_of(weight: Tensor, seed: int = 0, name: str = "model.layers.0.mlp.up_proj") -> Context:
@@ -132,9 +132,9 @@ def test_what_goes_has_the_least_importance(pruner: Compressor, weight: Tensor, 
 
 
 @pytest.mark.parametrize("amount", [0.1, 0.5, 0.731])
-def test_counts_are_exact_among_a_million_bfloat16(amount: float) -> None:
-    weight = torch.randn(1000, 1003, generator=torch.Generator().manual_seed(0)).bfloat16()
-    assert len(weight.abs().unique()) < weight.numel() / 100
+def test_counts_are_exact_among_many_bfloat16(amount: float) -> None:
+    weight = torch.randn(300, 1003, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert len(weight.abs().unique()) < weight.numel() / 20
     assert (prune(Magnitude(), weight, amount) == 0).sum() == round(amount * weight.numel())
     per_row = (prune(Magnitude(scope=Scope.row), weight, amount) == 0).sum(1)
     assert (per_row == round(amount * 1003)).all()

@@ -18,7 +18,7 @@ from compressor_plugins.quantization.rtn import Rtn
 
 NAME = "model.layers.0.mlp.up_proj"
 HALVES = [torch.bfloat16, torch.float16]
-examples = settings(max_examples=60, deadline=None)
+examples = settings(max_examples=40, deadline=None)
 
 
 def component_of(weight: Tensor, stored_bits: int | None = None) -> Component:

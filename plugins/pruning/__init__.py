@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from compressor import hookimpl
 from compressor.contracts import Compressor
-from compressor_plugins.pruning.magnitude import Magnitude
-from compressor_plugins.pruning.random import Random
+
+from .magnitude import Magnitude
+from .random import Random
 
 
 @hookimpl

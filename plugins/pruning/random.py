@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import Compressor, Context
 from compressor.values import Component, Offer
-from compressor_plugins.pruning.masking import PrunedWeight, lowest_of_matrix, prune, require_offered
+
+from .masking import PrunedWeight, lowest_of_matrix, prune, require_offered
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 from compressor import hookimpl
 from compressor.contracts import Compressor
-from compressor_plugins.quantization.int4 import Int4
-from compressor_plugins.quantization.int8 import Int8
-from compressor_plugins.quantization.rtn import Rtn
+
+from .int4 import Int4
+from .int8 import Int8
+from .rtn import Rtn
 
 
 @hookimpl

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from compressor.contracts import Compressor, Context
 from compressor.errors import ConfigError
 from compressor.values import Component, Offer
-from compressor_plugins.quantization.integers import IntegerWeight, check_group, choose_bits, offer_bits, round_to_grid
+
+from .integers import IntegerWeight, check_group, choose_bits, offer_bits, round_to_grid
 
 if TYPE_CHECKING:
     from torch import Tensor

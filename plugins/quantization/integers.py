@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from compressor.contracts import CompressedWeight
 from compressor.errors import ConfigError, ModelError, PlanError
 from compressor.values import Component, Offer
-from compressor_plugins.quantization.packing import pack
+
+from .packing import pack
 
 if TYPE_CHECKING:
     import torch
