@@ -162,8 +162,7 @@ def _start_run(settings: TrackingSettings, folder: Path, config: Mapping[str, An
     try:
         import wandb
 
-        # Older versions lack some of the fields.
-        wanted = wandb.Settings(**{k: v for k, v in _make_settings().items() if k in wandb.Settings.model_fields})
+        wanted = wandb.Settings(**_make_settings())
         session = wandb.setup(wanted if owned else None).settings
         mode = _choose_mode(settings.mode, session, wandb.Settings().base_url)
 

@@ -48,7 +48,7 @@ class FdtAllocation(Schedule):
 
     name: ClassVar[str] = "fdt_allocation"
 
-    targets: list[float] = field(default_factory=list)
+    targets: list[float] = field(default_factory=lambda: [0.2, 0.35, 0.5])
     ranker: str = "fdtm"
     statistic: Statistic = Statistic.mean
 
