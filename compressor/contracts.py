@@ -65,6 +65,8 @@ class Metric(ABC):
     reads: ClassVar[Reads]
     better: ClassVar[Better]
     unit: ClassVar[str] = ""
+    label: ClassVar[str] = ""
+    """What tables call it; empty means its name."""
 
     @abstractmethod
     def statistics(self, candidate: Readout, base: Readout) -> Tensor:

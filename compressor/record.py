@@ -20,7 +20,7 @@ class MetricRecord:
     def of(cls, metric: Metric) -> "MetricRecord":
         """From a metric: its `label` if it has one, else its name; the first line of its docstring."""
         summary = (type(metric).__doc__ or "").strip().partition("\n")[0]
-        return cls(getattr(metric, "label", metric.name), summary, metric.unit, metric.better.value)
+        return cls(metric.label or metric.name, summary, metric.unit, metric.better.value)
 
 
 @dataclass

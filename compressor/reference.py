@@ -66,13 +66,17 @@ class Reference:
     def remember_distribution(self, model: Model) -> None:
         """Keep what the exact base distribution needs: the LM head's inputs, `[sequence, position, width]` a batch.
 
-        Call it while `model` is the base. Where the LM head itself is a component, its outputs are kept instead.
+        Call it while `model` is the base. Where the LM head is a component, or cannot run on its own, its outputs are
+        kept instead.
         """
         keep = self.continuation_tokens
-        if model.head_is_component:
-            self.logits = [model.logits(batch[:, :-1], keep).cpu() for batch in self.batches()]
-        else:
-            self.hidden = [model.hidden(batch[:, :-1], keep).cpu() for batch in self.batches()]
+        if not model.head_is_component:
+            try:
+                self.hidden = [model.hidden(batch[:, :-1], keep).cpu() for batch in self.batches()]
+                return
+            except ModelError as error:
+                log.info("logits of the base are kept: %s", error)
+        self.logits = [model.logits(batch[:, :-1], keep).cpu() for batch in self.batches()]
 
 
 def choose_batch(model: Model, length: int, continuation: int, wanted: int | None) -> int:

@@ -19,7 +19,7 @@ from compressor.models import Model, load_model
 from compressor.plans import plan_to_json
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent
-from compressor.record import Record, ReferenceRecord
+from compressor.record import MetricRecord, Record, ReferenceRecord
 from compressor.reference import Reference, build_reference, cache_folder, write_reference
 from compressor.report import read_report, write_report
 from compressor.search import Search
@@ -81,6 +81,7 @@ class Run:
         self.metrics = dict(settings.metric)
         for name in settings.schedule.ranks_by():
             self.metrics.setdefault(name, self.plugins.metrics[name]())
+        self.record.metrics = {name: MetricRecord.of(metric) for name, metric in self.metrics.items()}
         self.model = load_model(settings.model, settings.components)
         data.check_settings(settings.data, self.model.context)
         self.record.base = {"parameters": self.model.base_parameters, "bytes": self.model.stored_bytes}

@@ -4,8 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 SHARED_MODELS = Path(__file__).parents[2] / "shared" / "models"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Tiny matrices gain nothing from threads, and lose much on a busy machine."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")

