@@ -65,6 +65,7 @@ def make_job(
         try:
             settings = build_settings(config)
             plain = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+            plain["schedule"] = {"name": settings.schedule.name} | plain["schedule"]
             record = execute(settings, plugins, folder, plain, command, terminal)
         except CompressorError as error:
             failures.append(str(error))

@@ -40,7 +40,7 @@ svg { display: block; }
 @media (min-width: 60rem) { svg { max-width: 100%; height: auto; } }
 table { border-collapse: collapse; margin: .75rem 0; font-size: .92rem; font-variant-numeric: tabular-nums; }
 caption { padding-bottom: .4rem; text-align: left; }
-th, td { padding: .32rem 1.1rem .32rem 0; text-align: right; vertical-align: baseline; white-space: nowrap; }
+th, td { padding: .32rem .85rem .32rem 0; text-align: right; vertical-align: baseline; white-space: nowrap; }
 thead th { color: var(--quiet); font-weight: 600; border-bottom: 1px solid var(--quiet); }
 tbody th { font-weight: 400; }
 tbody tr { border-bottom: 1px solid var(--line); }

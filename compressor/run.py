@@ -118,6 +118,8 @@ class Run:
                 reference.remember_distribution(model)
             self.sweeps[which] = Sweep(model, reference, self.metrics, windows)
         self.describe_reference(self.sweeps[Prefixes.PROOF].reference, "; ".join(w.source for w in windows.values()))
+        (statistics,) = self.sweeps[Prefixes.PROOF].score([dict])
+        self.record.base["scores"] = self.search.summarize(statistics)
 
     def describe_reference(self, proof: Reference, text: str) -> None:
         settings = self.settings.data
@@ -197,7 +199,8 @@ def execute(
     clear_folder(folder)
     record = Record(status="running", config=config, versions=collect_versions(), command=command)
     try:
-        with open_tracker(settings.tracking, folder, config, settings.schedule.name) as tracker:
+        tracked = config | {"versions": record.versions}
+        with open_tracker(settings.tracking, folder, tracked, settings.schedule.name) as tracker:
             Run(settings, plugins, folder, tracker, record, progress or Silent()).execute()
             write_report(record, folder)
             tracker.log_final(record, heat_map_svg(record.components), folder / "plan.json")

@@ -43,7 +43,7 @@ def test_a_run_ends_with_a_table_and_the_path_of_the_report(tmp_path: Path) -> N
     assert done.stdout.splitlines()[-1].endswith("/out/report.html")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["status"] == "done"
-    assert report["config"]["schedule"] == {"targets": [0.3]}
+    assert report["config"]["schedule"] == {"name": "uniform", "targets": [0.3]}
     assert set(report["versions"]) >= {"compressor", "python", "torch", "transformers"}
     assert "schedule=uniform" in report["command"]
     assert (tmp_path / "out" / ".hydra" / "overrides.yaml").exists()

@@ -9,12 +9,14 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import NoReturn
 from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 
 from compressor.chart import Point, line_chart_svg
+from compressor.contracts import Better, Metric, Reads
 from compressor.errors import OutputError
 from compressor.heatmap import choose_color, choose_ink, group_components, heat_map_svg
 from compressor.page import make_page
@@ -245,6 +247,27 @@ def test_page_shows_what_was_recorded() -> None:
         assert words in text
     assert "The estimate sees the weight's part only." in text
     assert "Leading tokens on which candidate and base agree." in text
+
+
+def test_a_metric_without_a_label_goes_by_its_name() -> None:
+    class Plain(Metric):
+        """How plain it is.
+
+        More.
+        """
+
+        name = "plain"
+        reads = Reads.PREDICTED
+        better = Better.LOWER
+        unit = "points"
+
+        def statistics(self, candidate: object, base: object) -> NoReturn:
+            raise NotImplementedError
+
+    assert MetricRecord.of(Plain()) == MetricRecord("plain", "How plain it is.", "points", "lower")
+    Plain.label = "Plainness"
+    assert MetricRecord.of(Plain()).label == "Plainness"
+    assert Record("done", {}, {}).metric("other") == MetricRecord("other")
 
 
 def test_page_names_the_original_where_it_was_scored() -> None:
