@@ -81,7 +81,7 @@ def make_job(
 
 def show_comparison(folder: Path, terminal: Terminal) -> None:
     """The one table of a multirun, also where jobs failed."""
-    from compressor.comparison import collect_rows, comparison_table, write_comparison
+    from compressor.report.comparison import collect_rows, comparison_table, write_comparison
 
     write_comparison(folder)
     terminal.show(comparison_table(collect_rows(folder)))

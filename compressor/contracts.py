@@ -11,7 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compressor.values import Component, Offer, Plan, Scores
+from compressor.values import Component, Offer, Plan, Reads, Scores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,19 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from compressor.readout import Readout
-
-
-class Reads(enum.Flag):
-    """What a metric reads of a forward pass; the engine computes nothing that no metric reads."""
-
-    PREDICTED = enum.auto()
-    """The most likely token, `[sequence, position]`."""
-    LOGITS = enum.auto()
-    """The logits at ids that the metric gives."""
-    REFERENCE = enum.auto()
-    """The log-probability of the reference token, `[sequence, position]`."""
-    DISTRIBUTION = enum.auto()
-    """All log-probabilities, `[sequence, position, vocabulary]`, of candidate and base."""
 
 
 class Better(enum.Enum):

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from compressor.errors import ConfigError, OutputError, suggest
 from compressor.files import write_json
-from compressor.loading import quiet_loading
 from compressor.models import Model
+from compressor.models.loading import quiet_loading
 
 FORMATS = ("dense",)
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from compressor.contracts import Reads
 from compressor.errors import PluginError
+from compressor.values import Reads
 
 
 class Readout:

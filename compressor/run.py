@@ -14,14 +14,13 @@ from compressor.accounting import describe_components, describe_final
 from compressor.contracts import Dialogue, Metric, Prefixes, Reads, Schedule
 from compressor.errors import CompressorError, ConfigError, OutputError
 from compressor.files import append_json_line, check_writable, write_json
-from compressor.heatmap import heat_map_svg
 from compressor.models import Model, load_model
 from compressor.plans import plan_to_json
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent
 from compressor.record import MetricRecord, Record, ReferenceRecord
 from compressor.reference import Reference, build_reference, cache_folder, write_reference
-from compressor.report import read_report, write_report
+from compressor.report import heat_map_svg, read_report, write_report
 from compressor.search import Search
 from compressor.settings import Settings
 from compressor.statistics import values_per_sequence

@@ -1,11 +1,25 @@
 """The value types that stages hand to one another; plain data, torch-free, comparable and printable."""
 
+import enum
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from compressor.errors import PlanError
+
+
+class Reads(enum.Flag):
+    """What a metric reads of a forward pass; the engine computes nothing that no metric reads."""
+
+    PREDICTED = enum.auto()
+    """The most likely token, `[sequence, position]`."""
+    LOGITS = enum.auto()
+    """The logits at ids that the metric gives."""
+    REFERENCE = enum.auto()
+    """The log-probability of the reference token, `[sequence, position]`."""
+    DISTRIBUTION = enum.auto()
+    """All log-probabilities, `[sequence, position, vocabulary]`, of candidate and base."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from compressor.loading import quiet_loading
+from compressor.models.loading import quiet_loading
 
 VOCABULARY = 160
 CONTEXT = 64

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from compressor.comparison import collect_rows, comparison_table, write_comparison
 from compressor.errors import OutputError
 from compressor.record import FinalRecord, Record
 from compressor.report import write_report
+from compressor.report.comparison import collect_rows, comparison_table, write_comparison
 from compressor.values import Score
 
 

@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from compressor.components import Slot, find_components, find_layers, swapped
 from compressor.errors import CompressorError, ConfigError, ModelError, PlanError
+from compressor.models.components import Slot, find_components, find_layers, swapped
 from tests.families import FAMILIES, ODDITIES, VOCABULARY, make_network
 
 ALL = [*FAMILIES, *ODDITIES]

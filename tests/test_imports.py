@@ -77,9 +77,9 @@ PLUGIN_SOURCES = {name: (package, source) for name, package, source in find_sour
 def find_needs(name: str) -> set[str]:
     """Modules of the core that a module of the core imports at run time."""
     package, source = SOURCES[name]
-    candidates = {c for module, part in read_imports(source, package) for c in (f"{module}.{part}", module)}
-    own = {candidate for candidate in candidates if candidate in SOURCES and candidate != "compressor"}
-    return own - {name}
+    imports = read_imports(source, package)
+    modules = {inner if (inner := f"{module}.{part}") in SOURCES else module for module, part in imports}
+    return {module for module in modules if module in SOURCES} - {name, "compressor"}
 
 
 def reach(name: str) -> set[str]:

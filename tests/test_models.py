@@ -27,10 +27,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging as transformers_logging
 
 from compressor.errors import CompressorError, ConfigError, ModelError, PlanError
-from compressor.forward import run_body, run_head, run_network
-from compressor.loading import probe_network, quiet_loading
-from compressor.model_folder import StoredTensor, find_common_tensor
 from compressor.models import Model, load_model
+from compressor.models.disk import StoredTensor, find_common_tensor
+from compressor.models.forward import run_body, run_head, run_network
+from compressor.models.loading import probe_network, quiet_loading
 from compressor.settings import ComponentSettings, Device, DType, ModelSettings
 from tests.families import CONTEXT, FAMILIES, ODDITIES, VOCABULARY, make_network, save_checkpoint, save_tokenizer
 
@@ -382,7 +382,7 @@ def test_a_file_is_no_folder(checkpoint: Path) -> None:
 
 
 def test_the_embedded_model_or_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path) -> None:
-    monkeypatch.setattr("compressor.models.files", lambda package: tmp_path)
+    monkeypatch.setattr("compressor.models.model.files", lambda package: tmp_path)
     with pytest.raises(ModelError, match=r"embedded tiny model is not installed; set `model\.path`") as caught:
         load_model(ModelSettings())
     assert_one_line(caught.value)

@@ -15,13 +15,13 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from compressor.chart import Point, line_chart_svg
 from compressor.contracts import Better, Metric, Reads
 from compressor.errors import OutputError
-from compressor.heatmap import choose_color, choose_ink, group_components, heat_map_svg
-from compressor.page import make_page
 from compressor.record import ComponentRecord, FinalRecord, MetricRecord, Record, ReferenceRecord, RoundRecord
 from compressor.report import read_report, summarize_run, write_report
+from compressor.report.chart import Point, line_chart_svg
+from compressor.report.heatmap import choose_color, choose_ink, group_components, heat_map_svg
+from compressor.report.page import make_page
 from compressor.values import Score
 
 KINDS = ("query", "key", "value", "output", "gate", "up", "down")

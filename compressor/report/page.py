@@ -1,17 +1,17 @@
 """report.html: one file that opens anywhere, offline. First what happened in plain words, then every number."""
 
-from compressor.chart import Point, line_chart_svg
-from compressor.heatmap import heat_map_svg
-from compressor.page_style import STYLE
-from compressor.page_tables import (
+from compressor.record import FinalRecord, Record
+from compressor.report.chart import Point, line_chart_svg
+from compressor.report.heatmap import heat_map_svg
+from compressor.report.page_style import STYLE
+from compressor.report.page_tables import (
     list_settings,
     make_components_table,
     make_pairs_table,
     make_rounds_table,
     make_scores_table,
 )
-from compressor.record import FinalRecord, Record
-from compressor.wording import (
+from compressor.report.wording import (
     escape_text,
     format_bytes,
     format_estimate,

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 from transformers.utils import logging as transformers_logging
 
 from compressor.errors import ModelError
-from compressor.forward import run_network
-from compressor.model_folder import StoredTensor, find_common_tensor, shorten_reason
+from compressor.models.disk import StoredTensor, find_common_tensor, shorten_reason
+from compressor.models.forward import run_network
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 PROBE_TOKENS = 8

@@ -9,11 +9,10 @@ from rich.text import Text
 
 from compressor.errors import OutputError
 from compressor.files import read_json, write_json, write_text
-from compressor.page import make_page
-from compressor.rebuild import rebuild
 from compressor.record import Record
-from compressor.values import Score
-from compressor.wording import (
+from compressor.report.page import make_page
+from compressor.report.rebuild import rebuild
+from compressor.report.wording import (
     base_mean,
     format_estimate,
     format_interval,
@@ -24,6 +23,7 @@ from compressor.wording import (
     name_compressors,
     name_model,
 )
+from compressor.values import Score
 
 JSON_NAME, HTML_NAME = "report.json", "report.html"
 

@@ -15,8 +15,15 @@ from rich.text import Text
 from compressor.errors import OutputError
 from compressor.files import write_json
 from compressor.record import Record
-from compressor.report import JSON_NAME, read_report
-from compressor.wording import MISSING, format_bytes, format_estimate, format_interval, format_number, format_percent
+from compressor.report.report import JSON_NAME, read_report
+from compressor.report.wording import (
+    MISSING,
+    format_bytes,
+    format_estimate,
+    format_interval,
+    format_number,
+    format_percent,
+)
 
 COMPARISON_NAME = "comparison.json"
 FIELDS = ("amount", "sparsity", "bits_per_weight", "packed_bits_per_weight", "bytes")

@@ -4,10 +4,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from compressor.heatmap import group_components
 from compressor.record import ComponentRecord, Record
-from compressor.values import Score
-from compressor.wording import (
+from compressor.report.heatmap import group_components
+from compressor.report.wording import (
     MISSING,
     base_mean,
     escape_text,
@@ -19,6 +18,7 @@ from compressor.wording import (
     format_seconds,
     format_unit,
 )
+from compressor.values import Score
 
 MOST_ROWS = 2000
 """A longer table of components shows one row per kind and layer: a page is for reading, report.json has them all."""

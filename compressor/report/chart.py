@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compressor.heatmap import FONT, INK, TEXT_STYLE
-from compressor.wording import escape_text, format_number, format_percent
+from compressor.report.heatmap import FONT, INK, TEXT_STYLE
+from compressor.report.wording import escape_text, format_number, format_percent
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 260, 56, 20, 20, 44
 LINE = "#0b78a8"

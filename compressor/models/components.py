@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from compressor import layouts
 from compressor.errors import ConfigError, ModelError, PlanError, suggest
-from compressor.layouts import Part
+from compressor.models import layouts
+from compressor.models.layouts import Part
 from compressor.values import Component
 
 

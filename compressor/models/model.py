@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from compressor import loading, model_folder
-from compressor.components import Slot, find_components, find_slot, swapped
 from compressor.errors import ConfigError
-from compressor.forward import run_body, run_head, run_network
+from compressor.models import disk, loading
+from compressor.models.components import Slot, find_components, find_slot, swapped
+from compressor.models.forward import run_body, run_head, run_network
 from compressor.settings import ComponentSettings, Device, DType, ModelSettings
 from compressor.values import Component
 
@@ -77,7 +77,7 @@ class Model:
 
     @functools.cached_property
     def _content_hash(self) -> str:
-        return model_folder.hash_content([self.folder / "config.json", *model_folder.find_weight_files(self.folder)])
+        return disk.hash_content([self.folder / "config.json", *disk.find_weight_files(self.folder)])
 
     def logits(self, tokens: Tensor, keep: int) -> Tensor:
         """`[sequence, keep, vocabulary]` at the last `keep` positions of `tokens` `[sequence, length]`."""
@@ -120,11 +120,11 @@ def load_model(settings: ModelSettings, components: ComponentSettings | None = N
     chosen = components or ComponentSettings()
     device = _choose_device(settings.device)
     with loading.quiet_loading(device):
-        folder = model_folder.find_folder(settings, Path(str(files("compressor") / "tiny")))
-        config = model_folder.read_config(folder, settings.trust_remote_code)
-        weight_files = model_folder.find_weight_files(folder)
-        tensors = model_folder.read_tensors(weight_files)
-        stored_dtype = STORED_DTYPES.get(model_folder.find_common_tensor(tensors.values()).dtype, torch.float32)
+        folder = disk.find_folder(settings, Path(str(files("compressor") / "tiny")))
+        config = disk.read_config(folder, settings.trust_remote_code)
+        weight_files = disk.find_weight_files(folder)
+        tensors = disk.read_tensors(weight_files)
+        stored_dtype = STORED_DTYPES.get(disk.find_common_tensor(tensors.values()).dtype, torch.float32)
         dtype = _choose_dtype(settings.dtype, device, stored_dtype)
         network = loading.load_network(folder, config, dtype, settings.trust_remote_code)
         network = network.to(device).eval().requires_grad_(False)

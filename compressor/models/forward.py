@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 
-from compressor.components import find_layers
 from compressor.errors import ModelError
+from compressor.models.components import find_layers
 
 
 @torch.no_grad()

@@ -1,0 +1,5 @@
+"""A model: loaded and checked, its components found, read and swapped, run forward. All that knows architectures."""
+
+from compressor.models.model import Model, load_model
+
+__all__ = ["Model", "load_model"]
