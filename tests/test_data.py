@@ -146,3 +146,15 @@ def test_text_without_a_path() -> None:
         load_text(DataSettings(source="text"))
     with pytest.raises((ConfigError, DataError), match="`data=hf` needs"):
         load_text(DataSettings(source="hf"))
+
+
+def test_a_data_set_of_the_hub_is_read_by_datasets(tmp_path: Path) -> None:
+    """The real loader on a local folder: nothing is downloaded here."""
+    pytest.importorskip("datasets", reason="the optional extra `data` is not installed")
+    (tmp_path / "train.txt").write_text("a first line\na second line\n")
+    settings = DataSettings(source="hf", name=str(tmp_path), split="train")
+    assert load_text(settings) == "a first line\na second line"
+    with pytest.raises(DataError, match=r"cannot load data set .*; check its name and split"):
+        load_text(DataSettings(source="hf", name=str(tmp_path), split="nowhere"))
+    with pytest.raises(DataError, match="cannot load data set `no/such`"):
+        load_text(DataSettings(source="hf", name="no/such"))
