@@ -75,6 +75,7 @@ class Run:
         """Model, metrics, compressors and schedule; whatever settings get wrong is found here, before any work."""
         settings = self.settings
         export.check_format(settings.export.format)
+        check_numbers(settings)
         if not isinstance(settings.schedule, Schedule):
             raise ConfigError("no schedule is chosen; choose one, such as schedule=uniform")
         self.metrics = dict(settings.metric)
@@ -162,6 +163,15 @@ class Run:
             self.record.notes.append(
                 f"The model is saved in {exported.dtype}: {self.model.stored_dtype} does not hold its values exactly."
             )
+
+
+def check_numbers(settings: Settings) -> None:
+    """Raise ConfigError for numbers that no run can work with."""
+    for key, value in (("seed", settings.seed), ("data.seed", settings.data.seed)):
+        if value < 0:
+            raise ConfigError(f"`{key}` must not be negative, got {value}; choose 0 or more")
+    if settings.sweep.batch is not None and settings.sweep.batch < 1:
+        raise ConfigError(f"`sweep.batch` must be at least 1, got {settings.sweep.batch}; raise it or leave it out")
 
 
 def collect_versions() -> dict[str, str]:

@@ -104,6 +104,8 @@ def test_plugins_are_listed(tmp_path: Path) -> None:
         (["run", "data.continuation_tokens=4096"], "the model's context of 512"),
         (["run", "schedule=uniform", "schedule.targets=[0.5,0.2]"], "targets"),
         (["run", "schedule=uniform", "compressor=int8", "schedule.targets=[0.3]"], "int8 offers"),
+        (["run", "seed=-1"], "`seed` must not be negative, got -1"),
+        (["run", "sweep.batch=0"], "`sweep.batch` must be at least 1, got 0"),
         (["run", "schedule.ranker=fdtn"], "unknown metric `fdtn`"),
         (["run", "components.include=[nothing]"], "components.include"),
         (["run", "hydra.run.dir=/proc/nowhere/run"], "/proc/nowhere"),
