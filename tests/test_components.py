@@ -156,15 +156,6 @@ COUNTS = {"qwen3_moe": 20, "llama4": 23, "mamba": 8}
 ROUTERS = ("gate.weight", "router.weight", "router.layer.weight", "shared_expert_gate.weight")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small lose more to waiting threads than they win."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @functools.cache
 def fixed_network(family: str) -> PreTrainedModel:
     """A network that tests read, and leave as it was."""

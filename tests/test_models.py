@@ -43,15 +43,6 @@ def load(folder: Path | str, **settings: Any) -> Model:  # noqa: ANN401 - any se
     return load_model(ModelSettings(str(folder), **{"device": Device.cpu, **settings}))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small lose more to waiting threads than they win."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
     """A loaded model by family, made once; tests leave it as it was."""
