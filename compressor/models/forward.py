@@ -27,7 +27,7 @@ def run_network(
     """The network's output for `tokens` `[sequence, length]`, its `logits` at the last `keep` positions only."""
     extra = {} if cache is None else {"past_key_values": cache}
     with _narrowed_body(network, lambda hidden: hidden[:, -keep:].contiguous()):
-        output = network(input_ids=tokens.to(network.device), use_cache=use_cache, **extra)
+        output = network(input_ids=tokens, use_cache=use_cache, **extra)
     output.logits = output.logits[:, -keep:]
     return output
 
@@ -42,7 +42,7 @@ def run_body(network: PreTrainedModel, tokens: Tensor, keep: int) -> Tensor:
         return hidden[:, -1:]
 
     with _narrowed_body(network, take):
-        network(input_ids=tokens.to(network.device), use_cache=False)
+        network(input_ids=tokens, use_cache=False)
     if len(taken) != 1:
         raise _refuse_halves(network)
     return taken[0]

@@ -81,7 +81,7 @@ class Model:
 
     def logits(self, tokens: Tensor, keep: int) -> Tensor:
         """`[sequence, keep, vocabulary]` at the last `keep` positions of `tokens` `[sequence, length]`."""
-        logits: Tensor = run_network(self.network, tokens, keep).logits
+        logits: Tensor = run_network(self.network, tokens.to(self.device), keep).logits
         return logits
 
     def hidden(self, tokens: Tensor, keep: int) -> Tensor:
@@ -89,7 +89,7 @@ class Model:
 
         Raises ModelError where the family does not let the LM head run on its own.
         """
-        return run_body(self.network, tokens, keep)
+        return run_body(self.network, tokens.to(self.device), keep)
 
     def project(self, hidden: Tensor) -> Tensor:
         """`[sequence, position, vocabulary]`: the LM head, and what follows it, on `[sequence, position, width]`."""
@@ -100,7 +100,8 @@ class Model:
 
         `pick` maps logits `[sequence, vocabulary]` to ids `[sequence]`; end-of-text does not stop it.
         """
-        sequences, step, cache = prefixes, prefixes, None
+        sequences = step = prefixes.to(self.device)
+        cache = None
         for _ in range(tokens):
             answer = run_network(self.network, step, keep=1, use_cache=True, cache=cache)
             picked = pick(answer.logits[:, -1]).to(sequences)[:, None]
