@@ -2,11 +2,13 @@
 
     python -m tests.benchmarks allocation [--models DIR …] [--seeds 0 1 2] [--proof 256]
 
-Every schedule prunes by magnitude in three rounds to 20, 35 and 50 %, without training, deciding on 64 prefixes of
-32 + 64 tokens sampled from the base. Differences are paired by prefix against `uniform`, all seeds together.
+Every schedule prunes by magnitude to 20, 35 and 50 %, without training, deciding on 64 prefixes of 32 + 64 tokens sampled
+from the base. Algorithm 1 goes there in rounds, or to each target in one. Differences are paired by prefix against
+`uniform`, all seeds together.
 """
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,12 +32,15 @@ from compressor_plugins.schedules.uniform import Uniform
 
 TARGETS = [0.20, 0.35, 0.50]
 METRICS = ("fdtm", "sdtm", "kl", "perplexity")
-SCHEDULES: dict[str, Schedule] = {
-    "uniform": Uniform(targets=TARGETS),
-    "global": GlobalThreshold(targets=TARGETS),
-    "fdt_allocation mean": FdtAllocation(targets=TARGETS),
-    "fdt_allocation p75": FdtAllocation(targets=TARGETS, statistic=Statistic.p75),
+SCHEDULES: dict[str, list[Schedule]] = {
+    "uniform": [Uniform(targets=TARGETS)],
+    "global": [GlobalThreshold(targets=TARGETS)],
+    "mean, in rounds": [FdtAllocation(targets=TARGETS)],
+    "p75, in rounds": [FdtAllocation(targets=TARGETS, statistic=Statistic.p75)],
+    "mean, one round": [FdtAllocation(targets=[target]) for target in TARGETS[1:]],
+    "p75, one round": [FdtAllocation(targets=[target], statistic=Statistic.p75) for target in TARGETS[1:]],
 }
+"""Name -> the runs that together reach every target; the first target is one round in any case."""
 BASELINE = "uniform"
 
 
@@ -76,10 +81,12 @@ def run_schedule(
                 yield float(request.target or 0.0), statistics, kept.trials, kept.seconds
 
 
-def measure_model(model: str | None, seeds: list[int], proof: int) -> dict[tuple[str, float], Measured]:
+def measure_model(
+    model: str | None, names: list[str], seeds: list[int], proof: int
+) -> dict[tuple[str, float], Measured]:
     found: dict[tuple[str, float], Measured] = {}
-    for name, schedule in SCHEDULES.items():
-        for seed in seeds:
+    for name in names:
+        for schedule, seed in itertools.product(SCHEDULES[name], seeds):
             for target, statistics, trials, seconds in run_schedule(schedule, model, seed, proof):
                 entry = found.setdefault((name, target), Measured())
                 entry.statistics.append(statistics)
@@ -109,9 +116,11 @@ def describe_rows(model: str, found: dict[tuple[str, float], Measured]) -> Itera
 def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=["tiny"])
+    parser.add_argument("--schedules", nargs="*", default=list(SCHEDULES), choices=list(SCHEDULES))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--proof", type=int, default=256)
     options = parser.parse_args(arguments)
+    names = [BASELINE, *(name for name in options.schedules if name != BASELINE)]
     for model in options.models:
         path = None if model == "tiny" else model
-        yield from describe_rows(Path(model).name, measure_model(path, options.seeds, options.proof))
+        yield from describe_rows(Path(model).name, measure_model(path, names, options.seeds, options.proof))
