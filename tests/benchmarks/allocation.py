@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks allocation [--models DIR …] [--seeds 0 1 2] [--proof 256]
 
-Every schedule prunes by magnitude to 20, 35 and 50 %, without training, deciding on 64 prefixes of 32 + 64 tokens sampled
-from the base. Algorithm 1 goes there in rounds, or to each target in one. Differences are paired by prefix against
+Every schedule prunes by magnitude to 20, 35 and 50 %, without training, deciding on 64 prefixes of 32 + 64 tokens
+sampled from the base. Algorithm 1 goes there in rounds, or to each target in one. Differences are paired by prefix against
 `uniform`, all seeds together.
 """
 
@@ -56,6 +56,10 @@ class Measured:
         return np.concatenate([statistics[metric] for statistics in self.statistics])
 
 
+Found = dict[tuple[str, float], Measured]
+"""By name and target."""
+
+
 def run_schedule(
     schedule: Schedule, model: str | None, seed: int, proof: int
 ) -> Iterator[tuple[float, Statistics, int, float]]:
@@ -81,10 +85,8 @@ def run_schedule(
                 yield float(request.target or 0.0), statistics, kept.trials, kept.seconds
 
 
-def measure_model(
-    model: str | None, names: list[str], seeds: list[int], proof: int
-) -> dict[tuple[str, float], Measured]:
-    found: dict[tuple[str, float], Measured] = {}
+def measure_model(model: str | None, names: list[str], seeds: list[int], proof: int) -> Found:
+    found: Found = {}
     for name in names:
         for schedule, seed in itertools.product(SCHEDULES[name], seeds):
             for target, statistics, trials, seconds in run_schedule(schedule, model, seed, proof):
@@ -95,7 +97,7 @@ def measure_model(
     return found
 
 
-def describe_rows(model: str, found: dict[tuple[str, float], Measured]) -> Iterator[dict[str, Any]]:
+def describe_rows(model: str, found: Found) -> Iterator[dict[str, Any]]:
     """One row per target and schedule: value and interval of each metric, and the paired difference to the baseline."""
     metrics = {name: installed().metrics[name]() for name in METRICS}
     for (name, target), entry in sorted(found.items(), key=lambda item: item[0][1]):
