@@ -3,8 +3,8 @@
     python -m tests.benchmarks allocation [--models DIR …] [--seeds 0 1 2] [--proof 256]
 
 Every schedule prunes by magnitude to 20, 35 and 50 %, without training, deciding on 64 prefixes of 32 + 64 tokens
-sampled from the base. Algorithm 1 goes there in rounds, or to each target in one. Differences are paired by prefix against
-`uniform`, all seeds together.
+sampled from the base. Algorithm 1 goes there in rounds, or to each target in one. Differences are paired by prefix
+against `uniform`, all seeds together.
 """
 
 import argparse
