@@ -81,11 +81,7 @@ def test_uniform_without_targets(problem: Problem, amount: float) -> None:
     assert request.target == amount and {t.amount for t in request.plan.values()} == {amount}
 
 
-def test_algorithm_1_takes_three_rounds_to_half_by_default() -> None:
-    assert [request.target for request in kept(FdtAllocation(), make_problem("magnitude"))] == [0.2, 0.35, 0.5]
-
-
-@pytest.mark.parametrize("schedule", [GlobalThreshold(), FdtAllocation(targets=[])])
+@pytest.mark.parametrize("schedule", [GlobalThreshold(), FdtAllocation()])
 def test_searches_without_targets_take_half_or_what_there_is(schedule: Schedule) -> None:
     assert [request.target for request in kept(schedule, make_problem("magnitude"))] == [0.5]
     tight = make_problem("magnitude", offer=Offer(high=0.3), q0=Offer(high=0.4))
