@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from compressor.compose import CONFIG_MODULE, build_settings, check_overrides, parse_arguments, quote, store_schemas
 from compressor.errors import CompressorError, ConfigError, suggest
+from compressor.files import check_writable
 from compressor.plugins import Plugins, installed
 from compressor.terminal import Terminal
 
@@ -24,35 +25,29 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
     plugins = installed()
     store_schemas(plugins)
     parsed = parse_arguments(arguments)
-    asks_only = parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion
-    line = list(arguments)
-    multirun = False
-    if not asks_only:
+    line, multirun, folder = list(arguments), False, Path()
+    if not (parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion):
         with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3", job_name="compressor"):
-            config = check_overrides(parsed.overrides, plugins)
-        multirun = parsed.multirun or (config.hydra.mode is not None and config.hydra.mode.name == "MULTIRUN")
-        key, folder = (
-            ("hydra.sweep.dir", config.hydra.sweep.dir) if multirun else ("hydra.run.dir", config.hydra.run.dir)
-        )
-        from compressor.files import check_writable
-
-        check_writable(Path(folder))
-        line.append(f"{key}={quote(str(folder))}")
+            config = check_overrides(parsed.overrides, plugins).hydra
+        multirun = parsed.multirun or (config.mode is not None and config.mode.name == "MULTIRUN")
+        key, chosen = ("hydra.sweep.dir", config.sweep.dir) if multirun else ("hydra.run.dir", config.run.dir)
+        folder = Path(chosen)
+        check_writable(folder)
+        line.append(f"{key}={quote(chosen)}")  # a folder named by the time must not change its name now
     failures: list[str] = []
+    command = shlex.join(["compressor", "run", *arguments])
+    job = make_job(plugins, terminal, failures, alone=not multirun, command=command)
     sys.argv = ["compressor", *line]
-    job = make_job(
-        plugins, terminal, failures, alone=not multirun, command=shlex.join(["compressor", "run", *arguments])
-    )
     hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name="config")(job)()
     if multirun:
-        show_comparison(Path(folder), terminal)
+        show_comparison(folder, terminal)
     return FAILED if failures else 0
 
 
 def make_job(
     plugins: Plugins, terminal: Terminal, failures: list[str], alone: bool, command: str
 ) -> Callable[[DictConfig], float | None]:
-    """What Hydra runs for each configuration; returns the mean FDT, so that Hydra's optimisers have an objective."""
+    """What Hydra runs for each configuration; returns the value of the first metric, for Hydra's optimisers."""
 
     def job(config: DictConfig) -> float | None:
         from compressor.report import summarize_run
@@ -73,8 +68,8 @@ def make_job(
             return None
         terminal.show(summarize_run(record))
         terminal.say(f"report: {folder / 'report.html'}")
-        score = record.final.scores.get("fdtm") if record.final else None
-        return score.mean if score else None
+        scores = list(record.final.scores.values()) if record.final else []
+        return scores[0].mean if scores else None
 
     return job
 

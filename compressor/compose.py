@@ -58,7 +58,9 @@ def check_group(loader: ConfigLoader, plugins: Plugins, group: str, value: objec
     """Raise ConfigError unless each chosen option of the group exists."""
     options = loader.get_group_options(group)
     for choice in value if isinstance(value, list) else [value]:
-        if choice is None or (name := str(choice)) in options:
+        if choice is None:
+            raise ConfigError(f"`{group}` must name an option, got null; {suggest('', options)}")
+        if (name := str(choice)) in options:
             continue
         for registry in plugins.registries():
             if registry.word == group:

@@ -88,6 +88,8 @@ def test_plugins_are_listed(tmp_path: Path) -> None:
         (["run", "metric=[fdtn]"], "unknown metric `fdtn`; did you mean"),
         (["run", "compressor=magnitud"], "unknown compressor `magnitud`; did you mean `magnitude`"),
         (["run", "schedule=unifrm"], "unknown schedule `unifrm`; did you mean `uniform`"),
+        (["run", "schedule=null"], "`schedule` must name an option, got null"),
+        (["run", "metric=[]"], "`metric` is needed"),
         (["run", "model=tny"], "unknown model `tny`; did you mean `tiny`"),
         (["run", "data.prefixs=3"], "unknown key `data.prefixs`; did you mean `data.prefixes`"),
         (["run", "+foo=1"], "unknown key `foo`"),
