@@ -41,8 +41,8 @@ class FdtAllocation(Schedule):
     other rankers), made non-increasing by a running minimum. A level sinks from the best value until the amounts at
     which the curves meet it reach the budget. Scores are always against the dense base.
 
-    `ranker` is the metric that makes the curves, `statistic` its aggregate over prefixes. Without targets it takes half,
-    in one round: without training in between, several rounds do worse than one.
+    `ranker` is the metric that makes the curves, `statistic` its aggregate over prefixes. Without targets it takes half
+    in one round.
 
     Deiseroth et al., "Divergent Token Metrics", NAACL 2024, Algorithm 1.
     """
