@@ -1,6 +1,6 @@
 """How long work tells that it goes on; the library is silent unless somebody listens."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -16,6 +16,12 @@ class Progress(Protocol):
     def say(self, message: str) -> None:
         """One line about a milestone."""
         ...
+
+
+def watch(progress: Progress, description: str, work: Callable[[], T]) -> T:
+    """The result of `work`, shown as one step."""
+    (result,) = progress.track((work() for _ in range(1)), description, 1)
+    return result
 
 
 class Silent:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from compressor.files import append_json_line, check_writable, write_json
 from compressor.models import Model, load_model
 from compressor.plans import plan_to_json
 from compressor.plugins import Plugins
-from compressor.progress import Progress, Silent
+from compressor.progress import Progress, Silent, watch
 from compressor.record import MetricRecord, Record, ReferenceRecord
 from compressor.reference import Reference, build_reference, cache_folder, write_reference
 from compressor.report import heat_map_svg, read_report, write_report
@@ -82,7 +83,7 @@ class Run:
         for name in settings.schedule.ranks_by():
             self.metrics.setdefault(name, self.plugins.metrics[name]())
         self.record.metrics = {name: MetricRecord.of(metric) for name, metric in self.metrics.items()}
-        self.model = load_model(settings.model, settings.components)
+        self.model = watch(self.progress, "loading the model", lambda: load_model(settings.model, settings.components))
         data.check_settings(settings.data, self.model.context)
         self.record.base = {"parameters": self.model.base_parameters, "bytes": self.model.stored_bytes}
         self.search = Search(
@@ -101,25 +102,33 @@ class Run:
 
     def build_references(self) -> None:
         """What the base says after the prefixes to search on and after those to prove on, and the text to read."""
+        steps = self.progress.track(self.take_reference_steps(), "what the base says", len(Prefixes) + 3)
+        deque(steps, maxlen=0)
+
+    def take_reference_steps(self) -> Iterator[None]:
+        """Prefixes, windows of text, a reference each, the base's own scores; yields after each."""
         settings, model = self.settings, self.model
         text = data.load_text(settings.data)
         prefixes = dict(zip(Prefixes, data.make_prefixes(model, settings.data, text), strict=True))
+        yield
         windows = {
             name: data.make_windows(model, request, settings.data, text)
             for name, metric in self.metrics.items()
             if (request := metric.text()) is not None
         }
-        steps = self.progress.track(prefixes.items(), "base continues the prefixes", len(prefixes))
-        for which, rows in steps:
+        yield
+        for which, rows in prefixes.items():
             reference = build_reference(
                 model, rows, settings.data.continuation_tokens, settings.sweep.batch, cache_folder()
             )
             if any(metric.reads & Reads.DISTRIBUTION for metric in self.metrics.values()):
                 reference.remember_distribution(model)
             self.sweeps[which] = Sweep(model, reference, self.metrics, windows)
+            yield
         self.describe_reference(self.sweeps[Prefixes.PROOF].reference, "; ".join(w.source for w in windows.values()))
         (statistics,) = self.sweeps[Prefixes.PROOF].score([dict])
         self.record.base["scores"] = self.search.summarize(statistics)
+        yield
 
     def describe_reference(self, proof: Reference, text: str) -> None:
         settings = self.settings.data
@@ -138,8 +147,7 @@ class Run:
     def prove(self) -> dict[str, Score]:
         """Score the result on fresh prefixes; one line a prefix in sequences.jsonl."""
         sweep = self.sweeps[Prefixes.PROOF]
-        found = sweep.score([dict])
-        (statistics,) = self.progress.track(found, "scoring the result on fresh prefixes", 1)
+        statistics = watch(self.progress, "scoring the result on fresh prefixes", lambda: next(sweep.score([dict])))
         columns = {
             name: values_per_sequence(metric, statistics[name])
             for name, metric in self.metrics.items()
@@ -155,7 +163,8 @@ class Run:
         plan = plan_to_json(self.search.kept)
         write_json(self.folder / "plan.json", plan)
         provenance = {"plan": plan, "config": self.record.config, "versions": self.record.versions}
-        exported = export.save_dense(self.model, self.folder / "model", provenance)
+        folder = self.folder / "model"
+        exported = watch(self.progress, "saving the model", lambda: export.save_dense(self.model, folder, provenance))
         search = self.search
         self.record.components = describe_components(self.model, search.kept, search.packed_bits, exported.bits)
         self.record.final = describe_final(self.record.components, exported.bytes, scores)
