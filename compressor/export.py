@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from compressor.errors import ConfigError, OutputError, suggest
@@ -78,10 +79,8 @@ def save_dense(model: Model, folder: Path, provenance: dict[str, Any]) -> Export
         write_json(partial / "compression.json", provenance)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write the model to {folder}: {error.strerror or error}; free space or choose another"
-        ) from None
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write the model to {folder}: {error}; free space or choose another") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from compressor.errors import ModelError
+from compressor.errors import ModelError, OutputError
 from compressor.models import Model
 from compressor.readout import Readout
 
@@ -143,7 +143,7 @@ def build_reference(
     if path is not None:
         try:
             write_reference(reference, path)
-        except OSError as error:
+        except OutputError as error:
             log.warning("the reference is not cached: %s", error)
     return reference
 
@@ -162,17 +162,20 @@ def fingerprint(model: Model, prefixes: Tensor, continuation: int, batch: int) -
 
 
 def write_reference(reference: Reference, path: Path) -> None:
-    """Save tokens and counts, whole or not at all."""
+    """Save tokens and counts, whole or not at all; raises OutputError where they cannot be written."""
     metadata = {
         name: str(getattr(reference, name)) for name in ("prefix_tokens", "batch", "near_ties", "mended", "noise_floor")
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        safetensors.torch.save_file({"tokens": reference.tokens.contiguous()}, partial, metadata)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            safetensors.torch.save_file({"tokens": reference.tokens.contiguous()}, partial, metadata)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise OutputError(f"cannot write {path}: {error}; free some space or choose another folder") from None
 
 
 def read_cached(path: Path, batch: int) -> Reference | None:

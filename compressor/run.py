@@ -12,7 +12,7 @@ from typing import Any
 
 from compressor import data, export
 from compressor.accounting import describe_components, describe_final
-from compressor.contracts import Dialogue, Metric, Prefixes, Reads, Schedule
+from compressor.contracts import Dialogue, Metric, Prefixes, Reads
 from compressor.errors import CompressorError, ConfigError, OutputError
 from compressor.files import append_json_line, check_writable, write_json
 from compressor.models import Model, load_model
@@ -77,8 +77,6 @@ class Run:
         settings = self.settings
         export.check_format(settings.export.format)
         check_numbers(settings)
-        if not isinstance(settings.schedule, Schedule):
-            raise ConfigError("no schedule is chosen; choose one, such as schedule=uniform")
         self.metrics = dict(settings.metric)
         for name in settings.schedule.ranks_by():
             self.metrics.setdefault(name, self.plugins.metrics[name]())
@@ -126,8 +124,7 @@ class Run:
             self.sweeps[which] = Sweep(model, reference, self.metrics, windows)
             yield
         self.describe_reference(self.sweeps[Prefixes.PROOF].reference, "; ".join(w.source for w in windows.values()))
-        (statistics,) = self.sweeps[Prefixes.PROOF].score([dict])
-        self.record.base["scores"] = self.search.summarize(statistics)
+        self.record.base["scores"] = self.search.summarize(self.sweeps[Prefixes.PROOF].score_current())
         yield
 
     def describe_reference(self, proof: Reference, text: str) -> None:
@@ -147,7 +144,7 @@ class Run:
     def prove(self) -> dict[str, Score]:
         """Score the result on fresh prefixes; one line a prefix in sequences.jsonl."""
         sweep = self.sweeps[Prefixes.PROOF]
-        statistics = watch(self.progress, "scoring the result on fresh prefixes", lambda: next(sweep.score([dict])))
+        statistics = watch(self.progress, "scoring the result on fresh prefixes", sweep.score_current)
         columns = {
             name: values_per_sequence(metric, statistics[name])
             for name, metric in self.metrics.items()

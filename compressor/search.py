@@ -118,7 +118,7 @@ class Search:
             self.model.write(name, weight.dense())
             self.packed_bits[name] = weight.bits
         self.kept.update(plan)
-        (statistics,) = self.sweeps[Prefixes.SEARCH].score([dict])
+        statistics = self.sweeps[Prefixes.SEARCH].score_current()
         round_record = RoundRecord(
             target=request.target,
             amount=mean_amount(self.model.components, self.kept),

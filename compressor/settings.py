@@ -19,6 +19,22 @@ class Device(enum.Enum):
     cuda = "cuda"
 
 
+class DataSource(enum.StrEnum):
+    self = "self"
+    """Sampled from the base model."""
+    text = "text"
+    hf = "hf"
+
+
+class RecoveryMethod(enum.StrEnum):
+    none = "none"
+
+
+class TrackingBackend(enum.StrEnum):
+    wandb = "wandb"
+    none = "none"
+
+
 class TrackingMode(enum.Enum):
     auto = "auto"
     """Online when the user is logged in to W&B, else offline."""
@@ -47,7 +63,7 @@ class ModelSettings:
 class DataSettings:
     """Prefixes of `prefix_tokens` (BOS counted) that the base continues by `continuation_tokens`."""
 
-    source: str = "self"
+    source: DataSource = DataSource.self
     path: str | None = None
     name: str | None = None
     subset: str | None = None
@@ -79,14 +95,14 @@ class SweepSettings:
 class RecoverySettings:
     """Training between rounds."""
 
-    method: str = "none"
+    method: RecoveryMethod = RecoveryMethod.none
 
 
 @dataclass
 class TrackingSettings:
     """Where a run is logged besides its folder."""
 
-    backend: str = "wandb"
+    backend: TrackingBackend = TrackingBackend.wandb
     mode: TrackingMode = TrackingMode.auto
     project: str = "compressor"
 

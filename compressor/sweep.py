@@ -38,13 +38,14 @@ class Sweep:
         self, trials: Sequence[Callable[[], Weights]], names: Sequence[str] | None = None
     ) -> Iterator[Statistics]:
         """Statistics of each trial in order; a trial makes its weights when it is reached and is undone after it."""
-        chosen = {name: self.metrics[name] for name in (self.metrics if names is None else names)}
         for trial in trials:
             with self.model.swapped(trial()):
-                yield self.score_current(chosen)
+                statistics = self.score_current(names)
+            yield statistics
 
-    def score_current(self, metrics: Mapping[str, Metric]) -> Statistics:
-        """Statistics of the model as it stands."""
+    def score_current(self, names: Sequence[str] | None = None) -> Statistics:
+        """Statistics of the model as it stands; `names` None means every metric."""
+        metrics = {name: self.metrics[name] for name in (self.metrics if names is None else names)}
         on_base = {name: metric for name, metric in metrics.items() if metric.text() is None}
         result = self.score_continuations(on_base) if on_base else {}
         for name in metrics:

@@ -64,11 +64,7 @@ class Treatments:
 
     def compress_one(self, model: Model, name: str, treatment: Treatment) -> CompressedWeight:
         component, compressor = model.components[name], self.resolve(treatment)
-        offer = compressor.offer(component)
-        if not offer.contains(treatment.amount):
-            raise PlanError(
-                f"`amount` {treatment.amount:g} of {name}: {treatment.compressor} offers {offer}; choose one"
-            )
+        compressor.offer(component).require(treatment.amount, treatment.compressor, component)
         with named_by(self.installed, compressor, name), torch.no_grad():
             weight = model.read(name)
             compressed = compressor.compress(weight, treatment.amount, Context(component, self.seed))

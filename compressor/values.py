@@ -3,7 +3,7 @@
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from compressor.errors import PlanError
@@ -64,6 +64,13 @@ class Offer:
             return self.low - self.TOLERANCE <= amount <= self.high + self.TOLERANCE
         return any(abs(amount - level) <= self.TOLERANCE for level in self.levels)
 
+    def require(self, amount: float, compressor: str, component: Component) -> None:
+        """Raise PlanError where `amount` is not one of these, which `compressor` offers for `component`."""
+        if not self.contains(amount):
+            raise PlanError(
+                f"`{compressor}` offers {self} for `{component.name}`, got {amount:g}; ask for one of these"
+            )
+
     def __str__(self) -> str:
         if self.is_range:
             return f"any amount in [{self.low:g}, {self.high:g}]"
@@ -118,8 +125,6 @@ class Score:
     def to_json(self) -> dict[str, float]:
         return asdict(self)
 
-
-STATISTICS = tuple(f.name for f in fields(Score) if f.name in ("mean", "median", "p25", "p75", "min", "max"))
 
 Scores = Mapping[str, Score]
 """Metric name -> score."""

@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig
 
 from compressor.contracts import Reads
-from compressor.errors import ModelError
+from compressor.errors import ModelError, OutputError
 from compressor.models import Model, load_model
 from compressor.reference import Reference, build_reference, read_cached, write_reference
 from compressor.settings import DType, ModelSettings
@@ -50,7 +50,7 @@ def test_reference_is_a_fixed_point_of_scoring(tmp_path: Path, family: str, dtyp
     save_checkpoint(family, tmp_path)
     model = load_model(ModelSettings(path=str(tmp_path), dtype=DType(dtype)))
     reference = build_reference(model, random_prefixes(model, count=10), 16, batch=4)
-    (statistics,) = Sweep(model, reference, {"fdtm": Fdtm(), "kl": Kl()}).score([dict], ["fdtm"])
+    statistics = Sweep(model, reference, {"fdtm": Fdtm(), "kl": Kl()}).score_current(["fdtm"])
     assert (statistics["fdtm"] == 16).all()
     assert reference.noise_floor == 16
 
@@ -144,3 +144,10 @@ def test_a_distribution_that_was_not_remembered_is_an_error(tmp_path: Path) -> N
     reference = build_reference(model, random_prefixes(model), 6)
     with pytest.raises(ModelError, match="was not remembered"):
         _ = reference.base_readout(0, model).logits
+
+
+def test_a_reference_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    reference = Reference(torch.arange(30).reshape(3, 10), prefix_tokens=4, batch=2)
+    with pytest.raises(OutputError, match=r"cannot write .*; free some space or choose another folder"):
+        write_reference(reference, tmp_path / "file" / "reference.safetensors")

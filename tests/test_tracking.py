@@ -187,7 +187,7 @@ def test_a_run_that_fails_is_closed_as_failed(tmp_path: Path) -> None:
 def test_without_tracking_wandb_is_not_even_imported(settings: TrackingSettings, tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from compressor.settings import *; from compressor.tracking import *\n"
-        f"settings = TrackingSettings({settings.backend!r}, {settings.mode})\n"
+        f"settings = TrackingSettings({str(settings.backend)!r}, {settings.mode})\n"
         f"with open_tracker(settings, Path({str(tmp_path / 'run')!r}), {{}}, 'x') as tracker:\n"
         "    assert type(tracker) is NullTracker\n"
         "    tracker.log_round(1, None); tracker.log_final(None, '', None)\n"

@@ -60,7 +60,7 @@ def test_filled_options_mean_the_same(model: Model) -> None:
         (None, Treatment("magnitud", 0.5), "unknown compressor `magnitud`; did you mean `magnitude`"),
         (None, Treatment("magnitude", 0.5, {"scop": 1}), "unknown option `scop` of compressor `magnitude`; did"),
         (None, Treatment("magnitude", 0.5, {"scope": "x"}), "options of compressor `magnitude` are not valid"),
-        (None, Treatment("int8", 0.1), "int8 offers the amounts"),
+        (None, Treatment("int8", 0.1), "`int8` offers the amounts"),
     ],
 )
 def test_mistakes_in_plans(model: Model, name: str | None, treatment: Treatment, message: str) -> None:

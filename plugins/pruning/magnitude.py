@@ -11,7 +11,7 @@ from compressor.contracts import Compressor, Context
 from compressor.errors import ConfigError, ModelError
 from compressor.values import Component, Offer
 
-from .masking import PrunedWeight, lowest, lowest_of_matrix, prune, require_offered
+from .masking import PrunedWeight, lowest, lowest_of_matrix, prune
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ class Magnitude(Compressor):
         return Offer(levels=(1 - keep / of,))
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> PrunedWeight:
-        require_offered(self.name, self.offer(context.component), amount, context.component)
+        self.offer(context.component).require(amount, self.name, context.component)
         importance = self.rank(weight, context.component)
         if self.pattern:
             mask = self.mask_pattern(importance)

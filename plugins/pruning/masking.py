@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compressor.contracts import CompressedWeight
-from compressor.errors import PlanError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compressor.values import Component, Offer
+    from compressor.values import Component
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,3 @@ def lowest_of_matrix(importance: Tensor, amount: float) -> Tensor:
     """True at the round(amount · out · in) smallest of `[out, in]`."""
     line = importance.reshape(1, -1)
     return lowest(line, round(amount * line.shape[-1])).view(importance.shape)
-
-
-def require_offered(compressor: str, offer: Offer, amount: float, component: Component) -> None:
-    """Raises PlanError where `amount` is not one that `compressor` offers for `component`."""
-    if not offer.contains(amount):
-        raise PlanError(f"`{compressor}` offers {offer} for `{component.name}`, got {amount:g}; ask for one of these")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from compressor.contracts import Compressor, Context
 from compressor.values import Component, Offer
 
-from .masking import PrunedWeight, lowest_of_matrix, prune, require_offered
+from .masking import PrunedWeight, lowest_of_matrix, prune
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ class Random(Compressor):
         return Offer()
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> PrunedWeight:
-        require_offered(self.name, self.offer(context.component), amount, context.component)
+        self.offer(context.component).require(amount, self.name, context.component)
         return prune(weight, lowest_of_matrix(self.importance(weight, context), amount), context.component)
 
     def importance(self, weight: Tensor, context: Context) -> Tensor:

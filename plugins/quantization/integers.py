@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compressor.contracts import CompressedWeight
-from compressor.errors import ConfigError, ModelError, PlanError
+from compressor.errors import ConfigError, ModelError
 from compressor.values import Component, Offer
 
 from .packing import pack
@@ -127,8 +127,7 @@ def offer_bits(compressor: str, widths: list[int], component: Component) -> Offe
 
 def choose_bits(compressor: str, offer: Offer, amount: float, component: Component) -> int:
     """The width that `amount` stands for; raises PlanError if that is not on `offer`."""
-    if not offer.contains(amount):
-        raise PlanError(f"`{compressor}` offers {offer} for `{component.name}`, got {amount:g}; ask for one of these")
+    offer.require(amount, compressor, component)
     return round((1 - amount) * component.stored_bits)
 
 

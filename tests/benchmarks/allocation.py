@@ -81,7 +81,7 @@ def run_schedule(
             run.dialogue.tell(run.search.answer(request))
             if isinstance(request, KeepRequest):
                 kept = run.search.rounds[-1]
-                (statistics,) = run.sweeps[Prefixes.PROOF].score([dict])
+                statistics = run.sweeps[Prefixes.PROOF].score_current()
                 yield float(request.target or 0.0), statistics, kept.trials, kept.seconds
 
 
