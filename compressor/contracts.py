@@ -11,11 +11,13 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compressor.values import Component, Offer, Plan, Reads, Scores
+from compressor.errors import PlanError
+from compressor.values import Component, Offer, Plan, Reads, Scores, Treatment
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Generator as RandomGenerator
     from torch import Tensor
 
     from compressor.readout import Readout
@@ -72,6 +74,26 @@ class Metric(ABC):
         return None
 
 
+class EstimableMetric(Metric):
+    """A metric of which one backward pass tells what any small change of the weights would do.
+
+    It speaks of the first statistic of a sequence, v. With θ the weights and Δ their change,
+
+        v(θ + Δ) ≈ v(θ) + ⟨∂ value/∂θ, Δ⟩ + E⟨∂ probe/∂θ, Δ⟩²
+
+    where `probe` is random. The sum over components of such terms is what a schedule minimises, so `aggregate` must not
+    decrease with the mean of v, which must be 0 for the base.
+    """
+
+    @abstractmethod
+    def value(self, candidate: Readout, base: Readout) -> Tensor:
+        """`[sequence]`: v, differentiable in the candidate's logits."""
+
+    @abstractmethod
+    def probe(self, candidate: Readout, base: Readout, generator: RandomGenerator) -> Tensor:
+        """`[sequence]`: differentiable in the candidate's logits; all randomness from `generator` (on the CPU)."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What a compressor may know besides the weight: its component, a seed, and the statistics it `needs`."""
@@ -113,6 +135,10 @@ class Compressor(ABC):
     def compress(self, weight: Tensor, amount: float, context: Context) -> CompressedWeight:
         """Compress `weight` `[out, in]`, which must not be changed; `amount` is one that `offer` contains."""
 
+    def compress_rows(self, weight: Tensor, amounts: Sequence[float], context: Context) -> CompressedWeight:
+        """As `compress`, with an amount of its own for every output row; only where the offer is `by_row`."""
+        raise PlanError(f"`{self.name}` takes one amount per matrix; give `{context.component.name}` no rows")
+
     def importance(self, weight: Tensor, context: Context) -> Tensor | None:
         """`[out, in]`, smallest goes first, comparable between components; None if not a pruner of single weights."""
         return None
@@ -130,6 +156,10 @@ class Problem:
     tokens: int
     """Length M of a continuation."""
     seed: int = 0
+    estimable: frozenset[str] = frozenset()
+    """Metrics whose changes can be estimated."""
+    prefixes: int = 64
+    """How many there are to search on."""
 
 
 class Prefixes(enum.Enum):
@@ -141,11 +171,53 @@ class Prefixes(enum.Enum):
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Score every trial exactly, each on its own, and undo it. Answer: a tuple of `Scores`, in order."""
+    """Score every trial exactly, each on its own, and undo it. Answer: a tuple of `Scores`, in order.
+
+    `first` bounds the prefixes to the first so many; metrics on text are scored on all of theirs.
+    """
 
     trials: Sequence[Plan]
     metrics: Sequence[str]
     prefixes: Prefixes = Prefixes.SEARCH
+    first: int | None = None
+
+
+@dataclass(frozen=True)
+class EstimateRequest:
+    """Predict what each of `options` would do to a component, the others as in the plan `at`; nothing is scored.
+
+    `objective` is one of `Problem.estimable`; `start` and `stop` choose search prefixes. Treatments are applied to the
+    weights at the start of the round, as anywhere, and a change is against the model with `at` on it. Answer: component
+    name -> `Estimate`.
+    """
+
+    options: Mapping[str, Sequence[Treatment]]
+    objective: str
+    at: Plan = field(default_factory=dict)
+    start: int = 0
+    stop: int | None = None
+    by_row: bool = False
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What options would do to one component.
+
+    `changes` `[sequence, option]` of the objective's first statistic; `rows` `[row, option]`, if asked for, the change by
+    each output row alone, a mean over sequences. `reached` is False where no token of the prefixes came to the
+    component, so that nothing is known of it.
+    """
+
+    changes: NDArray[np.float64]
+    rows: NDArray[np.float64] | None = None
+    reached: bool = True
+
+
+@dataclass(frozen=True)
+class SizeRequest:
+    """What does each option store? Answer: component name -> list of packed bits, scales included."""
+
+    options: Mapping[str, Sequence[Treatment]]
 
 
 @dataclass(frozen=True)
@@ -165,9 +237,11 @@ class KeepRequest:
 
     plan: Plan
     target: float | None = None
+    notes: Sequence[str] = ()
+    """What a person should know of it, a sentence each."""
 
 
-Request = ScoreRequest | CountRequest | KeepRequest
+Request = ScoreRequest | EstimateRequest | SizeRequest | CountRequest | KeepRequest
 Search = Generator[Request, Any, None]
 
 
@@ -224,6 +298,9 @@ __all__ = [
     "Context",
     "CountRequest",
     "Dialogue",
+    "EstimableMetric",
+    "Estimate",
+    "EstimateRequest",
     "KeepRequest",
     "Metric",
     "Prefixes",
@@ -234,5 +311,6 @@ __all__ = [
     "ScoreRequest",
     "Scores",
     "Search",
+    "SizeRequest",
     "TextWindows",
 ]

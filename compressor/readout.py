@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -11,18 +12,28 @@ from torch import Tensor
 from compressor.errors import PluginError
 from compressor.values import Reads
 
+Runners = dict[int, tuple[Tensor, Tensor]]
+"""Count -> ids and margins of so many runners-up."""
+
 
 class Readout:
     """Readings of `logits` `[sequence, position, vocabulary]`, the scores for `tokens` `[sequence, position]`.
 
     `logits` may be a function, called only if they are read. `counted` `[sequence, position]` marks positions to score;
-    it is all true on continuations.
+    it is all true on continuations. `runners` remembers what `runners_up` found, for whoever reads the same again.
     """
 
-    def __init__(self, logits: Tensor | Callable[[], Tensor], tokens: Tensor, counted: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        logits: Tensor | Callable[[], Tensor],
+        tokens: Tensor,
+        counted: Tensor | None = None,
+        runners: Runners | None = None,
+    ) -> None:
         self._logits = logits
         self.tokens = tokens
         self._counted = counted
+        self._runners: Runners = {} if runners is None else runners
 
     def restricted(self, reads: Reads, owner: str) -> Readout:
         """The same readings for a metric that declared `reads`; another reading raises PluginError."""
@@ -59,6 +70,18 @@ class Readout:
         """`[sequence, position, id]` in float32 at the given ids `[sequence, position, id]`."""
         return self.logits.gather(-1, ids).float()
 
+    def runners_up(self, count: int) -> tuple[Tensor, Tensor]:
+        """The `count` most likely tokens besides `tokens`: ids and margins, both `[sequence, position, count]`.
+
+        A margin is the logit of the token minus that of the runner-up, in float32; the token is left out by its id.
+        A vocabulary that has fewer tokens gives fewer.
+        """
+        if count not in self._runners:
+            others = self.logits.float().scatter(-1, self.tokens[..., None], -math.inf)
+            best = others.topk(min(count, others.shape[-1] - 1), dim=-1)
+            self._runners[count] = (best.indices, self.logits_at(self.tokens[..., None]) - best.values)
+        return self._runners[count]
+
 
 class _Restricted(Readout):
     """A view of a readout through which only declared readings pass."""
@@ -69,6 +92,7 @@ class _Restricted(Readout):
         "log_probabilities": Reads.DISTRIBUTION,
         "logits": Reads.DISTRIBUTION,
         "logits_at": Reads.LOGITS,
+        "runners_up": Reads.LOGITS,
     }
 
     def __init__(self, whole: Readout, reads: Reads, owner: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from compressor.errors import ModelError, OutputError
 from compressor.models import Model
-from compressor.readout import Readout
+from compressor.readout import Readout, Runners
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -40,28 +40,38 @@ class Reference:
     near_ties: int = 0
     mended: int = 0
     noise_floor: float = 0.0
-    hidden: list[Tensor] = field(default_factory=list, repr=False)
-    logits: list[Tensor] = field(default_factory=list, repr=False)
+    hidden: Tensor | None = field(default=None, repr=False)
+    logits: Tensor | None = field(default=None, repr=False)
+    runners: dict[tuple[int, int], Runners] = field(default_factory=dict, repr=False)
 
     @property
     def continuation_tokens(self) -> int:
         return self.tokens.shape[1] - self.prefix_tokens
 
-    def batches(self) -> Iterator[Tensor]:
-        """Rows of `tokens` in the shape in which they are always scored."""
-        yield from self.tokens.split(self.batch)
+    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Tensor]]:
+        """Rows of `tokens` with the index of the first, in the shape in which they are always scored.
 
-    def base_readout(self, index: int, model: Model) -> Readout:
-        """What the base says on batch `index`; exact, recomputed by the LM head from what entered it."""
+        `start` and `stop` choose sequences; only a border inside a batch makes another shape.
+        """
+        stop = len(self.tokens) if stop is None else min(stop, len(self.tokens))
+        while start < stop:
+            after = min(stop, (start // self.batch + 1) * self.batch)
+            yield start, self.tokens[start:after]
+            start = after
+
+    def base_readout(self, start: int, count: int, model: Model) -> Readout:
+        """What the base says on `count` sequences; exact, recomputed by the LM head from what entered it."""
+        rows = slice(start, start + count)
 
         def logits() -> Tensor:
-            if self.logits:
-                return self.logits[index].to(model.device)
-            if not self.hidden:
+            if self.logits is not None:
+                return self.logits[rows].to(model.device)
+            if self.hidden is None:
                 raise ModelError("the base's distribution was not remembered; call remember_distribution first")
-            return model.project(self.hidden[index].to(model.device))
+            return model.project(self.hidden[rows].to(model.device))
 
-        return Readout(logits, self.tokens.split(self.batch)[index][:, self.prefix_tokens :].to(model.device))
+        tokens = self.tokens[rows, self.prefix_tokens :].to(model.device)
+        return Readout(logits, tokens, runners=self.runners.setdefault((start, count), {}))
 
     def remember_distribution(self, model: Model) -> None:
         """Keep what the exact base distribution needs: the LM head's inputs, `[sequence, position, width]` a batch.
@@ -72,11 +82,11 @@ class Reference:
         keep = self.continuation_tokens
         if not model.head_is_component:
             try:
-                self.hidden = [model.hidden(batch[:, :-1], keep).cpu() for batch in self.batches()]
+                self.hidden = torch.cat([model.hidden(batch[:, :-1], keep).cpu() for _, batch in self.batches()])
                 return
             except ModelError as error:
                 log.info("logits of the base are kept: %s", error)
-        self.logits = [model.logits(batch[:, :-1], keep).cpu() for batch in self.batches()]
+        self.logits = torch.cat([model.logits(batch[:, :-1], keep).cpu() for _, batch in self.batches()])
 
 
 def choose_batch(model: Model, length: int, continuation: int, wanted: int | None) -> int:

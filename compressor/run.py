@@ -12,7 +12,7 @@ from typing import Any
 
 from compressor import data, export
 from compressor.accounting import describe_components, describe_final
-from compressor.contracts import Dialogue, Metric, Prefixes, Reads
+from compressor.contracts import Dialogue, Metric, Prefixes
 from compressor.errors import CompressorError, ConfigError, OutputError
 from compressor.files import append_json_line, check_writable, write_json
 from compressor.models import Model, load_model
@@ -25,7 +25,7 @@ from compressor.report import heat_map_svg, read_report, write_report
 from compressor.search import Search
 from compressor.settings import Settings
 from compressor.statistics import values_per_sequence
-from compressor.sweep import Sweep
+from compressor.sweep import READS_BASE, Sweep
 from compressor.tracking import Tracker, open_tracker
 from compressor.treatments import Treatments
 from compressor.values import Score
@@ -119,7 +119,7 @@ class Run:
             reference = build_reference(
                 model, rows, settings.data.continuation_tokens, settings.sweep.batch, cache_folder()
             )
-            if any(metric.reads & Reads.DISTRIBUTION for metric in self.metrics.values()):
+            if any(metric.reads & READS_BASE for metric in self.metrics.values()):
                 reference.remember_distribution(model)
             self.sweeps[which] = Sweep(model, reference, self.metrics, windows)
             yield

@@ -20,6 +20,7 @@ from compressor.contracts import (
     Request,
     Schedule,
     ScoreRequest,
+    SizeRequest,
 )
 from compressor.errors import ConfigError
 from compressor.files import append_json_line
@@ -79,6 +80,8 @@ class Search:
         match request:
             case ScoreRequest():
                 return self.score_trials(request)
+            case SizeRequest():
+                return self.treatments.sizes(self.model, request.options)
             case CountRequest():
                 return self.treatments.count(self.model, request.compressor, request.thresholds)
             case KeepRequest():
@@ -87,7 +90,7 @@ class Search:
     def score_trials(self, request: ScoreRequest) -> tuple[dict[str, Score], ...]:
         """Score each trial exactly; one line a trial in scores.jsonl."""
         trials = [partial(self.make_weights, plan) for plan in request.trials]
-        found = self.sweeps[request.prefixes].score(trials, request.metrics)
+        found = self.sweeps[request.prefixes].score(trials, request.metrics, request.first)
         description = f"round {len(self.rounds) + 1}: scoring trials"
         answers, began = [], time.monotonic()
         for statistics, plan in zip(self.progress.track(found, description, len(trials)), request.trials, strict=True):

@@ -71,6 +71,10 @@ class Treatments:
             check_dense(compressed.dense(), weight)
         return compressed
 
+    def sizes(self, model: Model, options: Mapping[str, Sequence[Treatment]]) -> dict[str, list[int]]:
+        """Packed bits of each option, scales included."""
+        return {name: [self.compress_one(model, name, t).bits for t in choices] for name, choices in options.items()}
+
     def count(self, model: Model, compressor: str, thresholds: Sequence[float]) -> dict[str, list[int]]:
         """How many weights of each component have at most each importance (`thresholds` ascending)."""
         limits = torch.tensor(list(thresholds), dtype=torch.float64)

@@ -15,7 +15,7 @@ class Reads(enum.Flag):
     PREDICTED = enum.auto()
     """The most likely token, `[sequence, position]`."""
     LOGITS = enum.auto()
-    """The logits at ids that the metric gives."""
+    """The logits at ids that the metric gives, and the base's margins over its runners-up."""
     REFERENCE = enum.auto()
     """The log-probability of the reference token, `[sequence, position]`."""
     DISTRIBUTION = enum.auto()
@@ -43,11 +43,15 @@ class Component:
 
 @dataclass(frozen=True)
 class Offer:
-    """The amounts that a compressor offers for a component: fixed `levels`, or every amount in [low, high]."""
+    """The amounts that a compressor offers for a component: fixed `levels`, or every amount in [low, high].
+
+    `by_row` says that every output row may also have an amount of its own.
+    """
 
     levels: tuple[float, ...] = ()
     low: float = 0.0
     high: float = 1.0
+    by_row: bool = False
 
     TOLERANCE = 1e-6
 
@@ -81,18 +85,26 @@ class Offer:
 class Treatment:
     """A compressor, the amount it takes away (cumulative, in [0, 1]) and its options.
 
-    `options` are the compressor's fields; empty means "as configured in this run".
+    `options` are the compressor's fields; empty means "as configured in this run". `rows` are the amounts of the output
+    rows where each has its own; their mean is the amount.
     """
 
     compressor: str
     amount: float
     options: Mapping[str, Any] = field(default_factory=dict)
+    rows: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.amount) and 0.0 <= self.amount <= 1.0):
+        for amount in (self.amount, *(self.rows or ())):
+            if not (math.isfinite(amount) and 0.0 <= amount <= 1.0):
+                raise PlanError(
+                    f"`amount` of {self.compressor} must be in [0, 1], got {amount!r}; "
+                    f"give the share of bits to take away"
+                )
+        if self.rows is not None and abs(sum(self.rows) - self.amount * len(self.rows)) > 1e-6 * len(self.rows):
+            mean = sum(self.rows) / max(1, len(self.rows))
             raise PlanError(
-                f"`amount` of {self.compressor} must be in [0, 1], got {self.amount!r}; "
-                f"give the share of bits to take away"
+                f"`amount` of {self.compressor} must be the mean {mean:g} of its rows, got {self.amount:g}; give that"
             )
 
 

@@ -5,16 +5,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from compressor.contracts import (
     Better,
     CountRequest,
     Dialogue,
+    Estimate,
+    EstimateRequest,
     KeepRequest,
     Prefixes,
     Problem,
     Request,
     Schedule,
     ScoreRequest,
+    SizeRequest,
 )
 from compressor.errors import PluginError
 from compressor.values import Component, Offer, Plan, Score, Scores, Treatment
@@ -33,7 +38,8 @@ OFFERS = {"prune": Offer(), "round": Offer(levels=(0.5, 0.625, 0.75))}
 def make_problem(compressors: Sequence[str], better: dict[str, Better], seed: int = 0) -> Problem:
     """Six small components; of `compressors`, `prune` offers every amount and `round` three levels."""
     offers = {name: {component.name: OFFERS[name] for component in COMPONENTS} for name in compressors}
-    return Problem(COMPONENTS, offers, better, tokens=32, seed=seed)
+    lower = frozenset(name for name, which in better.items() if which is Better.LOWER)
+    return Problem(COMPONENTS, offers, better, tokens=32, seed=seed, estimable=lower, prefixes=8)
 
 
 @dataclass
@@ -67,11 +73,15 @@ class Rehearsal:
         match request:
             case ScoreRequest():
                 return tuple(self.score(plan, request) for plan in request.trials)
+            case EstimateRequest():
+                return self.estimate(request)
+            case SizeRequest():
+                return {name: [self.size(name, t) for t in options] for name, options in request.options.items()}
             case CountRequest():
                 return self.count(request)
             case KeepRequest():
                 return self.keep(request.plan)
-        raise PluginError(f"a schedule asks by ScoreRequest, CountRequest or KeepRequest, got {request!r}")
+        raise PluginError(f"a schedule asks by one of the requests of compressor.contracts, got {request!r}")
 
     def score(self, plan: Plan, request: ScoreRequest) -> Scores:
         self.check_plan(plan)
@@ -93,6 +103,30 @@ class Rehearsal:
 
     def hardness(self) -> dict[str, float]:
         return {c.name: (1 + index % 3) * c.parameters for index, c in enumerate(self.problem.components)}
+
+    def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
+        """Exactly the damage, the same for every sequence; rows share it evenly."""
+        if request.objective not in self.problem.estimable:
+            raise PluginError(f"`{request.objective}` cannot be estimated, only {sorted(self.problem.estimable)} can")
+        self.check_plan(request.at)
+        before = {**self.kept, **request.at}
+        answer = {}
+        for name, options in request.options.items():
+            for option in options:
+                self.check_plan({name: option})
+            changes = np.array([self.damage({**before, name: option}) - self.damage(before) for option in options])
+            out = next(component.shape[0] for component in self.problem.components if component.name == name)
+            rows = np.tile(changes / out, (out, 1)) if request.by_row else None
+            answer[name] = Estimate(
+                np.tile(changes, (len(range(self.problem.prefixes)[request.start : request.stop]), 1)), rows
+            )
+        return answer
+
+    def size(self, name: str, treatment: Treatment) -> int:
+        """Amounts are taken as what is saved."""
+        self.check_plan({name: treatment})
+        component = next(component for component in self.problem.components if component.name == name)
+        return round(component.parameters * component.stored_bits * (1 - treatment.amount))
 
     def count(self, request: CountRequest) -> dict[str, list[int]]:
         """Importance is spread evenly over (0, 1 + i % 3] in component i."""
