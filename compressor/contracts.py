@@ -203,8 +203,8 @@ class EstimateRequest:
 class Estimate:
     """What options would do to one component.
 
-    `changes` `[sequence, option]` of the objective's first statistic; `rows` `[row, option]`, if asked for, the change by
-    each output row alone, a mean over sequences. `reached` is False where no token of the prefixes came to the
+    `changes` `[sequence, option]` of the objective's first statistic; `rows` `[row, option]`, if asked for, the change
+    by each output row alone, a mean over sequences. `reached` is False where no token of the prefixes came to the
     component, so that nothing is known of it.
     """
 

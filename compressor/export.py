@@ -15,8 +15,12 @@ from compressor.errors import ConfigError, OutputError, suggest
 from compressor.files import write_json
 from compressor.models import Model
 from compressor.models.loading import quiet_loading
+from compressor.plans import ROWS_FILE, plan_to_json, write_rows
+from compressor.values import Plan
 
 FORMATS = ("dense",)
+ROWS_PATH = f"compression/{ROWS_FILE}"
+"""In a folder of its own: some readers take every *.safetensors beside config.json for weights."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,10 @@ def cast_state(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
     return result
 
 
-def save_dense(model: Model, folder: Path, provenance: dict[str, Any]) -> Exported:
+def save_dense(model: Model, folder: Path, plan: Plan, provenance: dict[str, Any]) -> Exported:
     """Save weights, config, generation settings, tokenizer and `compression.json` to `folder`, which is replaced.
 
+    `compression.json` holds the plan and the `provenance`; it names the file of the plan's rows, if it has any.
     Every value is stored as it was scored: in the checkpoint's own dtype where that loses nothing.
     """
     dtype = choose_dtype(model)
@@ -76,7 +81,8 @@ def save_dense(model: Model, folder: Path, provenance: dict[str, Any]) -> Export
         write_json(config_path, config)
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(partial)
-        write_json(partial / "compression.json", provenance)
+        write_rows(plan, partial / ROWS_PATH)
+        write_json(partial / "compression.json", {"plan": plan_to_json(plan, ROWS_PATH), **provenance})
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     except (OSError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: text, strict JSON and JSON lines; every failure is one line for the user."""
+"""Files that are whole or absent: bytes, text, strict JSON and JSON lines; every failure is one line for the user."""
 
 import enum
 import json
@@ -12,8 +12,8 @@ from typing import Any
 from compressor.errors import OutputError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Put `text` at `path` in one step: a reader sees the old file or the new one, never a part.
+def write_bytes(path: Path, content: bytes) -> None:
+    """Put `content` at `path` in one step: a reader sees the old file or the new one, never a part.
 
     Missing parent folders are made. Raises OutputError where the file cannot be written; then `path` is as it was.
     """
@@ -21,9 +21,8 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # A lone surrogate (a file name that is not UTF-8) becomes \udcxx, which in a JSON string is its escape.
-            with temporary.open("x", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-                file.write(text)
+            with temporary.open("xb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -32,6 +31,22 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         raise OutputError(
             f"cannot write {path}: {_explain(error)}; free some space or choose another folder"
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put `text` at `path` in UTF-8, as `write_bytes` does."""
+    # A lone surrogate (a file name that is not UTF-8) becomes \udcxx, which in a JSON string is its escape.
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def remove_file(path: Path) -> None:
+    """Make sure that there is no file at `path`; raises OutputError."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot remove {path}: {_explain(error)}; remove it yourself or choose another folder"
         ) from error
 
 

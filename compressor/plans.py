@@ -1,8 +1,13 @@
-"""plan.json, read and written: component -> treatment. A file that is not a plan gives one line, whatever is in it."""
+"""plan.json, read and written: component -> treatment. A file that is not a plan gives one line, whatever is in it.
+
+Amounts per row lie beside it in rows.safetensors, a float64 tensor `[out]` named by each component that has them. Not
+float32: a row loses round(a_r · in) weights, and a rounded a_r may fall on the other side of a half.
+"""
 
 import enum
 import json
 import math
+import os
 import re
 import reprlib
 from collections.abc import Mapping
@@ -11,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import PlanError, suggest
+from compressor.files import remove_file, write_bytes, write_json
 from compressor.values import Plan, Treatment
 
 KEYS = tuple(f.name for f in fields(Treatment))
 SHAPE = 'a plan is {component: {"compressor": name, "amount": number, "options": {…}}}'
+ROWS_FILE = "rows.safetensors"
 
 short = reprlib.Repr()
 """Quotes what a file says: one printable line, cut where it is long."""
@@ -25,20 +32,45 @@ class _Wrong(Exception):
     """What is wrong inside a file; the reader adds which file."""
 
 
-def plan_to_json(plan: Plan) -> dict[str, dict[str, Any]]:
-    """The plan as plain data for `json.dump`; `read_plan` gives it back."""
+def plan_to_json(plan: Plan, rows_file: str | None = None) -> dict[str, dict[str, Any]]:
+    """The plan as plain data for `json.dump`; `read_plan` gives it back.
+
+    Where a treatment has rows, `rows` is the file that holds them, to be written by `write_rows`; without a `rows_file`
+    it is true, which says that the mean amount is not all and cannot be read back.
+    """
     return {
         name: {
             "compressor": treatment.compressor,
             "amount": float(treatment.amount),
             "options": {option: _to_plain(value) for option, value in treatment.options.items()},
         }
+        | ({} if treatment.rows is None else {"rows": rows_file or True})
         for name, treatment in plan.items()
     }
 
 
+def write_plan(plan: Plan, path: str | Path) -> None:
+    """Put the plan at `path`, and its rows, if it has any, beside it as rows.safetensors; raises OutputError."""
+    path = Path(path)
+    # The rows first: a plan never names a file that is not there.
+    write_rows(plan, path.with_name(ROWS_FILE))
+    write_json(path, plan_to_json(plan, ROWS_FILE))
+
+
+def write_rows(plan: Plan, path: Path) -> None:
+    """Put the amounts per row at `path`; where the plan has none, there is no such file afterwards."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    rows = {name: np.array(t.rows, dtype=np.float64) for name, t in plan.items() if t.rows is not None}
+    if rows:
+        write_bytes(path, save(rows))
+    else:
+        remove_file(path)
+
+
 def read_plan(path: str | Path) -> dict[str, Treatment]:
-    """The plan in a JSON file, options as they are there; raises PlanError."""
+    """The plan in a JSON file, options as they are there, rows from the files that it names; raises PlanError."""
     where = f"plan {short.repr(str(path))}"
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -49,7 +81,8 @@ def read_plan(path: str | Path) -> dict[str, Treatment]:
         raise PlanError(f"{where} cannot be read: {reason}; give the path of a plan.json") from None
     try:
         return _to_plan(
-            json.loads(text, object_pairs_hook=_to_object, parse_float=_to_float, parse_constant=_refuse_constant)
+            json.loads(text, object_pairs_hook=_to_object, parse_float=_to_float, parse_constant=_refuse_constant),
+            Path(path).parent,
         )
     except json.JSONDecodeError as error:
         raise PlanError(
@@ -86,13 +119,14 @@ def _refuse_constant(constant: str) -> None:
     raise _Wrong(f"{constant} is not a number that JSON knows; give a finite one")
 
 
-def _to_plan(data: object) -> dict[str, Treatment]:
+def _to_plan(data: object, folder: Path) -> dict[str, Treatment]:
     if not isinstance(data, dict):
         raise _Wrong(f"got {short.repr(data)}; {SHAPE}")
-    return {name: _to_treatment(f"component {short.repr(name)}", value) for name, value in data.items()}
+    return {name: _to_treatment(name, value, folder) for name, value in data.items()}
 
 
-def _to_treatment(where: str, data: object) -> Treatment:
+def _to_treatment(name: str, data: object, folder: Path) -> Treatment:
+    where = f"component {short.repr(name)}"
     if not isinstance(data, dict):
         raise _Wrong(f"{where} is {short.repr(data)}; {SHAPE}")
     for key in data:
@@ -106,7 +140,11 @@ def _to_treatment(where: str, data: object) -> Treatment:
         raise _Wrong(f"`compressor` of {where} must be a name in lower case, got {short.repr(compressor)}")
     if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount <= 1:
         raise _Wrong(f"`amount` of {where} must be a number in [0, 1], got {short.repr(amount)}")
-    return Treatment(compressor, float(amount), _to_options(where, options))
+    rows = _read_rows(name, data["rows"], folder) if "rows" in data else None
+    try:
+        return Treatment(compressor, float(amount), _to_options(where, options), rows)
+    except PlanError as error:
+        raise _Wrong(f"{where}: {error}") from None
 
 
 def _to_options(where: str, data: object) -> Mapping[str, Any]:
@@ -118,6 +156,38 @@ def _to_options(where: str, data: object) -> Mapping[str, Any]:
                 f"option {short.repr(name)} of {where} must be a value or a list of values, got {short.repr(value)}"
             )
     return data
+
+
+def _read_rows(name: str, file: object, folder: Path) -> tuple[float, ...]:
+    """The tensor of component `name` in `file`, which must lie in `folder`."""
+    from safetensors import SafetensorError, safe_open
+
+    where, what = f"`rows` of component {short.repr(name)}", short.repr(file)
+    if not isinstance(file, str):
+        raise _Wrong(f"{where} must be the name of a file beside the plan, got {what}; say {ROWS_FILE!r}")
+    try:
+        home = os.path.realpath(folder)
+        path = os.path.realpath(os.path.join(home, file))
+    except ValueError:
+        raise _Wrong(f"{where} must be the name of a file beside the plan, got {what}; say {ROWS_FILE!r}") from None
+    if not Path(path).is_relative_to(home):
+        raise _Wrong(f"{where} must stay in the folder of the plan, got {what}; put the file beside the plan")
+    if not os.path.isfile(path):
+        raise _Wrong(f"{where} must be a file beside the plan, there is no {what}; copy it along with the plan")
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            if name not in tensors.keys():
+                raise _Wrong(f"{where} must be a tensor of that name, {what} has none; take the file of this plan")
+            head = tensors.get_slice(name)
+            dtype, shape = head.get_dtype(), head.get_shape()
+            if dtype != "F64" or len(shape) != 1:
+                raise _Wrong(
+                    f"{where} must be float64 [out], got {dtype} {short.repr(shape)}; give an amount for each row"
+                )
+            return tuple(tensors.get_tensor(name).tolist())
+    except (OSError, SafetensorError) as error:
+        reason = short.repr(" ".join(str(error).split()))
+        raise _Wrong(f"{where} must be a safetensors file, cannot read {what}: {reason}; copy it again") from None
 
 
 def _items(value: object) -> list[object]:

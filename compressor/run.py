@@ -12,11 +12,11 @@ from typing import Any
 
 from compressor import data, export
 from compressor.accounting import describe_components, describe_final
-from compressor.contracts import Dialogue, Metric, Prefixes
+from compressor.contracts import Dialogue, Metric, Prefixes, Reads
 from compressor.errors import CompressorError, ConfigError, OutputError
-from compressor.files import append_json_line, check_writable, write_json
+from compressor.files import append_json_line, check_writable
 from compressor.models import Model, load_model
-from compressor.plans import plan_to_json
+from compressor.plans import write_plan
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent, watch
 from compressor.record import MetricRecord, Record, ReferenceRecord
@@ -25,7 +25,7 @@ from compressor.report import heat_map_svg, read_report, write_report
 from compressor.search import Search
 from compressor.settings import Settings
 from compressor.statistics import values_per_sequence
-from compressor.sweep import READS_BASE, Sweep
+from compressor.sweep import Sweep
 from compressor.tracking import Tracker, open_tracker
 from compressor.treatments import Treatments
 from compressor.values import Score
@@ -93,6 +93,7 @@ class Run:
             progress=self.progress,
             on_round=self.tracker.log_round,
             tokens=settings.data.continuation_tokens,
+            prefixes=settings.data.prefixes,
             seed=settings.seed,
             rounds=self.record.rounds,
         )
@@ -119,7 +120,7 @@ class Run:
             reference = build_reference(
                 model, rows, settings.data.continuation_tokens, settings.sweep.batch, cache_folder()
             )
-            if any(metric.reads & READS_BASE for metric in self.metrics.values()):
+            if any(metric.reads & Reads.BASE for metric in self.metrics.values()):
                 reference.remember_distribution(model)
             self.sweeps[which] = Sweep(model, reference, self.metrics, windows)
             yield
@@ -157,12 +158,15 @@ class Run:
 
     def finish(self, scores: dict[str, Score]) -> None:
         """Write the plan and the model, and complete the record."""
-        plan = plan_to_json(self.search.kept)
-        write_json(self.folder / "plan.json", plan)
-        provenance = {"plan": plan, "config": self.record.config, "versions": self.record.versions}
-        folder = self.folder / "model"
-        exported = watch(self.progress, "saving the model", lambda: export.save_dense(self.model, folder, provenance))
         search = self.search
+        write_plan(search.kept, self.folder / "plan.json")
+        provenance = {"config": self.record.config, "versions": self.record.versions}
+        folder = self.folder / "model"
+        exported = watch(
+            self.progress,
+            "saving the model",
+            lambda: export.save_dense(self.model, folder, search.kept, provenance),
+        )
         self.record.components = describe_components(self.model, search.kept, search.packed_bits, exported.bits)
         self.record.final = describe_final(self.record.components, exported.bytes, scores)
         if exported.dtype != self.model.stored_dtype:

@@ -13,6 +13,9 @@ from compressor.accounting import amount_of, mean_amount
 from compressor.contracts import (
     CountRequest,
     Dialogue,
+    EstimableMetric,
+    Estimate,
+    EstimateRequest,
     KeepRequest,
     Metric,
     Prefixes,
@@ -28,6 +31,7 @@ from compressor.models import Model
 from compressor.plans import plan_to_json
 from compressor.progress import Progress
 from compressor.record import RoundRecord
+from compressor.sensitivity import Sensitivity
 from compressor.statistics import summarize
 from compressor.sweep import Statistics, Sweep
 from compressor.treatments import Treatments
@@ -38,7 +42,8 @@ from compressor.values import Plan, Score, Treatment
 class Search:
     """A schedule's search on one model. `kept` is the plan so far, `rounds` the record of each kept one.
 
-    `on_round` is called with the number and the record of each round that ends; `tokens` is the continuation's length.
+    `on_round` is called with the number and the record of each round that ends; `tokens` is the length of a
+    continuation, `prefixes` how many there are to search on.
     """
 
     model: Model
@@ -49,6 +54,7 @@ class Search:
     progress: Progress
     on_round: Callable[[int, RoundRecord], None]
     tokens: int
+    prefixes: int
     seed: int = 0
     kept: dict[str, Treatment] = field(default_factory=dict)
     packed_bits: dict[str, int] = field(default_factory=dict)
@@ -64,6 +70,8 @@ class Search:
             better={name: metric.better for name, metric in self.metrics.items()},
             tokens=self.tokens,
             seed=self.seed,
+            estimable=frozenset(name for name, metric in self.metrics.items() if isinstance(metric, EstimableMetric)),
+            prefixes=self.prefixes,
         )
         return Dialogue(schedule, problem)
 
@@ -80,6 +88,8 @@ class Search:
         match request:
             case ScoreRequest():
                 return self.score_trials(request)
+            case EstimateRequest():
+                return self.estimate(request)
             case SizeRequest():
                 return self.treatments.sizes(self.model, request.options)
             case CountRequest():
@@ -88,7 +98,7 @@ class Search:
                 return self.keep(request)
 
     def score_trials(self, request: ScoreRequest) -> tuple[dict[str, Score], ...]:
-        """Score each trial exactly; one line a trial in scores.jsonl."""
+        """Score each trial exactly; one line a trial in scores.jsonl, where rows are but said to be there."""
         trials = [partial(self.make_weights, plan) for plan in request.trials]
         found = self.sweeps[request.prefixes].score(trials, request.metrics, request.first)
         description = f"round {len(self.rounds) + 1}: scoring trials"
@@ -107,6 +117,15 @@ class Search:
             began = time.monotonic()
         self.trials += len(trials)
         return tuple(answers)
+
+    def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
+        """Predict what options do, on the search prefixes, from the model as it stands."""
+        objective = self.metrics[request.objective]
+        if not isinstance(objective, EstimableMetric):
+            raise ConfigError(f"metric `{request.objective}` cannot be estimated; choose another objective")
+        reference = self.sweeps[Prefixes.SEARCH].reference
+        sensitivity = Sensitivity(self.model, reference, self.treatments, objective, not self.kept, self.seed)
+        return sensitivity.estimate(request)
 
     def make_weights(self, plan: Plan) -> dict[str, Tensor]:
         return {name: weight.dense() for name, weight in self.treatments.compress(self.model, plan).items()}

@@ -15,9 +15,6 @@ from compressor.models import Model
 from compressor.readout import Readout
 from compressor.reference import Reference
 
-READS_BASE = Reads.DISTRIBUTION | Reads.LOGITS
-"""Readings for which the base is read too."""
-
 Statistics = dict[str, NDArray[np.float64]]
 """Metric name -> `[sequence, statistic]`."""
 
@@ -59,7 +56,7 @@ class Sweep:
     def score_continuations(self, metrics: Mapping[str, Metric], first: int | None = None) -> Statistics:
         """One teacher-forced pass over the reference feeds all metrics that read continuations."""
         keep = self.reference.continuation_tokens
-        needs_base = any(metric.reads & READS_BASE for metric in metrics.values())
+        needs_base = any(metric.reads & Reads.BASE for metric in metrics.values())
         parts: dict[str, list[Tensor]] = {name: [] for name in metrics}
         for start, batch in self.reference.batches(stop=first):
             tokens = batch[:, -keep:].to(self.model.device)

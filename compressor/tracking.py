@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from compressor.files import to_strict
 from compressor.flat_record import flatten_component, flatten_record, flatten_round
+from compressor.plans import ROWS_FILE
 from compressor.record import ComponentRecord, Record, RoundRecord
 from compressor.settings import TrackingMode, TrackingSettings
 
@@ -36,7 +37,7 @@ class Tracker(Protocol):
         ...
 
     def log_final(self, record: Record, heat_map_svg: str, plan_path: Path) -> None:
-        """The run is complete: its record, the picture of its components, and the plan on disk."""
+        """The run is complete: its record, the picture of its components, and the plan on disk, rows beside it."""
         ...
 
 
@@ -81,7 +82,9 @@ class WandbTracker:
 
         artifact = wandb.Artifact(f"plan-{self.run.id}", type="plan")
         # Neither copied nor cached: the run's folder keeps the plan, and a later `wandb sync` reads it from there.
-        artifact.add_file(str(plan_path.resolve()), name="plan.json", skip_cache=True, policy="immutable")
+        for path in (plan_path, plan_path.with_name(ROWS_FILE)):
+            if path.exists():
+                artifact.add_file(str(path.resolve()), name=path.name, skip_cache=True, policy="immutable")
         self.run.log_artifact(artifact)
 
     def attempt(self, action: Callable[[], object], always: bool = False) -> None:

@@ -13,7 +13,7 @@ from compressor.contracts import CompressedWeight, Compressor, Context
 from compressor.errors import CompressorError, ConfigError, PlanError, PluginError, suggest
 from compressor.models import Model
 from compressor.registry import Registry
-from compressor.values import Offer, Plan, Treatment
+from compressor.values import Component, Offer, Plan, Treatment
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Treatments:
             compressor = self.resolve(treatment)
             values = {name: getattr(compressor, name) for name in option_names(type(compressor))}
             plain = {name: value.name if isinstance(value, enum.Enum) else value for name, value in values.items()}
-            filled[name] = Treatment(treatment.compressor, treatment.amount, plain)
+            filled[name] = dataclasses.replace(treatment, options=plain)
         return filled
 
     def offers(self, model: Model) -> dict[str, dict[str, Offer]]:
@@ -63,13 +63,37 @@ class Treatments:
         return {name: self.compress_one(model, name, treatment) for name, treatment in plan.items()}
 
     def compress_one(self, model: Model, name: str, treatment: Treatment) -> CompressedWeight:
-        component, compressor = model.components[name], self.resolve(treatment)
-        compressor.offer(component).require(treatment.amount, treatment.compressor, component)
-        with named_by(self.installed, compressor, name), torch.no_grad():
-            weight = model.read(name)
-            compressed = compressor.compress(weight, treatment.amount, Context(component, self.seed))
+        """The component's weight after its treatment."""
+        return self.compress_weight(model.components[name], model.read(name), treatment)
+
+    def compress_weight(self, component: Component, weight: Tensor, treatment: Treatment) -> CompressedWeight:
+        """`weight` `[out, in]` of a component after a treatment, row by row where that has rows."""
+        compressor = self.resolve(treatment)
+        offer, context = compressor.offer(component), Context(component, self.seed)
+        with named_by(self.installed, compressor, component.name), torch.no_grad():
+            if treatment.rows is None:
+                offer.require(treatment.amount, treatment.compressor, component)
+                compressed = compressor.compress(weight, treatment.amount, context)
+            else:
+                offer.require_rows(treatment.rows, treatment.compressor, component)
+                compressed = compressor.compress_rows(weight, treatment.rows, context)
             check_dense(compressed.dense(), weight)
         return compressed
+
+    def check_repeatable(self, model: Model, options: Mapping[str, Sequence[Treatment]]) -> None:
+        """Raise PluginError for a compressor that does not give the same twice; one component of each is tried."""
+        tried: set[str] = set()
+        for name, choices in sorted(options.items(), key=lambda item: model.components[item[0]].parameters):
+            for treatment in choices:
+                if treatment.compressor in tried or not treatment.amount:
+                    continue
+                tried.add(treatment.compressor)
+                first, second = (self.compress_one(model, name, treatment).dense() for _ in range(2))
+                if not torch.equal(first, second):
+                    raise PluginError(
+                        f"compressor `{treatment.compressor}` gives another weight each time, on {name}; an estimate "
+                        "needs the same: draw its randomness from Context.seed"
+                    )
 
     def sizes(self, model: Model, options: Mapping[str, Sequence[Treatment]]) -> dict[str, list[int]]:
         """Packed bits of each option, scales included."""

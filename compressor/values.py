@@ -2,7 +2,7 @@
 
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ class Reads(enum.Flag):
     """The log-probability of the reference token, `[sequence, position]`."""
     DISTRIBUTION = enum.auto()
     """All log-probabilities, `[sequence, position, vocabulary]`, of candidate and base."""
+    BASE = LOGITS | DISTRIBUTION
+    """Those for which the base is read too."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,19 @@ class Offer:
             raise PlanError(
                 f"`{compressor}` offers {self} for `{component.name}`, got {amount:g}; ask for one of these"
             )
+
+    def require_rows(self, amounts: Sequence[float], compressor: str, component: Component) -> None:
+        """As `require`, for an amount of its own for every output row."""
+        rows = component.shape[0]
+        if not self.by_row:
+            raise PlanError(f"`{compressor}` takes one amount per matrix; give `{component.name}` no rows")
+        if len(amounts) != rows:
+            raise PlanError(
+                f"`{component.name}` has {rows} output rows, got {len(amounts)} amounts for `{compressor}`; "
+                "give every row one"
+            )
+        for amount in dict.fromkeys(amounts):
+            self.require(amount, compressor, component)
 
     def __str__(self) -> str:
         if self.is_range:

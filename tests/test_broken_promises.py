@@ -1,7 +1,7 @@
 """The suites of metrics and compressors notice every broken promise, and let honest plugins pass."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from compressor.contracts import (
     Reads,
     TextWindows,
 )
-from compressor.errors import PluginError
+from compressor.errors import PlanError, PluginError
 from compressor.readout import Readout
 from compressor.testing import CompressorContract, MetricContract
 from compressor.values import Component, Offer
@@ -137,6 +137,40 @@ class TestHonestCompressor(CompressorContract):
     instance = First()
 
 
+@dataclass
+class FirstOfRows(First):
+    """As honest, by row too."""
+
+    def offer(self, component: Component) -> Offer:
+        return Offer(by_row=True)
+
+    def compress_rows(self, weight: Tensor, amounts: Sequence[float], context: Context) -> CompressedWeight:
+        if len(amounts) != len(weight):
+            raise PlanError(f"{len(weight)} amounts are wanted, got {len(amounts)}; give each row one")
+        rows = [self.compress(row[None], amount, context).dense() for row, amount in zip(weight, amounts, strict=True)]
+        return Stored(torch.cat(rows))
+
+
+class TestHonestCompressorByRow(CompressorContract):
+    instance = FirstOfRows()
+
+
+def compress_rows_by(change: Callable[[Tensor, Sequence[float]], Tensor]) -> Callable[..., CompressedWeight]:
+    """Breaks what the honest one gives; the amounts come as a column."""
+    honest = FirstOfRows().compress_rows
+
+    def compress_rows(self: Compressor, weight: Tensor, amounts: Sequence[float], context: Context) -> CompressedWeight:
+        honest(weight, amounts, context)
+        return Stored(change(weight, amounts))
+
+    return compress_rows
+
+
+def prune_first(weight: Tensor, amounts: Sequence[float]) -> Tensor:
+    component = Component("a", "up", 0, (len(weight), weight.shape[1]), 32)
+    return FirstOfRows().compress_rows(weight, amounts, Context(component)).dense()
+
+
 def compress_by(change: Callable[[Tensor, float], CompressedWeight]) -> Callable[..., CompressedWeight]:
     return lambda self, weight, amount, context: change(weight, amount)
 
@@ -164,6 +198,51 @@ BROKEN_COMPRESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "zeros_last": ("importance_is_an_order", {"importance": lambda self, w, c: -w.abs()}),
     "vector": ("importance_is_an_order", {"importance": lambda self, w, c: w.abs().amax(0)}),
 }
+
+
+LOSES, OWN_WAY, FIT = (
+    "rows_lose_what_was_asked_for",
+    "rows_go_each_its_own_way",
+    "rows_are_refused_where_they_do_not_fit",
+)
+BROKEN_BY_ROW: dict[str, tuple[str, Callable[..., CompressedWeight]]] = {
+    "few_zeros": (LOSES, compress_rows_by(lambda w, a: w.clone())),
+    "many_zeros": (LOSES, compress_rows_by(lambda w, a: prune_first(w, [min(1, 2 * x) for x in a]))),
+    "minus_zero": (LOSES, compress_rows_by(lambda w, a: prune_first(w, a) + 0.0)),
+    "scaled": (LOSES, compress_rows_by(lambda w, a: prune_first(w, a) * (1 + a[0]))),
+    "not_nested": (
+        LOSES,
+        compress_rows_by(lambda w, a: prune_first(w.flip(1), a).flip(1) if a[0] > 0.7 else prune_first(w, a)),
+    ),
+    "mean": (OWN_WAY, compress_rows_by(lambda w, a: prune_first(w, [sum(a) / len(a)] * len(a)))),
+    "dtype": (OWN_WAY, compress_rows_by(lambda w, a: prune_first(w, a).double())),
+    "shape": (OWN_WAY, compress_rows_by(lambda w, a: prune_first(w, a).T)),
+    "nan": (OWN_WAY, compress_rows_by(lambda w, a: prune_first(w, a) / 0)),
+    "in_place": (OWN_WAY, compress_rows_by(lambda w, a: w.mul_(0.5))),
+    "draws": (OWN_WAY, compress_rows_by(lambda w, a: w * torch.rand(w.shape))),
+    "any_number": (FIT, lambda self, weight, amounts, context: Stored(weight)),
+    "too_few": (
+        FIT,
+        lambda self, weight, amounts, context: FirstOfRows.compress_rows(
+            self, weight, [*amounts, *[0.5] * len(weight)][: len(weight)], context
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_BY_ROW)
+def test_broken_rows_are_noticed(case: str) -> None:
+    promise, compress_rows = BROKEN_BY_ROW[case]
+    weight = torch.tensor([[0.5, -0.0, 0.25, 4.0, 1.0], [-1.0, 2.0, -3.0, 0.5, 0.0]]).repeat(2, 1)
+    with pytest.raises(AssertionError):
+        plugin = broken(FirstOfRows, compress_rows=compress_rows)
+        getattr(CompressorContract(), f"test_{promise}")(plugin, weight)
+
+
+def test_rows_that_are_not_offered_must_be_refused() -> None:
+    plugin = broken(First, compress_rows=FirstOfRows.compress_rows)
+    with pytest.raises(AssertionError, match="2 amounts are taken, the weight has 2 rows"):
+        CompressorContract().test_rows_are_refused_where_they_do_not_fit(plugin, torch.ones(2, 3))
 
 
 @pytest.mark.parametrize("case", BROKEN_COMPRESSORS)

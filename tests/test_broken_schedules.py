@@ -32,8 +32,27 @@ def plan_of(problem: Problem, amount: float = 0.5, name: str = "") -> dict[str, 
     return {name or component.name: Treatment(compressor, amount) for component in problem.components}
 
 
+def plan_by_row(problem: Problem, compressor: str = "prune", more: int = 0) -> dict[str, Treatment]:
+    """Half of everything, given row by row, for `more` rows than there are; as `plan_of` does where that is missing."""
+    if compressor not in problem.offers:
+        return plan_of(problem)
+    return {c.name: Treatment(compressor, 0.5, rows=(0.5,) * (c.shape[0] + more)) for c in problem.components}
+
+
 class TestHonestSchedule(ScheduleContract):
     instance = Halve()
+
+
+@dataclass
+class HalveRows(Halve):
+    """As honest, with an amount for every row where that is offered."""
+
+    def search(self, problem: Problem) -> Search:
+        yield KeepRequest(plan_by_row(problem))
+
+
+class TestHonestScheduleByRow(ScheduleContract):
+    instance = HalveRows()
 
 
 def endless(self: Schedule, problem: Problem) -> Search:
@@ -80,6 +99,8 @@ BROKEN_SCHEDULES: dict[str, tuple[str, Callable[..., Search]]] = {
     "unknown_component": ("ends_and_keeps_a_plan", asks(lambda p: KeepRequest(plan_of(p, name="lm_head")))),
     "unknown_metric": ("ends_and_keeps_a_plan", asks(lambda p: ScoreRequest([{}], ("fdtm",)))),
     "not_offered": ("ends_and_keeps_a_plan", asks(lambda p: KeepRequest(plan_of(p, 0.6)))),
+    "rows_not_offered": ("ends_and_keeps_a_plan", asks(lambda p: KeepRequest(plan_by_row(p, "round")))),
+    "too_few_rows": ("ends_and_keeps_a_plan", asks(lambda p: KeepRequest(plan_by_row(p, more=-1)))),
     "gives_back": (
         "ends_and_keeps_a_plan",
         asks(lambda p: KeepRequest(plan_of(p, 0.75)), lambda p: KeepRequest(plan_of(p, 0.5))),

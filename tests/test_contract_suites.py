@@ -10,8 +10,7 @@ import torch
 import transformers
 
 from compressor.contracts import Compressor, Metric, Schedule
-from compressor.files import write_json
-from compressor.plans import plan_to_json
+from compressor.plans import write_plan
 from compressor.plugins import installed
 from compressor.testing import CompressorContract, MetricContract, ScheduleContract, make_tiny_checkpoint
 from compressor.testing.rehearsal import COMPONENTS
@@ -37,7 +36,8 @@ class TestSchedules(ScheduleContract):
         if request.param == "plan":
             options["path"] = str(tmp_path / "plan.json")
             plan = {component.name: Treatment("prune", 0.25) for component in COMPONENTS[1:]}
-            write_json(tmp_path / "plan.json", plan_to_json(plan))
+            plan[COMPONENTS[1].name] = Treatment("prune", 0.25, rows=(0.0, 0.5, 0.25, 0.25))
+            write_plan(plan, tmp_path / "plan.json")
         return installed().schedules[request.param](**options)
 
 

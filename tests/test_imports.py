@@ -27,7 +27,8 @@ REACHES: dict[str, set[str]] = {
     "plugins": REGISTRIES,
     **dict.fromkeys(["models", "data"], MODEL),
     **dict.fromkeys(["reference", "walk"], ANSWERS),
-    **dict.fromkeys(["calibrate", "sensitivity", "sweep"], ENGINE),
+    **dict.fromkeys(["calibrate", "sweep"], ENGINE),
+    "sensitivity": ENGINE | {"hookspecs", "registry"},
     **dict.fromkeys(["tracking", "report", "checkpoint", "export"], MODEL | OUTPUT),
     "run": ENGINE | OUTPUT | REGISTRIES | {"plugins"},
 }
@@ -35,7 +36,7 @@ REACHES: dict[str, set[str]] = {
 
 PUBLIC = {
     "compressor",
-    *(f"compressor.{name}" for name in ("contracts", "errors", "values", "readout", "plans", "plugins")),
+    *(f"compressor.{name}" for name in ("contracts", "errors", "values", "readout", "margin_law", "plans", "plugins")),
 }
 """What a plugin may build on."""
 

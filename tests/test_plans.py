@@ -2,14 +2,17 @@
 
 import enum
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compressor.errors import PlanError
-from compressor.plans import plan_to_json, read_plan
+from compressor.errors import OutputError, PlanError
+from compressor.plans import plan_to_json, read_plan, write_plan
 from compressor.values import Treatment
 
 names = st.from_regex(r"[a-z][a-z0-9_]*", fullmatch=True)
@@ -96,6 +99,103 @@ def read_error(path: Path | str) -> str:
     return line
 
 
+ROWS = '{"a": {"compressor": "magnitude", "amount": 0.5, "rows": %s}}'
+WRONG_ROWS = {
+    ROWS
+    % "true": ": `rows` of component 'a' must be the name of a file beside the plan, got True; say 'rows.safetensors'",
+    ROWS % "null": "must be the name of a file beside the plan, got None",
+    ROWS % "[0.5]": "must be the name of a file beside the plan, got [0.5]",
+    ROWS % r'"a\u0000b"': r"must be the name of a file beside the plan, got 'a\x00b'",
+    ROWS % r'"\ud800"': r"must be the name of a file beside the plan, got '\ud800'",
+    ROWS % '""': "must be a file beside the plan, there is no ''; copy it along with the plan",
+    ROWS % '"."': "there is no '.'",
+    ROWS % '"none"': "there is no 'none'; copy it along with the plan",
+    ROWS % f'"{"x" * 5000}"': "there is no 'xxx",
+    ROWS % '"/etc/passwd"': "must stay in the folder of the plan, got '/etc/passwd'; put the file beside the plan",
+    ROWS % '"../outside"': "must stay in the folder of the plan, got '../outside'",
+    ROWS % '"link"': "must stay in the folder of the plan, got 'link'",
+    ROWS % '"plan.json"': "must be a safetensors file, cannot read 'plan.json': ",
+    ROWS % '"others"': "must be a tensor of that name, 'others' has none; take the file of this plan",
+    ROWS % '"float32"': "must be float64 [out], got F32 [2]; give an amount for each row",
+    ROWS % '"whole"': "must be float64 [out], got I64 [2]",
+    ROWS % '"matrix"': "must be float64 [out], got F64 [2, 1]",
+    ROWS % '"scalar"': "must be float64 [out], got F64 []",
+    ROWS % '"mean"': ": component 'a': `amount` of magnitude must be the mean 0.25 of its rows, got 0.5; give that",
+    ROWS % '"nan"': ": component 'a': `amount` of magnitude must be in [0, 1], got nan",
+    ROWS % '"large"': "must be in [0, 1], got 1.5",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG_ROWS.items(), ids=range(len(WRONG_ROWS)))
+def test_rows_that_are_wrong_are_said_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    folder = tmp_path / "plans"
+    folder.mkdir()
+    half = np.array([0.5, 0.5])
+    files = {
+        "others": {"b": half},
+        "float32": {"a": half.astype(np.float32)},
+        "whole": {"a": half.astype(np.int64)},
+        "matrix": {"a": half[:, None]},
+        "scalar": {"a": np.array(0.5)},
+        "mean": {"a": half / 2},
+        "nan": {"a": half * np.nan},
+        "large": {"a": half + 1},
+        "../outside": {"a": half},
+    }
+    for name, tensors in files.items():
+        (folder / name).write_bytes(safetensors.numpy.save(tensors))
+    (folder / "link").symlink_to("../outside")
+    (folder / "plan.json").write_text(text, encoding="utf-8")
+    line = read_error(folder / "plan.json")
+    assert message in line and len(line) < 400 + len(str(folder))
+
+
+rows = st.lists(st.floats(0, 1), min_size=1, max_size=5).map(tuple)
+treatments_by_row = st.builds(
+    lambda name, rows: Treatment(name, min(1.0, math.fsum(rows) / len(rows)), {}, rows), names, rows
+)
+
+
+@one_file
+@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), treatments | treatments_by_row, max_size=4))
+def test_rows_come_back_to_the_last_bit(tmp_path: Path, plan: dict[str, Treatment]) -> None:
+    """Also over an earlier plan in the same folder; without rows there is no file of rows."""
+    write_plan(plan, tmp_path / "plan.json")
+    found = read_plan(tmp_path / "plan.json")
+    assert found == plan
+    assert [repr(t.rows) for t in found.values()] == [repr(t.rows) for t in plan.values()]
+    has_rows = any(treatment.rows is not None for treatment in plan.values())
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == ({"plan.json", "rows.safetensors"} if has_rows else {"plan.json"})
+
+
+def test_rows_are_named_not_repeated(tmp_path: Path) -> None:
+    plan = {"a": Treatment("magnitude", 0.25, rows=(0.5, 0.0)), "b": Treatment("magnitude", 0.5)}
+    write_plan(plan, str(tmp_path / "plan.json"))
+    data = json.loads((tmp_path / "plan.json").read_text())
+    assert data["a"] == {"compressor": "magnitude", "amount": 0.25, "options": {}, "rows": "rows.safetensors"}
+    assert "rows" not in data["b"]
+    tensors = safetensors.numpy.load_file(tmp_path / "rows.safetensors")
+    assert list(tensors) == ["a"] and tensors["a"].dtype == np.float64 and tensors["a"].tolist() == [0.5, 0.0]
+    assert plan_to_json(plan)["a"]["rows"] is True
+    # The folder can be moved as a whole, and the file of rows can lie deeper.
+    (moved := tmp_path / "moved" / "deeper").mkdir(parents=True)
+    (tmp_path / "rows.safetensors").rename(moved / "rows.safetensors")
+    data["a"]["rows"] = "deeper/rows.safetensors"
+    (moved.parent / "plan.json").write_text(json.dumps(data))
+    assert read_plan(moved.parent / "plan.json") == plan
+
+
+def test_a_plan_never_names_rows_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full when the rows are written leaves the earlier plan."""
+    write_plan({"a": Treatment("int8", 0.5)}, tmp_path / "plan.json")
+    monkeypatch.setattr("os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OutputError, match=r"^cannot write .*rows\.safetensors: No space left on device; free"):
+        write_plan({"a": Treatment("magnitude", 0.5, rows=(0.5,))}, tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == {"a": Treatment("int8", 0.5)}
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     assert "cannot be read: No such file or directory; give the path of a plan.json" in read_error(tmp_path / "no")
     assert "cannot be read: Is a directory" in read_error(tmp_path)
@@ -108,7 +208,9 @@ json_like = st.recursive(
     values | st.sampled_from([float("nan"), float("inf"), 0.5, "int8"]),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.text(max_size=3) | st.sampled_from(["compressor", "amount", "options"]), inner, max_size=4)
+        | st.dictionaries(
+            st.text(max_size=3) | st.sampled_from(["compressor", "amount", "options", "rows"]), inner, max_size=4
+        )
     ),
     max_leaves=12,
 )

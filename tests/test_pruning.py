@@ -1,5 +1,6 @@
 """Pruners against brute force: exact counts among ties, nested zeros, survivors that keep every bit."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -131,6 +132,80 @@ def test_what_goes_has_the_least_importance(pruner: Compressor, weight: Tensor, 
         assert importance[gone].max() <= importance[~gone].min()
 
 
+def prune_rows(pruner: Compressor, weight: Tensor, amounts: list[float], seed: int = 0) -> Tensor:
+    return pruner.compress_rows(weight, amounts, context_of(weight, seed)).dense()
+
+
+@pytest.mark.parametrize("pruner", [*PRUNERS, Magnitude(scope=Scope.row)], ids=["magnitude", "random", "row"])
+@given(weight=matrices(), data=st.data(), seed=st.integers(0, 2**31))
+@examples
+def test_rows_lose_each_its_own_share(pruner: Compressor, weight: Tensor, data: st.DataObject, seed: int) -> None:
+    """Against numpy, one row after the other; a larger amount's zeros include a smaller one's."""
+    out, width = weight.shape
+    given_amounts = [sorted(data.draw(st.tuples(amounts, amounts))) for _ in range(out)]
+    before, importance = weight.clone(), pruner.importance(weight, context_of(weight, seed))
+    assert importance is not None
+    found = [prune_rows(pruner, weight, list(chosen), seed) for chosen in zip(*given_amounts, strict=True)]
+    for which, pruned in enumerate(found):
+        expected = weight.clone()
+        for row, pair in enumerate(given_amounts):
+            order = np.argsort(importance[row].double().numpy(), kind="stable")
+            expected[row, order[: round(pair[which] * width)].copy()] = 0
+        assert_same_bits(pruned, expected)
+    small, large = found
+    assert ((large == 0) | (small != 0)).all()
+    assert_same_bits(weight, before)
+
+
+@given(weight=matrices(), amount=amounts)
+@examples
+def test_equal_rows_are_the_scope_row(weight: Tensor, amount: float) -> None:
+    in_rows = prune(Magnitude(scope=Scope.row), weight, amount)
+    for scope in Scope:
+        assert_same_bits(prune_rows(Magnitude(scope=scope), weight, [amount] * len(weight)), in_rows)
+
+
+def test_rows_by_example() -> None:
+    weight = torch.tensor([[3.0, -1.0, 2.0, 1.0], [1.0, 1.0, -1.0, 1.0], [0.0, 4.0, -0.0, 5.0], [1.0, 2.0, 3.0, 4.0]])
+    expected = torch.tensor([[3.0, 0, 2, 0], [0, 1, -1, 1], [0, 4, 0, 5], [0, 0, 0, 0]])
+    assert_same_bits(prune_rows(Magnitude(), weight, [0.5, 0.25, 0.5, 1.0]), expected)
+
+
+@pytest.mark.parametrize("pruner", PRUNERS, ids=lambda pruner: pruner.name)
+def test_rows_stay_exact_among_many_bfloat16(pruner: Compressor) -> None:
+    weight = torch.randn(300, 1003, generator=torch.Generator().manual_seed(0)).bfloat16()
+    given_amounts = torch.rand(300, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).tolist()
+    zeros = (prune_rows(pruner, weight, given_amounts) == 0).sum(1)
+    assert zeros.tolist() == [round(amount * 1003) for amount in given_amounts]
+
+
+def test_rounding_of_row_amounts_stays_in_the_row() -> None:
+    found = prune_rows(Magnitude(), weight := torch.ones(2, 2_000_000), [-1e-7, 1 + 1e-6])
+    assert_same_bits(found[0], weight[0])
+    assert not found[1].any()
+
+
+@pytest.mark.parametrize(
+    ("pruner", "given_amounts", "message"),
+    [
+        (Magnitude(), [0.5] * 3, "`model.layers.0.mlp.up_proj` has 4 output rows, got 3 amounts for `magnitude`; give"),
+        (Random(), [0.5] * 5, "`model.layers.0.mlp.up_proj` has 4 output rows, got 5 amounts for `random`; give"),
+        (Magnitude(), [], "has 4 output rows, got 0 amounts"),
+        (
+            Random(),
+            [0.5, 1.5, 0.5, 0.5],
+            "`random` offers any amount in [0, 1] for `model.layers.0.mlp.up_proj`, got 1.5",
+        ),
+        (Magnitude(), [0.5, float("nan"), 0.5, 0.5], "got nan; ask for one of these"),
+        (Magnitude(pattern="2:4"), [0.5] * 4, "`magnitude` takes one amount per matrix; give `model.layers.0.mlp.up_p"),
+    ],
+)
+def test_rows_that_do_not_fit(pruner: Compressor, given_amounts: list[float], message: str) -> None:
+    with pytest.raises(PlanError) as error:
+        prune_rows(pruner, torch.ones(4, 6), given_amounts)
+    assert message in str(error.value) and str(error.value).isprintable()
+
+
 @pytest.mark.parametrize("amount", [0.1, 0.5, 0.731])
 def test_counts_are_exact_among_many_bfloat16(amount: float) -> None:
     weight = torch.randn(300, 1003, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -182,7 +257,7 @@ def test_bits_are_those_of_the_checkpoint_on_disk() -> None:
 
 def test_offers() -> None:
     component = context_of(torch.ones(4, 6)).component
-    assert Magnitude().offer(component) == Random().offer(component) == Offer()
+    assert Magnitude().offer(component) == Random().offer(component) == Offer(by_row=True)
     assert Magnitude(pattern="2:4").offer(component) == Offer(levels=(0.5,))
     assert Magnitude(pattern="1:4").offer(component) == Offer(levels=(0.75,))
     assert Magnitude(pattern="2:4").importance(torch.ones(4, 6), context_of(torch.ones(4, 6))) is None

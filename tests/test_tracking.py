@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from compressor import tracking
+from compressor.plans import write_plan
 from compressor.record import ComponentRecord, FinalRecord, Record, RoundRecord
 from compressor.settings import TrackingMode, TrackingSettings
 from compressor.tracking import NullTracker, Tracker, WandbTracker, open_tracker
-from compressor.values import Score
+from compressor.values import Score, Treatment
 
 KEY = "0123456789" * 4
 """Has the form of a key and opens nothing."""
@@ -85,9 +86,9 @@ def make_record() -> Record:
     return Record("done", {}, {}, noise_floor=64.0, base={"bytes": 2000}, final=final, components=components)
 
 
-def log_everything(tracker: Tracker, folder: Path) -> None:
+def log_everything(tracker: Tracker, folder: Path, rows: tuple[float, ...] | None = None) -> None:
     plan = folder / "plan.json"
-    plan.write_text('{"layers.0.q_proj": {"compressor": "magnitude", "amount": 0.5}}')
+    write_plan({"layers.0.q_proj": Treatment("magnitude", 0.5, rows=rows)}, plan)
     tracker.log_round(1, make_round(0.2, 40.0))
     tracker.log_round(2, make_round(0.5, 16.4))
     tracker.log_final(make_record(), "<svg><title>ä</title></svg>", plan)
@@ -159,6 +160,14 @@ def test_an_offline_run_is_on_disk_with_all_that_was_logged(tmp_path: Path, capl
     (page,) = folder.glob("wandb/offline-run-*/files/media/html/*.html")
     assert page.read_text(encoding="utf-8") == "<svg><title>ä</title></svg>"
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
+
+
+def test_rows_are_logged_with_their_plan(tmp_path: Path) -> None:
+    with open_tracker(TrackingSettings(mode=TrackingMode.offline), tmp_path, {}, "rows") as tracker:
+        log_everything(tracker, tmp_path, rows=(1.0, 0.5, 0.5, 0.0))
+    (artifact,) = (r.artifact for r in read_log(tmp_path) if r.HasField("artifact") and r.artifact.type == "plan")
+    paths = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
+    assert paths == {name: (tmp_path / name).resolve() for name in ("plan.json", "rows.safetensors")}
 
 
 def test_nothing_is_printed_and_runs_follow_one_another(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -28,9 +28,15 @@ class Slot:
     attribute: str
     part: Part
 
+    @property
+    def parameter(self) -> nn.Parameter:
+        """All of it, with the parts that belong to other components."""
+        parameter: nn.Parameter = getattr(self.owner, self.attribute)
+        return parameter
+
     def view(self) -> Tensor:
         """`[out..., in]`: a view into the parameter's storage; its reshape to `[out, in]` is the matrix."""
-        return self.part(getattr(self.owner, self.attribute).detach())
+        return self.part(self.parameter.detach())
 
     def read(self) -> Tensor:
         """`[out, in]`, contiguous, a copy: changing it does not change the model."""
@@ -53,6 +59,10 @@ class Slot:
         with torch.inference_mode():
             return layouts.see_bits(self.view()).clone()
 
+    def read_bits(self, bits: Tensor) -> Tensor:
+        """`[out, in]`: the weight that `save_bits` saved."""
+        return bits.view(self.view().dtype).reshape(self.component.shape)
+
     def restore_bits(self, bits: Tensor) -> None:
         """Put back what `save_bits` gave, whatever the bits mean as numbers."""
         with torch.inference_mode():
@@ -60,8 +70,10 @@ class Slot:
 
 
 @contextmanager
-def swapped(slots: Mapping[str, Slot], weights: Mapping[str, Tensor]) -> Iterator[None]:
+def swapped(slots: Mapping[str, Slot], weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Inside, the named components have the given weights `[out, in]`; afterwards the model is what it was.
+
+    Gives the weights that they had, `[out, in]`.
 
     Components may share storage: each is saved just before it is written, and they are restored in reverse order.
     """
@@ -71,7 +83,7 @@ def swapped(slots: Mapping[str, Slot], weights: Mapping[str, Tensor]) -> Iterato
         for slot, weight in chosen:
             saved.append((slot, slot.save_bits()))
             slot.write(weight)
-        yield
+        yield {slot.component.name: slot.read_bits(bits) for slot, bits in saved}
     finally:
         for slot, bits in reversed(saved):
             slot.restore_bits(bits)

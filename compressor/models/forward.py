@@ -20,11 +20,13 @@ from compressor.errors import ModelError
 from compressor.models.components import find_layers
 
 
-@torch.no_grad()
 def run_network(
     network: PreTrainedModel, tokens: Tensor, keep: int, use_cache: bool = False, cache: object = None
 ) -> ModelOutput:
-    """The network's output for `tokens` `[sequence, length]`, its `logits` at the last `keep` positions only."""
+    """The network's output for `tokens` `[sequence, length]`, its `logits` at the last `keep` positions only.
+
+    Gradients are recorded where the caller wants them.
+    """
     extra = {} if cache is None else {"past_key_values": cache}
     with _narrowed_body(network, lambda hidden: hidden[:, -keep:].contiguous()):
         output = network(input_ids=tokens, use_cache=use_cache, **extra)

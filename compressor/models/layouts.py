@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 Part = Callable[[Tensor], Tensor]
 Split = tuple[tuple[str, Part], ...]
@@ -146,6 +147,20 @@ def split_matrix(leaf: str, parent: nn.Module, rows: int, config: Any) -> Iterat
         return
     for suffix, part in split:
         yield suffix, SUFFIX_KINDS[suffix], part
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Is the module one matrix product, of which `weight_gradient` knows the layout?"""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def weight_gradient(module: nn.Module, inputs: Tensor, gradients: Tensor) -> Tensor:
+    """`[sequence, *weight]` in float32 of a linear module: Σ over positions of gradient times input.
+
+    `inputs` are `[sequence, position, in]`, `gradients` of its outputs `[sequence, position, out]`.
+    """
+    x, d = inputs.float(), gradients.float()
+    return x.mT @ d if isinstance(module, Conv1D) else d.mT @ x
 
 
 def is_router(path: Sequence[str], shape: Sequence[int]) -> bool:

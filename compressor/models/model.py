@@ -67,8 +67,11 @@ class Model:
         """Set the component's weight `[out, in]` for good."""
         find_slot(self.slots, name).write(weight)
 
-    def swapped(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        """Inside, the components have the given weights `[out, in]`; afterwards they have their own, bit for bit."""
+    def swapped(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[Mapping[str, Tensor]]:
+        """Inside, the components have the given weights `[out, in]`; afterwards they have their own, bit for bit.
+
+        Gives those that they had.
+        """
         return swapped(self.slots, weights)
 
     def content_hash(self) -> str:
@@ -79,8 +82,13 @@ class Model:
     def _content_hash(self) -> str:
         return disk.hash_content([self.folder / "config.json", *disk.find_weight_files(self.folder)])
 
+    @torch.no_grad()
     def logits(self, tokens: Tensor, keep: int) -> Tensor:
         """`[sequence, keep, vocabulary]` at the last `keep` positions of `tokens` `[sequence, length]`."""
+        return self.traced_logits(tokens, keep)
+
+    def traced_logits(self, tokens: Tensor, keep: int) -> Tensor:
+        """As `logits`, differentiable where something inside asks for gradients."""
         logits: Tensor = run_network(self.network, tokens.to(self.device), keep).logits
         return logits
 
@@ -95,6 +103,7 @@ class Model:
         """`[sequence, position, vocabulary]`: the LM head, and what follows it, on `[sequence, position, width]`."""
         return run_head(self.network, hidden)
 
+    @torch.no_grad()
     def decode(self, prefixes: Tensor, tokens: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
         """`[sequence, length + tokens]`: `prefixes` `[sequence, length]` continued one token at a time, with a cache.
 

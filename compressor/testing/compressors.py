@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from compressor.contracts import Compressor, Context
+from compressor.errors import PlanError
 from compressor.testing.promises import PluginContract, randomness_untouched, same_bits
 from compressor.values import Component
 
@@ -113,6 +114,63 @@ class CompressorContract(PluginContract):
             zeros = plugin.compress(weight, amount, context).dense() == 0
             missing = round(amount * weight.numel()) - int(zeros.sum())
             assert missing <= len(weight) // 2, f"amount {amount} lacks {missing} zeros"
+            assert (zeros | ~before).all(), f"amount {amount} brings back what a smaller amount took"
+            before = zeros
+
+    def test_rows_are_refused_where_they_do_not_fit(self, plugin: Compressor, weight: Tensor) -> None:
+        """Amounts for more or fewer rows than there are, or for rows that are not offered, are a PlanError."""
+        context, amount = self.context(weight), self.amounts(plugin, weight)[-1]
+        numbers = [len(weight) - 1, len(weight) + 1]
+        for number in numbers if plugin.offer(context.component).by_row else [len(weight)]:
+            try:
+                plugin.compress_rows(weight, [amount] * number, context)
+            except PlanError:
+                continue
+            raise AssertionError(f"{number} amounts are taken, the weight has {len(weight)} rows")
+
+    def test_rows_go_each_its_own_way(self, plugin: Compressor, weight: Tensor) -> None:
+        """Where rows are offered, each ends as it would if all had its amount. `compress_rows` is as pure as
+        `compress`, and its result can stand in for the weight."""
+        context, amounts = self.context(weight), self.amounts(plugin, weight)
+        if not plugin.offer(context.component).by_row:
+            return
+        before, options = weight.clone(), copy.deepcopy(plugin)
+        alike = [plugin.compress_rows(weight, [amount] * len(weight), context).dense() for amount in amounts]
+        mixed = [(7 * row) % len(amounts) for row in range(len(weight))]
+        given = [amounts[choice] for choice in mixed]
+        with randomness_untouched():
+            first = plugin.compress_rows(weight, given, context).dense().clone()
+        again = plugin.compress_rows(weight, given, context)
+        assert same_bits(first, again.dense()), "the same amounts give another result the second time"
+        assert same_bits(weight, before), "the weight that was given was changed"
+        assert given == [amounts[choice] for choice in mixed] and plugin == options, "an amount or option was changed"
+        assert (first.shape, first.dtype, first.device) == (weight.shape, weight.dtype, weight.device)
+        assert first.isfinite().all() and again.bits > 0
+        for row, choice in enumerate(mixed):
+            found, wanted = first[row], alike[choice][row]
+            assert same_bits(found, wanted), f"row {row} with amount {given[row]} depends on the amounts of others"
+
+    def test_rows_lose_what_was_asked_for(self, plugin: Compressor, weight: Tensor) -> None:
+        """Equal amounts in all rows: where a range begins at 0, amount 0 leaves every bit. A pruner of single weights
+        leaves round(amount · in) zeros in every row, or as many as there were if these are more, and a larger amount's
+        zeros include a smaller one's."""
+        import torch
+
+        context = self.context(weight)
+        offer = plugin.offer(context.component)
+        if not offer.by_row:
+            return
+        if offer.is_range and offer.low == 0:
+            dense = plugin.compress_rows(weight, [0.0] * len(weight), context).dense()
+            assert same_bits(dense, weight), "amount 0 in every row changed the weight"
+        if plugin.importance(weight, context) is None:
+            return
+        before, there = torch.zeros_like(weight, dtype=torch.bool), (weight == 0).sum(1)
+        for amount in self.amounts(plugin, weight):
+            dense = plugin.compress_rows(weight, [amount] * len(weight), context).dense()
+            zeros, count = dense == 0, round(amount * weight.shape[1])
+            assert (zeros.sum(1) == there.clamp(min=count)).all(), f"amount {amount} wants {count} zeros in every row"
+            assert same_bits(dense[~zeros], weight[~zeros]), f"amount {amount} changed a weight that stays"
             assert (zeros | ~before).all(), f"amount {amount} brings back what a smaller amount took"
             before = zeros
 

@@ -35,15 +35,17 @@ class MetricContract(PluginContract):
     ) -> tuple[Readout, Readout]:
         """Candidate and base as a run gives them, the tokens being what `base` predicts.
 
-        Without Reads.DISTRIBUTION a run has no readings of the base. On text the base is the candidate, and every
-        third token counts.
+        Without Reads.LOGITS or Reads.DISTRIBUTION a run has no readings of the base. On text the base is the candidate,
+        and every third token counts.
         """
         import torch
 
         from compressor.readout import Readout
 
         def refuse() -> Tensor:
-            raise AssertionError(f"metric `{plugin.name}` reads the base; add Reads.DISTRIBUTION to its `reads`")
+            raise AssertionError(
+                f"metric `{plugin.name}` reads the base; add Reads.LOGITS or Reads.DISTRIBUTION to its `reads`"
+            )
 
         chosen = list(range(len(base)) if rows is None else rows)
         tokens, said = base.argmax(-1)[chosen], candidate[chosen]
@@ -51,7 +53,7 @@ class MetricContract(PluginContract):
             counted = torch.arange(tokens.shape[1]) % 3 == 0
             on_text = Readout(lambda: said, tokens, counted.expand_as(tokens))
             return on_text, on_text
-        readable = bool(plugin.reads & Reads.DISTRIBUTION)
+        readable = bool(plugin.reads & Reads.BASE)
         return Readout(lambda: said, tokens), Readout(lambda: base[chosen] if readable else refuse(), tokens)
 
     def read(self, plugin: Metric, readouts: tuple[Readout, Readout]) -> Tensor:
@@ -90,7 +92,7 @@ class MetricContract(PluginContract):
 
         options = copy.deepcopy(plugin)
         candidate, base = self.readouts(plugin, self.draw(1), self.draw(2))
-        shared = [candidate, base] if plugin.reads & Reads.DISTRIBUTION else [candidate]
+        shared = [candidate, base] if plugin.reads & Reads.BASE else [candidate]
         before = [(readout.logits.clone(), readout.log_probabilities.clone()) for readout in shared]
         with randomness_untouched():
             first = self.read(plugin, (candidate, base))

@@ -21,7 +21,7 @@ from compressor.contracts import (
     ScoreRequest,
     SizeRequest,
 )
-from compressor.errors import PluginError
+from compressor.errors import PlanError, PluginError
 from compressor.values import Component, Offer, Plan, Score, Scores, Treatment
 
 COMPONENTS = (
@@ -32,11 +32,11 @@ COMPONENTS = (
     Component("model.layers.1.self_attn.k_proj", "key", 1, (4, 8), 16),
     Component("model.layers.1.mlp.down_proj", "down", 1, (8, 20), 16),
 )
-OFFERS = {"prune": Offer(), "round": Offer(levels=(0.5, 0.625, 0.75))}
+OFFERS = {"prune": Offer(by_row=True), "round": Offer(levels=(0.5, 0.625, 0.75))}
 
 
 def make_problem(compressors: Sequence[str], better: dict[str, Better], seed: int = 0) -> Problem:
-    """Six small components; of `compressors`, `prune` offers every amount and `round` three levels."""
+    """Six small components; of `compressors`, `prune` offers every amount, also by row, and `round` three levels."""
     offers = {name: {component.name: OFFERS[name] for component in COMPONENTS} for name in compressors}
     lower = frozenset(name for name, which in better.items() if which is Better.LOWER)
     return Problem(COMPONENTS, offers, better, tokens=32, seed=seed, estimable=lower, prefixes=8)
@@ -153,13 +153,18 @@ class Rehearsal:
 
     def check_plan(self, plan: Plan) -> None:
         """Does every treatment of the plan exist? Raises PluginError."""
-        known = {component.name for component in self.problem.components}
+        known = {component.name: component for component in self.problem.components}
         for name, treatment in plan.items():
             if name not in known:
                 raise PluginError(f"the schedule treats `{name}`, which is not a component of its problem")
             offer = self.problem.offers.get(treatment.compressor, {}).get(name)
-            if offer is None or not offer.contains(treatment.amount):
+            if offer is None or (treatment.rows is None and not offer.contains(treatment.amount)):
                 raise PluginError(f"the schedule treats `{name}` by {treatment}, offered are {self.problem.offers}")
+            if treatment.rows is not None:
+                try:
+                    offer.require_rows(treatment.rows, treatment.compressor, known[name])
+                except PlanError as error:
+                    raise PluginError(f"the schedule asks for rows that there are not: {error}") from None
 
 
 def flat_score(v: float) -> Score:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Better, Metric, Reads
+from compressor.contracts import Better, EstimableMetric, Reads
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
     from compressor.readout import Readout
 
 
 @dataclass
-class Kl(Metric):
+class Kl(EstimableMetric):
     """Nats per token that the candidate loses against the base, on the base's continuations.
 
-    KL = (1/M) Σ_i Σ_v p_F(v) (ln p_F(v) − ln p_F′(v)) ≥ 0, over the full vocabulary, at the same positions.
+    KL = (1/M) Σ_i Σ_v p_F(v) (ln p_F(v) − ln p_F′(v)) ≥ 0, over the full vocabulary, at the same positions. Its
+    curvature is the Fisher information: with labels y_i drawn from F′ itself, the second-order change of KL by ΔW is
+    ½ E_y⟨∂ Σ_i ln p_F′(y_i) / ∂W, ΔW⟩² / M.
 
-    Source: Kullback and Leibler, On information and sufficiency, 1951.
+    Source: Kullback and Leibler, On information and sufficiency, 1951; Martens, New insights and perspectives on the
+    natural gradient method, JMLR 2020.
     """
 
     name: ClassVar[str] = "kl"
@@ -29,9 +33,25 @@ class Kl(Metric):
     label: ClassVar[str] = "KL"
 
     def statistics(self, candidate: Readout, base: Readout) -> Tensor:
-        p, q = base.log_probabilities, candidate.log_probabilities
-        probability = p.exp()
-        # A token that the base rules out adds nothing, also where both logits are -inf.
-        divergence = (probability * (p - q)).masked_fill(probability == 0, 0.0).sum(-1)
         # The true value is never negative; what rounding leaves below zero is nothing.
-        return divergence.clamp(min=0.0).double().mean(-1, keepdim=True)
+        return divergence(candidate, base).clamp(min=0.0).double().mean(-1, keepdim=True)
+
+    def value(self, candidate: Readout, base: Readout) -> Tensor:
+        return divergence(candidate, base).mean(-1)
+
+    def probe(self, candidate: Readout, base: Readout, generator: Generator) -> Tensor:
+        """Σ_i ln p_F′(y_i) / √(2M), y_i drawn from p_F′ at each position."""
+        import torch
+
+        q = candidate.log_probabilities
+        drawn = torch.rand(q.shape[:-1], generator=generator).to(q.device)[..., None]
+        labels = (q.detach().exp().cumsum(-1) < drawn).sum(-1, keepdim=True).clamp(max=q.shape[-1] - 1)
+        return q.gather(-1, labels)[..., 0].sum(-1) / math.sqrt(2 * q.shape[1])
+
+
+def divergence(candidate: Readout, base: Readout) -> Tensor:
+    """`[sequence, position]`: KL at each position, in nats."""
+    p, q = base.log_probabilities, candidate.log_probabilities
+    probability = p.exp()
+    # A token that the base rules out adds nothing, also where both logits are -inf.
+    return (probability * (p - q)).masked_fill(probability == 0, 0.0).sum(-1)

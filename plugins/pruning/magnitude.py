@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,7 +12,7 @@ from compressor.contracts import Compressor, Context
 from compressor.errors import ConfigError, ModelError
 from compressor.values import Component, Offer
 
-from .masking import PrunedWeight, lowest, lowest_of_matrix, prune
+from .masking import PrunedWeight, lowest, lowest_of_matrix, lowest_of_rows, prune
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +31,8 @@ class Magnitude(Compressor):
 
     ŵ = 0 at the round(a · n) smallest |w| of each set of n weights, ŵ = w elsewhere. The amount a is the sparsity
     after pruning: weights that are zero already are the smallest and count. Equal |w| go in order of their index, so
-    a larger amount's zeros include a smaller one's. The set is the matrix or the row, by `scope`.
+    a larger amount's zeros include a smaller one's. The set is the matrix or the row, by `scope`; with amounts per row,
+    row r of `[out, in]` loses the round(a_r · in) smallest of its own, whatever the `scope`.
 
     `pattern` N:M (such as 2:4) keeps the N largest |w| of every M neighbours along `in` of `[out, in]`, and
     ⌈N · n / M⌉ of a shorter last group of n; `scope` then says nothing, and 1 − N/M is the only amount.
@@ -46,7 +48,7 @@ class Magnitude(Compressor):
 
     def offer(self, component: Component) -> Offer:
         if not self.pattern:
-            return Offer()
+            return Offer(by_row=True)
         keep, of = self.parse_pattern()
         return Offer(levels=(1 - keep / of,))
 
@@ -59,6 +61,11 @@ class Magnitude(Compressor):
             mask = lowest(importance, round(amount * weight.shape[1]))
         else:
             mask = lowest_of_matrix(importance, amount)
+        return prune(weight, mask, context.component)
+
+    def compress_rows(self, weight: Tensor, amounts: Sequence[float], context: Context) -> PrunedWeight:
+        self.offer(context.component).require_rows(amounts, self.name, context.component)
+        mask = lowest_of_rows(self.rank(weight, context.component), amounts)
         return prune(weight, mask, context.component)
 
     def importance(self, weight: Tensor, context: Context) -> Tensor | None:

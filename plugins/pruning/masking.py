@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,3 +56,14 @@ def lowest_of_matrix(importance: Tensor, amount: float) -> Tensor:
     """True at the round(amount · out · in) smallest of `[out, in]`."""
     line = importance.reshape(1, -1)
     return lowest(line, round(amount * line.shape[-1])).view(importance.shape)
+
+
+def lowest_of_rows(importance: Tensor, amounts: Sequence[float]) -> Tensor:
+    """True at the round(a_r · in) smallest of each row r of `[out, in]`, as `lowest` chooses in one row."""
+    import torch
+
+    width = importance.shape[-1]
+    counts = torch.tensor([round(amount * width) for amount in amounts], device=importance.device)
+    places = torch.arange(width, device=importance.device)
+    order = importance.argsort(dim=-1, stable=True)
+    return torch.zeros_like(importance, dtype=torch.bool).scatter(-1, order, places < counts[:, None])

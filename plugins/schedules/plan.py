@@ -14,8 +14,9 @@ from compressor.values import Treatment
 class ReplayedPlan(Schedule):
     """Keeps the plan of a plan.json in one round; nothing is scored: `schedule=plan schedule.path=plan.json`.
 
-    Components that the file does not name stay as they are. Treatments without options are done as configured. A
-    compressor need not be configured, so that a plan of several can be done again; installed is enough.
+    Components that the file does not name stay as they are; amounts per row come from the rows.safetensors beside it.
+    Treatments without options are done as configured. A compressor need not be configured, so that a plan of several
+    can be done again; installed is enough.
     """
 
     name: ClassVar[str] = "plan"
@@ -33,9 +34,14 @@ class ReplayedPlan(Schedule):
 
 def check_treatment(name: str, treatment: Treatment, problem: Problem) -> None:
     """Can it be done to a component of that name? Raises PlanError."""
-    known = {component.name for component in problem.components}
+    known = {component.name: component for component in problem.components}
     if name not in known:
         raise PlanError(f"the plan treats {name!r}, which is not a component of this model; {suggest(name, known)}")
+    out = known[name].shape[0]
+    if treatment.rows is not None and len(treatment.rows) != out:
+        raise PlanError(
+            f"the plan gives `{name}` amounts for {len(treatment.rows)} rows, it has {out}; take a plan of this model"
+        )
     if treatment.compressor not in problem.offers:
         compressors = installed().compressors
         if treatment.compressor not in compressors:
@@ -43,7 +49,11 @@ def check_treatment(name: str, treatment: Treatment, problem: Problem) -> None:
         return
     offer = problem.offers[treatment.compressor][name]
     # options of its own may change what a compressor offers; only the run, which builds it, can know that
-    if not treatment.options and not offer.contains(treatment.amount):
+    if treatment.options:
+        return
+    if treatment.rows is not None:
+        offer.require_rows(treatment.rows, treatment.compressor, known[name])
+    elif not offer.contains(treatment.amount):
         raise PlanError(
             f"the plan asks for amount {treatment.amount:g} of `{name}`, {treatment.compressor} offers {offer}; "
             "change the amount, or give the options that offer it"

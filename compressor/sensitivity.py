@@ -1,0 +1,172 @@
+"""What every option of every component would do to an objective, from one walk back over the layers.
+
+With θ the weights of a plan and Δ the change of one component by an option, a sequence's first statistic v changes by
+
+    v(θ + Δ) − v(θ) ≈ ⟨∂ value/∂θ, Δ⟩ + E⟨∂ probe/∂θ, Δ⟩²
+
+`value` and `probe` are the objective's (see `EstimableMetric`). One draw of the probe for each sequence is enough, for
+the mean over sequences is its expectation too. At the base the first term is nothing, and is not computed.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from compressor.contracts import EstimableMetric, Estimate, EstimateRequest
+from compressor.errors import ModelError
+from compressor.models import Model
+from compressor.readout import Readout
+from compressor.reference import Reference
+from compressor.treatments import Treatments
+from compressor.values import Treatment
+from compressor.walk import Walk
+
+KEPT_NUMBERS = 1 << 27
+"""Numbers that weight changes may hold from one walk to the next; others are made anew."""
+
+Scalar = Callable[[Readout, Readout], Tensor]
+
+
+@dataclass
+class Sensitivity:
+    """Estimates what treatments of `model` do to `objective` on the sequences of `reference`.
+
+    `is_base` says that the model as it stands is the base itself.
+    """
+
+    model: Model
+    reference: Reference
+    treatments: Treatments
+    objective: EstimableMetric
+    is_base: bool = True
+    seed: int = 0
+
+    def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
+        """The answer to a request; raises ModelError that names a component whose gradient is not finite."""
+        self.treatments.check_repeatable(self.model, request.options)
+        current = {name: weight.dense() for name, weight in self.treatments.compress(self.model, request.at).items()}
+        moved = bool(current) or not self.is_base
+        walk = Walk(self.model, list(request.options))
+        totals = {name: Total() for name in request.options}
+        with self.model.swapped(current) as originals:
+            changes = Changes(self.model, self.treatments, request.options, originals)
+            for start, rows in self._sequences(request, walk.at_once):
+                line = Projections(changes, len(rows), request.by_row)
+                if moved:
+                    self._project(walk, self.objective.value, start, rows, line)
+                square = Projections(changes, len(rows), request.by_row)
+                self._project(walk, self._probe(start), start, rows, square)
+                for name, total in totals.items():
+                    total.add(line.values[name], square.values[name], name in square.reached)
+        return {name: total.finish(name) for name, total in totals.items()}
+
+    def _sequences(self, request: EstimateRequest, at_once: int | None) -> Iterator[tuple[int, Tensor]]:
+        """Index of the first, and tokens, of as many sequences as one walk takes."""
+        for first, batch in self.reference.batches(request.start, request.stop):
+            size = at_once or len(batch)
+            for offset in range(0, len(batch), size):
+                yield first + offset, batch[offset : offset + size]
+
+    def _probe(self, start: int) -> Scalar:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + start) % 2**63)
+        return lambda candidate, base: self.objective.probe(candidate, base, generator)
+
+    def _project(self, walk: Walk, read: Scalar, start: int, rows: Tensor, onto: "Projections") -> None:
+        """One walk: the gradients of what `read` gives for each sequence, projected on every change."""
+        base = self.reference.base_readout(start, len(rows), self.model)
+
+        def scalar(logits: Tensor) -> Tensor:
+            name, reads = self.objective.name, self.objective.reads
+            return read(Readout(logits, base.tokens).restricted(reads, name), base.restricted(reads, name))
+
+        walk.back(rows[:, :-1], self.reference.continuation_tokens, scalar, onto.add)
+
+
+class Changes:
+    """What each option adds to the weights of a component, `[option, out, in]` in float32."""
+
+    def __init__(
+        self,
+        model: Model,
+        treatments: Treatments,
+        options: Mapping[str, Sequence[Treatment]],
+        originals: Mapping[str, Tensor],
+    ) -> None:
+        self.options = options
+        self.components = {name: model.components[name] for name in options}
+        self._model, self._treatments, self._originals = model, treatments, originals
+        numbers = sum(self.components[name].parameters * len(chosen) for name, chosen in options.items())
+        self._keeps = numbers <= KEPT_NUMBERS
+        self._kept: dict[str, Tensor] = {}
+
+    def of(self, name: str) -> Tensor:
+        """The changes of a component, against the weight that is on the model now."""
+        if name in self._kept:
+            return self._kept[name]
+        now = self._model.read(name)
+        original = self._originals.get(name, now)
+        component = self.components[name]
+        made = torch.empty(len(self.options[name]), *component.shape, device=now.device)
+        for change, treatment in zip(made, self.options[name], strict=True):
+            weight = self._treatments.compress_weight(component, original, treatment).dense()
+            torch.sub(weight.float(), now.float(), out=change)
+        if self._keeps:
+            self._kept[name] = made
+        return made
+
+
+class Projections:
+    """⟨gradient, Δ⟩ for every component: `[sequence, option]`, or by row `[sequence, row, option]`.
+
+    `reached` names the components that a gradient came to.
+    """
+
+    def __init__(self, changes: Changes, sequences: int, by_row: bool) -> None:
+        self._changes, self._by_row = changes, by_row
+        self.reached: set[str] = set()
+        self.values = {
+            name: torch.zeros(sequences, *([component.shape[0]] if by_row else []), len(changes.options[name]))
+            for name, component in changes.components.items()
+        }
+
+    def add(self, name: str, part: slice, gradients: Tensor) -> None:
+        """Add the gradients `[sequence, out, in]` of the sequences `part`."""
+        changes = self._changes.of(name)
+        if self._by_row:
+            found = torch.bmm(gradients.transpose(0, 1), changes.permute(1, 2, 0)).transpose(0, 1)
+        else:
+            found = gradients.flatten(1) @ changes.flatten(1).T
+        self.values[name][part] += found.cpu()
+        if name not in self.reached and gradients.any():
+            self.reached.add(name)
+
+
+@dataclass
+class Total:
+    """What was found of one component, gathered over walks."""
+
+    changes: list[Tensor] = field(default_factory=list)
+    by_row: list[Tensor] = field(default_factory=list)
+    reached: bool = False
+
+    def add(self, line: Tensor, square: Tensor, reached: bool) -> None:
+        """Add some sequences: a projection as it is, and the square of another."""
+        line, square = line.double(), square.double()
+        self.reached = self.reached or reached
+        if square.ndim == 3:
+            self.by_row.append((line + square.square()).sum(0))
+            line, square = line.sum(1), square.sum(1)
+        self.changes.append(line + square.square())
+
+    def finish(self, name: str) -> Estimate:
+        """The estimate; raises ModelError where it is not finite."""
+        changes = torch.cat(self.changes)
+        if not changes.isfinite().all():
+            raise ModelError(
+                f"the gradient of `{name}` holds NaN or infinity; use model.dtype=float32, or exclude it by "
+                "components.exclude"
+            )
+        rows = (torch.stack(self.by_row).sum(0) / len(changes)).numpy() if self.by_row else None
+        return Estimate(changes.numpy(), rows, self.reached)

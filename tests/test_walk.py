@@ -1,0 +1,125 @@
+"""The walk back gives every sequence's own gradient, of every family."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from compressor.models import Model, load_model
+from compressor.settings import ComponentSettings, ModelSettings
+from compressor.walk import Walk
+
+from .families import FAMILIES, ODDITIES, VOCABULARY, save_checkpoint
+
+TOKENS, KEEP = 9, 5
+ONE_BY_ONE = {"mixtral", "qwen3_moe", "opt", "gpt_oss", "qwen2_moe", "llama4", "dbrx", "granitemoeshared", "mamba"}
+"""Families in which some component sees the tokens of several sequences as one list, or is not a module's call."""
+
+
+def load_family(family: str, folder: Path, components: ComponentSettings | None = None) -> Model:
+    save_checkpoint(family, folder)
+    return load_model(ModelSettings(path=str(folder)), components)
+
+
+def draw_tokens(sequences: int, seed: int = 0) -> Tensor:
+    return torch.randint(3, VOCABULARY, (sequences, TOKENS), generator=torch.Generator().manual_seed(seed))
+
+
+def weigh(logits: Tensor) -> Tensor:
+    """`[sequence]`: some smooth scalar of the logits, of each sequence alone."""
+    weights = torch.linspace(-1, 1, logits.shape[-1] * logits.shape[-2], dtype=logits.dtype).view(logits.shape[1:])
+    return (weights * logits.log_softmax(-1)).sum((-2, -1)) + logits.square().mean((-2, -1))
+
+
+def walk_gradients(model: Model, names: list[str], tokens: Tensor) -> dict[str, Tensor]:
+    """`[sequence, out, in]` by the walk; zeros where it did not come."""
+    found = {name: torch.zeros(len(tokens), *model.components[name].shape) for name in names}
+    walk = Walk(model, names)
+    size = walk.at_once or len(tokens)
+    for start in range(0, len(tokens), size):
+
+        def visit(name: str, rows: slice, gradients: Tensor, start: int = start) -> None:
+            found[name][start + rows.start : start + rows.stop] += gradients
+
+        walk.back(tokens[start : start + size], KEEP, weigh, visit)
+    return found
+
+
+def explicit_gradients(model: Model, name: str, tokens: Tensor) -> Tensor:
+    """`[sequence, out, in]` by autograd on the parameter, one sequence at a time, nothing recomputed."""
+    slot = model.slots[name]
+    parameter = getattr(slot.owner, slot.attribute).requires_grad_(True)
+    found = []
+    for row in tokens:
+        logits = model.network(input_ids=row[None], use_cache=False).logits[:, -KEEP:]
+        (gradient,) = torch.autograd.grad(weigh(logits).sum(), parameter, allow_unused=True)
+        gradient = torch.zeros_like(parameter) if gradient is None else gradient
+        found.append(slot.part(gradient).reshape(slot.component.shape))
+    parameter.requires_grad_(False)
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *ODDITIES])
+def test_gradients_are_autograds_own(family: str, tmp_path: Path) -> None:
+    model = load_family(family, tmp_path)
+    tokens, names = draw_tokens(3), list(model.components)
+    found = walk_gradients(model, names, tokens)
+    for name in names:
+        expected = explicit_gradients(model, name, tokens)
+        scale = expected.abs().max().clamp(min=1e-6)
+        torch.testing.assert_close(
+            found[name] / scale, expected / scale, rtol=1e-4, atol=1e-4, msg=f"the gradient of {name} is another"
+        )
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *ODDITIES])
+def test_only_models_that_mix_sequences_are_walked_one_by_one(family: str, tmp_path: Path) -> None:
+    model = load_family(family, tmp_path)
+    assert (Walk(model, list(model.components)).at_once == 1) == (family in ONE_BY_ONE)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2", "llama"])
+def test_tied_weights_have_the_gradient_of_all_their_uses(family: str, tmp_path: Path) -> None:
+    model = load_family(family, tmp_path, ComponentSettings(include=["embed", "wte", "lm_head", "q_proj|c_attn"]))
+    outer = [name for name, component in model.components.items() if component.layer is None]
+    tokens = draw_tokens(2)
+    assert outer
+    found = walk_gradients(model, list(model.components), tokens)
+    for name in model.components:
+        torch.testing.assert_close(found[name], explicit_gradients(model, name, tokens), rtol=1e-3, atol=1e-4)
+
+
+def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
+    model = load_family("mixtral", tmp_path)
+    before = {name: parameter.clone() for name, parameter in model.network.named_parameters()}
+    walk_gradients(model, list(model.components), draw_tokens(2))
+    for name, parameter in model.network.named_parameters():
+        assert torch.equal(parameter, before[name]) and parameter.grad is None and not parameter.requires_grad
+    assert not any(module._forward_hooks or "forward" in vars(module) for module in hooked(model))
+
+
+def test_the_model_is_left_as_it_was_when_the_scalar_fails(tmp_path: Path) -> None:
+    model = load_family("llama", tmp_path)
+
+    def fail(logits: Tensor) -> Tensor:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        Walk(model, list(model.components)).back(draw_tokens(2), KEEP, fail, lambda *_: None)
+    assert not any(module._forward_hooks or "forward" in vars(module) for module in hooked(model))
+
+
+def hooked(model: Model) -> Iterator[torch.nn.Module]:
+    yield from model.network.modules()
+
+
+def test_a_layer_keeps_only_its_input(tmp_path: Path) -> None:
+    """While the model runs forward, no activation of a layer's inside stays in memory."""
+    model = load_family("llama", tmp_path)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        Walk(model, list(model.components)).back(draw_tokens(2), KEEP, weigh, lambda *_: None)
+    inside = model.components["model.layers.0.mlp.down_proj"].shape[1] * 2 * TOKENS
+    assert inside not in kept[: len(kept) // 3]
