@@ -160,6 +160,10 @@ class Problem:
     """Metrics whose changes can be estimated."""
     prefixes: int = 64
     """How many there are to search on."""
+    stored_bytes: int = 0
+    """What the base takes on disk, with all that is not a component."""
+    packed: bool = False
+    """Does the export store what a compressor packs? If not, its size does not depend on the plan."""
 
 
 class Prefixes(enum.Enum):
@@ -173,22 +177,23 @@ class Prefixes(enum.Enum):
 class ScoreRequest:
     """Score every trial exactly, each on its own, and undo it. Answer: a tuple of `Scores`, in order.
 
-    `first` bounds the prefixes to the first so many; metrics on text are scored on all of theirs.
+    `start` and `stop` choose prefixes; metrics on text are scored on all of theirs.
     """
 
     trials: Sequence[Plan]
     metrics: Sequence[str]
     prefixes: Prefixes = Prefixes.SEARCH
-    first: int | None = None
+    start: int = 0
+    stop: int | None = None
 
 
 @dataclass(frozen=True)
 class EstimateRequest:
     """Predict what each of `options` would do to a component, the others as in the plan `at`; nothing is scored.
 
-    `objective` is one of `Problem.estimable`; `start` and `stop` choose search prefixes. Treatments are applied to the
-    weights at the start of the round, as anywhere, and a change is against the model with `at` on it. Answer: component
-    name -> `Estimate`.
+    `objective` is one of `Problem.estimable`, or any metric where the changes are to be `measured`: then each option is
+    a trial. `start` and `stop` choose search prefixes. Treatments are applied to the weights at the start of the round,
+    as anywhere, and a change is against the model with `at` on it. Answer: component name -> `Estimate`.
     """
 
     options: Mapping[str, Sequence[Treatment]]
@@ -197,6 +202,7 @@ class EstimateRequest:
     start: int = 0
     stop: int | None = None
     by_row: bool = False
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -215,9 +221,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class SizeRequest:
-    """What does each option store? Answer: component name -> list of packed bits, scales included."""
+    """What does each option store, None as it is now? Answer: component name -> packed bits, scales included."""
 
-    options: Mapping[str, Sequence[Treatment]]
+    options: Mapping[str, Sequence[Treatment | None]]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from compressor.accounting import amount_of, mean_amount
@@ -91,7 +92,7 @@ class Search:
             case EstimateRequest():
                 return self.estimate(request)
             case SizeRequest():
-                return self.treatments.sizes(self.model, request.options)
+                return self.treatments.sizes(self.model, request.options, self.packed_bits)
             case CountRequest():
                 return self.treatments.count(self.model, request.compressor, request.thresholds)
             case KeepRequest():
@@ -100,7 +101,7 @@ class Search:
     def score_trials(self, request: ScoreRequest) -> tuple[dict[str, Score], ...]:
         """Score each trial exactly; one line a trial in scores.jsonl, where rows are but said to be there."""
         trials = [partial(self.make_weights, plan) for plan in request.trials]
-        found = self.sweeps[request.prefixes].score(trials, request.metrics, request.first)
+        found = self.sweeps[request.prefixes].score(trials, request.metrics, request.start, request.stop)
         description = f"round {len(self.rounds) + 1}: scoring trials"
         answers, began = [], time.monotonic()
         for statistics, plan in zip(self.progress.track(found, description, len(trials)), request.trials, strict=True):
@@ -119,13 +120,34 @@ class Search:
         return tuple(answers)
 
     def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
-        """Predict what options do, on the search prefixes, from the model as it stands."""
-        objective = self.metrics[request.objective]
+        """Predict, or measure, what options do on the search prefixes."""
+        if request.measured:
+            return self.measure(request)
+        objective, sweep = self.metrics[request.objective], self.sweeps[Prefixes.SEARCH]
         if not isinstance(objective, EstimableMetric):
-            raise ConfigError(f"metric `{request.objective}` cannot be estimated; choose another objective")
-        reference = self.sweeps[Prefixes.SEARCH].reference
-        sensitivity = Sensitivity(self.model, reference, self.treatments, objective, not self.kept, self.seed)
+            raise ConfigError(f"metric `{request.objective}` cannot be estimated; measure it, or choose another")
+        sensitivity = Sensitivity(self.model, sweep.reference, self.treatments, objective, not self.kept, self.seed)
         return sensitivity.estimate(request)
+
+    def measure(self, request: EstimateRequest) -> dict[str, Estimate]:
+        """The same answer from a trial for each option: the difference of the objective's first statistic."""
+        metrics = (request.objective,)
+        trials = [request.at]
+        for name, options in request.options.items():
+            others = {other: treatment for other, treatment in request.at.items() if other != name}
+            trials += [others if option is None else {**others, name: option} for option in options]
+        made = [partial(self.make_weights, plan) for plan in trials]
+        description = f"round {len(self.rounds) + 1}: measuring options"
+        scored = self.sweeps[Prefixes.SEARCH].score(made, metrics, request.start, request.stop)
+        found = self.progress.track(scored, description, len(made))
+        now, *values = (statistics[request.objective][:, 0] for statistics in found)
+        self.trials += len(trials)
+        answer, start = {}, 0
+        for name, options in request.options.items():
+            stop = start + len(options)
+            answer[name] = Estimate(np.stack([value - now for value in values[start:stop]], axis=1))
+            start = stop
+        return answer
 
     def make_weights(self, plan: Plan) -> dict[str, Tensor]:
         return {name: weight.dense() for name, weight in self.treatments.compress(self.model, plan).items()}

@@ -91,7 +91,7 @@ class Changes:
         self,
         model: Model,
         treatments: Treatments,
-        options: Mapping[str, Sequence[Treatment]],
+        options: Mapping[str, Sequence[Treatment | None]],
         originals: Mapping[str, Tensor],
     ) -> None:
         self.options = options
@@ -110,7 +110,9 @@ class Changes:
         component = self.components[name]
         made = torch.empty(len(self.options[name]), *component.shape, device=now.device)
         for change, treatment in zip(made, self.options[name], strict=True):
-            weight = self._treatments.compress_weight(component, original, treatment).dense()
+            weight = original
+            if treatment is not None:
+                weight = self._treatments.compress_weight(component, original, treatment).dense()
             torch.sub(weight.float(), now.float(), out=change)
         if self._keeps:
             self._kept[name] = made

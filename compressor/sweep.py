@@ -35,33 +35,37 @@ class Sweep:
     windows: Mapping[str, Windows] = field(default_factory=dict)
 
     def score(
-        self, trials: Sequence[Callable[[], Weights]], names: Sequence[str] | None = None, first: int | None = None
+        self,
+        trials: Sequence[Callable[[], Weights]],
+        names: Sequence[str] | None = None,
+        start: int = 0,
+        stop: int | None = None,
     ) -> Iterator[Statistics]:
         """Statistics of each trial in order; a trial makes its weights when it is reached and is undone after it."""
         for trial in trials:
             with self.model.swapped(trial()):
-                statistics = self.score_current(names, first)
+                statistics = self.score_current(names, start, stop)
             yield statistics
 
-    def score_current(self, names: Sequence[str] | None = None, first: int | None = None) -> Statistics:
-        """Statistics of the model as it stands; `names` None means every metric, `first` bounds the prefixes."""
+    def score_current(self, names: Sequence[str] | None = None, start: int = 0, stop: int | None = None) -> Statistics:
+        """Statistics of the model as it stands; `names` None means every metric, `start` and `stop` choose prefixes."""
         metrics = {name: self.metrics[name] for name in (self.metrics if names is None else names)}
         on_base = {name: metric for name, metric in metrics.items() if metric.text() is None}
-        result = self.score_continuations(on_base, first) if on_base else {}
+        result = self.score_continuations(on_base, start, stop) if on_base else {}
         for name in metrics:
             if name not in on_base:
                 result[name] = self.score_text(name, metrics[name])
         return {name: result[name] for name in metrics}
 
-    def score_continuations(self, metrics: Mapping[str, Metric], first: int | None = None) -> Statistics:
+    def score_continuations(self, metrics: Mapping[str, Metric], start: int = 0, stop: int | None = None) -> Statistics:
         """One teacher-forced pass over the reference feeds all metrics that read continuations."""
         keep = self.reference.continuation_tokens
         needs_base = any(metric.reads & Reads.BASE for metric in metrics.values())
         parts: dict[str, list[Tensor]] = {name: [] for name in metrics}
-        for start, batch in self.reference.batches(stop=first):
+        for index, batch in self.reference.batches(start, stop):
             tokens = batch[:, -keep:].to(self.model.device)
             candidate = Readout(self.model.logits(batch[:, :-1], keep), tokens)
-            base = self.reference.base_readout(start, len(batch), self.model) if needs_base else candidate
+            base = self.reference.base_readout(index, len(batch), self.model) if needs_base else candidate
             for name, metric in metrics.items():
                 parts[name].append(read_statistics(metric, candidate, base))
         return {name: torch.cat(part).numpy() for name, part in parts.items()}

@@ -80,12 +80,12 @@ class Treatments:
             check_dense(compressed.dense(), weight)
         return compressed
 
-    def check_repeatable(self, model: Model, options: Mapping[str, Sequence[Treatment]]) -> None:
+    def check_repeatable(self, model: Model, options: Mapping[str, Sequence[Treatment | None]]) -> None:
         """Raise PluginError for a compressor that does not give the same twice; one component of each is tried."""
         tried: set[str] = set()
         for name, choices in sorted(options.items(), key=lambda item: model.components[item[0]].parameters):
             for treatment in choices:
-                if treatment.compressor in tried or not treatment.amount:
+                if treatment is None or treatment.compressor in tried or not treatment.amount:
                     continue
                 tried.add(treatment.compressor)
                 first, second = (self.compress_one(model, name, treatment).dense() for _ in range(2))
@@ -95,9 +95,18 @@ class Treatments:
                         "needs the same: draw its randomness from Context.seed"
                     )
 
-    def sizes(self, model: Model, options: Mapping[str, Sequence[Treatment]]) -> dict[str, list[int]]:
-        """Packed bits of each option, scales included."""
-        return {name: [self.compress_one(model, name, t).bits for t in choices] for name, choices in options.items()}
+    def sizes(
+        self, model: Model, options: Mapping[str, Sequence[Treatment | None]], now: Mapping[str, int]
+    ) -> dict[str, list[int]]:
+        """Packed bits of each option, scales included; `now` are those of components that are treated already."""
+
+        def size(name: str, treatment: Treatment | None) -> int:
+            if treatment is not None:
+                return self.compress_one(model, name, treatment).bits
+            component = model.components[name]
+            return now.get(name, component.parameters * component.stored_bits)
+
+        return {name: [size(name, treatment) for treatment in choices] for name, choices in options.items()}
 
     def count(self, model: Model, compressor: str, thresholds: Sequence[float]) -> dict[str, list[int]]:
         """How many weights of each component have at most each importance (`thresholds` ascending)."""

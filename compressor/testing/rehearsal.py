@@ -105,16 +105,17 @@ class Rehearsal:
         return {c.name: (1 + index % 3) * c.parameters for index, c in enumerate(self.problem.components)}
 
     def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
-        """Exactly the damage, the same for every sequence; rows share it evenly."""
-        if request.objective not in self.problem.estimable:
+        """Exactly what scores would say, the same for every sequence; rows share it evenly."""
+        if request.objective not in (self.problem.better if request.measured else self.problem.estimable):
             raise PluginError(f"`{request.objective}` cannot be estimated, only {sorted(self.problem.estimable)} can")
         self.check_plan(request.at)
         before = {**self.kept, **request.at}
         answer = {}
         for name, options in request.options.items():
-            for option in options:
-                self.check_plan({name: option})
-            changes = np.array([self.damage({**before, name: option}) - self.damage(before) for option in options])
+            changes = np.array([self.damage(self.change(before, name, option)) for option in options])
+            changes -= self.damage(before)
+            if self.problem.better[request.objective] is Better.HIGHER:
+                changes *= -self.problem.tokens
             out = next(component.shape[0] for component in self.problem.components if component.name == name)
             rows = np.tile(changes / out, (out, 1)) if request.by_row else None
             answer[name] = Estimate(
@@ -122,11 +123,19 @@ class Rehearsal:
             )
         return answer
 
-    def size(self, name: str, treatment: Treatment) -> int:
+    def change(self, plan: Plan, name: str, option: Treatment | None) -> Plan:
+        """The plan with another option for one component; None is what is kept of it."""
+        if option is not None:
+            self.check_plan({name: option})
+        chosen = self.kept.get(name) if option is None else option
+        others = {other: treatment for other, treatment in plan.items() if other != name}
+        return others if chosen is None else {**others, name: chosen}
+
+    def size(self, name: str, option: Treatment | None) -> int:
         """Amounts are taken as what is saved."""
-        self.check_plan({name: treatment})
+        treatment = self.change({}, name, option).get(name)
         component = next(component for component in self.problem.components if component.name == name)
-        return round(component.parameters * component.stored_bits * (1 - treatment.amount))
+        return round(component.parameters * component.stored_bits * (1 - (treatment.amount if treatment else 0.0)))
 
     def count(self, request: CountRequest) -> dict[str, list[int]]:
         """Importance is spread evenly over (0, 1 + i % 3] in component i."""

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from compressor import hookimpl
 from compressor.contracts import Schedule
 
+from .budget import Budget
+from .evolution import Evolution
 from .fdt_allocation import FdtAllocation
 from .global_threshold import GlobalThreshold
 from .plan import ReplayedPlan
@@ -14,5 +16,5 @@ from .uniform import Uniform
 @hookimpl
 def register_schedules(register: Callable[[type[Schedule]], None]) -> None:
     """Register all schedules of this package."""
-    for schedule in (Uniform, GlobalThreshold, FdtAllocation, ReplayedPlan):
+    for schedule in (Budget, Uniform, GlobalThreshold, FdtAllocation, Evolution, ReplayedPlan):
         register(schedule)
