@@ -13,7 +13,7 @@ from .hulls import Curves, share_slope
 
 LEVELS = np.arange(21) / 20
 """Amounts that are looked at first."""
-OFFSETS = np.array([-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0])
+OFFSETS = np.array([-1, -1 / 2, -1 / 4, -1 / 8, -1 / 16, 0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1])
 """Amounts that are looked at around a plan, in units of the trust region."""
 TRUST = 0.1
 """How far an amount may move in one correction."""

@@ -17,8 +17,10 @@ FIRST_PREFIXES = 32
 """Prefixes that are estimated on before a plan is made; then twice as many, until it settles."""
 SETTLED = 0.005
 """A plan is settled when twice the prefixes move its amounts by no more than this, in the mean over weights."""
-SMALLEST_SHARE = 1 / 8
+SMALLEST_SHARE = 1 / 16
 """Corrections end when so small a share of the trust region brings nothing."""
+ROWS_SHARE = 1 / 4
+"""Rows begin with a smaller region than matrices: there are so many of them that their estimates are noisier."""
 UNSPENT = 0.002
 """A smaller share of the budget that is left over is not worth a note."""
 
@@ -72,7 +74,7 @@ class Planning:
     def correct(self, plan: Plan, attempts: int) -> Asks:
         """A better plan, by solving again where the plan stands; only what measures better is taken."""
         best = yield from self._score(plan)
-        share, estimates = 1.0, None
+        share, estimates = ROWS_SHARE if self.by_row else 1.0, None
         for _ in range(attempts):
             if estimates is None:
                 choices = self.space.near(plan)
