@@ -38,8 +38,8 @@ def read_limits(problem: Problem, targets: Sequence[float], bits: float | None, 
     if size is not None:
         if not problem.packed:
             raise ConfigError(
-                f"`schedule.bytes` needs an export of packed weights, this one takes {problem.stored_bytes} bytes with any "
-                "plan; use schedule.bits or schedule.targets"
+                f"`schedule.bytes` needs an export of packed weights, this one takes {problem.stored_bytes} bytes with "
+                "any plan; use schedule.bits or schedule.targets"
             )
         treated = sum(component.parameters * component.stored_bits for component in problem.components)
         rest = problem.stored_bytes * 8 - treated

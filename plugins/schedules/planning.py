@@ -107,7 +107,7 @@ class Planning:
         rest = 1 - total / self.limit.total
         if rest > UNSPENT:
             self.notes.append(
-                f"{rest:.1%} of the budget stay unspent: what is left is too little for any better option."
+                f"{rest:.1%} of the budget stay unspent: nothing that it could buy makes the plan better."
             )
 
     def _ask(self, choices: Choices, plan: Plan, start: int, stop: int) -> EstimateRequest:
