@@ -1,7 +1,12 @@
 """What a run leaves behind, as data: the layout of report.json, the same for every reader of it."""
 
+import importlib.metadata
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from compressor.contracts import Metric
 from compressor.values import Score
@@ -25,13 +30,17 @@ class MetricRecord:
 
 @dataclass
 class RoundRecord:
-    """One kept plan: the target asked for, the amount reached, its scores on the search prefixes, what it cost."""
+    """One kept plan: the target asked for, the amount reached, its scores on the search prefixes, what it cost.
+
+    `passes` is the cost of the search in forward passes over all search prefixes; keeping and proving come on top.
+    """
 
     target: float | None
     amount: float
     scores: dict[str, Score]
     trials: int
     seconds: float
+    passes: float = 0.0
 
 
 @dataclass
@@ -100,3 +109,31 @@ class Record:
     def metric(self, name: str) -> MetricRecord:
         """What is known of a metric; only its name where the run did not say more."""
         return self.metrics.get(name) or MetricRecord(label=name)
+
+
+def collect_versions() -> dict[str, str]:
+    """Versions of everything that can change a result."""
+    names = ("compressor", "torch", "transformers", "numpy", "pluggy", "hydra-core", "safetensors", "wandb")
+    versions = {"python": platform.python_version()}
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+class Timed(Protocol):
+    """A record of wall-clock seconds: of each phase, and of all of them."""
+
+    phases: dict[str, float]
+    seconds: float
+
+
+@contextmanager
+def time_phase(record: Timed, name: str) -> Iterator[None]:
+    """Time what happens inside, also where it fails."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        record.phases[name] = time.monotonic() - began
+        record.seconds = sum(record.phases.values())

@@ -30,7 +30,7 @@ from compressor.errors import ConfigError
 from compressor.files import append_json_line
 from compressor.models import Model
 from compressor.plans import plan_to_json
-from compressor.progress import Progress
+from compressor.progress import Progress, watch
 from compressor.record import RoundRecord
 from compressor.sensitivity import Sensitivity
 from compressor.statistics import summarize
@@ -38,13 +38,17 @@ from compressor.sweep import Statistics, Sweep
 from compressor.treatments import Treatments
 from compressor.values import Plan, Score, Treatment
 
+PASSES_OF_WALK = 4
+"""A walk back is a forward pass, a second one layer by layer, and gradients of inputs and of weights."""
+
 
 @dataclass
 class Search:
     """A schedule's search on one model. `kept` is the plan so far, `rounds` the record of each kept one.
 
     `on_round` is called with the number and the record of each round that ends; `tokens` is the length of a
-    continuation, `prefixes` how many there are to search on.
+    continuation, `prefixes` how many there are to search on. `passes` is what the round has cost so far, in forward
+    passes over all search prefixes; `notes` are what schedules want a person to know.
     """
 
     model: Model
@@ -61,6 +65,8 @@ class Search:
     packed_bits: dict[str, int] = field(default_factory=dict)
     rounds: list[RoundRecord] = field(default_factory=list)
     trials: int = 0
+    passes: float = 0.0
+    notes: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
     def begin(self, schedule: Schedule) -> Dialogue:
@@ -117,6 +123,8 @@ class Search:
             append_json_line(self.folder / "scores.jsonl", line)
             began = time.monotonic()
         self.trials += len(trials)
+        if request.prefixes is Prefixes.SEARCH:
+            self.spend(len(trials), request.start, request.stop)
         return tuple(answers)
 
     def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
@@ -127,7 +135,10 @@ class Search:
         if not isinstance(objective, EstimableMetric):
             raise ConfigError(f"metric `{request.objective}` cannot be estimated; measure it, or choose another")
         sensitivity = Sensitivity(self.model, sweep.reference, self.treatments, objective, not self.kept, self.seed)
-        return sensitivity.estimate(request)
+        description = f"round {len(self.rounds) + 1}: estimating options"
+        answer = watch(self.progress, description, lambda: sensitivity.estimate(request))
+        self.spend(sensitivity.walks(request) * PASSES_OF_WALK, request.start, request.stop)
+        return answer
 
     def measure(self, request: EstimateRequest) -> dict[str, Estimate]:
         """The same answer from a trial for each option: the difference of the objective's first statistic."""
@@ -142,12 +153,18 @@ class Search:
         found = self.progress.track(scored, description, len(made))
         now, *values = (statistics[request.objective][:, 0] for statistics in found)
         self.trials += len(trials)
+        self.spend(len(trials), request.start, request.stop)
         answer, start = {}, 0
         for name, options in request.options.items():
             stop = start + len(options)
             answer[name] = Estimate(np.stack([value - now for value in values[start:stop]], axis=1))
             start = stop
         return answer
+
+    def spend(self, passes: float, start: int, stop: int | None) -> None:
+        """Add passes over the search prefixes from `start` to `stop` to the cost of the round."""
+        chosen = len(range(self.prefixes)[start:stop])
+        self.passes += passes * chosen / self.prefixes
 
     def make_weights(self, plan: Plan) -> dict[str, Tensor]:
         return {name: weight.dense() for name, weight in self.treatments.compress(self.model, plan).items()}
@@ -169,8 +186,10 @@ class Search:
             scores=self.summarize(statistics),
             trials=self.trials,
             seconds=time.monotonic() - self.began,
+            passes=self.passes,
         )
-        self.trials, self.began = 0, time.monotonic()
+        self.trials, self.passes, self.began = 0, 0.0, time.monotonic()
+        self.notes.extend(request.notes)
         self.rounds.append(round_record)
         self.on_round(len(self.rounds), round_record)
         self.progress.say(f"round {len(self.rounds)} kept: amount {round_record.amount:.3f}")

@@ -47,20 +47,23 @@ class Sensitivity:
         """The answer to a request; raises ModelError that names a component whose gradient is not finite."""
         self.treatments.check_repeatable(self.model, request.options)
         current = {name: weight.dense() for name, weight in self.treatments.compress(self.model, request.at).items()}
-        moved = bool(current) or not self.is_base
         walk = Walk(self.model, list(request.options))
         totals = {name: Total() for name in request.options}
         with self.model.swapped(current) as originals:
             changes = Changes(self.model, self.treatments, request.options, originals)
             for start, rows in self._sequences(request, walk.at_once):
                 line = Projections(changes, len(rows), request.by_row)
-                if moved:
+                if self.walks(request) == 2:
                     self._project(walk, self.objective.value, start, rows, line)
                 square = Projections(changes, len(rows), request.by_row)
                 self._project(walk, self._probe(start), start, rows, square)
                 for name, total in totals.items():
                     total.add(line.values[name], square.values[name], name in square.reached)
         return {name: total.finish(name) for name, total in totals.items()}
+
+    def walks(self, request: EstimateRequest) -> int:
+        """How often each sequence is walked for the request: for the probe and, away from the base, for the value."""
+        return 1 if self.is_base and not request.at else 2
 
     def _sequences(self, request: EstimateRequest, at_once: int | None) -> Iterator[tuple[int, Tensor]]:
         """Index of the first, and tokens, of as many sequences as one walk takes."""
@@ -134,8 +137,8 @@ class Projections:
         }
 
     def add(self, name: str, part: slice, gradients: Tensor) -> None:
-        """Add the gradients `[sequence, out, in]` of the sequences `part`."""
-        changes = self._changes.of(name)
+        """Add the gradients `[sequence, out, in]`, of any precision, of the sequences `part`."""
+        changes, gradients = self._changes.of(name), gradients.float()
         if self._by_row:
             found = torch.bmm(gradients.transpose(0, 1), changes.permute(1, 2, 0)).transpose(0, 1)
         else:

@@ -79,12 +79,13 @@ def make_rounds_table(record: Record) -> str:
             format_percent(step.amount, fixed=True),
             *(format_score(step.scores[name]) if name in step.scores else MISSING for name in names),
             str(step.trials),
+            format_number(step.passes),
             format_seconds(step.seconds),
         ]
         for index, step in enumerate(record.rounds, start=1)
     ]
     caption = "Rounds, scored on the prefixes of the search: value (95 % interval)"
-    return make_table(caption, ["round", "target", "amount", *labels, "trials", "time"], rows, words=0)
+    return make_table(caption, ["round", "target", "amount", *labels, "trials", "forward passes", "time"], rows, words=0)
 
 
 def make_components_table(components: Mapping[str, ComponentRecord]) -> str:

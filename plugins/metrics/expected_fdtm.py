@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from compressor.contracts import Better, Metric, Reads
 from compressor.errors import ConfigError
 
-from .margin_noise import read_margins
+from .margin_noise import CLOSENESS, read_squares
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,13 +23,15 @@ class ExpectedFdtm(Metric):
     """Leading tokens on which candidate and base should agree, by the margin law: much less noise than counting.
 
     FDT = Σ_t Π_{i ≤ t} q_i, q_i = E_u[Π_k Φ(m_ik / s + u)], s² = σ²/2, u ~ N(0, 1): m_ik are the base's margins over
-    its first `runners` runners-up, σ is the candidate's margin noise over all prefixes. The value of one prefix alone
-    (median, percentiles) takes the noise of that prefix. Trust it where docs/margin-law.md says so; `fdtm` counts.
+    its first `runners` runners-up, σ is the candidate's margin noise over all prefixes, with the same `closeness`. The
+    value of one prefix alone (median, percentiles) takes the noise of that prefix. Trust it where docs/margin-law.md
+    says so; `fdtm` counts.
 
     Source: this project, docs/margin-law.md.
     """
 
     runners: int = 8
+    closeness: float = CLOSENESS
 
     name: ClassVar[str] = "expected_fdtm"
     reads: ClassVar[Reads] = Reads.LOGITS
@@ -38,15 +40,15 @@ class ExpectedFdtm(Metric):
     label: ClassVar[str] = "expected FDT"
 
     def statistics(self, candidate: Readout, base: Readout) -> Tensor:
-        """`[sequence, 1 + noise]`: mean δ², then the law at every value of a grid of σ, which only the base decides."""
+        """`[sequence, 1 + noise]`: σ², then the law at every value of a grid of σ, which only the base decides."""
         import torch
 
         from compressor.margin_law import tabulate_fdt
 
         if self.runners < 1:
             raise ConfigError(f"`metric.expected_fdtm.runners` must be at least 1, got {self.runners}; 8 is a good one")
-        ids, margins = base.runners_up(self.runners)
-        squares = (read_margins(candidate, ids[..., :1]) - margins[..., :1]).double().square().mean((-2, -1))
+        squares = read_squares(candidate, base, self.closeness).double()
+        _, margins = base.runners_up(self.runners)
         return torch.cat([squares[:, None], tabulate_fdt(margins)], dim=1)
 
     def aggregate(self, statistics: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import Better, EstimableMetric, Reads
+from compressor.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,17 +15,24 @@ if TYPE_CHECKING:
 
     from compressor.readout import Readout
 
+CLOSENESS = 0.25
+"""Margins of so many logits, or fewer, count fully; docs/margin-law.md has what was measured."""
+
 
 @dataclass
 class MarginNoise(EstimableMetric):
-    """How much the candidate moves the base's margins, in logits.
+    """How much the candidate moves the base's margins, in logits, where they are close.
 
-    σ = √(mean_i δ_i²), δ_i = m′_i − m_i, over positions and prefixes, where m_i = z_i[g_i] − z_i[r_i] is the margin of
-    the base's token g over its first runner-up r; the candidate's m′ is at the same ids. σ² of small changes adds up
-    over components: with random signs ε_i, E_ε⟨∂ Σ_i ε_i m′_i / ∂W, ΔW⟩² = Σ_i ⟨∂m′_i/∂W, ΔW⟩².
+    σ² = Σ_i w_i δ_i² as a mean over prefixes, δ_i = m′_i − m_i, where m_i = z_i[g_i] − z_i[r_i] is the margin of the
+    base's token g over its first runner-up r, and the candidate's m′ is at the same ids. Weights w_i ∝ 1 / (m_i + c)
+    add up to 1 over a prefix, for only close margins turn; c is `closeness` in logits, a large one weighs all alike.
+    σ² of small changes adds up over components: with random signs ε_i,
+    E_ε⟨∂ Σ_i ε_i √w_i m′_i / ∂W, ΔW⟩² = Σ_i w_i ⟨∂m′_i/∂W, ΔW⟩².
 
-    Source: this project, docs/margin-law.md; the estimator of a trace is Hutchinson's, 1989.
+    Source: this project, docs/margin-law.md; the random signs are those of Hutchinson's estimator of a trace, 1989.
     """
+
+    closeness: float = CLOSENESS
 
     name: ClassVar[str] = "margin_noise"
     reads: ClassVar[Reads] = Reads.LOGITS
@@ -43,20 +50,36 @@ class MarginNoise(EstimableMetric):
         return noise
 
     def value(self, candidate: Readout, base: Readout) -> Tensor:
-        """mean_i δ_i²"""
-        ids, margins = base.runners_up(1)
-        return (read_margins(candidate, ids) - margins).square().mean((-2, -1))
+        """Σ_i w_i δ_i²"""
+        return read_squares(candidate, base, self.closeness)
 
     def probe(self, candidate: Readout, base: Readout, generator: Generator) -> Tensor:
-        """Σ_i ε_i m′_i / √M"""
+        """Σ_i ε_i √w_i m′_i"""
         import torch
 
-        ids, _ = base.runners_up(1)
-        margins = read_margins(candidate, ids)[..., 0]
-        signs = torch.randint(2, margins.shape, generator=generator).to(margins) * 2 - 1
-        return (signs * margins).sum(-1) / math.sqrt(margins.shape[-1])
+        ids, margins = base.runners_up(1)
+        moved = read_margins(candidate, ids)[..., 0]
+        signs = torch.randint(2, moved.shape, generator=generator).to(moved) * 2 - 1
+        return (signs * weigh_positions(margins, self.closeness).sqrt() * moved).sum(-1)
 
 
 def read_margins(candidate: Readout, ids: Tensor) -> Tensor:
     """`[sequence, position, runner]`: the candidate's logit of the base's token minus those at `ids`."""
     return candidate.logits_at(candidate.tokens[..., None]) - candidate.logits_at(ids)
+
+
+def weigh_positions(margins: Tensor, closeness: float) -> Tensor:
+    """`[sequence, position]`: w ∝ 1 / (m + c), m the first of `margins` `[sequence, position, runner]`."""
+    if not closeness > 0:
+        raise ConfigError(
+            f"`closeness` of a metric must be above 0, got {closeness:g}; {CLOSENESS} is what was measured"
+        )
+    weights = 1 / (1 + margins[..., 0].clamp(min=0.0) / closeness)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def read_squares(candidate: Readout, base: Readout, closeness: float) -> Tensor:
+    """`[sequence]`: Σ_i w_i δ_i²."""
+    ids, margins = base.runners_up(1)
+    moved = (read_margins(candidate, ids) - margins)[..., 0]
+    return (weigh_positions(margins, closeness) * moved.square()).sum(-1)

@@ -1,128 +1,238 @@
-"""Which allocation of sparsity keeps the text: schedules at equal sparsity, scored on prefixes they never saw.
+"""Which allocation keeps the text: searches at equal size, scored on prefixes that they never saw, and their cost.
 
-    python -m tests.benchmarks allocation [--models DIR …] [--seeds 0 1 2] [--proof 256]
+    python -m tests.benchmarks allocation [--models NAME …] [--seeds 0 1 2 3 4] [--proof 256] [--keep FOLDER]
 
-Every schedule prunes by magnitude to 20, 35 and 50 %, without training, deciding on 64 prefixes of 32 + 64 tokens
-sampled from the base. Algorithm 1 goes there in rounds, or to each target in one. Differences are paired by prefix
-against `uniform`, all seeds together.
+Pruning by magnitude to 20, 35 and 50 %, and round to nearest at 2 to 8 bits to a mean of 3.25 bits (groups of 64) and
+4.5 bits (groups of 32), scales counted. No training. Searches decide on 64 prefixes of 32 + 64 tokens sampled from the
+base (per row on 256). Differences are paired by prefix against Algorithm 1 by mean FDT when pruning, and against
+uniform widths otherwise; all seeds together. Cost is in forward passes over 64 prefixes. `--keep` saves what was
+measured, and goes on from there.
 """
 
 import argparse
 import itertools
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from compressor.contracts import KeepRequest, Prefixes, Schedule
+from compressor.contracts import (
+    Compressor,
+    Dialogue,
+    EstimateRequest,
+    KeepRequest,
+    Prefixes,
+    Problem,
+    Schedule,
+    ScoreRequest,
+    Search,
+    SizeRequest,
+)
 from compressor.plugins import installed
-from compressor.record import Record
 from compressor.run import Run
-from compressor.settings import DataSettings, ModelSettings, Settings
 from compressor.statistics import compare_paired, summarize
-from compressor.sweep import Statistics
-from compressor.tracking import NullTracker
+from compressor.sweep import Statistics, Sweep
+from compressor.values import Plan, Treatment
 from compressor_plugins.pruning.magnitude import Magnitude
+from compressor_plugins.quantization.rtn import Rtn
+from compressor_plugins.schedules.budget import Budget, EstimateBy, Granularity
+from compressor_plugins.schedules.evolution import Evolution
 from compressor_plugins.schedules.fdt_allocation import FdtAllocation, Statistic
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.uniform import Uniform
 
-TARGETS = [0.20, 0.35, 0.50]
-METRICS = ("fdtm", "sdtm", "kl", "perplexity")
-SCHEDULES: dict[str, list[Schedule]] = {
-    "uniform": [Uniform(targets=TARGETS)],
-    "global": [GlobalThreshold(targets=TARGETS)],
-    "mean, in rounds": [FdtAllocation(targets=TARGETS)],
-    "p75, in rounds": [FdtAllocation(targets=TARGETS, statistic=Statistic.p75)],
-    "mean, one round": [FdtAllocation(targets=[target]) for target in TARGETS[1:]],
-    "p75, one round": [FdtAllocation(targets=[target], statistic=Statistic.p75) for target in TARGETS[1:]],
+from .heuristics import Heuristic, charge_options
+from .runs import MODELS, open_run
+
+METRICS = ("fdtm", "sdtm", "kl", "perplexity", "margin_noise")
+SHOWN = ("fdtm", "sdtm", "kl", "perplexity")
+PREFIXES = 64
+
+
+@dataclass(frozen=True)
+class Method:
+    """A schedule for a budget, on so many prefixes; `heuristic` answers its estimates in place of the backward pass."""
+
+    make: Callable[[Any], Schedule]
+    prefixes: int = PREFIXES
+    heuristic: Heuristic | None = None
+
+
+@dataclass
+class SameWidth(Schedule):
+    """The same integers everywhere, whatever the checkpoint stores."""
+
+    name = "same_width"
+    width: int
+
+    def search(self, problem: Problem) -> Search:
+        yield KeepRequest({c.name: Treatment("rtn", 1 - self.width / c.stored_bits) for c in problem.components})
+
+
+PRUNING: dict[str, Method] = {
+    "uniform": Method(lambda t: Uniform(targets=[t])),
+    "global magnitude": Method(lambda t: GlobalThreshold(targets=[t])),
+    "Algorithm 1, p75": Method(lambda t: FdtAllocation(targets=[t], statistic=Statistic.p75)),
+    "Algorithm 1, mean": Method(lambda t: FdtAllocation(targets=[t])),
+    "gradient magnitude": Method(lambda t: Budget(targets=[t], corrections=0), heuristic=Heuristic.gradient),
+    "Hessian trace": Method(lambda t: Budget(targets=[t], corrections=0), heuristic=Heuristic.trace),
+    "one pass, KL": Method(lambda t: Budget(targets=[t], corrections=0)),
+    "one pass, σ²": Method(lambda t: Budget(targets=[t], corrections=0, objective="margin_noise")),
+    "corrected, KL": Method(lambda t: Budget(targets=[t])),
+    "corrected, σ²": Method(lambda t: Budget(targets=[t], objective="margin_noise")),
+    "per row, one pass": Method(lambda t: Budget(targets=[t], corrections=0, granularity=Granularity.row), 256),
+    "per row, corrected": Method(lambda t: Budget(targets=[t], granularity=Granularity.row), 256),
+    "measured singles": Method(lambda t: Budget(targets=[t], corrections=0, estimate=EstimateBy.measured)),
+    "evolution": Method(lambda t: Evolution(targets=[t])),
 }
-"""Name -> the runs that together reach every target; the first target is one round in any case."""
-BASELINE = "uniform"
+INTEGERS: dict[str, Method] = {
+    "uniform": Method(lambda bits: SameWidth(int(bits))),
+    "gradient magnitude": Method(lambda bits: Budget(bits=bits, corrections=0), heuristic=Heuristic.gradient),
+    "Hessian trace": Method(lambda bits: Budget(bits=bits, corrections=0), heuristic=Heuristic.trace),
+    "one pass, KL": Method(lambda bits: Budget(bits=bits, corrections=0)),
+    "one pass, σ²": Method(lambda bits: Budget(bits=bits, corrections=0, objective="margin_noise")),
+    "corrected, KL": Method(lambda bits: Budget(bits=bits)),
+    "corrected, σ²": Method(lambda bits: Budget(bits=bits, objective="margin_noise")),
+    "measured singles": Method(lambda bits: Budget(bits=bits, corrections=0, estimate=EstimateBy.measured)),
+    "evolution": Method(lambda bits: Evolution(bits=bits)),
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Budgets that share a compressor: the methods and the one that differences are taken to."""
+
+    compressor: Compressor
+    methods: Mapping[str, Method]
+    baseline: str
+    budgets: Mapping[str, float]
+
+
+GROUPS = (
+    Group(Magnitude(), PRUNING, "Algorithm 1, mean", {f"{t:.0%} sparsity": t for t in (0.20, 0.35, 0.50)}),
+    Group(Rtn(group=64), INTEGERS, "uniform", {"3.25 bits": 3.25}),
+    Group(Rtn(group=32), INTEGERS, "uniform", {"4.5 bits": 4.5}),
+)
 
 
 @dataclass
 class Measured:
-    """Proof statistics of one schedule at one target, all seeds stacked, and its cost."""
+    """Proof statistics of one plan, and what its search cost."""
 
-    statistics: list[Statistics] = field(default_factory=list)
-    trials: int = 0
-    seconds: float = 0.0
-
-    def stacked(self, metric: str) -> np.ndarray:
-        return np.concatenate([statistics[metric] for statistics in self.statistics])
+    statistics: Statistics
+    passes: float
 
 
-Found = dict[tuple[str, float], Measured]
-"""By name and target."""
+Key = tuple[str, str, str, int]
+"""Model, budget, method, seed."""
 
 
-def run_schedule(
-    schedule: Schedule, model: str | None, seed: int, proof: int
-) -> Iterator[tuple[float, Statistics, int, float]]:
-    """Target, proof statistics, trials and seconds of every round."""
-    plugins = installed()
-    settings = Settings(
-        metric={name: plugins.metrics[name]() for name in METRICS},
-        compressor={"magnitude": Magnitude()},
-        schedule=schedule,
-        model=ModelSettings(path=model),
-        data=DataSettings(proof_prefixes=proof, seed=seed),
-        seed=seed,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(settings, plugins, Path(folder), NullTracker(), Record("running", {}, {}))
-        run.load()
-        run.build_references()
-        while (request := run.dialogue.propose()) is not None:
-            run.dialogue.tell(run.search.answer(request))
-            if isinstance(request, KeepRequest):
-                kept = run.search.rounds[-1]
-                statistics = run.sweeps[Prefixes.PROOF].score_current()
-                yield float(request.target or 0.0), statistics, kept.trials, kept.seconds
+def find_plan(run: Run, method: Method, budget: float, remembered: dict[str, tuple[Any, float]]) -> tuple[Plan, float]:
+    """The plan of a schedule's only round, and its cost in passes over 64 prefixes; nothing is put on the model.
+
+    What was measured is remembered: trials of single components are the same for several schedules and budgets.
+    """
+    dialogue: Dialogue = run.search.begin(method.make(budget))
+    total = 0.0
+    while not isinstance(request := dialogue.propose(), KeepRequest):
+        assert request is not None
+        run.search.passes = 0.0
+        measures = isinstance(request, ScoreRequest) or (isinstance(request, EstimateRequest) and request.measured)
+        key = repr((request, run.search.prefixes)) if measures else ""
+        if key in remembered:
+            answer, run.search.passes = remembered[key]
+        elif isinstance(request, EstimateRequest) and method.heuristic:
+            answer, run.search.passes = charge_options(run, request, method.heuristic), 4.0
+        else:
+            answer = run.search.answer(request)
+        if key:
+            remembered[key] = answer, run.search.passes
+        total += run.search.passes * run.search.prefixes / PREFIXES
+        dialogue.tell(answer)
+    return request.plan, total
 
 
-def measure_model(model: str | None, names: list[str], seeds: list[int], proof: int) -> Found:
-    found: Found = {}
-    for name in names:
-        for schedule, seed in itertools.product(SCHEDULES[name], seeds):
-            for target, statistics, trials, seconds in run_schedule(schedule, model, seed, proof):
-                entry = found.setdefault((name, target), Measured())
-                entry.statistics.append(statistics)
-                entry.trials += trials
-                entry.seconds += seconds
-    return found
+def limit_prefixes(run: Run, whole: Sweep, prefixes: int) -> None:
+    """Let searches see only the first so many of the search prefixes of `whole`."""
+    reference = whole.reference
+    assert reference.hidden is not None
+    first = replace(reference, tokens=reference.tokens[:prefixes], hidden=reference.hidden[:prefixes], runners={})
+    run.sweeps[Prefixes.SEARCH] = replace(whole, reference=first)
+    run.search.prefixes = prefixes
 
 
-def describe_rows(model: str, found: Found) -> Iterator[dict[str, Any]]:
-    """One row per target and schedule: value and interval of each metric, and the paired difference to the baseline."""
-    metrics = {name: installed().metrics[name]() for name in METRICS}
-    for (name, target), entry in sorted(found.items(), key=lambda item: item[0][1]):
-        row: dict[str, Any] = {"model": model, "target": target, "schedule": name}
-        for metric_name, metric in metrics.items():
-            rows = entry.stacked(metric_name)
-            score = summarize(metric, rows)
-            row[metric_name] = [score.mean, score.low, score.high]
-            if metric_name == "fdtm":
-                row["fdtm p75"] = [score.p75, score.p75_low, score.p75_high]
-            if name != BASELINE:
-                other = found[BASELINE, target].stacked(metric_name)
-                row[f"{metric_name} − {BASELINE}"] = list(compare_paired(metric, rows, other))
-        row["trials"], row["seconds"] = entry.trials, entry.seconds
-        yield row
+def measure_group(group: Group, model: str, seed: int, proof: int, wanted: set[Key]) -> Iterator[tuple[Key, Measured]]:
+    """What is wanted of every method on every budget of a group."""
+    if not any((model, text, name, seed) in wanted for text in group.budgets for name in group.methods):
+        return
+    prefixes = max(method.prefixes for method in group.methods.values())
+    with open_run(model, [group.compressor], METRICS, seed=seed, prefixes=prefixes, proof_prefixes=proof) as run:
+        whole = run.sweeps[Prefixes.SEARCH]
+        remembered: dict[str, tuple[Any, float]] = {}
+        for (text, budget), (name, method) in itertools.product(group.budgets.items(), group.methods.items()):
+            if (model, text, name, seed) not in wanted:
+                continue
+            limit_prefixes(run, whole, method.prefixes)
+            plan, passes = find_plan(run, method, adapt_budget(run, budget), remembered)
+            (statistics,) = run.sweeps[Prefixes.PROOF].score([partial(run.search.make_weights, plan)])
+            yield (model, text, name, seed), Measured(statistics, passes)
+
+
+def adapt_budget(run: Run, budget: float) -> float:
+    """Bits below those that plain 3 or 4 bits take here, with shorter last groups, are raised to them."""
+    if budget <= 1:
+        return budget
+    width = int(budget)
+    plan = {c.name: Treatment("rtn", 1 - width / c.stored_bits) for c in run.model.components.values()}
+    sizes = run.search.answer(SizeRequest({name: [treatment] for name, treatment in plan.items()}))
+    parameters = sum(component.parameters for component in run.model.components.values())
+    return max(budget, sum(bits for (bits,) in sizes.values()) / parameters)
+
+
+def describe_rows(found: Mapping[Key, Measured]) -> Iterator[dict[str, Any]]:
+    """One row per model, budget and method: value and interval of each metric, and the paired difference."""
+    metrics = {name: installed().metrics[name]() for name in SHOWN}
+    for model, text in dict.fromkeys((model, text) for model, text, _, _ in found):
+        baseline = next(group.baseline for group in GROUPS if text in group.budgets)
+        for method in dict.fromkeys(name for m, t, name, _ in found if (m, t) == (model, text)):
+            seeds = [seed for m, t, name, seed in found if (m, t, name) == (model, text, method)]
+            row: dict[str, Any] = {"model": model, "budget": text, "method": method, "seeds": len(seeds)}
+            row["passes"] = float(np.mean([found[model, text, method, seed].passes for seed in seeds]))
+            for name, metric in metrics.items():
+                rows = np.concatenate([found[model, text, method, seed].statistics[name] for seed in seeds])
+                score = summarize(metric, rows)
+                row[name] = [score.mean, score.low, score.high]
+                others = [found.get((model, text, baseline, seed)) for seed in seeds]
+                if method != baseline and all(others):
+                    other = np.concatenate([entry.statistics[name] for entry in others if entry])
+                    row[f"{name} − {baseline}"] = list(compare_paired(metric, rows, other))
+            yield row
 
 
 def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="*", default=["tiny"])
-    parser.add_argument("--schedules", nargs="*", default=list(SCHEDULES), choices=list(SCHEDULES))
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--methods", nargs="*", default=list(PRUNING), choices=list(PRUNING))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--proof", type=int, default=256)
+    parser.add_argument("--keep", type=Path)
     options = parser.parse_args(arguments)
-    names = [BASELINE, *(name for name in options.schedules if name != BASELINE)]
-    for model in options.models:
-        path = None if model == "tiny" else model
-        yield from describe_rows(Path(model).name, measure_model(path, names, options.seeds, options.proof))
+    found: dict[Key, Measured] = {}
+    if options.keep:
+        for path in sorted(options.keep.glob("*.pickle")):
+            found |= pickle.loads(path.read_bytes())
+    for seed, model, group in itertools.product(options.seeds, options.models, GROUPS):
+        every = itertools.product([model], group.budgets, options.methods, [seed])
+        wanted = {key for key in every if key not in found and key[2] in group.methods}
+        for key, measured in measure_group(group, model, seed, options.proof, wanted):
+            found[key] = measured
+            print(key, round(measured.passes, 1), measured.statistics["kl"].mean(), file=sys.stderr, flush=True)
+            if options.keep:
+                name = "-".join(map(str, key)).replace("%", "").replace(" ", "_").replace(",", "")
+                (options.keep / f"{name}.pickle").write_bytes(pickle.dumps({key: measured}))
+    yield from describe_rows(found)

@@ -1,0 +1,91 @@
+"""Opened runs for benchmarks: a model with its references, ready to be asked whatever a schedule may ask."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor.contracts import Compressor, Metric, Problem, Schedule, Search
+from compressor.models import Model
+from compressor.plugins import installed
+from compressor.record import Record
+from compressor.run import Run
+from compressor.settings import DataSettings, DType, ModelSettings, Settings
+from compressor.tracking import NullTracker
+
+MODELS = ("tiny", "stories260K", "tinystories-656k", "tinystories-2.8M")
+SHARED = Path(__file__).parents[3] / "shared" / "models"
+
+
+class Nothing(Schedule):
+    """Asks for nothing: the benchmark asks by itself."""
+
+    name = "nothing"
+
+    def search(self, problem: Problem) -> Search:
+        yield from ()
+
+
+def find_model(name: str) -> str | None:
+    """A name from `MODELS`, or a folder, as `model.path`."""
+    if name == "tiny":
+        return None
+    return str(SHARED / name) if (SHARED / name).is_dir() else name
+
+
+@contextmanager
+def open_run(
+    model: str,
+    compressors: Sequence[Compressor],
+    metrics: Sequence[str] | Mapping[str, Metric],
+    schedule: Schedule | None = None,
+    seed: int = 0,
+    dtype: DType = DType.auto,
+    data: DataSettings | None = None,
+    outliers: float | None = None,
+    **options: Any,  # noqa: ANN401 - fields of DataSettings
+) -> Iterator[Run]:
+    """A run with its references built, in a folder that is removed afterwards.
+
+    `outliers` grows some channels so many times, see `grow_outliers`; `options` go into the data settings.
+    """
+    plugins = installed()
+    chosen = metrics if isinstance(metrics, Mapping) else {name: plugins.metrics[name]() for name in metrics}
+    settings = Settings(
+        metric=dict(chosen),
+        compressor={compressor.name: compressor for compressor in compressors},
+        schedule=schedule or Nothing(),
+        model=ModelSettings(path=find_model(model), dtype=dtype),
+        data=replace(data or DataSettings(), seed=seed, **options),
+        seed=seed,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(settings, plugins, Path(folder), NullTracker(), Record("running", {}, {}))
+        run.load()
+        if outliers is not None:
+            grow_outliers(run.model, outliers)
+        run.build_references()
+        yield run
+
+
+@torch.no_grad()
+def grow_outliers(model: Model, factor: float, channels: int = 6) -> None:
+    """Scale some channels behind every norm of a Llama, and undo it in the matrices that read them.
+
+    The function stays the same, and the weights get the outliers that large models have by themselves.
+    """
+    draw = torch.Generator().manual_seed(0)
+    for layer in model.network.model.layers:
+        readers = {
+            layer.input_layernorm: (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+            layer.post_attention_layernorm: (layer.mlp.gate_proj, layer.mlp.up_proj),
+        }
+        for norm, matrices in readers.items():
+            chosen = torch.randperm(len(norm.weight), generator=draw)[:channels]
+            norm.weight[chosen] /= factor
+            for matrix in matrices:
+                matrix.weight[:, chosen] *= factor
