@@ -207,16 +207,20 @@ class EstimateRequest:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What options would do to one component.
+    """What options would do to one component, on each sequence and by each option.
 
-    `changes` `[sequence, option]` of the objective's first statistic; `rows` `[row, option]`, if asked for, the change
-    by each output row alone, a mean over sequences. `reached` is False where no token of the prefixes came to the
-    component, so that nothing is known of it.
+    `changes` `[sequence, option]` of the objective's first statistic, `line` being their first-order part. `apart` is
+    `changes` with the output rows taken apart, the sum of their squares in place of the square of their sum: far
+    steadier, and blind to what rows do together; `compressor.estimates` makes one of the two. `rows` `[row, option]`,
+    if asked for, is the change by each row alone, a mean over sequences. What was measured has `changes` only.
+    `reached` is False where no token of the prefixes came to the component, so that nothing is known of it.
     """
 
     changes: NDArray[np.float64]
     rows: NDArray[np.float64] | None = None
     reached: bool = True
+    apart: NDArray[np.float64] | None = None
+    line: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)

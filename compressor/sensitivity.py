@@ -11,6 +11,7 @@ the mean over sequences is its expectation too. At the base the first term is no
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,14 +53,14 @@ class Sensitivity:
         with self.model.swapped(current) as originals:
             changes = Changes(self.model, self.treatments, request.options, originals)
             for start, rows in self._sequences(request, walk.at_once):
-                line = Projections(changes, len(rows), request.by_row)
+                line = Projections(changes, len(rows))
                 if self.walks(request) == 2:
                     self._project(walk, self.objective.value, start, rows, line)
-                square = Projections(changes, len(rows), request.by_row)
+                square = Projections(changes, len(rows))
                 self._project(walk, self._probe(start), start, rows, square)
                 for name, total in totals.items():
                     total.add(line.values[name], square.values[name], name in square.reached)
-        return {name: total.finish(name) for name, total in totals.items()}
+        return {name: total.finish(name, request.by_row) for name, total in totals.items()}
 
     def walks(self, request: EstimateRequest) -> int:
         """How often each sequence is walked for the request: for the probe and, away from the base, for the value."""
@@ -123,55 +124,53 @@ class Changes:
 
 
 class Projections:
-    """⟨gradient, Δ⟩ for every component: `[sequence, option]`, or by row `[sequence, row, option]`.
+    """⟨gradient, Δ⟩ by row for every component, `[sequence, row, option]`.
 
     `reached` names the components that a gradient came to.
     """
 
-    def __init__(self, changes: Changes, sequences: int, by_row: bool) -> None:
-        self._changes, self._by_row = changes, by_row
+    def __init__(self, changes: Changes, sequences: int) -> None:
+        self._changes = changes
         self.reached: set[str] = set()
         self.values = {
-            name: torch.zeros(sequences, *([component.shape[0]] if by_row else []), len(changes.options[name]))
+            name: torch.zeros(sequences, component.shape[0], len(changes.options[name]))
             for name, component in changes.components.items()
         }
 
     def add(self, name: str, part: slice, gradients: Tensor) -> None:
         """Add the gradients `[sequence, out, in]`, of any precision, of the sequences `part`."""
-        changes, gradients = self._changes.of(name), gradients.float()
-        if self._by_row:
-            found = torch.bmm(gradients.transpose(0, 1), changes.permute(1, 2, 0)).transpose(0, 1)
-        else:
-            found = gradients.flatten(1) @ changes.flatten(1).T
-        self.values[name][part] += found.cpu()
+        found = torch.bmm(gradients.float().transpose(0, 1), self._changes.of(name).permute(1, 2, 0))
+        self.values[name][part] += found.transpose(0, 1).cpu()
         if name not in self.reached and gradients.any():
             self.reached.add(name)
 
 
 @dataclass
 class Total:
-    """What was found of one component, gathered over walks."""
+    """What was found of one component, gathered over walks; lists hold an entry a walk, `[sequence, option]`."""
 
-    changes: list[Tensor] = field(default_factory=list)
-    by_row: list[Tensor] = field(default_factory=list)
+    line: list[Tensor] = field(default_factory=list)
+    square: list[Tensor] = field(default_factory=list)
+    apart: list[Tensor] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
     reached: bool = False
 
     def add(self, line: Tensor, square: Tensor, reached: bool) -> None:
-        """Add some sequences: a projection as it is, and the square of another."""
+        """Add some sequences: projections `[sequence, row, option]`, one that counts as it is and one to be squared."""
         line, square = line.double(), square.double()
+        self.line.append(line.sum(1))
+        self.square.append(square.sum(1).square())
+        self.apart.append(square.square().sum(1))
+        self.rows.append((line + square.square()).sum(0))
         self.reached = self.reached or reached
-        if square.ndim == 3:
-            self.by_row.append((line + square.square()).sum(0))
-            line, square = line.sum(1), square.sum(1)
-        self.changes.append(line + square.square())
 
-    def finish(self, name: str) -> Estimate:
+    def finish(self, name: str, by_row: bool) -> Estimate:
         """The estimate; raises ModelError where it is not finite."""
-        changes = torch.cat(self.changes)
-        if not changes.isfinite().all():
+        line, square, apart = (torch.cat(parts).numpy() for parts in (self.line, self.square, self.apart))
+        if not np.isfinite(line + square + apart).all():
             raise ModelError(
                 f"the gradient of `{name}` holds NaN or infinity; use model.dtype=float32, or exclude it by "
                 "components.exclude"
             )
-        rows = (torch.stack(self.by_row).sum(0) / len(changes)).numpy() if self.by_row else None
-        return Estimate(changes.numpy(), rows, self.reached)
+        rows = (torch.stack(self.rows).sum(0) / len(line)).numpy() if by_row else None
+        return Estimate(line + square, rows, self.reached, line + apart, line)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compressor.contracts import Metric, Reads
 from compressor.data import Windows
-from compressor.errors import ModelError, PluginError
+from compressor.errors import CompressorError, ModelError, PluginError
 from compressor.models import Model
 from compressor.readout import Readout
 from compressor.reference import Reference
@@ -90,7 +90,7 @@ def read_statistics(metric: Metric, candidate: Readout, base: Readout) -> Tensor
             candidate.restricted(metric.reads, metric.name), base.restricted(metric.reads, metric.name)
         )
         found = tuple(statistics.shape)
-    except PluginError:
+    except CompressorError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())

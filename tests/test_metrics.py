@@ -10,11 +10,18 @@ from hypothesis import strategies as st
 
 from compressor.contracts import Metric, Reads
 from compressor.errors import ConfigError, PluginError
+from compressor.margin_law import expected_fdt
+from compressor.models import load_model
 from compressor.readout import Readout
-from compressor.sweep import read_statistics
+from compressor.reference import build_reference
+from compressor.settings import ModelSettings
+from compressor.statistics import compare_paired, summarize
+from compressor.sweep import Sweep, read_statistics
 from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
+from compressor_plugins.metrics.expected_fdtm import ExpectedFdtm
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
+from compressor_plugins.metrics.margin_noise import MarginNoise, read_margins
 from compressor_plugins.metrics.perplexity import Perplexity
 from compressor_plugins.metrics.sdtm import Sdtm
 
@@ -142,3 +149,145 @@ def test_light_readings_never_make_a_softmax(reads: Reads) -> None:
 def test_window_options_are_checked(options: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Perplexity(**options).text()
+
+
+# Margins ----------------------------------------------------------------------------------------------------------
+
+
+def test_margin_noise_by_hand() -> None:
+    """One sequence, two positions: the first margin falls from 1 to ½, the second rises from 3 to 4."""
+    tokens = torch.tensor([[0, 2]])
+    base = Readout(torch.tensor([[[5.0, 2.0, 4.0], [0.0, 1.0, 4.0]]]), tokens)
+    candidate = Readout(torch.tensor([[[5.0, 9.0, 4.5], [8.0, 2.0, 6.0]]]), tokens)
+    ids, margins = base.runners_up(1)
+    assert ids.tolist() == [[[2], [1]]] and margins.tolist() == [[[1.0], [3.0]]]
+    assert read_margins(candidate, ids).tolist() == [[[0.5], [4.0]]]
+    # Weights ∝ 1 / (m + 1) are ⅔ and ⅓; alike for any large closeness.
+    assert score(MarginNoise(closeness=1.0), candidate, base)[0, 0] == pytest.approx(0.25 * 2 / 3 + 1 / 3)
+    assert score(ExpectedFdtm(closeness=1.0), candidate, base)[0, 0] == pytest.approx(0.25 * 2 / 3 + 1 / 3)
+    for alike in (1e9, math.inf):
+        assert score(MarginNoise(closeness=alike), candidate, base)[0, 0] == pytest.approx((0.25 + 1.0) / 2)
+    assert MarginNoise().aggregate(np.array([[0.5], [1.5], [4.0]])) == pytest.approx(math.sqrt(2))
+
+
+def test_margins_leave_the_token_out_by_its_id() -> None:
+    """Where others tie with the token, they are its runners-up, with a margin of nothing."""
+    logits = torch.tensor([[[1.0, 7.0, 7.0, 7.0, -2.0], [3.0, 3.0, 3.0, 3.0, 3.0]]])
+    base = Readout(logits, torch.tensor([[2, 4]]))
+    ids, margins = base.runners_up(4)
+    assert [sorted(row) for row in ids[0].tolist()] == [[0, 1, 3, 4], [0, 1, 2, 3]]
+    assert margins.tolist() == [[[0.0, 0.0, 6.0, 9.0], [0.0, 0.0, 0.0, 0.0]]]
+    assert ids[0, 0, 2:].tolist() == [0, 4]
+    assert score(MarginNoise(), base, base).tolist() == [[0.0]]
+    assert ExpectedFdtm().aggregate(score(ExpectedFdtm(), base, base)) == 2.0
+
+
+@pytest.mark.parametrize("closeness", [0.25, 3.0])
+def test_both_models_are_read_at_the_bases_runners_up(closeness: float) -> None:
+    """The candidate's own runner-up may be another: the statistic of float64 loops over the base's ids."""
+    candidate, base = make_pair(11, noise=3.0)
+    expected, others = [], 0
+    for z, moved, tokens in zip(base.logits.tolist(), candidate.logits.tolist(), base.tokens.tolist(), strict=True):
+        squares, weights = [], []
+        for row, said, token in zip(z, moved, tokens, strict=True):
+            runner = max((i for i in range(len(row)) if i != token), key=row.__getitem__)
+            others += runner != max((i for i in range(len(said)) if i != token), key=said.__getitem__)
+            margin = row[token] - row[runner]
+            weights.append(1 / (margin + closeness))
+            squares.append(weights[-1] * (said[token] - said[runner] - margin) ** 2)
+        expected.append(sum(squares) / sum(weights))
+    assert others
+    assert score(MarginNoise(closeness=closeness), candidate, base)[:, 0] == pytest.approx(expected, rel=1e-5)
+    assert score(ExpectedFdtm(closeness=closeness), candidate, base)[:, 0] == pytest.approx(expected, rel=1e-5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 10**6), scale=st.floats(0, 10))
+def test_what_no_softmax_sees_is_no_margin_noise(seed: int, scale: float) -> None:
+    """A constant added to all logits of a position."""
+    _, base = make_pair(seed)
+    shift = make_logits(seed + 2, *base.tokens.shape, 1, scale=scale)
+    candidate = Readout(base.logits + shift, base.tokens)
+    assert score(MarginNoise(), candidate, base) == pytest.approx(0, abs=1e-9)
+    assert ExpectedFdtm().aggregate(score(ExpectedFdtm(), candidate, base)) == pytest.approx(12, rel=1e-4)
+
+
+@pytest.mark.parametrize("metric", [MarginNoise(), ExpectedFdtm(), ExpectedFdtm(runners=1)])
+def test_the_base_itself_makes_no_noise(metric: Metric) -> None:
+    candidate, base = make_pair(7, noise=0.0)
+    best = 0.0 if isinstance(metric, MarginNoise) else candidate.tokens.shape[1]
+    found = summarize(metric, score(metric, candidate, base))
+    assert (found.mean, found.low, found.high, found.median) == (best,) * 4
+
+
+@pytest.mark.parametrize("runners", [1, 2, 8, 100])
+def test_expected_fdtm_is_the_law_at_the_noise_of_all_prefixes(runners: int) -> None:
+    """From margins sorted by numpy in float64, without a table."""
+    candidate, base = make_pair(13, noise=0.7, shape=(20, 12, 17))
+    logits = base.logits.double().numpy()
+    margins = np.sort(logits.max(-1, keepdims=True) - logits, axis=-1)[..., 1 : runners + 1]
+    noise = float(MarginNoise().aggregate(score(MarginNoise(), candidate, base)))
+    expected = expected_fdt(torch.from_numpy(margins), noise).mean().item()
+    metric = ExpectedFdtm(runners=runners)
+    statistics = score(metric, candidate, base)
+    assert metric.aggregate(statistics) == pytest.approx(expected, rel=2e-3)
+    single = [float(metric.aggregate(row[None])) for row in statistics]
+    law = [
+        expected_fdt(torch.from_numpy(m), math.sqrt(row[0])).item() for m, row in zip(margins, statistics, strict=True)
+    ]
+    assert single == pytest.approx(law, rel=2e-3)
+
+
+@pytest.mark.parametrize("metric", [MarginNoise(), ExpectedFdtm()])
+def test_intervals_hold_the_value(metric: Metric) -> None:
+    statistics = score(metric, *make_pair(1, noise=0.5, shape=(40, 12, 17)))
+    found = summarize(metric, statistics)
+    assert np.isfinite(list(found.to_json().values())).all()
+    assert found.low < found.mean < found.high and found.min <= found.median <= found.max
+    worse = score(metric, *make_pair(1, noise=2.0, shape=(40, 12, 17)))
+    difference, low, high = compare_paired(metric, worse, statistics)
+    assert low < difference < high and metric.better.sign * difference < 0 < low * high
+
+
+def test_a_vocabulary_with_fewer_tokens_than_runners_up() -> None:
+    candidate, base = make_pair(3, noise=0.5, shape=(4, 9, 3))
+    assert base.runners_up(8)[0].shape == (4, 9, 2)
+    wide, narrow = (score(ExpectedFdtm(runners=runners), candidate, base) for runners in (8, 2))
+    assert np.array_equal(wide, narrow)
+    assert 0 < ExpectedFdtm().aggregate(wide) < 9
+
+
+@pytest.mark.parametrize("runners", [0, -3])
+def test_runners_are_checked(runners: int) -> None:
+    candidate, base = make_pair(3)
+    message = f"`metric.expected_fdtm.runners` must be at least 1, got {runners}; 8 is a good one"
+    with pytest.raises(ConfigError) as raised:
+        ExpectedFdtm(runners=runners).statistics(candidate, base)
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("metric", [MarginNoise(closeness=0.0), ExpectedFdtm(closeness=-1.0)])
+def test_closeness_is_checked(metric: Metric) -> None:
+    with pytest.raises(ConfigError, match=r"`closeness` of a metric must be above 0, got (0|-1); "):
+        metric.statistics(*make_pair(3))
+
+
+def test_margins_cost_no_forward_pass_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One forward pass a batch for all metrics; the base's margins and their tables are found once for all trials."""
+    model = load_model(ModelSettings())
+    prefixes = torch.randint(3, model.vocabulary, (6, 8), generator=torch.Generator().manual_seed(0))
+    reference = build_reference(model, prefixes, 8, batch=4)
+    reference.remember_distribution(model)
+    metrics: dict[str, Metric] = {"fdtm": Fdtm(), "margin_noise": MarginNoise(), "expected_fdtm": ExpectedFdtm()}
+    sweep = Sweep(model, reference, metrics)
+    calls: list[str] = []
+    whole, head = model.logits, model.project
+    monkeypatch.setattr(model, "logits", lambda *given: calls.append("forward") or whole(*given))
+    monkeypatch.setattr(model, "project", lambda *given: calls.append("head") or head(*given))
+    first = sweep.score_current()
+    assert calls.count("forward") == 2
+    assert calls.count("head") == 2
+    assert (first["fdtm"] == 8).all() and (first["margin_noise"] == 0).all()
+    calls.clear()
+    sweep.score_current()
+    assert calls == ["forward", "forward"]

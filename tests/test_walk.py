@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from compressor.models import Model, load_model
-from compressor.settings import ComponentSettings, ModelSettings
+from compressor.models.layouts import weight_gradient
+from compressor.settings import ComponentSettings, DType, ModelSettings
 from compressor.walk import Walk
 
 from .families import FAMILIES, ODDITIES, VOCABULARY, save_checkpoint
@@ -89,6 +90,27 @@ def test_tied_weights_have_the_gradient_of_all_their_uses(family: str, tmp_path:
     found = walk_gradients(model, list(model.components), tokens)
     for name in model.components:
         torch.testing.assert_close(found[name], explicit_gradients(model, name, tokens), rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_of_low_precision_add_up_in_float32() -> None:
+    """A sum of 3001 ones: bfloat16 has no such number."""
+    ones = torch.ones(1, 3001, 1, dtype=torch.bfloat16)
+    found = weight_gradient(torch.nn.Linear(1, 1), ones, ones)
+    assert found.dtype == torch.float32 and found.item() == 3001
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_a_bfloat16_model_has_nearly_the_same_gradients(family: str, tmp_path: Path) -> None:
+    """Same weights, only the arithmetic differs; what a tap hears is added up, and handed on, in float32."""
+    save_checkpoint(family, tmp_path, dtype=torch.bfloat16)
+    exact, low = (load_model(ModelSettings(path=str(tmp_path), dtype=DType(name))) for name in ("float32", "bfloat16"))
+    tokens, names, dtypes = draw_tokens(3), list(low.components), set()
+    Walk(low, names).back(tokens, KEEP, weigh, lambda name, rows, gradients: dtypes.add(gradients.dtype))
+    found, expected = walk_gradients(low, names, tokens), walk_gradients(exact, names, tokens)
+    assert dtypes == {torch.float32}
+    for name in names:
+        error = (found[name] - expected[name]).norm() / expected[name].norm()
+        assert error < 0.15, f"the gradient of {name} is off by {error:.2f}"
 
 
 def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from compressor.contracts import Metric, Reads
+from compressor.contracts import EstimableMetric, Metric, Reads
 from compressor.testing.promises import PluginContract, randomness_untouched
 
 if TYPE_CHECKING:
@@ -19,10 +19,20 @@ if TYPE_CHECKING:
 
 
 class MetricContract(PluginContract):
-    """The promises of a `Metric`, tried on random logits; `sizes` are their sequences, positions and vocabulary."""
+    """The promises of a `Metric`, tried on random logits; `sizes` are their sequences, positions and vocabulary.
+
+    Those of an `EstimableMetric` are tried in steps of `step` logits.
+    """
 
     contract = Metric
     sizes: tuple[int, int, int] = (6, 12, 40)
+    step: float = 0.05
+
+    @pytest.fixture
+    def estimable(self, plugin: Metric) -> EstimableMetric:
+        if not isinstance(plugin, EstimableMetric):
+            pytest.skip("a promise of estimable metrics alone")
+        return plugin
 
     def draw(self, seed: int) -> Tensor:
         """Random logits `[sequence, position, vocabulary]`."""
@@ -136,3 +146,95 @@ class MetricContract(PluginContract):
             assert ahead <= 1e-9, (
                 f"the base has {best}, an unrelated candidate {other}; better is {plugin.better.value}"
             )
+
+    def differentiate(
+        self, plugin: EstimableMetric, scalar: Callable[[Readout, Readout], Tensor], candidate: Tensor, base: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`[sequence]` that `scalar` gives, and their gradients by the candidate's logits, in float64."""
+        import torch
+
+        logits = candidate.double().requires_grad_(True)
+        readouts = (part.restricted(plugin.reads, plugin.name) for part in self.readouts(plugin, logits, base))
+        found = scalar(*readouts)
+        assert found.shape == (len(base),), f"one number per sequence is needed, got shape {tuple(found.shape)}"
+        assert found.requires_grad, "no gradient comes to the candidate's logits; use operations that have one"
+        (gradient,) = torch.autograd.grad(found.sum(), logits, retain_graph=True)
+        assert gradient.isfinite().all(), "a gradient holds NaN or infinity"
+        (first,) = torch.autograd.grad(found[0], logits)
+        assert not first[1:].any(), "the first sequence has a gradient by the logits of others"
+        return found.detach(), gradient
+
+    def measure(self, plugin: EstimableMetric, candidate: Tensor, base: Tensor) -> Tensor:
+        """The first statistic `[sequence]`, in float64."""
+        return self.read(plugin, self.readouts(plugin, candidate, base))[:, 0].double()
+
+    def test_value_is_the_first_statistic(self, estimable: EstimableMetric) -> None:
+        """`value` is the first statistic, 0 for the base, and the larger it is the larger is `aggregate`."""
+        import torch
+
+        candidate, base = self.draw(1), self.draw(2)
+        found, _ = self.differentiate(estimable, estimable.value, candidate, base)
+        torch.testing.assert_close(found.double(), self.measure(estimable, candidate, base), rtol=1e-5, atol=1e-6)
+        at_base, _ = self.differentiate(estimable, estimable.value, base, base)
+        assert (at_base.abs() <= 1e-5).all(), f"the base must have a value of 0, got {at_base}"
+        statistics = self.read(estimable, self.readouts(estimable, candidate, base)).double().numpy()
+        raised = statistics + np.eye(1, statistics.shape[1])
+        assert estimable.aggregate(raised) >= estimable.aggregate(statistics), "aggregate falls where the value rises"
+
+    def test_gradients_are_finite(self, estimable: EstimableMetric) -> None:
+        """`value` and `probe` have finite gradients by the candidate's logits, each sequence by its own alone."""
+        import torch
+
+        base, generator = self.draw(2), torch.Generator().manual_seed(0)
+        for candidate in (base, self.draw(1)):
+            self.differentiate(estimable, estimable.value, candidate, base)
+            probe = self.differentiate(estimable, lambda c, b: estimable.probe(c, b, generator), candidate, base)[1]
+            assert probe.flatten(1).any(1).all(), "a probe has no gradient at all"
+
+    def test_probe_draws_from_its_generator(self, estimable: EstimableMetric) -> None:
+        """A generator with the same seed gives the same probe; nothing else is random."""
+        import torch
+
+        def probe() -> Tensor:
+            generator = torch.Generator().manual_seed(3)
+            return self.differentiate(estimable, lambda c, b: estimable.probe(c, b, generator), self.draw(1), base)[1]
+
+        base = self.draw(2)
+        with randomness_untouched():
+            first = probe()
+        assert torch.equal(probe(), first), "the same generator gave another probe"
+
+    def test_value_has_its_own_slope(self, estimable: EstimableMetric) -> None:
+        """Away from the base the gradient of `value` says how the first statistic changes."""
+        import torch
+
+        base, direction = self.draw(2), self.draw(5) / 3
+        candidate, step = base + self.draw(4) / 3, self.step / 5
+        _, gradient = self.differentiate(estimable, estimable.value, candidate, base)
+        ahead, behind = (self.measure(estimable, candidate + side * step * direction, base) for side in (1, -1))
+        slope = (gradient * direction).sum((-2, -1))
+        torch.testing.assert_close(
+            slope, (ahead - behind) / (2 * step), rtol=0.01, atol=1e-3 * float(slope.abs().max())
+        )
+
+    @pytest.mark.parametrize("away", [0.0, 1.0])
+    def test_probes_have_the_curvature_of_the_value(self, estimable: EstimableMetric, away: float) -> None:
+        """Over many draws, one for each sequence, the squared slope of `probe` is what the slope of `value` leaves of
+        a small change: at the base, and `away` from it."""
+        import torch
+
+        base, direction, copies = self.draw(2), self.draw(5) / 3, 600
+        candidate = base + away * self.draw(4) / 3
+        ahead, here, behind = (
+            self.measure(estimable, candidate + t * direction, base) for t in (self.step, 0, -self.step)
+        )
+        expected = float((ahead + behind - 2 * here).mean()) / (2 * self.step**2)
+        many = [part.repeat(copies, 1, 1) for part in (candidate, base)]
+        generator = torch.Generator().manual_seed(7)
+        _, gradient = self.differentiate(estimable, lambda c, b: estimable.probe(c, b, generator), *many)
+        squares = (gradient.unflatten(0, (copies, -1)) * direction).sum((-2, -1)).square().mean(1)
+        error = float(squares.std()) / copies**0.5
+        assert abs(float(squares.mean()) - expected) <= 4 * error + 0.01 * expected, (
+            f"the squared slope of the probe is {float(squares.mean()):.5g} ± {error:.2g} in the mean; "
+            f"the value's second-order change is {expected:.5g}"
+        )

@@ -147,7 +147,8 @@ def find_plan(run: Run, method: Method, budget: float, remembered: dict[str, tup
         if key in remembered:
             answer, run.search.passes = remembered[key]
         elif isinstance(request, EstimateRequest) and method.heuristic:
-            answer, run.search.passes = charge_options(run, request, method.heuristic), 4.0
+            answer = charge_options(run, request, method.heuristic)
+            run.search.spend(4, request.start, request.stop)
         else:
             answer = run.search.answer(request)
         if key:
