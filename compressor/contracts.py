@@ -193,10 +193,11 @@ class EstimateRequest:
 
     `objective` is one of `Problem.estimable`, or any metric where the changes are to be `measured`: then each option is
     a trial. `start` and `stop` choose search prefixes. Treatments are applied to the weights at the start of the round,
-    as anywhere, and a change is against the model with `at` on it. Answer: component name -> `Estimate`.
+    as anywhere, None leaves those, and a change is against the model with `at` on it. Answer: component name ->
+    `Estimate`.
     """
 
-    options: Mapping[str, Sequence[Treatment]]
+    options: Mapping[str, Sequence[Treatment | None]]
     objective: str
     at: Plan = field(default_factory=dict)
     start: int = 0

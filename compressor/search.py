@@ -79,6 +79,7 @@ class Search:
             seed=self.seed,
             estimable=frozenset(name for name, metric in self.metrics.items() if isinstance(metric, EstimableMetric)),
             prefixes=self.prefixes,
+            stored_bytes=self.model.stored_bytes,
         )
         return Dialogue(schedule, problem)
 

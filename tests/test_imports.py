@@ -30,13 +30,15 @@ REACHES: dict[str, set[str]] = {
     **dict.fromkeys(["calibrate", "sweep"], ENGINE),
     "sensitivity": ENGINE | {"hookspecs", "registry"},
     **dict.fromkeys(["tracking", "report", "checkpoint", "export"], MODEL | OUTPUT),
-    "run": ENGINE | OUTPUT | REGISTRIES | {"plugins"},
+    "workbench": ENGINE | REGISTRIES | {"plugins"},
+    **dict.fromkeys(["run", "forecast"], ENGINE | OUTPUT | REGISTRIES | {"plugins", "workbench"}),
 }
 """Module -> what it may need of the modules in this table, by itself or by way of any other module."""
 
 PUBLIC = {
     "compressor",
-    *(f"compressor.{name}" for name in ("contracts", "errors", "values", "readout", "margin_law", "plans", "plugins")),
+    *(f"compressor.{name}" for name in ("contracts", "errors", "values", "readout", "plans", "plugins")),
+    *(f"compressor.{name}" for name in ("margin_law", "estimates")),
 }
 """What a plugin may build on."""
 

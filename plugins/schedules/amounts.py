@@ -1,107 +1,59 @@
 """Budgets of one compressor that offers ranges: an amount for each matrix, or for each row, shared by slope."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from compressor.contracts import Estimate, Problem
 from compressor.values import Component, Plan, Treatment
 
-from .hulls import Curves, share_slope
+from .choices import LEVELS, OFFSETS, TRUST, Choices, Options, Table
+from .hulls import Array, Curves, share_slope
 
-LEVELS = np.arange(21) / 20
-"""Amounts that are looked at first."""
-OFFSETS = np.array([-1, -1 / 2, -1 / 4, -1 / 8, -1 / 16, 0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1])
-"""Amounts that are looked at around a plan, in units of the trust region."""
-TRUST = 0.1
-"""How far an amount may move in one correction."""
-
-Array = NDArray[np.float64]
-Choices = Mapping[str, Sequence[Treatment]]
-"""Component -> its options, larger amounts last."""
-Values = Mapping[str, Array]
-"""Component -> a value of each option, `[unit, option]`: the units are its rows, or the matrix."""
+HERE = int(np.flatnonzero(OFFSETS == 0)[0])
+"""The place of a plan's own amount among those around it."""
 
 
 @dataclass(frozen=True)
-class Amounts:
-    """The amounts of one compressor; `floor` `[unit]` are those that earlier rounds took from each component."""
+class Amounts(Choices):
+    """The amounts of one compressor, of matrices or, `by_row`, of their rows."""
 
-    problem: Problem
     compressor: str
-    by_row: bool
-    floor: Values
+    by_row: bool = False
 
-    def begin(self) -> Choices:
+    def begin(self) -> Options:
         """Levels of the whole range, from what is taken already."""
-        return {c.name: self._offer(c, np.broadcast_to(LEVELS, (self.units(c), len(LEVELS)))) for c in self.components}
+        return {c.name: self._offer(c, LEVELS[None, :]) for c in self.problem.components}
 
-    def near(self, plan: Plan) -> Choices:
+    def near(self, plan: Plan) -> Options:
         """Amounts around those of a plan."""
         return {
-            c.name: self._offer(c, self.read(c, plan.get(c.name))[:, None] + TRUST * OFFSETS) for c in self.components
+            c.name: self._offer(c, self.read(c, plan.get(c.name))[:, None] + TRUST * OFFSETS)
+            for c in self.problem.components
         }
 
-    @property
-    def components(self) -> Sequence[Component]:
-        return self.problem.components
-
-    def units(self, component: Component) -> int:
-        return component.shape[0] if self.by_row else 1
-
-    def read(self, component: Component, option: Treatment | None) -> Array:
-        """`[unit]`: the amounts of an option; None is what was taken before."""
-        if option is None:
-            return self.floor[component.name]
-        return np.array(option.rows if self.by_row and option.rows else (option.amount,), dtype=np.float64)
-
-    def sizes(self, choices: Mapping[str, Sequence[Treatment | None]]) -> Values:
-        """The weights that each option keeps, parameters · (1 − amount); None keeps what there is."""
-        return {
-            c.name: c.parameters
-            / self.units(c)
-            * (1 - np.stack([self.read(c, option) for option in choices[c.name]], 1))
-            for c in self.components
-        }
-
-    def costs(self, estimates: Mapping[str, Estimate]) -> Values:
-        """What each option changes, as a mean over sequences."""
-        return {
-            name: estimate.changes.mean(axis=0, keepdims=True) if estimate.rows is None else estimate.rows
-            for name, estimate in estimates.items()
-        }
-
-    def solve(self, choices: Choices, sizes: Values, costs: Values, limit: float, plan: Plan, share: float) -> Plan:
-        """The cheapest plan whose sizes fit, or the smallest; amounts stay within `share` of the trust region.
-
-        Components without costs stay as they are.
-        """
-        chosen = [c for c in self.components if c.name in costs]
-        if not chosen:
-            return {}
-        rest = sum(float(np.max(sizes[c.name], axis=-1).sum()) for c in self.components if c.name not in costs)
-        amounts = [np.stack([self.read(c, option) for option in choices[c.name]], axis=1) for c in chosen]
-        tables = (amounts, *([np.atleast_2d(values[c.name]) for c in chosen] for values in (sizes, costs)))
-        curves = Curves(*(np.concatenate(table) for table in tables))
-        if plan:
-            inside = np.abs(OFFSETS) <= share
-            curves = Curves(curves.amounts[:, inside], curves.sizes[:, inside], curves.costs[:, inside])
-        found = share_slope(curves, limit - rest)
-        parts = np.split(found, np.cumsum([self.units(c) for c in chosen])[:-1])
-        return {c.name: self._treat(c, part) for c, part in zip(chosen, parts, strict=True)}
+    def solve(self, table: Table, limit: float, around: Plan | None = None, share: float = 1.0) -> Plan:
+        kept = around or {}
+        stay = 0 if around is None else HERE
+        free = [c for c in self.problem.components if c.name in table.costs]
+        for c in self.problem.components:
+            if c.name not in table.costs:
+                limit -= float(table.sizes[c.name][:, stay].sum())
+        if not free:
+            return kept
+        amounts = [np.stack([self.read(c, option) for option in table.options[c.name]], axis=1) for c in free]
+        columns = (amounts, [table.sizes[c.name] for c in free], [table.costs[c.name] for c in free])
+        used = np.full(amounts[0].shape[1], True) if around is None else np.abs(OFFSETS) <= share
+        found = share_slope(Curves(*(np.concatenate(column)[:, used] for column in columns)), limit)
+        parts = np.split(found, np.cumsum([len(part) for part in amounts])[:-1])
+        return {**kept, **{c.name: self._treat(c, part) for c, part in zip(free, parts, strict=True)}}
 
     def _offer(self, component: Component, amounts: Array) -> list[Treatment]:
-        """Options at `amounts` `[unit, option]`, brought into what can be had."""
-        return [self._treat(component, column) for column in amounts.T]
+        """Options at `amounts` `[unit, option]`."""
+        units = len(self.floor[component.name])
+        return [self._treat(component, column) for column in np.broadcast_to(amounts, (units, amounts.shape[1])).T]
 
     def _treat(self, component: Component, amounts: Array) -> Treatment:
-        """`amounts` `[unit]` as a treatment: whole weights, so that what is asked for is what goes, never less."""
-        weights = component.parameters // self.units(component)
-        offer = self.problem.offers[self.compressor][component.name]
-        whole = np.ceil(amounts * weights - 1e-6) / weights
-        low = np.maximum(self.floor[component.name], offer.low)
-        fitting = np.clip(whole, low, np.maximum(low, offer.high)).tolist()
+        """The treatment that takes `amounts` `[unit]`, or what comes next to them."""
+        fitting = self._fit(component, self.problem.offers[self.compressor][component.name], amounts).tolist()
         mean = sum(fitting) / len(fitting)
         return Treatment(self.compressor, mean, rows=tuple(fitting) if self.by_row else None)

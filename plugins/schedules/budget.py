@@ -8,9 +8,10 @@ import numpy as np
 
 from compressor.contracts import KeepRequest, Problem, Schedule, Search
 from compressor.errors import ConfigError, suggest
-from compressor.values import Treatment
 
-from .amounts import Amounts, Array
+from .amounts import Amounts
+from .choices import Choices, Values
+from .inquiry import Inquiry
 from .limits import read_limits
 from .menus import Menus
 from .planning import Planning
@@ -65,43 +66,28 @@ class Budget(Schedule):
 
     def search(self, problem: Problem) -> Search:
         self._check(problem)
-        limits = read_limits(problem, self.targets, self.bits, self.bytes)
-        by_row = self.granularity is Granularity.row
+        by_row, measured = self.granularity is Granularity.row, self.estimate is EstimateBy.measured
         floor = {c.name: np.zeros(c.shape[0] if by_row else 1) for c in problem.components}
-        for limit in limits:
-            planning = Planning(
-                problem,
-                self._make_space(problem, floor),
-                limit,
-                self.objective,
-                self.estimate is EstimateBy.measured,
-                by_row,
-            )
+        for limit in read_limits(problem, self.targets, self.bits, self.bytes):
+            choices = make_choices(problem, floor, by_row)
+            planning = Planning(Inquiry(choices, self.objective, limit.in_bits, measured, by_row), limit)
             plan = yield from planning.run(self.corrections)
-            amounts = yield KeepRequest(plan, limit.target, tuple(planning.notes))
-            floor = {name: raise_floor(old, plan.get(name), amounts[name]) for name, old in floor.items()}
-
-    def _make_space(self, problem: Problem, floor: dict[str, Array]) -> Amounts | Menus:
-        """What can be chosen: amounts of the one compressor that offers ranges, or the options of all."""
-        if len(problem.offers) == 1:
-            (compressor,) = problem.offers
-            if all(offer.is_range for offer in problem.offers[compressor].values()):
-                return Amounts(problem, compressor, self.granularity is Granularity.row, floor)
-        return Menus(problem, {name: float(amount.mean()) for name, amount in floor.items()})
+            yield KeepRequest(plan, limit.target, tuple(planning.notes))
+            floor = {c.name: choices.read(c, plan.get(c.name)) for c in problem.components}
 
     def _check(self, problem: Problem) -> None:
         """Raise ConfigError for options that do not fit the problem."""
         if not problem.components:
-            raise ConfigError(
-                "no component is selected, at least one is needed; loosen `components.include` or `.exclude`"
-            )
+            text = "no component is selected, at least one is needed; loosen `components.include` or `.exclude`"
+            raise ConfigError(text)
         if not problem.offers:
             raise ConfigError(f"schedule `{self.name}` needs a compressor, none is configured; set `compressor`")
         if self.corrections < 0:
             raise ConfigError(f"`schedule.corrections` must not be negative, got {self.corrections}; 0 makes none")
         if self.objective not in problem.better:
-            near = suggest(self.objective, problem.better)
-            raise ConfigError(f"unknown metric `{self.objective}` in `schedule.objective`; {near}")
+            raise ConfigError(
+                f"unknown metric `{self.objective}` in `schedule.objective`; {suggest(self.objective, problem.better)}"
+            )
         if self.estimate is EstimateBy.one_pass and self.objective not in problem.estimable:
             known = ", ".join(sorted(problem.estimable)) or "none of those configured"
             raise ConfigError(
@@ -112,22 +98,23 @@ class Budget(Schedule):
             self._check_rows(problem)
 
     def _check_rows(self, problem: Problem) -> None:
-        """Raise ConfigError where rows cannot have amounts of their own."""
-        takes = [name for name, offers in problem.offers.items() if all(offer.by_row for offer in offers.values())]
-        if takes != list(problem.offers) or len(takes) != 1:
+        every = (offer for offers in problem.offers.values() for offer in offers.values())
+        if len(problem.offers) != 1 or not all(offer.by_row and offer.is_range for offer in every):
             raise ConfigError(
                 f"`schedule.granularity=row` needs one compressor that takes amounts per row, got "
                 f"{', '.join(problem.offers)}; use compressor=magnitude, or granularity=matrix"
             )
-        if self.estimate is EstimateBy.measured or self.bits or self.bytes:
+        if self.estimate is EstimateBy.measured or self.bits is not None or self.bytes is not None:
             raise ConfigError(
                 "`schedule.granularity=row` takes estimates of one pass and `schedule.targets`, got "
                 f"estimate={self.estimate.name}, bits={self.bits}, bytes={self.bytes}; drop these"
             )
 
 
-def raise_floor(floor: Array, kept: Treatment | None, amount: float) -> Array:
-    """What is taken from a component after a round, `[unit]`."""
-    if kept is None:
-        return floor
-    return np.array(kept.rows) if kept.rows else np.full_like(floor, amount)
+def make_choices(problem: Problem, floor: Values, by_row: bool) -> Choices:
+    """What can be chosen: amounts of the one compressor that offers ranges, or the options of all."""
+    if len(problem.offers) == 1:
+        (compressor,) = problem.offers
+        if all(offer.is_range for offer in problem.offers[compressor].values()):
+            return Amounts(problem, floor, compressor, by_row)
+    return Menus(problem, floor)

@@ -1,27 +1,14 @@
-"""The best choice of one option for each component under a budget: a multiple-choice knapsack, solved by HiGHS."""
+"""The best choice of one option for each component under a budget: a multiple-choice knapsack."""
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
-SECONDS = 60.0
-"""The solver may think so long; what it has by then is used."""
+from .hulls import Array, Curves, take_steps
+from .mixed_integer import Menu, solve_exactly
 
-
-@dataclass(frozen=True)
-class Menu:
-    """Options of one component: what each costs and stores, `[option]`.
-
-    Options of one `line` (a name other than "") lie on a curve, along which any point between two may be taken.
-    """
-
-    sizes: Array
-    costs: Array
-    lines: tuple[str, ...]
+ATTEMPTS = 6
+"""How often the solver may be told a tighter limit, until what it finds keeps the true one."""
 
 
 def choose(menus: Sequence[Menu], limit: float) -> list[Array]:
@@ -30,61 +17,47 @@ def choose(menus: Sequence[Menu], limit: float) -> list[Array]:
     minimise Σ cost · x  subject to  Σ size · x ≤ limit, each menu's x adding up to 1; x is 0 or 1 but along a line,
     where it is on one line or not at all. Costs are taken to be convex along a line, as their hull is.
 
-    Source: Sinha and Zoltners, The multiple-choice knapsack problem, Operations Research 1979; Huangfu and Hall,
-    Parallelizing the dual revised simplex method, 2018 (HiGHS).
+    Source: Sinha and Zoltners, The multiple-choice knapsack problem, Operations Research 1979.
     """
-    excess = 0.0
-    while sum(float(menu.sizes.min()) for menu in menus) <= limit:
-        shares = _solve(menus, limit - 2 * excess)
+    greedy, cost, bound = choose_greedily(menus, limit)
+    tightened = limit
+    for _ in range(ATTEMPTS if cost > bound else 0):
+        shares = solve_exactly(menus, tightened, cost, bound)
         if shares is None:
             break
-        # The solver keeps the limit up to a tolerance of its own; a budget has none.
-        over = sum(float(menu.sizes @ share) for menu, share in zip(menus, shares, strict=True)) - limit
+        # The solver keeps a limit up to a tolerance of its own; a budget has none.
+        over = _add_up(menus, shares, "sizes") - limit
         if over <= 0:
-            return shares
-        excess = max(2 * excess, over)
-    return [np.eye(len(menu.sizes))[np.argmin(menu.sizes)] for menu in menus]
+            return min(shares, greedy, key=lambda found: _add_up(menus, found, "costs"))
+        tightened -= 2 * over + 1e-12 * abs(limit)
+    return greedy
 
 
-def _solve(menus: Sequence[Menu], limit: float) -> list[Array] | None:
-    """One run of the solver; None where it finds nothing."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import coo_array
+def choose_greedily(menus: Sequence[Menu], limit: float) -> tuple[list[Array], float, float]:
+    """Shares by one common slope, the last step taken whole; their cost; and a bound that no choice that fits is below.
 
-    sizes, costs = (np.concatenate([getattr(menu, name) for menu in menus]) for name in ("sizes", "costs"))
-    size_unit, cost_unit = float(sizes.max()) or 1.0, float(np.abs(costs).max()) or 1.0
-    starts = np.cumsum([0, *(len(menu.sizes) for menu in menus)])
-    lines = [
-        [int(starts[index]) + place for place, other in enumerate(menu.lines) if other == line]
-        for index, menu in enumerate(menus)
-        for line in dict.fromkeys(menu.lines)
-        if line
-    ]
-    count, total = int(starts[-1]), int(starts[-1]) + len(lines)
-    on_line = np.zeros(count, dtype=bool)
-    on_line[[option for line in lines for option in line]] = True
-    # Rows: the budget; one option from each menu; a line's options add up to its own 0 or 1.
-    entries = [(0, option, size / size_unit) for option, size in enumerate(sizes)]
-    entries += [(1 + index, option, 1.0) for index in range(len(menus)) for option in range(*starts[index : index + 2])]
-    for index, line in enumerate(lines):
-        row = 1 + len(menus) + index
-        entries += [*((row, option, 1.0) for option in line), (row, count + index, -1.0)]
-    rows, columns, values = zip(*entries, strict=True)
-    height = 1 + len(menus) + len(lines)
-    exact = [*np.ones(len(menus)), *np.zeros(len(lines))]
-    constraint = LinearConstraint(
-        coo_array((values, (rows, columns)), shape=(height, total)).tocsr(),
-        [-np.inf, *exact],
-        [limit / size_unit, *exact],
+    Costs are those above each menu's cheapest option. Where nothing fits: the smallest options, cost and bound alike.
+    """
+    width = max(len(menu.sizes) for menu in menus)
+    # By falling size, of equal sizes the cheapest last, which is repeated up to the width of the widest menu.
+    orders = [np.lexsort((-menu.costs, -menu.sizes)) for menu in menus]
+    options = np.stack([np.pad(order, (0, width - len(order)), mode="edge") for order in orders])
+    sizes, costs = (
+        np.stack([getattr(menu, name)[order] for menu, order in zip(menus, options, strict=True)])
+        for name in ("sizes", "costs")
     )
-    result = milp(
-        np.concatenate([costs / cost_unit, np.zeros(len(lines))]),
-        integrality=np.concatenate([~on_line, np.ones(len(lines))]),
-        bounds=Bounds(0, 1),
-        constraints=constraint,
-        options={"mip_rel_gap": 0.0, "time_limit": SECONDS},
-    )
-    if result.x is None:
-        return None
-    shares = np.where(on_line, result.x[:count], np.round(result.x[:count]))
-    return [shares[start:stop] for start, stop in itertools.pairwise(starts)]
+    costs = costs - costs.min(axis=1, keepdims=True)
+    every = np.arange(len(menus))
+    places, partial = take_steps(Curves(options.astype(np.float64), sizes, costs), limit)
+    cost = bound = float(costs[every, places].sum())
+    if partial is not None:
+        step = float(costs[partial.unit, partial.right] - costs[partial.unit, partial.left])
+        cost, bound = cost + step, bound + partial.share * step
+        places[partial.unit] = partial.right
+    chosen = options[every, places]
+    return [np.eye(len(menu.sizes))[option] for menu, option in zip(menus, chosen, strict=True)], cost, bound
+
+
+def _add_up(menus: Sequence[Menu], shares: Sequence[Array], values: str) -> float:
+    """The sum of `sizes` or `costs` over menus."""
+    return sum(float(getattr(menu, values) @ share) for menu, share in zip(menus, shares, strict=True))

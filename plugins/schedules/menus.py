@@ -1,130 +1,106 @@
 """Budgets of several compressors, or of fixed levels: one option for each matrix, chosen by the knapsack."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from compressor.contracts import Estimate, Problem
 from compressor.values import Component, Plan, Treatment
 
-from .amounts import LEVELS, OFFSETS, TRUST
-from .knapsack import Menu, choose
+from .choices import LEVELS, OFFSETS, TRUST, Choices, Option, Options, Table
+from .hulls import Array
+from .knapsack import choose
+from .mixed_integer import Menu
 
-Array = NDArray[np.float64]
-Option = Treatment | None
-Choices = Mapping[str, Sequence[Option]]
-"""Component -> its options, larger amounts last; None leaves it as it was at the start of the round."""
-Values = Mapping[str, Array]
-"""Component -> a value of each option."""
+SAME = 1e-9
+"""Amounts so close are one."""
 
 
 @dataclass(frozen=True)
-class Menus:
-    """The options of all compressors; `floor` is the amount that earlier rounds took from each component."""
+class Menus(Choices):
+    """The options of all compressors, by increasing amount, None among them."""
 
-    problem: Problem
-    floor: Mapping[str, float]
-
-    def begin(self) -> Choices:
+    def begin(self) -> Options:
         """Every fixed option, and levels of every range."""
-        return {c.name: self._list(c, LEVELS.tolist()) for c in self.problem.components}
+        return {c.name: self._sort(c, self._list(c)) for c in self.problem.components}
 
-    def near(self, plan: Plan) -> Choices:
+    def near(self, plan: Plan) -> Options:
         """The next fixed option on each side of a plan's, and the amounts of ranges in between and around it."""
-        return {c.name: self._list_near(c, plan.get(c.name)) for c in self.problem.components}
+        return {c.name: self._sort(c, self._list_near(c, plan.get(c.name))) for c in self.problem.components}
 
-    def sizes(self, choices: Choices) -> Values:
-        """What each option leaves: parameters · (1 − amount)."""
-        parameters = {c.name: c.parameters for c in self.problem.components}
-        return {
-            name: parameters[name] * (1 - np.array([self._amount(name, option) for option in options]))
-            for name, options in choices.items()
-        }
+    def solve(self, table: Table, limit: float, around: Plan | None = None, share: float = 1.0) -> Plan:
+        """As promised; of the changes to `around` only those that matter most are made, a `share` of them."""
+        kept = around or {}
+        plan, costs = self._choose(table, limit, kept, table.costs.keys())
+        if around is None or share == 1:
+            return plan
+        moved = [name for name in costs if plan.get(name) != kept.get(name)]
+        moved.sort(key=lambda name: -abs(costs[name]))
+        return self._choose(table, limit, kept, moved[: math.ceil(share * len(moved))])[0]
 
-    def costs(self, estimates: Mapping[str, Estimate]) -> Values:
-        """What each option changes, as a mean over sequences."""
-        return {name: estimate.changes.mean(axis=0) for name, estimate in estimates.items()}
+    def _choose(self, table: Table, limit: float, kept: Plan, free: Collection[str]) -> tuple[Plan, dict[str, float]]:
+        """The best plan in which only components that are `free` leave `kept`; and what it costs, by component."""
+        menus, options, plan, costs = [], [], {}, {}
+        for c in self.problem.components:
+            listed = table.options[c.name]
+            places = range(len(listed)) if c.name in free else [listed.index(kept.get(c.name))]
+            options.append([listed[place] for place in places])
+            cost = table.costs[c.name][0, places] if c.name in table.costs else np.zeros(1)
+            menus.append(Menu(table.sizes[c.name][0, places], cost, tuple(self._line(c, o) for o in options[-1])))
+        shares = choose(menus, limit)
+        for c, listed, menu, share in zip(self.problem.components, options, menus, shares, strict=True):
+            costs[c.name] = float(menu.costs @ share)
+            if (option := self._mix(c, listed, share)) is not None:
+                plan[c.name] = option
+        return plan, costs
 
-    def solve(self, choices: Choices, sizes: Values, costs: Values, limit: float, plan: Plan, share: float) -> Plan:
-        """The cheapest plan whose sizes fit, or the smallest.
+    def _mix(self, component: Component, options: Sequence[Option], shares: Array) -> Option:
+        """The option that is taken, or the amount between those of a line that are taken together."""
+        first = options[int(shares.argmax())]
+        if first is None or not self._line(component, first):
+            return first
+        amount = sum(option.amount * share for option, share in zip(options, shares.tolist(), strict=True) if option)
+        found = self._reach(component, first.compressor, [amount])[0]
+        return None if found.amount <= self._amount(component, None) + SAME else found
 
-        With a `share` below 1 only that share of the changes to `plan` is made, the dearest and the most useful ones.
-        Components without costs stay as they are.
-        """
-        found = self._choose(choices, sizes, costs, limit, plan, frozenset(costs))
-        if not plan or share == 1:
-            return found
-        weights = {name: self._weigh(choices[name], costs[name], found.get(name)) for name in costs}
-        moved = sorted((name for name in costs if found.get(name) != plan.get(name)), key=lambda name: -weights[name])
-        return self._choose(choices, sizes, costs, limit, plan, moved[: math.ceil(share * len(moved))])
+    def _amount(self, component: Component, option: Option) -> float:
+        return float(self.read(component, option)[0])
 
-    def _choose(
-        self, choices: Choices, sizes: Values, costs: Values, limit: float, plan: Plan, free: Collection[str]
-    ) -> Plan:
-        """The knapsack over the components that are `free` to leave the plan."""
-        menus, kept = {}, {}
-        for name, options in choices.items():
-            now = plan.get(name)
-            kept[name] = list(options) if name in free else [now]
-            places = [options.index(option) for option in kept[name]]
-            cost = costs[name][places] if name in costs else np.zeros(1)
-            lines = tuple(self._line(name, option) for option in kept[name])
-            menus[name] = Menu(sizes[name][places], cost, lines)
-        shares = choose(list(menus.values()), limit)
-        chosen = {name: self._mix(kept[name], share) for name, share in zip(menus, shares, strict=True)}
-        return {name: option for name, option in chosen.items() if option is not None}
-
-    def _mix(self, options: Sequence[Option], shares: Array) -> Option:
-        """The option that has the share, or the amount between those of a line that have it together."""
-        taken = [(option, share) for option, share in zip(options, shares.tolist(), strict=True) if share > 1e-9]
-        if len(taken) == 1 or any(option is None for option, _ in taken):
-            return max(taken, key=lambda pair: pair[1])[0]
-        total = sum(share for _, share in taken)
-        amount = sum(option.amount * share for option, share in taken if option) / total
-        compressor = next(option.compressor for option, _ in taken if option)
-        return Treatment(compressor, min(amount, 1.0))
-
-    def _amount(self, name: str, option: Option) -> float:
-        return self.floor[name] if option is None else option.amount
-
-    def _line(self, name: str, option: Option) -> str:
+    def _line(self, component: Component, option: Option) -> str:
         """The compressor, where amounts around the option's can be had too; else nothing."""
-        if option is None or not self.problem.offers[option.compressor][name].is_range:
+        if option is None or not self.problem.offers[option.compressor][component.name].is_range:
             return ""
         return option.compressor
 
-    def _weigh(self, options: Sequence[Option], costs: Array, option: Option) -> float:
-        """How much a choice matters: its cost or its use."""
-        amounts = [option.amount if option else 0.0 for option in options]
-        return abs(float(np.interp(option.amount if option else 0.0, amounts, costs)))
+    def _reach(self, component: Component, compressor: str, amounts: Sequence[float]) -> list[Treatment]:
+        """Treatments by a compressor that offers a range, at `amounts` or what comes next to them."""
+        offer = self.problem.offers[compressor][component.name]
+        fitting = self._fit(component, offer, np.array([amounts], dtype=np.float64))[0]
+        return [Treatment(compressor, amount) for amount in dict.fromkeys(fitting.tolist())]
 
-    def _list(self, component: Component, amounts: Sequence[float]) -> list[Option]:
-        """None, and what every compressor offers above what is taken already: levels, or those of `amounts`."""
-        found: list[Treatment] = []
+    def _sort(self, component: Component, options: Sequence[Option]) -> list[Option]:
+        return sorted(options, key=lambda option: self._amount(component, option))
+
+    def _list(self, component: Component) -> list[Option]:
+        """None, the fixed levels of every compressor above what is taken already, and levels of every range."""
+        found, taken = list[Option]([None]), self._amount(component, None)
         for compressor, offers in self.problem.offers.items():
             offer = offers[component.name]
-            levels = [a for a in amounts if offer.contains(a)] if offer.is_range else offer.levels
-            taken = max(self.floor[component.name], 1e-9)
-            found += [Treatment(compressor, amount) for amount in levels if amount > taken]
-        return [None, *sorted(found, key=lambda treatment: treatment.amount)]
+            if not offer.is_range:
+                found += [Treatment(compressor, amount) for amount in offer.levels if amount > taken + SAME]
+            elif offer.high >= taken:
+                found += self._reach(component, compressor, LEVELS.tolist())
+        return found
 
     def _list_near(self, component: Component, now: Option) -> list[Option]:
-        """The options of `near` for one component."""
-        name, every = component.name, self._list(component, LEVELS.tolist())
-        fixed = sorted({self._amount(name, option) for option in every if not self._line(name, option)})
-        here = self._amount(name, now)
-        low = max((amount for amount in fixed if amount < here - 1e-9), default=here)
-        high = min((amount for amount in fixed if amount > here + 1e-9), default=here)
-        found = [option for option in every if low - 1e-9 <= self._amount(name, option) <= high + 1e-9]
-        if now is not None and self._line(name, now):
+        """The options of `near` for one component, where `now` is taken."""
+        every, here = self._list(component), self._amount(component, now)
+        fixed = [self._amount(component, option) for option in every if not self._line(component, option)]
+        low = max((amount for amount in fixed if amount < here - SAME), default=here - TRUST)
+        high = min((amount for amount in fixed if amount > here + SAME), default=here + TRUST)
+        found = [option for option in every if low - SAME <= self._amount(component, option) <= high + SAME]
+        if now is not None and self._line(component, now):
             found = [option for option in found if option is None or option.compressor != now.compressor]
-            fine = [a for a in (here + TRUST * OFFSETS).tolist() if self.floor[name] < a <= 1]
-            found += [
-                Treatment(now.compressor, a) for a in fine if self.problem.offers[now.compressor][name].contains(a)
-            ]
-        if now not in found:
-            found.append(now)
-        return sorted(found, key=lambda option: self._amount(name, option))
+            found += self._reach(component, now.compressor, (here + TRUST * OFFSETS).tolist())
+        return found if now in found else [*found, now]
