@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,20 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from compressor.compose import CONFIG_MODULE, build_settings, check_overrides, parse_arguments, quote, store_schemas
+from compressor.compose import (
+    CONFIG_MODULE,
+    add_forecast_defaults,
+    add_overrides,
+    build_settings,
+    check_overrides,
+    parse_arguments,
+    quote,
+    store_schemas,
+)
 from compressor.errors import CompressorError, ConfigError, suggest
 from compressor.files import check_writable
 from compressor.plugins import Plugins, installed
+from compressor.settings import Settings
 from compressor.terminal import Terminal
 
 FAILED, INTERRUPTED = 1, 130
@@ -24,24 +35,59 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
     """`compressor run`: one run, or with -m one for each combination and a table that compares them."""
     plugins = installed()
     store_schemas(plugins)
-    parsed = parse_arguments(arguments)
-    line, multirun, folder = list(arguments), False, Path()
-    if not (parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion):
-        with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3", job_name="compressor"):
-            config = check_overrides(parsed.overrides, plugins).hydra
-        multirun = parsed.multirun or (config.mode is not None and config.mode.name == "MULTIRUN")
-        key, chosen = ("hydra.sweep.dir", config.sweep.dir) if multirun else ("hydra.run.dir", config.run.dir)
-        folder = Path(chosen)
-        check_writable(folder)
-        line.append(f"{key}={quote(chosen)}")  # a folder named by the time must not change its name now
+    place = choose_place(arguments, plugins)
     failures: list[str] = []
     command = shlex.join(["compressor", "run", *arguments])
-    job = make_job(plugins, terminal, failures, alone=not multirun, command=command)
+    launch(place.line, make_job(plugins, terminal, failures, alone=not place.multirun, command=command))
+    if place.multirun:
+        show_comparison(place.folder, terminal)
+    return FAILED if failures else 0
+
+
+def forecast(arguments: Sequence[str], terminal: Terminal) -> int:
+    """`compressor forecast`: what every size would cost, told from one backward pass."""
+    plugins = installed()
+    store_schemas(plugins)
+    place = choose_place(add_forecast_defaults(arguments), plugins, many=False)
+    failures: list[str] = []
+    launch(
+        place.line, make_forecast_job(plugins, terminal, failures, shlex.join(["compressor", "forecast", *arguments]))
+    )
+    return FAILED if failures else 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where results go, and the arguments of Hydra that say so."""
+
+    line: Sequence[str]
+    multirun: bool = False
+    folder: Path = Path()
+
+
+def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) -> Place:
+    """Check the overrides, and make the folder for the results, unless Hydra is only to show something.
+
+    Raises ConfigError for a multirun where `many` runs are not meant.
+    """
+    parsed = parse_arguments(arguments)
+    if parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion:
+        return Place(arguments)
+    with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3", job_name="compressor"):
+        config = check_overrides(parsed.overrides, plugins).hydra
+    multirun = parsed.multirun or (config.mode is not None and config.mode.name == "MULTIRUN")
+    if multirun and not many:
+        raise ConfigError("`compressor forecast` looks at one configuration, got a multirun; leave out -m")
+    key, chosen = ("hydra.sweep.dir", config.sweep.dir) if multirun else ("hydra.run.dir", config.run.dir)
+    check_writable(Path(chosen))
+    # A folder named by the time must not change its name now.
+    return Place(add_overrides(arguments, after=[f"{key}={quote(chosen)}"]), multirun, Path(chosen))
+
+
+def launch(line: Sequence[str], job: Callable[[DictConfig], Any]) -> None:
+    """Let Hydra compose the configuration and call the job."""
     sys.argv = ["compressor", *line]
     hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name="config")(job)()
-    if multirun:
-        show_comparison(folder, terminal)
-    return FAILED if failures else 0
 
 
 def make_job(
@@ -58,9 +104,7 @@ def make_job(
             overrides = HydraConfig.get().overrides.task
             terminal.say(f"job {HydraConfig.get().job.num}: {' '.join(overrides)}")
         try:
-            settings = build_settings(config)
-            plain = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-            plain["schedule"] = {"name": settings.schedule.name} | plain["schedule"]
+            settings, plain = read_config(config)
             record = execute(settings, plugins, folder, plain, command, terminal)
         except CompressorError as error:
             failures.append(str(error))
@@ -72,6 +116,37 @@ def make_job(
         return scores[0].mean if scores else None
 
     return job
+
+
+def make_forecast_job(
+    plugins: Plugins, terminal: Terminal, failures: list[str], command: str
+) -> Callable[[DictConfig], None]:
+    """What Hydra runs for a forecast."""
+
+    def job(config: DictConfig) -> None:
+        from compressor.forecast import execute
+        from compressor.report.forecast import HTML_NAME, summarize_forecast
+
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            settings, plain = read_config(config)
+            record = execute(settings, plugins, folder, plain, command, terminal)
+        except CompressorError as error:
+            failures.append(str(error))
+            terminal.fail(str(error))
+            return
+        terminal.show(summarize_forecast(record))
+        terminal.say(f"forecast: {folder / HTML_NAME}")
+
+    return job
+
+
+def read_config(config: DictConfig) -> tuple[Settings, dict[str, Any]]:
+    """The typed settings, and the configuration as plain data for the record."""
+    settings = build_settings(config)
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    plain["schedule"] = {"name": settings.schedule.name} | plain["schedule"]
+    return settings, plain
 
 
 def show_comparison(folder: Path, terminal: Terminal) -> None:
@@ -122,7 +197,11 @@ def describe_plugins(plugins: Plugins) -> dict[str, Any]:
     return facts
 
 
-COMMANDS: dict[str, Callable[[Sequence[str], Terminal], int]] = {"run": run, "plugins": list_plugins}
+COMMANDS: dict[str, Callable[[Sequence[str], Terminal], int]] = {
+    "run": run,
+    "forecast": forecast,
+    "plugins": list_plugins,
+}
 
 
 def dispatch(arguments: Sequence[str], terminal: Terminal) -> int:

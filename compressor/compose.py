@@ -20,6 +20,9 @@ from compressor.plugins import Plugins
 from compressor.settings import Settings
 
 CONFIG_MODULE = "compressor.conf"
+FORECAST = ("compressor=[magnitude,int8,int4]", "metric=[fdtm,margin_noise]", "tracking=none")
+FORECAST_SCHEDULE = ("schedule=budget", "schedule.corrections=0", "schedule.objective=margin_noise")
+"""What `compressor forecast` chooses where the user does not."""
 
 
 def store_schemas(plugins: Plugins) -> None:
@@ -45,6 +48,20 @@ def parse_arguments(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - argparse
     if parsed.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun is not supported: it reads a pickle; give the overrides again instead")
     return parsed
+
+
+def add_overrides(arguments: Sequence[str], before: Sequence[str] = (), after: Sequence[str] = ()) -> list[str]:
+    """The arguments with overrides put around the user's own; all stay together, for argparse takes but one stretch."""
+    given = parse_arguments(arguments).overrides
+    first = list(arguments).index(given[0]) if given else len(arguments)
+    last = first + len(given)
+    return [*arguments[:first], *before, *arguments[first:last], *after, *arguments[last:]]
+
+
+def add_forecast_defaults(arguments: Sequence[str]) -> list[str]:
+    """Overrides before those of the user, which win; options of the schedule go where another is chosen."""
+    chooses = any(argument.startswith("schedule=") for argument in arguments)
+    return add_overrides(arguments, before=[*FORECAST, *(() if chooses else FORECAST_SCHEDULE)])
 
 
 def alternatives(override: Override) -> list[str]:

@@ -133,8 +133,12 @@ def cut_prefixes(model: Model, ids: Tensor, count: int, settings: DataSettings, 
     return torch.stack([torch.cat([ids.new_tensor([model.bos]), row]) for row in rows])
 
 
-def make_prefixes(model: Model, settings: DataSettings, text: str | None) -> tuple[Tensor, Tensor]:
+def make_prefixes(
+    model: Model, settings: DataSettings, text: str | None, with_proof: bool = True
+) -> tuple[Tensor, Tensor]:
     """Prefixes to search on and fresh ones to prove on, each `[sequence, prefix_tokens]`, disjoint.
+
+    Without the proof there are none to prove on; those to search on are the same.
 
     Raises ConfigError for settings that cannot work, DataError for a text that is too short.
     """
@@ -142,9 +146,12 @@ def make_prefixes(model: Model, settings: DataSettings, text: str | None) -> tup
     proof = settings.prefixes if settings.proof_prefixes is None else settings.proof_prefixes
     if text is None:
         search = sample_sequences(model, settings.prefixes, settings.prefix_tokens, 2 * settings.seed)
+        if not with_proof:
+            return search, search[:0]
         return search, sample_sequences(model, proof, settings.prefix_tokens, 2 * settings.seed + 1)
     source = settings.path or settings.name or "the text"
-    both = cut_prefixes(model, encode_text(model, text), settings.prefixes + proof, settings, source)
+    count = settings.prefixes + (proof if with_proof else 0)
+    both = cut_prefixes(model, encode_text(model, text), count, settings, source)
     return both[: settings.prefixes], both[settings.prefixes :]
 
 

@@ -1,34 +1,30 @@
 """One run from settings to a finished folder: load, reference, search, proof on fresh prefixes, export, report."""
 
-import importlib.metadata
-import platform
-import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compressor import data, export
+from compressor import export
 from compressor.accounting import describe_components, describe_final
-from compressor.contracts import Dialogue, Metric, Prefixes, Reads
-from compressor.errors import CompressorError, ConfigError, OutputError
+from compressor.contracts import Dialogue, Metric, Prefixes
+from compressor.errors import CompressorError, OutputError
 from compressor.files import append_json_line, check_writable
-from compressor.models import Model, load_model
+from compressor.models import Model
 from compressor.plans import write_plan
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent, watch
-from compressor.record import MetricRecord, Record, ReferenceRecord
-from compressor.reference import Reference, build_reference, cache_folder, write_reference
+from compressor.record import MetricRecord, Record, collect_versions, time_phase
+from compressor.reference import write_reference
 from compressor.report import heat_map_svg, read_report, write_report
 from compressor.search import Search
 from compressor.settings import Settings
 from compressor.statistics import values_per_sequence
 from compressor.sweep import Sweep
 from compressor.tracking import Tracker, open_tracker
-from compressor.treatments import Treatments
 from compressor.values import Score
+from compressor.workbench import Workbench, open_workbench
 
 
 @dataclass
@@ -41,61 +37,38 @@ class Run:
     tracker: Tracker
     record: Record
     progress: Progress = field(default_factory=Silent)
+    bench: Workbench = field(init=False)
     model: Model = field(init=False)
     metrics: dict[str, Metric] = field(init=False)
-    sweeps: dict[Prefixes, Sweep] = field(init=False, default_factory=dict)
+    sweeps: dict[Prefixes, Sweep] = field(init=False)
     search: Search = field(init=False)
     dialogue: Dialogue = field(init=False)
 
     def execute(self) -> Record:
         """Every phase in order; the record is complete afterwards."""
-        with self.phase("load"):
+        with time_phase(self.record, "load"):
             self.load()
-        with self.phase("reference"):
+        with time_phase(self.record, "reference"):
             self.build_references()
-        with self.phase("search"):
+        with time_phase(self.record, "search"):
             self.search.run(self.dialogue)
-        with self.phase("proof"):
+        with time_phase(self.record, "proof"):
             scores = self.prove()
-        with self.phase("export"):
+        with time_phase(self.record, "export"):
             self.finish(scores)
         self.record.status = "done"
         return self.record
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time a phase; wall-clock seconds go into the record."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.record.phases[name] = time.monotonic() - began
-            self.record.seconds = sum(self.record.phases.values())
 
     def load(self) -> None:
         """Model, metrics, compressors and schedule; whatever settings get wrong is found here, before any work."""
         settings = self.settings
         export.check_format(settings.export.format)
-        check_numbers(settings)
-        self.metrics = dict(settings.metric)
-        for name in settings.schedule.ranks_by():
-            self.metrics.setdefault(name, self.plugins.metrics[name]())
+        bench = self.bench = open_workbench(settings, self.plugins, settings.schedule.ranks_by(), self.progress)
+        self.model, self.metrics, self.sweeps = bench.model, bench.metrics, bench.sweeps
         self.record.metrics = {name: MetricRecord.of(metric) for name, metric in self.metrics.items()}
-        self.model = watch(self.progress, "loading the model", lambda: load_model(settings.model, settings.components))
-        data.check_settings(settings.data, self.model.context)
         self.record.base = {"parameters": self.model.base_parameters, "bytes": self.model.stored_bytes}
-        self.search = Search(
-            model=self.model,
-            metrics=self.metrics,
-            treatments=Treatments(settings.compressor, self.plugins.compressors, settings.seed),
-            sweeps=self.sweeps,
-            folder=self.folder,
-            progress=self.progress,
-            on_round=self.tracker.log_round,
-            tokens=settings.data.continuation_tokens,
-            prefixes=settings.data.prefixes,
-            seed=settings.seed,
-            rounds=self.record.rounds,
+        self.search = bench.make_search(
+            self.folder, self.progress, self.tracker.log_round, self.record.rounds, self.record.notes
         )
         self.dialogue = self.search.begin(settings.schedule)
 
@@ -105,42 +78,13 @@ class Run:
         deque(steps, maxlen=0)
 
     def take_reference_steps(self) -> Iterator[None]:
-        """Prefixes, windows of text, a reference each, the base's own scores; yields after each."""
-        settings, model = self.settings, self.model
-        text = data.load_text(settings.data)
-        prefixes = dict(zip(Prefixes, data.make_prefixes(model, settings.data, text), strict=True))
-        yield
-        windows = {
-            name: data.make_windows(model, request, settings.data, text)
-            for name, metric in self.metrics.items()
-            if (request := metric.text()) is not None
-        }
-        yield
-        for which, rows in prefixes.items():
-            reference = build_reference(
-                model, rows, settings.data.continuation_tokens, settings.sweep.batch, cache_folder()
-            )
-            if any(metric.reads & Reads.BASE for metric in self.metrics.values()):
-                reference.remember_distribution(model)
-            self.sweeps[which] = Sweep(model, reference, self.metrics, windows)
-            yield
-        self.describe_reference(self.sweeps[Prefixes.PROOF].reference, "; ".join(w.source for w in windows.values()))
+        """A reference for each set of prefixes, then the base's own scores; yields after each step."""
+        yield from self.bench.take_reference_steps(tuple(Prefixes))
+        write_reference(self.sweeps[Prefixes.PROOF].reference, self.folder / "reference.safetensors")
+        self.record.noise_floor = min(sweep.reference.noise_floor for sweep in self.sweeps.values())
+        self.record.reference = self.bench.describe_reference(Prefixes.PROOF)
         self.record.base["scores"] = self.search.summarize(self.sweeps[Prefixes.PROOF].score_current())
         yield
-
-    def describe_reference(self, proof: Reference, text: str) -> None:
-        settings = self.settings.data
-        write_reference(proof, self.folder / "reference.safetensors")
-        self.record.noise_floor = min(sweep.reference.noise_floor for sweep in self.sweeps.values())
-        self.record.reference = ReferenceRecord(
-            source=settings.path or settings.name or "sampled from the base",
-            prefixes=len(proof.tokens),
-            prefix_tokens=proof.prefix_tokens,
-            continuation_tokens=proof.continuation_tokens,
-            near_ties=proof.near_ties,
-            mended=proof.mended,
-            perplexity_text=text or None,
-        )
 
     def prove(self) -> dict[str, Score]:
         """Score the result on fresh prefixes; one line a prefix in sequences.jsonl."""
@@ -173,25 +117,6 @@ class Run:
             self.record.notes.append(
                 f"The model is saved in {exported.dtype}: {self.model.stored_dtype} does not hold its values exactly."
             )
-
-
-def check_numbers(settings: Settings) -> None:
-    """Raise ConfigError for numbers that no run can work with."""
-    for key, value in (("seed", settings.seed), ("data.seed", settings.data.seed)):
-        if value < 0:
-            raise ConfigError(f"`{key}` must not be negative, got {value}; choose 0 or more")
-    if settings.sweep.batch is not None and settings.sweep.batch < 1:
-        raise ConfigError(f"`sweep.batch` must be at least 1, got {settings.sweep.batch}; raise it or leave it out")
-
-
-def collect_versions() -> dict[str, str]:
-    """Versions of everything that can change a result."""
-    names = ("compressor", "torch", "transformers", "numpy", "pluggy", "hydra-core", "safetensors", "wandb")
-    versions = {"python": platform.python_version()}
-    for name in names:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
 
 
 def clear_folder(folder: Path) -> None:

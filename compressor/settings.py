@@ -92,6 +92,13 @@ class SweepSettings:
 
 
 @dataclass
+class ForecastSettings:
+    """`check` plans of the forecast curve are applied, scored and undone, to see whether it holds."""
+
+    check: int = 0
+
+
+@dataclass
 class RecoverySettings:
     """Training between rounds."""
 
@@ -125,6 +132,7 @@ class Settings:
     data: DataSettings = field(default_factory=DataSettings)
     components: ComponentSettings = field(default_factory=ComponentSettings)
     sweep: SweepSettings = field(default_factory=SweepSettings)
+    forecast: ForecastSettings = field(default_factory=ForecastSettings)
     recovery: RecoverySettings = field(default_factory=RecoverySettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     export: ExportSettings = field(default_factory=ExportSettings)

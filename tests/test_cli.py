@@ -9,7 +9,14 @@ from pathlib import Path
 import hydra
 import pytest
 
-from compressor.compose import CONFIG_MODULE, build_settings, check_overrides, store_schemas
+from compressor.compose import (
+    CONFIG_MODULE,
+    add_overrides,
+    build_settings,
+    check_overrides,
+    parse_arguments,
+    store_schemas,
+)
 from compressor.errors import ConfigError
 from compressor.plugins import installed
 from tests.families import save_checkpoint
@@ -62,6 +69,14 @@ def test_a_multirun_ends_in_one_table_and_a_failing_job_stops_no_other(tmp_path:
     assert "comparison.json" in done.stdout
 
 
+@pytest.mark.parametrize("arguments", [[], ["seed=1", "-m"], ["-m", "seed=1"], ["--cfg", "job", "seed=1"]])
+def test_overrides_are_added_where_flags_let_them(arguments: list[str]) -> None:
+    added = add_overrides(arguments, before=["seed=0"], after=["seed=2"])
+    given = [word for word in arguments if "=" in word]
+    assert parse_arguments(added).overrides == ["seed=0", *given, "seed=2"]
+    assert [word for word in added if word.startswith("-")] == [word for word in arguments if word.startswith("-")]
+
+
 def test_help_shows_every_group_and_plugin(tmp_path: Path) -> None:
     done = call(tmp_path, "--help")
     assert done.returncode == 0
@@ -111,7 +126,7 @@ def test_plugins_are_listed(tmp_path: Path) -> None:
         (["run", "schedule=uniform", "compressor=int8", "schedule.targets=[0.3]"], "int8 offers"),
         (["run", "seed=-1"], "`seed` must not be negative, got -1"),
         (["run", "sweep.batch=0"], "`sweep.batch` must be at least 1, got 0"),
-        (["run", "schedule.ranker=fdtn"], "unknown metric `fdtn`"),
+        (["run", "schedule=fdt_allocation", "schedule.ranker=fdtn"], "unknown metric `fdtn`"),
         (["run", "components.include=[nothing]"], "components.include"),
         (["run", "hydra.run.dir=/proc/nowhere/run"], "/proc/nowhere"),
         (["plugins", "--jsn"], "takes only --json"),

@@ -1,6 +1,9 @@
 """report.html: one file that opens anywhere, offline. First what happened in plain words, then every number."""
 
-from compressor.record import FinalRecord, Record
+from collections.abc import Mapping, Sequence
+
+from compressor.forecast_record import ForecastRecord
+from compressor.record import FinalRecord, Record, ReferenceRecord
 from compressor.report.chart import Point, line_chart_svg
 from compressor.report.heatmap import heat_map_svg
 from compressor.report.page_style import STYLE
@@ -26,24 +29,29 @@ from compressor.report.wording import (
 
 def make_page(record: Record) -> str:
     """The whole page; nothing in it is loaded from elsewhere, and all text of the run is escaped."""
-    title = escape_text(f"{name_model(record)} – compression report")
     sections = [
         _write_head(record),
-        _write_notes(record),
-        _write_facts(record),
+        write_notes(record.notes),
+        write_facts(list_facts(record)),
         _write_heat_map(record),
         _write_scores(record),
         _write_rounds(record),
         _write_components(record),
-        _write_provenance(record),
+        write_provenance(record),
     ]
+    return make_document(f"{name_model(record)} – compression report", sections)
+
+
+def make_document(title: str, sections: Sequence[str]) -> str:
+    """A page of these sections, the empty ones left out."""
     body = "\n".join(section for section in sections if section)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         # The page is a file of numbers: no script and no foreign resource has any business in it.
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{title}</title><style>{STYLE}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
+        f"<title>{escape_text(title)}</title><style>{STYLE}</style></head>\n"
+        f"<body><main>\n{body}\n</main></body></html>\n"
     )
 
 
@@ -93,15 +101,14 @@ def _tell_agreement(record: Record, final: FinalRecord) -> str:
     )
 
 
-def _write_notes(record: Record) -> str:
-    items = "".join(f"<li>{escape_text(note)}</li>" for note in record.notes)
+def write_notes(notes: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape_text(note)}</li>" for note in notes)
     return f'<ul class="notes" aria-label="Notes">{items}</ul>' if items else ""
 
 
-def _write_facts(record: Record) -> str:
+def write_facts(facts: Mapping[str, str]) -> str:
     items = "".join(
-        f"<div><dt>{escape_text(name)}</dt><dd>{escape_text(words)}</dd></div>"
-        for name, words in list_facts(record).items()
+        f"<div><dt>{escape_text(name)}</dt><dd>{escape_text(words)}</dd></div>" for name, words in facts.items()
     )
     return f'<dl class="facts">{items}</dl>' if items else ""
 
@@ -126,11 +133,11 @@ def _write_scores(record: Record) -> str:
         f"<li><strong>{escape_text(metric.label)}</strong>: {escape_text(metric.summary)}</li>" for metric in metrics
     )
     legend = f"<details><summary>What the metrics mean</summary><ul>{meanings}</ul></details>" if meanings else ""
-    return f"<h2>Scores</h2>{make_scores_table(record, record.final.scores)}{_tell_reference(record)}{legend}"
+    return f"<h2>Scores</h2>{make_scores_table(record, record.final.scores)}{tell_reference(record.reference)}{legend}"
 
 
-def _tell_reference(record: Record) -> str:
-    reference = record.reference
+def tell_reference(reference: ReferenceRecord | None) -> str:
+    """What was scored, in a sentence or two."""
     if reference is None:
         return ""
     text = (
@@ -174,7 +181,8 @@ def _write_components(record: Record) -> str:
     return f"<h2>Components</h2><details><summary>Show the table of components</summary>{table}</details>"
 
 
-def _write_provenance(record: Record) -> str:
+def write_provenance(record: Record | ForecastRecord) -> str:
+    """Command, time, versions and settings."""
     phases = {name: format_seconds(seconds) for name, seconds in record.phases.items()}
     versions = {name: str(version) for name, version in record.versions.items()}
     settings = "\n".join(list_settings(record.config))

@@ -85,7 +85,9 @@ def make_rounds_table(record: Record) -> str:
         for index, step in enumerate(record.rounds, start=1)
     ]
     caption = "Rounds, scored on the prefixes of the search: value (95 % interval)"
-    return make_table(caption, ["round", "target", "amount", *labels, "trials", "forward passes", "time"], rows, words=0)
+    return make_table(
+        caption, ["round", "target", "amount", *labels, "trials", "forward passes", "time"], rows, words=0
+    )
 
 
 def make_components_table(components: Mapping[str, ComponentRecord]) -> str:

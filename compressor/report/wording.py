@@ -3,7 +3,9 @@
 import html
 import math
 import re
+from collections.abc import Sequence
 
+from compressor.forecast_record import ForecastRecord
 from compressor.record import MetricRecord, Record
 from compressor.values import Score
 
@@ -139,7 +141,7 @@ def list_facts(record: Record) -> dict[str, str]:
     }
 
 
-def name_model(record: Record) -> str:
+def name_model(record: Record | ForecastRecord) -> str:
     """Its path or hub id; without one it is the model that comes with the program."""
     model = record.config.get("model")
     path = model.get("path") if isinstance(model, dict) else None
@@ -148,8 +150,14 @@ def name_model(record: Record) -> str:
 
 def name_compressors(record: Record) -> str:
     """Those that were used: `magnitude and int8`; `nothing` where every component stayed as it was."""
-    used = sorted({component.compressor for component in record.components.values() if component.compressor})
-    return f"{', '.join(used[:-1])} and {used[-1]}" if len(used) > 1 else (used or ["nothing"])[0]
+    return join_names(
+        sorted({component.compressor for component in record.components.values() if component.compressor})
+    )
+
+
+def join_names(names: Sequence[str]) -> str:
+    """`a, b and c`; `nothing` of none."""
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else (names or ["nothing"])[0]
 
 
 def escape_text(text: object) -> str:

@@ -1,0 +1,81 @@
+"""The margin law with its uncertainty: from predicted changes of σ², prefix by prefix, to the FDT to expect."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.margin_law import RUNNERS, read_table, tabulate_fdt
+from compressor.models import Model
+from compressor.reference import Reference
+from compressor.statistics import LEVEL, draw_resamples
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The margin noise σ that is predicted, the FDT that the law expects of it, and its 95 % band."""
+
+    noise: float
+    fdt: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Law:
+    """The margin law over the prefixes whose `tables` `[sequence, noise]` are given (see `tabulate_fdt`).
+
+        σ = √(mean_p v_p),   FDT = mean_p table_p(σ)
+
+    with v_p the predicted σ² of prefix p. Bands are 95 % percentile bootstraps over prefixes, v and tables together.
+    """
+
+    tables: Array
+    seed: int = 0
+
+    def resample(self, values: Array) -> Array:
+        """`[resample, …]`: means over resampled sequences of `values` `[sequence, …]`."""
+        # Whole counts first, so that what is alike in all sequences stays exactly that.
+        means: Array = self.counts @ values / len(self.tables)
+        return means
+
+    @functools.cached_property
+    def counts(self) -> Array:
+        """`[resample, sequence]`: how often each sequence is in a resample."""
+        count = len(self.tables)
+        drawn = draw_resamples(count, self.seed)
+        places = drawn + count * np.arange(len(drawn))[:, None]
+        return np.bincount(places.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)
+
+    @functools.cached_property
+    def resampled_tables(self) -> Array:
+        """`[resample, noise]`"""
+        return self.resample(self.tables)
+
+    def expect(self, squares: Array) -> Expected:
+        """What a plan is expected to do; `squares` `[sequence]` are its predicted σ², logits squared."""
+        noise = float(np.sqrt(squares.mean()))
+        resampled = read_table(self.resampled_tables, np.sqrt(self.resample(squares)))
+        low, high = np.percentile(resampled, LEVEL)
+        return Expected(noise, float(self.fdt(np.array(noise))), float(low), float(high))
+
+    def fdt(self, noise: Array) -> Array:
+        """FDT at margin noise σ = `noise` `[...]`."""
+        return read_table(np.broadcast_to(self.tables.mean(0), (*noise.shape, self.tables.shape[-1])), noise)
+
+    def cost(self, changes: Array) -> tuple[Array, Array, Array]:
+        """Mean over sequences of `changes` `[sequence, option]`, and the ends of its 95 % intervals, all `[option]`."""
+        low, high = np.percentile(self.resample(changes), LEVEL, axis=0)
+        return changes.mean(axis=0), low, high
+
+
+def read_law(reference: Reference, model: Model, seed: int) -> Law:
+    """The law over a reference, from the base's margins alone."""
+    tables = [
+        tabulate_fdt(reference.base_readout(start, len(batch), model).runners_up(RUNNERS)[1]).cpu().numpy()
+        for start, batch in reference.batches()
+    ]
+    return Law(np.concatenate(tables), seed)

@@ -1,0 +1,239 @@
+"""A forecast: from one backward pass, what every treatment and every size would do; nothing is compressed."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor.accounting import mean_amount
+from compressor.allocation import TARGETS, Allocation, open_dialogue
+from compressor.contracts import EstimateRequest, Prefixes, SizeRequest
+from compressor.curve import Law, read_law
+from compressor.errors import ConfigError, OutputError
+from compressor.files import check_writable
+from compressor.forecast_record import CheckForecast, ForecastRecord, MatrixForecast, OptionForecast, PointForecast
+from compressor.margin_law import TRUSTED_NOISE
+from compressor.plans import plan_to_json
+from compressor.plugins import Plugins
+from compressor.predictions import Predictions, list_options, make_predictions
+from compressor.progress import Progress, Silent
+from compressor.record import collect_versions, time_phase
+from compressor.report.forecast import JSON_NAME, write_forecast
+from compressor.search import Search
+from compressor.settings import Settings
+from compressor.values import Plan
+from compressor.workbench import Workbench, open_workbench
+
+NOISE, COUNTED = "margin_noise", "fdtm"
+"""The metric that the margin law starts from, and the one that it predicts."""
+SIZES = 20
+"""Points of a curve."""
+SMALLEST_AMOUNT = 0.05
+
+Points = list[tuple[PointForecast, Plan]]
+
+
+@dataclass
+class Forecast:
+    """One forecast in progress; `execute` drives it from settings to a finished record."""
+
+    settings: Settings
+    plugins: Plugins
+    folder: Path
+    record: ForecastRecord
+    progress: Progress = field(default_factory=Silent)
+    bench: Workbench = field(init=False)
+    search: Search = field(init=False)
+    law: Law = field(init=False)
+    predictions: dict[str, Predictions] = field(init=False, default_factory=dict)
+
+    def execute(self) -> ForecastRecord:
+        """Every phase in order; the record is complete afterwards."""
+        with time_phase(self.record, "load"):
+            self.load()
+        with time_phase(self.record, "reference"):
+            self.build_reference()
+        with time_phase(self.record, "estimate"):
+            self.describe_components(self.predict(NOISE))
+        with time_phase(self.record, "curves"):
+            points = self.draw_curves(self.predict(NOISE))
+        with time_phase(self.record, "check"):
+            self.check(points)
+        return self.record
+
+    def load(self) -> None:
+        """Model, metrics, compressors; whatever settings get wrong is found here, before any work."""
+        settings, check = self.settings, self.settings.forecast.check
+        if check < 0:
+            raise ConfigError(f"`forecast.check` must not be negative, got {check}; 0 checks nothing")
+        needs = [*settings.schedule.ranks_by(), NOISE, *([COUNTED] if check else [])]
+        self.bench = open_workbench(settings, self.plugins, needs, self.progress)
+        self.search = self.bench.make_search(self.folder, self.progress, lambda *_: None, [], self.record.notes)
+        first = next(iter(getattr(settings.schedule, TARGETS, [])), SMALLEST_AMOUNT)
+        open_dialogue(settings.schedule, self.search, first)
+        model, tokens = self.bench.model, settings.data.continuation_tokens
+        self.record.base = {
+            "parameters": model.base_parameters,
+            "bytes": model.stored_bytes,
+            "bits_per_weight": self.mean_bits({}),
+            "expected_fdtm": float(tokens),
+        }
+        self.record.objective, self.record.trusted_noise = NOISE, TRUSTED_NOISE
+
+    def build_reference(self) -> None:
+        """What the base says after the prefixes to search on, and how firmly: the law needs no more."""
+        steps = self.bench.take_reference_steps([Prefixes.SEARCH])
+        deque(self.progress.track(steps, "what the base says", 3), maxlen=0)
+        self.law = read_law(self.bench.sweeps[Prefixes.SEARCH].reference, self.bench.model, self.settings.seed)
+        self.record.reference = self.bench.describe_reference(Prefixes.SEARCH)
+
+    def predict(self, objective: str) -> Predictions:
+        """What all options of all components do to an objective, from one estimate of each objective."""
+        if objective not in self.predictions:
+            components, offers = self.bench.model.components, self.search.treatments.offers(self.bench.model)
+            grid = {name: list_options(offers, name) for name in components}
+            estimates = self.search.answer(EstimateRequest(grid, objective))
+            sizes = self.search.answer(SizeRequest(grid))
+            self.predictions[objective] = make_predictions(components, offers, grid, estimates, sizes)
+        return self.predictions[objective]
+
+    def describe_components(self, known: Predictions) -> None:
+        """Every option of every component into the record, and which components nothing is known of."""
+        for name, component in self.bench.model.components.items():
+            options = []
+            for compressor, found in known.options[name].items():
+                cost, low, high = self.law.cost(found.changes)
+                numbers = np.stack([found.bits / 8, cost, low, high, self.law.fdt(np.sqrt(cost))])
+                if not known.reached[name]:
+                    numbers[1:] = np.nan
+                rows = zip(found.amounts.tolist(), numbers.T.tolist(), strict=True)
+                options += [OptionForecast(compressor, amount, *row) for amount, row in rows if amount > 0]
+            self.record.components[name] = MatrixForecast(
+                component.kind, component.layer, component.parameters, known.reached[name], options
+            )
+        unreached = [name for name, reached in known.reached.items() if not reached]
+        if unreached:
+            self.record.notes.append(
+                f"No token of the prefixes reached {len(unreached)} of {len(known.reached)} components, so that "
+                f"nothing is known of them: {', '.join(unreached[:3])}{' …' if len(unreached) > 3 else ''}. Their "
+                "treatment counts as no change; more prefixes may reach them."
+            )
+
+    def draw_curves(self, known: Predictions) -> Points:
+        """A plan for every size, of all compressors together and of each alone; returns the points of the former."""
+        names = list(self.search.treatments.configured)
+        sets = [names, *([name] for name in names if len(names) > 1)]
+        tasks = [(group, self.allocate(group, known), self.choose_sizes(known.reach(group))) for group in sets]
+        total = sum(len(sizes) for _, _, sizes in tasks)
+        steps = ((group, allocation.find_plan(size)) for group, allocation, sizes in tasks for size in sizes)
+        found: dict[tuple[str, ...], Points] = {tuple(group): [(self.describe({}, known), {})] for group in sets}
+        for group, plan in self.progress.track(steps, "a plan for every size", total):
+            found[tuple(group)].append((self.describe(plan, known), plan))
+        curves = {group: drop_beaten(points) for group, points in found.items()}
+        together = curves[tuple(names)]
+        for point, plan in together:
+            point.plan = plan_to_json(self.search.treatments.fill_options(plan))
+        self.record.curve = [point for point, _ in together]
+        self.record.curves = {group[0]: [p for p, _ in points] for group, points in curves.items() if len(group) == 1}
+        return together
+
+    def allocate(self, compressors: Sequence[str], known: Predictions) -> Allocation:
+        """The schedule's own choice between some of the compressors, from the mean over all prefixes as if one."""
+        configured = {name: self.settings.compressor[name] for name in compressors}
+        treatments = replace(self.search.treatments, configured=configured)
+        search = replace(self.search, treatments=treatments, prefixes=1)
+        return Allocation(self.settings.schedule, search, known, self.predict)
+
+    def choose_sizes(self, reach: float) -> list[float]:
+        """Mean amounts to plan for: those of the schedule that can be had, else an even spread of them."""
+        given = list(getattr(self.settings.schedule, TARGETS))
+        if given:
+            return [amount for amount in given if amount <= reach + 1e-9]
+        count = SIZES if reach > SMALLEST_AMOUNT else 1
+        return [float(amount) for amount in np.linspace(min(SMALLEST_AMOUNT, reach), reach, count)]
+
+    def describe(self, plan: Plan, known: Predictions) -> PointForecast:
+        """The point of a plan on the curve."""
+        model, expected = self.bench.model, self.law.expect(known.change(plan))
+        bits = self.mean_bits({name: known.bits(name, treatment) for name, treatment in plan.items()})
+        weights = sum(component.parameters for component in model.components.values())
+        parts: dict[str, float] = {}
+        for name, treatment in plan.items():
+            if treatment.amount > 0:
+                share = model.components[name].parameters / weights
+                parts[treatment.compressor] = parts.get(treatment.compressor, 0.0) + share
+        return PointForecast(
+            amount=mean_amount(model.components, plan),
+            bytes=model.stored_bytes + (bits - self.mean_bits({})) * weights / 8,
+            bits_per_weight=bits,
+            noise=expected.noise,
+            expected_fdtm=expected.fdt,
+            low=expected.low,
+            high=expected.high,
+            trusted=expected.noise <= TRUSTED_NOISE,
+            parts=parts,
+        )
+
+    def mean_bits(self, packed: Mapping[str, float]) -> float:
+        """Mean bits of a weight; components without an entry are as the checkpoint stores them."""
+        components = self.bench.model.components.values()
+        bits = sum(packed.get(c.name, c.parameters * c.stored_bits) for c in components)
+        return float(bits / sum(component.parameters for component in components))
+
+    def check(self, points: Points) -> None:
+        """Put some plans of the trusted part on the model, score them on the search prefixes, undo them."""
+        chosen = choose_checks(points, self.settings.forecast.check)
+        if len(chosen) < self.settings.forecast.check:
+            self.record.notes.append(
+                f"{len(chosen)} of {self.settings.forecast.check} checks could be made: there are no more plans where "
+                "the law is trusted."
+            )
+        trials = [partial(self.search.make_weights, plan) for _, plan in chosen]
+        scored = self.bench.sweeps[Prefixes.SEARCH].score(trials)
+        tracked = self.progress.track(scored, "checking plans", len(trials))
+        for (point, _), statistics in zip(chosen, tracked, strict=True):
+            scores = self.search.summarize(statistics)
+            self.record.checks.append(
+                CheckForecast(point.amount, point.bytes, point.noise, point.expected_fdtm, scores)
+            )
+
+
+def drop_beaten(points: Points) -> Points:
+    """The points in order of amount, without those that a plan which takes more away is expected to beat."""
+    kept: Points = []
+    for point, plan in sorted(points, key=lambda pair: (-pair[0].amount, -pair[0].expected_fdtm)):
+        if not kept or (point.expected_fdtm >= kept[-1][0].expected_fdtm and point.amount < kept[-1][0].amount):
+            kept.append((point, plan))
+    return kept[::-1]
+
+
+def choose_checks(points: Points, count: int) -> Points:
+    """So many points of the trusted part, evenly spread; all of them where there are fewer."""
+    trusted = [pair for pair in points if pair[0].trusted and pair[0].amount > 0]
+    places = sorted({int((index + 0.5) * len(trusted) / count) for index in range(count)} if trusted else set())
+    return [trusted[place] for place in places]
+
+
+def execute(
+    settings: Settings,
+    plugins: Plugins,
+    folder: Path,
+    config: dict[str, Any],
+    command: str,
+    progress: Progress | None = None,
+) -> ForecastRecord:
+    """Forecast what `settings` name, and leave forecast.json and forecast.html in `folder`.
+
+    `config` is what to record as the configuration, `command` how it was started.
+    """
+    check_writable(folder)
+    if (folder / JSON_NAME).exists():
+        raise OutputError(f"{folder} already holds a forecast; choose another hydra.run.dir or remove it")
+    record = ForecastRecord(config, collect_versions(), command)
+    Forecast(settings, plugins, folder, record, progress or Silent()).execute()
+    write_forecast(record, folder)
+    return record

@@ -1,0 +1,105 @@
+"""What a forecast leaves behind, as data: the layout of forecast.json, the same for every reader of it."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from compressor.record import ReferenceRecord
+from compressor.values import Score
+
+
+@dataclass
+class OptionForecast:
+    """One treatment of one component: packed bytes, and the σ² (logits squared) that it alone is predicted to add.
+
+    `low` and `high` end the 95 % interval of `cost`; `expected_fdtm` is the FDT to expect if nothing else is treated.
+    NaN where no token reached the component.
+    """
+
+    compressor: str
+    amount: float
+    bytes: float
+    cost: float
+    low: float
+    high: float
+    expected_fdtm: float
+
+
+@dataclass
+class MatrixForecast:
+    """One component, whether any token of the prefixes reached it, and what may be done to it."""
+
+    kind: str
+    layer: int | None
+    parameters: int
+    reached: bool
+    options: list[OptionForecast]
+
+
+@dataclass
+class PointForecast:
+    """One size: mean amount, bytes of the checkpoint with packed components, and the FDT to expect of the best plan.
+
+    `noise` is the predicted σ; `trusted` whether the margin law holds there; `parts` the share of the weights that each
+    compressor treats. `plan` is left out where nobody is to take it up.
+    """
+
+    amount: float
+    bytes: float
+    bits_per_weight: float
+    noise: float
+    expected_fdtm: float
+    low: float
+    high: float
+    trusted: bool
+    parts: dict[str, float]
+    plan: dict[str, Any] | None = None
+
+
+@dataclass
+class CheckForecast:
+    """A plan of the curve that was put on the model and scored: what was predicted, and what was counted."""
+
+    amount: float
+    bytes: float
+    predicted_noise: float
+    expected_fdtm: float
+    scores: dict[str, Score]
+
+
+@dataclass
+class ForecastRecord:
+    """A whole forecast. `curve` is of all compressors together, `curves` of each alone."""
+
+    config: dict[str, Any]
+    versions: dict[str, str]
+    command: str = "compressor forecast"
+    seconds: float = 0.0
+    phases: dict[str, float] = field(default_factory=dict)
+    reference: ReferenceRecord | None = None
+    base: dict[str, Any] = field(default_factory=dict)
+    objective: str = ""
+    trusted_noise: float = 0.0
+    components: dict[str, MatrixForecast] = field(default_factory=dict)
+    curve: list[PointForecast] = field(default_factory=list)
+    curves: dict[str, list[PointForecast]] = field(default_factory=dict)
+    checks: list[CheckForecast] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Components as lists of options; what else is known of them stands beside."""
+        plain = asdict(self)
+        points = [*plain["curve"], *(point for points in plain["curves"].values() for point in points)]
+        for point in points:
+            if point["plan"] is None:
+                del point["plan"]
+        matrices = plain.pop("components")
+        return {
+            "objective": self.objective,
+            "cost": "what a treatment alone is predicted to add to σ², the square of the margin noise, in logits²",
+            "components": {name: matrix["options"] for name, matrix in matrices.items()},
+            "reached": {name: matrix["reached"] for name, matrix in matrices.items()},
+            "curve": plain.pop("curve"),
+            "curves": plain.pop("curves"),
+            "checks": plain.pop("checks"),
+            **plain,
+        }

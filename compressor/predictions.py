@@ -1,0 +1,151 @@
+"""What every treatment of every component is predicted to do, remembered, so that schedules are answered from it.
+
+One estimate of a grid of options serves every plan: between two amounts of a compressor that offers a range, changes
+and sizes are read off a straight line.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.contracts import Estimate, EstimateRequest, SizeRequest
+from compressor.errors import ConfigError
+from compressor.values import Component, Offer, Plan, Treatment
+
+Array = NDArray[np.float64]
+STEPS = 20
+"""A range of amounts is looked at in so many even steps."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the amounts of one compressor do to one component.
+
+    `amounts` `[option]` ascend; `changes` `[sequence, option]` are those of the objective's first statistic, `bits`
+    `[option]` what is stored, scales included.
+    """
+
+    offer: Offer
+    amounts: Array
+    changes: Array
+    bits: Array
+
+    def mix(self, amount: float) -> Array:
+        """`[option]`: the shares of the options that stand for an amount."""
+        right = int(np.clip(np.searchsorted(self.amounts, amount), 1, max(1, len(self.amounts) - 1)))
+        shares = np.zeros(len(self.amounts))
+        if not self.offer.is_range or len(self.amounts) == 1:
+            shares[np.abs(self.amounts - amount).argmin()] = 1.0
+            return shares
+        low, high = self.amounts[right - 1], self.amounts[right]
+        share = float(np.clip((amount - low) / (high - low), 0.0, 1.0))
+        shares[right - 1], shares[right] = 1 - share, share
+        return shares
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Component -> compressor -> options; `reached` says of which components anything is known at all."""
+
+    components: Mapping[str, Component]
+    options: Mapping[str, Mapping[str, Options]]
+    reached: Mapping[str, bool]
+    sequences: int
+
+    def change(self, plan: Plan) -> Array:
+        """`[sequence]`: the sum over components of what their treatments change."""
+        total = np.zeros(self.sequences)
+        for name, treatment in plan.items():
+            options = self.find(name, treatment)
+            total += options.changes @ options.mix(treatment.amount)
+        return total
+
+    def bits(self, name: str, treatment: Treatment | None) -> float:
+        """Packed bits of a component after a treatment, None as the checkpoint stores it."""
+        if treatment is None:
+            return float(self.components[name].parameters * self.components[name].stored_bits)
+        options = self.find(name, treatment)
+        return float(options.bits @ options.mix(treatment.amount))
+
+    def reach(self, compressors: Sequence[str]) -> float:
+        """The largest mean amount over components; those that were not reached stay as they are."""
+        most = {
+            name: max(found[compressor].offer.largest for compressor in compressors) if self.reached[name] else 0.0
+            for name, found in self.options.items()
+        }
+        total = sum(component.parameters for component in self.components.values())
+        return sum(most[name] * component.parameters for name, component in self.components.items()) / total
+
+    def answer_estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
+        """What an estimate would say of all sequences together: their mean, as if it were one sequence.
+
+        Raises ConfigError for what only an estimate of its own could tell.
+        """
+        if request.at or request.by_row:
+            raise ConfigError(
+                "a forecast knows whole matrices of the model as it is, not rows and not what a plan makes of it; use "
+                "schedule.granularity=matrix and schedule.corrections=0"
+            )
+        answer = {}
+        for name, treatments in request.options.items():
+            means = [0.0 if t is None else float(self.change({name: t}).mean()) for t in treatments]
+            answer[name] = Estimate(np.array([means]), reached=self.reached[name])
+        return answer
+
+    def answer_sizes(self, request: SizeRequest) -> dict[str, list[int]]:
+        """What each option stores, in bits."""
+        return {
+            name: [round(self.bits(name, treatment)) for treatment in treatments]
+            for name, treatments in request.options.items()
+        }
+
+    def find(self, name: str, treatment: Treatment) -> Options:
+        """The options that a treatment is one of, or lies between."""
+        options = self.options[name].get(treatment.compressor)
+        if options is None or treatment.rows or treatment.options:
+            raise ConfigError(
+                f"a forecast knows the configured compressors with one amount per matrix, got a treatment of `{name}` "
+                f"by `{treatment.compressor}` with others; leave its options to the configuration"
+            )
+        options.offer.require(treatment.amount, treatment.compressor, self.components[name])
+        return options
+
+
+def list_options(offers: Mapping[str, Mapping[str, Offer]], name: str) -> list[Treatment]:
+    """A grid of what compressors offer for a component: fixed amounts, and even steps of ranges."""
+    return [
+        Treatment(compressor, amount) for compressor, offer in offers.items() for amount in list_amounts(offer[name])
+    ]
+
+
+def list_amounts(offer: Offer) -> list[float]:
+    """Amounts in ascending order."""
+    if not offer.is_range:
+        return sorted(offer.levels)
+    return sorted({round(float(amount), 12) for amount in np.linspace(offer.low, offer.high, STEPS + 1)})
+
+
+def make_predictions(
+    components: Mapping[str, Component],
+    offers: Mapping[str, Mapping[str, Offer]],
+    grid: Mapping[str, Sequence[Treatment]],
+    estimates: Mapping[str, Estimate],
+    sizes: Mapping[str, Sequence[int]],
+) -> Predictions:
+    """From the estimates and the sizes in bits of a `grid` of options."""
+    options: dict[str, dict[str, Options]] = {}
+    for name, treatments in grid.items():
+        options[name] = {}
+        for compressor, offer in offers.items():
+            places = [index for index, treatment in enumerate(treatments) if treatment.compressor == compressor]
+            options[name][compressor] = Options(
+                offer[name],
+                np.array([treatments[place].amount for place in places]),
+                estimates[name].changes[:, places],
+                np.array([sizes[name][place] for place in places], dtype=np.float64),
+            )
+    reached = {name: estimate.reached for name, estimate in estimates.items()}
+    sequences = len(next(iter(estimates.values())).changes)
+    return Predictions(components, options, reached, sequences)

@@ -1,0 +1,96 @@
+"""What a forecast comes to, in words and rows that the page and the terminal share."""
+
+import math
+from collections import Counter
+
+from compressor.forecast_record import CheckForecast, ForecastRecord, OptionForecast, PointForecast
+from compressor.report.treatment_map import Pair, pair_of
+from compressor.report.wording import (
+    MISSING,
+    format_bytes,
+    format_estimate,
+    format_interval,
+    format_percent,
+    format_seconds,
+)
+
+RANKED = 5
+"""Components that are named at each end."""
+Ranked = list[tuple[str, OptionForecast]]
+
+
+def find_half(record: ForecastRecord) -> PointForecast | None:
+    """The largest amount with which half of the text is still expected to agree."""
+    half = record.base["expected_fdtm"] / 2
+    return max(
+        (p for p in record.curve if p.amount > 0 and p.trusted and p.expected_fdtm >= half),
+        key=lambda point: point.amount,
+        default=None,
+    )
+
+
+def find_last(record: ForecastRecord) -> PointForecast | None:
+    """The largest amount for which the law is trusted."""
+    return max((p for p in record.curve if p.amount > 0 and p.trusted), key=lambda point: point.amount, default=None)
+
+
+def find_check(record: ForecastRecord, point: PointForecast) -> CheckForecast | None:
+    """The check that was made of a point."""
+    return next((check for check in record.checks if check.amount == point.amount), None)
+
+
+def format_expected(point: PointForecast) -> str:
+    """The expected FDT to the places that its band justifies."""
+    return format_estimate(point.expected_fdtm, point.low, point.high)
+
+
+def format_counted(check: CheckForecast | None) -> list[str]:
+    """Counted FDT and its interval."""
+    score = check.scores.get("fdtm") if check else None
+    if score is None:
+        return ["", ""]
+    return [format_estimate(score.mean, score.low, score.high), format_interval(score.low, score.high)]
+
+
+def format_parts(point: PointForecast) -> str:
+    """`int8 55 %, int4 20 %`: the share of the weights that each compressor treats."""
+    parts = sorted(point.parts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in parts) or MISSING
+
+
+def choose_pair(record: ForecastRecord) -> Pair | None:
+    """The treatment by which components are compared: of those that most have, the one nearest to half."""
+    pairs = Counter(pair_of(o) for m in record.components.values() for o in m.options)
+    return max(pairs, key=lambda pair: (pairs[pair], -abs(pair[1] - 0.5)), default=None)
+
+
+def rank_components(record: ForecastRecord, pair: Pair) -> tuple[Ranked, Ranked]:
+    """The most and the least sensitive components at a treatment, the most extreme first; no component is in both."""
+    found = [
+        (name, option)
+        for name, matrix in record.components.items()
+        for option in matrix.options
+        if matrix.reached and pair_of(option) == pair and math.isfinite(option.cost)
+    ]
+    found.sort(key=lambda item: -item[1].cost)
+    count = min(RANKED, len(found) // 2)
+    return found[:count], found[::-1][:count]
+
+
+def list_forecast_facts(record: ForecastRecord) -> dict[str, str]:
+    """What was looked at, and what it took."""
+    options = sum(len(matrix.options) for matrix in record.components.values())
+    reference = record.reference
+    facts = {
+        "parameters": f"{record.base['parameters']:,}",
+        "size on disk": format_bytes(record.base["bytes"]),
+        "treatments looked at": f"{options:,} of {len(record.components):,} matrices",
+    }
+    if reference is not None:
+        facts["beginnings"] = (
+            f"{reference.prefixes:,} × {reference.prefix_tokens} + {reference.continuation_tokens} tokens"
+        )
+    last = find_last(record)
+    facts["the law is trusted"] = f"to an amount of {format_percent(last.amount)}" if last else "for no size"
+    facts["time"] = format_seconds(record.seconds)
+    return facts

@@ -1,0 +1,109 @@
+"""What every command that looks at a model sets up first: the model, what measures it, and what the base says."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from compressor import data
+from compressor.contracts import Metric, Prefixes, Reads
+from compressor.errors import ConfigError
+from compressor.models import Model, load_model
+from compressor.plugins import Plugins
+from compressor.progress import Progress, watch
+from compressor.record import ReferenceRecord, RoundRecord
+from compressor.reference import build_reference, cache_folder
+from compressor.search import Search
+from compressor.settings import Settings
+from compressor.sweep import Sweep
+from compressor.treatments import Treatments
+
+
+@dataclass
+class Workbench:
+    """A model with its metrics and treatments; `sweeps` are over the prefixes whose reference was built."""
+
+    settings: Settings
+    model: Model
+    metrics: dict[str, Metric]
+    treatments: Treatments
+    sweeps: dict[Prefixes, Sweep] = field(default_factory=dict)
+
+    def take_reference_steps(self, wanted: Sequence[Prefixes]) -> Iterator[None]:
+        """Prefixes, windows of text, a reference for each of `wanted`; yields after each, 2 + len(wanted) times."""
+        settings, model = self.settings, self.model
+        text = data.load_text(settings.data)
+        made = data.make_prefixes(model, settings.data, text, Prefixes.PROOF in wanted)
+        prefixes = dict(zip(Prefixes, made, strict=True))
+        yield
+        windows = {
+            name: data.make_windows(model, request, settings.data, text)
+            for name, metric in self.metrics.items()
+            if (request := metric.text()) is not None
+        }
+        yield
+        for which in wanted:
+            reference = build_reference(
+                model, prefixes[which], settings.data.continuation_tokens, settings.sweep.batch, cache_folder()
+            )
+            if any(metric.reads & Reads.BASE for metric in self.metrics.values()):
+                reference.remember_distribution(model)
+            self.sweeps[which] = Sweep(model, reference, self.metrics, windows)
+            yield
+
+    def describe_reference(self, which: Prefixes) -> ReferenceRecord:
+        """What is scored on these prefixes."""
+        settings, sweep = self.settings.data, self.sweeps[which]
+        reference = sweep.reference
+        return ReferenceRecord(
+            source=settings.path or settings.name or "sampled from the base",
+            prefixes=len(reference.tokens),
+            prefix_tokens=reference.prefix_tokens,
+            continuation_tokens=reference.continuation_tokens,
+            near_ties=reference.near_ties,
+            mended=reference.mended,
+            perplexity_text="; ".join(windows.source for windows in sweep.windows.values()) or None,
+        )
+
+    def make_search(
+        self,
+        folder: Path,
+        progress: Progress,
+        on_round: Callable[[int, RoundRecord], None],
+        rounds: list[RoundRecord],
+        notes: list[str],
+    ) -> Search:
+        """Answers what a schedule asks of this model; records what it keeps in `rounds` and `notes`."""
+        return Search(
+            model=self.model,
+            metrics=self.metrics,
+            treatments=self.treatments,
+            sweeps=self.sweeps,
+            folder=folder,
+            progress=progress,
+            on_round=on_round,
+            tokens=self.settings.data.continuation_tokens,
+            prefixes=self.settings.data.prefixes,
+            seed=self.settings.seed,
+            rounds=rounds,
+            notes=notes,
+        )
+
+
+def open_workbench(settings: Settings, plugins: Plugins, needs: Sequence[str], progress: Progress) -> Workbench:
+    """Load what the settings name, and the metrics in `needs`; raises for whatever settings get wrong."""
+    check_numbers(settings)
+    metrics: dict[str, Metric] = dict(settings.metric)
+    for name in needs:
+        metrics.setdefault(name, plugins.metrics[name]())
+    model = watch(progress, "loading the model", lambda: load_model(settings.model, settings.components))
+    data.check_settings(settings.data, model.context)
+    return Workbench(settings, model, metrics, Treatments(settings.compressor, plugins.compressors, settings.seed))
+
+
+def check_numbers(settings: Settings) -> None:
+    """Raise ConfigError for numbers that no command can work with."""
+    for key, value in (("seed", settings.seed), ("data.seed", settings.data.seed)):
+        if value < 0:
+            raise ConfigError(f"`{key}` must not be negative, got {value}; choose 0 or more")
+    if settings.sweep.batch is not None and settings.sweep.batch < 1:
+        raise ConfigError(f"`sweep.batch` must be at least 1, got {settings.sweep.batch}; raise it or leave it out")
