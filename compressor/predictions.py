@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from compressor.contracts import Estimate, EstimateRequest, SizeRequest
 from compressor.errors import ConfigError
+from compressor.estimates import steady_changes
 from compressor.values import Component, Offer, Plan, Treatment
 
 Array = NDArray[np.float64]
@@ -135,6 +136,7 @@ def make_predictions(
     sizes: Mapping[str, Sequence[int]],
 ) -> Predictions:
     """From the estimates and the sizes in bits of a `grid` of options."""
+    changes = steady_changes(estimates)
     options: dict[str, dict[str, Options]] = {}
     for name, treatments in grid.items():
         options[name] = {}
@@ -143,7 +145,7 @@ def make_predictions(
             options[name][compressor] = Options(
                 offer[name],
                 np.array([treatments[place].amount for place in places]),
-                estimates[name].changes[:, places],
+                changes[name][:, places],
                 np.array([sizes[name][place] for place in places], dtype=np.float64),
             )
     reached = {name: estimate.reached for name, estimate in estimates.items()}
