@@ -24,6 +24,16 @@ class Reads(enum.Flag):
     """Those for which the base is read too."""
 
 
+class Better(enum.Enum):
+    HIGHER = "higher"
+    LOWER = "lower"
+
+    @property
+    def sign(self) -> float:
+        """+1 or -1: `sign * value` is always the larger the better."""
+        return 1.0 if self is Better.HIGHER else -1.0
+
+
 @dataclass(frozen=True)
 class Component:
     """One weight matrix of the model, seen as `[out, in]` however the checkpoint stores it.

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from compressor.models import Model
-from compressor.models.components import Slot, find_layers
+from compressor.models.components import find_layers
 from compressor.models.layouts import is_linear, weight_gradient
+from compressor.models.slots import Slot
 
 PROBE = (2, 3)
 """Sequences and tokens of the forward pass that finds out how modules are called."""

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from compressor.errors import CompressorError, ConfigError, ModelError, PlanError
-from compressor.models.components import Slot, find_components, find_layers, swapped
+from compressor.models.components import find_components, find_layers
+from compressor.models.slots import Slot, swapped
 from tests.families import FAMILIES, ODDITIES, VOCABULARY, make_network
 
 ALL = [*FAMILIES, *ODDITIES]

@@ -13,7 +13,7 @@ import compressor
 CORE = Path(compressor.__file__).parent
 PLUGINS = CORE.parent / "plugins"
 
-CONTRACTS = {"errors", "values", "contracts"}
+CONTRACTS = {"errors", "values", "requests", "contracts"}
 MODEL = CONTRACTS | {"models", "data"}
 ANSWERS = MODEL | {"reference", "walk"}
 ENGINE = ANSWERS | {"calibrate", "sensitivity", "sweep"}
@@ -22,7 +22,8 @@ REGISTRIES = CONTRACTS | {"hookspecs", "registry"}
 REACHES: dict[str, set[str]] = {
     "errors": set(),
     "values": {"errors"},
-    "contracts": {"errors", "values"},
+    "requests": {"errors", "values"},
+    "contracts": {"errors", "values", "requests"},
     **dict.fromkeys(["hookspecs", "registry"], CONTRACTS),
     "plugins": REGISTRIES,
     **dict.fromkeys(["models", "data"], MODEL),

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compressor.errors import ConfigError
 from compressor.models import disk, loading
-from compressor.models.components import Slot, find_components, find_slot, swapped
+from compressor.models.components import find_components
 from compressor.models.forward import run_body, run_head, run_network
+from compressor.models.slots import Slot, find_slot, swapped
 from compressor.settings import ComponentSettings, Device, DType, ModelSettings
 from compressor.values import Component
 

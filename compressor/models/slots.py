@@ -1,0 +1,92 @@
+"""A component and the way to its weight: read it, write it, and swap weights so that they come back bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import PlanError, suggest
+from compressor.models import layouts
+from compressor.models.layouts import Part
+from compressor.values import Component
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A component and the way to its weight: `part` of the parameter `attribute` of the module `owner`."""
+
+    component: Component
+    owner: nn.Module
+    attribute: str
+    part: Part
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """All of it, with the parts that belong to other components."""
+        parameter: nn.Parameter = getattr(self.owner, self.attribute)
+        return parameter
+
+    def view(self) -> Tensor:
+        """`[out..., in]`: a view into the parameter's storage; its reshape to `[out, in]` is the matrix."""
+        return self.part(self.parameter.detach())
+
+    def read(self) -> Tensor:
+        """`[out, in]`, contiguous, a copy: changing it does not change the model."""
+        with torch.inference_mode(False), torch.no_grad():
+            return self.view().clone(memory_format=torch.contiguous_format).reshape(self.component.shape)
+
+    def write(self, weight: Tensor) -> None:
+        """Copy `weight` `[out, in]` into the model, cast to the dtype there; raises PlanError for another shape."""
+        if tuple(weight.shape) != self.component.shape:
+            raise PlanError(
+                f"the weight of `{self.component.name}` must have the shape {list(self.component.shape)}, "
+                f"got {list(weight.shape)}; give it as [out, in]"
+            )
+        with torch.inference_mode():
+            view = self.view()
+            view.copy_(weight.detach().reshape(view.shape))
+
+    def save_bits(self) -> Tensor:
+        """The bit patterns in the shape of `view`, a copy."""
+        with torch.inference_mode():
+            return layouts.see_bits(self.view()).clone()
+
+    def read_bits(self, bits: Tensor) -> Tensor:
+        """`[out, in]`: the weight that `save_bits` saved."""
+        return bits.view(self.view().dtype).reshape(self.component.shape)
+
+    def restore_bits(self, bits: Tensor) -> None:
+        """Put back what `save_bits` gave, whatever the bits mean as numbers."""
+        with torch.inference_mode():
+            layouts.see_bits(self.view()).copy_(bits)
+
+
+@contextmanager
+def swapped(slots: Mapping[str, Slot], weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Inside, the named components have the given weights `[out, in]`; afterwards the model is what it was.
+
+    Gives the weights that they had, `[out, in]`.
+
+    Components may share storage: each is saved just before it is written, and they are restored in reverse order.
+    """
+    chosen = [(find_slot(slots, name), weight) for name, weight in weights.items()]
+    saved: list[tuple[Slot, Tensor]] = []
+    try:
+        for slot, weight in chosen:
+            saved.append((slot, slot.save_bits()))
+            slot.write(weight)
+        yield {slot.component.name: slot.read_bits(bits) for slot, bits in saved}
+    finally:
+        for slot, bits in reversed(saved):
+            slot.restore_bits(bits)
+
+
+def find_slot(slots: Mapping[str, Slot], name: str) -> Slot:
+    """The slot of that name; raises PlanError with near misses."""
+    if name not in slots:
+        raise PlanError(f"the model has no component `{name}`; {suggest(name, slots)}")
+    return slots[name]

@@ -1,0 +1,126 @@
+"""What a schedule knows and may ask for, and the answers; plain data, torch-free."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from compressor.values import Better, Component, Offer, Plan, Treatment
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a schedule knows of the model: its components, what may be done to them, how metrics point."""
+
+    components: Sequence[Component]
+    offers: Mapping[str, Mapping[str, Offer]]
+    """Compressor -> component -> offer, for the compressors of this run, in the order the user gave."""
+    better: Mapping[str, Better]
+    """Metric -> which way is better, for every metric that is configured."""
+    tokens: int
+    """Length M of a continuation."""
+    seed: int = 0
+    estimable: frozenset[str] = frozenset()
+    """Metrics whose changes can be estimated."""
+    prefixes: int = 64
+    """How many there are to search on."""
+    stored_bytes: int = 0
+    """What the base takes on disk, with all that is not a component."""
+    packed: bool = False
+    """Does the export store what a compressor packs? If not, its size does not depend on the plan."""
+
+
+class Prefixes(enum.Enum):
+    SEARCH = "search"
+    """Those that the search decides on."""
+    PROOF = "proof"
+    """Fresh ones that the search must never have decided on."""
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Score every trial exactly, each on its own, and undo it. Answer: a tuple of `Scores`, in order.
+
+    `start` and `stop` choose prefixes; metrics on text are scored on all of theirs.
+    """
+
+    trials: Sequence[Plan]
+    metrics: Sequence[str]
+    prefixes: Prefixes = Prefixes.SEARCH
+    start: int = 0
+    stop: int | None = None
+
+
+@dataclass(frozen=True)
+class EstimateRequest:
+    """Predict what each of `options` would do to a component, the others as in the plan `at`; nothing is scored.
+
+    `objective` is one of `Problem.estimable`, or any metric where the changes are to be `measured`: then each option is
+    a trial. `start` and `stop` choose search prefixes. Treatments are applied to the weights at the start of the round,
+    as anywhere, None leaves those, and a change is against the model with `at` on it. Answer: component name ->
+    `Estimate`.
+    """
+
+    options: Mapping[str, Sequence[Treatment | None]]
+    objective: str
+    at: Plan = field(default_factory=dict)
+    start: int = 0
+    stop: int | None = None
+    by_row: bool = False
+    measured: bool = False
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What options would do to one component, on each sequence and by each option.
+
+    `changes` `[sequence, option]` of the objective's first statistic, `line` being their first-order part. `apart` is
+    `changes` with the output rows taken apart, the sum of their squares in place of the square of their sum: far
+    steadier, and blind to what rows do together; `compressor.estimates` makes one of the two. `rows` `[row, option]`,
+    if asked for, is the change by each row alone, a mean over sequences. What was measured has `changes` only.
+    `reached` is False where no token of the prefixes came to the component, so that nothing is known of it.
+    """
+
+    changes: NDArray[np.float64]
+    rows: NDArray[np.float64] | None = None
+    reached: bool = True
+    apart: NDArray[np.float64] | None = None
+    line: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class SizeRequest:
+    """What does each option store, None as it is now? Answer: component name -> packed bits, scales included."""
+
+    options: Mapping[str, Sequence[Treatment | None]]
+
+
+@dataclass(frozen=True)
+class CountRequest:
+    """How many weights of each component have an importance of at most each threshold (sorted)?
+
+    Answer: component name -> list of counts, in order of the thresholds.
+    """
+
+    compressor: str
+    thresholds: Sequence[float]
+
+
+@dataclass(frozen=True)
+class KeepRequest:
+    """End a round: put the plan on the model for good. Answer: component name -> amount, as it now is."""
+
+    plan: Plan
+    target: float | None = None
+    notes: Sequence[str] = ()
+    """What a person should know of it, a sentence each."""
+
+
+Request = ScoreRequest | EstimateRequest | SizeRequest | CountRequest | KeepRequest
+Search = Generator[Request, Any, None]
