@@ -1,6 +1,7 @@
 """One option of each menu under a budget: as brute force has it, and not a bit over."""
 
 import itertools
+import os
 import time
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from compressor_plugins.schedules import knapsack
 from compressor_plugins.schedules.hulls import Array
 from compressor_plugins.schedules.knapsack import choose, choose_greedily
-from compressor_plugins.schedules.mixed_integer import Menu, solve_exactly
+from compressor_plugins.schedules.mixed_integer import Menu, silent_output, solve_exactly
 
 SEEDS = st.integers(0, 2**32 - 1)
 SHARES = st.floats(-0.2, 1.1)
@@ -153,3 +154,10 @@ def test_a_large_model_is_solved_in_time(line: bool) -> None:
     assert sum_of(menus, shares, "sizes") <= limit
     _, _, bound = choose_greedily(menus, limit)
     assert bound * (1 - 1e-9) <= sum_of(menus, shares, "costs") <= 1.001 * bound
+
+
+def test_nothing_gets_to_standard_output_while_it_solves(capfd: pytest.CaptureFixture[str]) -> None:
+    with silent_output():
+        os.write(1, b"from below Python\n")
+    os.write(1, b"afterwards\n")
+    assert capfd.readouterr().out == "afterwards\n"

@@ -1,7 +1,10 @@
 """The multiple-choice knapsack as a mixed integer program, solved by HiGHS."""
 
 import itertools
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,17 +58,32 @@ def solve_exactly(menus: Sequence[Menu], limit: float, most: float, least: float
     matrix = _make_matrix(sizes / unit, starts, lines)
     # Beside the options a switch for each line, 1 where the line is taken. In units of `least` the solver's absolute
     # tolerances are small beside the optimum, however dear some options are.
-    result = milp(
-        np.concatenate([costs / least, np.zeros(len(lines))]),
-        integrality=np.concatenate([~on_line, np.ones(len(lines))]),
-        bounds=Bounds(0, np.concatenate([on_line | (costs <= most * (1 + DUST)), np.ones(len(lines))])),
-        constraints=LinearConstraint(matrix, [-np.inf, *sums], [limit / unit, *sums]),
-        options={"mip_rel_gap": 0.0, "time_limit": SECONDS},
-    )
+    with silent_output():
+        result = milp(
+            np.concatenate([costs / least, np.zeros(len(lines))]),
+            integrality=np.concatenate([~on_line, np.ones(len(lines))]),
+            bounds=Bounds(0, np.concatenate([on_line | (costs <= most * (1 + DUST)), np.ones(len(lines))])),
+            constraints=LinearConstraint(matrix, [-np.inf, *sums], [limit / unit, *sums]),
+            options={"mip_rel_gap": 0.0, "time_limit": SECONDS},
+        )
     if result.x is None:
         return None
     bounds = itertools.pairwise(starts)
     return [_clean(menu, result.x[start:stop]) for menu, (start, stop) in zip(menus, bounds, strict=True)]
+
+
+@contextmanager
+def silent_output() -> Iterator[None]:
+    """Inside, nothing gets to standard output: HiGHS prints there at times, whatever its options say."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _make_matrix(sizes: Array, starts: Sequence[int], lines: Sequence[Indices]) -> "csr_array":

@@ -5,8 +5,9 @@
 
 Plans treat every matrix alike: magnitude pruning from 5 to 60 %, int8 AbsMax by row and by matrix, round to nearest in
 groups of 32 at 8 to 2 bits. Each is counted on fresh prefixes. Beside it stand the law from the noise measured there,
-with eight runners-up (`law`), with one (`law, k=1`), with all positions weighed alike (`law, equal`), and the law from
-a backward pass over 64 other prefixes, before anything was treated (`forecast`).
+with eight runners-up (`law`), with one (`law, k=1`), with all positions weighed alike (`law, equal`), and from σ as a
+backward pass over 64 other prefixes tells it, before anything was treated: with the base's margins on the prefixes that
+are counted (`one pass`), and with those of the other prefixes (`forecast`), as `compressor forecast` has it.
 
 `prefixes saved` is how many times more prefixes counting needs for the law's interval: with margins of the same
 prefixes (`same`), and where the base's margins are known from all prefixes and only σ is measured (`σ`).
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.contracts import Compressor, EstimateRequest, Prefixes
+from compressor.estimates import steady_changes
 from compressor.margin_law import expected_sdt, read_table, tabulate_fdt
 from compressor.run import Run
 from compressor.settings import DataSettings, DataSource, DType
@@ -80,7 +82,7 @@ def estimate_noise(run: Run, plans: dict[str, Plan]) -> dict[str, Vector]:
     """`[sequence]` of each plan: the sum over components of σ² by one backward pass on the search prefixes."""
     options = {name: [plan[name] for plan in plans.values()] for name in run.model.components}
     found = run.search.answer(EstimateRequest(options, "margin_noise"))
-    squares = sum(estimate.changes for estimate in found.values())
+    squares = np.sum(list(steady_changes(found).values()), axis=0)
     return {name: squares[:, index] for index, name in enumerate(plans)}
 
 
@@ -100,11 +102,13 @@ def measure_plans(
         predicted = estimate_noise(run, plans)
         searched = tabulate_fdt(read_base_margins(run, Prefixes.SEARCH)).numpy()
         margins = read_base_margins(run, Prefixes.PROOF)
+        proven = tabulate_fdt(margins).numpy()
         trials = [partial(run.search.make_weights, plan) for plan in plans.values()]
         for name, found in zip(plans, run.sweeps[Prefixes.PROOF].score(trials), strict=True):
-            forecast = apply_law(searched, predicted[name])
+            forecast, here = apply_law(searched, predicted[name]), apply_law(proven, predicted[name])
             row = {"model": model, "seed": seed, "plan": name, "σ, one pass": float(np.sqrt(predicted[name].mean()))}
-            yield row | compare_law(margins, found, seed) | {"forecast": forecast} | judge(forecast, found, "forecast")
+            row |= compare_law(margins, found, seed) | {"one pass": here, "forecast": forecast}
+            yield row | judge(here, found, "one pass") | judge(forecast, found, "forecast")
 
 
 def compare_law(margins: Tensor, found: Statistics, seed: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from compressor.contracts import Compressor, EstimateRequest, Prefixes
+from compressor.estimates import steady_changes
 from compressor.run import Run
 from compressor.settings import DataSettings, DataSource
 from compressor.values import Treatment
@@ -41,7 +42,7 @@ def measure_run(run: Run) -> Iterator[dict[str, Any]]:
     """A row for each treatment and objective."""
     components = run.model.components.values()
     options = {c.name: list(list_treatments(c.stored_bits).values()) for c in components}
-    estimates = {name: run.search.answer(EstimateRequest(options, name)) for name in OBJECTIVES}
+    estimates = {name: steady_changes(run.search.answer(EstimateRequest(options, name))) for name in OBJECTIVES}
     sweep = run.sweeps[Prefixes.SEARCH]
     for index, text in enumerate(list_treatments(16)):
         plan = {name: choices[index] for name, choices in options.items()}
@@ -50,7 +51,7 @@ def measure_run(run: Run) -> Iterator[dict[str, Any]]:
         for name in OBJECTIVES:
             single = np.array([statistics[name][:, 0].mean() for statistics in found])
             whole = together[name][:, 0].mean()
-            predicted = np.array([estimates[name][part].changes[:, index].mean() for part in plan])
+            predicted = np.array([estimates[name][part][:, index].mean() for part in plan])
             yield {
                 "treatment": text,
                 "objective": name,
