@@ -53,13 +53,12 @@ class Sensitivity:
         with self.model.swapped(current) as originals:
             changes = Changes(self.model, self.treatments, request.options, originals)
             for start, rows in self._sequences(request, walk.at_once):
-                line = Projections(changes, len(rows))
+                line, square = (Projections(changes, len(rows), squared) for squared in (False, True))
                 if self.walks(request) == 2:
                     self._project(walk, self.objective.value, start, rows, line)
-                square = Projections(changes, len(rows))
                 self._project(walk, self._probe(start), start, rows, square)
                 for name, total in totals.items():
-                    total.add(line.values[name], square.values[name], name in square.reached)
+                    total.add(name, line, square)
         return {name: total.finish(name, request.by_row) for name, total in totals.items()}
 
     def walks(self, request: EstimateRequest) -> int:
@@ -124,45 +123,50 @@ class Changes:
 
 
 class Projections:
-    """⟨gradient, Δ⟩ by row for every component, `[sequence, row, option]`.
+    """⟨gradient, Δ⟩ of every component by row, in the sums that are needed of it; on the CPU, in float64.
 
-    `reached` names the components that a gradient came to.
+    `sums` `[sequence, option]` over rows, `squares` those of its squares, and `rows` `[row, option]` over sequences, of
+    squares if it is `squared`. `reached` names the components that a gradient came to.
     """
 
-    def __init__(self, changes: Changes, sequences: int) -> None:
-        self._changes = changes
+    def __init__(self, changes: Changes, sequences: int, squared: bool) -> None:
+        self._changes, self._squared = changes, squared
         self.reached: set[str] = set()
-        self.values = {
-            name: torch.zeros(sequences, component.shape[0], len(changes.options[name]))
-            for name, component in changes.components.items()
-        }
+        self.sums, self.squares, self.rows = {}, {}, {}
+        for name, component in changes.components.items():
+            options = len(changes.options[name])
+            self.sums[name] = torch.zeros(sequences, options, dtype=torch.float64)
+            self.squares[name] = torch.zeros(sequences, options, dtype=torch.float64)
+            self.rows[name] = torch.zeros(component.shape[0], options, dtype=torch.float64)
 
     def add(self, name: str, part: slice, gradients: Tensor) -> None:
-        """Add the gradients `[sequence, out, in]`, of any precision, of the sequences `part`."""
-        found = torch.bmm(gradients.float().transpose(0, 1), self._changes.of(name).permute(1, 2, 0))
-        self.values[name][part] += found.transpose(0, 1).cpu()
+        """Take the gradients `[sequence, out, in]`, of any precision, of the sequences `part`."""
+        found = torch.bmm(gradients.float().transpose(0, 1), self._changes.of(name).permute(1, 2, 0)).double()
+        squares = found.square()
+        self.sums[name][part] = found.sum(0).cpu()
+        self.squares[name][part] = squares.sum(0).cpu()
+        self.rows[name] += (squares if self._squared else found).sum(1).cpu()
         if name not in self.reached and gradients.any():
             self.reached.add(name)
 
 
 @dataclass
 class Total:
-    """What was found of one component, gathered over walks; lists hold an entry a walk, `[sequence, option]`."""
+    """What was found of one component: lists of `[sequence, option]`, an entry a walk, and `rows` over all walks."""
 
     line: list[Tensor] = field(default_factory=list)
     square: list[Tensor] = field(default_factory=list)
     apart: list[Tensor] = field(default_factory=list)
-    rows: list[Tensor] = field(default_factory=list)
+    rows: Tensor | float = 0.0
     reached: bool = False
 
-    def add(self, line: Tensor, square: Tensor, reached: bool) -> None:
-        """Add some sequences: projections `[sequence, row, option]`, one that counts as it is and one to be squared."""
-        line, square = line.double(), square.double()
-        self.line.append(line.sum(1))
-        self.square.append(square.sum(1).square())
-        self.apart.append(square.square().sum(1))
-        self.rows.append((line + square.square()).sum(0))
-        self.reached = self.reached or reached
+    def add(self, name: str, line: Projections, square: Projections) -> None:
+        """Add some sequences: projections that count as they are, and others that count squared."""
+        self.line.append(line.sums[name])
+        self.square.append(square.sums[name].square())
+        self.apart.append(square.squares[name])
+        self.rows = self.rows + line.rows[name] + square.rows[name]
+        self.reached = self.reached or name in square.reached
 
     def finish(self, name: str, by_row: bool) -> Estimate:
         """The estimate; raises ModelError where it is not finite."""
@@ -172,5 +176,5 @@ class Total:
                 f"the gradient of `{name}` holds NaN or infinity; use model.dtype=float32, or exclude it by "
                 "components.exclude"
             )
-        rows = (torch.stack(self.rows).sum(0) / len(line)).numpy() if by_row else None
+        rows = np.asarray(self.rows) / len(line) if by_row else None
         return Estimate(line + square, rows, self.reached, line + apart, line)

@@ -3,8 +3,8 @@
 The model's own forward pass runs, so every family works. Each decoder layer is a checkpoint: it keeps nothing but its
 input, and is computed again when the backward pass comes to it. A tap behind each linear module hears the module's
 input x and the gradient d of its output there; the gradient of a sequence's scalar by the weight is Σ_tokens d xᵀ.
-Weights that other modules use (stacked experts, a tied embedding) get their gradient from autograd, and experts mix
-the tokens of sequences: both need one sequence at a time.
+Weights that are used otherwise (stacked experts, a tied embedding, a module called twice) get their gradient from
+autograd, and experts mix the tokens of sequences: both need one sequence at a time.
 """
 
 import functools
@@ -25,7 +25,7 @@ from compressor.models.slots import Slot
 PROBE = (2, 3)
 """Sequences and tokens of the forward pass that finds out how modules are called."""
 Visit = Callable[[str, slice, Tensor], None]
-"""Called with a component, which sequences, and the gradients `[sequence, out, in]` of their scalars."""
+"""Gets a component, which sequences, and the whole gradients `[sequence, out, in]` of their scalars; once each."""
 
 
 class _Tap(torch.autograd.Function):
@@ -60,9 +60,9 @@ class Walk:
         self.tapped = {
             place
             for place, slots in self.places.items()
-            if place in shapes and is_linear(slots[0].owner) and uses[id(slots[0].parameter)] == 1
+            if len(shapes[place]) == 1 and is_linear(slots[0].owner) and uses[id(slots[0].parameter)] == 1
         }
-        apart = all(shape[:2] == PROBE and len(shape) > 2 for place in self.tapped for shape in shapes[place])
+        apart = all(shapes[place][0][:2] == PROBE and len(shapes[place][0]) > 2 for place in self.tapped)
         self.at_once = None if apart and len(self.tapped) == len(self.places) else 1
 
     def back(self, tokens: Tensor, keep: int, scalar: Callable[[Tensor], Tensor], visit: Visit) -> None:
@@ -83,11 +83,11 @@ class Walk:
 
     def _probe(self) -> dict[tuple[int, str], list[torch.Size]]:
         """Shapes of what each module is called with in a short forward pass; weights may be used without a call."""
-        shapes: dict[tuple[int, str], list[torch.Size]] = {}
+        shapes: dict[tuple[int, str], list[torch.Size]] = {place: [] for place in self.places}
 
         def note(place: tuple[int, str], inputs: tuple[Tensor, ...]) -> None:
             if inputs:
-                shapes.setdefault(place, []).append(inputs[0].shape)
+                shapes[place].append(inputs[0].shape)
 
         with ExitStack() as stack:
             for place, slots in self.places.items():

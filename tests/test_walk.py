@@ -113,6 +113,19 @@ def test_a_bfloat16_model_has_nearly_the_same_gradients(family: str, tmp_path: P
         assert error < 0.15, f"the gradient of {name} is off by {error:.2f}"
 
 
+def test_a_module_that_is_called_twice_has_the_gradient_of_both_calls(tmp_path: Path) -> None:
+    save_checkpoint("llama", tmp_path)
+    model = load_model(ModelSettings(path=str(tmp_path)))
+    layers = model.network.model.layers
+    layers[1].mlp = layers[0].mlp
+    names = [name for name in model.components if "layers.0.mlp" in name or "self_attn" in name]
+    tokens = draw_tokens(2)
+    assert Walk(model, names).at_once == 1
+    found = walk_gradients(model, names, tokens)
+    for name in names:
+        torch.testing.assert_close(found[name], explicit_gradients(model, name, tokens), rtol=1e-3, atol=1e-4)
+
+
 def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     model = load_family("mixtral", tmp_path)
     before = {name: parameter.clone() for name, parameter in model.network.named_parameters()}
