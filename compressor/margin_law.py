@@ -25,7 +25,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 RUNNERS = 8
 """Runners-up that the law looks at."""
 TRUSTED_NOISE = 1.0
-"""The largest σ, in logits, up to which a forecast trusts the law."""
+"""The largest σ, in logits, at which a forecast trusts the law; docs/margin-law.md has what was measured beyond."""
 QUADRATURE_POINTS = 21
 NOISE_GRID: NDArray[np.float64] = np.concatenate([[0.0], np.geomspace(1e-4, 1e2, 84)])
 """Values of σ at which `tabulate_fdt` evaluates the law; 18 % from one to the next."""
