@@ -6,7 +6,7 @@ Nothing here imports torch: plugin modules are imported for `--help` and for sch
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -135,6 +135,10 @@ class Compressor(ABC):
     @abstractmethod
     def compress(self, weight: Tensor, amount: float, context: Context) -> CompressedWeight:
         """Compress `weight` `[out, in]`, which must not be changed; `amount` is one that `offer` contains."""
+
+    def compress_each(self, weight: Tensor, amounts: Sequence[float], context: Context) -> Iterator[CompressedWeight]:
+        """`compress` at each of the amounts, one after the other; override it where they can share work, say a sort."""
+        return (self.compress(weight, amount, context) for amount in amounts)
 
     def compress_rows(self, weight: Tensor, amounts: Sequence[float], context: Context) -> CompressedWeight:
         """As `compress`, with an amount of its own for every output row; only where the offer is `by_row`."""

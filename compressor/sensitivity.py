@@ -112,10 +112,10 @@ class Changes:
         original = self._originals.get(name, now)
         component = self.components[name]
         made = torch.empty(len(self.options[name]), *component.shape, device=now.device)
+        treatments = [treatment for treatment in self.options[name] if treatment is not None]
+        compressed = self._treatments.compress_each(component, original, treatments)
         for change, treatment in zip(made, self.options[name], strict=True):
-            weight = original
-            if treatment is not None:
-                weight = self._treatments.compress_weight(component, original, treatment).dense()
+            weight = original if treatment is None else next(compressed).dense()
             torch.sub(weight.float(), now.float(), out=change)
         if self._keeps:
             self._kept[name] = made

@@ -2,7 +2,8 @@
 
 import dataclasses
 import enum
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,17 +69,45 @@ class Treatments:
 
     def compress_weight(self, component: Component, weight: Tensor, treatment: Treatment) -> CompressedWeight:
         """`weight` `[out, in]` of a component after a treatment, row by row where that has rows."""
-        compressor = self.resolve(treatment)
-        offer, context = compressor.offer(component), Context(component, self.seed)
-        with named_by(self.installed, compressor, component.name), torch.no_grad():
-            if treatment.rows is None:
-                offer.require(treatment.amount, treatment.compressor, component)
-                compressed = compressor.compress(weight, treatment.amount, context)
-            else:
-                offer.require_rows(treatment.rows, treatment.compressor, component)
-                compressed = compressor.compress_rows(weight, treatment.rows, context)
-            check_dense(compressed.dense(), weight)
+        (compressed,) = self.compress_each(component, weight, [treatment])
         return compressed
+
+    @torch.no_grad()
+    def compress_each(
+        self, component: Component, weight: Tensor, treatments: Sequence[Treatment]
+    ) -> Iterator[CompressedWeight]:
+        """`weight` `[out, in]` after each treatment, in order; amounts of one compressor may share work."""
+        for (_, _, by_row), group in itertools.groupby(
+            treatments, lambda t: (t.compressor, t.options, t.rows is not None)
+        ):
+            chosen = list(group)
+            compressor = self.resolve(chosen[0])
+            offer, context = compressor.offer(component), Context(component, self.seed)
+            with named_by(self.installed, compressor, component.name):
+                for compressed in self._apply(compressor, offer, weight, chosen, context, by_row):
+                    check_dense(compressed.dense(), weight)
+                    yield compressed
+
+    def _apply(
+        self,
+        compressor: Compressor,
+        offer: Offer,
+        weight: Tensor,
+        treatments: Sequence[Treatment],
+        context: Context,
+        by_row: bool,
+    ) -> Iterator[CompressedWeight]:
+        """Treatments by one compressor, all with rows or all without."""
+        component = context.component
+        if by_row:
+            for treatment in treatments:
+                rows = treatment.rows or ()
+                offer.require_rows(rows, compressor.name, component)
+                yield compressor.compress_rows(weight, rows, context)
+            return
+        for treatment in treatments:
+            offer.require(treatment.amount, compressor.name, component)
+        yield from compressor.compress_each(weight, [treatment.amount for treatment in treatments], context)
 
     def check_repeatable(self, model: Model, options: Mapping[str, Sequence[Treatment | None]]) -> None:
         """Raise PluginError for a compressor that does not give the same twice; one component of each is tried."""

@@ -80,6 +80,16 @@ class CompressorContract(PluginContract):
             assert same_bits(weight, before), f"amount {amount} changed the weight that was given"
         assert plugin == options, "an option was changed"
 
+    def test_many_amounts_are_as_each_alone(self, plugin: Compressor, weight: Tensor) -> None:
+        """`compress_each` gives what `compress` gives, amount by amount, in the order asked for."""
+        amounts = [*self.amounts(plugin, weight), *reversed(self.amounts(plugin, weight))]
+        found = list(plugin.compress_each(weight, amounts, self.context(weight)))
+        assert len(found) == len(amounts), f"{len(found)} results for {len(amounts)} amounts"
+        for amount, compressed in zip(amounts, found, strict=True):
+            alone = plugin.compress(weight, amount, self.context(weight))
+            assert same_bits(compressed.dense(), alone.dense()), f"amount {amount} is another one among many"
+            assert compressed.bits == alone.bits, f"amount {amount} takes other bits among many"
+
     def test_bits_are_those_of_the_tensors(self, plugin: Compressor, weight: Tensor) -> None:
         """`bits` is positive and counts what `tensors()` hold, padded by less than a byte each; a larger amount never
         takes more bits."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Compressor, Context
+from compressor.contracts import CompressedWeight, Compressor, Context
 from compressor.errors import ConfigError, ModelError
 from compressor.values import Component, Offer
 
-from .masking import PrunedWeight, lowest, lowest_of_matrix, lowest_of_rows, prune
+from .masking import PrunedWeight, lowest, lowest_of_matrix, lowest_of_matrix_each, lowest_of_rows, prune
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,6 +62,13 @@ class Magnitude(Compressor):
         else:
             mask = lowest_of_matrix(importance, amount)
         return prune(weight, mask, context.component)
+
+    def compress_each(self, weight: Tensor, amounts: Sequence[float], context: Context) -> Iterator[CompressedWeight]:
+        if self.pattern or self.scope is Scope.row:
+            yield from super().compress_each(weight, amounts, context)
+            return
+        for mask in lowest_of_matrix_each(self.rank(weight, context.component), amounts):
+            yield prune(weight, mask, context.component)
 
     def compress_rows(self, weight: Tensor, amounts: Sequence[float], context: Context) -> PrunedWeight:
         self.offer(context.component).require_rows(amounts, self.name, context.component)

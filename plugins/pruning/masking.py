@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,18 @@ def lowest_of_matrix(importance: Tensor, amount: float) -> Tensor:
     """True at the round(amount · out · in) smallest of `[out, in]`."""
     line = importance.reshape(1, -1)
     return lowest(line, round(amount * line.shape[-1])).view(importance.shape)
+
+
+def lowest_of_matrix_each(importance: Tensor, amounts: Sequence[float]) -> Iterator[Tensor]:
+    """`lowest_of_matrix` at each of the amounts, by one sort for all of them."""
+    ordered = importance.flatten().sort().values
+    for amount in amounts:
+        count = round(amount * len(ordered))
+        cuts_equals = 0 < count < len(ordered) and ordered[count - 1] == ordered[count]
+        if count <= 0 or cuts_equals:
+            yield lowest_of_matrix(importance, amount)
+        else:
+            yield importance <= ordered[min(count, len(ordered)) - 1]
 
 
 def lowest_of_rows(importance: Tensor, amounts: Sequence[float]) -> Tensor:
