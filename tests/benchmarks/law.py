@@ -5,15 +5,17 @@
 
 Plans treat every matrix alike: magnitude pruning from 5 to 60 %, int8 AbsMax by row and by matrix, round to nearest in
 groups of 32 at 8 to 2 bits. Each is counted on fresh prefixes. Beside it stand the law from the noise measured there,
-with eight runners-up (`law`), with one (`law, k=1`), with all positions weighed alike (`law, equal`), and from σ as a
-backward pass over 64 other prefixes tells it, before anything was treated: with the base's margins on the prefixes that
-are counted (`one pass`), and with those of the other prefixes (`forecast`), as `compressor forecast` has it.
+with eight runners-up (`law`), with one (`law, k=1`), with other weights of the positions (`law, equal`, `law, c=…`),
+and from σ as a backward pass over 64 other prefixes tells it, before anything was treated: with the base's margins on
+the prefixes that are counted (`one pass`), and with those of the other prefixes (`forecast`), as `compressor forecast`
+has it.
 
 `prefixes saved` is how many times more prefixes counting needs for the law's interval: with margins of the same
 prefixes (`same`), and where the base's margins are known from all prefixes and only σ is measured (`σ`).
 """
 
 import argparse
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -23,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compressor.contracts import Compressor, EstimateRequest, Prefixes
+from compressor.contracts import Compressor, EstimateRequest, Metric, Prefixes
 from compressor.estimates import steady_changes
 from compressor.margin_law import expected_sdt, read_table, tabulate_fdt
 from compressor.run import Run
@@ -40,7 +42,10 @@ from compressor_plugins.quantization.rtn import Rtn
 
 from .runs import MODELS, open_run
 
-METRICS = {"fdtm": Fdtm(), "sdtm": Sdtm(), "margin_noise": MarginNoise(), "equal": MarginNoise(closeness=1e9)}
+VARIANTS = {"equal": math.inf, "c=0.1": 0.1, "c=0.5": 0.5, "c=1": 1.0}
+"""Other weights of the positions: name -> closeness."""
+METRICS: dict[str, Metric] = {"fdtm": Fdtm(), "sdtm": Sdtm(), "margin_noise": MarginNoise()}
+METRICS |= {name: MarginNoise(closeness=closeness) for name, closeness in VARIANTS.items()}
 SPARSITIES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 WIDTHS = (8, 6, 5, 4, 3, 2)
 CLOSE = 0.15
@@ -125,7 +130,7 @@ def compare_law(margins: Tensor, found: Statistics, seed: int) -> dict[str, Any]
             "FDT": count(found),
             "law": law,
             "law, k=1": apply_law(single, squares),
-            "law, equal": apply_law(table, found["equal"][:, 0]),
+            **{f"law, {name}": apply_law(table, found[name][:, 0]) for name in VARIANTS},
             "SDT": float(found["sdtm"].mean()),
             "SDT, law": float(expected_sdt(margins, float(np.sqrt(squares.mean()))).mean()),
             "saved, same": float(spread / np.var(read_table(table[drawn].mean(axis=1), noise))),
@@ -161,6 +166,10 @@ def summarize_rows(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             "plans": len(chosen),
             **{key: float(np.mean([row[key] for row in chosen])) for key in chosen[0] if key.endswith("meets")},
             **{key: float(np.median([row[key] for row in chosen])) for key in chosen[0] if key.startswith("saved")},
+            **{
+                f"{key}, rms": float(np.sqrt(np.mean([(row[key] / row["FDT"][0] - 1) ** 2 for row in chosen])))
+                for key in ("law", *(f"law, {name}" for name in VARIANTS))
+            },
         }
 
 
