@@ -129,13 +129,14 @@ class Treatments:
     ) -> dict[str, list[int]]:
         """Packed bits of each option, scales included; `now` are those of components that are treated already."""
 
-        def size(name: str, treatment: Treatment | None) -> int:
-            if treatment is not None:
-                return self.compress_one(model, name, treatment).bits
+        answer = {}
+        for name, choices in options.items():
             component = model.components[name]
-            return now.get(name, component.parameters * component.stored_bits)
-
-        return {name: [size(name, treatment) for treatment in choices] for name, choices in options.items()}
+            stored = now.get(name, component.parameters * component.stored_bits)
+            treatments = [treatment for treatment in choices if treatment is not None]
+            compressed = self.compress_each(component, model.read(name), treatments)
+            answer[name] = [stored if treatment is None else next(compressed).bits for treatment in choices]
+        return answer
 
     def count(self, model: Model, compressor: str, thresholds: Sequence[float]) -> dict[str, list[int]]:
         """How many weights of each component have at most each importance (`thresholds` ascending)."""
