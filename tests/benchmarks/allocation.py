@@ -4,9 +4,9 @@
 
 Pruning by magnitude to 20, 35 and 50 %, and round to nearest at 2 to 8 bits to a mean of 3.25 bits (groups of 64) and
 4.5 bits (groups of 32), scales counted. No training. Searches decide on 64 prefixes of 32 + 64 tokens sampled from the
-base (per row on 256). Differences are paired by prefix against Algorithm 1 by mean FDT when pruning, and against
-uniform widths otherwise; all seeds together. Cost is in forward passes over 64 prefixes. `--keep` saves what was
-measured, and goes on from there.
+base (per row on 256); measured singles try eleven amounts of each component, others 21. Differences are paired by
+prefix against Algorithm 1 by mean FDT when pruning, and against uniform widths otherwise; all seeds together. Cost is
+in forward passes over 64 prefixes. `--keep` saves what was measured, and goes on from there.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -40,6 +41,7 @@ from compressor.sweep import Statistics, Sweep
 from compressor.values import Plan, Treatment
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.rtn import Rtn
+from compressor_plugins.schedules import amounts
 from compressor_plugins.schedules.budget import Budget, EstimateBy, Granularity
 from compressor_plugins.schedules.evolution import Evolution
 from compressor_plugins.schedules.fdt_allocation import FdtAllocation, Statistic
@@ -56,11 +58,15 @@ PREFIXES = 64
 
 @dataclass(frozen=True)
 class Method:
-    """A schedule for a budget, on so many prefixes; `heuristic` answers its estimates in place of the backward pass."""
+    """A schedule for a budget, on so many prefixes and over so many amounts of each component.
+
+    `heuristic` answers its estimates in place of the backward pass.
+    """
 
     make: Callable[[Any], Schedule]
     prefixes: int = PREFIXES
     heuristic: Heuristic | None = None
+    amounts: int = 21
 
 
 @dataclass
@@ -87,7 +93,7 @@ PRUNING: dict[str, Method] = {
     "corrected, σ²": Method(lambda t: Budget(targets=[t], objective="margin_noise")),
     "per row, one pass": Method(lambda t: Budget(targets=[t], corrections=0, granularity=Granularity.row), 256),
     "per row, corrected": Method(lambda t: Budget(targets=[t], granularity=Granularity.row), 256),
-    "measured singles": Method(lambda t: Budget(targets=[t], corrections=0, estimate=EstimateBy.measured)),
+    "measured singles": Method(lambda t: Budget(targets=[t], corrections=0, estimate=EstimateBy.measured), amounts=11),
     "evolution": Method(lambda t: Evolution(targets=[t])),
 }
 INTEGERS: dict[str, Method] = {
@@ -179,7 +185,8 @@ def measure_group(group: Group, model: str, seed: int, proof: int, wanted: set[K
             if (model, text, name, seed) not in wanted:
                 continue
             limit_prefixes(run, whole, method.prefixes)
-            plan, passes = find_plan(run, method, adapt_budget(run, budget), remembered)
+            with patch.object(amounts, "LEVELS", np.arange(method.amounts) / (method.amounts - 1)):
+                plan, passes = find_plan(run, method, adapt_budget(run, budget), remembered)
             (statistics,) = run.sweeps[Prefixes.PROOF].score([partial(run.search.make_weights, plan)])
             yield (model, text, name, seed), Measured(statistics, passes)
 
