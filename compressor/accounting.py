@@ -18,6 +18,12 @@ def mean_amount(components: Mapping[str, Component], plan: Plan) -> float:
     return sum(amount_of(plan, name) * component.parameters for name, component in components.items()) / total
 
 
+def treated_share(components: Mapping[str, Component], plan: Plan) -> float:
+    """Share of the parameters of all components that are in treated ones."""
+    treated = sum(component.parameters for name, component in components.items() if name in plan)
+    return treated / sum(component.parameters for component in components.values())
+
+
 def describe_components(
     model: Model, plan: Plan, packed_bits: Mapping[str, int], exported_bits: int
 ) -> dict[str, ComponentRecord]:

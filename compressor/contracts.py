@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.errors import PlanError
 from compressor.requests import (
+    Best,
+    BestRequest,
     CountRequest,
     Estimate,
     EstimateRequest,
@@ -22,6 +24,7 @@ from compressor.requests import (
     ScoreRequest,
     Search,
     SizeRequest,
+    Waypoint,
 )
 from compressor.values import Better, Component, Offer, Reads, Scores
 
@@ -69,6 +72,13 @@ class Metric(ABC):
         """The value over many sequences: `[..., sequence, statistic]` -> `[...]`; by default the mean of the first."""
         mean: NDArray[np.float64] = statistics[..., 0].mean(axis=-1)
         return mean
+
+    def value_range(self, tokens: int) -> tuple[float, float] | None:
+        """The least and the largest value of a sequence with a continuation of `tokens`, if `aggregate` is their mean.
+
+        None where there are no such limits, or it is not. Bounds on the mean of all prefixes then need no assumption.
+        """
+        return None
 
     def text(self) -> TextWindows | None:
         """None to be scored on the base's continuations, else the text to be scored on."""
@@ -196,6 +206,8 @@ class Dialogue:
 
 
 __all__ = [
+    "Best",
+    "BestRequest",
     "Better",
     "CompressedWeight",
     "Compressor",
@@ -217,4 +229,5 @@ __all__ = [
     "Search",
     "SizeRequest",
     "TextWindows",
+    "Waypoint",
 ]

@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,11 +191,11 @@ class Forecast:
                 f"{len(chosen)} of {self.settings.forecast.check} checks could be made: there are no more plans where "
                 "the law is trusted."
             )
-        trials = [partial(self.search.make_weights, plan) for _, plan in chosen]
+        trials = [self.search.make_trial(plan) for _, plan in chosen]
         scored = self.bench.sweeps[Prefixes.SEARCH].score(trials)
-        tracked = self.progress.track(scored, "checking plans", len(trials))
-        for (point, _), statistics in zip(chosen, tracked, strict=True):
-            scores = self.search.summarize(statistics)
+        found = dict(self.progress.track(scored, "checking plans", len(trials)))
+        for number, (point, _) in enumerate(chosen):
+            scores = self.search.summarize(found[number])
             self.record.checks.append(
                 CheckForecast(point.amount, point.bytes, point.noise, point.expected_fdtm, scores)
             )

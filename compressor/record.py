@@ -29,10 +29,25 @@ class MetricRecord:
 
 
 @dataclass
+class CurvePoint:
+    """The best plan that a search had found at some point: `share` of the parameters are in the `components` treated.
+
+    `value` is that of the statistic of `metric` by which it was the best, on the search prefixes.
+    """
+
+    components: int
+    share: float
+    metric: str
+    value: float
+    plan: dict[str, Any]
+
+
+@dataclass
 class RoundRecord:
     """One kept plan: the target asked for, the amount reached, its scores on the search prefixes, what it cost.
 
     `passes` is the cost of the search in forward passes over all search prefixes; keeping and proving come on top.
+    `curve` is what the search found on its way, where it says so.
     """
 
     target: float | None
@@ -41,6 +56,7 @@ class RoundRecord:
     trials: int
     seconds: float
     passes: float = 0.0
+    curve: list[CurvePoint] = field(default_factory=list)
 
 
 @dataclass

@@ -23,6 +23,8 @@ NEAR_TIE = 4.0
 """Two logits nearer than this many rounding steps of the larger one count as a near tie."""
 LOGITS_AT_ONCE = 1 << 24
 """Logits that one batch may give when the batch size is chosen automatically."""
+TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 8192}
+"""Tokens of such a batch: on a CPU activations should stay in its caches, a GPU wants large products."""
 
 
 @dataclass
@@ -93,7 +95,8 @@ def choose_batch(model: Model, length: int, continuation: int, wanted: int | Non
     """Sequences per forward pass: a power of two that keeps logits and activations small; never from free memory."""
     if wanted is not None:
         return wanted
-    limit = max(1, min(LOGITS_AT_ONCE // (continuation * model.vocabulary), 8192 // length))
+    tokens = TOKENS_AT_ONCE[model.device.type] // length
+    limit = max(1, min(LOGITS_AT_ONCE // (continuation * model.vocabulary), tokens))
     return min(64, 1 << (limit.bit_length() - 1))
 
 

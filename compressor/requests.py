@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from compressor.values import Better, Component, Offer, Plan, Treatment
+from compressor.values import Better, Component, Offer, Plan, Scores, Treatment
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +55,32 @@ class ScoreRequest:
     prefixes: Prefixes = Prefixes.SEARCH
     start: int = 0
     stop: int | None = None
+
+
+@dataclass(frozen=True)
+class BestRequest:
+    """Which `count` of these trials score best by a statistic of a metric on the search prefixes? Answer: `Best`.
+
+    `statistic` is a field of `Score`. `bounds` has for each trial the value that it can at best reach as far as the
+    schedule knows, None where it knows nothing: a hint by which the run may leave trials unmeasured.
+    """
+
+    trials: Sequence[Plan]
+    metric: str
+    count: int
+    statistic: str = "mean"
+    bounds: Sequence[float | None] = ()
+
+
+@dataclass(frozen=True)
+class Best:
+    """`chosen` are the indices of the best trials, best first, ties to the lower index; they all have scores.
+
+    `scores` of each trial are on all prefixes, None where it was dropped before that.
+    """
+
+    chosen: tuple[int, ...]
+    scores: tuple[Scores | None, ...]
 
 
 @dataclass(frozen=True)
@@ -113,6 +139,15 @@ class CountRequest:
 
 
 @dataclass(frozen=True)
+class Waypoint:
+    """The best plan that a search had found at some point, and the value by which it was the best."""
+
+    plan: Plan
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
 class KeepRequest:
     """End a round: put the plan on the model for good. Answer: component name -> amount, as it now is."""
 
@@ -120,7 +155,9 @@ class KeepRequest:
     target: float | None = None
     notes: Sequence[str] = ()
     """What a person should know of it, a sentence each."""
+    curve: Sequence[Waypoint] = ()
+    """What the search found on its way, recorded with the round."""
 
 
-Request = ScoreRequest | EstimateRequest | SizeRequest | CountRequest | KeepRequest
+Request = ScoreRequest | BestRequest | EstimateRequest | SizeRequest | CountRequest | KeepRequest
 Search = Generator[Request, Any, None]

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from compressor.accounting import amount_of, mean_amount
+from compressor.accounting import amount_of, mean_amount, treated_share
+from compressor.best import find_best
 from compressor.contracts import (
+    BestRequest,
     CountRequest,
     Dialogue,
     EstimableMetric,
@@ -25,18 +27,23 @@ from compressor.contracts import (
     Schedule,
     ScoreRequest,
     SizeRequest,
+    Waypoint,
 )
+from compressor.engine import Trial
 from compressor.errors import ConfigError
 from compressor.files import append_json_line
 from compressor.models import Model
 from compressor.plans import plan_to_json
 from compressor.progress import Progress, watch
-from compressor.record import RoundRecord
+from compressor.record import CurvePoint, RoundRecord
+from compressor.savings import Savings
+from compressor.screening import Screen
 from compressor.sensitivity import Sensitivity
+from compressor.settings import SweepSettings
 from compressor.statistics import summarize
 from compressor.sweep import Statistics, Sweep
 from compressor.treatments import Treatments
-from compressor.values import Plan, Score, Treatment
+from compressor.values import Plan, Score, Scores, Treatment
 
 PASSES_OF_WALK = 4
 """A walk back is a forward pass, a second one layer by layer, and gradients of inputs and of weights."""
@@ -48,7 +55,8 @@ class Search:
 
     `on_round` is called with the number and the record of each round that ends; `tokens` is the length of a
     continuation, `prefixes` how many there are to search on. `passes` is what the round has cost so far, in forward
-    passes over all search prefixes; `notes` are what schedules want a person to know.
+    passes over all search prefixes; `notes` are what schedules want a person to know. `settings` say how the best of
+    many trials are found, `savings` what that has saved in the round, `screen` what it knows of treatments.
     """
 
     model: Model
@@ -61,12 +69,15 @@ class Search:
     tokens: int
     prefixes: int
     seed: int = 0
+    settings: SweepSettings = field(default_factory=SweepSettings)
     kept: dict[str, Treatment] = field(default_factory=dict)
     packed_bits: dict[str, int] = field(default_factory=dict)
     rounds: list[RoundRecord] = field(default_factory=list)
     trials: int = 0
     passes: float = 0.0
     notes: list[str] = field(default_factory=list)
+    savings: Savings = field(default_factory=Savings)
+    screen: Screen = field(default_factory=Screen)
     began: float = field(default_factory=time.monotonic)
 
     def begin(self, schedule: Schedule) -> Dialogue:
@@ -96,6 +107,8 @@ class Search:
         match request:
             case ScoreRequest():
                 return self.score_trials(request)
+            case BestRequest():
+                return find_best(self, request)
             case EstimateRequest():
                 return self.estimate(request)
             case SizeRequest():
@@ -106,27 +119,30 @@ class Search:
                 return self.keep(request)
 
     def score_trials(self, request: ScoreRequest) -> tuple[dict[str, Score], ...]:
-        """Score each trial exactly; one line a trial in scores.jsonl, where rows are but said to be there."""
-        trials = [partial(self.make_weights, plan) for plan in request.trials]
+        """Score each trial exactly."""
+        trials = [self.make_trial(plan) for plan in request.trials]
         found = self.sweeps[request.prefixes].score(trials, request.metrics, request.start, request.stop)
         description = f"round {len(self.rounds) + 1}: scoring trials"
-        answers, began = [], time.monotonic()
-        for statistics, plan in zip(self.progress.track(found, description, len(trials)), request.trials, strict=True):
-            scores = self.summarize(statistics)
-            answers.append(scores)
-            line = {
-                "round": len(self.rounds) + 1,
-                "prefixes": request.prefixes.value,
-                "plan": plan_to_json(plan),
-                "scores": {name: score.to_json() for name, score in scores.items()},
-                "seconds": time.monotonic() - began,
-            }
-            append_json_line(self.folder / "scores.jsonl", line)
+        answers, began = dict[int, dict[str, Score]](), time.monotonic()
+        for number, statistics in self.progress.track(found, description, len(trials)):
+            scores = answers[number] = self.summarize(statistics)
+            self.note_trial(request.trials[number], request.prefixes, scores, time.monotonic() - began)
             began = time.monotonic()
         self.trials += len(trials)
         if request.prefixes is Prefixes.SEARCH:
             self.spend(len(trials), request.start, request.stop)
-        return tuple(answers)
+        return tuple(answers[number] for number in range(len(trials)))
+
+    def note_trial(self, plan: Plan, prefixes: Prefixes, scores: Scores, seconds: float) -> None:
+        """A line in scores.jsonl, where rows are but said to be there."""
+        line = {
+            "round": len(self.rounds) + 1,
+            "prefixes": prefixes.value,
+            "plan": plan_to_json(plan),
+            "scores": {name: score.to_json() for name, score in scores.items()},
+            "seconds": seconds,
+        }
+        append_json_line(self.folder / "scores.jsonl", line)
 
     def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
         """Predict, or measure, what options do on the search prefixes."""
@@ -148,11 +164,11 @@ class Search:
         for name, options in request.options.items():
             others = {other: treatment for other, treatment in request.at.items() if other != name}
             trials += [others if option is None else {**others, name: option} for option in options]
-        made = [partial(self.make_weights, plan) for plan in trials]
+        made = [self.make_trial(plan) for plan in trials]
         description = f"round {len(self.rounds) + 1}: measuring options"
         scored = self.sweeps[Prefixes.SEARCH].score(made, metrics, request.start, request.stop)
-        found = self.progress.track(scored, description, len(made))
-        now, *values = (statistics[request.objective][:, 0] for statistics in found)
+        found = dict(self.progress.track(scored, description, len(made)))
+        now, *values = (found[number][request.objective][:, 0] for number in range(len(made)))
         self.trials += len(trials)
         self.spend(len(trials), request.start, request.stop)
         answer, start = {}, 0
@@ -166,6 +182,9 @@ class Search:
         """Add passes over the search prefixes from `start` to `stop` to the cost of the round."""
         chosen = len(range(self.prefixes)[start:stop])
         self.passes += passes * chosen / self.prefixes
+
+    def make_trial(self, plan: Plan) -> Trial:
+        return Trial(tuple(plan), partial(self.make_weights, plan))
 
     def make_weights(self, plan: Plan) -> dict[str, Tensor]:
         return {name: weight.dense() for name, weight in self.treatments.compress(self.model, plan).items()}
@@ -188,10 +207,18 @@ class Search:
             trials=self.trials,
             seconds=time.monotonic() - self.began,
             passes=self.passes,
+            curve=[self.describe_waypoint(waypoint) for waypoint in request.curve],
         )
+        saved = self.savings.describe()
+        self.notes.extend([*request.notes, *([saved] if saved else [])])
         self.trials, self.passes, self.began = 0, 0.0, time.monotonic()
-        self.notes.extend(request.notes)
+        self.savings, self.screen = Savings(), Screen()
         self.rounds.append(round_record)
         self.on_round(len(self.rounds), round_record)
         self.progress.say(f"round {len(self.rounds)} kept: amount {round_record.amount:.3f}")
         return {name: amount_of(self.kept, name) for name in self.model.components}
+
+    def describe_waypoint(self, waypoint: Waypoint) -> CurvePoint:
+        """As it is recorded."""
+        share = treated_share(self.model.components, waypoint.plan)
+        return CurvePoint(len(waypoint.plan), share, waypoint.metric, waypoint.value, plan_to_json(waypoint.plan))

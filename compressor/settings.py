@@ -44,8 +44,12 @@ class TrackingMode(enum.Enum):
 
 
 class SweepMode(enum.Enum):
+    exact = "exact"
+    """Trials share what they have in common; each scores as by a forward pass of its own."""
     plain = "plain"
     """One forward pass per trial."""
+    approximate = "approximate"
+    """As exact, but of trials that are compared only those that may be among the best are measured, and it says so."""
 
 
 @dataclass
@@ -85,10 +89,20 @@ class ComponentSettings:
 
 @dataclass
 class SweepSettings:
-    """How trials are scored. `batch` sequences go through the model at once; None chooses by vocabulary and length."""
+    """How trials are scored. `batch` sequences go through the model at once; None chooses by vocabulary and length.
 
-    mode: SweepMode = SweepMode.plain
+    The rest counts in the approximate mode. A trial is dropped when after some of the prefixes it cannot be among the
+    best (`racing`), when the metric `screen` predicts that it is not, both with error probability `delta`, or when what
+    is known of smaller plans bounds it (`lazy`). `audit` dropped trials of each question are measured all the same.
+    """
+
+    mode: SweepMode = SweepMode.exact
     batch: int | None = None
+    racing: bool = True
+    delta: float = 0.05
+    lazy: bool = True
+    screen: str | None = None
+    audit: int = 2
 
 
 @dataclass

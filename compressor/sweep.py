@@ -1,6 +1,8 @@
-"""The engine: scores many trials, each by a plain forward pass; the oracle for any faster one."""
+"""Scores many trials against what the base says: by the engine, or by a plain forward pass each, its oracle."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,16 +12,17 @@ from torch import Tensor
 
 from compressor.contracts import Metric, Reads
 from compressor.data import Windows
+from compressor.engine import Batch, Engine, Found, Trial
 from compressor.errors import CompressorError, ModelError, PluginError
-from compressor.models import Model
+from compressor.models import CannotReplay, Model, Replay
 from compressor.readout import Readout
 from compressor.reference import Reference
+from compressor.settings import SweepMode
+
+log = logging.getLogger(__name__)
 
 Statistics = dict[str, NDArray[np.float64]]
 """Metric name -> `[sequence, statistic]`."""
-
-Weights = Mapping[str, Tensor]
-"""Component name -> dense weight `[out, in]`."""
 
 
 @dataclass
@@ -33,54 +36,122 @@ class Sweep:
     reference: Reference
     metrics: Mapping[str, Metric]
     windows: Mapping[str, Windows] = field(default_factory=dict)
+    mode: SweepMode = SweepMode.exact
+    engine: Engine | None = field(default=None, repr=False)
 
     def score(
-        self,
-        trials: Sequence[Callable[[], Weights]],
-        names: Sequence[str] | None = None,
-        start: int = 0,
-        stop: int | None = None,
-    ) -> Iterator[Statistics]:
-        """Statistics of each trial in order; a trial makes its weights when it is reached and is undone after it."""
-        for trial in trials:
-            with self.model.swapped(trial()):
-                statistics = self.score_current(names, start, stop)
-            yield statistics
+        self, trials: Sequence[Trial], names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, Statistics]]:
+        """Number and statistics of each trial, as they come; every trial is undone.
+
+        `names` None means every metric, `start` and `stop` choose prefixes; text is always read whole.
+        """
+        batches, chosen = self._list_batches(names, start, stop), list(names or self.metrics)
+        engine = self._find_engine() if len(trials) > 1 else None
+        shared = {number: trial for number, trial in enumerate(trials) if engine and engine.takes(trial)}
+        for number, trial in enumerate(trials):
+            if number not in shared:
+                with self.model.swapped(trial.make()):
+                    yield number, join_statistics(chosen, [score_plainly(self.model, batch) for batch in batches])
+        if engine and shared:
+            for number, found in engine.score(shared, batches):
+                yield number, join_statistics(chosen, found)
+
+    def score_all(
+        self, trials: Sequence[Trial], names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
+    ) -> list[Statistics]:
+        """As `score`, in the order of the trials."""
+        found = dict(self.score(trials, names, start, stop))
+        return [found[number] for number in range(len(trials))]
 
     def score_current(self, names: Sequence[str] | None = None, start: int = 0, stop: int | None = None) -> Statistics:
-        """Statistics of the model as it stands; `names` None means every metric, `start` and `stop` choose prefixes."""
+        """Statistics of the model as it stands."""
+        return self.score_all([Trial((), dict)], names, start, stop)[0]
+
+    def _list_batches(self, names: Sequence[str] | None, start: int, stop: int | None) -> list[Batch]:
+        """What goes through the model for these metrics: continuations, and each one's text."""
         metrics = {name: self.metrics[name] for name in (self.metrics if names is None else names)}
-        on_base = {name: metric for name, metric in metrics.items() if metric.text() is None}
-        result = self.score_continuations(on_base, start, stop) if on_base else {}
-        for name in metrics:
+        batches: list[Batch] = []
+        if on_base := {name: metric for name, metric in metrics.items() if metric.text() is None}:
+            for index, tokens in self.reference.batches(start, stop):
+                batches.append(Continuations(self.model, self.reference, on_base, index, tokens))
+        for name, metric in metrics.items():
             if name not in on_base:
-                result[name] = self.score_text(name, metrics[name])
-        return {name: result[name] for name in metrics}
+                batches += self._list_text(name, metric)
+        return batches
 
-    def score_continuations(self, metrics: Mapping[str, Metric], start: int = 0, stop: int | None = None) -> Statistics:
-        """One teacher-forced pass over the reference feeds all metrics that read continuations."""
-        keep = self.reference.continuation_tokens
-        needs_base = any(metric.reads & Reads.BASE for metric in metrics.values())
-        parts: dict[str, list[Tensor]] = {name: [] for name in metrics}
-        for index, batch in self.reference.batches(start, stop):
-            tokens = batch[:, -keep:].to(self.model.device)
-            candidate = Readout(self.model.logits(batch[:, :-1], keep), tokens)
-            base = self.reference.base_readout(index, len(batch), self.model) if needs_base else candidate
-            for name, metric in metrics.items():
-                parts[name].append(read_statistics(metric, candidate, base))
-        return {name: torch.cat(part).numpy() for name, part in parts.items()}
-
-    def score_text(self, name: str, metric: Metric) -> NDArray[np.float64]:
-        """A metric on its own text windows."""
-        windows, parts = self.windows[name], []
-        length = windows.tokens.shape[1]
-        size = max(1, self.reference.batch * self.reference.tokens.shape[1] // length)
+    def _list_text(self, name: str, metric: Metric) -> Iterator[Batch]:
+        windows = self.windows[name]
+        size = max(1, self.reference.batch * self.reference.tokens.shape[1] // windows.tokens.shape[1])
         for tokens, counted in zip(windows.tokens.split(size), windows.counted.split(size), strict=True):
-            logits = self.model.logits(tokens[:, :-1], length - 1)
-            target, mask = tokens[:, 1:].to(self.model.device), counted.to(self.model.device)
-            candidate = Readout(logits, target, mask)
-            parts.append(read_statistics(metric, candidate, candidate))
-        return torch.cat(parts).numpy()
+            yield Text(name, metric, tokens, counted)
+
+    def _find_engine(self) -> Engine | None:
+        """The engine of this model, proven at its first use; None where trials must be plain forward passes."""
+        if self.mode is not SweepMode.plain and self.engine is None:
+            try:
+                self.engine = Engine(Replay(self.model))
+            except CannotReplay as error:
+                self.mode = SweepMode.plain
+                log.warning(
+                    "every trial is a forward pass of its own: of %s, %s", type(self.model.network).__name__, error
+                )
+        return self.engine if self.mode is not SweepMode.plain else None
+
+
+class Continuations:
+    """A batch of what the base said; all metrics that read continuations are fed by one pass."""
+
+    def __init__(
+        self, model: Model, reference: Reference, metrics: Mapping[str, Metric], index: int, tokens: Tensor
+    ) -> None:
+        self.tokens, self.keep = tokens[:, :-1], reference.continuation_tokens
+        self._model, self._reference, self._metrics = model, reference, metrics
+        self._index, self._said = index, tokens[:, -self.keep :]
+
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[Tensor], Found]]:
+        """Reads logits; the base's own are made once, if a metric needs them."""
+        said = self._said.to(self._model.device)
+        needs_base = any(metric.reads & Reads.BASE for metric in self._metrics.values())
+        base = self._reference.base_readout(self._index, len(said), self._model) if needs_base else None
+
+        def read(logits: Tensor) -> Found:
+            candidate = Readout(logits, said)
+            return {
+                name: read_statistics(metric, candidate, base or candidate) for name, metric in self._metrics.items()
+            }
+
+        yield read
+
+
+class Text:
+    """A batch of windows of text that one metric reads."""
+
+    def __init__(self, name: str, metric: Metric, tokens: Tensor, counted: Tensor) -> None:
+        self.tokens, self.keep = tokens[:, :-1], tokens.shape[1] - 1
+        self._name, self._metric, self._following, self._counted = name, metric, tokens[:, 1:], counted
+
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[Tensor], Found]]:
+        """Reads logits; the base is not asked."""
+
+        def read(logits: Tensor) -> Found:
+            candidate = Readout(logits, self._following.to(logits.device), self._counted.to(logits.device))
+            return {self._name: read_statistics(self._metric, candidate, candidate)}
+
+        yield read
+
+
+def score_plainly(model: Model, batch: Batch) -> Found:
+    """One forward pass of the model as it stands."""
+    with batch.opened() as read:
+        return read(model.logits(batch.tokens, batch.keep))
+
+
+def join_statistics(names: Sequence[str], parts: Sequence[Found]) -> Statistics:
+    """The statistics of all batches, by metric."""
+    return {name: torch.cat([part[name] for part in parts if name in part]).numpy() for name in names}
 
 
 def read_statistics(metric: Metric, candidate: Readout, base: Readout) -> Tensor:

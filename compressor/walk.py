@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from compressor.models import Model
 from compressor.models.components import find_layers
+from compressor.models.detour import detoured
 from compressor.models.layouts import is_linear, weight_gradient
 from compressor.models.slots import Slot
 
@@ -150,10 +151,6 @@ class Walk:
 @contextmanager
 def checkpointed(layers: nn.ModuleList) -> Iterator[None]:
     """Inside, each layer keeps only its input for the backward pass, and is computed again there."""
-    for layer in layers:
-        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-    try:
+    run = functools.partial(functools.partial, checkpoint)
+    with detoured({layer: run(layer.forward, use_reentrant=False, preserve_rng_state=False) for layer in layers}):
         yield
-    finally:
-        for layer in layers:
-            del layer.forward

@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compressor import data
-from compressor.contracts import Metric, Prefixes, Reads
-from compressor.errors import ConfigError
+from compressor.contracts import EstimableMetric, Metric, Prefixes, Reads
+from compressor.errors import ConfigError, suggest
 from compressor.models import Model, load_model
 from compressor.plugins import Plugins
 from compressor.progress import Progress, watch
 from compressor.record import ReferenceRecord, RoundRecord
 from compressor.reference import build_reference, cache_folder
 from compressor.search import Search
-from compressor.settings import Settings
+from compressor.settings import Settings, SweepMode, SweepSettings
 from compressor.sweep import Sweep
 from compressor.treatments import Treatments
 
@@ -47,7 +47,7 @@ class Workbench:
             )
             if any(metric.reads & Reads.BASE for metric in self.metrics.values()):
                 reference.remember_distribution(model)
-            self.sweeps[which] = Sweep(model, reference, self.metrics, windows)
+            self.sweeps[which] = Sweep(model, reference, self.metrics, windows, settings.sweep.mode)
             yield
 
     def describe_reference(self, which: Prefixes) -> ReferenceRecord:
@@ -84,6 +84,7 @@ class Workbench:
             tokens=self.settings.data.continuation_tokens,
             prefixes=self.settings.data.prefixes,
             seed=self.settings.seed,
+            settings=self.settings.sweep,
             rounds=rounds,
             notes=notes,
         )
@@ -93,7 +94,7 @@ def open_workbench(settings: Settings, plugins: Plugins, needs: Sequence[str], p
     """Load what the settings name, and the metrics in `needs`; raises for whatever settings get wrong."""
     check_numbers(settings)
     metrics: dict[str, Metric] = dict(settings.metric)
-    for name in needs:
+    for name in [*needs, *check_screen(settings.sweep, plugins)]:
         metrics.setdefault(name, plugins.metrics[name]())
     model = watch(progress, "loading the model", lambda: load_model(settings.model, settings.components))
     data.check_settings(settings.data, model.context)
@@ -107,3 +108,21 @@ def check_numbers(settings: Settings) -> None:
             raise ConfigError(f"`{key}` must not be negative, got {value}; choose 0 or more")
     if settings.sweep.batch is not None and settings.sweep.batch < 1:
         raise ConfigError(f"`sweep.batch` must be at least 1, got {settings.sweep.batch}; raise it or leave it out")
+    if not 0.0 < settings.sweep.delta < 1.0:
+        raise ConfigError(f"`sweep.delta` must be in (0, 1), got {settings.sweep.delta:g}; 0.05 errs in 1 of 20")
+    if settings.sweep.audit < 0:
+        raise ConfigError(f"`sweep.audit` must not be negative, got {settings.sweep.audit}; 0 audits nothing")
+
+
+def check_screen(settings: SweepSettings, plugins: Plugins) -> list[str]:
+    """The metric that screens, if one is to; raises ConfigError for one that cannot."""
+    if settings.screen is None:
+        return []
+    known = [name for name, metric in plugins.metrics.items() if issubclass(metric, EstimableMetric)]
+    if settings.screen not in plugins.metrics:
+        raise ConfigError(f"unknown metric `{settings.screen}` in `sweep.screen`; {suggest(settings.screen, known)}")
+    if settings.screen not in known:
+        raise ConfigError(
+            f"`sweep.screen` must be a metric that can be estimated, got `{settings.screen}`; {suggest('', known)}"
+        )
+    return [settings.screen] if settings.mode is SweepMode.approximate else []

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from compressor.contracts import Better, Dialogue, KeepRequest, Problem, Request, ScoreRequest
 from compressor.errors import ConfigError
 from compressor.values import Component, Offer, Plan, Score, Treatment
-from compressor_plugins.schedules.fdt_allocation import FdtAllocation, Statistic
+from compressor_plugins.schedules.fdt_allocation import FdtAllocation
+from compressor_plugins.schedules.rankers import Statistic
 
 TOKENS = 100
 PAPER = [0.20, 0.35, 0.45, 0.55, 0.60, 0.65, 0.70, 0.75]

@@ -18,6 +18,7 @@ import torch
 from compressor import forecast as module
 from compressor.contracts import Compressor, EstimateRequest, Prefixes, Schedule
 from compressor.curve import Law
+from compressor.engine import Trial
 from compressor.errors import CompressorError, ConfigError, OutputError
 from compressor.estimates import steady_changes
 from compressor.forecast import Forecast, choose_checks, drop_beaten, execute
@@ -247,7 +248,7 @@ def test_checks_count_what_a_sweep_counts(made: Forecast, tmp_path: Path) -> Non
             name: weight.dense()
             for name, weight in made.search.treatments.compress(made.bench.model, read_plan(path)).items()
         }
-        (statistics,) = sweep.score([lambda weights=weights: weights])
+        (statistics,) = sweep.score_all([Trial(tuple(weights), lambda weights=weights: weights)])
         assert check.scores["fdtm"] == summarize(Fdtm(), statistics["fdtm"], 0)
         assert check.scores["margin_noise"].mean == pytest.approx(
             float(MarginNoise().aggregate(statistics["margin_noise"]))

@@ -19,6 +19,7 @@ ANSWERS = MODEL | {"reference", "walk"}
 ENGINE = ANSWERS | {"calibrate", "sensitivity", "sweep"}
 OUTPUT = {"tracking", "report", "checkpoint", "export"}
 REGISTRIES = CONTRACTS | {"hookspecs", "registry"}
+CHOICE = {"racing", "screening", "best"}
 REACHES: dict[str, set[str]] = {
     "errors": set(),
     "values": {"errors"},
@@ -31,8 +32,9 @@ REACHES: dict[str, set[str]] = {
     **dict.fromkeys(["calibrate", "sweep"], ENGINE),
     "sensitivity": ENGINE | {"hookspecs", "registry"},
     **dict.fromkeys(["tracking", "report", "checkpoint", "export"], MODEL | OUTPUT),
-    "workbench": ENGINE | REGISTRIES | {"plugins"},
-    **dict.fromkeys(["run", "forecast"], ENGINE | OUTPUT | REGISTRIES | {"plugins", "workbench"}),
+    **dict.fromkeys(["racing", "screening", "best"], CONTRACTS | CHOICE),
+    "workbench": ENGINE | REGISTRIES | CHOICE | {"plugins"},
+    **dict.fromkeys(["run", "forecast"], ENGINE | OUTPUT | REGISTRIES | CHOICE | {"plugins", "workbench"}),
 }
 """Module -> what it may need of the modules in this table, by itself or by way of any other module."""
 

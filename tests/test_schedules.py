@@ -14,9 +14,10 @@ from compressor.errors import ConfigError, PlanError
 from compressor.plans import plan_to_json
 from compressor.plugins import load_plugins
 from compressor.values import Component, Offer, Score, Treatment
-from compressor_plugins.schedules.fdt_allocation import FdtAllocation, Statistic
+from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
+from compressor_plugins.schedules.rankers import Statistic
 from compressor_plugins.schedules.uniform import Uniform
 
 SIZES = {"layers.0.q": 1000, "layers.0.k": 500, "layers.1.q": 1000}

@@ -1,5 +1,6 @@
 """A model: loaded and checked, its components found, read and swapped, run forward. All that knows architectures."""
 
 from compressor.models.model import Model, load_model
+from compressor.models.replay import CannotReplay, Replay
 
-__all__ = ["Model", "load_model"]
+__all__ = ["CannotReplay", "Model", "Replay", "load_model"]

@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 
 from compressor.errors import ModelError
 from compressor.models.components import find_layers
+from compressor.models.detour import detoured
 
 
 def run_network(
@@ -57,12 +58,9 @@ def run_head(network: PreTrainedModel, hidden: Tensor) -> Tensor:
     if body is None:
         raise _refuse_halves(network)
     answers = [_Handed(last_hidden_state=hidden.contiguous())]
-    body.forward = lambda *args, **kwargs: answers.pop()
-    try:
+    with detoured({body: lambda *args, **kwargs: answers.pop()}):
         tokens = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
         logits: Tensor | None = network(input_ids=tokens, use_cache=False).logits
-    finally:
-        del body.forward
     if answers or logits is None:
         raise _refuse_halves(network)
     return logits

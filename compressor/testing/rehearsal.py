@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from compressor.best import check_request, choose_best
 from compressor.contracts import (
+    Best,
+    BestRequest,
     Better,
     CountRequest,
     Dialogue,
@@ -73,6 +76,8 @@ class Rehearsal:
         match request:
             case ScoreRequest():
                 return tuple(self.score(plan, request) for plan in request.trials)
+            case BestRequest():
+                return self.find_best(request)
             case EstimateRequest():
                 return self.estimate(request)
             case SizeRequest():
@@ -80,6 +85,8 @@ class Rehearsal:
             case CountRequest():
                 return self.count(request)
             case KeepRequest():
+                for waypoint in request.curve:
+                    self.check_plan(waypoint.plan)
                 return self.keep(request.plan)
         raise PluginError(f"a schedule asks by one of the requests of compressor.contracts, got {request!r}")
 
@@ -96,6 +103,14 @@ class Rehearsal:
             for name in request.metrics
         }
         return {name: flat_score(value + shift) for name, value in values.items()}
+
+    def find_best(self, request: BestRequest) -> Best:
+        """As little as may be answered: only what is chosen has scores."""
+        check_request(request)
+        asked = ScoreRequest(request.trials, (request.metric,))
+        scores = [self.score(plan, asked) for plan in request.trials]
+        chosen = choose_best(request, self.problem.better[request.metric], scores).chosen
+        return Best(chosen, tuple(found if index in chosen else None for index, found in enumerate(scores)))
 
     def damage(self, plan: Plan) -> float:
         hardness = self.hardness()

@@ -32,3 +32,6 @@ class Fdtm(Metric):
     def statistics(self, candidate: Readout, base: Readout) -> Tensor:
         agrees = candidate.predicted == candidate.tokens
         return agrees.long().cumprod(-1).sum(-1, keepdim=True).double()
+
+    def value_range(self, tokens: int) -> tuple[float, float]:
+        return 0.0, float(tokens)

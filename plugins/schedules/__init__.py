@@ -5,6 +5,7 @@ from collections.abc import Callable
 from compressor import hookimpl
 from compressor.contracts import Schedule
 
+from .beam import Beam
 from .budget import Budget
 from .evolution import Evolution
 from .fdt_allocation import FdtAllocation
@@ -16,5 +17,5 @@ from .uniform import Uniform
 @hookimpl
 def register_schedules(register: Callable[[type[Schedule]], None]) -> None:
     """Register all schedules of this package."""
-    for schedule in (Budget, Uniform, GlobalThreshold, FdtAllocation, Evolution, ReplayedPlan):
+    for schedule in (Budget, Uniform, GlobalThreshold, FdtAllocation, Beam, Evolution, ReplayedPlan):
         register(schedule)

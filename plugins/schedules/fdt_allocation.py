@@ -1,6 +1,5 @@
 """Algorithm 1 of the paper: prune every component as far as a common level of the metric allows."""
 
-import enum
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -8,10 +7,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from compressor.contracts import KeepRequest, Problem, Schedule, ScoreRequest, Search
-from compressor.errors import ConfigError, suggest
 from compressor.values import Scores, Treatment
 
 from . import water_filling
+from .rankers import Statistic, check_ranker
 from .targets import Span, Vector, choose_span
 
 VALUE_OF_REMOVED = {"fdtm": 0.0}
@@ -19,15 +18,6 @@ VALUE_OF_REMOVED = {"fdtm": 0.0}
 
 Measured = dict[tuple[int, float], float]
 """(component, amount) -> value of the ranker."""
-
-
-class Statistic(enum.Enum):
-    """Which aggregate over prefixes a search reads; p75 of the FDT is what the paper calls FDT75."""
-
-    mean = "mean"
-    p75 = "p75"
-    median = "median"
-    p25 = "p25"
 
 
 @dataclass
@@ -59,11 +49,7 @@ class FdtAllocation(Schedule):
     def search(self, problem: Problem) -> Search:
         span = choose_span(problem, self.name)
         targets = span.check_targets(self.targets)
-        if self.ranker not in problem.better:
-            raise ConfigError(
-                f"unknown metric `{self.ranker}` in `schedule.ranker`; {suggest(self.ranker, problem.better)}"
-            )
-        sign = problem.better[self.ranker].sign
+        sign = check_ranker(problem, self.ranker).sign
         current = np.zeros(len(span.names))
         for target in targets:
             amounts = yield from self._allocate(span, current, target, sign)

@@ -15,7 +15,6 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -187,7 +186,7 @@ def measure_group(group: Group, model: str, seed: int, proof: int, wanted: set[K
             limit_prefixes(run, whole, method.prefixes)
             with patch.object(amounts, "LEVELS", np.arange(method.amounts) / (method.amounts - 1)):
                 plan, passes = find_plan(run, method, adapt_budget(run, budget), remembered)
-            (statistics,) = run.sweeps[Prefixes.PROOF].score([partial(run.search.make_weights, plan)])
+            (statistics,) = run.sweeps[Prefixes.PROOF].score_all([run.search.make_trial(plan)])
             yield (model, text, name, seed), Measured(statistics, passes)
 
 

@@ -10,6 +10,9 @@ and from σ as a backward pass over 64 other prefixes tells it, before anything 
 the prefixes that are counted (`one pass`), and with those of the other prefixes (`forecast`), as `compressor forecast`
 has it.
 
+`kurtosis` and `drift` are those of δ over all positions; `noise, close` and `noise, wide` are the root mean square of
+δ in the quarter of positions where the base's margin is smallest, and largest, by that of all.
+
 `prefixes saved` is how many times more prefixes counting needs for the law's interval: with margins of the same
 prefixes (`same`), and where the base's margins are known from all prefixes and only σ is measured (`σ`).
 """
@@ -17,7 +20,6 @@ prefixes (`same`), and where the base's margins are known from all prefixes and 
 import argparse
 import math
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,13 +30,14 @@ from torch import Tensor
 from compressor.contracts import Compressor, EstimateRequest, Metric, Prefixes
 from compressor.estimates import steady_changes
 from compressor.margin_law import expected_sdt, read_table, tabulate_fdt
+from compressor.readout import Readout
 from compressor.run import Run
 from compressor.settings import DataSettings, DataSource, DType
 from compressor.statistics import draw_resamples, summarize
 from compressor.sweep import Statistics
 from compressor.values import Plan, Treatment
 from compressor_plugins.metrics.fdtm import Fdtm
-from compressor_plugins.metrics.margin_noise import MarginNoise
+from compressor_plugins.metrics.margin_noise import MarginNoise, read_margins
 from compressor_plugins.metrics.sdtm import Sdtm
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int8 import Granularity, Int8
@@ -44,13 +47,24 @@ from .runs import MODELS, open_run
 
 VARIANTS = {"equal": math.inf, "c=0.1": 0.1, "c=0.5": 0.5, "c=1": 1.0}
 """Other weights of the positions: name -> closeness."""
-METRICS: dict[str, Metric] = {"fdtm": Fdtm(), "sdtm": Sdtm(), "margin_noise": MarginNoise()}
-METRICS |= {name: MarginNoise(closeness=closeness) for name, closeness in VARIANTS.items()}
 SPARSITIES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 WIDTHS = (8, 6, 5, 4, 3, 2)
 CLOSE = 0.15
 
 Vector = NDArray[np.float64]
+
+
+class Shift(MarginNoise):
+    """δ itself, at every position."""
+
+    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
+        ids, margins = base.runners_up(1)
+        return (read_margins(candidate, ids) - margins)[..., 0].double()
+
+
+METRICS: dict[str, Metric] = {"fdtm": Fdtm(), "sdtm": Sdtm(), "margin_noise": MarginNoise()}
+METRICS["shift"] = Shift()
+METRICS |= {name: MarginNoise(closeness=closeness) for name, closeness in VARIANTS.items()}
 
 
 class MatrixInt8(Int8):
@@ -108,11 +122,12 @@ def measure_plans(
         searched = tabulate_fdt(read_base_margins(run, Prefixes.SEARCH)).numpy()
         margins = read_base_margins(run, Prefixes.PROOF)
         proven = tabulate_fdt(margins).numpy()
-        trials = [partial(run.search.make_weights, plan) for plan in plans.values()]
-        for name, found in zip(plans, run.sweeps[Prefixes.PROOF].score(trials), strict=True):
+        trials = [run.search.make_trial(plan) for plan in plans.values()]
+        for name, found in zip(plans, run.sweeps[Prefixes.PROOF].score_all(trials), strict=True):
             forecast, here = apply_law(searched, predicted[name]), apply_law(proven, predicted[name])
             row = {"model": model, "seed": seed, "plan": name, "σ, one pass": float(np.sqrt(predicted[name].mean()))}
             row |= compare_law(margins, found, seed) | {"one pass": here, "forecast": forecast}
+            row |= describe_shift(found["shift"], margins[..., 0].numpy())
             yield row | judge(here, found, "one pass") | judge(forecast, found, "forecast")
 
 
@@ -141,6 +156,18 @@ def compare_law(margins: Tensor, found: Statistics, seed: int) -> dict[str, Any]
         | judge(law, found, "law")
         | judge(apply_law(table, found["equal"][:, 0]), found, "law, equal")
     )
+
+
+def describe_shift(shift: Vector, margins: Vector) -> dict[str, float]:
+    """Moments of δ `[sequence, position]`, and where it is large."""
+    close, wide = np.quantile(margins, [0.25, 0.75])
+    size = np.sqrt(np.mean(shift**2))
+    return {
+        "kurtosis": float(np.mean((shift - shift.mean()) ** 4) / shift.var() ** 2),
+        "drift": float(shift.mean()),
+        "noise, close": float(np.sqrt(np.mean(shift[margins <= close] ** 2)) / size),
+        "noise, wide": float(np.sqrt(np.mean(shift[margins >= wide] ** 2)) / size),
+    }
 
 
 def count(found: Statistics) -> list[float]:

@@ -10,7 +10,6 @@ all components together costs, `one pass` the estimates' sum by the same. σ² i
 
 import argparse
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,7 @@ def measure_run(run: Run) -> Iterator[dict[str, Any]]:
     for index, text in enumerate(list_treatments(16)):
         plan = {name: choices[index] for name, choices in options.items()}
         trials = [plan, *({name: treatment} for name, treatment in plan.items())]
-        together, *found = sweep.score([partial(run.search.make_weights, trial) for trial in trials])
+        together, *found = sweep.score_all([*map(run.search.make_trial, trials)])
         for name in OBJECTIVES:
             single = np.array([statistics[name][:, 0].mean() for statistics in found])
             whole = together[name][:, 0].mean()

@@ -1,0 +1,155 @@
+"""Scores many trials in one walk over the layers: what they share is computed once, and nothing is approximate.
+
+Layers before a trial's first change give what they give in the model as it stands, so the walk carries that along, and
+a trial branches off at its first changed layer. There, modules that the change does not reach are not run again.
+Behind its last changed layer a trial is a batch of hidden states like any other, and may go on together with others.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from compressor.models.memo import Memo
+from compressor.models.replay import Entry, Replay
+
+Weights = Mapping[str, Tensor]
+"""Component name -> dense weight `[out, in]`."""
+Found = Mapping[str, Tensor]
+"""Metric name -> `[sequence, statistic]`."""
+
+HELD = 1 << 28
+"""Bytes of trial weights that are held at once; one trial may need more."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Weights to put on the components `names`; `make` gives them when they are needed."""
+
+    names: Collection[str]
+    make: Callable[[], Weights]
+
+
+class Batch(Protocol):
+    """Sequences that are scored together: `tokens` `[sequence, length]`, logits of the last `keep` positions."""
+
+    tokens: Tensor
+    keep: int
+
+    def opened(self) -> AbstractContextManager[Callable[[Tensor], Found]]:
+        """Inside, turns the logits `[sequence, keep, vocabulary]` of a trial into statistics."""
+        ...
+
+
+@dataclass
+class _Course:
+    """A batch on its way through the layers: `hidden` is what enters the layer that the walk has come to."""
+
+    batch: Batch
+    hidden: Tensor
+    entries: dict[int, Entry] = field(default_factory=dict)
+    following: Tensor | None = None
+
+
+class Engine:
+    """Scores trials on `replay.model` as it stands; `joint` trials go on together behind their last change.
+
+    On a CPU one at a time: the same kernels on the same shapes give the same bits as plain forward passes.
+    """
+
+    def __init__(self, replay: Replay, joint: int | None = None) -> None:
+        self.replay, self.model = replay, replay.model
+        self.joint = joint or (1 if self.model.device.type == "cpu" else 64)
+
+    def takes(self, trial: Trial) -> bool:
+        """Does the trial change layers, and nothing else?"""
+        return bool(trial.names) and all(name in self.replay.spans for name in trial.names)
+
+    def score(self, trials: Mapping[int, Trial], batches: Sequence[Batch]) -> Iterator[tuple[int, list[Found]]]:
+        """What each trial gives on each batch, with its number; in the order of their first changed layers."""
+        waiting: dict[int, list[int]] = {}
+        for number, trial in trials.items():
+            waiting.setdefault(min(self.replay.spans[name][0] for name in trial.names), []).append(number)
+        courses = [self._enter(batch) for batch in batches]
+        for index in range(max(waiting, default=-1) + 1):
+            for group in self._make_weights(trials, waiting.pop(index, [])):
+                found: dict[int, list[Found]] = {number: [] for number in group}
+                for course in courses:
+                    self._branch_off(index, course, group, found)
+                yield from found.items()
+            for course in courses if waiting else ():
+                if course.following is None:
+                    course.following = self.replay.run(index, course.entries[1], course.hidden)
+                course.hidden, course.following = course.following, None
+
+    def _enter(self, batch: Batch) -> _Course:
+        entry = self.replay.enter(batch.tokens)
+        return _Course(batch, entry.hidden, {1: entry})
+
+    def _make_weights(self, trials: Mapping[int, Trial], numbers: Sequence[int]) -> Iterator[dict[int, Weights]]:
+        """The weights of these trials, made once, as many at a time as may be held."""
+        group: dict[int, Weights] = {}
+        held = 0
+        for number in numbers:
+            group[number] = trials[number].make()
+            held += sum(weight.nbytes for weight in group[number].values())
+            if held >= HELD:
+                yield group
+                group, held = {}, 0
+        if group:
+            yield group
+
+    def _branch_off(
+        self, index: int, course: _Course, group: Mapping[int, Weights], found: Mapping[int, list[Found]]
+    ) -> None:
+        """Run trials that first change the layer `index` from there to their statistics."""
+        memo, entry, slots = Memo(self.replay.layers[index]), course.entries[1], self.model.slots
+        with memo.recording():
+            course.following = self.replay.run(index, entry, course.hidden)
+        changed: dict[int, list[tuple[int, Tensor]]] = {}
+        with course.batch.opened() as read:
+            for number, weights in group.items():
+                last = max(self.replay.spans[name][1] for name in weights)
+                with self.model.swapped(weights):
+                    with memo.serving({slots[name].owner for name in weights}):
+                        hidden = self.replay.run(index, entry, course.hidden)
+                    for later in range(index + 1, last + 1):
+                        hidden = self.replay.run(later, entry, hidden)
+                together = changed.setdefault(last, [])
+                together.append((number, hidden))
+                if len(together) >= self.joint:
+                    self._finish(last + 1, course, changed.pop(last), read, found)
+            for last, together in changed.items():
+                self._finish(last + 1, course, together, read, found)
+
+    def _finish(
+        self,
+        index: int,
+        course: _Course,
+        together: Sequence[tuple[int, Tensor]],
+        read: Callable[[Tensor], Found],
+        found: Mapping[int, list[Found]],
+    ) -> None:
+        """Run branches on through the layers from `index`, which they leave as they are, and read their logits."""
+        try:
+            entry = course.entries.setdefault(len(together), self._repeat(course, len(together)))
+            hidden = torch.cat([branch for _, branch in together]) if len(together) > 1 else together[0][1]
+            for later in range(index, len(self.replay.layers)):
+                hidden = self.replay.run(later, entry, hidden)
+            logits = self.replay.leave(entry, hidden, course.batch.keep)
+        except torch.OutOfMemoryError:
+            if len(together) == 1:
+                raise
+            half = self.joint = (len(together) + 1) // 2
+            torch.cuda.empty_cache()
+            self._finish(index, course, together[:half], read, found)
+            self._finish(index, course, together[half:], read, found)
+            return
+        for (number, _), own in zip(together, logits.split(len(course.batch.tokens)), strict=True):
+            found[number].append(read(own))
+
+    def _repeat(self, course: _Course, times: int) -> Entry:
+        return course.entries.get(times) or self.replay.enter(course.batch.tokens.repeat(times, 1))

@@ -1,0 +1,390 @@
+"""Which trials are best: exact where nothing is saved, and each saving errs no more often than it says."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from compressor.contracts import BestRequest, Estimate, EstimateRequest, KeepRequest, Metric, Prefixes, TextWindows
+from compressor.engine import Trial
+from compressor.errors import ConfigError, PluginError
+from compressor.plugins import installed
+from compressor.progress import Silent
+from compressor.racing import FIRST_BLOCK, list_stops, make_contender, make_race
+from compressor.run import execute
+from compressor.search import Search
+from compressor.settings import ComponentSettings, DataSettings, Settings, SweepMode, SweepSettings, TrackingSettings
+from compressor.statistics import summarize
+from compressor.sweep import Statistics, Sweep
+from compressor.values import Plan, Treatment
+from compressor.workbench import check_numbers, check_screen
+from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
+from compressor_plugins.metrics.fdtm import Fdtm
+from compressor_plugins.metrics.kl import Kl
+from compressor_plugins.quantization.int8 import Int8
+from compressor_plugins.schedules.beam import Beam
+from tests.estimates import make_bench
+
+Array = np.ndarray[Any, Any]
+APPROXIMATE = SweepSettings(mode=SweepMode.approximate, audit=0)
+SAVING_NOTHING = replace(APPROXIMATE, racing=False, lazy=False)
+TOKENS = 64
+
+
+def plan_of(index: int) -> Plan:
+    return {str(index): Treatment("none", 0.5)}
+
+
+@dataclass
+class FakeSweep:
+    """Scores trial i by row i of `data` `[trial, sequence]`, and notes what it was asked."""
+
+    data: Array
+    asked: list[tuple[int, int, int | None]]
+
+    def score(
+        self, trials: Sequence[Trial], names: Sequence[str], start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, Statistics]]:
+        for number, trial in reversed([*enumerate(trials)]):
+            (index,) = map(int, trial.names)
+            self.asked.append((index, start, stop))
+            yield number, dict.fromkeys(names, self.data[index, start:stop, None])
+
+
+@dataclass
+class FakeSearch(Search):
+    """A search without a model; the screen predicts `predicted` `[trial, sequence]`."""
+
+    predicted: Array | None = None
+
+    def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
+        assert self.predicted is not None
+        return {name: Estimate(self.predicted[int(name)][:, None]) for name in request.options}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def make_search(folder: Path, data: Array, how: SweepSettings, metric: Metric | None = None, **given: Any) -> Any:  # noqa: ANN401
+    metric = metric or Fdtm()
+    nothing: Any = None
+    sweeps: Any = {Prefixes.SEARCH: FakeSweep(data, [])}
+    return FakeSearch(
+        nothing, {metric.name: metric, "kl": Kl()}, nothing, sweeps, folder, Silent(), lambda *_: None, TOKENS,
+        data.shape[1], settings=how, **given,
+    )  # fmt: skip
+
+
+def ask(search: Search, count: int, statistic: str = "mean", bounds: Sequence[float | None] = ()) -> Any:  # noqa: ANN401
+    trials = [plan_of(index) for index in range(len(search.sweeps[Prefixes.SEARCH].data))]  # type: ignore[attr-defined]
+    return search.answer(BestRequest(trials, next(iter(search.metrics)), count, statistic, bounds))
+
+
+def draw_lengths(rng: np.random.Generator, means: Sequence[float], sequences: int) -> Array:
+    """`[trial, sequence]` in [0, 64]: each sequence is easy or hard for all trials alike."""
+    ease = rng.gamma(2.0, 0.5, size=sequences)
+    noise = rng.gamma(4.0, 0.25, size=(len(means), sequences))
+    return np.clip(np.array(means)[:, None] * ease * noise, 0, TOKENS)
+
+
+# Decisions on arrays ----------------------------------------------------------------------------------------------
+
+
+def survive(data: Array, metric: Metric, statistic: str, width: float | None, count: int = 1) -> set[int]:
+    """The trials that are left when all blocks but the last were looked at."""
+    stops = list_stops(data.shape[1])
+    race = make_race(count, len(data), len(stops) - 1, 0.05, width)
+    alive = [*range(len(data))]
+    for stop in stops[:-1]:
+        contenders = [make_contender(metric, data[index, :stop, None], statistic) for index in alive]
+        beaten = race.find_beaten(contenders, stop)
+        alive = [index for index, is_beaten in zip(alive, beaten, strict=True) if not is_beaten]
+    return {*alive}
+
+
+CASES = {"student": ("mean", None, 128), "bernstein": ("mean", float(TOKENS), 1024), "p75": ("p75", None, 128)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_race_keeps_the_truly_best_as_often_as_it_says(case: str) -> None:
+    statistic, width, sequences = CASES[case]
+    rng, means = np.random.default_rng(7), [20.0, 19.0, 18.0, 14.0, 8.0, 2.0]
+    lost, dropped = 0, 0
+    for _ in range(200):
+        left = survive(draw_lengths(rng, means, sequences), Fdtm(), statistic, width)
+        lost += 0 not in left
+        dropped += len(means) - len(left)
+    assert lost <= 0.05 * 200 + 3 * math.sqrt(200 * 0.05 * 0.95)
+    assert dropped > 200  # it is of use
+
+
+def test_equal_trials_are_seldom_told_apart() -> None:
+    """Where all are the same, whatever is dropped is dropped wrongly."""
+    rng = np.random.default_rng(8)
+    wrong = sum(len(survive(draw_lengths(rng, [10.0] * 5, 64), Fdtm(), "mean", None, 2)) < 5 for _ in range(200))
+    assert wrong <= 4 * (0.05 * 200)  # of the ten pairs any may go wrong, where the promise is for the best two
+
+
+def test_the_best_so_far_are_never_beaten() -> None:
+    data = np.random.default_rng(1).normal(size=(12, 8)) + np.arange(12)[:, None] * 5
+    contenders = [make_contender(Fdtm(), row[:, None], "mean") for row in data]
+    beaten = make_race(3, 12, 1, 0.05).find_beaten(contenders, 8)
+    assert not beaten[-3:].any() and beaten[:3].all()
+    assert not make_race(12, 12, 1, 0.05).find_beaten(contenders, 8).any()
+    one = [make_contender(Fdtm(), row[:1, None], "mean") for row in data]
+    assert not make_race(1, 12, 1, 0.05).find_beaten(one, 1).any()
+
+
+def test_standard_errors_are_those_of_the_differences() -> None:
+    first, second = np.random.default_rng(2).random((2, 50))
+    a, b = (make_contender(Fdtm(), values[:, None], "mean") for values in (first, second))
+    expected = (first - second).std(ddof=1) / math.sqrt(50)
+    assert a.scale * (a.replicates - b.replicates).std() == pytest.approx(expected)
+    ppl = make_contender(DivergentPerplexity(), first[:, None], "mean")
+    slope = math.exp(first.mean()) * first.std(ddof=1) / math.sqrt(50)  # the delta method
+    assert ppl.scale * ppl.replicates.std() == pytest.approx(slope, rel=0.02) and ppl.value < 0
+
+
+def test_reach_is_the_bound_of_maurer_and_pontil() -> None:
+    """Differences of values in [0, 64] lie in an interval 128 wide."""
+    race, variance, n = make_race(2, 11, 5, 0.05, 64.0), 7.0, 400
+    epsilon = 0.05 / (2 * 10 * 5)
+    expected = math.sqrt(2 * variance * math.log(2 / epsilon) / n) + 7 * 128 * math.log(2 / epsilon) / (3 * (n - 1))
+    assert race.reach(np.array([math.sqrt(variance / n)]), n) == pytest.approx([expected])
+
+
+def test_blocks_double() -> None:
+    assert list_stops(64) == [8, 16, 32, 64] and list_stops(40) == [8, 16, 32, 40]
+    assert list_stops(FIRST_BLOCK) == [8] and list_stops(3) == [3]
+
+
+# Answers ----------------------------------------------------------------------------------------------------------
+
+DATA = st.integers(0, 2**32 - 1).map(
+    lambda seed: draw_lengths(np.random.default_rng(seed), range(1, 8), 20).round().astype(float)
+)
+SHARED = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@SHARED
+@given(DATA, st.integers(1, 9), st.sampled_from(["mean", "p75", "min"]))
+def test_without_savings_the_answer_is_exact(folder: Path, data: Array, count: int, statistic: str) -> None:
+    bounds = [float(value) for value in data.mean(axis=1)]
+    exact, nothing_saved = (
+        ask(make_search(folder, data, how), count, statistic, bounds) for how in (SweepSettings(), SAVING_NOTHING)
+    )
+    assert exact == nothing_saved
+    values = [getattr(summarize(Fdtm(), row[:, None]), statistic) for row in data]
+    assert [*exact.chosen] == sorted(range(7), key=lambda i: (-values[i], i))[:count]
+    assert all(scores is not None for scores in exact.scores)
+
+
+@SHARED
+@given(DATA, st.integers(1, 4), st.sampled_from(["mean", "p75"]), st.integers(0, 3))
+def test_what_survives_has_its_exact_scores(folder: Path, data: Array, count: int, statistic: str, audit: int) -> None:
+    search = make_search(folder, data, replace(APPROXIMATE, audit=audit), DivergentPerplexity())
+    data /= TOKENS
+    answer = ask(search, count, statistic)
+    assert len(answer.chosen) == count
+    for index, scores in enumerate(answer.scores):
+        if scores is not None:
+            assert scores == {"divergent_perplexity": summarize(DivergentPerplexity(), data[index, :, None])}
+    totals = search.savings
+    assert totals.measured + totals.raced - totals.audited == totals.trials == 7
+    assert all(answer.scores[index] is not None for index in answer.chosen)
+
+
+def test_a_race_saves_passes_and_notes_what_came_through(folder: Path) -> None:
+    data = draw_lengths(np.random.default_rng(3), [30, 29, 1, 1, 1, 1], 64)
+    search = make_search(folder, data, APPROXIMATE, Kl())
+    answer = ask(search, 4)
+    assert {*answer.chosen} == {2, 3, 4, 5} and answer.scores[:2] == (None, None)
+    assert search.trials == 6 and search.savings.raced == 2
+    pieces = sum(stop - start for _, start, stop in search.sweeps[Prefixes.SEARCH].asked)
+    assert search.passes == pytest.approx(pieces / 64) and search.passes < 5.1
+    lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    assert sorted(int(*line["plan"]) for line in lines) == [2, 3, 4, 5]
+    assert {line["scores"]["kl"]["n"] for line in lines} == {64}
+
+
+def test_bounds_say_where_to_stop(folder: Path) -> None:
+    values = np.arange(40, 0, -1.0)
+    search = make_search(folder, np.repeat(values[:, None], 8, axis=1), APPROXIMATE)
+    answer = ask(search, 2, bounds=[None, *values[1:]])
+    assert answer.chosen == (0, 1)
+    assert search.savings.skipped == 31 and search.savings.measured == 9 and search.savings.violations == 0
+    everything = make_search(folder, np.repeat(values[:, None], 8, axis=1), APPROXIMATE)
+    assert ask(everything, 2).chosen == (0, 1) and everything.savings.measured == 40
+
+
+def test_lower_may_be_better(folder: Path) -> None:
+    values = np.arange(1.0, 41.0)
+    search = make_search(folder, np.repeat(values[:, None], 8, axis=1), APPROXIMATE, Kl())
+    assert ask(search, 2, bounds=[*values]).chosen == (0, 1) and search.savings.measured == 8
+
+
+def test_trials_that_beat_their_bounds_are_counted(folder: Path) -> None:
+    values = np.arange(20.0, 0, -1)
+    bounds = [*values[:10] - 1, *values[10:] + 1]
+    search = make_search(folder, np.repeat(values[:, None], 8, axis=1), replace(APPROXIMATE, audit=20))
+    ask(search, 1, bounds=bounds)
+    assert search.savings.violations == 10 and search.savings.measured == 20
+
+
+def test_the_audit_finds_a_planted_miss_and_mends_it(folder: Path) -> None:
+    values = np.arange(20.0, 0, -1)
+    values[19] = 30.0  # the best, and its bound says the worst
+    for audit, missed in ((0, 0), (12, 1)):
+        search = make_search(folder, np.repeat(values[:, None], 8, axis=1), replace(APPROXIMATE, audit=audit))
+        answer = ask(search, 2, bounds=[*np.arange(20.0, 0, -1)])
+        assert answer.chosen == ((19, 0) if missed else (0, 1))
+        assert (search.savings.audited, search.savings.missed) == (audit, missed)
+        assert search.savings.violations == missed
+
+
+def test_the_audit_goes_on_where_a_race_stopped_and_draws_by_the_seed(folder: Path) -> None:
+    data = draw_lengths(np.random.default_rng(4), [1] * 12 + [40] * 12, 64)
+    drawn = []
+    for seed in (0, 0, 1):
+        search = make_search(folder, data, replace(APPROXIMATE, audit=3), Kl(), seed=seed)
+        answer = ask(search, 12)
+        drawn.append([index for index in range(12, 24) if answer.scores[index] is not None])
+        for index in drawn[-1]:
+            pieces = [(start, stop) for i, start, stop in search.sweeps[Prefixes.SEARCH].asked if i == index]
+            assert pieces[0][0] == 0 and pieces[-1][1] == 64
+            assert all(a[1] == b[0] for a, b in pairwise(pieces))
+    assert len(drawn[0]) == 3 and drawn[0] == drawn[1] != drawn[2]
+
+
+def test_the_screen_drops_what_is_predicted_to_be_worse(folder: Path) -> None:
+    rng = np.random.default_rng(5)
+    costs = np.array([5.0, 1.0, 1.1, 6.0, 1.2, 7.0])
+    predicted = costs[:, None] * rng.gamma(20, 1 / 20, size=(6, 64))
+    data = np.repeat(-costs[:, None] + 10, 64, axis=1)
+    search = make_search(folder, data, replace(APPROXIMATE, screen="kl", racing=False), predicted=predicted)
+    answer = ask(search, 2)
+    assert answer.chosen == (1, 2) and search.savings.screened == 3
+    assert [scores is None for scores in answer.scores] == [True, False, False, True, False, True]
+
+
+def test_the_screen_asks_for_each_treatment_once(folder: Path) -> None:
+    search = make_search(folder, np.ones((4, 8)), replace(APPROXIMATE, screen="kl"), predicted=np.ones((4, 8)))
+    asked: list[Mapping[str, Any]] = []
+    estimate = search.estimate
+    search.estimate = lambda request: asked.append(request.options) or estimate(request)
+    plans = [plan_of(0), plan_of(1), {**plan_of(0), **plan_of(1)}]
+    search.screen.find_beaten(plans, "kl", 1, 0.05, search.estimate)
+    search.screen.find_beaten([*plans, plan_of(2), {}], "kl", 1, 0.05, search.estimate)
+    assert [[*options] for options in asked] == [["0", "1"], ["2"]]
+    assert all(len(options) == 1 for found in asked for options in found.values())
+
+
+class ReadsText(Fdtm):
+    def text(self) -> TextWindows:
+        return TextWindows()
+
+
+def test_a_metric_on_text_is_not_raced(folder: Path) -> None:
+    search = make_search(folder, np.ones((3, 64)), APPROXIMATE, ReadsText())
+    ask(search, 1)
+    assert {(start, stop) for _, start, stop in search.sweeps[Prefixes.SEARCH].asked} == {(0, 64)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"count": 0}, "needs a `count` of at least 1, got 0; ask for one"),
+        ({"statistic": "p90"}, "`statistic` must be one of mean, min, p25, median, p75, max, got `p90`; ask"),
+        ({"bounds": [1.0]}, "`bounds` must have one for each of 2 trials, got 1; None is one"),
+    ],
+)
+def test_requests_that_make_no_sense(change: Mapping[str, Any], message: str, folder: Path) -> None:
+    search = make_search(folder, np.ones((2, 8)), APPROXIMATE)
+    with pytest.raises(PluginError, match=re.escape(message)) as caught:
+        search.answer(replace(BestRequest([plan_of(0), plan_of(1)], "fdtm", 1), **change))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"delta": 0.0}, "`sweep.delta` must be in (0, 1), got 0; 0.05 errs in 1 of 20"),
+        ({"delta": math.nan}, "`sweep.delta` must be in (0, 1), got nan; "),
+        ({"audit": -1}, "`sweep.audit` must not be negative, got -1; 0 audits nothing"),
+        ({"screen": "margin_nose"}, "unknown metric `margin_nose` in `sweep.screen`; did you mean `margin_noise`?"),
+        ({"screen": "fdtm"}, "`sweep.screen` must be a metric that can be estimated, got `fdtm`; known: "),
+    ],
+)
+def test_wrong_settings_are_told_in_one_line(change: Mapping[str, Any], message: str) -> None:
+    wrong = replace(APPROXIMATE, **change)
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        check_numbers(Settings({}, {}, None, sweep=wrong))
+        check_screen(wrong, installed())
+    assert str(caught.value).isprintable()
+
+
+# With a model -----------------------------------------------------------------------------------------------------
+
+
+def test_a_question_about_a_model_costs_what_it_says(tmp_path: Path) -> None:
+    bench = make_bench("llama", tmp_path, count=20)
+    metrics: dict[str, Metric] = {"kl": Kl(), "fdtm": Fdtm()}
+    sweep = Sweep(bench.model, bench.reference, metrics)
+    how = replace(APPROXIMATE, screen="kl", audit=1)
+    search = Search(
+        bench.model, metrics, bench.treatments, {Prefixes.SEARCH: sweep}, tmp_path, Silent(), lambda *_: None, 6, 20,
+        settings=how,
+    )  # fmt: skip
+    names = [*bench.model.components][:6]
+    trials = [{name: Treatment("magnitude", amount)} for amount in (0.05, 0.9) for name in names]
+    exact = replace(search, settings=SweepSettings()).answer(BestRequest(trials, "kl", 3))
+    found = search.answer(BestRequest(trials, "kl", 3))
+    assert found.chosen == exact.chosen
+    for index, scores in enumerate(found.scores):
+        if scores is not None:
+            assert scores["kl"].mean == pytest.approx(exact.scores[index]["kl"].mean, rel=1e-5)
+    totals = search.savings
+    assert totals.trials == 12 == totals.measured - totals.audited + totals.screened + totals.raced
+    assert 4 + totals.measured <= search.passes + 1e-9 < 4 + 12 and totals.missed == 0
+    search.answer(KeepRequest(trials[found.chosen[0]]))
+    assert search.notes == [totals.describe()] and search.savings.trials == 0 and not search.screen.options
+    assert search.notes[0].startswith(f"Approximate search: {totals.measured} of 12 trials were measured on all")
+
+
+def run(folder: Path, how: SweepSettings) -> Any:  # noqa: ANN401 - a Record
+    settings = Settings(
+        metric={"fdtm": Fdtm()},
+        compressor={"int8": Int8(granularity="tensor")},  # type: ignore[arg-type]
+        schedule=Beam(width=2, count=3, ranker="kl"),
+        data=DataSettings(prefixes=16, proof_prefixes=2, prefix_tokens=6, continuation_tokens=8),
+        components=ComponentSettings(include=[r"layers\.[01]\.(self_attn|mlp)\.[kvd]"]),
+        sweep=how,
+        tracking=TrackingSettings(backend="none"),
+    )
+    folder.mkdir()
+    return execute(settings, installed(), folder, {}, "compressor run")
+
+
+def test_an_approximate_run_finds_the_exact_plan_or_says_that_it_missed(tmp_path: Path) -> None:
+    exact = run(tmp_path / "exact", SweepSettings())
+    close = run(tmp_path / "approximate", SweepSettings(mode=SweepMode.approximate, screen="kl"))
+    plans = [(tmp_path / name / "plan.json").read_text() for name in ("exact", "approximate")]
+    assert not any(note.startswith("Approximate search") for note in exact.notes)
+    (note,) = (note for note in close.notes if note.startswith("Approximate search: "))
+    assert plans[0] == plans[1] or not note.endswith("of these among the best: 0.")
+    curve = json.loads((tmp_path / "approximate" / "report.json").read_text())["rounds"][0]["curve"]
+    assert [point["components"] for point in curve] == [1, 2, 3] == [len(point["plan"]) for point in curve]
+    assert all(0 < a["share"] < b["share"] < 1 for a, b in pairwise(curve))
+    assert {point["metric"] for point in curve} == {"kl"}
+    assert curve[-1]["plan"].keys() == json.loads(plans[1]).keys()

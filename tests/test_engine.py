@@ -1,0 +1,277 @@
+"""The engine against plain forward passes: the same bits, whatever the family, the plan and the metric."""
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from compressor.contracts import Metric, TextWindows
+from compressor.data import make_windows
+from compressor.engine import Engine, Trial
+from compressor.errors import ModelError
+from compressor.models import CannotReplay, Model, Replay, load_model
+from compressor.models.detour import detoured
+from compressor.models.memo import Memo
+from compressor.reference import build_reference
+from compressor.settings import ComponentSettings, DataSettings, DType, ModelSettings, SweepMode
+from compressor.sweep import Sweep
+from compressor_plugins.metrics.fdtm import Fdtm
+from compressor_plugins.metrics.kl import Kl
+from compressor_plugins.metrics.perplexity import Perplexity
+from tests.families import FAMILIES, ODDITIES, save_checkpoint
+from tests.test_reference import random_prefixes
+from tests.test_sweep import is_unchanged, snapshot
+
+TOKENS = 12
+EVERY_FAMILY = sorted(FAMILIES | ODDITIES)
+
+
+def load(folder: Path, family: str = "llama", components: ComponentSettings | None = None, **options: object) -> Model:
+    save_checkpoint(family, folder, **options)  # type: ignore[arg-type]
+    return load_model(ModelSettings(path=str(folder)), components)
+
+
+def make_trial(model: Model, names: list[str], seed: int) -> Trial:
+    """Some weights of these components are put to zero."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def make() -> Mapping[str, torch.Tensor]:
+        weights = {name: model.read(name) for name in names}
+        return {name: weight * (torch.rand(weight.shape, generator=draw) > 0.3) for name, weight in weights.items()}
+
+    draw_again = draw.get_state()
+
+    def repeat() -> Mapping[str, torch.Tensor]:
+        draw.set_state(draw_again)
+        return make()
+
+    return Trial(tuple(names), repeat)
+
+
+def make_trials(model: Model, seed: int = 0, several: int = 6) -> list[Trial]:
+    """Every component alone, some at random, all, none."""
+    rng, names = np.random.default_rng(seed), list(model.components)
+    plans = [[name] for name in names]
+    plans += [sorted(rng.choice(names, rng.integers(1, len(names) + 1), replace=False)) for _ in range(several)]
+    return [make_trial(model, plan, number) for number, plan in enumerate([*plans, names, []])]
+
+
+def make_sweep(model: Model, batch: int = 4, text: bool = False) -> Sweep:
+    metrics: dict[str, Metric] = {"fdtm": Fdtm(), "kl": Kl()}
+    reference = build_reference(model, random_prefixes(model, count=6), TOKENS, batch=batch)
+    reference.remember_distribution(model)
+    windows = {}
+    if text:
+        metrics["perplexity"] = Perplexity()
+        settings = DataSettings(prefix_tokens=9, continuation_tokens=8)
+        windows["perplexity"] = make_windows(model, TextWindows(tokens=100), settings, None)
+    return Sweep(model, reference, metrics, windows)
+
+
+def score_both(sweep: Sweep, trials: list[Trial], **choice: object) -> tuple[list, list]:  # type: ignore[type-arg]
+    exact = sweep.score_all(trials, **choice)  # type: ignore[arg-type]
+    assert sweep.mode is SweepMode.exact, "the model could not be replayed"
+    sweep.mode = SweepMode.plain
+    return exact, sweep.score_all(trials, **choice)  # type: ignore[arg-type]
+
+
+def assert_same_bits(found: list, expected: list) -> None:  # type: ignore[type-arg]
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+def test_every_family_scores_as_by_plain_passes(tmp_path: Path, family: str) -> None:
+    model = load(tmp_path, family)
+    before = snapshot(model)
+    sweep = make_sweep(model)
+    exact, plain = score_both(sweep, make_trials(model))
+    assert_same_bits(exact, plain)
+    assert any(statistics["fdtm"].min() < TOKENS for statistics in plain)
+    assert is_unchanged(model, before)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe", "gpt2"])
+def test_deeper_models_prefixes_and_text_score_as_by_plain_passes(tmp_path: Path, family: str, seed: int) -> None:
+    layers = {"n_layer": 4} if family == "gpt2" else {"num_hidden_layers": 4}
+    if family != "qwen3_moe":
+        model = load(tmp_path, family, seed=seed, with_tokenizer=True, **layers)
+    else:
+        model = load(tmp_path, family, seed=seed, with_tokenizer=True, **layers, mlp_only_layers=[2])
+    sweep = make_sweep(model, batch=1 + seed, text=True)
+    exact, plain = score_both(sweep, make_trials(model, seed), start=seed % 3, stop=5)
+    assert_same_bits(exact, plain)
+
+
+def test_trained_models_score_as_by_plain_passes(trained_folder: Path) -> None:
+    model = load_model(ModelSettings(path=str(trained_folder)))
+    exact, plain = score_both(make_sweep(model), make_trials(model, several=2))
+    assert_same_bits(exact, plain)
+
+
+def test_low_precision_scores_as_by_plain_passes(tmp_path: Path) -> None:
+    save_checkpoint("llama", tmp_path)
+    model = load_model(ModelSettings(path=str(tmp_path), dtype=DType.bfloat16))
+    exact, plain = score_both(make_sweep(model), make_trials(model, several=2))
+    assert_same_bits(exact, plain)
+
+
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+def test_branches_that_go_on_together_say_the_same(tmp_path: Path, family: str) -> None:
+    """Larger products round otherwise: the last bits may differ, and tokens only where there are near ties."""
+    model = load(tmp_path, family)
+    sweep, trials = make_sweep(model), make_trials(model, several=2)
+    sweep.engine = Engine(Replay(model), joint=3)
+    exact, plain = score_both(sweep, trials)
+    for one, other in zip(exact, plain, strict=True):
+        assert np.allclose(one["kl"], other["kl"], rtol=1e-3, atol=1e-6)
+        assert np.mean(one["fdtm"] == other["fdtm"]) > 0.95
+
+
+def test_the_embedding_and_the_head_are_scored_too(tmp_path: Path) -> None:
+    """They are not inside the layers, so such trials are plain passes among the others."""
+    everything = ComponentSettings(include=["proj", "embed", "lm_head"])
+    model = load(tmp_path, "qwen2", everything)
+    exact, plain = score_both(make_sweep(model), make_trials(model, several=3))
+    assert_same_bits(exact, plain)
+    assert "model.embed_tokens" in model.components
+
+
+def test_matrices_that_layers_share_are_changed_in_all_of_them(tmp_path: Path) -> None:
+    model = load(tmp_path, "llama", num_hidden_layers=4)
+    layers = model.network.model.layers
+    layers[2].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
+    assert Replay(model).spans["model.layers.0.mlp.up_proj"] == (0, 2)
+    trial = make_trial(model, ["model.layers.0.mlp.up_proj"], 0)
+    exact, plain = score_both(make_sweep(model), [trial, make_trial(model, ["model.layers.1.mlp.up_proj"], 1)])
+    assert_same_bits(exact, plain)
+
+
+def note_run(
+    ran: set[str], name: str, forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
+) -> torch.Tensor:
+    ran.add(name)
+    return forward(x)
+
+
+def test_nothing_is_computed_that_a_trial_leaves_as_it_is(tmp_path: Path) -> None:
+    model = load(tmp_path, "llama", num_hidden_layers=3)
+    layers = model.network.model.layers
+    replay = Replay(model)
+    entry = replay.enter(torch.zeros(2, 5, dtype=torch.long))
+    computed: dict[str, set[str]] = {}
+    names = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    inner = {name.rpartition(".")[2]: module for name, module in layers[0].named_modules()}
+    memo = Memo(layers[0])
+    with memo.recording():
+        replay.run(0, entry, entry.hidden)
+    for changed in sorted(names):
+        computed[changed] = set()
+        watched = {inner[name]: partial(note_run, computed[changed], name, inner[name].forward) for name in names}
+        with detoured(watched), memo.serving([inner[changed]]):
+            replay.run(0, entry, entry.hidden)
+    mlp = {"gate_proj", "up_proj", "down_proj"}
+    assert computed == {
+        **{name: {name, "o_proj", *mlp} for name in ("q_proj", "k_proj", "v_proj")},
+        "o_proj": {"o_proj", *mlp},
+        "gate_proj": {"gate_proj", "down_proj"},
+        "up_proj": {"up_proj", "down_proj"},
+        "down_proj": {"down_proj"},
+    }
+
+
+class Adds(nn.Module):
+    """Adds in place to what another module gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        given = self.first(x)
+        given += 1
+        return given + self.second(x)
+
+
+@torch.no_grad()
+def test_what_is_written_to_afterwards_is_computed_again() -> None:
+    torch.manual_seed(0)
+    layer, x = Adds(), torch.randn(3, 4)
+    memo = Memo(layer)
+    with memo.recording():
+        layer(x)
+    layer.second.weight *= 2
+    expected = layer(x)
+    with memo.serving([layer.second]):
+        assert torch.equal(layer(x), expected)
+    with memo.serving([layer.second]):
+        assert torch.equal(layer(x), expected)
+
+
+def test_a_failing_trial_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    model = load(tmp_path)
+    sweep, before = make_sweep(model), snapshot(model)
+    names = list(model.components)
+    broken = Trial((names[-1],), lambda: {names[-1]: torch.full(model.components[names[-1]].shape, torch.nan)})
+    forwards = [module.__dict__.get("forward") for module in model.network.modules()]
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        sweep.score_all([make_trial(model, [names[0]], 0), broken])
+    assert is_unchanged(model, before)
+    assert forwards == [module.__dict__.get("forward") for module in model.network.modules()]
+
+
+def test_a_sweep_that_nobody_finishes_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    model = load(tmp_path)
+    before = snapshot(model)
+    found = make_sweep(model).score(make_trials(model))
+    next(found)
+    found.close()
+    assert is_unchanged(model, before)
+
+
+def test_what_does_not_fit_together_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(tmp_path)
+    sweep, trials = make_sweep(model), make_trials(model, several=0)
+    sweep.engine = engine = Engine(Replay(model), joint=8)
+    enter = Replay.enter
+
+    def fail_when_large(self: Replay, tokens: torch.Tensor) -> object:
+        if len(tokens) > 3 * 4:
+            raise torch.OutOfMemoryError("too large")
+        return enter(self, tokens)
+
+    monkeypatch.setattr(Replay, "enter", fail_when_large)
+    exact, plain = score_both(sweep, trials)
+    assert engine.joint <= 3
+    assert all(np.allclose(a["kl"], b["kl"], rtol=1e-3, atol=1e-6) for a, b in zip(exact, plain, strict=True))
+
+
+def test_a_model_that_cannot_be_replayed_is_scored_plainly_and_said_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A layer that reads what an earlier one left behind: replayed branches would read stale values."""
+    model = load(tmp_path, num_hidden_layers=3)
+    layers = model.network.model.layers
+    left: list[torch.Tensor] = []
+    layers[0].mlp.register_forward_hook(lambda module, inputs, output: left.append(output) or None)
+    layers[2].mlp.register_forward_hook(lambda module, inputs, output: output + left[-1])
+    with pytest.raises(CannotReplay, match="do not give its own logits"):
+        Replay(model)
+    sweep, trials = make_sweep(model), make_trials(model, several=0)
+    expected = [sweep.score_all([trial])[0] for trial in trials]
+    with caplog.at_level(logging.WARNING):
+        found = sweep.score_all(trials)
+        sweep.score_all(trials)
+    assert_same_bits(found, expected)
+    (record,) = caplog.records
+    assert record.message.startswith(
+        "every trial is a whole forward pass: LlamaForCausalLM cannot be run layer by layer, its layers with `model.layers."
+    )
