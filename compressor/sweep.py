@@ -93,9 +93,8 @@ class Sweep:
                 self.engine = Engine(Replay(self.model))
             except CannotReplay as error:
                 self.mode = SweepMode.plain
-                log.warning(
-                    "every trial is a forward pass of its own: of %s, %s", type(self.model.network).__name__, error
-                )
+                name = type(self.model.network).__name__
+                log.warning("every trial is a whole forward pass: %s cannot be run layer by layer, %s", name, error)
         return self.engine if self.mode is not SweepMode.plain else None
 
 

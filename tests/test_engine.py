@@ -273,5 +273,5 @@ def test_a_model_that_cannot_be_replayed_is_scored_plainly_and_said_so_once(
     assert_same_bits(found, expected)
     (record,) = caplog.records
     assert record.message.startswith(
-        "every trial is a whole forward pass: LlamaForCausalLM cannot be run layer by layer, its layers with `model.layers."
+        "every trial is a whole forward pass: LlamaForCausalLM cannot be run layer by layer, its layers with `model."
     )

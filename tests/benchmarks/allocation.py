@@ -96,7 +96,7 @@ PRUNING: dict[str, Method] = {
     "evolution": Method(lambda t: Evolution(targets=[t])),
 }
 INTEGERS: dict[str, Method] = {
-    "uniform": Method(lambda bits: SameWidth(int(bits))),
+    "uniform": Method(lambda bits: SameWidth(max(width for width in Rtn().bits if width <= bits))),
     "gradient magnitude": Method(lambda bits: Budget(bits=bits, corrections=0), heuristic=Heuristic.gradient),
     "Hessian trace": Method(lambda bits: Budget(bits=bits, corrections=0), heuristic=Heuristic.trace),
     "one pass, KL": Method(lambda bits: Budget(bits=bits, corrections=0)),
