@@ -108,6 +108,8 @@ class Changes:
         """The changes of a component, against the weight that is on the model now."""
         if name in self._kept:
             return self._kept[name]
+        if not self._keeps:
+            self._kept.clear()  # all but the last, which the next sequences of a walk ask for again
         now = self._model.read(name)
         original = self._originals.get(name, now)
         component = self.components[name]
@@ -117,8 +119,7 @@ class Changes:
         for change, treatment in zip(made, self.options[name], strict=True):
             weight = original if treatment is None else next(compressed).dense()
             torch.sub(weight.float(), now.float(), out=change)
-        if self._keeps:
-            self._kept[name] = made
+        self._kept[name] = made
         return made
 
 

