@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from compressor.leading import LeadingTokens
 from compressor.models.memo import Memo
 from compressor.models.replay import Entry, Replay
+from compressor.readout import Readout
 
 Weights = Mapping[str, Tensor]
 """Component name -> dense weight `[out, in]`."""
@@ -34,13 +36,23 @@ class Trial:
 
 
 class Batch(Protocol):
-    """Sequences that are scored together: `tokens` `[sequence, length]`, logits of the last `keep` positions."""
+    """Sequences that are scored together: `tokens` `[sequence, length]`, after which should come `said`.
 
-    tokens: Tensor
-    keep: int
+    `said` and `counted`, the positions that count (None for all), are `[sequence, keep]`, for the last `keep` positions
+    of `tokens`. `only_leading` says that nothing is read but `Readout.leading`.
+    """
 
-    def opened(self) -> AbstractContextManager[Callable[[Tensor], Found]]:
-        """Inside, turns the logits `[sequence, keep, vocabulary]` of a trial into statistics."""
+    @property
+    def tokens(self) -> Tensor: ...
+    @property
+    def said(self) -> Tensor: ...
+    @property
+    def counted(self) -> Tensor | None: ...
+    @property
+    def only_leading(self) -> bool: ...
+
+    def opened(self) -> AbstractContextManager[Callable[[Readout], Found]]:
+        """Inside, turns what a trial says into statistics."""
         ...
 
 
@@ -106,7 +118,10 @@ class Engine:
         self, index: int, course: _Course, group: Mapping[int, Weights], found: Mapping[int, list[Found]]
     ) -> None:
         """Run trials that first change the layer `index` from there to their statistics."""
-        memo, entry, slots = Memo(self.replay.layers[index]), course.entries[1], self.model.slots
+        if course.batch.only_leading and self.replay.splits:
+            self._count_leading(index, course, group, found)
+            return
+        memo, entry = Memo(self.replay.layers[index]), course.entries[1]
         with memo.recording():
             course.following = self.replay.run(index, entry, course.hidden)
         changed: dict[int, list[tuple[int, Tensor]]] = {}
@@ -114,7 +129,7 @@ class Engine:
             for number, weights in group.items():
                 last = max(self.replay.spans[name][1] for name in weights)
                 with self.model.swapped(weights):
-                    with memo.serving({slots[name].owner for name in weights}):
+                    with memo.serving(self._find_owners(weights)):
                         hidden = self.replay.run(index, entry, course.hidden)
                     for later in range(index + 1, last + 1):
                         hidden = self.replay.run(later, entry, hidden)
@@ -125,12 +140,27 @@ class Engine:
             for last, together in changed.items():
                 self._finish(last + 1, course, together, read, found)
 
+    def _count_leading(
+        self, index: int, course: _Course, group: Mapping[int, Weights], found: Mapping[int, list[Found]]
+    ) -> None:
+        """The same where only the first divergence is asked for."""
+        batch = course.batch
+        leading = LeadingTokens(self.replay, index, batch.tokens, course.hidden, batch.said)
+        with batch.opened() as read:
+            for number, weights in group.items():
+                with self.model.swapped(weights):
+                    count = leading.count(self._find_owners(weights))
+                found[number].append(read(Readout(_refuse_logits, batch.said, leading=count)))
+
+    def _find_owners(self, weights: Weights) -> set[nn.Module]:
+        return {self.model.slots[name].owner for name in weights}
+
     def _finish(
         self,
         index: int,
         course: _Course,
         together: Sequence[tuple[int, Tensor]],
-        read: Callable[[Tensor], Found],
+        read: Callable[[Readout], Found],
         found: Mapping[int, list[Found]],
     ) -> None:
         """Run branches on through the layers from `index`, which they leave as they are, and read their logits."""
@@ -139,7 +169,7 @@ class Engine:
             hidden = torch.cat([branch for _, branch in together]) if len(together) > 1 else together[0][1]
             for later in range(index, len(self.replay.layers)):
                 hidden = self.replay.run(later, entry, hidden)
-            logits = self.replay.leave(entry, hidden, course.batch.keep)
+            logits = self.replay.leave(entry, hidden, course.batch.said.shape[1])
         except torch.OutOfMemoryError:
             if len(together) == 1:
                 raise
@@ -149,7 +179,11 @@ class Engine:
             self._finish(index, course, together[half:], read, found)
             return
         for (number, _), own in zip(together, logits.split(len(course.batch.tokens)), strict=True):
-            found[number].append(read(own))
+            found[number].append(read(Readout(own, course.batch.said, course.batch.counted)))
 
     def _repeat(self, course: _Course, times: int) -> Entry:
         return course.entries.get(times) or self.replay.enter(course.batch.tokens.repeat(times, 1))
+
+
+def _refuse_logits() -> Tensor:
+    raise AssertionError("only leading tokens were counted")

@@ -21,6 +21,7 @@ class Readout:
 
     `logits` may be a function, called only if they are read. `counted` `[sequence, position]` marks positions to score;
     it is all true on continuations. `runners` remembers what `runners_up` found, for whoever reads the same again.
+    `leading` `[sequence]` is given where no other reading was made.
     """
 
     def __init__(
@@ -29,7 +30,9 @@ class Readout:
         tokens: Tensor,
         counted: Tensor | None = None,
         runners: Runners | None = None,
+        leading: Tensor | None = None,
     ) -> None:
+        self._leading = leading
         self._logits = logits
         self.tokens = tokens
         self._counted = counted
@@ -47,6 +50,13 @@ class Readout:
     def logits(self) -> Tensor:
         """`[sequence, position, vocabulary]` as the model gave them."""
         return self._logits() if callable(self._logits) else self._logits
+
+    @property
+    def leading(self) -> Tensor:
+        """`[sequence]` leading positions at which the most likely token is that of `tokens`."""
+        if self._leading is not None:
+            return self._leading
+        return (self.predicted == self.tokens).long().cumprod(-1).sum(-1)
 
     @functools.cached_property
     def predicted(self) -> Tensor:
@@ -87,6 +97,7 @@ class _Restricted(Readout):
     """A view of a readout through which only declared readings pass."""
 
     NEEDS: ClassVar[dict[str, Reads]] = {
+        "leading": Reads.LEADING,
         "predicted": Reads.PREDICTED,
         "reference_log_probability": Reads.REFERENCE,
         "log_probabilities": Reads.DISTRIBUTION,

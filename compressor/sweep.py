@@ -84,7 +84,7 @@ class Sweep:
         windows = self.windows[name]
         size = max(1, self.reference.batch * self.reference.tokens.shape[1] // windows.tokens.shape[1])
         for tokens, counted in zip(windows.tokens.split(size), windows.counted.split(size), strict=True):
-            yield Text(name, metric, tokens, counted)
+            yield Text(name, metric, tokens, counted, self.model.device)
 
     def _find_engine(self) -> Engine | None:
         """The engine of this model, proven at its first use; None where trials must be plain forward passes."""
@@ -104,19 +104,18 @@ class Continuations:
     def __init__(
         self, model: Model, reference: Reference, metrics: Mapping[str, Metric], index: int, tokens: Tensor
     ) -> None:
-        self.tokens, self.keep = tokens[:, :-1], reference.continuation_tokens
-        self._model, self._reference, self._metrics = model, reference, metrics
-        self._index, self._said = index, tokens[:, -self.keep :]
+        self.tokens, self.counted = tokens[:, :-1], None
+        self.said = tokens[:, reference.prefix_tokens :].to(model.device)
+        self.only_leading = all(metric.reads is Reads.LEADING for metric in metrics.values())
+        self._model, self._reference, self._metrics, self._index = model, reference, metrics, index
 
     @contextmanager
-    def opened(self) -> Iterator[Callable[[Tensor], Found]]:
-        """Reads logits; the base's own are made once, if a metric needs them."""
-        said = self._said.to(self._model.device)
+    def opened(self) -> Iterator[Callable[[Readout], Found]]:
+        """The base's own logits are made once, if a metric needs them."""
         needs_base = any(metric.reads & Reads.BASE for metric in self._metrics.values())
-        base = self._reference.base_readout(self._index, len(said), self._model) if needs_base else None
+        base = self._reference.base_readout(self._index, len(self.said), self._model) if needs_base else None
 
-        def read(logits: Tensor) -> Found:
-            candidate = Readout(logits, said)
+        def read(candidate: Readout) -> Found:
             return {
                 name: read_statistics(metric, candidate, base or candidate) for name, metric in self._metrics.items()
             }
@@ -127,25 +126,22 @@ class Continuations:
 class Text:
     """A batch of windows of text that one metric reads."""
 
-    def __init__(self, name: str, metric: Metric, tokens: Tensor, counted: Tensor) -> None:
-        self.tokens, self.keep = tokens[:, :-1], tokens.shape[1] - 1
-        self._name, self._metric, self._following, self._counted = name, metric, tokens[:, 1:], counted
+    only_leading = False
+
+    def __init__(self, name: str, metric: Metric, tokens: Tensor, counted: Tensor, device: torch.device) -> None:
+        self.tokens, self.said, self.counted = tokens[:, :-1], tokens[:, 1:].to(device), counted.to(device)
+        self._name, self._metric = name, metric
 
     @contextmanager
-    def opened(self) -> Iterator[Callable[[Tensor], Found]]:
-        """Reads logits; the base is not asked."""
-
-        def read(logits: Tensor) -> Found:
-            candidate = Readout(logits, self._following.to(logits.device), self._counted.to(logits.device))
-            return {self._name: read_statistics(self._metric, candidate, candidate)}
-
-        yield read
+    def opened(self) -> Iterator[Callable[[Readout], Found]]:
+        """The base is not asked."""
+        yield lambda candidate: {self._name: read_statistics(self._metric, candidate, candidate)}
 
 
 def score_plainly(model: Model, batch: Batch) -> Found:
     """One forward pass of the model as it stands."""
     with batch.opened() as read:
-        return read(model.logits(batch.tokens, batch.keep))
+        return read(Readout(model.logits(batch.tokens, batch.said.shape[1]), batch.said, batch.counted))
 
 
 def join_statistics(names: Sequence[str], parts: Sequence[Found]) -> Statistics:

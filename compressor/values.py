@@ -12,6 +12,8 @@ from compressor.errors import PlanError
 class Reads(enum.Flag):
     """What a metric reads of a forward pass; the engine computes nothing that no metric reads."""
 
+    LEADING = enum.auto()
+    """How many leading positions have the reference token as the most likely one, `[sequence]`."""
     PREDICTED = enum.auto()
     """The most likely token, `[sequence, position]`."""
     LOGITS = enum.auto()

@@ -14,6 +14,7 @@ from compressor.contracts import Metric, TextWindows
 from compressor.data import make_windows
 from compressor.engine import Engine, Trial
 from compressor.errors import ModelError
+from compressor.leading import split_positions
 from compressor.models import CannotReplay, Model, Replay, load_model
 from compressor.models.detour import detoured
 from compressor.models.memo import Memo
@@ -134,6 +135,37 @@ def test_branches_that_go_on_together_say_the_same(tmp_path: Path, family: str) 
     for one, other in zip(exact, plain, strict=True):
         assert np.allclose(one["kl"], other["kl"], rtol=1e-3, atol=1e-6)
         assert np.mean(one["fdtm"] == other["fdtm"]) > 0.95
+
+
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+def test_positions_that_come_in_parts_count_the_same(tmp_path: Path, family: str) -> None:
+    """Where nothing but the first divergence is read; parts of a sequence round otherwise, so near ties may differ."""
+    model = load(tmp_path, family)
+    sweep, trials = make_sweep(model), make_trials(model)
+    exact, plain = score_both(sweep, trials, names=["fdtm"])
+    assert sweep.engine is not None
+    assert sweep.engine.replay.splits == (family != "mamba"), "a family's cache was not understood"
+    found, expected = (np.array([statistics["fdtm"] for statistics in each]) for each in (exact, plain))
+    assert np.mean(found == expected) > 0.99
+    assert expected.min() < TOKENS / 4 < expected.max()
+
+
+def test_trained_models_count_the_same_in_parts(trained_folder: Path) -> None:
+    model = load_model(ModelSettings(path=str(trained_folder)))
+    exact, plain = score_both(make_sweep(model), make_trials(model, several=2), names=["fdtm"])
+    assert_same_bits(exact, plain)
+
+
+def test_positions_split_at_a_quarter_and_twice_as_many_each() -> None:
+    assert split_positions(95, 64) == [47, 79, 95]
+    assert split_positions(3, 3) == [1, 3]
+    assert split_positions(10, 1) == [10]
+
+
+def test_low_precision_keeps_positions_together(tmp_path: Path) -> None:
+    """There the base agrees with itself in no other shape than that of its reference."""
+    save_checkpoint("llama", tmp_path)
+    assert not Replay(load_model(ModelSettings(path=str(tmp_path), dtype=DType.bfloat16))).splits
 
 
 def test_the_embedding_and_the_head_are_scored_too(tmp_path: Path) -> None:

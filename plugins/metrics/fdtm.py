@@ -24,14 +24,13 @@ class Fdtm(Metric):
     """
 
     name: ClassVar[str] = "fdtm"
-    reads: ClassVar[Reads] = Reads.PREDICTED
+    reads: ClassVar[Reads] = Reads.LEADING
     better: ClassVar[Better] = Better.HIGHER
     unit: ClassVar[str] = "tokens"
     label: ClassVar[str] = "FDT"
 
     def statistics(self, candidate: Readout, base: Readout) -> Tensor:
-        agrees = candidate.predicted == candidate.tokens
-        return agrees.long().cumprod(-1).sum(-1, keepdim=True).double()
+        return candidate.leading.double()[:, None]
 
     def value_range(self, tokens: int) -> tuple[float, float]:
         return 0.0, float(tokens)
