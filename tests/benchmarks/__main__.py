@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-BENCHMARKS = ("demo", "allocation", "law", "singles", "estimators", "sensitivity")
+BENCHMARKS = ("demo", "allocation", "law", "singles", "estimators", "sensitivity", "sweep")
 
 
 def format_cell(value: object) -> str:
