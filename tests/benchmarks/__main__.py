@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-BENCHMARKS = ("demo", "allocation", "law", "singles", "estimators", "sensitivity", "sweep")
+BENCHMARKS = ("demo", "allocation", "law", "singles", "estimators", "sensitivity", "sweep", "beam")
 
 
 def format_cell(value: object) -> str:

@@ -1,0 +1,94 @@
+"""Beam search over int4, all depths: exact, and with every shortcut; what it costs and what it finds.
+
+    python -m tests.benchmarks beam [--models NAME …] [--seeds 0] [--width 10] [--proof 256]
+
+Which matrices may go to int4 (groups of 32), one more at every depth. `exact` ranks by FDT75 on 64 prefixes of 32 + 64
+tokens and measures every plan; the others take it in steps: `bounds` and `race` on the same prefixes and ranker,
+`screen` by one backward pass for KL before that, and `law` ranks by the expected FDT on 16 prefixes in place of the
+counted one on 64. The best plan of some depths is then counted on fresh prefixes, with 95 % intervals of FDT75.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from compressor.contracts import KeepRequest, Prefixes
+from compressor.run import Run
+from compressor.settings import SweepMode, SweepSettings
+from compressor_plugins.quantization.int4 import Int4
+from compressor_plugins.schedules.beam import Beam
+from compressor_plugins.schedules.rankers import Statistic
+
+from .allocation import PREFIXES, limit_prefixes
+from .runs import MODELS, open_run
+
+DEPTHS = (0.25, 0.5, 0.75)
+"""Shares of the components after which plans are counted."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a beam is searched."""
+
+    settings: SweepSettings
+    ranker: str = "fdtm"
+    statistic: Statistic = Statistic.p75
+    prefixes: int = PREFIXES
+
+
+APPROXIMATE = SweepMode.approximate
+WAYS = {
+    "plain": Way(SweepSettings(SweepMode.plain)),
+    "exact": Way(SweepSettings(SweepMode.exact)),
+    "bounds": Way(SweepSettings(APPROXIMATE, racing=False)),
+    "bounds, race": Way(SweepSettings(APPROXIMATE)),
+    "bounds, race, screen": Way(SweepSettings(APPROXIMATE, screen="kl")),
+    "law": Way(SweepSettings(APPROXIMATE, screen="kl"), "expected_fdtm", Statistic.mean, 16),
+}
+
+
+def search(run: Run, way: Way, width: int) -> tuple[KeepRequest, float, float]:
+    """What the schedule would keep after all depths, the passes over 64 prefixes that it took, and seconds."""
+    began = time.perf_counter()
+    run.search.settings, run.search.passes, run.search.trials = way.settings, 0.0, 0
+    run.sweeps[Prefixes.SEARCH].mode = way.settings.mode
+    dialogue = run.search.begin(Beam(width=width, ranker=way.ranker, statistic=way.statistic))
+    while not isinstance(request := dialogue.propose(), KeepRequest):
+        assert request is not None
+        dialogue.tell(run.search.answer(request))
+    return request, run.search.passes * way.prefixes / PREFIXES, time.perf_counter() - began
+
+
+def measure_model(model: str, seed: int, width: int, proof: int, names: list[str]) -> Iterator[dict[str, Any]]:
+    """A row for each way."""
+    metrics = ["fdtm", "kl", "expected_fdtm"]
+    with open_run(model, [Int4()], metrics, seed=seed, prefixes=PREFIXES, proof_prefixes=proof) as run:
+        whole = run.sweeps[Prefixes.SEARCH]
+        for name in names:
+            way = WAYS[name]
+            limit_prefixes(run, whole, way.prefixes)
+            kept, passes, seconds = search(run, way, width)
+            row = {"model": model, "seed": seed, "way": name, "trials": run.search.trials, "passes": passes}
+            row |= {"seconds": seconds, "saved": run.search.savings.describe() or ""}
+            depths = [round(share * len(run.model.components)) for share in DEPTHS]
+            trials = [run.search.make_trial(kept.curve[depth - 1].plan) for depth in depths]
+            for depth, found in zip(depths, run.sweeps[Prefixes.PROOF].score_all(trials, ["fdtm", "kl"]), strict=True):
+                scores = run.search.summarize(found)
+                row[f"FDT75 at {depth}"] = [getattr(scores["fdtm"], field) for field in ("p75", "p75_low", "p75_high")]
+                row[f"KL at {depth}"] = scores["kl"].mean
+            yield row
+
+
+def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--width", type=int, default=10)
+    parser.add_argument("--proof", type=int, default=256)
+    options = parser.parse_args(arguments)
+    for model in options.models:
+        for seed in options.seeds:
+            yield from measure_model(model, seed, options.width, options.proof, options.ways)
