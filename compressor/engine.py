@@ -5,9 +5,12 @@ a trial branches off at its first changed layer. There, modules that the change 
 Behind its last changed layer a trial is a batch of hidden states like any other, and may go on together with others.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -23,16 +26,32 @@ Weights = Mapping[str, Tensor]
 Found = Mapping[str, Tensor]
 """Metric name -> `[sequence, statistic]`."""
 
+Branch = tuple[int, Tensor]
+"""The number of a trial and its hidden states `[sequence, length, width]`."""
+
 HELD = 1 << 28
 """Bytes of trial weights that are held at once; one trial may need more."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Weights to put on the components `names`; `make` gives them when they are needed."""
+    """Weights to put on some components; `makers` give them, dense `[out, in]`, when they are needed."""
 
-    names: Collection[str]
-    make: Callable[[], Weights]
+    makers: Mapping[str, Callable[[], Tensor]]
+
+    @classmethod
+    def of(cls, weights: Weights) -> Trial:
+        """With weights that are there already."""
+        return cls({name: partial(_give, weight) for name, weight in weights.items()})
+
+    @property
+    def names(self) -> list[str]:
+        """The components that are changed."""
+        return list(self.makers)
+
+    def make(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """The weights, or those of `names` only."""
+        return {name: maker() for name, maker in self.makers.items() if names is None or name in names}
 
 
 class Batch(Protocol):
@@ -57,7 +76,7 @@ class Batch(Protocol):
 
 
 @dataclass
-class _Course:
+class Course:
     """A batch on its way through the layers: `hidden` is what enters the layer that the walk has come to."""
 
     batch: Batch
@@ -82,31 +101,48 @@ class Engine:
 
     def score(self, trials: Mapping[int, Trial], batches: Sequence[Batch]) -> Iterator[tuple[int, list[Found]]]:
         """What each trial gives on each batch, with its number; in the order of their first changed layers."""
-        waiting: dict[int, list[int]] = {}
-        for number, trial in trials.items():
-            waiting.setdefault(min(self.replay.spans[name][0] for name in trial.names), []).append(number)
-        courses = [self._enter(batch) for batch in batches]
+        waiting = self.sort(trials)
+        courses = [self.enter(batch) for batch in batches]
         for index in range(max(waiting, default=-1) + 1):
-            for group in self._make_weights(trials, waiting.pop(index, [])):
+            for group in self.make_weights(trials, waiting.pop(index, [])):
                 found: dict[int, list[Found]] = {number: [] for number in group}
                 for course in courses:
                     self._branch_off(index, course, group, found)
                 yield from found.items()
             for course in courses if waiting else ():
-                if course.following is None:
-                    course.following = self.replay.run(index, course.entries[1], course.hidden)
-                course.hidden, course.following = course.following, None
+                self.advance(index, course)
 
-    def _enter(self, batch: Batch) -> _Course:
+    def enter(self, batch: Batch) -> Course:
         entry = self.replay.enter(batch.tokens)
-        return _Course(batch, entry.hidden, {1: entry})
+        return Course(batch, entry.hidden, {1: entry})
 
-    def _make_weights(self, trials: Mapping[int, Trial], numbers: Sequence[int]) -> Iterator[dict[int, Weights]]:
-        """The weights of these trials, made once, as many at a time as may be held."""
+    def advance(self, index: int, course: Course) -> None:
+        """Bring the model as it stands behind a layer."""
+        if course.following is None:
+            course.following = self.replay.run(index, course.entries[1], course.hidden)
+        course.hidden, course.following = course.following, None
+
+    def repeat(self, course: Course, times: int) -> Entry:
+        """The entry of so many branches together."""
+        if times not in course.entries:
+            course.entries[times] = self.replay.enter(course.batch.tokens.repeat(times, 1))
+        return course.entries[times]
+
+    def sort(self, trials: Mapping[int, Trial]) -> dict[int, list[int]]:
+        """First changed layer -> numbers of trials."""
+        waiting: dict[int, list[int]] = {}
+        for number, trial in trials.items():
+            waiting.setdefault(min(self.replay.spans[name][0] for name in trial.names), []).append(number)
+        return waiting
+
+    def make_weights(
+        self, trials: Mapping[int, Trial], numbers: Sequence[int], names: Collection[str] | None = None
+    ) -> Iterator[dict[int, Weights]]:
+        """The weights of these trials, made once, as many at a time as may be held; all, or those of `names`."""
         group: dict[int, Weights] = {}
         held = 0
         for number in numbers:
-            group[number] = trials[number].make()
+            group[number] = trials[number].make(names)
             held += sum(weight.nbytes for weight in group[number].values())
             if held >= HELD:
                 yield group
@@ -115,7 +151,7 @@ class Engine:
             yield group
 
     def _branch_off(
-        self, index: int, course: _Course, group: Mapping[int, Weights], found: Mapping[int, list[Found]]
+        self, index: int, course: Course, group: Mapping[int, Weights], found: Mapping[int, list[Found]]
     ) -> None:
         """Run trials that first change the layer `index` from there to their statistics."""
         if course.batch.only_leading and self.replay.splits:
@@ -124,12 +160,12 @@ class Engine:
         memo, entry = Memo(self.replay.layers[index]), course.entries[1]
         with memo.recording():
             course.following = self.replay.run(index, entry, course.hidden)
-        changed: dict[int, list[tuple[int, Tensor]]] = {}
+        changed: dict[int, list[Branch]] = {}
         with course.batch.opened() as read:
             for number, weights in group.items():
                 last = max(self.replay.spans[name][1] for name in weights)
                 with self.model.swapped(weights):
-                    with memo.serving(self._find_owners(weights)):
+                    with memo.serving(self.find_owners(weights)):
                         hidden = self.replay.run(index, entry, course.hidden)
                     for later in range(index + 1, last + 1):
                         hidden = self.replay.run(later, entry, hidden)
@@ -141,7 +177,7 @@ class Engine:
                 self._finish(last + 1, course, together, read, found)
 
     def _count_leading(
-        self, index: int, course: _Course, group: Mapping[int, Weights], found: Mapping[int, list[Found]]
+        self, index: int, course: Course, group: Mapping[int, Weights], found: Mapping[int, list[Found]]
     ) -> None:
         """The same where only the first divergence is asked for."""
         batch = course.batch
@@ -149,40 +185,58 @@ class Engine:
         with batch.opened() as read:
             for number, weights in group.items():
                 with self.model.swapped(weights):
-                    count = leading.count(self._find_owners(weights))
+                    count = leading.count(self.find_owners(weights))
                 found[number].append(read(Readout(_refuse_logits, batch.said, leading=count)))
 
-    def _find_owners(self, weights: Weights) -> set[nn.Module]:
+    def find_owners(self, weights: Weights) -> set[nn.Module]:
         return {self.model.slots[name].owner for name in weights}
 
     def _finish(
         self,
         index: int,
-        course: _Course,
-        together: Sequence[tuple[int, Tensor]],
+        course: Course,
+        together: Sequence[Branch],
         read: Callable[[Readout], Found],
         found: Mapping[int, list[Found]],
     ) -> None:
-        """Run branches on through the layers from `index`, which they leave as they are, and read their logits."""
-        try:
-            entry = course.entries.setdefault(len(together), self._repeat(course, len(together)))
-            hidden = torch.cat([branch for _, branch in together]) if len(together) > 1 else together[0][1]
+        """Run branches on through the layers from `index`, which they leave as they are, and read what they say."""
+
+        def go_on(members: Sequence[Branch]) -> None:
+            entry, hidden = self.repeat(course, len(members)), join_branches(members)
             for later in range(index, len(self.replay.layers)):
                 hidden = self.replay.run(later, entry, hidden)
-            logits = self.replay.leave(entry, hidden, course.batch.said.shape[1])
-        except torch.OutOfMemoryError:
-            if len(together) == 1:
-                raise
-            half = self.joint = (len(together) + 1) // 2
-            torch.cuda.empty_cache()
-            self._finish(index, course, together[:half], read, found)
-            self._finish(index, course, together[half:], read, found)
-            return
-        for (number, _), own in zip(together, logits.split(len(course.batch.tokens)), strict=True):
-            found[number].append(read(Readout(own, course.batch.said, course.batch.counted)))
+            for number, candidate in self.leave(course, members, hidden):
+                found[number].append(read(candidate))
 
-    def _repeat(self, course: _Course, times: int) -> Entry:
-        return course.entries.get(times) or self.replay.enter(course.batch.tokens.repeat(times, 1))
+        self.fit(together, go_on)
+
+    def leave(self, course: Course, members: Sequence[Branch], hidden: Tensor) -> Iterator[tuple[int, Readout]]:
+        """What each of the branches says, from what the last layer gave for all of them."""
+        batch = course.batch
+        logits = self.replay.leave(self.repeat(course, len(members)), hidden, batch.said.shape[1])
+        for (number, _), own in zip(members, logits.split(len(batch.tokens)), strict=True):
+            yield number, Readout(own, batch.said, batch.counted)
+
+    def fit(self, members: Sequence[Branch], work: Callable[[Sequence[Branch]], None]) -> None:
+        """Do the work for all members together, or in halves where memory does not hold it; that is remembered."""
+        try:
+            work(members)
+        except torch.OutOfMemoryError:
+            if len(members) == 1:
+                raise
+            half = self.joint = (len(members) + 1) // 2
+            torch.cuda.empty_cache()
+            self.fit(members[:half], work)
+            self.fit(members[half:], work)
+
+
+def join_branches(members: Sequence[Branch]) -> Tensor:
+    """`[branch * sequence, length, width]`"""
+    return torch.cat([hidden for _, hidden in members]) if len(members) > 1 else members[0][1]
+
+
+def _give(weight: Tensor) -> Tensor:
+    return weight
 
 
 def _refuse_logits() -> Tensor:

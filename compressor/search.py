@@ -82,7 +82,11 @@ class Search:
 
     def begin(self, schedule: Schedule) -> Dialogue:
         """Open the dialogue with a schedule, which checks its options now, before anything costs time."""
-        problem = Problem(
+        return Dialogue(schedule, self.describe_problem())
+
+    def describe_problem(self) -> Problem:
+        """What a schedule knows of the model."""
+        return Problem(
             components=tuple(self.model.components.values()),
             offers=self.treatments.offers(self.model),
             better={name: metric.better for name, metric in self.metrics.items()},
@@ -92,7 +96,6 @@ class Search:
             prefixes=self.prefixes,
             stored_bytes=self.model.stored_bytes,
         )
-        return Dialogue(schedule, problem)
 
     def run(self, dialogue: Dialogue) -> None:
         """Answer the schedule until it is done."""
@@ -159,11 +162,7 @@ class Search:
 
     def measure(self, request: EstimateRequest) -> dict[str, Estimate]:
         """The same answer from a trial for each option: the difference of the objective's first statistic."""
-        metrics = (request.objective,)
-        trials = [request.at]
-        for name, options in request.options.items():
-            others = {other: treatment for other, treatment in request.at.items() if other != name}
-            trials += [others if option is None else {**others, name: option} for option in options]
+        metrics, trials = (request.objective,), list_measured(request)
         made = [self.make_trial(plan) for plan in trials]
         description = f"round {len(self.rounds) + 1}: measuring options"
         scored = self.sweeps[Prefixes.SEARCH].score(made, metrics, request.start, request.stop)
@@ -180,14 +179,13 @@ class Search:
 
     def spend(self, passes: float, start: int, stop: int | None) -> None:
         """Add passes over the search prefixes from `start` to `stop` to the cost of the round."""
-        chosen = len(range(self.prefixes)[start:stop])
-        self.passes += passes * chosen / self.prefixes
+        self.passes += passes * share_prefixes(self.prefixes, start, stop)
 
     def make_trial(self, plan: Plan) -> Trial:
-        return Trial(tuple(plan), partial(self.make_weights, plan))
+        return Trial({name: partial(self.make_weight, name, treatment) for name, treatment in plan.items()})
 
-    def make_weights(self, plan: Plan) -> dict[str, Tensor]:
-        return {name: weight.dense() for name, weight in self.treatments.compress(self.model, plan).items()}
+    def make_weight(self, name: str, treatment: Treatment) -> Tensor:
+        return self.treatments.compress(self.model, {name: treatment})[name].dense()
 
     def summarize(self, statistics: Statistics) -> dict[str, Score]:
         return {name: summarize(self.metrics[name], rows, self.seed) for name, rows in statistics.items()}
@@ -222,3 +220,17 @@ class Search:
         """As it is recorded."""
         share = treated_share(self.model.components, waypoint.plan)
         return CurvePoint(len(waypoint.plan), share, waypoint.metric, waypoint.value, plan_to_json(waypoint.plan))
+
+
+def list_measured(request: EstimateRequest) -> list[Plan]:
+    """The trials by which estimates are measured: the plan that they start from, then each option of each component."""
+    trials = [request.at]
+    for name, options in request.options.items():
+        others = {other: treatment for other, treatment in request.at.items() if other != name}
+        trials += [others if option is None else {**others, name: option} for option in options]
+    return trials
+
+
+def share_prefixes(prefixes: int, start: int, stop: int | None) -> float:
+    """The share of so many prefixes that lie between `start` and `stop`."""
+    return len(range(prefixes)[start:stop]) / prefixes

@@ -52,7 +52,7 @@ class Sensitivity:
         totals = {name: Total() for name in request.options}
         with self.model.swapped(current) as originals:
             changes = Changes(self.model, self.treatments, request.options, originals)
-            for start, rows in self._sequences(request, walk.at_once):
+            for start, rows in self._sequences(request, walk.at_once or self._count_at_once(changes)):
                 line, square = (Projections(changes, len(rows), squared) for squared in (False, True))
                 if self.walks(request) == 2:
                     self._project(walk, self.objective.value, start, rows, line)
@@ -63,14 +63,23 @@ class Sensitivity:
 
     def walks(self, request: EstimateRequest) -> int:
         """How often each sequence is walked for the request: for the probe and, away from the base, for the value."""
-        return 1 if self.is_base and not request.at else 2
+        return count_walks(request, self.is_base)
 
-    def _sequences(self, request: EstimateRequest, at_once: int | None) -> Iterator[tuple[int, Tensor]]:
+    def _sequences(self, request: EstimateRequest, at_once: int) -> Iterator[tuple[int, Tensor]]:
         """Index of the first, and tokens, of as many sequences as one walk takes."""
-        for first, batch in self.reference.batches(request.start, request.stop):
-            size = at_once or len(batch)
-            for offset in range(0, len(batch), size):
-                yield first + offset, batch[offset : offset + size]
+        chosen = range(len(self.reference.tokens))[request.start : request.stop]
+        for start in chosen[::at_once]:
+            yield start, self.reference.tokens[start : min(start + at_once, chosen.stop)]
+
+    def _count_at_once(self, changes: "Changes") -> int:
+        """A batch; where every walk makes the changes anew, as many as have activations of the model's own size."""
+        if changes.keeps:
+            return self.reference.batch
+        widths: dict[int | None, int] = {}
+        for component in self.model.components.values():
+            widths[component.layer] = widths.get(component.layer, 0) + sum(component.shape)
+        a_sequence = 2 * self.reference.tokens.shape[1] * max(widths.values())
+        return max(self.reference.batch, self.model.base_parameters // a_sequence)
 
     def _probe(self, start: int) -> Scalar:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + start) % 2**63)
@@ -87,8 +96,16 @@ class Sensitivity:
         walk.back(rows[:, :-1], self.reference.continuation_tokens, scalar, onto.add)
 
 
+def count_walks(request: EstimateRequest, is_base: bool) -> int:
+    """How often each sequence is walked for a request to a model that is the base, or is not."""
+    return 1 if is_base and not request.at else 2
+
+
 class Changes:
-    """What each option adds to the weights of a component, `[option, out, in]` in float32."""
+    """What each option adds to the weights of a component, `[option, out, in]` in float32.
+
+    `keeps` says that all of them are made once; else only the last component's stay from one call to the next.
+    """
 
     def __init__(
         self,
@@ -101,14 +118,14 @@ class Changes:
         self.components = {name: model.components[name] for name in options}
         self._model, self._treatments, self._originals = model, treatments, originals
         numbers = sum(self.components[name].parameters * len(chosen) for name, chosen in options.items())
-        self._keeps = numbers <= KEPT_NUMBERS
+        self.keeps = numbers <= KEPT_NUMBERS
         self._kept: dict[str, Tensor] = {}
 
     def of(self, name: str) -> Tensor:
         """The changes of a component, against the weight that is on the model now."""
         if name in self._kept:
             return self._kept[name]
-        if not self._keeps:
+        if not self.keeps:
             self._kept.clear()  # all but the last, which the next sequences of a walk ask for again
         now = self._model.read(name)
         original = self._originals.get(name, now)

@@ -66,7 +66,7 @@ class Sweep:
 
     def score_current(self, names: Sequence[str] | None = None, start: int = 0, stop: int | None = None) -> Statistics:
         """Statistics of the model as it stands."""
-        return self.score_all([Trial((), dict)], names, start, stop)[0]
+        return self.score_all([Trial({})], names, start, stop)[0]
 
     def _list_batches(self, names: Sequence[str] | None, start: int, stop: int | None) -> list[Batch]:
         """What goes through the model for these metrics: continuations, and each one's text."""

@@ -1,9 +1,10 @@
 """The engine against plain forward passes: the same bits, whatever the family, the plan and the metric."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from compressor.leading import split_positions
 from compressor.models import CannotReplay, Model, Replay, load_model
 from compressor.models.detour import detoured
 from compressor.models.memo import Memo
+from compressor.procession import Procession
 from compressor.reference import build_reference
 from compressor.settings import ComponentSettings, DataSettings, DType, ModelSettings, SweepMode
+from compressor.spill import Spill
 from compressor.sweep import Sweep
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
@@ -39,19 +42,12 @@ def load(folder: Path, family: str = "llama", components: ComponentSettings | No
 
 def make_trial(model: Model, names: list[str], seed: int) -> Trial:
     """Some weights of these components are put to zero."""
-    draw = torch.Generator().manual_seed(seed)
 
-    def make() -> Mapping[str, torch.Tensor]:
-        weights = {name: model.read(name) for name in names}
-        return {name: weight * (torch.rand(weight.shape, generator=draw) > 0.3) for name, weight in weights.items()}
+    def make(name: str) -> torch.Tensor:
+        weight, draw = model.read(name), torch.Generator().manual_seed(seed)
+        return weight * (torch.rand(weight.shape, generator=draw) > 0.3)
 
-    draw_again = draw.get_state()
-
-    def repeat() -> Mapping[str, torch.Tensor]:
-        draw.set_state(draw_again)
-        return make()
-
-    return Trial(tuple(names), repeat)
+    return Trial({name: partial(make, name) for name in names})
 
 
 def make_trials(model: Model, seed: int = 0, several: int = 6) -> list[Trial]:
@@ -168,6 +164,48 @@ def test_low_precision_keeps_positions_together(tmp_path: Path) -> None:
     assert not Replay(load_model(ModelSettings(path=str(tmp_path), dtype=DType.bfloat16))).splits
 
 
+@pytest.mark.parametrize("joint", [1, 3])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe", "gpt2", "mamba"])
+def test_a_procession_scores_as_by_plain_passes(tmp_path: Path, family: str, joint: int) -> None:
+    """Layer by layer for all trials, some of whose hidden states wait on disk."""
+    model = load(tmp_path, family, **({"n_layer": 3} if family == "gpt2" else {"num_hidden_layers": 3}))
+    before = snapshot(model)
+    sweep, trials = make_sweep(model), make_trials(model)
+    sweep.engine = Procession(Replay(model), joint=joint, waiting=40_000)
+    exact, plain = score_both(sweep, trials)
+    if joint == 1:
+        assert_same_bits(exact, plain)
+    assert all(np.allclose(a["kl"], b["kl"], rtol=1e-3, atol=1e-6) for a, b in zip(exact, plain, strict=True))
+    assert is_unchanged(model, before)
+
+
+def note_visit(visits: list[int], index: int, forward: Callable[..., torch.Tensor], *args: Any, **named: Any) -> Any:  # noqa: ANN401
+    visits.append(index)
+    return forward(*args, **named)
+
+
+def test_a_procession_reads_every_layer_once(tmp_path: Path) -> None:
+    model = load(tmp_path, num_hidden_layers=4)
+    sweep, visits = make_sweep(model), list[int]()
+    sweep.engine = Procession(Replay(model))
+    for index, layer in enumerate(model.network.model.layers):
+        layer.forward = partial(note_visit, visits, index, layer.forward)
+    sweep.score_all(make_trials(model)[:-1], ["fdtm"])
+    assert len(visits) > 100
+    assert visits == sorted(visits)
+
+
+def test_what_does_not_fit_in_memory_waits_on_disk(tmp_path: Path) -> None:
+    tensors = {key: torch.randn(3, key + 1) for key in range(4)}
+    with Spill(limit=40) as spill:
+        for key, tensor in tensors.items():
+            spill.put(key, tensor)
+        spill.put(1, tensors[1] + 1)
+        assert torch.equal(spill.get(1), tensors[1] + 1)
+        assert all(torch.equal(spill.get(key), tensors[key]) for key in (0, 2, 3))
+        assert 0 < spill.held <= 40
+
+
 def test_the_embedding_and_the_head_are_scored_too(tmp_path: Path) -> None:
     """They are not inside the layers, so such trials are plain passes among the others."""
     everything = ComponentSettings(include=["proj", "embed", "lm_head"])
@@ -252,7 +290,7 @@ def test_a_failing_trial_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     model = load(tmp_path)
     sweep, before = make_sweep(model), snapshot(model)
     names = list(model.components)
-    broken = Trial((names[-1],), lambda: {names[-1]: torch.full(model.components[names[-1]].shape, torch.nan)})
+    broken = Trial.of({names[-1]: torch.full(model.components[names[-1]].shape, torch.nan)})
     forwards = [module.__dict__.get("forward") for module in model.network.modules()]
     with pytest.raises(ModelError, match="NaN or infinity"):
         sweep.score_all([make_trial(model, [names[0]], 0), broken])

@@ -248,7 +248,7 @@ def test_checks_count_what_a_sweep_counts(made: Forecast, tmp_path: Path) -> Non
             name: weight.dense()
             for name, weight in made.search.treatments.compress(made.bench.model, read_plan(path)).items()
         }
-        (statistics,) = sweep.score_all([Trial(tuple(weights), lambda weights=weights: weights)])
+        (statistics,) = sweep.score_all([Trial.of(weights)])
         assert check.scores["fdtm"] == summarize(Fdtm(), statistics["fdtm"], 0)
         assert check.scores["margin_noise"].mean == pytest.approx(
             float(MarginNoise().aggregate(statistics["margin_noise"]))

@@ -44,10 +44,6 @@ def prune(model: Model, amount: float, names: list[str] | None = None) -> Weight
     return {name: weight.dense() for name, weight in treatments.compress(model, plan).items()}
 
 
-def make_trial(weights: Weights) -> Trial:
-    return Trial(tuple(weights), lambda: weights)
-
-
 def count_leading(reference: torch.Tensor, candidate: torch.Tensor) -> list[int]:
     found = []
     for expected, said in zip(reference.tolist(), candidate.tolist(), strict=True):
@@ -65,7 +61,7 @@ def check_against_generate(model: Model, amounts: tuple[float, ...]) -> list[lis
     said = []
     for amount in amounts:
         weights = prune(model, amount)
-        (statistics,) = Sweep(model, reference, {"fdtm": Fdtm()}).score_all([make_trial(weights)])
+        (statistics,) = Sweep(model, reference, {"fdtm": Fdtm()}).score_all([Trial.of(weights)])
         with model.swapped(weights):
             candidate = generate(model, prefixes, TOKENS)
         expected = count_leading(reference.tokens[:, 7:], candidate[:, 7:])
@@ -107,7 +103,7 @@ def test_one_pass_says_what_plain_passes_in_float64_say(llama: Model) -> None:
     """Every metric from the model's own forward in float64, with none of the engine's parts."""
     sweep = make_sweep(llama)
     weights = prune(llama, 0.2)
-    (found,) = sweep.score_all([make_trial(weights)])
+    (found,) = sweep.score_all([Trial.of(weights)])
     tokens = sweep.reference.tokens
     llama.network.double()
     base = llama.network(tokens[:, :-1]).logits[:, -TOKENS:].log_softmax(-1)
@@ -128,10 +124,10 @@ def test_trials_are_independent_and_undone(llama: Model) -> None:
     sweep, before = make_sweep(llama), snapshot(llama)
     names = list(llama.components)
     plans = [prune(llama, 0.4, [name]) for name in names[:4]]
-    together = sweep.score_all([make_trial(plan) for plan in plans], ["fdtm", "kl"])
+    together = sweep.score_all([Trial.of(plan) for plan in plans], ["fdtm", "kl"])
     assert is_unchanged(llama, before)
     for plan, statistics in zip(reversed(plans), reversed(together), strict=True):
-        (alone,) = sweep.score_all([make_trial(plan)], ["fdtm", "kl"])
+        (alone,) = sweep.score_all([Trial.of(plan)], ["fdtm", "kl"])
         assert all(np.array_equal(alone[name], statistics[name]) for name in alone)
 
 
@@ -166,7 +162,7 @@ def test_a_broken_metric_is_named_and_the_model_restored(llama: Model, how: str,
     reference = build_reference(llama, random_prefixes(llama), TOKENS, batch=4)
     before = snapshot(llama)
     with pytest.raises(PluginError, match=message):
-        Sweep(llama, reference, {"broken": Broken(how)}).score_all([make_trial(prune(llama, 0.5))])
+        Sweep(llama, reference, {"broken": Broken(how)}).score_all([Trial.of(prune(llama, 0.5))])
     assert is_unchanged(llama, before)
 
 
@@ -174,4 +170,4 @@ def test_infinite_logits_of_a_candidate_are_named(llama: Model) -> None:
     sweep, name = make_sweep(llama), next(iter(llama.components))
     weights = {name: torch.full(llama.components[name].shape, 3e38)}
     with pytest.raises((ModelError, PluginError), match="NaN or infinity"):
-        sweep.score_all([make_trial(weights)])
+        sweep.score_all([Trial.of(weights)])
