@@ -45,9 +45,14 @@ def check_format(name: str) -> None:
 def choose_dtype(model: Model) -> torch.dtype:
     """The checkpoint's stored dtype if it holds every weight exactly, else the dtype that was scored."""
     stored = model.stored_dtype
-    if all(torch.equal(p.to(stored).to(p.dtype), p) for p in model.network.parameters()):
+    if all(holds_exactly(stored, parameter) for parameter in model.network.parameters()):
         return stored
     return model.dtype
+
+
+def holds_exactly(dtype: torch.dtype, values: Tensor) -> bool:
+    """Is every value also one of `dtype`?"""
+    return torch.equal(values.to(dtype).to(values.dtype), values)
 
 
 def cast_state(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

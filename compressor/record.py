@@ -100,6 +100,29 @@ class ReferenceRecord:
 
 
 @dataclass
+class Expense:
+    """What a run costs: trials, passes and seconds of the search; memory at its peak; bytes in the run's folder.
+
+    Memory is that of the device that the model is on. None is not known. A forecast may be `at_least` what it says.
+    """
+
+    trials: int
+    passes: float
+    seconds: float | None
+    memory_bytes: int | None
+    disk_bytes: int
+    at_least: bool = False
+
+
+@dataclass
+class ExpenseRecord:
+    """What was forecast before the search, and what it really took."""
+
+    forecast: Expense
+    actual: Expense | None = None
+
+
+@dataclass
 class Record:
     """A whole run. `status` is done or failed; `error` is the one line of a failed one."""
 
@@ -113,6 +136,7 @@ class Record:
     reference: ReferenceRecord | None = None
     metrics: dict[str, MetricRecord] = field(default_factory=dict)
     rounds: list[RoundRecord] = field(default_factory=list)
+    expense: ExpenseRecord | None = None
     base: dict[str, Any] = field(default_factory=dict)
     final: FinalRecord | None = None
     components: dict[str, ComponentRecord] = field(default_factory=dict)

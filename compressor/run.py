@@ -10,14 +10,16 @@ from compressor import export
 from compressor.accounting import describe_components, describe_final
 from compressor.contracts import Dialogue, Metric, Prefixes
 from compressor.errors import CompressorError, OutputError
+from compressor.expense import look_ahead, sum_up
 from compressor.files import append_json_line, check_writable
 from compressor.models import Model
 from compressor.plans import write_plan
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent, watch
-from compressor.record import MetricRecord, Record, collect_versions, time_phase
+from compressor.record import ExpenseRecord, MetricRecord, Record, collect_versions, time_phase
 from compressor.reference import write_reference
 from compressor.report import heat_map_svg, read_report, write_report
+from compressor.report.wording import tell_forecast
 from compressor.search import Search
 from compressor.settings import Settings
 from compressor.statistics import values_per_sequence
@@ -50,12 +52,16 @@ class Run:
             self.load()
         with time_phase(self.record, "reference"):
             self.build_references()
+        with time_phase(self.record, "forecast"):
+            self.foresee()
         with time_phase(self.record, "search"):
             self.search.run(self.dialogue)
         with time_phase(self.record, "proof"):
             scores = self.prove()
         with time_phase(self.record, "export"):
             self.finish(scores)
+        if self.record.expense:
+            self.record.expense.actual = sum_up(self.record, self.search, self.folder)
         self.record.status = "done"
         return self.record
 
@@ -85,6 +91,14 @@ class Run:
         self.record.reference = self.bench.describe_reference(Prefixes.PROOF)
         self.record.base["scores"] = self.search.summarize(self.sweeps[Prefixes.PROOF].score_current())
         yield
+
+    def foresee(self) -> None:
+        """Say and record what the search will cost; raises ConfigError where the run cannot fit."""
+        outlook = look_ahead(self.search, self.settings.schedule, self.folder)
+        if outlook is not None:
+            self.record.expense = ExpenseRecord(outlook.expense)
+            self.progress.say(f"forecast: {tell_forecast(self.record.expense.forecast)}")
+            outlook.check()
 
     def prove(self) -> dict[str, Score]:
         """Score the result on fresh prefixes; one line a prefix in sequences.jsonl."""

@@ -31,7 +31,7 @@ class Terminal:
             yield from bar.track(steps, total=total, description=description)
 
     def say(self, message: str) -> None:
-        self.console.print(message, markup=False)
+        self.console.print(message, markup=False, soft_wrap=True)
 
     def show(self, renderable: RenderableType) -> None:
         self.console.print(renderable)

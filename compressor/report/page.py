@@ -24,6 +24,8 @@ from compressor.report.wording import (
     list_facts,
     name_compressors,
     name_model,
+    tell_expense,
+    tell_forecast,
 )
 
 
@@ -155,7 +157,17 @@ def _write_rounds(record: Record) -> str:
         return ""
     chart = _draw_rounds(record)
     figure = f'<figure class="chart">{chart}</figure>' if chart else ""
-    return f"<h2>Rounds</h2>{figure}{make_rounds_table(record)}"
+    return f"<h2>Rounds</h2>{figure}{make_rounds_table(record)}{_tell_cost(record)}"
+
+
+def _tell_cost(record: Record) -> str:
+    """What was forecast before the search, and what it took."""
+    if record.expense is None:
+        return ""
+    text = f"The forecast before the search: {tell_forecast(record.expense.forecast)}."
+    if record.expense.actual:
+        text += f" It took {tell_expense(record.expense.actual)}."
+    return f'<p class="quiet">{escape_text(text)}</p>'
 
 
 def _draw_rounds(record: Record) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from compressor.forecast_record import ForecastRecord
-from compressor.record import MetricRecord, Record
+from compressor.record import Expense, MetricRecord, Record
 from compressor.values import Score
 
 MISSING = "–"
@@ -139,6 +139,24 @@ def list_facts(record: Record) -> dict[str, str]:
         "noise floor": format_noise_floor(record),
         "time": format_seconds(record.seconds),
     }
+
+
+def tell_expense(expense: Expense) -> str:
+    """`480 trials, 3 min 05 s, 1.2 GB of memory, 12 MB on disk`; without what is not known, or nothing."""
+    passes = round(expense.passes)
+    parts = [f"{expense.trials:,} trials"] if expense.trials else []
+    if passes not in (0, expense.trials):
+        parts.append(f"{passes:,} forward passes")
+    if expense.seconds is not None:
+        parts.append(format_seconds(expense.seconds))
+    if expense.memory_bytes is not None:
+        parts.append(f"{format_bytes(expense.memory_bytes)} of memory")
+    return ", ".join([*parts, f"{format_bytes(expense.disk_bytes)} on disk"])
+
+
+def tell_forecast(expense: Expense) -> str:
+    """The same of a search that is yet to come."""
+    return f"{'at least' if expense.at_least else 'about'} {tell_expense(expense)}"
 
 
 def name_model(record: Record | ForecastRecord) -> str:

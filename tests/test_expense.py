@@ -1,0 +1,359 @@
+"""What a run is expected to cost: counts are those of the run, what cannot fit is refused, and nothing else is."""
+
+import dataclasses
+import json
+import logging
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from compressor import expense, machine
+from compressor.contracts import (
+    BestRequest,
+    Better,
+    EstimateRequest,
+    KeepRequest,
+    Problem,
+    Schedule,
+    ScoreRequest,
+    Search,
+    SizeRequest,
+)
+from compressor.errors import ConfigError
+from compressor.machine import Memory
+from compressor.record import Expense, ExpenseRecord, Record
+from compressor.report import read_report
+from compressor.report.page import make_page
+from compressor.report.wording import tell_expense, tell_forecast
+from compressor.settings import ComponentSettings, Settings, SweepMode, SweepSettings
+from compressor.tally import Tally, fold_rows, rehearse
+from compressor.testing.rehearsal import make_problem
+from compressor.values import Component, Offer, Treatment
+from compressor_plugins.quantization.int8 import Int8
+from compressor_plugins.schedules.beam import Beam
+from compressor_plugins.schedules.budget import Budget, EstimateBy, Granularity
+from compressor_plugins.schedules.evolution import Evolution
+from compressor_plugins.schedules.fdt_allocation import FdtAllocation
+from compressor_plugins.schedules.global_threshold import GlobalThreshold
+from compressor_plugins.schedules.plan import ReplayedPlan
+from compressor_plugins.schedules.uniform import Uniform
+from tests.test_run import make_settings, run
+
+BOTH = {"kl": Better.LOWER, "fdtm": Better.HIGHER}
+GIB = 1 << 30
+PLENTY = Memory(GIB, GIB, 1000 * GIB)
+FEW = ComponentSettings(include=[r"layers\.[01]\..*(q_proj|down_proj)"])
+
+
+def settings_of(schedule: Schedule, *compressors: Any, **changes: Any) -> Settings:  # noqa: ANN401 - as make_settings
+    return make_settings(schedule, *compressors, **{"components": FEW, **changes})
+
+
+def rehearse_plainly(schedule: Schedule, problem: Problem) -> Tally:
+    tally = Tally(problem, layers=2)
+    assert rehearse(tally, schedule)
+    return tally
+
+
+def make_large_problem(*offers: Offer) -> Problem:
+    """A model of 7 billion parameters: 32 layers of 7 matrices."""
+    wide = {"gate": (11008, 4096), "up": (11008, 4096), "down": (4096, 11008)}
+    kinds = ["query", "key", "value", "output", *wide]
+    components = [
+        Component(f"layers.{layer}.{kind}", kind, layer, wide.get(kind, (4096, 4096)), 16)
+        for layer in range(32)
+        for kind in kinds
+    ]
+    names = {str(index): {c.name: offer for c in components} for index, offer in enumerate(offers)}
+    return Problem(components, names, BOTH, 64, estimable=frozenset(["kl"]), prefixes=64)
+
+
+EXACT = {
+    "uniform": settings_of(Uniform([0.2, 0.4])),
+    "global": settings_of(GlobalThreshold([0.2, 0.4])),
+    "fdt_allocation": settings_of(FdtAllocation([0.2, 0.4])),
+    "fdt_allocation by kl": settings_of(FdtAllocation([0.3], ranker="kl")),
+    "beam": settings_of(Beam(width=2), Int8()),
+    "budget without corrections": settings_of(Budget([0.4], corrections=0)),
+    "budget by trials": settings_of(Budget([0.4], estimate=EstimateBy.measured, corrections=0)),
+}
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_counts_are_those_of_the_run(tmp_path: Path, case: str) -> None:
+    record = run(tmp_path, EXACT[case])
+    assert record.expense is not None and record.expense.actual is not None
+    forecast, actual = record.expense.forecast, record.expense.actual
+    assert (forecast.trials, forecast.passes) == (actual.trials, pytest.approx(actual.passes))
+    assert not forecast.at_least
+    lines = tmp_path / "scores.jsonl"
+    if case in ("beam", "fdt_allocation"):
+        assert actual.trials == len(lines.read_text().splitlines()) > 0
+    assert forecast.disk_bytes == pytest.approx(actual.disk_bytes, rel=0.1)
+    assert actual.disk_bytes == pytest.approx(sum(p.stat().st_size for p in tmp_path.rglob("*.*")), rel=0.1)
+
+
+def test_what_depends_on_answers_is_about_right(tmp_path: Path) -> None:
+    schedule = Evolution([0.4], generations=5, offspring=5, survivors=[2, 1], tokens=[32, 96])
+    record = run(tmp_path, settings_of(schedule, components=ComponentSettings()))
+    assert record.expense is not None and record.expense.actual is not None
+    forecast, actual = record.expense.forecast, record.expense.actual
+    assert 1 / 1.5 < forecast.trials / actual.trials < 1.5
+    assert 1 / 1.5 < forecast.passes / actual.passes < 1.5
+
+
+def test_corrections_are_counted_at_their_most(tmp_path: Path) -> None:
+    record = run(tmp_path, settings_of(Budget([0.4], corrections=3)))
+    assert record.expense is not None and record.expense.actual is not None
+    forecast, actual = record.expense.forecast, record.expense.actual
+    # one walk back over the base, then for each correction two, and its score; the first plan's score on top
+    assert (forecast.trials, forecast.passes) == (4, 4 + 3 * 2 * 4 + 4)
+    assert actual.trials <= forecast.trials and actual.passes <= forecast.passes
+
+
+def test_an_approximate_search_costs_no_more_than_its_forecast(tmp_path: Path) -> None:
+    sweep = SweepSettings(mode=SweepMode.approximate, audit=0)
+    record = run(tmp_path, settings_of(Beam(width=2), Int8(), sweep=sweep))
+    assert record.expense is not None and record.expense.actual is not None
+    assert record.expense.actual.passes <= record.expense.forecast.passes
+
+
+@dataclass
+class Asking(Schedule):
+    """Asks for what it is given, then keeps nothing."""
+
+    name: ClassVar[str] = "asking"
+
+    requests: list[Any]
+
+    def search(self, problem: Problem) -> Search:
+        for request in self.requests:  # noqa: UP028 - a list takes no answers
+            yield request
+        yield KeepRequest({})
+
+
+NAMES = [component.name for component in make_problem(["prune"], BOTH).components]
+FIRST, LAST = ({name: Treatment("prune", 0.5)} for name in (NAMES[0], NAMES[-1]))
+COSTS = {
+    "alone": (ScoreRequest([LAST], ("kl",)), 1, 1.0, 1.0),
+    "some prefixes": (ScoreRequest([FIRST], ("kl",), stop=2), 1, 0.25, 0.25),
+    "together": (ScoreRequest([FIRST, LAST], ("kl",)), 2, 2.0, 1 + 1 + 0.5),
+    "the first layer is shared by none": (ScoreRequest([FIRST, FIRST], ("kl",)), 2, 2.0, 0.5 + 1 + 1),
+    "unchanged": (ScoreRequest([{}, LAST], ("kl",)), 2, 2.0, 1 + 1 + 0.5),
+    "best": (BestRequest([FIRST, LAST], "kl", 1), 2, 2.0, 2.5),
+    "walk from the base": (EstimateRequest({NAMES[0]: [None]}, "kl"), 0, 4.0, 4.0),
+    "walks from a plan": (EstimateRequest({NAMES[0]: [None]}, "kl", FIRST, 4, 8), 0, 4.0, 4.0),
+    "measured": (EstimateRequest({NAMES[0]: [None]}, "kl", measured=True), 2, 2.0, 2.0),
+    "sizes": (SizeRequest({NAMES[0]: [None]}), 0, 0.0, 0.0),
+    "nothing": (ScoreRequest([], ("kl",)), 0, 0.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("case", COSTS)
+def test_what_each_request_costs(case: str) -> None:
+    request, trials, passes, runs = COSTS[case]
+    work = rehearse_plainly(Asking([request]), make_problem(["prune"], BOTH)).work
+    assert (work.trials, work.passes, work.runs) == (trials, passes, runs + 1)  # what is kept is scored
+
+
+def test_every_plain_trial_is_a_pass() -> None:
+    tally = Tally(make_problem(["prune"], BOTH), layers=2, shares=False)
+    assert rehearse(tally, Asking([ScoreRequest([FIRST, LAST], ("kl",))]))
+    assert tally.work.runs == 2 + 1
+
+
+LARGE = {
+    "fdt_allocation": (FdtAllocation([0.2, 0.35, 0.45, 0.55, 0.6]), [Offer()], 2245),
+    "evolution": (Evolution([0.5]), [Offer()], 1601),
+    "budget": (Budget([0.5]), [Offer()], 7),
+    "budget by row": (Budget([0.5], granularity=Granularity.row), [Offer(by_row=True)], 7),
+    "beam": (Beam(), [Offer(levels=(0.5,))], None),
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_a_rehearsal_is_quick_and_says_where_it_was_left(case: str) -> None:
+    schedule, offers, trials = LARGE[case]
+    tally, began = Tally(fold_rows(make_large_problem(*offers)), layers=32), time.monotonic()
+    assert rehearse(tally, schedule, seconds=0.5 if trials is None else 60)
+    if trials is None:
+        assert not tally.work.whole and tally.work.trials > 1000
+        assert time.monotonic() - began < 5  # on a busy machine; half a second and one more request
+    else:
+        assert tally.work.whole and tally.work.trials == trials
+
+
+def test_folding_rows_keeps_every_weight() -> None:
+    problem = make_large_problem(Offer())
+    for before, after in zip(problem.components, fold_rows(problem).components, strict=True):
+        assert after == replace(before, shape=after.shape)
+        assert (after.parameters, after.shape[0]) == (before.parameters, 8)
+
+
+@dataclass
+class Choking(Uniform):
+    """Cannot live with round numbers."""
+
+    name: ClassVar[str] = "choking"
+
+    def search(self, problem: Problem) -> Search:
+        name = problem.components[0].name
+        (scores,) = yield ScoreRequest([{name: Treatment("magnitude", 0.5)}], ("kl",))
+        kl = scores["kl"].mean
+        if kl == scores["kl"].low:
+            raise ZeroDivisionError("no spread")
+        yield KeepRequest({name: Treatment("magnitude", 0.5)})
+
+
+def test_a_schedule_that_chokes_on_made_up_answers_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "compressor"):
+        record = run(tmp_path, settings_of(Choking()))
+    assert record.status == "done" and record.expense is None
+    assert "schedule `choking` cannot be rehearsed: ZeroDivisionError: no spread" in caplog.text
+    assert json.loads((tmp_path / "report.json").read_text())["expense"] is None
+
+
+def test_a_rehearsal_leaves_the_schedule_as_it_is() -> None:
+    schedule = Asking([])
+    before = dataclasses.asdict(schedule)
+    rehearse_plainly(schedule, make_problem(["prune"], BOTH))
+    assert dataclasses.asdict(schedule) == before
+
+
+def test_a_replayed_plan_needs_no_configured_compressor(tmp_path: Path) -> None:
+    run(tmp_path / "first", settings_of(Uniform([0.3])))
+    schedule = ReplayedPlan(path=str(tmp_path / "first" / "plan.json"))
+    record = run(tmp_path / "second", settings_of(schedule, Int8()))
+    assert record.expense is not None
+
+
+def test_time_is_forecast_by_two_trials_where_that_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    score = expense.score_groups
+
+    def note(*given: Any) -> None:  # noqa: ANN401 - passed on
+        asked.append(given[1:])
+        score(*given)
+
+    monkeypatch.setattr(expense, "score_groups", note)
+    small = run(tmp_path / "small", settings_of(FdtAllocation([0.3])))
+    assert small.expense is not None and small.expense.forecast.seconds is None and not asked
+    everything = settings_of(FdtAllocation([0.2, 0.3]), components=ComponentSettings())
+    large = run(tmp_path / "large", everything)
+    assert large.expense is not None and large.expense.actual is not None
+    (first, _, stop), (groups, names, again) = asked
+    assert (names, stop, again) == (("fdtm",), 1, 6) and first == groups
+    assert [len(group) for group in groups] == [2]
+    assert large.expense.forecast.seconds is not None and large.expense.actual.seconds is not None
+    assert 0.1 < large.expense.forecast.seconds / large.expense.actual.seconds < 10
+
+
+def test_a_probe_that_fails_is_only_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:  # noqa: ANN401 - whatever comes
+        raise ConfigError("not this amount")
+
+    monkeypatch.setattr(expense, "WORTH", 0)
+    monkeypatch.setattr(expense, "SHARE", math.inf)
+    monkeypatch.setattr(expense, "score_groups", refuse)
+    record = run(tmp_path, settings_of(Uniform([0.3])))
+    assert record.expense is not None and record.expense.forecast.seconds is None
+
+
+@pytest.mark.parametrize(
+    ("offer", "amount"), [(Offer(), 0.5), (Offer(low=0.2, high=0.4), 0.3), (Offer(levels=(0.75, 0.5, 0.25)), 0.5)]
+)
+def test_the_middle_is_offered(offer: Offer, amount: float) -> None:
+    assert expense.find_middle(offer) == pytest.approx(amount) and offer.contains(expense.find_middle(offer))
+
+
+def refuse_to_run(folder: Path, settings: Settings) -> str:
+    """The one line of a run that cannot fit, which leaves nothing but its report."""
+    with pytest.raises(ConfigError) as refused:
+        run(folder, settings)
+    record, names = read_report(folder), {path.name for path in folder.iterdir()}
+    assert record.status == "failed" and record.error == str(refused.value)
+    assert record.expense is not None and record.expense.actual is None
+    assert names <= {"report.json", "report.html", "reference.safetensors"}
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_disk_that_is_too_small_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expense, "read_free_disk", lambda folder: 1_000_000)
+    said = refuse_to_run(tmp_path, settings_of(Uniform([0.3])))
+    assert f"in {tmp_path}, where 1 MB are free; free " in said and "hydra.run.dir=DIR" in said
+
+
+@pytest.mark.parametrize("schedule", [Uniform([0.3]), Budget([0.3])])
+def test_a_memory_that_is_too_small_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: Schedule
+) -> None:
+    monkeypatch.setattr(expense, "read_memory", lambda device: Memory(GIB, 2 * GIB, GIB - 1))
+    said = refuse_to_run(tmp_path / "none", settings_of(schedule))
+    assert "of memory, and can have 1.07 GB; " in said
+    assert said.endswith("set model.dtype=bfloat16, which needs 1.07 GB") or "; free " in said
+    monkeypatch.setattr(expense, "read_memory", lambda device: Memory(GIB, 2 * GIB, GIB // 2))
+    assert "; free " in refuse_to_run(tmp_path / "less", settings_of(schedule))
+
+
+def test_what_was_used_before_is_no_reason_to_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expense, "read_memory", lambda device: Memory(GIB, 8 * GIB, 2 * GIB))
+    record = run(tmp_path, settings_of(Uniform([0.3])))
+    assert record.expense is not None and record.expense.forecast.memory_bytes == 8 * GIB
+
+
+def test_a_system_that_does_not_say_is_not_asked_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expense, "read_memory", lambda device: None)
+    record = run(tmp_path, settings_of(Uniform([0.3])))
+    assert record.expense is not None and record.expense.actual is not None
+    assert record.expense.forecast.memory_bytes is record.expense.actual.memory_bytes is None
+
+
+def test_the_record_comes_back_from_its_report(tmp_path: Path) -> None:
+    record = run(tmp_path, settings_of(FdtAllocation([0.3])))
+    assert read_report(tmp_path).expense == record.expense
+    page = (tmp_path / "report.html").read_text()
+    assert "The forecast before the search: about 9 trials, " in page and " It took 9 trials, " in page
+
+
+def test_a_page_of_a_run_without_a_forecast_says_nothing() -> None:
+    assert "forecast" not in make_page(Record("done", {}, {}))
+
+
+def test_expense_in_words() -> None:
+    whole = Expense(480, 480.0, 185.0, 1_200_000_000, 12_000_000)
+    assert tell_expense(whole) == "480 trials, 3 min 05 s, 1.2 GB of memory, 12 MB on disk"
+    assert tell_forecast(whole).startswith("about 480 trials")
+    left = Expense(1000, 2000.4, None, None, 12, at_least=True)
+    assert tell_forecast(left) == "at least 1,000 trials, 2,000 forward passes, 12 bytes on disk"
+    assert tell_expense(Expense(0, 0.0, None, None, 12)) == "12 bytes on disk"
+    assert ExpenseRecord(whole).actual is None
+
+
+def test_memory_is_read_where_linux_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, memory, limit = tmp_path / "status", tmp_path / "meminfo", tmp_path / "limit"
+    status.write_text("Name:\tpython\nVmHWM:\t    300 kB\nVmRSS:\t    200 kB\n")
+    memory.write_text("MemTotal:  900 kB\nMemAvailable:    500 kB\n")
+    limit.write_text("max\n")
+    for name, path in (("STATUS", status), ("MEMORY", memory), ("CGROUP_LIMITS", (limit, tmp_path / "absent"))):
+        monkeypatch.setattr(machine, name, path)
+    cpu = torch.device("cpu")
+    assert machine.read_memory(cpu) == Memory(200 * 1024, 300 * 1024, 700 * 1024)
+    limit.write_text("409600\n")
+    assert machine.read_memory(cpu) == Memory(200 * 1024, 300 * 1024, 400 * 1024)
+    memory.unlink()
+    assert machine.read_memory(cpu) is None
+
+
+def test_this_machine_has_memory_and_a_disk(tmp_path: Path) -> None:
+    found = machine.read_memory(torch.device("cpu"))
+    if found is not None:
+        assert 0 < found.used <= found.peak and found.used < found.available
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "file").write_bytes(b"12345")
+    assert machine.measure_folder(tmp_path) == 5 and machine.read_free_disk(tmp_path) > 0
