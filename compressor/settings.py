@@ -54,13 +54,17 @@ class SweepMode(enum.Enum):
 
 @dataclass
 class ModelSettings:
-    """Which checkpoint: a local folder or a hub id; `path` None is the embedded tiny model."""
+    """Which checkpoint: a local folder or a hub id; `path` None is the embedded tiny model.
+
+    With `stream` the weights stay on disk, in the dtype there, and are read as they are used.
+    """
 
     path: str | None = None
     revision: str | None = None
     dtype: DType = DType.auto
     device: Device = Device.auto
     trust_remote_code: bool = False
+    stream: bool = False
 
 
 @dataclass

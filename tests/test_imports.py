@@ -20,6 +20,7 @@ ENGINE = ANSWERS | {"calibrate", "sensitivity", "sweep"}
 OUTPUT = {"tracking", "report", "checkpoint", "export"}
 REGISTRIES = CONTRACTS | {"hookspecs", "registry"}
 CHOICE = {"racing", "screening", "best"}
+COST = {"machine", "rehearsal", "tally", "expense"}
 REACHES: dict[str, set[str]] = {
     "errors": set(),
     "values": {"errors"},
@@ -34,7 +35,12 @@ REACHES: dict[str, set[str]] = {
     **dict.fromkeys(["tracking", "report", "checkpoint", "export"], MODEL | OUTPUT),
     **dict.fromkeys(["racing", "screening", "best"], CONTRACTS | CHOICE),
     "workbench": ENGINE | REGISTRIES | CHOICE | {"plugins"},
-    **dict.fromkeys(["run", "forecast"], ENGINE | OUTPUT | REGISTRIES | CHOICE | {"plugins", "workbench"}),
+    "machine": set(),
+    "rehearsal": CONTRACTS | CHOICE,
+    "tally": ENGINE | REGISTRIES | CHOICE | {"rehearsal"},
+    "expense": ENGINE | OUTPUT | REGISTRIES | CHOICE | COST,
+    "forecast": ENGINE | OUTPUT | REGISTRIES | CHOICE | {"plugins", "workbench"},
+    "run": ENGINE | OUTPUT | REGISTRIES | CHOICE | COST | {"plugins", "workbench"},
 }
 """Module -> what it may need of the modules in this table, by itself or by way of any other module."""
 
@@ -141,6 +147,7 @@ def test_plugins_use_public_names(name: str) -> None:
 LIGHT = {
     "contracts": "import compressor, compressor.contracts, compressor.plans",
     "loading": "import compressor.plugins",
+    "rehearsals": "import compressor.rehearsal",
     "schedules": "import compressor_plugins.schedules",
     "every plugin": "from compressor.plugins import load_plugins; assert not load_plugins().failures",
 }

@@ -63,21 +63,31 @@ def load_network(
             ignore_mismatched_sizes=True,  # so that the report names them
         )
     except Exception as error:  # transformers, safetensors and remote code raise what they like
-        reason = shorten_reason(error)
-        raise ModelError(
-            f"transformers cannot load `{folder}` ({reason}); its tensors must be those of its config.json"
-        ) from error
-    _check_report(folder, report)
+        raise refuse_folder(folder, error) from error
+    check_report(folder, report)
+    check_finite(folder, network)
+    return network
+
+
+def refuse_folder(folder: Path, error: Exception) -> ModelError:
+    """What to raise where transformers fails on a checkpoint."""
+    return ModelError(
+        f"transformers cannot load `{folder}` ({shorten_reason(error)}); its tensors must be those of its config.json"
+    )
+
+
+def check_finite(folder: Path, network: PreTrainedModel) -> None:
+    """Raises ModelError for NaN and infinity."""
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError(
                 f"`{name}` of `{folder}` holds NaN or infinity (as {str(tensor.dtype).partition('.')[2]}); all weights "
                 "must be finite, choose another checkpoint or a wider `model.dtype`"
             )
-    return network
 
 
-def _check_report(folder: Path, report: Mapping[str, Any]) -> None:
+def check_report(folder: Path, report: Mapping[str, Any]) -> None:
+    """Raises ModelError for tensors that transformers did not find, or found in other shapes."""
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(

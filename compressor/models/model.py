@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from compressor.errors import ConfigError
 from compressor.models import disk, loading
-from compressor.models.components import find_components
+from compressor.models.components import find_components, find_layers
 from compressor.models.forward import run_body, run_head, run_network
+from compressor.models.residency import OnDevice, Residency
 from compressor.models.slots import Slot, find_slot, swapped
+from compressor.models.streaming import Pages, choose_streamed_dtype, stream_network
 from compressor.settings import ComponentSettings, Device, DType, ModelSettings
 from compressor.values import Component
 
@@ -32,7 +34,7 @@ class Model:
 
     `vocabulary` is the width of the logits, `context` the most positions the model takes (None: no bound known),
     `base_parameters` counts tied weights once, `stored_bytes` are those of the weight files on disk, `stored_dtype` is
-    the dtype of most weights there.
+    the dtype of most weights there. `pages` map the weight files of a model that is streamed from them.
     """
 
     network: PreTrainedModel
@@ -48,6 +50,7 @@ class Model:
     base_parameters: int
     stored_bytes: int
     stored_dtype: torch.dtype
+    pages: Pages | None = None
 
     @property
     def head_is_component(self) -> bool:
@@ -62,18 +65,26 @@ class Model:
 
     def read(self, name: str) -> Tensor:
         """A copy of the component's weight `[out, in]`."""
-        return find_slot(self.slots, name).read()
+        return find_slot(self.slots, name).read().to(self.device)
 
     def write(self, name: str, weight: Tensor) -> None:
         """Set the component's weight `[out, in]` for good."""
         find_slot(self.slots, name).write(weight)
 
-    def swapped(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[Mapping[str, Tensor]]:
+    @contextmanager
+    def swapped(self, weights: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
         """Inside, the components have the given weights `[out, in]`; afterwards they have their own, bit for bit.
 
         Gives those that they had.
         """
-        return swapped(self.slots, weights)
+        try:
+            with swapped(self.slots, weights) as originals:
+                yield originals if self.pages is None else OnDevice(originals, self.device)
+        finally:
+            if self.pages is not None:
+                written = [self.slots[name].parameter for name in self.slots.keys() & weights.keys()]
+                for parameter in {id(parameter): parameter for parameter in written}.values():
+                    self.pages.release(parameter)
 
     def content_hash(self) -> str:
         """sha256 over config.json and the weight files, made once."""
@@ -135,10 +146,8 @@ def load_model(settings: ModelSettings, components: ComponentSettings | None = N
         config = disk.read_config(folder, settings.trust_remote_code)
         weight_files = disk.find_weight_files(folder)
         tensors = disk.read_tensors(weight_files)
-        stored_dtype = STORED_DTYPES.get(disk.find_common_tensor(tensors.values()).dtype, torch.float32)
-        dtype = _choose_dtype(settings.dtype, device, stored_dtype)
-        network = loading.load_network(folder, config, dtype, settings.trust_remote_code)
-        network = network.to(device).eval().requires_grad_(False)
+        common = disk.find_common_tensor(tensors.values()).dtype
+        network, dtype, pages = _load_network(settings, folder, config, device, weight_files, common)
         vocabulary = loading.probe_network(network)
         tokenizer = loading.load_tokenizer(folder, settings.trust_remote_code)
         bos = _find_number((tokenizer, "bos_token_id"), (config.get_text_config(), "bos_token_id"))
@@ -157,8 +166,30 @@ def load_model(settings: ModelSettings, components: ComponentSettings | None = N
         adds_bos=adds_bos,
         base_parameters=sum(parameter.numel() for parameter in network.parameters()),
         stored_bytes=sum(path.stat().st_size for path in weight_files),
-        stored_dtype=stored_dtype,
+        stored_dtype=STORED_DTYPES.get(common, torch.float32),
+        pages=pages,
     )
+
+
+def _load_network(
+    settings: ModelSettings,
+    folder: Path,
+    config: PreTrainedConfig,
+    device: torch.device,
+    files: Sequence[Path],
+    stored: str,
+) -> tuple[PreTrainedModel, torch.dtype, Pages | None]:
+    """The network, in evaluation mode and frozen, its dtype, and what maps its weights if they stay on disk."""
+    if not settings.stream:
+        dtype = _choose_dtype(settings.dtype, device, STORED_DTYPES.get(stored, torch.float32))
+        network = loading.load_network(folder, config, dtype, settings.trust_remote_code)
+        return network.to(device).eval().requires_grad_(False), dtype, None
+    dtype = choose_streamed_dtype(settings.dtype, stored)
+    network, pages = stream_network(folder, config, dtype, settings.trust_remote_code, files)
+    network.eval().requires_grad_(False)
+    if device.type != "cpu":
+        Residency(network, find_layers(network)[1], device, pages.release)
+    return network, dtype, pages
 
 
 def _choose_device(wanted: Device) -> torch.device:

@@ -23,7 +23,6 @@ from compressor.models.detour import detoured
 from compressor.models.forward import run_network
 from compressor.models.memo import Memo
 from compressor.models.model import Model
-from compressor.models.slots import swapped
 
 log = logging.getLogger(__name__)
 PROOF = (2, 7)
@@ -176,7 +175,7 @@ class Replay:
             with memo.recording():
                 self.run(first, entry, hidden[first])
             weight = self.model.read(name)
-            with swapped(self.model.slots, {name: weight * 0.5}):
+            with self.model.swapped({name: weight * 0.5}):
                 with memo.serving([self.model.slots[name].owner]):
                     branch = self.run(first, entry, hidden[first])
                 for index in range(first + 1, len(self.layers)):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from compressor.errors import PlanError, suggest
 from compressor.models import layouts
@@ -49,6 +50,7 @@ class Slot:
         with torch.inference_mode():
             view = self.view()
             view.copy_(weight.detach().reshape(view.shape))
+        increment_version(self.parameter)
 
     def save_bits(self) -> Tensor:
         """The bit patterns in the shape of `view`, a copy."""
@@ -63,6 +65,7 @@ class Slot:
         """Put back what `save_bits` gave, whatever the bits mean as numbers."""
         with torch.inference_mode():
             layouts.see_bits(self.view()).copy_(bits)
+        increment_version(self.parameter)  # torch does not count what inference mode writes to such a view
 
 
 @contextmanager
