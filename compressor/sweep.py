@@ -15,6 +15,7 @@ from compressor.data import Windows
 from compressor.engine import Batch, Engine, Found, Trial
 from compressor.errors import CompressorError, ModelError, PluginError
 from compressor.models import CannotReplay, Model, Replay
+from compressor.procession import Procession
 from compressor.readout import Readout
 from compressor.reference import Reference
 from compressor.settings import SweepMode
@@ -90,7 +91,8 @@ class Sweep:
         """The engine of this model, proven at its first use; None where trials must be plain forward passes."""
         if self.mode is not SweepMode.plain and self.engine is None:
             try:
-                self.engine = Engine(Replay(self.model))
+                streams = self.model.pages is not None
+                self.engine = (Procession if streams else Engine)(Replay(self.model))
             except CannotReplay as error:
                 self.mode = SweepMode.plain
                 name = type(self.model.network).__name__

@@ -179,6 +179,17 @@ def test_a_procession_scores_as_by_plain_passes(tmp_path: Path, family: str, joi
     assert is_unchanged(model, before)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "opt", "falcon"])
+def test_a_streamed_model_goes_in_procession_and_scores_the_same(tmp_path: Path, family: str) -> None:
+    model = load(tmp_path, family)
+    streamed = load_model(ModelSettings(path=str(tmp_path), stream=True))
+    plain, sweep = make_sweep(model), make_sweep(streamed)
+    plain.mode = SweepMode.plain
+    found, expected = sweep.score_all(make_trials(streamed)), plain.score_all(make_trials(model))
+    assert isinstance(sweep.engine, Procession)
+    assert_same_bits(found, expected)
+
+
 def note_visit(visits: list[int], index: int, forward: Callable[..., torch.Tensor], *args: Any, **named: Any) -> Any:  # noqa: ANN401
     visits.append(index)
     return forward(*args, **named)

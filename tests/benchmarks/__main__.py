@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-BENCHMARKS = ("demo", "allocation", "law", "singles", "estimators", "sensitivity", "sweep", "beam")
+BENCHMARKS = ("demo", "allocation", "law", "singles", "estimators", "sensitivity", "sweep", "beam", "streaming")
 
 
 def format_cell(value: object) -> str:

@@ -47,11 +47,13 @@ def open_run(
     dtype: DType = DType.auto,
     data: DataSettings | None = None,
     outliers: float | None = None,
+    stream: bool = False,
     **options: Any,  # noqa: ANN401 - fields of DataSettings
 ) -> Iterator[Run]:
     """A run with its references built, in a folder that is removed afterwards.
 
-    `outliers` grows some channels so many times, see `grow_outliers`; `options` go into the data settings.
+    `outliers` grows some channels so many times, see `grow_outliers`; `stream` leaves weights in their files; `options`
+    go into the data settings.
     """
     plugins = installed()
     chosen = metrics if isinstance(metrics, Mapping) else {name: plugins.metrics[name]() for name in metrics}
@@ -59,7 +61,7 @@ def open_run(
         metric=dict(chosen),
         compressor={compressor.name: compressor for compressor in compressors},
         schedule=schedule or Nothing(),
-        model=ModelSettings(path=find_model(model), dtype=dtype),
+        model=ModelSettings(path=find_model(model), dtype=dtype, stream=stream),
         data=replace(data or DataSettings(), seed=seed, **options),
         seed=seed,
     )
