@@ -1,6 +1,6 @@
 """The sweep engine against plain forward passes, and against generating with both models.
 
-    python -m tests.benchmarks sweep [--models NAME …] [--repeat 3] [--target 0.5] [--generated 2]
+    python -m tests.benchmarks sweep [--models NAME …] [--repeat 3] [--target 0.5] [--generated 2] [--no-memory]
 
 One round of Algorithm 1: two trials of every component, at half and at one and a half of the target, scored on 64
 prefixes of 32 + 64 tokens. `generate` continues the prefixes with the trial's model token by token and compares, as
@@ -10,7 +10,7 @@ trial. `fdt` scores FDT alone, so that a known sequence stops; `kl` needs every 
 `products` are the multiply-adds of matrix products that were done, by those that the exact method cannot avoid: for
 each trial those of its first changed component and of all that depends on it, at the positions that decide. Memory is
 the peak of a process that only does this, above what Python and its libraries take.
-`random` is a Llama of 12 layers and 63 million random weights, on 8 prefixes.
+`random` is a Llama of 12 layers and 63 million random weights, on 4 prefixes.
 """
 
 import argparse
@@ -172,15 +172,16 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--target", type=float, default=0.5)
     parser.add_argument("--generated", type=int, default=2)
+    parser.add_argument("--no-memory", action="store_true")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         for name in options.models:
             model = make_random(Path(folder) / "random", 12) if name == "random" else name
-            prefixes = 8 if name == "random" else 64
+            prefixes = 4 if name == "random" else 64
             row = measure_apart(
                 f"measure_model({model!r}, {prefixes}, {options.repeat}, {options.target}, {options.generated})"
             )
-            for label, metric in METRICS.items():
+            for label, metric in () if options.no_memory else METRICS.items():
                 peaks = [
                     measure_apart(f"measure_memory({model!r}, {prefixes}, {options.target}, {metric!r}, {mode!r})")
                     for mode in ("plain", "exact")
