@@ -8,14 +8,13 @@ Behind its last changed layer a trial is a batch of hidden states like any other
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from compressor.batches import Batch, Found, join_batches
 from compressor.leading import LeadingTokens
 from compressor.models.memo import Memo
 from compressor.models.replay import Entry, Replay
@@ -23,12 +22,12 @@ from compressor.readout import Readout
 
 Weights = Mapping[str, Tensor]
 """Component name -> dense weight `[out, in]`."""
-Found = Mapping[str, Tensor]
-"""Metric name -> `[sequence, statistic]`."""
 
 Branch = tuple[int, Tensor]
 """The number of a trial and its hidden states `[sequence, length, width]`."""
 
+TOGETHER = 64
+"""Sequences whose leading tokens are counted at once: parts of them are small, and each part has its price."""
 HELD = 1 << 28
 """Bytes of trial weights that are held at once; one trial may need more."""
 
@@ -52,27 +51,6 @@ class Trial:
     def make(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """The weights, or those of `names` only."""
         return {name: maker() for name, maker in self.makers.items() if names is None or name in names}
-
-
-class Batch(Protocol):
-    """Sequences that are scored together: `tokens` `[sequence, length]`, after which should come `said`.
-
-    `said` and `counted`, the positions that count (None for all), are `[sequence, keep]`, for the last `keep` positions
-    of `tokens`. `only_leading` says that nothing is read but `Readout.leading`.
-    """
-
-    @property
-    def tokens(self) -> Tensor: ...
-    @property
-    def said(self) -> Tensor: ...
-    @property
-    def counted(self) -> Tensor | None: ...
-    @property
-    def only_leading(self) -> bool: ...
-
-    def opened(self) -> AbstractContextManager[Callable[[Readout], Found]]:
-        """Inside, turns what a trial says into statistics."""
-        ...
 
 
 @dataclass
@@ -102,6 +80,8 @@ class Engine:
     def score(self, trials: Mapping[int, Trial], batches: Sequence[Batch]) -> Iterator[tuple[int, list[Found]]]:
         """What each trial gives on each batch, with its number; in the order of their first changed layers."""
         waiting = self.sort(trials)
+        if self.replay.splits and all(batch.only_leading for batch in batches):
+            batches = join_batches(batches, TOGETHER)
         courses = [self.enter(batch) for batch in batches]
         for index in range(max(waiting, default=-1) + 1):
             for group in self.make_weights(trials, waiting.pop(index, [])):

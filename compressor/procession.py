@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from compressor.engine import Batch, Branch, Course, Engine, Found, Trial, Weights, join_branches
+from compressor.batches import Batch, Found
+from compressor.engine import Branch, Course, Engine, Trial, Weights, join_branches
 from compressor.models.memo import Memo
 from compressor.models.replay import Replay
 from compressor.readout import Readout

@@ -1,19 +1,17 @@
 """Scores many trials against what the base says: by the engine, or by a plain forward pass each, its oracle."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from compressor.contracts import Metric, Reads
+from compressor.batches import Batch, Continuations, Found, Text
+from compressor.contracts import Metric
 from compressor.data import Windows
-from compressor.engine import Batch, Engine, Found, Trial
-from compressor.errors import CompressorError, ModelError, PluginError
+from compressor.engine import Engine, Trial
 from compressor.models import CannotReplay, Model, Replay
 from compressor.procession import Procession
 from compressor.readout import Readout
@@ -100,46 +98,6 @@ class Sweep:
         return self.engine if self.mode is not SweepMode.plain else None
 
 
-class Continuations:
-    """A batch of what the base said; all metrics that read continuations are fed by one pass."""
-
-    def __init__(
-        self, model: Model, reference: Reference, metrics: Mapping[str, Metric], index: int, tokens: Tensor
-    ) -> None:
-        self.tokens, self.counted = tokens[:, :-1], None
-        self.said = tokens[:, reference.prefix_tokens :].to(model.device)
-        self.only_leading = all(metric.reads is Reads.LEADING for metric in metrics.values())
-        self._model, self._reference, self._metrics, self._index = model, reference, metrics, index
-
-    @contextmanager
-    def opened(self) -> Iterator[Callable[[Readout], Found]]:
-        """The base's own logits are made once, if a metric needs them."""
-        needs_base = any(metric.reads & Reads.BASE for metric in self._metrics.values())
-        base = self._reference.base_readout(self._index, len(self.said), self._model) if needs_base else None
-
-        def read(candidate: Readout) -> Found:
-            return {
-                name: read_statistics(metric, candidate, base or candidate) for name, metric in self._metrics.items()
-            }
-
-        yield read
-
-
-class Text:
-    """A batch of windows of text that one metric reads."""
-
-    only_leading = False
-
-    def __init__(self, name: str, metric: Metric, tokens: Tensor, counted: Tensor, device: torch.device) -> None:
-        self.tokens, self.said, self.counted = tokens[:, :-1], tokens[:, 1:].to(device), counted.to(device)
-        self._name, self._metric = name, metric
-
-    @contextmanager
-    def opened(self) -> Iterator[Callable[[Readout], Found]]:
-        """The base is not asked."""
-        yield lambda candidate: {self._name: read_statistics(self._metric, candidate, candidate)}
-
-
 def score_plainly(model: Model, batch: Batch) -> Found:
     """One forward pass of the model as it stands."""
     with batch.opened() as read:
@@ -149,29 +107,3 @@ def score_plainly(model: Model, batch: Batch) -> Found:
 def join_statistics(names: Sequence[str], parts: Sequence[Found]) -> Statistics:
     """The statistics of all batches, by metric."""
     return {name: torch.cat([part[name] for part in parts if name in part]).numpy() for name in names}
-
-
-def read_statistics(metric: Metric, candidate: Readout, base: Readout) -> Tensor:
-    """`[sequence, statistic]` in float64 on the CPU; what the metric gives is checked."""
-    try:
-        statistics = metric.statistics(
-            candidate.restricted(metric.reads, metric.name), base.restricted(metric.reads, metric.name)
-        )
-        found = tuple(statistics.shape)
-    except CompressorError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise PluginError(f"metric `{metric.name}` failed: {type(error).__name__}: {reason}") from error
-    if len(found) != 2 or found[0] != len(candidate.tokens):
-        raise PluginError(
-            f"metric `{metric.name}` gave statistics of shape {found}; [{len(candidate.tokens)}, statistic] is needed"
-        )
-    statistics = statistics.double().cpu()
-    if not statistics.isfinite().all():
-        if not candidate.logits.isfinite().all():
-            raise ModelError(
-                "the candidate's logits hold NaN or infinity; use a wider model.dtype or a milder treatment"
-            )
-        raise PluginError(f"metric `{metric.name}` gave NaN or infinity on finite logits; mend the metric")
-    return statistics

@@ -16,7 +16,7 @@ PLUGINS = CORE.parent / "plugins"
 CONTRACTS = {"errors", "values", "requests", "contracts"}
 MODEL = CONTRACTS | {"models", "data"}
 ANSWERS = MODEL | {"reference", "walk"}
-ENGINE = ANSWERS | {"calibrate", "sensitivity", "sweep"}
+ENGINE = ANSWERS | {"calibrate", "sensitivity", "batches", "engine", "sweep"}
 OUTPUT = {"tracking", "report", "checkpoint", "export"}
 REGISTRIES = CONTRACTS | {"hookspecs", "registry"}
 CHOICE = {"racing", "screening", "best"}
@@ -30,7 +30,7 @@ REACHES: dict[str, set[str]] = {
     "plugins": REGISTRIES,
     **dict.fromkeys(["models", "data"], MODEL),
     **dict.fromkeys(["reference", "walk"], ANSWERS),
-    **dict.fromkeys(["calibrate", "sweep"], ENGINE),
+    **dict.fromkeys(["calibrate", "batches", "engine", "sweep"], ENGINE),
     "sensitivity": ENGINE | {"hookspecs", "registry"},
     **dict.fromkeys(["tracking", "report", "checkpoint", "export"], MODEL | OUTPUT),
     **dict.fromkeys(["racing", "screening", "best"], CONTRACTS | CHOICE),

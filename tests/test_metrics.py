@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compressor.batches import read_statistics
 from compressor.contracts import Metric, Reads
 from compressor.errors import ConfigError, PluginError
 from compressor.margin_law import expected_fdt
@@ -16,7 +17,7 @@ from compressor.readout import Readout
 from compressor.reference import build_reference
 from compressor.settings import ModelSettings
 from compressor.statistics import compare_paired, summarize
-from compressor.sweep import Sweep, read_statistics
+from compressor.sweep import Sweep
 from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
 from compressor_plugins.metrics.expected_fdtm import ExpectedFdtm
 from compressor_plugins.metrics.fdtm import Fdtm

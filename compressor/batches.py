@@ -1,0 +1,123 @@
+"""What goes through a model at once, and how what it says is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from compressor.contracts import Metric, Reads
+from compressor.errors import CompressorError, ModelError, PluginError
+from compressor.models import Model
+from compressor.readout import Readout
+from compressor.reference import Reference
+
+Found = Mapping[str, Tensor]
+"""Metric name -> `[sequence, statistic]`."""
+
+
+class Batch(Protocol):
+    """Sequences that are scored together: `tokens` `[sequence, length]`, after which should come `said`.
+
+    `said` and `counted`, the positions that count (None for all), are `[sequence, keep]`, for the last `keep` positions
+    of `tokens`. `only_leading` says that nothing is read but `Readout.leading`.
+    """
+
+    @property
+    def tokens(self) -> Tensor: ...
+    @property
+    def said(self) -> Tensor: ...
+    @property
+    def counted(self) -> Tensor | None: ...
+    @property
+    def only_leading(self) -> bool: ...
+
+    def opened(self) -> AbstractContextManager[Callable[[Readout], Found]]:
+        """Inside, turns what a trial says into statistics."""
+        ...
+
+
+class Continuations:
+    """A batch of what the base said; all metrics that read continuations are fed by one pass."""
+
+    def __init__(
+        self, model: Model, reference: Reference, metrics: Mapping[str, Metric], index: int, tokens: Tensor
+    ) -> None:
+        self.tokens, self.counted = tokens[:, :-1], None
+        self.said = tokens[:, reference.prefix_tokens :].to(model.device)
+        self.only_leading = all(metric.reads is Reads.LEADING for metric in metrics.values())
+        self._model, self._reference, self._metrics, self._index = model, reference, metrics, index
+
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[Readout], Found]]:
+        """The base's own logits are made once, if a metric needs them."""
+        needs_base = any(metric.reads & Reads.BASE for metric in self._metrics.values())
+        base = self._reference.base_readout(self._index, len(self.said), self._model) if needs_base else None
+
+        def read(candidate: Readout) -> Found:
+            return {
+                name: read_statistics(metric, candidate, base or candidate) for name, metric in self._metrics.items()
+            }
+
+        yield read
+
+
+class Text:
+    """A batch of windows of text that one metric reads."""
+
+    only_leading = False
+
+    def __init__(self, name: str, metric: Metric, tokens: Tensor, counted: Tensor, device: torch.device) -> None:
+        self.tokens, self.said, self.counted = tokens[:, :-1], tokens[:, 1:].to(device), counted.to(device)
+        self._name, self._metric = name, metric
+
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[Readout], Found]]:
+        """The base is not asked."""
+        yield lambda candidate: {self._name: read_statistics(self._metric, candidate, candidate)}
+
+
+class Joined:
+    """Several batches as one, where only leading tokens are read: sequences do not depend on one another there."""
+
+    only_leading, counted = True, None
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.tokens = torch.cat([batch.tokens for batch in batches])
+        self.said = torch.cat([batch.said for batch in batches])
+        self.opened = batches[0].opened
+
+
+def join_batches(batches: Sequence[Batch], sequences: int) -> list[Batch]:
+    """As few as may be, of at most so many sequences."""
+    size = max(1, sequences // max(len(batch.tokens) for batch in batches))
+    return [Joined(batches[start : start + size]) for start in range(0, len(batches), size)]
+
+
+def read_statistics(metric: Metric, candidate: Readout, base: Readout) -> Tensor:
+    """`[sequence, statistic]` in float64 on the CPU; what the metric gives is checked."""
+    try:
+        statistics = metric.statistics(
+            candidate.restricted(metric.reads, metric.name), base.restricted(metric.reads, metric.name)
+        )
+        found = tuple(statistics.shape)
+    except CompressorError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise PluginError(f"metric `{metric.name}` failed: {type(error).__name__}: {reason}") from error
+    if len(found) != 2 or found[0] != len(candidate.tokens):
+        raise PluginError(
+            f"metric `{metric.name}` gave statistics of shape {found}; [{len(candidate.tokens)}, statistic] is needed"
+        )
+    statistics = statistics.double().cpu()
+    if not statistics.isfinite().all():
+        if not candidate.logits.isfinite().all():
+            raise ModelError(
+                "the candidate's logits hold NaN or infinity; use a wider model.dtype or a milder treatment"
+            )
+        raise PluginError(f"metric `{metric.name}` gave NaN or infinity on finite logits; mend the metric")
+    return statistics
