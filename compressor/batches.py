@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -78,23 +78,6 @@ class Text:
     def opened(self) -> Iterator[Callable[[Readout], Found]]:
         """The base is not asked."""
         yield lambda candidate: {self._name: read_statistics(self._metric, candidate, candidate)}
-
-
-class Joined:
-    """Several batches as one, where only leading tokens are read: sequences do not depend on one another there."""
-
-    only_leading, counted = True, None
-
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        self.tokens = torch.cat([batch.tokens for batch in batches])
-        self.said = torch.cat([batch.said for batch in batches])
-        self.opened = batches[0].opened
-
-
-def join_batches(batches: Sequence[Batch], sequences: int) -> list[Batch]:
-    """As few as may be, of at most so many sequences."""
-    size = max(1, sequences // max(len(batch.tokens) for batch in batches))
-    return [Joined(batches[start : start + size]) for start in range(0, len(batches), size)]
 
 
 def read_statistics(metric: Metric, candidate: Readout, base: Readout) -> Tensor:

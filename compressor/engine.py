@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from compressor.batches import Batch, Found, join_batches
+from compressor.batches import Batch, Found
 from compressor.leading import LeadingTokens
 from compressor.models.memo import Memo
 from compressor.models.replay import Entry, Replay
@@ -26,8 +26,6 @@ Weights = Mapping[str, Tensor]
 Branch = tuple[int, Tensor]
 """The number of a trial and its hidden states `[sequence, length, width]`."""
 
-TOGETHER = 64
-"""Sequences whose leading tokens are counted at once: parts of them are small, and each part has its price."""
 HELD = 1 << 28
 """Bytes of trial weights that are held at once; one trial may need more."""
 
@@ -80,8 +78,6 @@ class Engine:
     def score(self, trials: Mapping[int, Trial], batches: Sequence[Batch]) -> Iterator[tuple[int, list[Found]]]:
         """What each trial gives on each batch, with its number; in the order of their first changed layers."""
         waiting = self.sort(trials)
-        if self.replay.splits and all(batch.only_leading for batch in batches):
-            batches = join_batches(batches, TOGETHER)
         courses = [self.enter(batch) for batch in batches]
         for index in range(max(waiting, default=-1) + 1):
             for group in self.make_weights(trials, waiting.pop(index, [])):

@@ -152,13 +152,6 @@ def test_trained_models_count_the_same_in_parts(trained_folder: Path) -> None:
     assert_same_bits(exact, plain)
 
 
-def test_batches_are_joined_where_only_leading_tokens_are_read(tmp_path: Path) -> None:
-    model = load(tmp_path)
-    alone, joined = make_sweep(model, batch=1), make_sweep(model, batch=4)
-    trials = make_trials(model)
-    assert_same_bits(alone.score_all(trials, ["fdtm"], 1, 5), joined.score_all(trials, ["fdtm"], 1, 5))
-
-
 def test_positions_split_at_a_quarter_and_twice_as_many_each() -> None:
     assert split_positions(95, 64) == [47, 79, 95]
     assert split_positions(3, 3) == [1, 3]
