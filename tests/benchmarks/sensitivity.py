@@ -9,11 +9,7 @@ process that only loads and scores, and of one that also estimates, above what P
 """
 
 import argparse
-import json
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,7 +21,8 @@ from compressor.values import Treatment
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.rtn import Rtn
 
-from .runs import MODELS, open_run
+from .apart import measure_apart, read_peak
+from .runs import MODELS, make_random, open_run
 
 WIDTHS = [8, 4, 3, 2]
 
@@ -33,11 +30,6 @@ WIDTHS = [8, 4, 3, 2]
 def list_options(stored_bits: int) -> list[Treatment]:
     pruned = [Treatment("magnitude", level / 20) for level in range(1, 21)]
     return pruned + [Treatment("rtn", 1 - bits / stored_bits) for bits in WIDTHS]
-
-
-def read_peak() -> float:
-    """MiB that this process has held at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure_here(model: str, prefixes: int, repeat: int, estimates: bool) -> dict[str, float]:
@@ -59,27 +51,6 @@ def measure_here(model: str, prefixes: int, repeat: int, estimates: bool) -> dic
     return medians | {"peak": read_peak() - libraries, "model": parameters * 4 / 2**20}
 
 
-def measure_apart(model: str, prefixes: int, repeat: int, estimates: bool) -> dict[str, float]:
-    """The same in a process of its own."""
-    call = f"measure_here({model!r}, {prefixes}, {repeat}, {estimates})"
-    code = f"from tests.benchmarks.sensitivity import *; print(json.dumps({call}))"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    found: dict[str, float] = json.loads(output.splitlines()[-1])
-    return found
-
-
-def make_random(folder: Path, layers: int) -> str:
-    """A Llama with random weights: 12 layers of width 640 are 63 million."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=2048, hidden_size=640, intermediate_size=1728, num_hidden_layers=layers, num_attention_heads=10,
-        num_key_value_heads=10, max_position_embeddings=512, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return str(folder)
-
-
 def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=[*MODELS, "random"])
@@ -88,10 +59,13 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         for name in options.models:
-            model = make_random(Path(folder) / "random", options.random_layers) if name == "random" else name
+            model = name
+            if name == "random":
+                model = str(Path(folder) / name)
+                make_random(model, options.random_layers, 640)
             for prefixes in (8, 64) if name == "random" else (64,):
-                plain = measure_apart(model, prefixes, options.repeat, False)
-                whole = measure_apart(model, prefixes, options.repeat, True)
+                plain = measure_apart(measure_here, model, prefixes, options.repeat, False)
+                whole = measure_apart(measure_here, model, prefixes, options.repeat, True)
                 yield {
                     "model": name,
                     "prefixes": prefixes,

@@ -10,9 +10,6 @@ files can be taken away at any time. Results are checked equal.
 
 import argparse
 import hashlib
-import json
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -27,7 +24,8 @@ from compressor.contracts import EstimateRequest, Prefixes
 from compressor.values import Treatment
 from compressor_plugins.pruning.magnitude import Magnitude
 
-from .runs import open_run
+from .apart import measure_apart
+from .runs import make_random, open_run
 
 
 def read_anonymous() -> float:
@@ -52,19 +50,6 @@ def watched_memory(peak: dict[str, float]) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-
-
-def make_model(folder: str, layers: int, width: int) -> int:
-    """Bytes of a Llama with random weights, saved in `folder`."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=2048, hidden_size=width, intermediate_size=width * 8 // 3, num_hidden_layers=layers,
-        num_attention_heads=width // 64, num_key_value_heads=width // 64, max_position_embeddings=512, bos_token_id=1,
-        eos_token_id=2,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="500MB")
-    return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
 
 
 def measure_here(folder: str, stream: bool, prefixes: int) -> dict[str, Any]:
@@ -92,15 +77,8 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     parser.add_argument("--prefixes", type=int, default=4)
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        size = apart(f"make_model({folder!r}, {options.layers}, {options.width})")
-        rows = [apart(f"measure_here({folder!r}, {stream}, {options.prefixes})") for stream in (False, True)]
+        size = measure_apart(make_random, folder, options.layers, options.width)
+        rows = [measure_apart(measure_here, folder, stream, options.prefixes) for stream in (False, True)]
     equal = len({row.pop("digest") for row in rows}) == 1
     for stream, row in zip((False, True), rows, strict=True):
         yield {"stream": stream, "model MiB": size / 2**20, **row, "equal": equal}
-
-
-def apart(call: str) -> Any:  # noqa: ANN401 - whatever the call gives
-    """A call of this module in a process of its own."""
-    code = f"from tests.benchmarks.streaming import *; print(json.dumps({call}))"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    return json.loads(output.splitlines()[-1])

@@ -8,19 +8,18 @@ anyone would without teacher forcing, on `--generated` trials, its time scaled t
 trial. `fdt` scores FDT alone, so that a known sequence stops; `kl` needs every position. Results are checked equal.
 
 `products` are the multiply-adds of matrix products that were done, by those that the exact method cannot avoid: for
-each trial those of its first changed component and of all that depends on it, at the positions that decide. Memory is
-the peak of a process that only does this, above what Python and its libraries take.
+each trial those of its first changed component and of all that depends on it, at the positions that decide; `floor` is
+what plain passes do, by the same. Memory is the peak of a process that only does this, above what Python and its
+libraries take.
 `random` is a Llama of 12 layers and 63 million random weights, on 4 prefixes.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +35,10 @@ from compressor.sweep import Statistics, Sweep
 from compressor.values import Treatment
 from compressor_plugins.pruning.magnitude import Magnitude
 
-from .runs import MODELS, open_run
-from .sensitivity import make_random, read_peak
+from .apart import measure_apart, read_peak
+from .runs import MODELS, make_random, open_run
 
+Array = np.ndarray[Any, Any]
 METRICS = {"fdt": "fdtm", "kl": "kl"}
 DOWNSTREAM = {
     **dict.fromkeys(["q_proj", "k_proj", "v_proj"], ("o_proj", "gate_proj", "up_proj", "down_proj")),
@@ -68,31 +68,34 @@ def generate_and_compare(run: Run, trial: Trial) -> list[int]:
     return found
 
 
-def count_needed(run: Run, leading: list[Any] | None) -> float:
-    """Multiply-adds of weights and attention that no exact method can leave out, over the trials of a round.
+def count_products(run: Run, leading: Sequence[Array] | None) -> tuple[float, float]:
+    """Multiply-adds of a round: those of plain forward passes, and those that no exact method can leave out.
 
-    With `leading` `[trial][sequence]` only positions up to the first divergence are needed.
+    With `leading` `[trial][sequence]` only positions up to the first divergence are needed. Of attention the half
+    counts that a causal mask leaves.
     """
     model, reference = run.model, run.sweeps[Prefixes.SEARCH].reference
     config, layers = model.network.config, find_layers(model.network)[1]
     keep, sequences = reference.continuation_tokens, len(reference.tokens)
     length = reference.tokens.shape[1] - 1
     sizes = {c.name.rpartition(".")[2]: c.parameters for c in model.components.values() if c.layer == 0}
-    heads = config.num_attention_heads * (config.hidden_size // config.num_attention_heads)
-    total = 0.0
-    names = [name for name in model.components for _ in range(2)]
-    for number, name in enumerate(names):
+
+    def count(weights: int, attentions: int, said: Array) -> float:
+        positions = length - keep + said
+        attended = attentions * config.hidden_size * positions**2
+        return float((weights * positions + attended + config.vocab_size * config.hidden_size * said).sum())
+
+    plain = needed = 0.0
+    whole = np.full(sequences, keep)
+    for number, name in enumerate(name for name in model.components for _ in range(2)):
         leaf, layer = name.rpartition(".")[2], model.components[name].layer
         assert layer is not None
-        parts = DOWNSTREAM[leaf]
-        attends = (leaf in ("q_proj", "k_proj", "v_proj")) + len(layers) - layer - 1
-        weights = sizes[leaf] + sum(sizes[part] for part in parts) + (len(layers) - layer - 1) * sum(sizes.values())
-        for row in range(sequences):
-            said = keep if leading is None else min(keep, int(leading[number][row]) + 1)
-            positions = length - keep + said
-            total += weights * positions + attends * heads * positions * positions  # QKᵀ and PV, causal or not
-            total += config.vocab_size * config.hidden_size * said
-    return total
+        behind = len(layers) - layer - 1
+        weights = sizes[leaf] + sum(sizes[part] for part in DOWNSTREAM[leaf]) + behind * sum(sizes.values())
+        said = whole if leading is None else np.minimum(keep, leading[number] + 1)
+        needed += count(weights, behind + (leaf in ("q_proj", "k_proj", "v_proj")), said)
+        plain += count(len(layers) * sum(sizes.values()), len(layers), whole)
+    return plain, needed
 
 
 def count_done(work: Callable[[], object]) -> float:
@@ -127,8 +130,8 @@ def measure_model(model: str, prefixes: int, repeat: int, target: float, generat
             sweep.score_all(trials[:2], [metric])  # the proof of the replay, once
             pairs = []
             for _ in range(repeat):
-                plain, expected = time_once(lambda metric=metric: score(sweep, SweepMode.plain, trials, metric))  # type: ignore[misc]
-                exact, found = time_once(lambda metric=metric: score(sweep, SweepMode.exact, trials, metric))  # type: ignore[misc]
+                plain, expected = time_once(partial(score, sweep, SweepMode.plain, trials, metric))
+                exact, found = time_once(partial(score, sweep, SweepMode.exact, trials, metric))
                 pairs.append((plain, exact))
             row |= {
                 f"plain s, {label}": statistics.median(plain for plain, _ in pairs),
@@ -137,8 +140,9 @@ def measure_model(model: str, prefixes: int, repeat: int, target: float, generat
                 f"equal, {label}": check_equal(found, expected),
             }
             leading = [statistics_["fdtm"][:, 0] for statistics_ in found] if metric == "fdtm" else None
-            done = count_done(lambda metric=metric: score(sweep, SweepMode.exact, trials, metric))  # type: ignore[misc]
-            row[f"products, {label}"] = done / count_needed(run, leading)
+            done = count_done(partial(score, sweep, SweepMode.exact, trials, metric))
+            without, needed = count_products(run, leading)
+            row |= {f"floor, {label}": without / needed, f"products, {label}": done / needed}
         if generated:
             chosen = trials[:: max(1, len(trials) // generated)][:generated]
             seconds, said = time_once(lambda: [generate_and_compare(run, trial) for trial in chosen])
@@ -159,13 +163,6 @@ def measure_memory(model: str, prefixes: int, target: float, metric: str, mode: 
     return read_peak() - libraries
 
 
-def measure_apart(call: str) -> Any:  # noqa: ANN401 - whatever the call gives
-    """A call of this module in a process of its own."""
-    code = f"from tests.benchmarks.sweep import *; print(json.dumps({call}))"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    return json.loads(output.splitlines()[-1])
-
-
 def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=[*MODELS, "random"])
@@ -176,14 +173,14 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         for name in options.models:
-            model = make_random(Path(folder) / "random", 12) if name == "random" else name
-            prefixes = 4 if name == "random" else 64
-            row = measure_apart(
-                f"measure_model({model!r}, {prefixes}, {options.repeat}, {options.target}, {options.generated})"
-            )
+            model, prefixes = name, 64
+            if name == "random":
+                model, prefixes = str(Path(folder) / name), 4
+                make_random(model, 12, 640)
+            row = measure_apart(measure_model, model, prefixes, options.repeat, options.target, options.generated)
             for label, metric in () if options.no_memory else METRICS.items():
                 peaks = [
-                    measure_apart(f"measure_memory({model!r}, {prefixes}, {options.target}, {metric!r}, {mode!r})")
+                    measure_apart(measure_memory, model, prefixes, options.target, metric, mode)
                     for mode in ("plain", "exact")
                 ]
                 row |= {f"plain MiB, {label}": peaks[0], f"engine / plain MiB, {label}": peaks[1] / peaks[0]}
