@@ -119,10 +119,3 @@ def leave_each_out(metric: Metric, statistics: Array) -> Array:
     others = np.arange(count - 1)[None, :] + (np.arange(count - 1)[None, :] >= np.arange(count)[:, None])
     parts = np.array_split(others, max(1, others.size * statistics.shape[1] // CHUNK))
     return np.concatenate([metric.aggregate(statistics[rows]) for rows in parts])
-
-
-def make_predicted(changes: Array) -> Contender:
-    """From predicted changes `[sequence]`, the larger the better; their mean decides."""
-    count = len(changes)
-    without = (changes.sum() - changes) / max(1, count - 1)
-    return Contender(float(changes.mean()), without, max(0, count - 1) ** 0.5)

@@ -1,4 +1,4 @@
-"""Screening: predicts what trials do by one backward pass for all their treatments. Torch-free."""
+"""Screening: one backward pass for all treatments predicts what trials do, and the measured ones say how well."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,40 +8,35 @@ from numpy.typing import NDArray
 
 from compressor.contracts import Estimate, EstimateRequest
 from compressor.estimates import steady_changes
-from compressor.racing import make_predicted, make_race
+from compressor.kriging import Trials, krige
 from compressor.values import Plan, Treatment
 
 Array = NDArray[np.float64]
 Answers = Callable[[EstimateRequest], Mapping[str, Estimate]]
+REMEMBERED = 256
+"""Measured trials that the next are predicted from, the latest ones."""
 
 
 @dataclass
 class Screen:
-    """What treatments are predicted to do to the model as it is in this round; each is asked about once.
+    """What treatments are predicted to do to the model as it is in this round, and what trials of them did.
 
-    `estimates` of a component are for its `options`, in order.
+    Each treatment is asked about once; `estimates` of a component are for its `options`, in order. `measured` are plans
+    with their values, the larger the better, by what was measured.
     """
 
     options: dict[str, list[Treatment]] = field(default_factory=dict)
     estimates: dict[str, Estimate] = field(default_factory=dict)
+    measured: dict[str, list[tuple[Plan, float]]] = field(default_factory=dict)
 
-    def find_beaten(
-        self, trials: Sequence[Plan], objective: str, count: int, delta: float, ask: Answers
-    ) -> NDArray[np.bool_]:
-        """`[trial]`: those predicted to be worse by the objective than each of the `count` best predicted.
-
-        Trials of which too little is known (empty ones, or where no token came to a component) take no part.
-        """
+    def predict(self, trials: Sequence[Plan], objective: str, ask: Answers) -> Array:
+        """`[trial]`: the change of the objective, a sum over treatments, as a mean over sequences."""
         self.learn(trials, objective, ask)
-        changes = steady_changes(self.estimates)
-        known = [i for i, plan in enumerate(trials) if plan and all(self.estimates[name].reached for name in plan)]
-        # An estimable metric is 0 for the base and grows with the change: the lower the better.
-        predicted = [make_predicted(-self.predict(trials[index], changes)) for index in known]
-        beaten = np.zeros(len(trials), dtype=bool)
-        if predicted:
-            race = make_race(count, len(predicted), 1, delta)
-            beaten[known] = race.find_beaten(predicted, len(predicted[0].replicates))
-        return beaten
+        changes = {name: found.mean(axis=0) for name, found in steady_changes(self.estimates).items()}
+        return np.array([
+            sum(changes[name][self.options[name].index(treatment)] for name, treatment in plan.items())
+            for plan in trials
+        ])  # fmt: skip
 
     def learn(self, trials: Sequence[Plan], objective: str, ask: Answers) -> None:
         """Ask for estimates of the treatments that are new."""
@@ -58,11 +53,52 @@ class Screen:
             self.estimates[name] = estimate if old is None else join_options(old, estimate)
             self.options[name] = [*self.options.get(name, []), *new[name]]
 
-    def predict(self, plan: Plan, changes: Mapping[str, Array]) -> Array:
-        """`[sequence]`: the sum over the plan's components."""
-        parts = [changes[name][:, self.options[name].index(treatment)] for name, treatment in plan.items()]
-        total: Array = np.sum(parts, axis=0)
-        return total
+    def note(self, what: str, plan: Plan, value: float) -> None:
+        """Remember what a trial did; `what` names the metric and the statistic."""
+        self.measured.setdefault(what, []).append((plan, value))
+
+    def bound(self, what: str, trials: Sequence[Plan], objective: str, level: float, ask: Answers) -> Array | None:
+        """`[trial]`: what a value exceeds with a probability of `level` only; None while too little was measured.
+
+        Values are predicted in logarithms where all that were measured have the same sign.
+        """
+        from scipy.special import stdtrit  # heavy, and not always needed
+
+        known = self.measured.get(what, [])[-REMEMBERED:]
+        plans, values = [plan for plan, _ in known], np.array([value for _, value in known])
+        sign = np.sign(values[0]) if known and np.all(values * values[0] > 0) else 0.0
+        changes = flatten(self.predict([*plans, *trials], objective, ask))
+        members = self._list_members([*plans, *trials])
+        before, after = (
+            Trials(members[part], changes[part]) for part in np.split(np.arange(len(changes)), [len(plans)])
+        )
+        found = krige(before, sign * np.log(np.abs(values)) if sign else values, after)
+        if found is None:
+            return None
+        means, errors, freedom = found
+        bounds: Array = means + stdtrit(freedom, 1 - level) * errors
+        return sign * np.exp(sign * bounds) if sign else bounds
+
+    def _list_members(self, trials: Sequence[Plan]) -> Array:
+        """`[trial, treatment]`: 1 where a plan has it, else 0."""
+        columns: dict[tuple[str, int], int] = {}
+        rows = [
+            [
+                columns.setdefault((name, self.options[name].index(treatment)), len(columns))
+                for name, treatment in plan.items()
+            ]
+            for plan in trials
+        ]
+        members = np.zeros((len(trials), len(columns)))
+        for row, own in enumerate(rows):
+            members[row, own] = 1.0
+        return members
+
+
+def flatten(changes: Array) -> Array:
+    """Logarithms of changes; what is not positive is as small as the smallest that is."""
+    positive = changes[changes > 0]
+    return np.log(np.maximum(changes, positive.min())) if len(positive) else np.zeros_like(changes)
 
 
 def join_options(first: Estimate, second: Estimate) -> Estimate:

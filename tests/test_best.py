@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from compressor.contracts import BestRequest, Estimate, EstimateRequest, KeepRequest, Metric, Prefixes, TextWindows
 from compressor.engine import Trial
@@ -21,6 +22,7 @@ from compressor.plugins import installed
 from compressor.progress import Silent
 from compressor.racing import FIRST_BLOCK, list_stops, make_contender, make_race
 from compressor.run import execute
+from compressor.screening import Screen
 from compressor.search import Search
 from compressor.settings import ComponentSettings, DataSettings, Settings, SweepMode, SweepSettings, TrackingSettings
 from compressor.statistics import summarize
@@ -81,9 +83,18 @@ def make_search(folder: Path, data: Array, how: SweepSettings, metric: Metric | 
     nothing: Any = None
     sweeps: Any = {Prefixes.SEARCH: FakeSweep(data, [])}
     return FakeSearch(
-        nothing, {metric.name: metric, "kl": Kl()}, nothing, sweeps, folder, Silent(), lambda *_: None, TOKENS,
-        data.shape[1], settings=how, **given,
-    )  # fmt: skip
+        model=nothing,
+        metrics={metric.name: metric, "kl": Kl()},
+        treatments=nothing,
+        sweeps=sweeps,
+        folder=folder,
+        progress=Silent(),
+        on_round=lambda *_: None,
+        tokens=TOKENS,
+        prefixes=data.shape[1],
+        settings=how,
+        **given,
+    )
 
 
 def ask(search: Search, count: int, statistic: str = "mean", bounds: Sequence[float | None] = ()) -> Any:  # noqa: ANN401
@@ -267,15 +278,52 @@ def test_the_audit_goes_on_where_a_race_stopped_and_draws_by_the_seed(folder: Pa
     assert len(drawn[0]) == 3 and drawn[0] == drawn[1] != drawn[2]
 
 
+def screened(folder: Path, values: Array, predicted: Array, delta: float = 0.05) -> Any:  # noqa: ANN401 - a FakeSearch
+    """A search of trials that have these values on all of 8 prefixes."""
+    how = replace(APPROXIMATE, screen="kl", racing=False, delta=delta)
+    return make_search(
+        folder, np.repeat(values[:, None], 8, axis=1), how, Kl(), predicted=predicted[:, None] + 0 * np.ones(8)
+    )
+
+
 def test_the_screen_drops_what_is_predicted_to_be_worse(folder: Path) -> None:
-    rng = np.random.default_rng(5)
-    costs = np.array([5.0, 1.0, 1.1, 6.0, 1.2, 7.0])
-    predicted = costs[:, None] * rng.gamma(20, 1 / 20, size=(6, 64))
-    data = np.repeat(-costs[:, None] + 10, 64, axis=1)
-    search = make_search(folder, data, replace(APPROXIMATE, screen="kl", racing=False), predicted=predicted)
-    answer = ask(search, 2)
-    assert answer.chosen == (1, 2) and search.savings.screened == 3
-    assert [scores is None for scores in answer.scores] == [True, False, False, True, False, True]
+    predicted = np.random.default_rng(5).permutation(np.geomspace(0.01, 10, 80))
+    search = screened(folder, 3 * predicted**0.7, predicted)
+    answer = ask(search, 3)
+    assert [*answer.chosen] == np.argsort(predicted)[:3].tolist()
+    assert search.savings.measured == 8 + 4 and search.savings.screened == 80 - 12
+    soundings = sorted(index for index, scores in enumerate(answer.scores) if scores)
+    assert {np.argmax(predicted), *np.argsort(predicted)[:9]} <= {*soundings}
+
+
+def test_the_screen_keeps_the_best_as_often_as_it_says(folder: Path) -> None:
+    missed, measured, repeats = 0, 0, 200
+    for seed in range(repeats):
+        rng = np.random.default_rng(seed)
+        predicted = np.exp(rng.normal(size=60))
+        values = predicted**0.8 * np.exp(0.3 * rng.normal(size=60))
+        search = screened(folder, values, predicted)
+        missed += not {*ask(search, 3).chosen} == {*np.argsort(values)[:3]}
+        measured += search.savings.measured
+    assert missed <= binom.ppf(0.999, repeats, 0.05)
+    assert measured < 0.5 * repeats * 60
+
+
+def test_what_is_special_about_a_treatment_is_learned(folder: Path) -> None:
+    """Its own measured effect counts when plans with it are predicted, in another question of the same round."""
+    rng = np.random.default_rng(0)
+    screen, off = Screen(), {"0": 3.0}
+    costs = {str(index): float(cost) for index, cost in enumerate(rng.uniform(1, 2, size=12))}
+    estimates = {name: Estimate(np.full((4, 1), cost)) for name, cost in costs.items()}
+    plans = [plan for a in range(12) for b in range(a) if (plan := {**plan_of(a), **plan_of(b)})]
+    values = [-sum(costs[name] * off.get(name, 1.0) for name in plan) for plan in plans]
+    for plan, value in zip(plans[::2], values[::2], strict=True):
+        screen.note("kl mean", plan, value)
+    bounds = screen.bound("kl mean", plans[1::2], "kl", 0.01, lambda request: estimates)
+    assert bounds is not None
+    exceeded = np.log(np.array(values[1::2]) / bounds)
+    assert np.all(exceeded > 0) and exceeded.max() < 0.4 < math.log(2)
+    assert screen.bound("another", plans[1::2], "kl", 0.01, lambda request: estimates) is None
 
 
 def test_the_screen_asks_for_each_treatment_once(folder: Path) -> None:
@@ -284,8 +332,8 @@ def test_the_screen_asks_for_each_treatment_once(folder: Path) -> None:
     estimate = search.estimate
     search.estimate = lambda request: asked.append(request.options) or estimate(request)
     plans = [plan_of(0), plan_of(1), {**plan_of(0), **plan_of(1)}]
-    search.screen.find_beaten(plans, "kl", 1, 0.05, search.estimate)
-    search.screen.find_beaten([*plans, plan_of(2), {}], "kl", 1, 0.05, search.estimate)
+    assert search.screen.predict(plans, "kl", search.estimate).tolist() == [1, 1, 2]
+    assert search.screen.predict([*plans, plan_of(2), {}], "kl", search.estimate).tolist() == [1, 1, 2, 1, 0]
     assert [[*options] for options in asked] == [["0", "1"], ["2"]]
     assert all(len(options) == 1 for found in asked for options in found.values())
 
@@ -343,9 +391,17 @@ def test_a_question_about_a_model_costs_what_it_says(tmp_path: Path) -> None:
     sweep = Sweep(bench.model, bench.reference, metrics)
     how = replace(APPROXIMATE, screen="kl", audit=1)
     search = Search(
-        bench.model, metrics, bench.treatments, {Prefixes.SEARCH: sweep}, tmp_path, Silent(), lambda *_: None, 6, 20,
+        model=bench.model,
+        metrics=metrics,
+        treatments=bench.treatments,
+        sweeps={Prefixes.SEARCH: sweep},
+        folder=tmp_path,
+        progress=Silent(),
+        on_round=lambda *_: None,
+        tokens=6,
+        prefixes=20,
         settings=how,
-    )  # fmt: skip
+    )
     names = [*bench.model.components][:6]
     trials = [{name: Treatment("magnitude", amount)} for amount in (0.05, 0.9) for name in names]
     exact = replace(search, settings=SweepSettings()).answer(BestRequest(trials, "kl", 3))

@@ -19,7 +19,7 @@ ANSWERS = MODEL | {"reference", "walk"}
 ENGINE = ANSWERS | {"calibrate", "sensitivity", "batches", "engine", "sweep"}
 OUTPUT = {"tracking", "report", "checkpoint", "export"}
 REGISTRIES = CONTRACTS | {"hookspecs", "registry"}
-CHOICE = {"racing", "screening", "best"}
+CHOICE = {"racing", "kriging", "screening", "best"}
 COST = {"machine", "rehearsal", "tally", "expense"}
 REACHES: dict[str, set[str]] = {
     "errors": set(),
@@ -33,7 +33,7 @@ REACHES: dict[str, set[str]] = {
     **dict.fromkeys(["calibrate", "batches", "engine", "sweep"], ENGINE),
     "sensitivity": ENGINE | {"hookspecs", "registry"},
     **dict.fromkeys(["tracking", "report", "checkpoint", "export"], MODEL | OUTPUT),
-    **dict.fromkeys(["racing", "screening", "best"], CONTRACTS | CHOICE),
+    **dict.fromkeys(["racing", "kriging", "screening", "best"], CONTRACTS | CHOICE),
     "workbench": ENGINE | REGISTRIES | CHOICE | {"plugins"},
     "machine": set(),
     "rehearsal": CONTRACTS | CHOICE,
