@@ -10,8 +10,10 @@ from torch import Tensor
 from compressor.contracts import Compressor, Context
 from compressor.errors import ConfigError, ModelError, PlanError
 from compressor.values import Component
+from compressor_plugins.quantization.hqq import Hqq
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Granularity, Int8
+from compressor_plugins.quantization.nf4 import Nf4
 from compressor_plugins.quantization.rtn import Rtn
 
 NAME = "model.layers.0.mlp.up_proj"
@@ -27,6 +29,8 @@ def test_offers_follow_the_stored_bits() -> None:
     assert Int8().offer(component_of(weight, 16)).levels == (0.5,)
     assert Int8().offer(component_of(weight, 32)).levels == (0.75,)
     assert Int4().offer(component_of(weight, 16)).levels == (0.75,)
+    assert Nf4().offer(component_of(weight, 32)).levels == (0.875,)
+    assert Hqq([2, 4]).offer(component_of(weight, 16)).levels == (0.875, 0.75)
     assert Rtn().offer(component_of(weight, 16)).levels == (0.875, 0.8125, 0.75, 0.625, 0.5)
     assert Rtn().offer(component_of(weight, 8)).levels == (0.75, 0.625, 0.5, 0.25)
     assert Rtn(list(range(2, 9))).offer(component_of(weight, 16)).levels == tuple(1 - b / 16 for b in range(2, 9))
@@ -84,7 +88,13 @@ def test_amount_that_is_not_offered(compressor: Compressor, amount: float, offer
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("compressor", [Int8(), Int8(Granularity.tensor), Int4(), Rtn([4])])
+@pytest.mark.parametrize(
+    "compressor",
+    [
+        *(Int8(), Int8(Granularity.tensor), Rtn([4]), Nf4(), Nf4(double_quant=False), Hqq()),
+        *(Int4(symmetric=symmetric, clip=clip) for symmetric in (True, False) for clip in (True, False)),
+    ],
+)
 def test_weights_that_are_not_finite_are_named(compressor: Compressor, bad: float) -> None:
     weight = torch.ones(3, 40)
     weight[1, 35] = bad
@@ -97,6 +107,9 @@ def test_weights_that_are_not_finite_are_named(compressor: Compressor, bad: floa
     [
         (Int8(Granularity.tensor), "{granularity: tensor}"),
         (Int8(group=64), "{group: 64}"),
+        (Int4(64, symmetric=False, clip=True), "{group: 64, symmetric: false, clip: true}"),
+        (Nf4(128, double_quant=False), "{group: 128, double_quant: false}"),
+        (Hqq([3], 32, 1.0, 2.0, 1.5, 9), "{bits: [3], group: 32, lp_norm: 1, beta: 2, kappa: 1.5, iterations: 9}"),
         (Rtn([2, 5], 16), "{bits: [2, 5], group: 16}"),
     ],
 )

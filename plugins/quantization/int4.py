@@ -1,14 +1,15 @@
-"""AbsMax int4 in groups."""
+"""Int4 in groups: by the largest weight, or between the smallest and the largest."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Compressor, Context
+from compressor.contracts import CompressedWeight, Compressor, Context
 from compressor.values import Component, Offer
 
-from .integers import IntegerWeight, check_group, choose_bits, offer_bits, round_to_grid
+from .affine import round_to_affine_grid
+from .integers import check_group, choose_bits, offer_bits, round_to_grid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,12 +20,22 @@ class Int4(Compressor):
     """4-bit integers by round to nearest, one scale for each `group` of neighbours along `in` of `[out, in]`.
 
     s = max|w| / 7, q = clamp(round(w / s), ±7), ŵ = s · q; ties round to even, the last group of a row may be shorter.
-    The amount is 1 − 4 / stored bits; scales come on top and are counted.
+    Not `symmetric`, a group also has a zero point of 4 bits, and all 16 integers are used:
 
-    Source: the round-to-nearest baseline of Frantar et al., GPTQ, ICLR 2023 (arXiv 2210.17323), here symmetric.
+        s = (max(w, 0) − min(w, 0)) / 15,  z = round(−8 − min(w, 0) / s),
+        q = clamp(round(w / s + z), −8, 7),  ŵ = s · (q − z).
+
+    `clip` lets outliers of a group go for a finer grid: max|w|, or both ends of the range, are multiplied by the c in
+    {1, 0.975, …, 0.5} with the least Σ(w − ŵ)² in the group. Zeros stay zero in all of these. The amount is
+    1 − 4 / stored bits; scales and zero points come on top and are counted.
+
+    Source: the round-to-nearest baselines of Frantar et al., GPTQ, ICLR 2023 (arXiv 2210.17323); the search over
+    clipped ranges is that of Lin et al., AWQ, MLSys 2024 (arXiv 2306.00978), here on the weights alone.
     """
 
     group: int = 32
+    symmetric: bool = True
+    clip: bool = False
 
     name: ClassVar[str] = "int4"
 
@@ -32,6 +43,9 @@ class Int4(Compressor):
         check_group(self.name, self.group, least=1)
         return offer_bits(self.name, [4], component)
 
-    def compress(self, weight: Tensor, amount: float, context: Context) -> IntegerWeight:
-        bits = choose_bits(self.name, self.offer(context.component), amount, context.component)
-        return round_to_grid(weight, bits, self.group, len(weight), context.component)
+    def compress(self, weight: Tensor, amount: float, context: Context) -> CompressedWeight:
+        component = context.component
+        bits = choose_bits(self.name, self.offer(component), amount, component)
+        if self.symmetric:
+            return round_to_grid(weight, bits, self.group, len(weight), component, self.clip)
+        return round_to_affine_grid(weight, bits, self.group, component, self.clip)

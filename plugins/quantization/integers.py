@@ -9,6 +9,7 @@ from compressor.contracts import CompressedWeight
 from compressor.errors import ConfigError, ModelError
 from compressor.values import Component, Offer
 
+from .clipping import search_clip
 from .packing import pack
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def scales_dtype(weight: Tensor, component: Component) -> torch.dtype:
     return weight.dtype if weight.dtype.itemsize == 2 else torch.bfloat16
 
 
-def fit_scales(largest: Tensor, limit: int, stored: torch.dtype, dtype: torch.dtype) -> Tensor:
+def fit_scales(largest: Tensor, limit: float, stored: torch.dtype, dtype: torch.dtype) -> Tensor:
     """s = max|w| / `limit`, rounded to what is `stored`; 1 for a group of zeros.
 
     A rounded scale is moved by one step where it would cut the largest weight off by more than half a step of the
@@ -93,25 +94,34 @@ def fit_scales(largest: Tensor, limit: int, stored: torch.dtype, dtype: torch.dt
     return (scales.view(integers) + step).view(stored).masked_fill(largest == 0, 1)
 
 
-def round_to_grid(weight: Tensor, bits: int, group: int, rows: int, component: Component) -> IntegerWeight:
+def round_to_grid(
+    weight: Tensor, bits: int, group: int, rows: int, component: Component, clip: bool = False
+) -> IntegerWeight:
     """AbsMax round to nearest: q = clamp(round(w / s), ±(2^(b−1) − 1)), half to even, s = max|w| / (2^(b−1) − 1).
 
     `weight` `[out, in]`; `group` neighbours share s, in each of `rows` lines (out, or 1 for the whole matrix). s is the
-    scale as stored, so that |w − ŵ| ≤ s/2 up to the rounding of dtypes. Raises ModelError for NaN and infinity.
+    scale as stored, so that |w − ŵ| ≤ s/2 up to the rounding of dtypes. `clip` searches for a smaller max|w| by
+    `search_clip`. Raises ModelError for NaN and infinity.
     """
     import torch
 
     group = min(group, weight.numel() // rows)
     groups = split_groups(weight.to(working_dtype(weight.dtype)), rows, group)
     largest = groups.abs().amax(-1)
-    if not largest.isfinite().all():
-        raise ModelError(
-            f"weight of `{component.name}` contains NaN or infinity; a grid needs finite weights, mend the checkpoint"
-        )
-    limit = 2 ** (bits - 1) - 1
-    scales = fit_scales(largest, limit, scales_dtype(weight, component), weight.dtype)
-    integers = (groups / scales.to(groups.dtype)[..., None]).round().clamp(-limit, limit).to(torch.int8)
-    return IntegerWeight(join_groups(integers, weight), scales, group, bits, weight.dtype)
+    check_finite(largest, component)
+    limit, stored = 2 ** (bits - 1) - 1, scales_dtype(weight, component)
+
+    def fit(factor: float) -> tuple[Tensor]:
+        return (fit_scales(factor * largest, limit, stored, weight.dtype),)
+
+    def place(scales: Tensor) -> Tensor:
+        return (groups / scales.to(groups.dtype)[..., None]).round().clamp(-limit, limit)
+
+    def decode(scales: Tensor) -> Tensor:
+        return (scales.to(groups.dtype)[..., None] * place(scales)).to(weight.dtype)
+
+    (scales,) = search_clip(groups, fit, decode) if clip else fit(1.0)
+    return IntegerWeight(join_groups(place(scales).to(torch.int8), weight), scales, group, bits, weight.dtype)
 
 
 def offer_bits(compressor: str, widths: list[int], component: Component) -> Offer:
@@ -129,6 +139,23 @@ def choose_bits(compressor: str, offer: Offer, amount: float, component: Compone
     """The width that `amount` stands for; raises PlanError if that is not on `offer`."""
     offer.require(amount, compressor, component)
     return round((1 - amount) * component.stored_bits)
+
+
+def check_finite(largest: Tensor, component: Component) -> None:
+    """Raises ModelError if `largest`, of every group, is NaN or infinite anywhere."""
+    if not largest.isfinite().all():
+        raise ModelError(
+            f"weight of `{component.name}` contains NaN or infinity; a grid needs finite weights, mend the checkpoint"
+        )
+
+
+def check_widths(compressor: str, widths: list[int]) -> None:
+    """Raises ConfigError unless `widths` are one or more different ones from 2 to 8."""
+    if not widths or len(set(widths)) < len(widths) or not set(widths) <= set(range(2, 9)):
+        raise ConfigError(
+            f"`compressor.{compressor}.bits` must be different widths from 2 to 8, got {widths};"
+            " give for example [3,4,8]"
+        )
 
 
 def check_group(compressor: str, group: int, least: int) -> None:

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import Compressor, Context
-from compressor.errors import ConfigError
 from compressor.values import Component, Offer
 
-from .integers import IntegerWeight, check_group, choose_bits, offer_bits, round_to_grid
+from .integers import IntegerWeight, check_group, check_widths, choose_bits, offer_bits, round_to_grid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,10 +32,7 @@ class Rtn(Compressor):
     def offer(self, component: Component) -> Offer:
         check_group(self.name, self.group, least=1)
         widths = list(self.bits)
-        if not widths or len(set(widths)) < len(widths) or not set(widths) <= set(range(2, 9)):
-            raise ConfigError(
-                f"`compressor.rtn.bits` must be different widths from 2 to 8, got {widths}; give for example [3,4,8]"
-            )
+        check_widths(self.name, widths)
         return offer_bits(self.name, widths, component)
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> IntegerWeight:

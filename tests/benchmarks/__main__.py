@@ -8,7 +8,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-BENCHMARKS = ("demo", "allocation", "law", "singles", "estimators", "sensitivity", "sweep", "beam", "streaming")
+BENCHMARKS = (
+    "demo",
+    "allocation",
+    "law",
+    "singles",
+    "estimators",
+    "sensitivity",
+    "sweep",
+    "beam",
+    "streaming",
+    "quantizers",
+)
 
 
 def format_cell(value: object) -> str:

@@ -1,0 +1,110 @@
+"""Half-quadratic quantization."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from compressor.contracts import Compressor, Context
+from compressor.errors import ConfigError
+from compressor.values import Component, Offer
+
+from .affine import AffineWeight, decode_affine, find_range, fit_range, place_affine
+from .clipping import keep_better
+from .integers import (
+    check_group,
+    check_widths,
+    choose_bits,
+    join_groups,
+    offer_bits,
+    scales_dtype,
+    split_groups,
+    working_dtype,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass
+class Hqq(Compressor):
+    """Integers of b bits, b among `bits`, whose zero points minimise Σ|w − ŵ|^p, which forgives outliers.
+
+    ŵ = s · (q − z), s and z for each `group` of neighbours along `in` of `[out, in]`; the last of a row may be shorter.
+    s spans the range of the group, zero included, and stays. z starts at the range's end, and is moved `iterations`
+    times with e for the error that is left to outliers:
+
+        q = clamp(round(w / s + z), −2^(b−1), 2^(b−1) − 1)
+        e = sign(x) · max(0, |x| − |x|^(p−1) / β)  where x = w − ŵ
+        z = mean(q − (w − e) / s),  β ← κ · β
+
+    p is `lp_norm`; `beta` and `kappa` start and grow β, in units of the weights. Errors below β^(−1/(2−p)), 0.17 by
+    default, give e = 0: then z only takes out the mean error. Every group keeps the z, as stored, with the least
+    Σ|w − ŵ|^p, so that none is worse than round to nearest at the start. z is a float as wide as a scale; zeros need
+    not stay zero. The amount of b is 1 − b / stored bits; scales and zero points come on top and are counted.
+
+    Source: Badri and Shaji, Half-Quadratic Quantization of Large Machine Learning Models, 2023
+    (mobiusml.github.io/hqq_blog), with its defaults; there one test on the whole matrix ends the search, and the
+    range need not hold zero.
+    """
+
+    bits: list[int] = field(default_factory=lambda: [4])
+    group: int = 64
+    lp_norm: float = 0.7
+    beta: float = 10.0
+    kappa: float = 1.01
+    iterations: int = 20
+
+    name: ClassVar[str] = "hqq"
+
+    def offer(self, component: Component) -> Offer:
+        check_group(self.name, self.group, least=1)
+        check_widths(self.name, list(self.bits))
+        for option, value, fits, rule, example in (
+            ("lp_norm", self.lp_norm, 0 < self.lp_norm <= 1, "in (0, 1]", "0.7"),
+            ("beta", self.beta, 0 < self.beta < math.inf, "positive and finite", "10"),
+            ("kappa", self.kappa, 1 <= self.kappa < math.inf, "finite and at least 1", "1.01"),
+            ("iterations", self.iterations, self.iterations >= 1, "at least 1", "20"),
+        ):
+            if not fits:
+                raise ConfigError(f"`compressor.hqq.{option}` must be {rule}, got {value}; give for example {example}")
+        return offer_bits(self.name, list(self.bits), component)
+
+    def compress(self, weight: Tensor, amount: float, context: Context) -> AffineWeight:
+        import torch
+
+        component, dtype = context.component, weight.dtype
+        bits = choose_bits(self.name, self.offer(component), amount, component)
+        group = min(self.group, weight.shape[1])
+        groups = split_groups(weight.to(working_dtype(dtype)), len(weight), group)
+        lowest, highest = find_range(groups, component)
+        # A short last group is filled up with weights that must not count.
+        counts = split_groups(groups.new_ones(1, weight.shape[1]), 1, group)
+        scales, start = fit_range(lowest, highest, bits, scales_dtype(weight, component), dtype)
+        zeros = self.search_zeros(groups, counts, scales, start, bits, dtype)
+        integers = place_affine(groups, scales, zeros, bits, dtype).to(torch.int8)
+        return AffineWeight(join_groups(integers, weight), scales, zeros, group, bits, dtype)
+
+    def search_zeros(
+        self, groups: Tensor, counts: Tensor, scales: Tensor, start: Tensor, bits: int, dtype: torch.dtype
+    ) -> Tensor:
+        """z `[rows, group]` from `start`, in the dtype of `scales`; `counts` is 0 where `groups` are filled up."""
+        import torch
+
+        steps, zeros, beta = scales.to(groups.dtype)[..., None], start.to(scales.dtype), self.beta
+        best: tuple[Tensor, ...] = ()
+        for _ in range(self.iterations + 1):
+            integers = place_affine(groups, scales, zeros, bits, dtype)
+            error = groups - decode_affine(integers, scales, zeros, dtype).to(groups.dtype)
+            size = error.abs()
+            power = size**self.lp_norm
+            found = ((counts * power).sum(-1), zeros)
+            best = keep_better(best, found) if best else found
+            # |x|^(p−1) without a second power, which is most of the time, and without dividing by zero.
+            shrunk = size - power / size.clamp(min=torch.finfo(size.dtype).tiny) / beta
+            outliers = error.sign() * shrunk.clamp(min=0)
+            zeros = (counts * (integers - (groups - outliers) / steps)).sum(-1) / counts.sum(-1)
+            zeros, beta = zeros.to(scales.dtype), self.kappa * beta
+        return best[1]

@@ -1,0 +1,70 @@
+"""NormalFloat of 4 bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from compressor.contracts import Compressor, Context
+from compressor.values import Component, Offer
+
+from .integers import (
+    check_finite,
+    check_group,
+    choose_bits,
+    fit_scales,
+    join_groups,
+    offer_bits,
+    scales_dtype,
+    split_groups,
+    working_dtype,
+)
+from .normal_float import NormalFloatWeight, QuantizedScales, find_nearest, quantize_scales
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Nf4(Compressor):
+    """NormalFloat: 16 levels that are quantiles of a normal distribution, so that each is about as often the nearest.
+
+    s = max|w|, i = the level nearest to w / s, ŵ = s · LEVELS[i]; s for each `group` of neighbours along `in` of
+    `[out, in]`, the last group of a row may be shorter. With `double_quant` scales take 8 bits: with m the mean of all
+    scales of the matrix and d = max|s − m| / 127 in a block of 256 scales,
+
+        c = round((s − m) / d),  s̃ = m + d · c,
+
+    c as int8, d and m in float32; without it s is as wide as the checkpoint's weights, at most 32 bits. Levels are
+    chosen by the scale s̃ as stored, and one of them is 0: zeros stay zero, and no weight moves further than half the
+    widest gap, 0.152 |s̃|, or than s − s̃ where that is more. The amount is 1 − 4 / stored bits; scales come on top and
+    are counted.
+
+    Source: Dettmers et al., QLoRA, NeurIPS 2023 (arXiv 2305.14314). The 8 bits of its scales are floats; here they are
+    integers, evenly spaced. Its levels are chosen by the scale before that is rounded.
+    """
+
+    group: int = 64
+    double_quant: bool = True
+
+    name: ClassVar[str] = "nf4"
+
+    def offer(self, component: Component) -> Offer:
+        check_group(self.name, self.group, least=1)
+        return offer_bits(self.name, [4], component)
+
+    def compress(self, weight: Tensor, amount: float, context: Context) -> NormalFloatWeight:
+        component, dtype = context.component, weight.dtype
+        choose_bits(self.name, self.offer(component), amount, component)
+        group = min(self.group, weight.shape[1])
+        groups = split_groups(weight.to(working_dtype(dtype)), len(weight), group)
+        largest = groups.abs().amax(-1)
+        check_finite(largest, component)
+        scales: Tensor | QuantizedScales
+        if self.double_quant:
+            scales = quantize_scales(largest)
+            indices = find_nearest(groups, scales.decode(dtype))
+        else:
+            scales = fit_scales(largest, 1, scales_dtype(weight, component), dtype)
+            indices = find_nearest(groups, scales)
+        return NormalFloatWeight(join_groups(indices, weight), scales, group, dtype)

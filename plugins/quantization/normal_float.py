@@ -1,0 +1,103 @@
+"""Weights on the 16 levels of the 4-bit NormalFloat, and their scales in 8 bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from compressor.contracts import CompressedWeight
+
+from .integers import fit_scales, join_groups, split_groups, working_dtype
+from .packing import pack
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+LEVELS = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+"""Of the paper's appendix E: quantiles of the normal distribution, divided by the largest; zero is one of them."""
+BLOCK = 256
+"""Scales that share a step when they are quantized too."""
+
+
+@dataclass(frozen=True)
+class QuantizedScales:
+    """s = min(m + d · c, largest number of the weight's dtype or of float32): scales in 8 bits each.
+
+    `codes` c `[out, group]` int8 in ±127; `steps` d `[block]` float32, one for `BLOCK` codes in the order of
+    `[out, group]`, the last block may be shorter; `mean` m, one float32 for the matrix.
+    """
+
+    codes: Tensor
+    steps: Tensor
+    mean: Tensor
+
+    def decode(self, dtype: torch.dtype) -> Tensor:
+        import torch
+
+        deviations = self.steps[None, :, None] * split_groups(self.codes, 1, BLOCK)
+        largest = min(torch.finfo(part).max for part in (dtype, torch.float32))
+        return (self.mean + join_groups(deviations, self.codes)).clamp(max=largest)
+
+
+def quantize_scales(scales: Tensor) -> QuantizedScales:
+    """c = round((s − m) / d), half to even; m is the mean of all scales, d = max|s − m| / 127 in a block."""
+    import torch
+
+    scales = scales.clamp(max=torch.finfo(torch.float32).max).float()
+    mean = scales.double().mean().float()
+    deviations = split_groups(scales - mean, 1, BLOCK)
+    steps = fit_scales(deviations.abs().amax(-1), 127, torch.float32, torch.float32)
+    codes = (deviations / steps[..., None]).round().clamp(-127, 127).to(torch.int8)
+    return QuantizedScales(join_groups(codes, scales), steps[0], mean)
+
+
+@dataclass(frozen=True)
+class NormalFloatWeight(CompressedWeight):
+    """ŵ = s · LEVELS[i] with one scale s for each group of weights.
+
+    `indices` i `[out, in]` int8 in [0, 15]; `scales` s `[out, group]`, as they are or in 8 bits; `group` neighbours
+    along `in` share a scale, the last group of a row may be shorter.
+    """
+
+    indices: Tensor
+    scales: Tensor | QuantizedScales
+    group: int
+    dtype: torch.dtype
+
+    def dense(self) -> Tensor:
+        compute = working_dtype(self.dtype)
+        scales = self.scales.decode(self.dtype) if isinstance(self.scales, QuantizedScales) else self.scales
+        levels = self.indices.new_tensor(LEVELS, dtype=compute)[self.indices.int()]
+        values = scales.to(compute)[..., None] * split_groups(levels, len(levels), self.group)
+        return join_groups(values, self.indices).to(self.dtype)
+
+    @property
+    def bits(self) -> int:
+        return self.indices.numel() * 4 + sum(
+            8 * part.numel() * part.itemsize for part in self.scale_tensors().values()
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weight_packed": pack(self.indices - 8, 4), **self.scale_tensors()}
+
+    def scale_tensors(self) -> dict[str, Tensor]:
+        found = self.scales
+        if isinstance(found, QuantizedScales):
+            return {"weight_scale": found.codes, "weight_scale_step": found.steps, "weight_scale_mean": found.mean}
+        return {"weight_scale": found}
+
+
+def find_nearest(groups: Tensor, scales: Tensor) -> Tensor:
+    """Index of the level nearest to w / s, the lower one of two as near; that of the level 0 where s is 0."""
+    import torch
+
+    levels = groups.new_tensor(LEVELS)
+    scales = scales.to(groups.dtype)[..., None]
+    ratios = torch.where(scales == 0, 0, groups / scales).contiguous()
+    return torch.bucketize(ratios, (levels[1:] + levels[:-1]) / 2).to(torch.int8)

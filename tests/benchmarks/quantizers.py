@@ -1,0 +1,180 @@
+"""Calibration-free quantizers against other implementations, on the same weights: do the same integers come out?
+
+    python -m tests.benchmarks quantizers [--shape 256 512] [--seed 0]
+
+Packages of the extra `bench` that are missing are left out. Weights are float32, so that no scale is rounded to 16
+bits; groups are 64 weights along `in`. `same` is the share of equal integers, `gap` the largest difference of two of
+them, `error` the root mean square of w − ŵ by the standard deviation of w, and `|error|^0.7` the mean of what HQQ
+minimises, by that of its start.
+"""
+
+import argparse
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from compressor.contracts import CompressedWeight, Compressor, Context
+from compressor.values import Component
+from compressor_plugins.quantization.affine import AffineWeight, fit_range, place_affine
+from compressor_plugins.quantization.hqq import Hqq
+from compressor_plugins.quantization.int4 import Int4
+from compressor_plugins.quantization.integers import IntegerWeight
+from compressor_plugins.quantization.nf4 import Nf4
+from compressor_plugins.quantization.normal_float import NormalFloatWeight
+
+GROUP = 64
+
+
+class Result(NamedTuple):
+    """`integers` and `dense` `[out, in]`."""
+
+    integers: Tensor
+    dense: Tensor
+
+
+Found = Iterator[tuple[str, Result, Result]]
+"""What was compared, by the project, by the other implementation."""
+
+
+def compress(compressor: Compressor, weight: Tensor) -> Result:
+    component = Component("model.layers.0.mlp.up_proj", "up", 0, (weight.shape[0], weight.shape[1]), 32)
+    found: CompressedWeight = compressor.compress(weight, 1 - 4 / 32, Context(component))
+    if isinstance(found, NormalFloatWeight):
+        return Result(found.indices.int(), found.dense())
+    assert isinstance(found, IntegerWeight | AffineWeight)
+    return Result(found.integers.int(), found.dense())
+
+
+def compare_bitsandbytes(weight: Tensor) -> Found:
+    """Its kernel packs two indices into a byte, the first into the higher half."""
+    functional = importlib.import_module("bitsandbytes.functional")
+    for nested in (False, True):
+        packed, state = functional.quantize_4bit(weight, blocksize=GROUP, quant_type="nf4", compress_statistics=nested)
+        indices = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], dim=1).view(weight.shape).int()
+        theirs = Result(indices, functional.dequantize_4bit(packed, state))
+        yield f"nf4, double_quant={nested}", compress(Nf4(GROUP, nested), weight), theirs
+
+
+def start_hqq(weight: Tensor) -> Result:
+    """HQQ's grid before anything moves; zero is in the range of all of these groups."""
+    groups = weight.view(-1, 1, GROUP)
+    scales, zeros = fit_range(groups.amin(-1), groups.amax(-1), 4, torch.float32, torch.float32)
+    integers = place_affine(groups, scales, zeros, 4, torch.float32)
+    dense = scales[..., None] * (integers - zeros[..., None])
+    return Result(integers.view(weight.shape).int(), dense.view(weight.shape))
+
+
+def compare_hqq(weight: Tensor) -> Found:
+    quantizer = importlib.import_module("hqq.core.quantize").Quantizer
+    for optimize in (False, True):
+        integers, meta = quantizer.quantize(
+            weight, nbits=4, group_size=GROUP, axis=1, optimize=optimize, device="cpu", bitpack=False
+        )
+        integers = integers.view(-1, GROUP)
+        dense = ((integers - meta["zero"]) * meta["scale"]).view(weight.shape)
+        theirs = Result(integers.view(weight.shape).int() - 8, dense)
+        yield (
+            ("hqq", compress(Hqq(group=GROUP), weight), theirs)
+            if optimize
+            else ("hqq, start", start_hqq(weight), theirs)
+        )
+
+
+def compare_torchao(weight: Tensor) -> Found:
+    primitives = importlib.import_module("torchao.quantization.quant_primitives")
+    block = (1, GROUP)
+    scales, zeros = primitives.choose_qparams_affine(
+        weight, primitives.MappingType.ASYMMETRIC, block, torch.int8, -8, 7, zero_point_dtype=torch.int8
+    )
+    integers = primitives.quantize_affine(weight, block, scales, zeros, torch.int8, -8, 7)
+    dense = primitives.dequantize_affine(integers, block, scales, zeros, torch.int8, -8, 7)
+    yield "int4, zero points", compress(Int4(GROUP, symmetric=False), weight), Result(integers.int(), dense)
+    integers, scales, shift, _ = primitives._choose_qparams_and_quantize_affine_hqq(
+        weight, 4, GROUP, compute_dtype=torch.float32, device="cpu", raw_output=True
+    )
+    # Raw output has the zero point of hqq in its third place.
+    dense = ((integers.view(-1, GROUP) - shift.view(-1, 1)) * scales.view(-1, 1)).view(weight.shape)
+    theirs = Result(integers.view(weight.shape).int() - 8, dense)
+    yield "hqq", compress(Hqq(group=GROUP), weight), theirs
+
+
+def compare_compressed_tensors(weight: Tensor) -> Found:
+    """Its symmetric grid has max|w| / 7.5 for a step and also uses −8."""
+    quantization = importlib.import_module("compressed_tensors.quantization")
+    helpers = importlib.import_module("compressed_tensors.quantization.utils.helpers")
+    forward = importlib.import_module("compressed_tensors.quantization.lifecycle.forward")
+    groups = weight.unflatten(1, (-1, GROUP))
+    for symmetric in (True, False):
+        rule = quantization.QuantizationArgs(num_bits=4, symmetric=symmetric, strategy="group", group_size=GROUP)
+        scales, zeros = helpers.calculate_qparams(groups.amin(-1), groups.amax(-1), rule)
+        integers = forward.quantize(weight, scales, zeros, rule)
+        dense = forward.dequantize(integers, scales, zeros, rule)
+        ours = compress(Int4(GROUP, symmetric), weight)
+        yield f"int4, symmetric={symmetric}", ours, Result(integers.int(), dense)
+
+
+def compare_quanto(weight: Tensor) -> Found:
+    quanto = importlib.import_module("optimum.quanto")
+    ways: dict[str, tuple[Any, bool, Compressor]] = {
+        "int4, zero points": (quanto.MaxOptimizer(), True, Int4(GROUP, symmetric=False)),
+        "hqq": (quanto.HqqOptimizer(), False, Hqq(group=GROUP)),
+    }
+    for name, (optimizer, whole, compressor) in ways.items():
+        scales, shift = optimizer(weight, quanto.qint4, 0, GROUP, zeropoint=whole)
+        integers = torch.ops.quanto.quantize_affine(weight, 4, 0, GROUP, scales, shift).view(-1, GROUP).float()
+        scales, shift = scales.view(-1, 1), shift.view(-1, 1)
+        dense = (integers - shift) * scales if whole else integers * scales - shift
+        theirs = Result(integers.view(weight.shape).int() - 8, dense.view(weight.shape))
+        yield name, compress(compressor, weight), theirs
+
+
+PEERS: dict[str, tuple[str, Callable[[Tensor], Found]]] = {
+    "bitsandbytes": ("bitsandbytes", compare_bitsandbytes),
+    "hqq": ("hqq.core.quantize", compare_hqq),
+    "torchao": ("torchao", compare_torchao),
+    "compressed-tensors": ("compressed_tensors", compare_compressed_tensors),
+    "optimum-quanto": ("optimum.quanto", compare_quanto),
+}
+"""Distribution -> what to import, and the comparison."""
+
+
+def make_weights(shape: tuple[int, int], seed: int) -> dict[str, Tensor]:
+    """Of the size of a language model's; `heavy` has Student's t with four degrees of freedom."""
+    generator = torch.Generator().manual_seed(seed)
+    normal, other = (0.02 * torch.randn(shape, generator=generator) for _ in range(2))
+    squares = torch.randn((4, *shape), generator=generator).square().mean(0)
+    return {"normal": normal, "heavy": other / squares.sqrt(), "shifted": other.abs() - 0.005}
+
+
+def describe(weight: Tensor, ours: Result, theirs: Result) -> dict[str, Any]:
+    start = (weight - start_hqq(weight).dense).abs().pow(0.7).mean()
+    row: dict[str, Any] = {
+        "same": float((ours.integers == theirs.integers).double().mean()),
+        "gap": int((ours.integers - theirs.integers).abs().max()),
+    }
+    for who, result in (("ours", ours), ("theirs", theirs)):
+        error = weight - result.dense
+        row[f"error, {who}"] = float(error.square().mean().sqrt() / weight.std())
+        row[f"|error|^0.7, {who}"] = float(error.abs().pow(0.7).mean() / start)
+    return row
+
+
+def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", nargs=2, type=int, default=[256, 512])
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    for peer, (module, compare) in PEERS.items():
+        try:
+            importlib.import_module(module)
+        except ImportError as missing:
+            yield {"peer": peer, "method": f"left out: {missing}"}
+            continue
+        for name, weight in make_weights((options.shape[0], options.shape[1]), options.seed).items():
+            for method, ours, theirs in compare(weight):
+                row = {"peer": peer, "version": importlib.metadata.version(peer), "weights": name, "method": method}
+                yield row | describe(weight, ours, theirs)
