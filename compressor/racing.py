@@ -1,7 +1,8 @@
 """Which trials cannot be among the best any more: pure decisions on the sequences that were scored so far. Torch-free.
 
 A trial is beaten when each of the `count` best so far is better than it by more than the error that a difference of
-two trials on the same n sequences may have. With k looks at T trials, an error level of
+two trials on the same n sequences may have (or would be with `tolerance` of its value more). With k looks at T trials,
+an error level of
 
     ε = δ / (count · (T − 1) · k)
 
@@ -53,12 +54,14 @@ class Contender:
 class Race:
     """The best `count` are looked for; each comparison may be wrong with probability `level`.
 
-    `width` is that of the range of a sequence's value, None where only the approximation holds.
+    `width` is that of the range of a sequence's value, None where only the approximation holds. What is better than
+    another by less than `tolerance` of that one's value counts as no better.
     """
 
     count: int
     level: float
     width: float | None = None
+    tolerance: float = 0.0
 
     def find_beaten(self, contenders: list[Contender], sequences: int) -> NDArray[np.bool_]:
         """`[contender]`: those that cannot be among the best; never one of the `count` best so far."""
@@ -67,9 +70,12 @@ class Race:
             return beaten
         values = np.array([contender.value for contender in contenders])
         replicates = np.stack([contender.replicates for contender in contenders])
-        for leader in np.argsort(-values, kind="stable")[: self.count]:
+        leaders = np.argsort(-values, kind="stable")[: self.count]
+        for leader in leaders:
             errors = contenders[0].scale * (replicates[leader] - replicates).std(axis=1)
-            beaten &= values[leader] - values > self.reach(errors, sequences)
+            lead = values[leader] + self.tolerance * abs(values[leader])
+            beaten &= lead - values > self.reach(errors, sequences)
+        beaten[leaders] = False
         return beaten
 
     def reach(self, errors: Array, sequences: int) -> Array:
@@ -84,9 +90,11 @@ class Race:
         return bounds
 
 
-def make_race(count: int, trials: int, looks: int, delta: float, width: float | None = None) -> Race:
-    """A race in which the truly best are all kept with probability 1 − `delta`."""
-    return Race(count, delta / max(1, count * (trials - 1) * looks), width)
+def make_race(
+    count: int, trials: int, looks: int, delta: float, width: float | None = None, tolerance: float = 0.0
+) -> Race:
+    """A race in which the truly best are all kept with probability 1 − `delta`, but for what is no better."""
+    return Race(count, delta / max(1, count * (trials - 1) * looks), width, tolerance)
 
 
 def list_stops(sequences: int) -> list[int]:

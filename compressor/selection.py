@@ -91,8 +91,11 @@ class Selection:
         return np.inf if given is None or np.isnan(given) else self.sign * given
 
     def is_beaten(self, bound: float) -> bool:
-        """Are the best so far at least as good as what has this bound?"""
-        return len(self.scores) >= self.request.count and self.value(self.choose().chosen[-1]) >= bound
+        """Are the best so far at least as good as what has this bound, or worse by so little that it may be?"""
+        if len(self.scores) < self.request.count:
+            return False
+        last = self.value(self.choose().chosen[-1])
+        return last + self.scorer.settings.tolerance * abs(last) >= bound
 
     def choose_next(self, waiting: Sequence[int]) -> list[int]:
         """Which trials to measure next: all of which nothing is known, else a few of the best bounds; none at last."""
@@ -126,7 +129,9 @@ class Selection:
         stops, settings = self.list_stops(), self.scorer.settings
         limits = self.metric.value_range(self.scorer.tokens) if self.request.statistic == "mean" else None
         width = None if limits is None else limits[1] - limits[0]
-        race = make_race(self.request.count, len(self.indices), len(stops) - 1, settings.delta, width)
+        race = make_race(
+            self.request.count, len(self.indices), len(stops) - 1, settings.delta, width, settings.tolerance
+        )
         alive = [*batch]
         for stop in stops:
             self.measure(alive, stop)
@@ -139,8 +144,12 @@ class Selection:
         return len(batch) - len(alive)
 
     def list_stops(self) -> list[int]:
-        """Where blocks of prefixes end; a metric on text has all of its windows at once."""
-        if not self.scorer.settings.racing or self.metric.text() is not None:
+        """Where blocks of prefixes end.
+
+        A metric on text has all of its windows at once; so has what a screen chooses, for it learns from whole values.
+        """
+        settings = self.scorer.settings
+        if not settings.racing or settings.screen is not None or self.metric.text() is not None:
             return [self.scorer.prefixes]
         return list_stops(self.scorer.prefixes)
 

@@ -97,7 +97,8 @@ class SweepSettings:
 
     The rest counts in the approximate mode. A trial is dropped when after some of the prefixes it cannot be among the
     best (`racing`), when the metric `screen` predicts that it is not, both with error probability `delta`, or when what
-    is known of smaller plans bounds it (`lazy`). `audit` dropped trials of each question are measured all the same.
+    is known of smaller plans bounds it (`lazy`). None of these looks for a trial that is better than the last one kept
+    by less than `tolerance` of its value. `audit` dropped trials of each question are measured all the same.
     """
 
     mode: SweepMode = SweepMode.exact
@@ -105,6 +106,7 @@ class SweepSettings:
     racing: bool = True
     delta: float = 0.05
     lazy: bool = True
+    tolerance: float = 0.0
     screen: str | None = None
     audit: int = 2
 

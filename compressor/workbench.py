@@ -110,6 +110,10 @@ def check_numbers(settings: Settings) -> None:
         raise ConfigError(f"`sweep.batch` must be at least 1, got {settings.sweep.batch}; raise it or leave it out")
     if not 0.0 < settings.sweep.delta < 1.0:
         raise ConfigError(f"`sweep.delta` must be in (0, 1), got {settings.sweep.delta:g}; 0.05 errs in 1 of 20")
+    if not 0.0 <= settings.sweep.tolerance < 1.0:
+        raise ConfigError(
+            f"`sweep.tolerance` must be in [0, 1), got {settings.sweep.tolerance:g}; 0.02 lets 2 % of a value go"
+        )
     if settings.sweep.audit < 0:
         raise ConfigError(f"`sweep.audit` must not be negative, got {settings.sweep.audit}; 0 audits nothing")
 
