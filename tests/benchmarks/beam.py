@@ -53,15 +53,15 @@ WAYS = {
 
 
 def search(run: Run, way: Way, width: int) -> tuple[KeepRequest, float, float]:
-    """What the schedule would keep after all depths, the passes over 64 prefixes that it took, and seconds."""
-    began = time.perf_counter()
+    """What the schedule would keep after all depths, and what it took: passes over 64 prefixes, seconds of all cores."""
+    began = time.process_time()
     run.search.settings, run.search.passes, run.search.trials = way.settings, 0.0, 0
     run.sweeps[Prefixes.SEARCH].mode = way.settings.mode
     dialogue = run.search.begin(Beam(width=width, ranker=way.ranker, statistic=way.statistic))
     while not isinstance(request := dialogue.propose(), KeepRequest):
         assert request is not None
         dialogue.tell(run.search.answer(request))
-    return request, run.search.passes * way.prefixes / PREFIXES, time.perf_counter() - began
+    return request, run.search.passes * way.prefixes / PREFIXES, time.process_time() - began
 
 
 def measure_model(model: str, seed: int, width: int, proof: int, names: list[str]) -> Iterator[dict[str, Any]]:
@@ -74,7 +74,7 @@ def measure_model(model: str, seed: int, width: int, proof: int, names: list[str
             limit_prefixes(run, whole, way.prefixes)
             kept, passes, seconds = search(run, way, width)
             row = {"model": model, "seed": seed, "way": name, "trials": run.search.trials, "passes": passes}
-            row |= {"seconds": seconds, "saved": run.search.savings.describe() or ""}
+            row |= {"CPU s": seconds, "saved": run.search.savings.describe() or ""}
             depths = [round(share * len(run.model.components)) for share in DEPTHS]
             trials = [run.search.make_trial(kept.curve[depth - 1].plan) for depth in depths]
             for depth, found in zip(depths, run.sweeps[Prefixes.PROOF].score_all(trials, ["fdtm", "kl"]), strict=True):
