@@ -53,7 +53,7 @@ WAYS = {
 
 
 def search(run: Run, way: Way, width: int) -> tuple[KeepRequest, float, float]:
-    """What the schedule would keep after all depths, and what it took: passes over 64 prefixes, seconds of all cores."""
+    """What the schedule would keep after all depths, and what it took: passes over 64 prefixes, CPU seconds."""
     began = time.process_time()
     run.search.settings, run.search.passes, run.search.trials = way.settings, 0.0, 0
     run.sweeps[Prefixes.SEARCH].mode = way.settings.mode
