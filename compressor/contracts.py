@@ -167,6 +167,8 @@ class Schedule(ABC):
     """
 
     name: ClassVar[str]
+    repeats: ClassVar[bool] = False
+    """Does it do what was decided elsewhere? It then gets every component as it is, even if some are fused."""
 
     @abstractmethod
     def search(self, problem: Problem) -> Search:

@@ -94,7 +94,7 @@ class Run:
 
     def foresee(self) -> None:
         """Say and record what the search will cost; raises ConfigError where the run cannot fit."""
-        outlook = look_ahead(self.search, self.settings.schedule, self.folder)
+        outlook = look_ahead(self.search, self.search.adapt(self.settings.schedule), self.folder)
         if outlook is not None:
             self.record.expense = ExpenseRecord(outlook.expense)
             self.progress.say(f"forecast: {tell_forecast(self.record.expense.forecast)}")

@@ -22,6 +22,7 @@ from compressor.contracts import (
     Waypoint,
 )
 from compressor.errors import ConfigError
+from compressor.fusion import FusedSchedule
 from compressor.plans import plan_to_json
 from compressor.record import CurvePoint, RoundRecord
 from compressor.savings import Savings
@@ -35,7 +36,8 @@ class Search(Scorer):
     """A schedule's search on one model. `rounds` is the record of each kept plan; amounts are cumulative.
 
     `on_round` is called with the number and the record of each round that ends; `packed_bits` are those of components
-    as they are kept, `notes` what schedules want a person to know.
+    as they are kept, `notes` what schedules want a person to know. With `fuses` a schedule decides for
+    fused components.
     """
 
     on_round: Callable[[int, RoundRecord], None]
@@ -43,10 +45,15 @@ class Search(Scorer):
     rounds: list[RoundRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
+    fuses: bool = False
 
     def begin(self, schedule: Schedule) -> Dialogue:
         """Open the dialogue with a schedule, which checks its options now, before anything costs time."""
-        return Dialogue(schedule, self.describe_problem())
+        return Dialogue(self.adapt(schedule), self.describe_problem())
+
+    def adapt(self, schedule: Schedule) -> Schedule:
+        """The schedule as it is to be asked: it may have to decide for several components together."""
+        return FusedSchedule(schedule) if self.fuses and not schedule.repeats else schedule
 
     def describe_problem(self) -> Problem:
         """What a schedule knows of the model."""

@@ -85,10 +85,14 @@ class DataSettings:
 
 @dataclass
 class ComponentSettings:
-    """Regular expressions over component names; empty `include` means every matrix of the decoder layers."""
+    """Regular expressions over component names; empty `include` means every matrix of the decoder layers.
+
+    With `fuse`, query, key and value share a treatment, gate and up share one, and all experts of a layer.
+    """
 
     include: list[str] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)
+    fuse: bool = False
 
 
 @dataclass

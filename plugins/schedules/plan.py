@@ -20,6 +20,7 @@ class ReplayedPlan(Schedule):
     """
 
     name: ClassVar[str] = "plan"
+    repeats: ClassVar[bool] = True
 
     path: str = ""
 

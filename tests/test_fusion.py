@@ -1,0 +1,221 @@
+"""Fused components: one treatment for all that is loaded as one, whatever schedule decides."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compressor.contracts import (
+    Best,
+    BestRequest,
+    Better,
+    Dialogue,
+    Estimate,
+    EstimateRequest,
+    KeepRequest,
+    Problem,
+    Schedule,
+    ScoreRequest,
+    SizeRequest,
+)
+from compressor.fusion import FusedSchedule, fuse, name_unit
+from compressor.models import load_model
+from compressor.plugins import installed
+from compressor.run import execute
+from compressor.settings import ComponentSettings, DataSettings, ModelSettings, Settings, TrackingSettings
+from compressor.testing.rehearsal import Rehearsal
+from compressor.values import Component, Offer, Treatment
+from compressor_plugins.metrics.fdtm import Fdtm
+from compressor_plugins.quantization.int8 import Int8
+from compressor_plugins.schedules.beam import Beam
+from compressor_plugins.schedules.budget import Budget
+from compressor_plugins.schedules.evolution import Evolution
+from compressor_plugins.schedules.fdt_allocation import FdtAllocation
+from compressor_plugins.schedules.global_threshold import GlobalThreshold
+from compressor_plugins.schedules.plan import ReplayedPlan
+from compressor_plugins.schedules.uniform import Uniform
+from tests.families import FAMILIES, save_checkpoint
+
+KINDS = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "output"}
+MLP = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+RANGE, LEVELS = Offer(by_row=True), Offer(levels=(0.5, 0.75))
+SCHEDULES: dict[str, tuple[Schedule, Offer]] = {
+    "uniform": (Uniform(targets=[0.3, 0.5]), RANGE),
+    "budget": (Budget(targets=[0.4], objective="kl"), RANGE),
+    "budget by row": (Budget(targets=[0.4], objective="kl", granularity="row"), RANGE),  # type: ignore[arg-type]
+    "budget of levels": (Budget(targets=[0.6], objective="kl"), LEVELS),
+    "Algorithm 1": (FdtAllocation(targets=[0.3, 0.5]), RANGE),
+    "global": (GlobalThreshold(targets=[0.5]), RANGE),
+    "evolution": (Evolution(targets=[0.6], objective="kl"), LEVELS),
+    "beam": (Beam(width=3, count=4), LEVELS),
+}
+
+
+def list_components(layers: int = 2) -> Iterator[Component]:
+    for layer in range(layers):
+        for leaf, kind in KINDS.items():
+            shape = (4, 8) if kind in ("key", "value") else (8, 8)
+            yield Component(f"model.layers.{layer}.self_attn.{leaf}", kind, layer, shape, 16)
+        for leaf, kind in MLP.items():
+            yield Component(f"model.layers.{layer}.mlp.{leaf}", kind, layer, (8, 12) if kind == "down" else (12, 8), 16)
+
+
+def make_problem(offer: Offer) -> Problem:
+    components = tuple(list_components())
+    return Problem(
+        components=components,
+        offers={"a": {component.name: offer for component in components}},
+        better={"fdtm": Better.HIGHER, "kl": Better.LOWER},
+        tokens=32,
+        estimable=frozenset({"kl"}),
+        stored_bytes=4 * sum(component.parameters for component in components),
+    )
+
+
+@pytest.mark.parametrize("case", SCHEDULES)
+def test_whatever_a_schedule_decides_holds_for_the_whole_unit(case: str) -> None:
+    schedule, offer = SCHEDULES[case]
+    problem = make_problem(offer)
+    rehearsal = Rehearsal(problem)
+    rehearsal.play(FusedSchedule(schedule))
+    kept = rehearsal.kept
+    assert kept and len({name.rpartition(".")[2] for name in kept}) > 1
+    for members in fuse(problem.components).units.values():
+        chosen = [kept.get(member.name) for member in members]
+        if case != "budget by row":
+            assert all(treatment == chosen[0] for treatment in chosen), case
+        else:
+            assert all((treatment is None) == (chosen[0] is None) for treatment in chosen)
+            given = [(t.rows, m) for t, m in zip(chosen, members, strict=True) if t is not None and t.rows is not None]
+            assert all(len(rows) == member.shape[0] for rows, member in given)
+
+
+def test_units_are_what_servers_load_as_one() -> None:
+    units = fuse(list_components(1)).units
+    assert {name: [member.name.rpartition(".")[2] for member in members] for name, members in units.items()} == {
+        "model.layers.0.self_attn.qkv": ["q_proj", "k_proj", "v_proj"],
+        "model.layers.0.self_attn.o_proj": ["o_proj"],
+        "model.layers.0.mlp.gate_up": ["gate_proj", "up_proj"],
+        "model.layers.0.mlp.down_proj": ["down_proj"],
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_component_of_a_family_is_in_one_unit(family: str, tmp_path: Path) -> None:
+    model = load_model(ModelSettings(path=str(save_checkpoint(family, tmp_path))), ComponentSettings())
+    units = fuse(model.components.values()).units
+    assert sorted(member.name for members in units.values() for member in members) == sorted(model.components)
+    for name, members in units.items():
+        kinds = {member.kind for member in members}
+        assert len({member.layer for member in members}) == 1
+        assert len(members) == 1 or "experts" in name or kinds <= {"query", "key", "value"} or kinds <= {"gate", "up"}
+    layers = {component.layer for component in model.components.values() if "experts" in component.name}
+    assert sum(name.endswith("experts") for name in units) == len(layers)
+
+
+def test_alone_components_keep_their_names() -> None:
+    only = [component for component in list_components() if component.kind in ("query", "down")]
+    assert [*fuse(only).units] == [component.name for component in only]
+
+
+def test_shared_experts_are_an_mlp() -> None:
+    shared = Component("model.layers.1.mlp.shared_experts.gate_proj", "gate", 1, (4, 4), 16)
+    assert name_unit(shared) == "model.layers.1.mlp.shared_experts.gate_up"
+    routed = Component("model.layers.1.mlp.experts.3.gate_proj", "gate", 1, (4, 4), 16)
+    stacked = Component("model.layers.1.mlp.experts.gate_up_proj:3.gate", "gate", 1, (4, 4), 16)
+    assert name_unit(routed) == name_unit(stacked) == "model.layers.1.mlp.experts"
+
+
+def test_answers_are_sums_over_members() -> None:
+    fusion = fuse(list_components(1))
+    unit, alone = "model.layers.0.self_attn.qkv", "model.layers.0.self_attn.o_proj"
+    members = [member.name for member in fusion.units[unit]]
+    options = {unit: [Treatment("a", 0.5), None], alone: [Treatment("a", 0.5)]}
+    request = EstimateRequest(options, "kl", at={unit: Treatment("a", 0.75)}, by_row=True)
+    expanded = fusion.expand(request)
+    assert isinstance(expanded, EstimateRequest)
+    assert {*expanded.options} == {*members, alone} and {*expanded.at} == {*members}
+    answer = {
+        name: Estimate(np.full((3, len(chosen)), number), np.full((2, len(chosen)), number), reached=number == 1)
+        for number, (name, chosen) in enumerate(expanded.options.items())
+    }
+    found = fusion.fold(request, answer)
+    assert [*found] == [unit, alone]
+    assert (found[unit].changes == 0 + 1 + 2).all() and found[unit].changes.shape == (3, 2)
+    assert found[unit].rows[:, 0].tolist() == [0, 0, 1, 1, 2, 2] and found[unit].reached and not found[alone].reached
+    sizes = {name: [10, 20][: len(chosen)] for name, chosen in expanded.options.items()}
+    assert fusion.fold(SizeRequest(options), sizes) == {unit: [30, 60], alone: [10]}
+
+
+def test_rows_go_to_their_members() -> None:
+    fusion = fuse(list_components(1))
+    rows = tuple(np.linspace(0, 1, 16).tolist())
+    spread = fusion.spread({"model.layers.0.self_attn.qkv": Treatment("a", 0.5, rows=rows)})
+    assert sum((treatment.rows or () for treatment in spread.values()), ()) == rows
+    for treatment in spread.values():
+        assert treatment.rows and treatment.amount == pytest.approx(np.mean(treatment.rows))
+
+
+def test_offers_are_what_all_members_have() -> None:
+    problem = make_problem(RANGE)
+    first = problem.components[0].name
+    offers = {**problem.offers["a"], first: Offer(levels=(0.25, 0.5))}
+    second = problem.components[1].name
+    offers[second] = Offer(low=0.3, high=0.9)
+    fused = fuse(problem.components).problem(Problem(problem.components, {"a": offers}, problem.better, 32))
+    assert fused.offers["a"]["model.layers.0.self_attn.qkv"].levels == (0.5,)
+    narrow = {**problem.offers["a"], second: Offer(low=0.3, high=0.9)}
+    fused = fuse(problem.components).problem(Problem(problem.components, {"a": narrow}, problem.better, 32))
+    assert fused.offers["a"]["model.layers.0.self_attn.qkv"] == Offer(low=0.3, high=0.9)
+
+
+class Recorder(Schedule):
+    """Asks one thing of each kind, and keeps what it hears."""
+
+    name = "recorder"
+
+    def search(self, problem):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN201 - as in the contract
+        unit = problem.components[0].name
+        plan = {unit: Treatment("a", 0.5)}
+        self.scores = yield ScoreRequest([plan, {}], ["kl"])
+        self.best = yield BestRequest([plan, {}], "kl", 1)
+        self.kept = yield KeepRequest(plan)
+
+
+def test_trials_keep_their_order_and_amounts_are_means() -> None:
+    schedule, problem = Recorder(), make_problem(RANGE)
+    dialogue = Dialogue(FusedSchedule(schedule), problem)
+    request = dialogue.propose()
+    assert isinstance(request, ScoreRequest) and [len(plan) for plan in request.trials] == [3, 0]
+    dialogue.tell(("first", "second"))
+    dialogue.tell(Best((1,), (None, {})))
+    assert schedule.scores == ("first", "second") and schedule.best.chosen == (1,)
+    amounts = {component.name: 0.0 for component in problem.components}
+    amounts |= {"model.layers.0.self_attn.q_proj": 0.8, "model.layers.0.self_attn.k_proj": 0.2}
+    dialogue.tell(amounts)
+    assert dialogue.propose() is None
+    assert schedule.kept["model.layers.0.self_attn.qkv"] == pytest.approx((0.8 * 64 + 0.2 * 32) / 128)
+
+
+def test_a_schedule_that_repeats_sees_every_component(tmp_path: Path) -> None:
+    """End to end: a fused beam, and its plan again."""
+    common = {
+        "metric": {"fdtm": Fdtm()},
+        "compressor": {"int8": Int8(granularity="tensor")},  # type: ignore[arg-type]
+        "data": DataSettings(prefixes=4, proof_prefixes=2, prefix_tokens=6, continuation_tokens=8),
+        "model": ModelSettings(path=str(save_checkpoint("llama", tmp_path / "llama"))),
+        "components": ComponentSettings(fuse=True),
+        "tracking": TrackingSettings(backend="none"),  # type: ignore[arg-type]
+    }
+    plans = []
+    for name, schedule in (("beam", Beam(width=2, count=3)), ("again", ReplayedPlan(str(tmp_path / "beam/plan.json")))):
+        (tmp_path / name).mkdir()
+        execute(Settings(schedule=schedule, **common), installed(), tmp_path / name, {}, "compressor run")  # type: ignore[arg-type]
+        plans.append(json.loads((tmp_path / name / "plan.json").read_text()))
+    assert plans[0] == plans[1]
+    treated = {name_unit(c) for c in list_components() if c.name in plans[0]}
+    assert len(treated) == 3
+    whole = [c.name for c in list_components() if name_unit(c) in treated]
+    assert sorted(plans[0]) == sorted(whole)
