@@ -69,8 +69,12 @@ def write_rows(plan: Plan, path: Path) -> None:
         remove_file(path)
 
 
-def read_plan(path: str | Path) -> dict[str, Treatment]:
-    """The plan in a JSON file, options as they are there, rows from the files that it names; raises PlanError."""
+def read_plan(path: str | Path, depth: int | None = None) -> dict[str, Treatment]:
+    """The plan in a JSON file, options as they are there, rows from the files that it names; raises PlanError.
+
+    With a `depth` the file is the report.json of a run, and the plan the best that its last search had found when it
+    treated so many components.
+    """
     where = f"plan {short.repr(str(path))}"
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -80,10 +84,8 @@ def read_plan(path: str | Path) -> dict[str, Treatment]:
         reason = getattr(error, "strerror", None) or "not a valid path"
         raise PlanError(f"{where} cannot be read: {reason}; give the path of a plan.json") from None
     try:
-        return _to_plan(
-            json.loads(text, object_pairs_hook=_to_object, parse_float=_to_float, parse_constant=_refuse_constant),
-            Path(path).parent,
-        )
+        data = json.loads(text, object_pairs_hook=_to_object, parse_float=_to_float, parse_constant=_refuse_constant)
+        return _to_plan(data if depth is None else _find_waypoint(data, depth), Path(path).parent)
     except json.JSONDecodeError as error:
         raise PlanError(
             f"{where} is not JSON: {error.msg} at line {error.lineno} column {error.colno}; {SHAPE}"
@@ -92,6 +94,19 @@ def read_plan(path: str | Path) -> dict[str, Treatment]:
         raise PlanError(f"{where} is nested too deeply; {SHAPE}") from None
     except (_Wrong, PlanError, ValueError) as error:  # ValueError: a number with thousands of digits
         raise PlanError(f"{where}: {error}") from None
+
+
+def _find_waypoint(data: object, depth: int) -> object:
+    """What a report.json has as the best plan of so many components."""
+    try:
+        curve = data["rounds"][-1]["curve"]  # type: ignore[index]
+        plans = {int(point["components"]): point["plan"] for point in curve}
+    except (TypeError, ValueError, KeyError, IndexError):
+        raise _Wrong("there is no curve of a search in it; give the report.json of a run with schedule=beam") from None
+    if depth not in plans:
+        known = f"from {min(plans)} to {max(plans)}" if plans else "none"
+        raise _Wrong(f"it has no plan of {depth} components, but {known}; choose one of these")
+    return plans[depth]
 
 
 def _to_plain(value: object) -> object:

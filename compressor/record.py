@@ -32,7 +32,7 @@ class MetricRecord:
 class CurvePoint:
     """The best plan that a search had found at some point: `share` of the parameters are in the `components` treated.
 
-    `value` is that of the statistic of `metric` by which it was the best, on the search prefixes.
+    `value` is that of the `statistic` of `metric` by which it was the best, on the search prefixes.
     """
 
     components: int
@@ -40,6 +40,7 @@ class CurvePoint:
     metric: str
     value: float
     plan: dict[str, Any]
+    statistic: str = "mean"
 
 
 @dataclass

@@ -140,11 +140,15 @@ class CountRequest:
 
 @dataclass(frozen=True)
 class Waypoint:
-    """The best plan that a search had found at some point, and the value by which it was the best."""
+    """The best plan that a search had found at some point, and the value by which it was the best.
+
+    It is that of a `statistic` of a metric, a field of `Score`.
+    """
 
     plan: Plan
     metric: str
     value: float
+    statistic: str = "mean"
 
 
 @dataclass(frozen=True)

@@ -122,4 +122,5 @@ class Search(Scorer):
     def describe_waypoint(self, waypoint: Waypoint) -> CurvePoint:
         """As it is recorded."""
         share = treated_share(self.model.components, waypoint.plan)
-        return CurvePoint(len(waypoint.plan), share, waypoint.metric, waypoint.value, plan_to_json(waypoint.plan))
+        plan = plan_to_json(self.treatments.fill_options(waypoint.plan))
+        return CurvePoint(len(plan), share, waypoint.metric, waypoint.value, plan, waypoint.statistic)

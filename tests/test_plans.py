@@ -196,6 +196,28 @@ def test_a_plan_never_names_rows_that_are_not_there(tmp_path: Path, monkeypatch:
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
+def test_any_depth_of_a_search_is_a_plan(tmp_path: Path) -> None:
+    plain = {"compressor": "int8", "amount": 0.5}
+    plans = [{"a": {"compressor": "int4", "amount": 0.75, "options": {"group": 32}}}, {"b": plain, "c": plain}]
+    curve = [{"components": len(plan), "share": 0.1, "plan": plan} for plan in plans]
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({"status": "done", "rounds": [{"amount": 0.1}, {"curve": curve}]}))
+    assert read_plan(path, 1) == {"a": Treatment("int4", 0.75, {"group": 32})}
+    assert {*read_plan(path, 2)} == {"b", "c"}
+    with pytest.raises(PlanError, match="it has no plan of 3 components, but from 1 to 2; choose one of these"):
+        read_plan(path, 3)
+
+
+@pytest.mark.parametrize(
+    "rounds", [None, [], [1], [{}], [{"curve": 1}], [{"curve": [1]}], [{"curve": [{"components": "x", "plan": 1}]}]]
+)
+def test_a_report_without_a_search_has_no_depth(tmp_path: Path, rounds: object) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({"rounds": rounds}))
+    with pytest.raises(PlanError, match=r"there is no curve of a search in it; give the report\.json of a run with"):
+        read_plan(path, 1)
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     assert "cannot be read: No such file or directory; give the path of a plan.json" in read_error(tmp_path / "no")
     assert "cannot be read: Is a directory" in read_error(tmp_path)

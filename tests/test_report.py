@@ -17,7 +17,15 @@ from rich.console import Console
 
 from compressor.contracts import Better, Metric, Reads
 from compressor.errors import OutputError
-from compressor.record import ComponentRecord, FinalRecord, MetricRecord, Record, ReferenceRecord, RoundRecord
+from compressor.record import (
+    ComponentRecord,
+    CurvePoint,
+    FinalRecord,
+    MetricRecord,
+    Record,
+    ReferenceRecord,
+    RoundRecord,
+)
 from compressor.report import read_report, summarize_run, write_report
 from compressor.report.chart import Point, line_chart_svg
 from compressor.report.heatmap import choose_color, choose_ink, group_components, heat_map_svg
@@ -76,6 +84,9 @@ def make_components(layers: int, experts: int = 0) -> dict[str, ComponentRecord]
                 )
     found["lm_head"] = ComponentRecord("lm_head", None, (32000, 4096), 32000 * 4096, None, 0.0, 0.0, 16.0, 16.0)
     return found
+
+
+CURVE = [CurvePoint(n, n / 280, "fdtm", 60.0 - n, {"a": {}}, "p75") for n in range(1, 40)]
 
 
 def make_record(layers: int = 40, experts: int = 0) -> Record:
@@ -465,3 +476,13 @@ def test_a_browser_draws_the_page_without_complaint(tmp_path: Path) -> None:
     assert done.returncode == 0 and picture.stat().st_size > 20_000
     # What a page says to the console: a blocked resource, a style it does not know.
     assert "CONSOLE" not in done.stderr
+
+
+def test_what_a_search_found_on_its_way_is_drawn() -> None:
+    record = make_record()
+    assert "treated" not in make_page(record)
+    record.rounds[-1].curve = CURVE
+    page = make_page(record)
+    assert "best FDT found, p75, tokens over share of weights treated" in page
+    (drawn,) = re.findall(r"<svg(?:(?!<svg).)*share of weights treated</text>.*?</svg>", page, re.DOTALL)
+    assert drawn.count("<circle") == len(CURVE) and "amount" not in re.sub("<title>.*?</title>", "", drawn)

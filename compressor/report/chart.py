@@ -65,9 +65,9 @@ class Frame:
         return x, self.height - BOTTOM - (self.height - TOP - BOTTOM) * share
 
 
-def line_chart_svg(points: Sequence[Point], label: str, top: float | None = None) -> str:
+def line_chart_svg(points: Sequence[Point], label: str, top: float | None = None, axis: str = "amount") -> str:
     """One curve; `top` is the largest value there can be. Empty where nothing can be drawn."""
-    return curves_svg([Curve(points)], label, top)
+    return curves_svg([Curve(points)], label, top, axis=axis)
 
 
 def curves_svg(
@@ -78,8 +78,12 @@ def curves_svg(
     mark_name: str = "",
     size: tuple[int, int] = (560, 260),
     parts: int = 2,
+    axis: str = "amount",
 ) -> str:
-    """Curves and, as rings with error bars, `marks`; axes are cut into `parts`. Empty where nothing can be drawn."""
+    """Curves and, as rings with error bars, `marks`; axes are cut into `parts`. Empty where nothing can be drawn.
+
+    `axis` says what goes to the right.
+    """
     curves = [Curve(sort_points(c.points), c.name, c.color, c.width, c.radius, c.opacity) for c in curves]
     marks = sort_points(marks)
     every = [*marks, *(point for curve in curves for point in curve.points)]
@@ -96,9 +100,9 @@ def curves_svg(
         *(_draw_mark(frame, mark) for mark in marks),
         *_draw_legend(frame, curves, mark_name if marks else ""),
         f'<text x="{(LEFT + frame.width - RIGHT) / 2}" y="{frame.height - 6}" text-anchor="middle" {TEXT_STYLE}>'
-        "amount</text>",
+        f"{escape_text(axis)}</text>",
     ]
-    name = escape_text(f"{label} over amount")
+    name = escape_text(f"{label} over {axis}")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{frame.width}" height="{frame.height}" viewBox="0 0 '
         f'{frame.width} {frame.height}" role="img" aria-label="{name}" font-family="{FONT}" font-size="12">'

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from compressor.forecast_record import ForecastRecord
-from compressor.record import FinalRecord, Record, ReferenceRecord
+from compressor.record import FinalRecord, Record, ReferenceRecord, RoundRecord
 from compressor.report.chart import Point, line_chart_svg
 from compressor.report.heatmap import heat_map_svg
 from compressor.report.page_style import STYLE
@@ -155,9 +155,9 @@ def tell_reference(reference: ReferenceRecord | None) -> str:
 def _write_rounds(record: Record) -> str:
     if not record.rounds:
         return ""
-    chart = _draw_rounds(record)
-    figure = f'<figure class="chart">{chart}</figure>' if chart else ""
-    return f"<h2>Rounds</h2>{figure}{make_rounds_table(record)}{_tell_cost(record)}"
+    charts = [_draw_rounds(record), *(_draw_search(record, step) for step in record.rounds)]
+    figures = "".join(f'<figure class="chart">{chart}</figure>' for chart in charts if chart)
+    return f"<h2>Rounds</h2>{figures}{make_rounds_table(record)}{_tell_cost(record)}"
 
 
 def _tell_cost(record: Record) -> str:
@@ -184,6 +184,16 @@ def _draw_rounds(record: Record) -> str:
         points.insert(0, Point(0.0, top, top, top))
     metric = record.metric(name)
     return line_chart_svg(points, f"{metric.label}, {metric.unit}" if metric.unit else metric.label, top)
+
+
+def _draw_search(record: Record, step: RoundRecord) -> str:
+    """The best that a round's search had found, over the share of weights treated; empty where it does not say."""
+    if not step.curve:
+        return ""
+    points = [Point(point.share, point.value, point.value, point.value) for point in step.curve]
+    metric, statistic = record.metric(step.curve[0].metric), step.curve[0].statistic
+    label = f"best {metric.label} found, {statistic}" + (f", {metric.unit}" if metric.unit else "")
+    return line_chart_svg(points, label, axis="share of weights treated")
 
 
 def _write_components(record: Record) -> str:

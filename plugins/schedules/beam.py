@@ -59,7 +59,7 @@ class Beam(Schedule):
             known = {state: self._read(scores) for state, scores in zip(states, answer.scores, strict=True) if scores}
             beam = [states[index] for index in answer.chosen]
             value = known[beam[0]]
-            curve.append(Waypoint(plans[answer.chosen[0]], self.ranker, value))
+            curve.append(Waypoint(plans[answer.chosen[0]], self.ranker, value, self.statistic.value))
             if self.floor is not None and not better.sign * (value - self.floor) >= 0:
                 reason = f"; with one more it would be {value:.4g}, worse than the floor of {self.floor:g}"
                 break

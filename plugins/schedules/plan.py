@@ -16,18 +16,20 @@ class ReplayedPlan(Schedule):
 
     Components that the file does not name stay as they are; amounts per row come from the rows.safetensors beside it.
     Treatments without options are done as configured. A compressor need not be configured, so that a plan of several
-    can be done again; installed is enough.
+    can be done again; installed is enough. With a `depth` the path is the report.json of a beam search, of which that
+    depth is done: `schedule=plan schedule.path=report.json schedule.depth=12`.
     """
 
     name: ClassVar[str] = "plan"
     repeats: ClassVar[bool] = True
 
     path: str = ""
+    depth: int | None = None
 
     def search(self, problem: Problem) -> Search:
         if not self.path:
             raise ConfigError("`schedule.path` must be a plan.json, got nothing; say schedule.path=plan.json")
-        plan = read_plan(self.path)
+        plan = read_plan(self.path, self.depth)
         for name, treatment in plan.items():
             check_treatment(name, treatment, problem)
         yield KeepRequest(plan)
