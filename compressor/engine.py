@@ -2,6 +2,7 @@
 
 Layers before a trial's first change give what they give in the model as it stands, so the walk carries that along, and
 a trial branches off at its first changed layer. There, modules that the change does not reach are not run again.
+Trials that change a layer alike branch off together, and part where they first differ: the walk is one over a tree.
 Behind its last changed layer a trial is a batch of hidden states like any other, and may go on together with others.
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,36 +19,15 @@ from compressor.leading import LeadingTokens
 from compressor.models.memo import Memo
 from compressor.models.replay import Entry, Replay
 from compressor.readout import Readout
-
-Weights = Mapping[str, Tensor]
-"""Component name -> dense weight `[out, in]`."""
+from compressor.trials import Branching, Trial, Weights
 
 Branch = tuple[int, Tensor]
 """The number of a trial and its hidden states `[sequence, length, width]`."""
 
 HELD = 1 << 28
 """Bytes of trial weights that are held at once; one trial may need more."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Weights to put on some components; `makers` give them, dense `[out, in]`, when they are needed."""
-
-    makers: Mapping[str, Callable[[], Tensor]]
-
-    @classmethod
-    def of(cls, weights: Weights) -> Trial:
-        """With weights that are there already."""
-        return cls({name: partial(_give, weight) for name, weight in weights.items()})
-
-    @property
-    def names(self) -> list[str]:
-        """The components that are changed."""
-        return list(self.makers)
-
-    def make(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
-        """The weights, or those of `names` only."""
-        return {name: maker() for name, maker in self.makers.items() if names is None or name in names}
+LEADING_SHARE = 0.5
+"""Of the layers of a trial of which only leading tokens are read, about: it stops where they are known."""
 
 
 @dataclass
@@ -69,6 +48,7 @@ class Engine:
 
     def __init__(self, replay: Replay, joint: int | None = None) -> None:
         self.replay, self.model = replay, replay.model
+        self.branching = Branching(replay.spans, len(replay.layers), replay.entangled)
         self.joint = joint or (1 if self.model.device.type == "cpu" else 64)
 
     def takes(self, trial: Trial) -> bool:
@@ -77,16 +57,56 @@ class Engine:
 
     def score(self, trials: Mapping[int, Trial], batches: Sequence[Batch]) -> Iterator[tuple[int, list[Found]]]:
         """What each trial gives on each batch, with its number; in the order of their first changed layers."""
-        waiting = self.sort(trials)
-        courses = [self.enter(batch) for batch in batches]
-        for index in range(max(waiting, default=-1) + 1):
-            for group in self.make_weights(trials, waiting.pop(index, [])):
+        yield from self._walk(0, [self.enter(batch) for batch in batches], trials)
+
+    def _walk(
+        self, start: int, courses: Sequence[Course], trials: Mapping[int, Trial]
+    ) -> Iterator[tuple[int, list[Found]]]:
+        """Trials on the model as it stands now, which all change it in the layer `start` or later, or not at all."""
+        waiting = self.branching.sort(trials)
+        yield from self._end(start, courses, waiting.pop(len(self.replay.layers), []))
+        for index in range(start, max(waiting, default=-1) + 1):
+            alone, alike = self._part(index, trials, waiting.pop(index, []), courses)
+            for group in self.make_weights(trials, alone):
                 found: dict[int, list[Found]] = {number: [] for number in group}
                 for course in courses:
                     self._branch_off(index, course, group, found)
                 yield from found.items()
+            for numbers in alike:
+                yield from self._branch_off_together(index, courses, {number: trials[number] for number in numbers})
             for course in courses if waiting else ():
                 self.advance(index, course)
+
+    def _branch_off_together(
+        self, index: int, courses: Sequence[Course], trials: Mapping[int, Trial]
+    ) -> Iterator[tuple[int, list[Found]]]:
+        """Trials that change the layer `index` alike: it is run once, and they part behind it."""
+        first = next(iter(trials.values()))
+        names = self.branching.find_changes(index, first)
+        with self.model.swapped(first.make(names)):
+            behind = [
+                Course(course.batch, self.replay.run(index, course.entries[1], course.hidden), course.entries)
+                for course in courses
+            ]
+            rest = {number: trial.without(names) for number, trial in trials.items()}
+            yield from self._walk(index + 1, behind, rest)
+
+    def _end(self, start: int, courses: Sequence[Course], numbers: Sequence[int]) -> Iterator[tuple[int, list[Found]]]:
+        """Trials that are the model as it stands now: all the same, from the layer `start` on."""
+        if not numbers:
+            return
+        found: dict[int, list[Found]] = {numbers[0]: []}
+        for course in courses:
+            with course.batch.opened() as read:
+                self._finish(start, course, [(numbers[0], course.hidden)], read, found)
+        yield from ((number, found[numbers[0]]) for number in numbers)
+
+    def _part(
+        self, index: int, trials: Mapping[int, Trial], numbers: Sequence[int], courses: Sequence[Course]
+    ) -> tuple[list[int], list[list[int]]]:
+        """Of trials that first change the layer `index`: those that go alone, and those that go together."""
+        only_leading = self.replay.splits and all(course.batch.only_leading for course in courses)
+        return self.branching.part(index, trials, numbers, LEADING_SHARE if only_leading else 1.0)
 
     def enter(self, batch: Batch) -> Course:
         entry = self.replay.enter(batch.tokens)
@@ -103,13 +123,6 @@ class Engine:
         if times not in course.entries:
             course.entries[times] = self.replay.enter(course.batch.tokens.repeat(times, 1))
         return course.entries[times]
-
-    def sort(self, trials: Mapping[int, Trial]) -> dict[int, list[int]]:
-        """First changed layer -> numbers of trials."""
-        waiting: dict[int, list[int]] = {}
-        for number, trial in trials.items():
-            waiting.setdefault(min(self.replay.spans[name][0] for name in trial.names), []).append(number)
-        return waiting
 
     def make_weights(
         self, trials: Mapping[int, Trial], numbers: Sequence[int], names: Collection[str] | None = None
@@ -209,10 +222,6 @@ class Engine:
 def join_branches(members: Sequence[Branch]) -> Tensor:
     """`[branch * sequence, length, width]`"""
     return torch.cat([hidden for _, hidden in members]) if len(members) > 1 else members[0][1]
-
-
-def _give(weight: Tensor) -> Tensor:
-    return weight
 
 
 def _refuse_logits() -> Tensor:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from compressor.contracts import Prefixes, Problem, Schedule
-from compressor.engine import Trial
 from compressor.errors import CompressorError, ConfigError
 from compressor.export import holds_exactly
 from compressor.machine import Memory, measure_folder, read_free_disk, read_memory
@@ -28,6 +27,7 @@ from compressor.report.wording import format_bytes
 from compressor.search import Search
 from compressor.settings import SweepMode
 from compressor.tally import Tally, Work, fold_rows, rehearse
+from compressor.trials import Trial
 from compressor.values import Offer, Plan, Treatment
 
 log = logging.getLogger(__name__)

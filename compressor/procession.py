@@ -1,22 +1,33 @@
 """The engine for models larger than memory: all trials go through the layers together, and each layer is read once.
 
-What `Engine` computes is computed here too, in another order. A layer's weights are there for the current model, for
-the trials that begin in it, and for all that are on their way; their hidden states wait on the host, or on disk.
+What `Engine` computes is computed here too, in another order: level by level of the tree of trials. A layer's weights
+are there for all that are on their way; their hidden states wait on the host, or on disk.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from compressor.batches import Batch, Found
-from compressor.engine import Branch, Course, Engine, Trial, Weights, join_branches
+from compressor.engine import Branch, Course, Engine, join_branches
 from compressor.models.memo import Memo
 from compressor.models.replay import Replay
 from compressor.readout import Readout
 from compressor.spill import Spill
+from compressor.trials import Trial, Weights
 
 WAITING = 1 << 32
 """Bytes of hidden states that wait in memory; more of them go to disk."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """Trials that are the same so far, and the key of their hidden states."""
+
+    key: int
+    numbers: Sequence[int]
 
 
 class Procession(Engine):
@@ -28,74 +39,86 @@ class Procession(Engine):
 
     def score(self, trials: Mapping[int, Trial], batches: Sequence[Batch]) -> Iterator[tuple[int, list[Found]]]:
         """What each trial gives on each batch, with its number."""
-        beginning, underway = self.sort(trials), list[int]()
-        courses = [self.enter(batch) for batch in batches]
+        courses, keys = [self.enter(batch) for batch in batches], itertools.count()
+        nodes = [Node(next(keys), [*trials])] if trials else []
         with Spill(self.waiting) as states:
+            for node in nodes:
+                for place, course in enumerate(courses):
+                    states.put((place, node.key), course.hidden)
             for index in range(len(self.replay.layers)):
                 names = {name for name, (first, last) in self.replay.spans.items() if first <= index <= last}
-                changing = [number for number in underway if not names.isdisjoint(trials[number].names)]
-                for group in self.make_weights(trials, changing, names):
-                    self._pass_changed(index, group, courses, states)
-                self._pass_unchanged(index, [n for n in underway if n not in changing], courses, states)
-                for group in self.make_weights(trials, beginning.get(index, []), names):
-                    self._begin(index, group, courses, states)
-                underway += beginning.pop(index, [])
-                for course in courses if beginning else ():
-                    self.advance(index, course)
-            yield from self._read(underway, courses, states)
+                unchanged, changed = list[Node](), list[Node]()
+                for node in nodes:
+                    parts = self.branching.sort_alike(index, trials, node.numbers)
+                    same = [Node(node.key, part) for part in parts if names.isdisjoint(trials[part[0]].names)]
+                    others = [Node(next(keys), part) for part in parts if not names.isdisjoint(trials[part[0]].names)]
+                    for group in self.make_weights(trials, [other.numbers[0] for other in others], names):
+                        self._pass_changed(index, node, others, group, courses, states)
+                    if not same:
+                        self._forget(node, courses, states)
+                    unchanged, changed = unchanged + same, changed + others
+                self._pass_unchanged(index, unchanged, courses, states)
+                nodes = unchanged + changed
+            yield from self._read(nodes, courses, states)
 
-    def _begin(self, index: int, group: Mapping[int, Weights], courses: Sequence[Course], states: Spill) -> None:
-        """Trials that first change this layer leave the model as it stands."""
+    def _pass_changed(
+        self,
+        index: int,
+        node: Node,
+        others: Sequence[Node],
+        group: Mapping[int, Weights],
+        courses: Sequence[Course],
+        states: Spill,
+    ) -> None:
+        """Trials that change this layer leave the node, each part in its own way."""
         for place, course in enumerate(courses):
-            memo = Memo(self.replay.layers[index])
-            with memo.recording():
-                course.following = self.replay.run(index, course.entries[1], course.hidden)
-            for number, weights in group.items():
-                with self.model.swapped(weights), memo.serving(self.find_owners(weights)):
-                    states.put((place, number), self.replay.run(index, course.entries[1], course.hidden))
+            hidden, memo = states.get((place, node.key)).to(self.model.device), Memo(self.replay.layers[index])
+            if len(group) > 1:
+                with memo.recording():
+                    self.replay.run(index, course.entries[1], hidden)
+            for other in others:
+                if (weights := group.get(other.numbers[0])) is not None:
+                    with self.model.swapped(weights), memo.serving(self.find_owners(weights)):
+                        states.put((place, other.key), self.replay.run(index, course.entries[1], hidden))
 
-    def _pass_changed(self, index: int, group: Mapping[int, Weights], courses: Sequence[Course], states: Spill) -> None:
-        """Trials that change this layer, and an earlier one, run it one by one."""
-        for place, course in enumerate(courses):
-            for number, weights in group.items():
-                hidden = states.get((place, number)).to(self.model.device)
-                with self.model.swapped(weights):
-                    states.put((place, number), self.replay.run(index, course.entries[1], hidden))
-
-    def _pass_unchanged(self, index: int, numbers: Sequence[int], courses: Sequence[Course], states: Spill) -> None:
+    def _pass_unchanged(self, index: int, nodes: Sequence[Node], courses: Sequence[Course], states: Spill) -> None:
         """The others run it together."""
         for place, course in enumerate(courses):
 
             def go_on(members: Sequence[Branch], place: int = place, course: Course = course) -> None:
                 entry = self.repeat(course, len(members))
                 hidden = self.replay.run(index, entry, join_branches(members))
-                for (number, _), own in zip(members, hidden.split(len(course.batch.tokens)), strict=True):
-                    states.put((place, number), own)
+                for (key, _), own in zip(members, hidden.split(len(course.batch.tokens)), strict=True):
+                    states.put((place, key), own)
 
-            for members in self._gather(place, numbers, states):
+            for members in self._gather(place, nodes, states):
                 self.fit(members, go_on)
 
-    def _gather(self, place: int, numbers: Sequence[int], states: Spill) -> Iterator[list[Branch]]:
-        """As many branches on a batch as may go together, back on the device."""
+    def _forget(self, node: Node, courses: Sequence[Course], states: Spill) -> None:
+        for place in range(len(courses)):
+            states.drop((place, node.key))
+
+    def _gather(self, place: int, nodes: Sequence[Node], states: Spill) -> Iterator[list[Branch]]:
+        """As many nodes on a batch as may go together, back on the device."""
         start = 0
-        while start < len(numbers):
-            chosen = numbers[start : start + self.joint]
+        while start < len(nodes):
+            chosen = nodes[start : start + self.joint]
             start += len(chosen)
-            yield [(number, states.get((place, number)).to(self.model.device)) for number in chosen]
+            yield [(node.key, states.get((place, node.key)).to(self.model.device)) for node in chosen]
 
     def _read(
-        self, numbers: Sequence[int], courses: Sequence[Course], states: Spill
+        self, nodes: Sequence[Node], courses: Sequence[Course], states: Spill
     ) -> Iterator[tuple[int, list[Found]]]:
-        found: dict[int, list[Found]] = {number: [] for number in numbers}
+        found: dict[int, list[Found]] = {node.key: [] for node in nodes}
         for place, course in enumerate(courses):
             with course.batch.opened() as read:
 
                 def go_on(
                     members: Sequence[Branch], course: Course = course, read: Callable[[Readout], Found] = read
                 ) -> None:
-                    for number, candidate in self.leave(course, members, join_branches(members)):
-                        found[number].append(read(candidate))
+                    for key, candidate in self.leave(course, members, join_branches(members)):
+                        found[key].append(read(candidate))
 
-                for members in self._gather(place, numbers, states):
+                for members in self._gather(place, nodes, states):
                     self.fit(members, go_on)
-        yield from found.items()
+        yield from ((number, found[node.key]) for node in nodes for number in node.numbers)

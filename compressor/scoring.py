@@ -1,7 +1,7 @@
 """Trials and options of a model are scored, measured and estimated, and what that costs is added up."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,6 @@ import numpy as np
 from torch import Tensor
 
 from compressor.contracts import EstimableMetric, Estimate, EstimateRequest, Metric, Prefixes, ScoreRequest
-from compressor.engine import Trial
 from compressor.errors import ConfigError
 from compressor.files import append_json_line
 from compressor.models import Model
@@ -23,6 +22,7 @@ from compressor.settings import SweepSettings
 from compressor.statistics import summarize
 from compressor.sweep import Statistics, Sweep
 from compressor.treatments import Treatments
+from compressor.trials import Trial
 from compressor.values import Plan, Score, Scores, Treatment
 
 PASSES_OF_WALK = 4
@@ -36,7 +36,7 @@ class Scorer:
     `tokens` is the length of a continuation, `prefixes` how many there are to search on; lines of scores go to
     `folder`. `passes` is what the round has cost so far, in forward passes over all search prefixes, `trials` how many
     plans it has tried. `settings` say how the best of many trials are found, `savings` what that has saved in the
-    round, `screen` what it knows of treatments.
+    round, `screen` what it knows of treatments, `makers` make the weights of treatments.
     """
 
     model: Model
@@ -55,6 +55,7 @@ class Scorer:
     passes: float = 0.0
     savings: Savings = field(default_factory=Savings)
     screen: Screen = field(default_factory=Screen)
+    makers: dict[Hashable, Callable[[], Tensor]] = field(default_factory=dict, repr=False)
 
     def score_trials(self, request: ScoreRequest) -> tuple[dict[str, Score], ...]:
         """Score each trial exactly."""
@@ -117,7 +118,14 @@ class Scorer:
         self.passes += passes * share_prefixes(self.prefixes, start, stop)
 
     def make_trial(self, plan: Plan) -> Trial:
-        return Trial({name: partial(self.make_weight, name, treatment) for name, treatment in plan.items()})
+        """A trial of the plan; those of the same treatment of a component have the same maker of its weight."""
+        return Trial({name: self.find_maker(name, treatment) for name, treatment in plan.items()})
+
+    def find_maker(self, name: str, treatment: Treatment) -> Callable[[], Tensor]:
+        maker = partial(self.make_weight, name, treatment)
+        if treatment.rows is not None:  # of these hardly two are the same
+            return maker
+        return self.makers.setdefault((name, treatment.compressor, treatment.amount, repr(treatment.options)), maker)
 
     def make_weight(self, name: str, treatment: Treatment) -> Tensor:
         return self.treatments.compress(self.model, {name: treatment})[name].dense()

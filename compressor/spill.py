@@ -35,7 +35,7 @@ class Spill:
 
     def put(self, key: Hashable, tensor: Tensor) -> None:
         """Keep a tensor in place of what was there; raises OutputError where the disk is full."""
-        self._forget(key)
+        self.drop(key)
         if self.held + tensor.nbytes <= self.limit:
             self._kept[key] = tensor.cpu()
             self.held += tensor.nbytes
@@ -56,7 +56,8 @@ class Spill:
             return self._kept[key]
         return safetensors.torch.load_file(self._files[key])["tensor"]
 
-    def _forget(self, key: Hashable) -> None:
+    def drop(self, key: Hashable) -> None:
+        """Forget what was put there, if anything was."""
         if key in self._kept:
             self.held -= self._kept.pop(key).nbytes
         elif key in self._files:

@@ -154,18 +154,30 @@ class Tally(Rehearsal):
         return weights
 
     def count_runs(self, trials: Sequence[Plan]) -> float:
-        """Forward passes of trials that are scored together: each runs the layers from its first change on."""
+        """Forward passes of trials that are scored together: a layer is run once for all that are the same up to it."""
         if not self.shares or len(trials) == 1:
             return len(trials)
-        firsts = [self.find_first(plan) for plan in trials]
-        shared = [first for first in firsts if first is not None]
-        walk = (max(shared) + 1) / self.layers if shared else 0.0
-        return len(firsts) - len(shared) + walk + sum(1 - first / self.layers for first in shared)
+        nodes, runs = dict[object, int](), set[tuple[int, int]]()
+        alone, last = 0, -1
+        for plan in trials:
+            changes = self.sort_changes(plan)
+            if not changes or None in changes:
+                alone += 1
+                continue
+            first, node = min(changes), 0
+            last = max(last, first)
+            for layer in range(first, self.layers):
+                if layer in changes:
+                    node = nodes.setdefault((node, layer, frozenset(changes[layer])), len(nodes) + 1)
+                runs.add((layer, node))
+        return alone + (last + 1 + len(runs)) / self.layers
 
-    def find_first(self, plan: Plan) -> int | None:
-        """The first layer that a plan changes; None where it changes nothing, or what is not in a layer."""
-        layers = [layer for name in plan if (layer := self.components[name].layer) is not None]
-        return min(layers) if plan and len(layers) == len(plan) else None
+    def sort_changes(self, plan: Plan) -> dict[Any, list[object]]:
+        """Layer -> what a plan changes there; None is outside of the layers."""
+        changes: dict[Any, list[object]] = {}
+        for name, treatment in plan.items():
+            changes.setdefault(self.components[name].layer, []).append((name, treatment.compressor, treatment.amount))
+        return changes
 
 
 def fold_rows(problem: Problem) -> Problem:

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from compressor.contracts import BestRequest, Estimate, EstimateRequest, KeepRequest, Metric, Prefixes, TextWindows
-from compressor.engine import Trial
 from compressor.errors import ConfigError, PluginError
 from compressor.plugins import installed
 from compressor.progress import Silent
@@ -27,6 +26,7 @@ from compressor.search import Search
 from compressor.settings import ComponentSettings, DataSettings, Settings, SweepMode, SweepSettings, TrackingSettings
 from compressor.statistics import summarize
 from compressor.sweep import Statistics, Sweep
+from compressor.trials import Trial
 from compressor.values import Plan, Treatment
 from compressor.workbench import check_numbers, check_screen
 from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity

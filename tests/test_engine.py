@@ -13,7 +13,7 @@ from torch import nn
 
 from compressor.contracts import Metric, TextWindows
 from compressor.data import make_windows
-from compressor.engine import Engine, Trial
+from compressor.engine import Engine
 from compressor.errors import ModelError
 from compressor.leading import split_positions
 from compressor.models import CannotReplay, Model, Replay, load_model
@@ -24,6 +24,7 @@ from compressor.reference import build_reference
 from compressor.settings import ComponentSettings, DataSettings, DType, ModelSettings, SweepMode
 from compressor.spill import Spill
 from compressor.sweep import Sweep
+from compressor.trials import Trial
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.perplexity import Perplexity
@@ -56,6 +57,20 @@ def make_trials(model: Model, seed: int = 0, several: int = 6) -> list[Trial]:
     plans = [[name] for name in names]
     plans += [sorted(rng.choice(names, rng.integers(1, len(names) + 1), replace=False)) for _ in range(several)]
     return [make_trial(model, plan, number) for number, plan in enumerate([*plans, names, []])]
+
+
+def make_family_tree(model: Model, seed: int, parents: int = 3, children: int = 12) -> list[Trial]:
+    """Trials as a beam has them: each is one of a few plans and one treatment more; some come twice."""
+    rng, names = np.random.default_rng(seed), list(model.components)
+    makers = [make_trial(model, names, number).makers for number in range(2)]
+    plans = []
+    for _ in range(parents):
+        chosen = rng.choice(names, rng.integers(1, len(names)), replace=False)
+        plans.append({str(name): makers[rng.integers(2)][name] for name in chosen})
+    plans += [
+        {**plans[rng.integers(parents)], (name := str(rng.choice(names))): makers[0][name]} for _ in range(children)
+    ]
+    return [Trial(plan) for plan in [*plans, plans[0], plans[-1]]]
 
 
 def make_sweep(model: Model, batch: int = 4, text: bool = False) -> Sweep:
@@ -93,6 +108,42 @@ def test_every_family_scores_as_by_plain_passes(tmp_path: Path, family: str) -> 
     assert_same_bits(exact, plain)
     assert any(statistics["fdtm"].min() < TOKENS for statistics in plain)
     assert is_unchanged(model, before)
+
+
+@pytest.mark.parametrize("metrics", [["fdtm", "kl"], ["fdtm"]])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral", "gpt2", "mamba"])
+@pytest.mark.parametrize("order", [Engine, Procession])
+def test_trials_that_are_alike_at_first_score_as_by_plain_passes(
+    tmp_path: Path, order: type[Engine], family: str, seed: int, metrics: list[str]
+) -> None:
+    model = load(tmp_path, family, **({"n_layer": 4} if family == "gpt2" else {"num_hidden_layers": 4}))
+    before, sweep = snapshot(model), make_sweep(model)
+    sweep.engine = order(Replay(model))
+    exact, plain = score_both(sweep, make_family_tree(model, seed), names=metrics)
+    assert_same_bits(exact, plain)
+    assert is_unchanged(model, before)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_layer_runs_once_for_all_that_are_alike_up_to_it(tmp_path: Path, seed: int) -> None:
+    """As many runs of layers as there are different beginnings of trials, no more."""
+    model = load(tmp_path, num_hidden_layers=4)
+    sweep, trials = make_sweep(model, batch=6), make_family_tree(model, seed)
+    sweep.engine = Engine(Replay(model))
+    beginnings, last = set[object](), 0
+    for trial in trials:
+        firsts = {name: sweep.engine.replay.spans[name][0] for name in trial.names}
+        last = max(last, min(firsts.values()))
+        for index in range(min(firsts.values()), 4):
+            changes = frozenset((name, id(trial.makers[name])) for name in trial.names if firsts[name] <= index)
+            beginnings.add((index, changes))
+    visits = list[int]()
+    for index, layer in enumerate(model.network.model.layers):
+        layer.forward = partial(note_visit, visits, index, layer.forward)
+    sweep.score_all(trials, ["kl"])
+    unchanged = last + 1  # the model as it stands is run up to where the last trial leaves it
+    assert len(beginnings) <= len(visits) <= len(beginnings) + unchanged + 4 * 4  # and where single ones leave a node
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -224,6 +275,19 @@ def test_the_embedding_and_the_head_are_scored_too(tmp_path: Path) -> None:
     exact, plain = score_both(make_sweep(model), make_trials(model, several=3))
     assert_same_bits(exact, plain)
     assert "model.embed_tokens" in model.components
+
+
+def test_weights_that_are_in_two_components_are_changed_as_by_plain_passes(tmp_path: Path) -> None:
+    """What one of them is made from depends on the other, so such trials share nothing."""
+    model = load(tmp_path, "llama", num_hidden_layers=4)
+    layers = model.network.model.layers
+    layers[2].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
+    first, other = (f"model.layers.{index}.mlp.up_proj" for index in (0, 2))
+    assert Replay(model).entangled == {first, other}
+    makers = make_trial(model, [first, other, "model.layers.1.mlp.up_proj"], 0).makers
+    plans = [[first, other], [first], [first, "model.layers.1.mlp.up_proj"], [other], [first, other]]
+    exact, plain = score_both(make_sweep(model), [Trial({name: makers[name] for name in plan}) for plan in plans])
+    assert_same_bits(exact, plain)
 
 
 def test_matrices_that_layers_share_are_changed_in_all_of_them(tmp_path: Path) -> None:

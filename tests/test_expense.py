@@ -139,11 +139,14 @@ class Asking(Schedule):
 
 NAMES = [component.name for component in make_problem(["prune"], BOTH).components]
 FIRST, LAST = ({name: Treatment("prune", 0.5)} for name in (NAMES[0], NAMES[-1]))
+OTHER = {NAMES[0]: Treatment("prune", 0.25)}
 COSTS = {
     "alone": (ScoreRequest([LAST], ("kl",)), 1, 1.0, 1.0),
     "some prefixes": (ScoreRequest([FIRST], ("kl",), stop=2), 1, 0.25, 0.25),
     "together": (ScoreRequest([FIRST, LAST], ("kl",)), 2, 2.0, 1 + 1 + 0.5),
-    "the first layer is shared by none": (ScoreRequest([FIRST, FIRST], ("kl",)), 2, 2.0, 0.5 + 1 + 1),
+    "the first layer is shared by none": (ScoreRequest([FIRST, OTHER], ("kl",)), 2, 2.0, 0.5 + 1 + 1),
+    "the same twice": (ScoreRequest([FIRST, FIRST], ("kl",)), 2, 2.0, 0.5 + 1),
+    "alike in the first layer": (ScoreRequest([FIRST, {**FIRST, **LAST}], ("kl",)), 2, 2.0, 0.5 + 1 + 0.5),
     "unchanged": (ScoreRequest([{}, LAST], ("kl",)), 2, 2.0, 1 + 1 + 0.5),
     "best": (BestRequest([FIRST, LAST], "kl", 1), 2, 2.0, 2.5),
     "walk from the base": (EstimateRequest({NAMES[0]: [None]}, "kl"), 0, 4.0, 4.0),

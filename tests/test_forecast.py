@@ -18,7 +18,6 @@ import torch
 from compressor import forecast as module
 from compressor.contracts import Compressor, EstimateRequest, Prefixes, Schedule
 from compressor.curve import Law
-from compressor.engine import Trial
 from compressor.errors import CompressorError, ConfigError, OutputError
 from compressor.estimates import steady_changes
 from compressor.forecast import Forecast, choose_checks, drop_beaten, execute
@@ -35,6 +34,7 @@ from compressor.sensitivity import Sensitivity
 from compressor.settings import ComponentSettings, DataSettings, ForecastSettings, ModelSettings, Settings
 from compressor.statistics import draw_resamples, summarize
 from compressor.sweep import Sweep
+from compressor.trials import Trial
 from compressor.values import Component, Offer, Treatment
 from compressor_plugins.metrics.expected_fdtm import ExpectedFdtm
 from compressor_plugins.metrics.fdtm import Fdtm

@@ -54,7 +54,8 @@ class Replay:
     """The decoder layers of `model`, each to be run on its own; raises CannotReplay where that is not the model.
 
     `spans` is, by component, the first and the last layer that use its parameter; components that are used outside of
-    the layers have none. `splits` says whether positions may be run in parts: in float32, up to rounding.
+    the layers have none. `entangled` are those that share weights with another component. `splits` says whether
+    positions may be run in parts: in float32, up to rounding.
     """
 
     def __init__(self, model: Model) -> None:
@@ -63,6 +64,7 @@ class Replay:
         self._forms: list[Callable[[Tensor], Any]] = []
         self._forms = self._find_forms()
         self.spans = self._find_spans()
+        self.entangled = self._find_entangled()
         self._prove()
         self.splits = self._prove_splits()
 
@@ -156,6 +158,12 @@ class Replay:
             name: inside[id(slot.parameter)] for name, slot in self.model.slots.items() if id(slot.parameter) in held
         }
         return {name: (min(layers), max(layers)) for name, layers in found.items()}
+
+    def _find_entangled(self) -> frozenset[str]:
+        places: dict[tuple[int, int], list[str]] = {}
+        for name, slot in self.model.slots.items():
+            places.setdefault((id(slot.parameter), int(slot.view().storage_offset())), []).append(name)
+        return frozenset(name for names in places.values() if len(names) > 1 for name in names)
 
     def _prove(self) -> None:
         """Change every layer, and a component of every kind, alone, and compare with the model's own forward pass.

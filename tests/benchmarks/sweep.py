@@ -27,11 +27,11 @@ import numpy as np
 from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.contracts import Prefixes
-from compressor.engine import Trial
 from compressor.models.components import find_layers
 from compressor.run import Run
 from compressor.settings import SweepMode
 from compressor.sweep import Statistics, Sweep
+from compressor.trials import Trial
 from compressor.values import Treatment
 from compressor_plugins.pruning.magnitude import Magnitude
 
