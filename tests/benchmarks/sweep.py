@@ -3,7 +3,8 @@
     python -m tests.benchmarks sweep [--models NAME …] [--repeat 3] [--target 0.5] [--generated 2] [--no-memory]
 
 One round of Algorithm 1: two trials of every component, at half and at one and a half of the target, scored on 64
-prefixes of 32 + 64 tokens. `generate` continues the prefixes with the trial's model token by token and compares, as
+prefixes of 32 + 64 tokens. Then, as `depth`, one depth of a beam of width 10: ten plans that treat half of the
+components, each with every other component treated too, by half of the target. `generate` continues the prefixes with the trial's model token by token and compares, as
 anyone would without teacher forcing, on `--generated` trials, its time scaled to all. `plain` is one forward pass per
 trial. `fdt` scores FDT alone, so that a known sequence stops; `kl` needs every position. Results are checked equal.
 
@@ -53,6 +54,18 @@ def list_trials(run: Run, target: float) -> list[Trial]:
     """Two for every component, as Algorithm 1 has them."""
     amounts = (target / 2, min(1.0, target * 3 / 2))
     return [run.search.make_trial({name: Treatment("magnitude", a)}) for name in run.model.components for a in amounts]
+
+
+def list_depth(run: Run, target: float, width: int = 10) -> list[Trial]:
+    """All extensions of `width` plans that differ in one component, as a beam has them; drawn at random."""
+    rng, names = np.random.default_rng(0), list(run.model.components)
+    common = {*rng.choice(names, len(names) // 2, replace=False).tolist()}
+    beam = []
+    for _ in range(width):
+        out, others = str(rng.choice(sorted(common))), sorted({*names} - common)
+        beam.append((common - {out}) | {str(rng.choice(others))})
+    plans = dict.fromkeys(frozenset(plan | {name}) for plan in beam for name in names if name not in plan)
+    return [run.search.make_trial(dict.fromkeys(sorted(plan), Treatment("magnitude", target / 2))) for plan in plans]
 
 
 def generate_and_compare(run: Run, trial: Trial) -> list[int]:
@@ -143,6 +156,15 @@ def measure_model(model: str, prefixes: int, repeat: int, target: float, generat
             done = count_done(partial(score, sweep, SweepMode.exact, trials, metric))
             without, needed = count_products(run, leading)
             row |= {f"floor, {label}": without / needed, f"products, {label}": done / needed}
+        deep = list_depth(run, target)
+        row["trials, depth"] = len(deep)
+        for label, metric in METRICS.items():
+            plain, expected = time_once(partial(score, sweep, SweepMode.plain, deep, metric))
+            exact, found = time_once(partial(score, sweep, SweepMode.exact, deep, metric))
+            row |= {
+                f"plain / engine, depth, {label}": plain / exact,
+                f"equal, depth, {label}": check_equal(found, expected),
+            }
         if generated:
             chosen = trials[:: max(1, len(trials) // generated)][:generated]
             seconds, said = time_once(lambda: [generate_and_compare(run, trial) for trial in chosen])
