@@ -4,9 +4,10 @@
 
 One round of Algorithm 1: two trials of every component, at half and at one and a half of the target, scored on 64
 prefixes of 32 + 64 tokens. Then, as `depth`, one depth of a beam of width 10: ten plans that treat half of the
-components, each with every other component treated too, by half of the target. `generate` continues the prefixes with the trial's model token by token and compares, as
-anyone would without teacher forcing, on `--generated` trials, its time scaled to all. `plain` is one forward pass per
-trial. `fdt` scores FDT alone, so that a known sequence stops; `kl` needs every position. Results are checked equal.
+components, each with every other component treated too, by half of the target. `generate` continues the prefixes with
+the trial's model token by token and compares, as anyone would without teacher forcing, on `--generated` trials of the
+round, its time scaled to all. `plain` is one forward pass per trial. `fdt` scores FDT alone, so that a known sequence
+stops; `kl` needs every position. Results are checked equal.
 
 `products` are the multiply-adds of matrix products that were done, by those that the exact method cannot avoid: for
 each trial those of its first changed component and of all that depends on it, at the positions that decide; `floor` is
