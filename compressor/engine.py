@@ -56,7 +56,7 @@ class Engine:
         return bool(trial.names) and all(name in self.replay.spans for name in trial.names)
 
     def score(self, trials: Mapping[int, Trial], batches: Sequence[Batch]) -> Iterator[tuple[int, list[Found]]]:
-        """What each trial gives on each batch, with its number, as they come; the model is not to be used in between."""
+        """What each trial gives on each batch, with its number; the model is not to be used in between."""
         yield from self._walk(0, [self.enter(batch) for batch in batches], trials)
 
     def _walk(
