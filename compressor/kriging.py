@@ -26,6 +26,8 @@ SHARES = (0.0, 0.3, 0.6, 0.8, 0.9, 0.97, 0.99)
 """Values of ρ that are tried."""
 FEWEST = 6
 """Known trials, below which nothing is predicted."""
+FLAT = 1e-9
+"""Predictions that differ by no more have no trend."""
 SMALLEST = 1e-24
 """σ² where the known values leave nothing unexplained."""
 
@@ -85,7 +87,7 @@ def fit(known: Trials, values: Array, share: float) -> Fit:
 
 def krige(known: Trials, values: Array, new: Trials) -> tuple[Array, Array, int] | None:
     """Means and standard errors `[trial]` of `new` ones, and degrees of freedom; None where too little is known."""
-    if len(values) < FEWEST or np.ptp(known.predicted) == 0:
+    if len(values) < FEWEST or np.ptp(known.predicted) <= FLAT:
         return None
     best = max((fit(known, values, share) for share in SHARES), key=lambda found: found.likelihood)
     weights = solve_triangular(best.factor, best.share * known.covary(new), lower=True)

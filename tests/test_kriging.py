@@ -96,7 +96,7 @@ def test_too_little_is_said_to_be_too_little() -> None:
     trials = draw_trials(rng, FEWEST + 1)
     few, one = split(trials, FEWEST - 1)
     assert krige(few, rng.normal(size=FEWEST - 1), one) is None
-    flat = Trials(trials.members, np.zeros(FEWEST + 1))
+    flat = Trials(trials.members, 3 + 1e-16 * np.arange(FEWEST + 1))
     assert krige(flat, rng.normal(size=FEWEST + 1), one) is None
 
 
