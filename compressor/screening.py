@@ -54,9 +54,8 @@ class Screen:
             self.options[name] = [*self.options.get(name, []), *new[name]]
 
     def note(self, what: str, plan: Plan, value: float) -> None:
-        """Remember what a trial did, if that is a number; `what` names the metric and the statistic."""
-        if np.isfinite(value):
-            self.measured.setdefault(what, []).append((plan, value))
+        """Remember what a trial did; `what` names the metric and the statistic."""
+        self.measured.setdefault(what, []).append((plan, value))
 
     def bound(self, what: str, trials: Sequence[Plan], objective: str, level: float, ask: Answers) -> Array | None:
         """`[trial]`: what a value exceeds with a probability of `level` only; None while too little was measured.

@@ -348,14 +348,6 @@ def test_what_is_special_about_a_treatment_is_learned(folder: Path) -> None:
     assert screen.bound("another", plans[1::2], "kl", 0.01, lambda request: estimates) is None
 
 
-def test_values_that_are_no_numbers_teach_the_screen_nothing(folder: Path) -> None:
-    predicted = np.random.default_rng(6).permutation(np.geomspace(0.01, 10, 40))
-    values = predicted.copy()
-    values[np.argsort(predicted)[1]] = math.nan
-    answer = ask(screened(folder, values, predicted), 3)
-    assert [*answer.chosen] == np.argsort(predicted)[[0, 2, 3]].tolist()
-
-
 def test_the_screen_asks_for_each_treatment_once(folder: Path) -> None:
     search = make_search(folder, np.ones((4, 8)), replace(APPROXIMATE, screen="kl"), predicted=np.ones((4, 8)))
     asked: list[Mapping[str, Any]] = []
