@@ -136,9 +136,13 @@ class TrackingSettings:
 
 @dataclass
 class ExportSettings:
-    """The form in which the compressed model is saved."""
+    """The form in which the compressed model is saved: `auto` packs what the format holds exactly.
 
-    format: str = "dense"
+    `verify` loads it again in a new process, and compares.
+    """
+
+    format: str = "auto"
+    verify: bool = True
 
 
 @dataclass
