@@ -25,12 +25,12 @@ def treated_share(components: Mapping[str, Component], plan: Plan) -> float:
 
 
 def describe_components(
-    model: Model, plan: Plan, packed_bits: Mapping[str, int], exported_bits: int
+    model: Model, plan: Plan, packed_bits: Mapping[str, int], exported_bits: Mapping[str, float]
 ) -> dict[str, ComponentRecord]:
     """Each component as it now is.
 
     `packed_bits` are what a compressor stores for a component, scales included; a component without an entry takes
-    its checkpoint's. `exported_bits` are those of one weight in the exported files.
+    its checkpoint's. `exported_bits` are those of one weight of each in the exported files.
     """
     records = {}
     for name, component in model.components.items():
@@ -44,7 +44,7 @@ def describe_components(
             compressor=plan[name].compressor if name in plan else None,
             amount=amount_of(plan, name),
             sparsity=zeros / component.parameters,
-            bits_per_weight=float(exported_bits),
+            bits_per_weight=exported_bits[name],
             packed_bits_per_weight=packed / component.parameters,
         )
     return records

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.errors import PlanError
+from compressor.grids import Grid
 from compressor.requests import (
     Best,
     BestRequest,
@@ -128,7 +129,12 @@ class CompressedWeight(ABC):
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """The packed tensors, by the suffix that names them in an export."""
+        """The packed tensors, by the suffix that names them."""
+
+    @property
+    def grid(self) -> Grid | None:
+        """The weight as integers, if it is nothing else: then an export can pack it. None leaves it dense there."""
+        return None
 
 
 class Compressor(ABC):
@@ -219,6 +225,7 @@ __all__ = [
     "EstimableMetric",
     "Estimate",
     "EstimateRequest",
+    "Grid",
     "KeepRequest",
     "Metric",
     "Prefixes",

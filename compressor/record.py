@@ -124,6 +124,30 @@ class ExpenseRecord:
 
 
 @dataclass
+class VerificationRecord:
+    """The saved model against the scored one: `gap` is the largest difference of a logit on so many proof `prefixes`.
+
+    It is at most `tolerance`; 0 is bit for bit. `diverged` prefixes have another FDT, which only near ties can cause.
+    """
+
+    prefixes: int
+    gap: float
+    tolerance: float
+    diverged: int
+    seconds: float
+
+
+@dataclass
+class ExportRecord:
+    """How the model is saved: the format, how many components are packed in it; None was not verified."""
+
+    format: str
+    dtype: str
+    packed: int
+    verification: VerificationRecord | None = None
+
+
+@dataclass
 class Record:
     """A whole run. `status` is done or failed; `error` is the one line of a failed one."""
 
@@ -140,6 +164,7 @@ class Record:
     expense: ExpenseRecord | None = None
     base: dict[str, Any] = field(default_factory=dict)
     final: FinalRecord | None = None
+    export: ExportRecord | None = None
     components: dict[str, ComponentRecord] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     error: str | None = None
@@ -154,7 +179,17 @@ class Record:
 
 def collect_versions() -> dict[str, str]:
     """Versions of everything that can change a result."""
-    names = ("compressor", "torch", "transformers", "numpy", "pluggy", "hydra-core", "safetensors", "wandb")
+    names = (
+        "compressor",
+        "torch",
+        "transformers",
+        "numpy",
+        "pluggy",
+        "hydra-core",
+        "safetensors",
+        "wandb",
+        "compressed-tensors",
+    )
     versions = {"python": platform.python_version()}
     for name in names:
         with suppress(importlib.metadata.PackageNotFoundError):

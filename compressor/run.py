@@ -16,7 +16,15 @@ from compressor.models import Model
 from compressor.plans import write_plan
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent, watch
-from compressor.record import ExpenseRecord, MetricRecord, Record, collect_versions, time_phase
+from compressor.record import (
+    ExpenseRecord,
+    ExportRecord,
+    MetricRecord,
+    Record,
+    VerificationRecord,
+    collect_versions,
+    time_phase,
+)
 from compressor.reference import write_reference
 from compressor.report import heat_map_svg, read_report, write_report
 from compressor.report.wording import tell_forecast
@@ -118,19 +126,47 @@ class Run:
         """Write the plan and the model, and complete the record."""
         search = self.search
         write_plan(search.kept, self.folder / "plan.json")
-        provenance = {"config": self.record.config, "versions": self.record.versions}
-        folder = self.folder / "model"
-        exported = watch(
-            self.progress,
-            "saving the model",
-            lambda: export.save_dense(self.model, folder, search.kept, provenance),
-        )
+        exported, verification = self.ship()
+        self.record.notes.extend(exported.notes)
         self.record.components = describe_components(self.model, search.kept, search.packed_bits, exported.bits)
         self.record.final = describe_final(self.record.components, exported.bytes, scores)
-        if exported.dtype != self.model.stored_dtype:
-            self.record.notes.append(
-                f"The model is saved in {exported.dtype}: {self.model.stored_dtype} does not hold its values exactly."
-            )
+        self.record.export = ExportRecord(exported.format, str(exported.dtype), len(exported.packed), verification)
+
+    def ship(self) -> tuple[export.Exported, VerificationRecord | None]:
+        """Save the model and check it; what `auto` has packed becomes dense where that is not what was scored."""
+        form = self.settings.export.format
+        exported = self.save(form)
+        try:
+            return exported, self.verify(exported)
+        except OutputError as error:
+            if form != export.AUTO or not exported.packed:
+                raise
+            self.record.notes.append(f"All weights are dense, for packed ones could not be used: {error}.")
+        exported = self.save(export.DENSE)
+        return exported, self.verify(exported)
+
+    def save(self, form: str) -> export.Exported:
+        """Save the model in a format."""
+        provenance = {"config": self.record.config, "versions": self.record.versions}
+        folder, kept, grids = self.folder / "model", self.search.kept, self.search.list_grids()
+        return watch(
+            self.progress,
+            "saving the model",
+            lambda: export.save(form, self.model, folder, kept, provenance, grids),
+        )
+
+    def verify(self, exported: export.Exported) -> VerificationRecord | None:
+        """Load the saved model again and compare, if wanted; raises OutputError where it is not what was scored."""
+        if not self.settings.export.verify:
+            return None
+        reference, trust = self.sweeps[Prefixes.PROOF].reference, self.settings.model.trust_remote_code
+        verification = watch(
+            self.progress,
+            "checking the saved model",
+            lambda: export.verify(exported, self.model, reference.tokens, reference.prefix_tokens, trust),
+        )
+        self.record.notes.append(export.tell(verification))
+        return verification
 
 
 def clear_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ from compressor.contracts import (
     Dialogue,
     EstimableMetric,
     EstimateRequest,
+    Grid,
     KeepRequest,
     Prefixes,
     Problem,
@@ -35,13 +36,14 @@ from compressor.selection import find_best
 class Search(Scorer):
     """A schedule's search on one model. `rounds` is the record of each kept plan; amounts are cumulative.
 
-    `on_round` is called with the number and the record of each round that ends; `packed_bits` are those of components
-    as they are kept, `notes` what schedules want a person to know. With `fuses` a schedule decides for
+    `on_round` is called with the number and the record of each round that ends; `packed_bits` and `grids` are those of
+    components as they are kept, `notes` what schedules want a person to know. With `fuses` a schedule decides for
     fused components.
     """
 
     on_round: Callable[[int, RoundRecord], None]
     packed_bits: dict[str, int] = field(default_factory=dict)
+    grids: dict[str, Grid | None] = field(default_factory=dict)
     rounds: list[RoundRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
@@ -97,7 +99,7 @@ class Search(Scorer):
         plan = self.treatments.fill_options(request.plan)
         for name, weight in self.treatments.compress(self.model, plan).items():
             self.model.write(name, weight.dense())
-            self.packed_bits[name] = weight.bits
+            self.packed_bits[name], self.grids[name] = weight.bits, weight.grid and weight.grid.to("cpu")
         self.kept.update(plan)
         statistics = self.sweeps[Prefixes.SEARCH].score_current()
         round_record = RoundRecord(
@@ -118,6 +120,11 @@ class Search(Scorer):
         self.on_round(len(self.rounds), round_record)
         self.progress.say(f"round {len(self.rounds)} kept: amount {round_record.amount:.3f}")
         return {name: amount_of(self.kept, name) for name in self.model.components}
+
+    def list_grids(self) -> dict[str, Grid | None]:
+        """The grids of kept components that take fewer bits than a dense weight; None for those without a grid."""
+        dense = {name: c.parameters * c.stored_bits for name, c in self.model.components.items()}
+        return {name: grid for name, grid in self.grids.items() if self.packed_bits[name] < dense[name]}
 
     def describe_waypoint(self, waypoint: Waypoint) -> CurvePoint:
         """As it is recorded."""

@@ -87,12 +87,13 @@ class DataSettings:
 class ComponentSettings:
     """Regular expressions over component names; empty `include` means every matrix of the decoder layers.
 
-    With `fuse`, query, key and value share a treatment, gate and up share one, and all experts of a layer.
+    With `fuse`, query, key and value share a treatment, gate and up share one, and all experts of a layer; None is true
+    where the export is asked to pack what servers load as one.
     """
 
     include: list[str] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)
-    fuse: bool = False
+    fuse: bool | None = None
 
 
 @dataclass
@@ -140,9 +141,13 @@ class TrackingSettings:
 
 @dataclass
 class ExportSettings:
-    """The form in which the compressed model is saved."""
+    """The form in which the compressed model is saved: `auto` packs what the format holds exactly.
 
-    format: str = "dense"
+    `verify` loads it again in a new process, and compares.
+    """
+
+    format: str = "auto"
+    verify: bool = True
 
 
 @dataclass
@@ -161,3 +166,8 @@ class Settings:
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
     seed: int = 0
+
+    @property
+    def fuses(self) -> bool:
+        """Do components that servers load as one share a treatment?"""
+        return self.export.format == "compressed-tensors" if self.components.fuse is None else self.components.fuse

@@ -87,7 +87,7 @@ class Workbench:
             settings=self.settings.sweep,
             rounds=rounds,
             notes=notes,
-            fuses=self.settings.components.fuse,
+            fuses=self.settings.fuses,
         )
 
 

@@ -23,7 +23,15 @@ from compressor.racing import FIRST_BLOCK, list_stops, make_contender, make_race
 from compressor.run import execute
 from compressor.screening import Screen
 from compressor.search import Search
-from compressor.settings import ComponentSettings, DataSettings, Settings, SweepMode, SweepSettings, TrackingSettings
+from compressor.settings import (
+    ComponentSettings,
+    DataSettings,
+    ExportSettings,
+    Settings,
+    SweepMode,
+    SweepSettings,
+    TrackingSettings,
+)
 from compressor.statistics import summarize
 from compressor.sweep import Statistics, Sweep
 from compressor.trials import Trial
@@ -450,6 +458,7 @@ def run(folder: Path, how: SweepSettings) -> Any:  # noqa: ANN401 - a Record
         components=ComponentSettings(include=[r"layers\.[01]\.(self_attn|mlp)\.[kvd]"]),
         sweep=how,
         tracking=TrackingSettings(backend="none"),
+        export=ExportSettings(format="dense", verify=False),
     )
     folder.mkdir()
     return execute(settings, installed(), folder, {}, "compressor run")

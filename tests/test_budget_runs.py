@@ -13,7 +13,7 @@ from compressor.plans import read_plan
 from compressor.plugins import installed
 from compressor.record import Record
 from compressor.run import execute
-from compressor.settings import DataSettings, ModelSettings, Settings, TrackingSettings
+from compressor.settings import DataSettings, ExportSettings, ModelSettings, Settings, TrackingSettings
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.pruning.magnitude import Magnitude
@@ -47,6 +47,7 @@ def run(folder: Path, base: str, schedule: Any, compressors: list[Compressor]) -
         model=ModelSettings(path=base),
         data=DATA,
         tracking=TrackingSettings(backend="none"),
+        export=ExportSettings(format="dense", verify=False),
     )
     return execute(settings, installed(), folder, {"seed": settings.seed}, "compressor run")
 

@@ -30,7 +30,7 @@ from compressor.record import Expense, ExpenseRecord, Record
 from compressor.report import read_report
 from compressor.report.page import make_page
 from compressor.report.wording import tell_expense, tell_forecast
-from compressor.settings import ComponentSettings, Settings, SweepMode, SweepSettings
+from compressor.settings import ComponentSettings, ExportSettings, Settings, SweepMode, SweepSettings
 from compressor.tally import Tally, fold_rows, rehearse
 from compressor.testing.rehearsal import make_problem
 from compressor.values import Component, Offer, Treatment
@@ -51,7 +51,8 @@ FEW = ComponentSettings(include=[r"layers\.[01]\..*(q_proj|down_proj)"])
 
 
 def settings_of(schedule: Schedule, *compressors: Any, **changes: Any) -> Settings:  # noqa: ANN401 - as make_settings
-    return make_settings(schedule, *compressors, **{"components": FEW, **changes})
+    dense = ExportSettings(format="dense", verify=False)
+    return make_settings(schedule, *compressors, **{"components": FEW, "export": dense, **changes})
 
 
 def rehearse_plainly(schedule: Schedule, problem: Problem) -> Tally:

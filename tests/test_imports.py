@@ -13,7 +13,7 @@ import compressor
 CORE = Path(compressor.__file__).parent
 PLUGINS = CORE.parent / "plugins"
 
-CONTRACTS = {"errors", "values", "requests", "contracts"}
+CONTRACTS = {"errors", "values", "grids", "requests", "contracts"}
 MODEL = CONTRACTS | {"models", "data"}
 ANSWERS = MODEL | {"reference", "walk"}
 ENGINE = ANSWERS | {"calibrate", "sensitivity", "batches", "engine", "sweep"}
@@ -24,15 +24,17 @@ COST = {"machine", "rehearsal", "tally", "expense"}
 REACHES: dict[str, set[str]] = {
     "errors": set(),
     "values": {"errors"},
+    "grids": set(),
     "requests": {"errors", "values"},
-    "contracts": {"errors", "values", "requests"},
+    "contracts": {"errors", "values", "grids", "requests"},
     **dict.fromkeys(["hookspecs", "registry"], CONTRACTS),
     "plugins": REGISTRIES,
     **dict.fromkeys(["models", "data"], MODEL),
     **dict.fromkeys(["reference", "walk"], ANSWERS),
     **dict.fromkeys(["calibrate", "batches", "engine", "sweep"], ENGINE),
     "sensitivity": ENGINE | {"hookspecs", "registry"},
-    **dict.fromkeys(["tracking", "report", "checkpoint", "export"], MODEL | OUTPUT),
+    **dict.fromkeys(["tracking", "report", "checkpoint"], MODEL | OUTPUT),
+    "export": MODEL | OUTPUT | {"machine"},
     **dict.fromkeys(["racing", "kriging", "screening", "best"], CONTRACTS | CHOICE),
     "workbench": ENGINE | REGISTRIES | CHOICE | {"plugins"},
     "machine": set(),
@@ -51,7 +53,7 @@ PUBLIC = {
 }
 """What a plugin may build on."""
 
-OWNERS = {"hydra": {"cli", "compose"}, "wandb": {"tracking"}}
+OWNERS = {"hydra": {"cli", "compose"}, "wandb": {"tracking"}, "compressed_tensors": {"compressed_tensors"}}
 """Package -> the only modules that import it; `compose` is the part of the command line that speaks to Hydra."""
 
 

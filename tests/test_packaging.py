@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
-    "data.prefixes=4", "data.prefix_tokens=6", "data.continuation_tokens=8", "tracking=none",
-    "components.include=[layers.0.self_attn]",
+    "data.prefixes=4", "data.prefix_tokens=6", "data.continuation_tokens=8",
+    "tracking=none", "export.verify=false", "components.include=[layers.0.self_attn]",
 ]  # fmt: skip
 
 

@@ -17,7 +17,15 @@ from compressor.models import load_model
 from compressor.plugins import installed
 from compressor.record import Record
 from compressor.run import execute
-from compressor.settings import ComponentSettings, DataSettings, DType, ModelSettings, Settings, TrackingSettings
+from compressor.settings import (
+    ComponentSettings,
+    DataSettings,
+    DType,
+    ExportSettings,
+    ModelSettings,
+    Settings,
+    TrackingSettings,
+)
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.quantization.rtn import Rtn
@@ -49,6 +57,7 @@ def make_settings(schedule: Schedule, *compressors: Compressor, **changes: objec
         schedule=schedule,
         data=DATA,
         tracking=TrackingSettings(backend="none"),
+        export=ExportSettings(verify=False),
     )
     settings.metric["perplexity"].tokens = 400
     return replace(settings, **changes)
@@ -64,7 +73,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of Algorithm 1 on some of the tiny model's components."""
     folder = tmp_path_factory.mktemp("run")
     schedule = FdtAllocation(targets=[0.2, 0.4])
-    run(folder, make_settings(schedule, components=ComponentSettings(include=[r"layers\.[02]\."])))
+    components = ComponentSettings(include=[r"layers\.[02]\."])
+    run(folder, make_settings(schedule, components=components, export=ExportSettings()))
     return folder
 
 
@@ -119,6 +129,14 @@ def test_the_saved_model_says_the_same_in_a_new_process(finished: Path) -> None:
     sdt = (predicted != tokens[:, -16:]).sum(1).tolist()
     lines = [json.loads(line) for line in (finished / "sequences.jsonl").read_text().splitlines()]
     assert [line["sdtm"] for line in lines] == sdt
+
+
+def test_the_run_itself_has_checked_the_saved_model(finished: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    checked = report["export"]["verification"]
+    assert (report["export"]["format"], report["export"]["packed"]) == ("dense", 0)
+    assert (checked["gap"], checked["diverged"], checked["prefixes"]) == (0, 0, 4)
+    assert any("gives the scored logits of 4 proof prefixes bit for bit" in note for note in report["notes"])
 
 
 def test_the_saved_model_keeps_the_checkpoints_dtype_and_every_value(finished: Path) -> None:
@@ -182,9 +200,14 @@ def test_integers_are_accounted_with_their_scales(
     assert record.final is not None
     assert record.final.amount == pytest.approx(amount)
     assert bits < record.final.packed_bits_per_weight < bits + 1
-    exported = safetensors.torch.load_file(tmp_path / "model" / "model.safetensors")
+    assert record.final.bits_per_weight == pytest.approx(record.final.packed_bits_per_weight, rel=0.01)
+    dense = make_settings(Uniform(), compressor, export=ExportSettings(format="dense", verify=False))
+    again = run(tmp_path / "dense", dense)
+    assert again.final is not None
+    assert again.final.packed_bits_per_weight == record.final.packed_bits_per_weight
+    exported = safetensors.torch.load_file(tmp_path / "dense" / "model" / "model.safetensors")
     dtype_bits = torch.finfo(next(iter(exported.values())).dtype).bits
-    assert record.final.bits_per_weight == dtype_bits
+    assert again.final.bits_per_weight == dtype_bits
 
 
 def test_a_failed_run_leaves_one_line_and_no_model(tmp_path: Path) -> None:

@@ -69,6 +69,18 @@ class CompressorContract(PluginContract):
             assert found == wanted, f"amount {amount} gives {found} for {wanted}"
             assert dense.isfinite().all(), f"amount {amount} gives values that are not finite"
 
+    def test_grid_is_the_weight(self, plugin: Compressor, weight: Tensor) -> None:
+        """A `grid`, where there is one, decodes to `dense()`, and its integers fit into their bits."""
+        for amount in self.amounts(plugin, weight):
+            compressed = plugin.compress(weight, amount, self.context(weight))
+            if (grid := compressed.grid) is None:
+                continue
+            assert same_bits(grid.decode(weight.dtype), compressed.dense()), f"amount {amount} has another grid"
+            for integers in (grid.integers, *(() if grid.zeros is None else (grid.zeros,))):
+                low, high = int(integers.min()), int(integers.max())
+                fits = -(2 ** (grid.bits - 1)) <= low and high < 2 ** (grid.bits - 1)
+                assert fits, f"amount {amount} has integers in [{low}, {high}] of {grid.bits} bits"
+
     def test_is_pure(self, plugin: Compressor, weight: Tensor) -> None:
         """The same weight, amount and context give the same bits; weight and options stay as they are."""
         before, options = weight.clone(), copy.deepcopy(plugin)

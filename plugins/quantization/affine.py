@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compressor.contracts import CompressedWeight
+from compressor.contracts import CompressedWeight, Grid
 from compressor.values import Component
 
 from .clipping import search_clip
@@ -47,6 +47,13 @@ class AffineWeight(CompressedWeight):
         zeros = self.zeros if self.zeros.is_floating_point() else pack(self.zeros, self.bits_each)
         packed = pack(self.integers, self.bits_each)
         return {"weight_packed": packed, "weight_scale": self.scales, "weight_zero_point": zeros}
+
+    @property
+    def grid(self) -> Grid | None:
+        """None for zero points between the integers, which formats of integers do not hold."""
+        if self.zeros.is_floating_point():
+            return None
+        return Grid(self.integers, self.scales, self.bits_each, self.group, self.zeros)
 
 
 def decode_affine(integers: Tensor, scales: Tensor, zeros: Tensor, dtype: torch.dtype) -> Tensor:

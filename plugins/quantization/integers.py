@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compressor.contracts import CompressedWeight
+from compressor.contracts import CompressedWeight, Grid
 from compressor.errors import ConfigError, ModelError
 from compressor.values import Component, Offer
 
@@ -42,6 +42,10 @@ class IntegerWeight(CompressedWeight):
 
     def tensors(self) -> dict[str, Tensor]:
         return {"weight_packed": pack(self.integers, self.bits_each), "weight_scale": self.scales}
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.integers, self.scales, self.bits_each, self.group)
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:

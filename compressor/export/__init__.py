@@ -1,0 +1,82 @@
+"""Saves the compressed model as a folder that transformers loads, and checks that it says what was scored."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import ConfigError, suggest
+from compressor.export.compressed_tensors import (
+    COMPRESSED_TENSORS,
+    is_installed,
+    pack_modules,
+    require_package,
+    save_compressed,
+)
+from compressor.export.dense import DENSE, save_dense
+from compressor.export.folder import Exported, holds_exactly
+from compressor.export.linears import NO_GRID
+from compressor.export.verification import tell, verify
+from compressor.grids import Grid
+from compressor.models import Model
+from compressor.values import Plan
+
+AUTO = "auto"
+FORMATS = (AUTO, DENSE, COMPRESSED_TENSORS)
+
+
+def check_format(name: str) -> None:
+    """Raises ConfigError for a format that there is not, or whose package is missing."""
+    if name not in FORMATS:
+        raise ConfigError(f"unknown `export.format` `{name}`; {suggest(name, FORMATS)}")
+    if name == COMPRESSED_TENSORS:
+        require_package()
+
+
+def save(
+    name: str,
+    model: Model,
+    folder: Path,
+    plan: Plan,
+    provenance: Mapping[str, Any],
+    grids: Mapping[str, Grid | None],
+) -> Exported:
+    """Save the model in the format `name` to `folder`, which is replaced; a note says where it is not as asked.
+
+    `grids` are those of the components whose treatment takes fewer bits than a dense weight, None for one without.
+    Whatever cannot be packed without a change of any value is dense; a model in which nothing can is all dense.
+    """
+    if name == DENSE or not grids:
+        return save_dense(model, folder, plan, provenance)
+    if not is_installed():
+        return add_notes(save_dense(model, folder, plan, provenance), tell_missing(grids))
+    packing = pack_modules(model, grids)
+    keep = save_compressed(model, folder, plan, provenance, packing) if packing.schemes else None
+    return add_notes(keep or save_dense(model, folder, plan, provenance), tell_dense(packing.reasons))
+
+
+def add_notes(exported: Exported, notes: list[str]) -> Exported:
+    return dataclasses.replace(exported, notes=(*exported.notes, *notes))
+
+
+def tell_missing(grids: Mapping[str, Grid | None]) -> list[str]:
+    """That components are dense for want of a package."""
+    count = sum(grid is not None for grid in grids.values())
+    if not count:
+        return tell_dense(dict.fromkeys(grids, NO_GRID))
+    return [
+        f"The integers of {count} components are saved as dense weights, for the package {COMPRESSED_TENSORS} is "
+        "missing: pip install 'compressor[export]'."
+    ]
+
+
+def tell_dense(reasons: Mapping[str, str]) -> list[str]:
+    """Which components are dense though their treatment takes fewer bits: a note for each reason."""
+    notes = []
+    for reason in dict.fromkeys(reasons.values()):
+        names = [name for name, one in reasons.items() if one == reason]
+        notes.append(f"{len(names)} treated components are saved as dense weights, `{names[0]}` first: {reason}.")
+    return notes
+
+
+__all__ = ["AUTO", "DENSE", "Exported", "check_format", "holds_exactly", "save", "save_dense", "tell", "verify"]

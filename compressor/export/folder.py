@@ -1,0 +1,123 @@
+"""The folder of a saved model: weights, config, tokenizer and what was done, there as a whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from compressor.errors import OutputError
+from compressor.files import write_json
+from compressor.models import Model
+from compressor.models.loading import quiet_loading
+from compressor.plans import ROWS_FILE, plan_to_json, write_rows
+from compressor.values import Plan
+
+ROWS_PATH = f"compression/{ROWS_FILE}"
+"""In a folder of its own: some readers take every *.safetensors beside config.json for weights."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A saved model: its folder, the `format` of treated weights there, and the bytes of its weight files.
+
+    `dtype` is what config.json tells to load it in. `bits` are what one weight of each component takes on disk, scales
+    counted; `packed` names the components that are stored as integers, `notes` say what a person should know.
+    """
+
+    folder: Path
+    format: str
+    dtype: torch.dtype
+    bytes: int
+    bits: Mapping[str, float]
+    packed: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+def choose_dtype(model: Model) -> torch.dtype:
+    """The checkpoint's stored dtype if it holds every weight exactly, else the dtype that was scored."""
+    stored = model.stored_dtype
+    if all(holds_exactly(stored, parameter) for parameter in model.network.parameters()):
+        return stored
+    return model.dtype
+
+
+def holds_exactly(dtype: torch.dtype, values: Tensor) -> bool:
+    """Is every value also one of `dtype`?"""
+    return torch.equal(values.to(dtype).to(values.dtype), values)
+
+
+def cast_state(state: Mapping[str, Tensor], choose: Callable[[Tensor], torch.dtype]) -> dict[str, Tensor]:
+    """Floating-point tensors in the dtype that is chosen for each; those that share memory go on sharing it.
+
+    So ties are still seen.
+    """
+    seen: dict[tuple[int, torch.Size], Tensor] = {}
+    result = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if key not in seen:
+            seen[key] = tensor.to(choose(tensor)) if tensor.is_floating_point() else tensor
+        result[name] = seen[key]
+    return result
+
+
+def count_bits(model: Model, state: Mapping[str, Tensor]) -> dict[str, float]:
+    """Bits of one weight of each component in `state`, where a module's `weight` may be packed in several tensors."""
+    paths = {id(parameter): name for name, parameter in model.network.named_parameters()}
+    answer = {}
+    for name, slot in model.slots.items():
+        path = paths[id(slot.parameter)]
+        tensors = [state[path]] if path in state else find_packed(state, path)
+        answer[name] = 8 * sum(tensor.nbytes for tensor in tensors) / slot.parameter.numel()
+    return answer
+
+
+def find_packed(state: Mapping[str, Tensor], path: str) -> list[Tensor]:
+    """The tensors that stand for the parameter `path`, whose name they go on from: `weight_packed`, `weight_scale`."""
+    return [tensor for name, tensor in state.items() if name.startswith(f"{path}_")]
+
+
+def write_folder(
+    model: Model,
+    folder: Path,
+    plan: Plan,
+    provenance: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    describe: Callable[[Path], dict[str, Any]],
+) -> int:
+    """Replace `folder` by one with `state`, the model's config and tokenizer, and `compression.json`; gives its bytes.
+
+    `describe` is given the folder as it is made, and gives what config.json says besides. `compression.json` holds the
+    plan and the `provenance`; it names the file of the plan's rows, if it has any. Raises OutputError.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with quiet_loading(model.device):
+            model.network.save_pretrained(partial, state_dict=dict(state))
+        config_path = partial / "config.json"
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+        write_json(config_path, config | describe(partial))
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(partial)
+        write_rows(plan, partial / ROWS_PATH)
+        write_json(partial / "compression.json", {"plan": plan_to_json(plan, ROWS_PATH), **provenance})
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write the model to {folder}: {error}; free space or choose another") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def name_dtype(dtype: torch.dtype) -> str:
+    """As config.json says it."""
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,108 @@
+"""Which linear modules of a model can be stored as integers, and why the others cannot."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import WeightConverter
+
+from compressor.grids import Grid, Strategy
+from compressor.models import Model
+from compressor.models.slots import Slot
+
+NOT_LINEAR = "the format packs plain linear modules, and not Conv1D, embeddings or stacked experts"
+SHARED = "another module shares the weight"
+PARTS = "the parts of a fused matrix have different treatments; give them the same one"
+UNEVEN = "the group must divide the width, or be at least as large; choose another"
+NO_GRID = "the compressor stores something else than integers, scales and integer zero points"
+
+MERGED = "transformers joins experts as it loads them, and takes none that are dense in a model with packed modules"
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """`grids` of modules by path, whole as the module has its weight; why each other treated component stays dense."""
+
+    grids: dict[str, Grid]
+    reasons: dict[str, str]
+
+
+def sort_components(model: Model, grids: Mapping[str, Grid | None]) -> Sorted:
+    """The modules that can be packed, of components that were treated; `grids` has None where there is no grid."""
+    if merges_weights(model.network):
+        return Sorted({}, dict.fromkeys(grids, MERGED))
+    uses = Counter(id(parameter) for _, parameter in model.network.named_parameters(remove_duplicate=False))
+    paths = {id(module): path for path, module in model.network.named_modules()}
+    packed, reasons = dict[str, Grid](), dict[str, str]()
+    for slots in group_slots(model):
+        owner = slots[0].owner
+        treated = [slot.component.name for slot in slots if slot.component.name in grids]
+        if not treated:
+            continue
+        if type(owner) is not nn.Linear:  # others may read their weight by themselves
+            found: Grid | str = NOT_LINEAR
+        elif uses[id(slots[0].parameter)] > 1:
+            found = SHARED
+        else:
+            found = join_grids(slots, grids)
+        if isinstance(found, Grid):
+            packed[paths[id(owner)]] = found
+        else:
+            reasons |= dict.fromkeys(treated, found)
+    return Sorted(packed, reasons)
+
+
+def group_slots(model: Model) -> Iterator[list[Slot]]:
+    """The components of one parameter together, in order."""
+    groups: dict[int, list[Slot]] = {}
+    for slot in model.slots.values():
+        groups.setdefault(id(slot.parameter), []).append(slot)
+    yield from groups.values()
+
+
+def join_grids(slots: Sequence[Slot], grids: Mapping[str, Grid | None]) -> Grid | str:
+    """The grid of a whole parameter that the slots are parts of; a reason where there is none."""
+    found = [grids.get(slot.component.name) for slot in slots]
+    parts = [grid for grid in found if grid is not None]
+    if not parts or any(grid.scheme.strategy is Strategy.tensor and grid.zeros is not None for grid in parts):
+        return NO_GRID
+    if not all(grid.is_even for grid in parts):
+        return UNEVEN
+    shape = slots[0].parameter.shape
+    whole = len(parts) == len(slots) and sum(slot.component.parameters for slot in slots) == shape.numel()
+    if whole and len(parts) == 1:
+        return parts[0]
+    alike = len({(grid.scheme, grid.scales.dtype) for grid in parts}) == 1
+    if not (whole and alike) or parts[0].scheme.strategy is Strategy.tensor:
+        return PARTS
+
+    def join(tensors: Sequence[Tensor]) -> Tensor:
+        """Rows of the parts where the module has them; every row of a part goes as a whole."""
+        joined = tensors[0].new_empty(shape[0], tensors[0].shape[1])
+        for slot, tensor in zip(slots, tensors, strict=True):
+            view = slot.part(joined)
+            view.copy_(tensor.reshape(view.shape))
+        return joined
+
+    zeros = [grid.zeros for grid in parts if grid.zeros is not None]
+    return Grid(
+        join([grid.integers for grid in parts]),
+        join([grid.scales for grid in parts]),
+        parts[0].bits,
+        parts[0].group,
+        join(zeros) if zeros else None,
+    )
+
+
+def merges_weights(network: PreTrainedModel) -> bool:
+    """Does transformers make parameters of this family out of several tensors of its checkpoint, as of experts?"""
+    return any(
+        isinstance(conversion, WeightConverter) for conversion in getattr(network, "_weight_conversions", None) or ()
+    )
+
+
+def list_linears(network: nn.Module) -> list[str]:
+    """Paths of all linear modules, the LM head among them."""
+    return [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]

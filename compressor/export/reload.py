@@ -1,0 +1,34 @@
+"""What a saved folder says, by nothing but transformers: a script of its own, run in a new process by verification.py.
+
+It is given the folder, and a second one that holds request.json and tokens.safetensors, where it puts
+logits.safetensors.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+
+def main(folder: str, exchange: Path) -> None:
+    """Write `logits` `[sequence, position, vocabulary]` of the `tokens` `[sequence, position]`."""
+    request = json.loads((exchange / "request.json").read_text(encoding="utf-8"))
+    tokens = load_file(exchange / "tokens.safetensors")["tokens"]
+    torch.set_num_threads(request["threads"])
+    network = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, request["dtype"]),
+        trust_remote_code=request["trust_remote_code"],
+        local_files_only=True,
+    )
+    network.to(request["device"]).eval()
+    with torch.no_grad():
+        logits = network(input_ids=tokens.to(request["device"]), use_cache=False).logits
+    save_file({"logits": logits.cpu().contiguous()}, exchange / "logits.safetensors")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,439 @@
+"""Saved models are what was scored: packed integers against plain transformers in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from compressor import export
+from compressor.contracts import Compressor, Context
+from compressor.errors import CompressorError, ConfigError
+from compressor.export import compressed_tensors, verification, vllm
+from compressor.grids import Grid, Scheme, Strategy
+from compressor.machine import Memory
+from compressor.models import Model, load_model
+from compressor.record import Record, VerificationRecord
+from compressor.run import Run
+from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings
+from compressor.values import Component
+from compressor_plugins.pruning.magnitude import Magnitude
+from compressor_plugins.quantization.hqq import Hqq
+from compressor_plugins.quantization.int4 import Int4
+from compressor_plugins.quantization.int8 import Granularity, Int8
+from compressor_plugins.quantization.nf4 import Nf4
+from compressor_plugins.quantization.rtn import Rtn
+from compressor_plugins.schedules.uniform import Uniform
+from tests.families import save_checkpoint
+from tests.test_run import make_settings, run
+
+FAMILIES = ("llama", "qwen3", "gemma3", "phi3", "gpt2", "mixtral")
+MIXED: tuple[Compressor | None, ...] = (
+    Int8(), Int4(group=16), Rtn(bits=[3], group=16), Int4(group=16, symmetric=False, clip=True), Nf4(group=16),
+    Magnitude(), None, Int8(granularity=Granularity.tensor), Rtn(bits=[6], group=64), Hqq(group=16),
+    Int4(group=20), Int8(group=16),
+)  # fmt: skip
+"""Of every sort: packable in seven ways, not packable, in groups that divide no width, pruned, and left alone."""
+TOKENS, NEW = 12, 8
+READER = """
+import json, sys, torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+torch.set_num_threads(1)
+for folder, dtype in json.loads(sys.argv[2]):
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto").eval()
+    said = {}
+    tokens = torch.tensor(json.loads(sys.argv[1]))
+    with torch.inference_mode():
+        said["logits"] = network(tokens, use_cache=False).logits.contiguous()
+        said["generated"] = network.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            said[name] = module.weight.detach().clone()
+    save_file(said, folder + "/said.bin")
+"""
+
+
+@dataclass
+class Shipped:
+    """A model with treatments on it, its export, and what plain transformers make of that."""
+
+    model: Model
+    grids: dict[str, Grid | None]
+    exported: export.Exported
+    said: dict[str, Tensor]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.exported.folder / "config.json").read_text())
+        return found
+
+    @property
+    def stored(self) -> dict[str, Tensor]:
+        return safetensors.torch.load_file(self.exported.folder / "model.safetensors")
+
+
+def treat(model: Model, choose: Callable[[int, Component], Compressor | None]) -> dict[str, Grid | None]:
+    """Put a treatment on every component; the grids of those that take fewer bits than a dense weight."""
+    grids: dict[str, Grid | None] = {}
+    for index, component in enumerate(model.components.values()):
+        compressor = choose(index, component)
+        if compressor is None:
+            continue
+        offer = compressor.offer(component)
+        amount = offer.largest if offer.levels else 0.5
+        compressed = compressor.compress(model.read(component.name), amount, Context(component))
+        model.write(component.name, compressed.dense())
+        if compressed.bits < component.parameters * component.stored_bits:
+            grids[component.name] = compressed.grid
+    return grids
+
+
+def mix(index: int, component: Component) -> Compressor | None:
+    """Something else for each component; fused parts of even layers alike."""
+    if ":" in component.name and component.layer == 0:
+        return Int4(group=16)
+    return MIXED[index % len(MIXED)]
+
+
+def draw_tokens(vocabulary: int = 160) -> Tensor:
+    return torch.randint(3, vocabulary, (3, TOKENS), generator=torch.Generator().manual_seed(1))
+
+
+def read_by_transformers(folders: Mapping[Path, str]) -> dict[Path, dict[str, Tensor]]:
+    """Logits, generated tokens and linear weights of each folder, loaded in a dtype, "" for that of its config."""
+    wanted = json.dumps([(str(folder), dtype) for folder, dtype in folders.items()])
+    command = [sys.executable, "-c", READER, json.dumps(draw_tokens().tolist()), wanted]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {folder: safetensors.torch.load_file(folder / "said.bin") for folder in folders}
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shipped]:
+    """Every family with mixed treatments of a bfloat16 checkpoint, scored in float32; a Llama also in bfloat16."""
+    home = tmp_path_factory.mktemp("shipped")
+    made = {}
+    for family, dtype in [*((family, DType.float32) for family in FAMILIES), ("llama", DType.bfloat16)]:
+        case = family if dtype is DType.float32 else f"{family} in bfloat16"
+        base = save_checkpoint(family, home / f"{case} base", torch.bfloat16, with_tokenizer=True)
+        model = load_model(ModelSettings(path=str(base), dtype=dtype))
+        grids = treat(model, mix)
+        made[case] = (model, grids, export.save("auto", model, home / case, {}, {}, grids))
+    # As a user loads it, who says nothing of dtypes.
+    said = read_by_transformers({exported.folder: "" for _, _, exported in made.values()})
+    return {case: Shipped(*parts, said[parts[2].folder]) for case, parts in made.items()}
+
+
+CASES = [*FAMILIES, "llama in bfloat16"]
+DENSE = ("gpt2", "mixtral")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_plain_transformers_gives_the_scored_logits_bit_for_bit(shipped: dict[str, Shipped], case: str) -> None:
+    model, said = shipped[case].model, shipped[case].said
+    scored = model.logits(draw_tokens(), TOKENS)
+    assert torch.equal(said["logits"], scored)
+    expected = model.network.generate(
+        draw_tokens(), attention_mask=torch.ones(3, TOKENS, dtype=torch.long), max_new_tokens=NEW,
+        min_new_tokens=NEW, do_sample=False,
+    )  # fmt: skip
+    assert torch.equal(said["generated"], expected)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_weight_comes_back_bit_for_bit(shipped: dict[str, Shipped], case: str) -> None:
+    parameters, count = dict(shipped[case].model.network.named_parameters()), 0
+    for name, weight in shipped[case].said.items():
+        if name not in ("logits", "generated", "lm_head"):
+            scored = parameters[f"{name}.weight"]
+            assert torch.equal(weight.to(scored.dtype), scored) and torch.equal(scored.to(weight.dtype), weight), name
+            count += 1
+    assert count or case == "gpt2"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_integers_lie_packed_on_disk(shipped: dict[str, Shipped], case: str) -> None:
+    one = shipped[case]
+    stored, paths = one.stored, {id(module): path for path, module in one.model.network.named_modules()}
+    assert bool(one.exported.packed) == (case not in DENSE)
+    for name, slot in one.model.slots.items():
+        path, grid = paths[id(slot.owner)], one.grids.get(name)
+        if name not in one.exported.packed:
+            assert f"{path}.weight_packed" not in stored
+            continue
+        assert grid is not None and f"{path}.weight" not in stored
+        grid = grid.without_zeros()
+        assert grid is not None
+        packed, (out, width) = stored[f"{path}.weight_packed"], slot.parameter.shape
+        assert (packed.dtype, packed.shape) == (torch.int32, (out, -(-width * grid.bits // 32)))
+        assert stored[f"{path}.weight_scale"].dtype == grid.scales.dtype == torch.bfloat16
+        assert stored[f"{path}.weight_shape"].tolist() == [out, width]
+        assert f"{path}.weight_zero_point" not in stored
+        size = 8 * sum(tensor.nbytes for key, tensor in stored.items() if key.startswith(f"{path}.weight_"))
+        assert one.exported.bits[name] == size / slot.parameter.numel()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in DENSE])
+def test_the_config_says_what_every_linear_module_is(shipped: dict[str, Shipped], case: str) -> None:
+    """The rules of the format: a group for each scheme, all packed alike, each module in one group or ignored."""
+    from compressed_tensors.quantization import QuantizationConfig
+
+    one = shipped[case]
+    config = one.config["quantization_config"]
+    assert QuantizationConfig.model_validate(config).quantization_status == "compressed"
+    assert (config["quant_method"], config["format"]) == ("compressed-tensors", "pack-quantized")
+    groups = config["config_groups"].values()
+    assert {group["format"] for group in groups} == {"pack-quantized"}
+    arguments = [json.dumps(group["weights"], sort_keys=True) for group in groups]
+    assert len(set(arguments)) == len(arguments) > 1
+    targets = [target for group in groups for target in group["targets"]]
+    assert len(set(targets)) == len(targets)
+    for path, module in one.model.network.named_modules():
+        if isinstance(module, nn.Linear):
+            assert (path in targets) != (path in config["ignore"]), path
+    assert "lm_head" in config["ignore"]
+    # Nothing on disk that has two dimensions and is neither packed nor ignored: vLLM would look for its scheme.
+    for name, tensor in one.stored.items():
+        if name.endswith(".weight") and tensor.ndim == 2:
+            path = name.removesuffix(".weight")
+            assert path in config["ignore"], path
+
+
+def test_each_treatment_is_packed_or_a_note_says_why_not(shipped: dict[str, Shipped]) -> None:
+    llama, phi, gpt = (shipped[case] for case in ("llama", "phi3", "gpt2"))
+    schemes = {name: grid.scheme for name, grid in llama.grids.items() if grid and name in llama.exported.packed}
+    kinds = {(scheme.bits, scheme.strategy, scheme.symmetric) for scheme in schemes.values()}
+    channel, group = Strategy.channel, Strategy.group
+    assert kinds == {
+        (8, channel, True), (4, group, True), (3, group, True), (4, group, False), (8, Strategy.tensor, True),
+        (6, channel, True), (8, group, True),
+    }  # fmt: skip
+    said = " ".join(llama.exported.notes)
+    assert "2 treated components are saved as dense weights" in said and "something else than integers" in said
+    assert "the group must divide the width" in said
+    fused = {name for name in phi.exported.packed if ":" in name}
+    assert fused == {name for name in phi.model.components if ":" in name and ".0." in name}
+    assert "the parts of a fused matrix have different treatments; give them the same one" in " ".join(
+        phi.exported.notes
+    )
+    assert gpt.exported.format == "dense" and "Conv1D" in " ".join(gpt.exported.notes)
+    assert "quantization_config" not in gpt.config
+    mixtral = shipped["mixtral"].exported
+    assert mixtral.format == "dense" and any("takes none that are dense" in note for note in mixtral.notes)
+
+
+def test_zero_points_cost_a_bit_until_transformers_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(ModelSettings(path=str(save_checkpoint("llama", tmp_path / "base", torch.bfloat16))))
+    grids = treat(model, lambda index, component: Int4(group=16, symmetric=False))
+    bits = {}
+    for reads in (False, True):
+        monkeypatch.setattr(compressed_tensors, "reads_zeros", lambda reads=reads: reads)
+        exported = export.save("auto", model, tmp_path / str(reads), {}, {}, grids)
+        assert exported.packed == set(model.components)
+        bits[reads] = exported.bits["model.layers.0.mlp.down_proj"]
+        assert any("one bit more for each weight" in note for note in exported.notes) != reads
+        stored = safetensors.torch.load_file(exported.folder / "model.safetensors")
+        assert any(name.endswith("weight_zero_point") for name in stored) == reads
+    # 5 bits in place of 4 and of 4 for each 16; a row of 48 is not a multiple of 32 bits.
+    assert bits[False] - bits[True] == pytest.approx(1 - 4 / 16, abs=0.5)
+
+
+def test_vllm_needs_one_scheme_for_what_it_joins(tmp_path: Path) -> None:
+    """Its rule: q/k/v are one matrix product, and gate/up; either all are ignored or all have one scheme."""
+    model = load_model(ModelSettings(path=str(save_checkpoint("llama", tmp_path))))
+    scheme, other = Scheme(4, Strategy.group, 32, True), Scheme(8, Strategy.channel, 0, True)
+    joined = {f"model.layers.0.self_attn.{leaf}": scheme for leaf in ("q_proj", "k_proj", "v_proj")}
+    assert vllm.find_split(model, joined) == [] and vllm.tell_vllm(model, joined) == ()
+    for wrong in (joined | {"model.layers.0.self_attn.v_proj": other}, dict(list(joined.items())[:2])):
+        assert vllm.find_split(model, wrong) == ["model.layers.0.self_attn.q_proj"]
+        assert "vLLM will refuse the saved model" in vllm.tell_vllm(model, wrong)[0]
+    assert vllm.find_split(model, {"model.layers.1.mlp.down_proj": other}) == []
+    assert vllm.find_split(model, {"model.layers.1.mlp.up_proj": other}) == ["model.layers.1.mlp.gate_proj"]
+    odd = {"a": Scheme(3, Strategy.channel, 0, True), "b": Scheme(8, Strategy.tensor, 0, True), "c": scheme, "d": other}
+    assert vllm.find_unserved(odd | {"e": Scheme(4, Strategy.group, 16, True)}) == ["a", "b", "e"]
+
+
+def test_dense_stays_dense(tmp_path: Path) -> None:
+    model = load_model(ModelSettings(path=str(save_checkpoint("llama", tmp_path / "base", torch.bfloat16))))
+    grids = treat(model, lambda index, component: Int8())
+    exported = export.save("dense", model, tmp_path / "model", {}, {}, grids)
+    assert (exported.format, exported.packed) == ("dense", frozenset())
+    assert set(exported.bits.values()) == {32.0} and exported.notes[0].startswith("The model is saved in torch.float32")
+
+
+def test_nothing_is_packed_that_would_change_a_value(tmp_path: Path) -> None:
+    """A float32 checkpoint scored in bfloat16 is loaded in float32, where the product is not rounded again."""
+    base = save_checkpoint("llama", tmp_path / "base")
+    model = load_model(ModelSettings(path=str(base), dtype=DType.bfloat16))
+    grids = treat(model, lambda index, component: Int4(group=16))
+    exported = export.save("auto", model, tmp_path / "model", {}, {}, grids)
+    assert exported.format == "dense"
+    assert "the format's own reader would round its values differently" in exported.notes[-1]
+
+
+def test_the_lm_head_can_be_packed_and_a_tied_one_cannot(tmp_path: Path) -> None:
+    for tied in (False, True):
+        folder = tmp_path / str(tied)
+        base = save_checkpoint("llama", folder / "base", torch.bfloat16, tie_word_embeddings=tied)
+        chosen = ComponentSettings(include=["lm_head", "down_proj"])
+        model = load_model(ModelSettings(path=str(base)), chosen)
+        grids = treat(model, lambda index, component: Int8())
+        exported = export.save("auto", model, folder / "model", {}, {}, grids)
+        assert ("lm_head" in exported.packed) == (not tied)
+        assert any("another module shares the weight" in note for note in exported.notes) == tied
+        assert len(exported.packed) == 3 - tied
+
+
+def run_with(folder: Path, compressor: Compressor, **settings: Any) -> Record:  # noqa: ANN401 - any of ExportSettings
+    return run(folder, make_settings(Uniform(), compressor, export=ExportSettings(**settings)))
+
+
+def test_a_run_ships_what_it_scored_and_counts_what_it_ships(tmp_path: Path) -> None:
+    record = run_with(tmp_path, Rtn(bits=[4]), format="compressed-tensors")
+    assert record.export is not None and record.final is not None and record.export.verification is not None
+    assert (record.export.format, record.export.packed) == ("compressed-tensors", len(record.components))
+    assert (record.export.verification.gap, record.export.verification.diverged) == (0, 0)
+    # The integers take what the compressor said, with their scales; the rest is as it was.
+    parameters = sum(component.parameters for component in record.components.values())
+    packed = record.final.packed_bits_per_weight * parameters / 8
+    rest = record.base["bytes"] - 2 * parameters
+    assert record.final.bytes == pytest.approx(packed + rest, rel=0.01)
+    on_disk = sum(path.stat().st_size for path in (tmp_path / "model").glob("*.safetensors"))
+    assert record.final.bytes == on_disk
+    for component in record.components.values():
+        assert component.bits_per_weight == pytest.approx(component.packed_bits_per_weight, rel=0.01)
+
+
+def corrupt_weights(folder: Path) -> None:
+    """Turn a stretch of the weights over, not the header."""
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4096] = bytes(255 - byte for byte in content[middle : middle + 4096])
+    path.write_bytes(content)
+
+
+def cut_off(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def stretch_scales(folder: Path) -> None:
+    """One scale half as large again, which loads without complaint."""
+    path = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    name = next(name for name in tensors if name.endswith("weight_scale"))
+    tensors[name] = tensors[name] * 1.5
+    safetensors.torch.save_file(tensors, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("format", "damage", "said"),
+    [
+        ("dense", corrupt_weights, "is off by|gives no"),
+        ("dense", cut_off, "cannot be loaded by transformers"),
+        ("compressed-tensors", stretch_scales, "is off by"),
+    ],
+)
+def test_a_folder_that_says_something_else_fails_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, damage: Callable[[Path], None], said: str
+) -> None:
+    verify = export.verify
+
+    def damaged(exported: export.Exported, *arguments: Any) -> object:  # noqa: ANN401 - as verify takes them
+        damage(exported.folder)
+        return verify(exported, *arguments)
+
+    monkeypatch.setattr(export, "verify", damaged)
+    with pytest.raises(CompressorError, match=said):
+        run_with(tmp_path, Int8(), format=format)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["status"] == "failed" and "\n" not in report["error"]
+    assert str(tmp_path / "model-unverified") in report["error"]
+    assert not (tmp_path / "model").exists() and (tmp_path / "model-unverified" / "config.json").exists()
+
+
+@pytest.mark.parametrize("form", ["auto", "compressed-tensors"])
+def test_a_family_that_transformers_does_not_load_packed_is_dense_by_itself(tmp_path: Path, form: str) -> None:
+    """What initialises GPTBigCode in transformers asks for a weight that a packed module has not."""
+    base = save_checkpoint("gpt_bigcode", tmp_path / "base", torch.bfloat16, with_tokenizer=True)
+    settings = make_settings(Uniform(), Int8(), model=ModelSettings(path=str(base)), export=ExportSettings(format=form))
+    if form == "compressed-tensors":
+        with pytest.raises(CompressorError, match=r"cannot be loaded by transformers .*has no attribute 'weight'"):
+            run(tmp_path / "run", settings)
+        return
+    record = run(tmp_path / "run", settings)
+    assert record.export is not None and record.export.verification is not None
+    assert (record.export.format, record.export.packed, record.export.verification.gap) == ("dense", 0, 0)
+    assert any("could not be used: the saved model cannot be loaded" in note for note in record.notes)
+
+
+def test_verification_can_be_left_out(tmp_path: Path) -> None:
+    record = run_with(tmp_path, Magnitude(), verify=False)
+    assert record.export is not None and record.export.verification is None
+    assert not any("loaded again" in note for note in record.notes)
+
+
+def test_without_memory_for_a_second_copy_it_is_said_that_nothing_was_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "read_memory", lambda device: Memory(100, 100, 101))
+    record = run_with(tmp_path, Magnitude())
+    assert record.export is not None and record.export.verification is None
+    assert "The saved model was not checked: there is no memory for a second copy of it." in record.notes
+
+
+def test_a_missing_package_is_found_before_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compressed_tensors, "is_installed", lambda: False)
+    monkeypatch.setattr(Run, "build_references", lambda self: pytest.fail("the run has begun"))
+    with pytest.raises(ConfigError, match=re.escape("pip install 'compressor[export]'")) as caught:
+        run_with(tmp_path, Int8(), format="compressed-tensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_the_package_auto_is_dense_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "is_installed", lambda: False)
+    record = run_with(tmp_path, Int8(), verify=False)
+    assert record.export is not None and record.export.format == "dense"
+    assert any("42 components are saved as dense" in note and "compressor[export]" in note for note in record.notes)
+
+
+def test_what_came_out_of_a_verification_is_told() -> None:
+    tokens = torch.tensor([[1, 2, 0], [2, 2, 2]])
+    logits = torch.nn.functional.one_hot(torch.tensor([[1, 2, 2], [0, 2, 2]]), 3)
+    assert verification.count_leading(logits, tokens).tolist() == [2, 0]
+    assert "up to 1e-05, within the 0.002 of rounding" in export.tell(VerificationRecord(4, 1e-5, 0.002, 1, 3.0))
+    assert "of 2 proof prefixes bit for bit" in export.tell(VerificationRecord(2, 0.0, 0.002, 0, 3.0))
+
+
+def test_unknown_formats_are_named() -> None:
+    with pytest.raises(
+        ConfigError, match=r"unknown `export\.format` `compresed-tensors`; did you mean `compressed-ten"
+    ):
+        export.check_format("compresed-tensors")
+
+
+def test_a_grid_is_what_its_formula_says() -> None:
+    integers = torch.tensor([[-8, 7, 3], [1, 0, -2]], dtype=torch.int8)
+    scales = torch.tensor([[0.5, 2.0], [1.0, 0.25]], dtype=torch.bfloat16)
+    zeros = torch.tensor([[1, -1], [0, 2]], dtype=torch.int8)
+    grid = Grid(integers, scales, 4, 2, zeros)
+    assert grid.decode(torch.float32).tolist() == [[-4.5, 3.0, 8.0], [1.0, 0.0, -1.0]]
+    assert grid.scheme == Scheme(4, Strategy.group, 2, False) and not grid.is_even
+    row, whole = Grid(integers, scales[:, :1], 4, 3), Grid(integers, scales[:1, :1], 4, 6)
+    assert row.scheme == Scheme(4, Strategy.channel, 0, True) and row.is_even
+    assert whole.scheme == Scheme(4, Strategy.tensor, 0, True) and whole.is_even
+    assert whole.decode(torch.float32).tolist() == (integers * 0.5).tolist()
+    assert row.decode(torch.float64).tolist() == (integers * scales[:, :1]).tolist()
