@@ -49,7 +49,7 @@ def tell_vllm(model: Model, schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
     if split := find_split(model, schemes):
         notes.append(
             "vLLM will refuse the saved model, transformers loads it: it joins q, k and v, and gate and up, which must "
-            f"have one treatment each, and {len(split)} differ, `{split[0]}` first; components.fuse=true treats them alike."
+            f"have one treatment each, and {len(split)} differ, `{split[0]}` first; components.fuse=true is for that."
         )
     if unserved := find_unserved(schemes):
         notes.append(
