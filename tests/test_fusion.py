@@ -24,7 +24,7 @@ from compressor.fusion import FusedSchedule, fuse, name_unit
 from compressor.models import load_model
 from compressor.plugins import installed
 from compressor.run import execute
-from compressor.settings import ComponentSettings, DataSettings, ModelSettings, Settings, TrackingSettings
+from compressor.settings import ComponentSettings, DataSettings, ExportSettings, ModelSettings, Settings, TrackingSettings
 from compressor.testing.rehearsal import Rehearsal
 from compressor.values import Component, Offer, Treatment
 from compressor_plugins.metrics.fdtm import Fdtm
@@ -207,6 +207,7 @@ def test_a_schedule_that_repeats_sees_every_component(tmp_path: Path) -> None:
         "data": DataSettings(prefixes=4, proof_prefixes=2, prefix_tokens=6, continuation_tokens=8),
         "model": ModelSettings(path=str(save_checkpoint("llama", tmp_path / "llama"))),
         "components": ComponentSettings(fuse=True),
+        "export": ExportSettings(verify=False),
         "tracking": TrackingSettings(backend="none"),  # type: ignore[arg-type]
     }
     plans = []
