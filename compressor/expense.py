@@ -145,7 +145,9 @@ def find_saved_dtype(search: Search) -> torch.dtype:
     smallest = min(problem.components, key=lambda component: component.parameters).name
     for compressor, offers in problem.offers.items() if model.dtype != model.stored_dtype else ():
         with suppress(CompressorError):
-            weights = make_weights(search, {smallest: Treatment(compressor, find_middle(offers[smallest]))})
+            plan = {smallest: Treatment(compressor, find_middle(offers[smallest]))}
+            with search.calibrated(plan):
+                weights = make_weights(search, plan)
             if not holds_exactly(model.stored_dtype, weights[smallest]):
                 return model.dtype
     return model.stored_dtype
@@ -170,6 +172,7 @@ def time_trials(search: Search, names: Sequence[str], stop: int, tally: Tally) -
     plans = choose_plans(tally.problem)
     if not plans:
         return None
+    search.calibrate(search.treatments.configured)
     began = time.perf_counter()
     trials = [Trial.of(make_weights(search, plan)) for plan in plans]
     per_weight = (time.perf_counter() - began) / sum(map(tally.weigh, plans))

@@ -1,7 +1,8 @@
 """Trials and options of a model are scored, measured and estimated, and what that costs is added up."""
 
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from compressor.calibrate import Calibration, gather
 from compressor.contracts import EstimableMetric, Estimate, EstimateRequest, Metric, Prefixes, ScoreRequest
 from compressor.errors import ConfigError
 from compressor.files import append_json_line
@@ -56,6 +58,38 @@ class Scorer:
     savings: Savings = field(default_factory=Savings)
     screen: Screen = field(default_factory=Screen)
     makers: dict[Hashable, Callable[[], Tensor]] = field(default_factory=dict, repr=False)
+
+    def calibrate(self, compressors: Iterable[str]) -> None:
+        """Gather what the compressors of these names need of all components, where it is not there already.
+
+        Of the model as it stands, so call it where nothing is swapped.
+        """
+        needs, before = self.treatments.find_needs(compressors), self.treatments.calibration
+        known = frozenset[str]() if before is None else before.names
+        if needs <= known:
+            return
+        self.treatments.calibration = None
+        self.treatments.calibration = self.gather(self.model.components, needs | known)
+
+    @contextmanager
+    def calibrated(self, plan: Plan) -> Iterator[None]:
+        """Inside, there are the statistics that the plan needs, if only of its components; it costs less than all."""
+        needs, before = self.treatments.find_needs(t.compressor for t in plan.values()), self.treatments.calibration
+        layers = [self.model.components[name].layer for name in plan]
+        last = None if None in layers else max((layer for layer in layers if layer is not None), default=None)
+        if needs and (before is None or not needs <= before.names):
+            self.treatments.calibration = self.gather(list(plan), needs, last)
+        try:
+            yield
+        finally:
+            self.treatments.calibration = before
+
+    def gather(self, components: Collection[str], names: Collection[str], last: int | None = None) -> Calibration:
+        """Statistics of some components, of the model as it stands; no layer behind `last` is run."""
+        reference, description = self.sweeps[Prefixes.SEARCH].reference, f"round {self.round}: calibrating"
+        found = watch(self.progress, description, lambda: gather(self.model, reference, components, names, last))
+        self.spend(found.passes, 0, None)
+        return found
 
     def score_trials(self, request: ScoreRequest) -> tuple[dict[str, Score], ...]:
         """Score each trial exactly."""

@@ -1,7 +1,8 @@
 """The loop: ask the schedule, score or count or keep what it asks for, tell it what came out."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +25,15 @@ from compressor.contracts import (
 )
 from compressor.errors import ConfigError
 from compressor.fusion import FusedSchedule
+from compressor.models import Model
 from compressor.plans import plan_to_json
 from compressor.record import CurvePoint, RoundRecord
 from compressor.savings import Savings
 from compressor.scoring import Scorer
 from compressor.screening import Screen
 from compressor.selection import find_best
+from compressor.treatments import check_names
+from compressor.values import Plan, Treatment
 
 
 @dataclass(kw_only=True)
@@ -51,6 +55,7 @@ class Search(Scorer):
 
     def begin(self, schedule: Schedule) -> Dialogue:
         """Open the dialogue with a schedule, which checks its options now, before anything costs time."""
+        self.treatments.find_needs(self.treatments.configured)
         return Dialogue(self.adapt(schedule), self.describe_problem())
 
     def adapt(self, schedule: Schedule) -> Schedule:
@@ -80,6 +85,8 @@ class Search(Scorer):
 
     def answer(self, request: Request) -> Any:  # noqa: ANN401 - each request says what its answer is
         """Do what a request asks for."""
+        if not isinstance(request, KeepRequest):
+            self.calibrate([*self.treatments.configured, *list_compressors(request)])
         match request:
             case ScoreRequest():
                 return self.score_trials(request)
@@ -97,9 +104,7 @@ class Search(Scorer):
     def keep(self, request: KeepRequest) -> dict[str, float]:
         """Put a plan on the model, score it on the search prefixes, close the round."""
         plan = self.treatments.fill_options(request.plan)
-        for name, weight in self.treatments.compress(self.model, plan).items():
-            self.model.write(name, weight.dense())
-            self.packed_bits[name], self.grids[name] = weight.bits, weight.grid and weight.grid.to("cpu")
+        self.apply(plan)
         self.kept.update(plan)
         statistics = self.sweeps[Prefixes.SEARCH].score_current()
         round_record = RoundRecord(
@@ -126,8 +131,56 @@ class Search(Scorer):
         dense = {name: c.parameters * c.stored_bits for name, c in self.model.components.items()}
         return {name: grid for name, grid in self.grids.items() if self.packed_bits[name] < dense[name]}
 
+    def apply(self, plan: Plan) -> None:
+        """Put a plan on the model: first what is not sequential, by the statistics of the model as it stands.
+
+        The rest goes from layer to layer, each by statistics of its inputs with all of that, and all below, in place.
+        """
+        check_names(self.model, plan)
+        sequential = {name: None for name, treatment in plan.items() if self.treatments.is_sequential(treatment)}
+        self.calibrate(treatment.compressor for name, treatment in plan.items() if name not in sequential)
+        self.write({name: treatment for name, treatment in plan.items() if name not in sequential})
+        for last, names in list_layers(self.model, sequential):
+            needs = self.treatments.find_needs(plan[name].compressor for name in names)
+            self.treatments.calibration = self.gather(names, needs, last)
+            self.write({name: plan[name] for name in names})
+        self.treatments.calibration = None
+
+    def write(self, plan: Plan) -> None:
+        """Compress by the statistics that there are now, and write."""
+        for name, weight in self.treatments.compress(self.model, plan).items():
+            self.model.write(name, weight.dense())
+            self.packed_bits[name], self.grids[name] = weight.bits, weight.grid and weight.grid.to("cpu")
+
     def describe_waypoint(self, waypoint: Waypoint) -> CurvePoint:
         """As it is recorded."""
         share = treated_share(self.model.components, waypoint.plan)
         plan = plan_to_json(self.treatments.fill_options(waypoint.plan))
         return CurvePoint(len(plan), share, waypoint.metric, waypoint.value, plan, waypoint.statistic)
+
+
+def list_compressors(request: Request) -> set[str]:
+    """The compressors whose treatments a request names."""
+    match request:
+        case ScoreRequest() | BestRequest():
+            return {treatment.compressor for plan in request.trials for treatment in plan.values()}
+        case EstimateRequest():
+            return {treatment.compressor for treatment in request.at.values()} | list_options(request.options)
+        case SizeRequest():
+            return list_options(request.options)
+        case _:
+            return set()
+
+
+def list_options(options: Mapping[str, Sequence[Treatment | None]]) -> set[str]:
+    """The compressors among the options of components."""
+    return {treatment.compressor for choices in options.values() for treatment in choices if treatment is not None}
+
+
+def list_layers(model: Model, names: Collection[str]) -> Iterator[tuple[int | None, list[str]]]:
+    """The layers that hold some of these components, from below, with their names; None, last, is outside of them."""
+    components = model.components
+    inside: dict[int | None, list[str]] = {}
+    for name in names:
+        inside.setdefault(components[name].layer, []).append(name)
+    yield from sorted(inside.items(), key=lambda item: math.inf if item[0] is None else item[0])

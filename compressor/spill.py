@@ -46,7 +46,7 @@ class Spill:
             safetensors.torch.save_file({"tensor": tensor.cpu().contiguous()}, path)
         except (OSError, safetensors.SafetensorError) as error:
             raise OutputError(
-                f"cannot keep hidden states in {self._folder.name}: {error}; free some space, or set TMPDIR elsewhere"
+                f"cannot keep tensors in {self._folder.name}: {error}; free some space, or set TMPDIR elsewhere"
             ) from None
         self._files[key] = path
 

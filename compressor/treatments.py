@@ -3,13 +3,14 @@
 import dataclasses
 import enum
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from compressor.calibrate import Calibration, check_needs
 from compressor.contracts import CompressedWeight, Compressor, Context
 from compressor.errors import CompressorError, ConfigError, PlanError, PluginError, suggest
 from compressor.models import Model
@@ -19,11 +20,15 @@ from compressor.values import Component, Offer, Plan, Treatment
 
 @dataclass
 class Treatments:
-    """The compressors of a run: those `configured`, by name, and any installed one that a plan brings options for."""
+    """The compressors of a run: those `configured`, by name, and any installed one that a plan brings options for.
+
+    `calibration` holds the statistics that compressors need, of the model as it stands; None while none were gathered.
+    """
 
     configured: Mapping[str, Compressor]
     installed: Registry[Compressor]
     seed: int = 0
+    calibration: Calibration | None = None
 
     def resolve(self, treatment: Treatment) -> Compressor:
         """The compressor with its options: the treatment's own, else as configured, else the defaults."""
@@ -38,6 +43,31 @@ class Treatments:
             return cls(**build_options(cls, treatment.options))
         except (TypeError, ValueError) as error:
             raise PlanError(f"the options of compressor `{cls.name}` are not valid: {error}") from None
+
+    def find_needs(self, compressors: Iterable[str]) -> frozenset[str]:
+        """The statistics that compressors of these names need; raises PluginError for those that nobody gathers."""
+        needs: set[str] = set()
+        for name in set(compressors):
+            compressor = self.configured.get(name) or self.installed[name]
+            check_needs(name, compressor.needs)
+            needs |= compressor.needs
+        return frozenset(needs)
+
+    def is_sequential(self, treatment: Treatment) -> bool:
+        """Does its compressor want statistics from below what it has compressed already?"""
+        return bool(self.find_needs([treatment.compressor])) and self.resolve(treatment).sequential
+
+    def make_context(self, compressor: Compressor, component: Component, weight: Tensor) -> Context:
+        """What the compressor may know; raises PlanError where statistics that it needs were not gathered."""
+        if not compressor.needs:
+            return Context(component, self.seed)
+        found = None if self.calibration is None else self.calibration.read(component.name, compressor.needs)
+        if found is None:
+            raise PlanError(
+                f"compressor `{compressor.name}` needs {', '.join(sorted(compressor.needs))} of `{component.name}`, "
+                "which were not gathered; give Treatments a `calibration` by compressor.calibrate.gather"
+            )
+        return Context(component, self.seed, {name: tensor.to(weight.device) for name, tensor in found.items()})
 
     def fill_options(self, plan: Plan) -> dict[str, Treatment]:
         """The same plan with every option written out, so that it means the same elsewhere."""
@@ -58,9 +88,7 @@ class Treatments:
 
     def compress(self, model: Model, plan: Plan) -> dict[str, CompressedWeight]:
         """Every component of the plan, compressed from its current weight; the model stays as it is."""
-        for name in plan:
-            if name not in model.components:
-                raise PlanError(f"unknown component `{name}`; {suggest(name, model.components)}")
+        check_names(model, plan)
         return {name: self.compress_one(model, name, treatment) for name, treatment in plan.items()}
 
     def compress_one(self, model: Model, name: str, treatment: Treatment) -> CompressedWeight:
@@ -82,7 +110,7 @@ class Treatments:
         ):
             chosen = list(group)
             compressor = self.resolve(chosen[0])
-            offer, context = compressor.offer(component), Context(component, self.seed)
+            offer, context = compressor.offer(component), self.make_context(compressor, component, weight)
             with named_by(self.installed, compressor, component.name):
                 for compressed in self._apply(compressor, offer, weight, chosen, context, by_row):
                     check_dense(compressed.dense(), weight)
@@ -143,8 +171,8 @@ class Treatments:
         limits = torch.tensor(list(thresholds), dtype=torch.float64)
         counts = {}
         for name, component in model.components.items():
-            chosen = self.configured[compressor]
-            importance = chosen.importance(model.read(name), Context(component, self.seed))
+            chosen, weight = self.configured[compressor], model.read(name)
+            importance = chosen.importance(weight, self.make_context(chosen, component, weight))
             if importance is None:
                 raise ConfigError(
                     f"compressor `{compressor}` does not rank single weights, which this schedule needs; "
@@ -171,6 +199,14 @@ class named_by:
         if isinstance(error, Exception) and not isinstance(error, CompressorError):
             reason = " ".join(str(error).split())
             raise PluginError(f"{self.text}: {type(error).__name__}: {reason}") from error
+
+
+def check_names(model: Model, plan: Plan) -> None:
+    """Raise PlanError for a component that the model does not have."""
+    components = model.components
+    for name in plan:
+        if name not in components:
+            raise PlanError(f"unknown component `{name}`; {suggest(name, components)}")
 
 
 def check_dense(dense: Tensor, weight: Tensor) -> None:

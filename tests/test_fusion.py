@@ -24,7 +24,14 @@ from compressor.fusion import FusedSchedule, fuse, name_unit
 from compressor.models import load_model
 from compressor.plugins import installed
 from compressor.run import execute
-from compressor.settings import ComponentSettings, DataSettings, ExportSettings, ModelSettings, Settings, TrackingSettings
+from compressor.settings import (
+    ComponentSettings,
+    DataSettings,
+    ExportSettings,
+    ModelSettings,
+    Settings,
+    TrackingSettings,
+)
 from compressor.testing.rehearsal import Rehearsal
 from compressor.values import Component, Offer, Treatment
 from compressor_plugins.metrics.fdtm import Fdtm

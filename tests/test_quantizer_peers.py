@@ -14,6 +14,8 @@ SAME = {
     ("compressed-tensors", "int4, symmetric=False"): 0.9999,
     ("optimum-quanto", "int4, zero points"): 0.9999,
     ("optimum-quanto", "hqq"): 0.98,
+    ("llmcompressor", "gptq, order=none, −8 too"): 0.999,
+    ("llmcompressor", "gptq, order=act, −8 too"): 0.999,
 }
 """The least share of integers that must be the same; the others have another grid on purpose."""
 
@@ -26,7 +28,8 @@ def test_integers_are_those_of_others(peer: str) -> None:
     for name, weight in make_weights((32, 256), 0).items():
         for method, ours, theirs in compare(weight):
             row = describe(weight, ours, theirs)
-            assert row["gap"] <= 1 and row["same"] >= SAME.get((peer, method), 0.7), (name, method, row)
+            assert row["same"] >= SAME.get((peer, method), 0.7), (name, method, row)
+            assert row["gap"] <= 1 or method.startswith("gptq"), (name, method, row)  # one error moves all that follow
             assert torch.isfinite(ours.dense).all()
             if method == "hqq":
                 assert row["|error|^0.7, ours"] <= row["|error|^0.7, theirs"] * 1.001, (name, row)

@@ -32,8 +32,26 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 """What compressors are tried on, made of normal numbers `[out, in]` whose sizes no group divides."""
 
 
+def make_statistics(width: int) -> dict[str, Tensor]:
+    """Those of random inputs that go together, more than there are of them; the last one is always 0."""
+    import torch
+
+    from compressor.calibrate import STATISTICS
+
+    mixed = torch.randn(width, width, generator=torch.Generator().manual_seed(1)) / width**0.5
+    inputs = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(2)) @ mixed
+    inputs[:, -1] = 0
+    found = {}
+    for name, statistic in STATISTICS.items():
+        found[name] = torch.zeros(statistic.shape(width), dtype=statistic.dtype)
+        statistic.add(found[name], inputs)
+        if statistic.is_mean:
+            found[name] /= len(inputs)
+    return found
+
+
 class CompressorContract(PluginContract):
-    """The promises of a `Compressor`; override `context` where it `needs` calibration statistics."""
+    """The promises of a `Compressor`; calibration statistics, if it `needs` any, are those of random inputs."""
 
     contract = Compressor
 
@@ -44,9 +62,16 @@ class CompressorContract(PluginContract):
         return WEIGHTS[request.param](torch.randn(19, 75, generator=torch.Generator().manual_seed(0)))
 
     def context(self, weight: Tensor) -> Context:
-        """A component that is stored as `weight` is."""
+        """A component that is stored as `weight` is, with every calibration statistic."""
         out, width = weight.shape
-        return Context(Component("model.layers.0.mlp.up_proj", "up", 0, (out, width), weight.element_size() * 8))
+        component = Component("model.layers.0.mlp.up_proj", "up", 0, (out, width), weight.element_size() * 8)
+        return Context(component, statistics=make_statistics(width))
+
+    def test_needs_are_gathered(self, plugin: Compressor) -> None:
+        """Every calibration statistic in `needs` is one that a run gathers."""
+        from compressor.calibrate import check_needs
+
+        check_needs(plugin.name, plugin.needs)
 
     def amounts(self, plugin: Compressor, weight: Tensor) -> list[float]:
         """Every level that is offered, or a few amounts across the range; the smallest first."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from compressor import hookimpl
 from compressor.contracts import Compressor
 
+from .gptq import Gptq
 from .hqq import Hqq
 from .int4 import Int4
 from .int8 import Int8
@@ -14,5 +15,5 @@ from .rtn import Rtn
 
 @hookimpl
 def register_compressors(register: Callable[[type[Compressor]], None]) -> None:
-    for compressor in (Int8, Int4, Rtn, Nf4, Hqq):
+    for compressor in (Int8, Int4, Rtn, Nf4, Hqq, Gptq):
         register(compressor)

@@ -1,14 +1,16 @@
-"""Calibration-free quantizers against other implementations, on the same weights: do the same integers come out?
+"""Quantizers against other implementations, on the same weights: do the same integers come out?
 
     python -m tests.benchmarks quantizers [--shape 256 512] [--seed 0]
 
 Packages of the extra `bench` that are missing are left out. Weights are float32, so that no scale is rounded to 16
 bits; groups are 64 weights along `in`. `same` is the share of equal integers, `gap` the largest difference of two of
 them, `error` the root mean square of w − ŵ by the standard deviation of w, and `|error|^0.7` the mean of what HQQ
-minimises, by that of its start.
+minimises, by that of its start. `output` is what GPTQ minimises, the mean of (w − ŵ) H (w − ŵ)ᵀ over rows w, by that of
+round to nearest; H is the second moment of inputs that go together, twice as many as there are columns.
 """
 
 import argparse
+import functools
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Iterator
@@ -20,11 +22,13 @@ from torch import Tensor
 from compressor.contracts import CompressedWeight, Compressor, Context
 from compressor.values import Component
 from compressor_plugins.quantization.affine import AffineWeight, fit_range, place_affine
+from compressor_plugins.quantization.gptq import Gptq, Order
 from compressor_plugins.quantization.hqq import Hqq
 from compressor_plugins.quantization.int4 import Int4
-from compressor_plugins.quantization.integers import IntegerWeight
+from compressor_plugins.quantization.integers import IntegerWeight, round_to_grid
 from compressor_plugins.quantization.nf4 import Nf4
 from compressor_plugins.quantization.normal_float import NormalFloatWeight
+from compressor_plugins.quantization.second_order import factor_inverse, round_columns
 
 GROUP = 64
 
@@ -40,13 +44,28 @@ Found = Iterator[tuple[str, Result, Result]]
 """What was compared, by the project, by the other implementation."""
 
 
+def make_component(weight: Tensor) -> Component:
+    return Component("model.layers.0.mlp.up_proj", "up", 0, (weight.shape[0], weight.shape[1]), 32)
+
+
 def compress(compressor: Compressor, weight: Tensor) -> Result:
-    component = Component("model.layers.0.mlp.up_proj", "up", 0, (weight.shape[0], weight.shape[1]), 32)
-    found: CompressedWeight = compressor.compress(weight, 1 - 4 / 32, Context(component))
+    component = make_component(weight)
+    statistics = make_statistics(weight.shape[1])
+    found: CompressedWeight = compressor.compress(weight, 1 - 4 / 32, Context(component, statistics=statistics))
     if isinstance(found, NormalFloatWeight):
         return Result(found.indices.int(), found.dense())
     assert isinstance(found, IntegerWeight | AffineWeight)
     return Result(found.integers.int(), found.dense())
+
+
+@functools.cache
+def make_statistics(width: int) -> dict[str, Tensor]:
+    """Of inputs that go together, of different sizes."""
+    generator = torch.Generator().manual_seed(7)
+    sizes = torch.randn(width, generator=generator).exp()
+    mixed = torch.randn(width, width, generator=generator) * sizes
+    inputs = torch.randn(2 * width, width, generator=generator) @ mixed
+    return {"hessian": inputs.T @ inputs / len(inputs), "tokens": torch.tensor(len(inputs))}
 
 
 def compare_bitsandbytes(weight: Tensor) -> Found:
@@ -132,12 +151,35 @@ def compare_quanto(weight: Tensor) -> Found:
         yield name, compress(compressor, weight), theirs
 
 
+def compare_llmcompressor(weight: Tensor) -> Found:
+    """Given the scales here, on which it also uses −8, to the left of what is −7 here."""
+    quantization = importlib.import_module("compressed_tensors.quantization")
+    quantize = importlib.import_module("llmcompressor.modifiers.gptq.gptq_quantize").quantize_weight
+    hessian = make_statistics(weight.shape[1])["hessian"]
+    grid = round_to_grid(weight, 4, GROUP, len(weight), make_component(weight))
+    for order, name in ((Order.none, None), (Order.act, "static")):
+        rule = quantization.QuantizationArgs(
+            num_bits=4, symmetric=True, strategy="group", group_size=GROUP, actorder=name
+        )
+        zeros = torch.zeros_like(grid.scales, dtype=torch.int8)
+        given = (weight.clone(), hessian.clone(), grid.scales, zeros)
+        dense = quantize(*(part[None] for part in given), None, rule, blocksize=128, percdamp=0.01)[0][0]
+        theirs = Result((dense.view(-1, GROUP) / grid.scales.view(-1, 1)).round().int().view(weight.shape), dense)
+        compressor = Gptq(group=GROUP, order=order)
+        yield f"gptq, order={order.name}", compress(compressor, weight), theirs
+        columns = compressor.order_columns(hessian)
+        factor = factor_inverse(hessian, compressor.damping, columns, "a weight")
+        ours = round_columns(weight, grid, factor, columns, (-8, 7), compressor.block)
+        yield f"gptq, order={order.name}, −8 too", Result(ours.integers.int(), ours.dense()), theirs
+
+
 PEERS: dict[str, tuple[str, Callable[[Tensor], Found]]] = {
     "bitsandbytes": ("bitsandbytes", compare_bitsandbytes),
     "hqq": ("hqq.core.quantize", compare_hqq),
     "torchao": ("torchao", compare_torchao),
     "compressed-tensors": ("compressed_tensors", compare_compressed_tensors),
     "optimum-quanto": ("optimum.quanto", compare_quanto),
+    "llmcompressor": ("llmcompressor", compare_llmcompressor),
 }
 """Distribution -> what to import, and the comparison."""
 
@@ -152,6 +194,7 @@ def make_weights(shape: tuple[int, int], seed: int) -> dict[str, Tensor]:
 
 def describe(weight: Tensor, ours: Result, theirs: Result) -> dict[str, Any]:
     start = (weight - start_hqq(weight).dense).abs().pow(0.7).mean()
+    hessian, plain = make_statistics(weight.shape[1])["hessian"], weight - compress(Int4(GROUP), weight).dense
     row: dict[str, Any] = {
         "same": float((ours.integers == theirs.integers).double().mean()),
         "gap": int((ours.integers - theirs.integers).abs().max()),
@@ -160,6 +203,7 @@ def describe(weight: Tensor, ours: Result, theirs: Result) -> dict[str, Any]:
         error = weight - result.dense
         row[f"error, {who}"] = float(error.square().mean().sqrt() / weight.std())
         row[f"|error|^0.7, {who}"] = float(error.abs().pow(0.7).mean() / start)
+        row[f"output, {who}"] = float(((error @ hessian) * error).sum() / ((plain @ hessian) * plain).sum())
     return row
 
 

@@ -1,0 +1,232 @@
+"""What compressors may know of a component's inputs: gathered while the model reads what the base said.
+
+With x_t `[in]` the inputs of a component, one for each token t that comes to it, and n the number of these tokens:
+
+    hessian  `[in, in]`  Σ_t x_t x_tᵀ / n
+    absmax   `[in]`      max_t |x_t|
+    tokens   `[]`        n
+
+all in float32 but n, which is an int64 and 0 for an expert that no token reached; the others are zero there. Tokens
+are those that a scoring pass is fed: prefixes and continuations without the last token. The LM head sees what comes to
+continuations only. A token whose inputs are all zero does not count: so a family says that it is not for an expert.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import ModelError, PluginError, suggest
+from compressor.models import Model
+from compressor.models.components import find_layers
+from compressor.models.products import Products, experts_apart
+from compressor.models.slots import Slot
+from compressor.reference import Reference
+from compressor.spill import Spill
+
+AT_ONCE = 1 << 30
+"""Bytes of statistics that one forward pass gathers on the device; a single component may need more."""
+WAITING = 1 << 32
+"""Bytes of statistics that wait in memory; more of them go to disk."""
+PROBE = (1, 4)
+"""Sequences and tokens of the forward pass that finds out which components have the same inputs."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A sum, or the like, over tokens: its shape by the width of the inputs, and how inputs `[token, in]` are added."""
+
+    shape: Callable[[int], tuple[int, ...]]
+    add: Callable[[Tensor, Tensor], object]
+    is_mean: bool = False
+    dtype: torch.dtype = torch.float32
+
+
+TOKENS = "tokens"
+STATISTICS = {
+    "hessian": Statistic(lambda width: (width, width), lambda total, x: total.addmm_(x.mT, x), is_mean=True),
+    "absmax": Statistic(lambda width: (width,), lambda total, x: torch.maximum(total, x.abs().amax(0), out=total)),
+    TOKENS: Statistic(lambda width: (), lambda total, x: total.add_(x.any(-1).sum()), dtype=torch.int64),
+}
+
+
+def check_needs(compressor: str, needs: Iterable[str]) -> None:
+    """Raise PluginError for statistics that nobody gathers."""
+    for name in needs:
+        if name not in STATISTICS:
+            raise PluginError(
+                f"compressor `{compressor}` needs the calibration statistic `{name}`, which nobody gathers; "
+                f"{suggest(name, STATISTICS)}"
+            )
+
+
+@dataclass
+class Calibration:
+    """The statistics `names` of components, on the host; their files go when nobody holds them any more.
+
+    Components that have the same inputs share a source. `passes` is how many forward passes it took.
+    """
+
+    names: frozenset[str]
+    sources: Mapping[str, str]
+    passes: float = 0.0
+    spill: Spill = field(default_factory=lambda: Spill(WAITING), repr=False)
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, self.spill.__exit__)
+
+    def read(self, component: str, names: Iterable[str]) -> dict[str, Tensor] | None:
+        """By name; None for a component of which nothing was gathered, or not all of these."""
+        if component not in self.sources or not self.names.issuperset(names):
+            return None
+        return {name: self.spill.get((self.sources[component], name)) for name in names}
+
+
+def gather(
+    model: Model, reference: Reference, components: Collection[str], names: Iterable[str], last: int | None = None
+) -> Calibration:
+    """Statistics of `components`, of the model as it stands, over all sequences of `reference`.
+
+    With `last` nothing behind that layer is run. Raises ModelError for a component whose inputs cannot be seen, or are
+    not finite.
+    """
+    wanted = frozenset(names) | {TOKENS}
+    slots = {name: model.slots[name] for name in components}
+    with experts_apart(model.network, slots):
+        gathering = _Gathering(model, reference, slots, wanted, last)
+        sources = gathering.find_sources()
+        calibration = Calibration(wanted, sources)
+        for group in gathering.list_groups(dict.fromkeys(sources.values())):
+            calibration.passes += gathering.share
+            for source, totals in gathering.gather_group(group).items():
+                for name, total in totals.items():
+                    calibration.spill.put((source, name), total)
+    gathering.check_seen()
+    return calibration
+
+
+@dataclass
+class _Gathering:
+    """One call of `gather`; `used` and `seen` are components whose parameter was used, or multiplied with."""
+
+    model: Model
+    reference: Reference
+    slots: Mapping[str, Slot]
+    names: frozenset[str]
+    last: int | None
+    used: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)
+
+    @property
+    def share(self) -> float:
+        """Of a forward pass, that each of these is."""
+        layers = len(find_layers(self.model.network)[1])
+        return 1.0 if self.last is None else (self.last + 1) / layers
+
+    def find_sources(self) -> dict[str, str]:
+        """For each component the first that has the very same inputs, by a pass over a few tokens."""
+        heard: dict[str, list[object]] = {name: [] for name in self.slots}
+        kept: list[Tensor] = []  # so that no two tensors have one address
+
+        def hear(names: Sequence[str], inputs: Tensor) -> None:
+            kept.append(inputs)
+            for name in names:
+                heard[name].append((inputs.data_ptr(), inputs.shape, inputs.stride(), inputs._version))
+
+        sequences, length = PROBE
+        with self._watched(self.slots, hear):
+            self._run(self.reference.tokens[:sequences, :length])
+        first: dict[object, str] = {}
+        return {name: first.setdefault(tuple(calls) or name, name) for name, calls in heard.items()}
+
+    def list_groups(self, sources: Iterable[str]) -> Iterator[list[str]]:
+        """Sources that are gathered together, in order."""
+        group: list[str] = []
+        held = 0
+        for source in sources:
+            width = self.slots[source].component.shape[1]
+            size = sum(torch.Size(STATISTICS[name].shape(width)).numel() * 4 for name in self.names)
+            if group and held + size > AT_ONCE:
+                yield group
+                group, held = [], 0
+            group.append(source)
+            held += size
+        if group:
+            yield group
+
+    def gather_group(self, group: Collection[str]) -> dict[str, dict[str, Tensor]]:
+        """Source -> name -> statistic, by one forward pass over all sequences."""
+        totals: dict[str, dict[str, Tensor]] = {}
+        for source in group:
+            width, device = self.slots[source].component.shape[1], self.model.device
+            totals[source] = {
+                name: torch.zeros(STATISTICS[name].shape(width), dtype=STATISTICS[name].dtype, device=device)
+                for name in self.names
+            }
+
+        def hear(names: Sequence[str], inputs: Tensor) -> None:
+            rows = inputs.float()
+            for source in names:
+                for name, total in totals[source].items():
+                    STATISTICS[name].add(total, rows)
+
+        with self._watched({source: self.slots[source] for source in group}, hear):
+            for _, tokens in self.reference.batches():
+                self._run(tokens[:, :-1])
+        for source, found in totals.items():
+            self._finish(source, found)
+        return totals
+
+    def _finish(self, source: str, totals: dict[str, Tensor]) -> None:
+        """Sums become means; raises ModelError for what is not finite."""
+        for name, total in totals.items():
+            if STATISTICS[name].is_mean:
+                total /= totals[TOKENS].clamp(min=1)
+            if not total.isfinite().all():
+                raise ModelError(
+                    f"the inputs of `{source}` hold NaN or infinity, or their squares are too large; use "
+                    "model.dtype=float32, or exclude it by components.exclude"
+                )
+
+    def check_seen(self) -> None:
+        """Raise ModelError for a component that is used, and no product shows by what."""
+        for name in self.slots:
+            if name in self.used - self.seen:
+                raise ModelError(
+                    f"the inputs of `{name}` cannot be seen: its matrix is used, and not in a matrix product; exclude "
+                    "it by components.exclude, or leave out compressors that need calibration statistics"
+                )
+
+    @contextmanager
+    def _watched(self, slots: Mapping[str, Slot], hear: Callable[[Sequence[str], Tensor], None]) -> Iterator[None]:
+        """Inside, products are heard, and the model stops behind the last layer that is wanted."""
+        layers = find_layers(self.model.network)[1]
+        products = Products(slots, hear)
+        handle = None if self.last is None else layers[self.last].register_forward_hook(_stop)
+        try:
+            with products:
+                yield
+        finally:
+            if handle is not None:
+                handle.remove()
+        self.used |= products.used
+        self.seen |= products.seen
+
+    def _run(self, tokens: Tensor) -> None:
+        try:
+            self.model.logits(tokens, min(tokens.shape[1], self.reference.continuation_tokens))
+        except _Enough:
+            pass
+
+
+class _Enough(Exception):
+    """The forward pass has come as far as it is wanted."""
+
+
+def _stop(module: nn.Module, inputs: object, output: object) -> None:
+    raise _Enough

@@ -1,0 +1,96 @@
+"""GPTQ."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from compressor.contracts import Compressor, Context
+from compressor.errors import ConfigError
+from compressor.values import Component, Offer
+
+from .integers import IntegerWeight, check_group, check_widths, choose_bits, offer_bits, round_to_grid
+from .second_order import factor_inverse, note_tokens, round_columns
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Order(enum.Enum):
+    """Which columns are rounded first: those with the largest inputs, or as they come."""
+
+    act = "act"
+    none = "none"
+
+
+@dataclass
+class Gptq(Compressor):
+    """Integers of b bits, b among `bits`, rounded column by column; what is left makes up for the error so far.
+
+    For `[out, in]` with H = Σ x xᵀ / n of its inputs, a row's error is (w − ŵ) H (w − ŵ)ᵀ, the mean square of what it
+    changes in the output. With U upper triangular, Uᵀ U = (H + λI)⁻¹ and λ = `damping` · mean(diag H), columns j go
+
+        q_j = clamp(round(w_j / s), ±(2^(b−1) − 1)),  w_k ← w_k − U_jk (w_j − s q_j) / U_jj  for the columns k to come,
+
+    which is the best that these can do. Scales s = max|w| / (2^(b−1) − 1) are those of round to nearest, of the weight
+    as it was: one for each `group` of neighbours along `in`, the last of a row may be shorter. So they do not depend on
+    the `order`, and groups stay together in what is stored when columns are taken by their mean squared input, the
+    largest first (`act`). `block` is how many columns are done before the rest is moved, which only saves time.
+    `sequential` means that inputs are those of a model whose lower layers are compressed, where a plan is kept.
+
+    A column whose input was always 0 is rounded to nearest: H says nothing of it, but on another text it may count.
+    So is a component that no token reached. The amount of b is 1 − b / stored bits; scales come on top and are counted.
+
+    Source: Frantar et al., GPTQ, ICLR 2023 (arXiv 2210.17323). There columns without input are set to 0, and
+    scales are found when a group is reached; its code has scales of the weight as it was for `static_groups`.
+    """
+
+    bits: list[int] = field(default_factory=lambda: [4])
+    group: int = 128
+    damping: float = 0.01
+    order: Order = Order.act
+    block: int = 128
+    sequential: bool = True
+
+    name: ClassVar[str] = "gptq"
+    needs: ClassVar[frozenset[str]] = frozenset({"hessian", "tokens"})
+
+    def offer(self, component: Component) -> Offer:
+        check_group(self.name, self.group, least=1)
+        check_widths(self.name, list(self.bits))
+        for option, value, fits, rule, example in (
+            ("damping", self.damping, 0 < self.damping < math.inf, "positive and finite", "0.01"),
+            ("block", self.block, self.block >= 1, "at least 1", "128"),
+        ):
+            if not fits:
+                raise ConfigError(f"`compressor.gptq.{option}` must be {rule}, got {value}; give for example {example}")
+        return offer_bits(self.name, list(self.bits), component)
+
+    def compress(self, weight: Tensor, amount: float, context: Context) -> IntegerWeight:
+        (compressed,) = self.compress_each(weight, [amount], context)
+        return compressed
+
+    def compress_each(self, weight: Tensor, amounts: Sequence[float], context: Context) -> Iterator[IntegerWeight]:
+        """All amounts share U."""
+        component, hessian = context.component, context.statistics["hessian"]
+        widths = [choose_bits(self.name, self.offer(component), amount, component) for amount in amounts]
+        tokens, columns = int(context.statistics["tokens"]), self.order_columns(hessian)
+        note_tokens(component.name, tokens, len(columns))
+        knows = tokens > 0 and bool(hessian.any())
+        factor = factor_inverse(hessian, self.damping, columns, component.name) if knows else None
+        for bits in widths:
+            plain = round_to_grid(weight, bits, self.group, len(weight), component)
+            limits = (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)
+            yield plain if factor is None else round_columns(weight, plain, factor, columns, limits, self.block)
+
+    def order_columns(self, hessian: Tensor) -> Tensor:
+        """The numbers of the columns, in the order in which they are rounded."""
+        import torch
+
+        sizes = hessian.diagonal()
+        if self.order is Order.act:
+            return sizes.argsort(descending=True, stable=True)
+        return torch.arange(len(sizes), device=sizes.device)
