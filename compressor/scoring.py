@@ -11,7 +11,15 @@ import numpy as np
 from torch import Tensor
 
 from compressor.calibrate import Calibration, gather
-from compressor.contracts import EstimableMetric, Estimate, EstimateRequest, Metric, Prefixes, ScoreRequest
+from compressor.contracts import (
+    CompressedWeight,
+    EstimableMetric,
+    Estimate,
+    EstimateRequest,
+    Metric,
+    Prefixes,
+    ScoreRequest,
+)
 from compressor.errors import ConfigError
 from compressor.files import append_json_line
 from compressor.models import Model
@@ -30,6 +38,9 @@ from compressor.values import Plan, Score, Scores, Treatment
 PASSES_OF_WALK = 4
 """A walk back is a forward pass, a second one layer by layer, and gradients of inputs and of weights."""
 
+REMEMBERED = 1 << 33
+"""Packed bits of weights that are remembered in a round."""
+
 
 @dataclass(kw_only=True)
 class Scorer:
@@ -38,7 +49,8 @@ class Scorer:
     `tokens` is the length of a continuation, `prefixes` how many there are to search on; lines of scores go to
     `folder`. `passes` is what the round has cost so far, in forward passes over all search prefixes, `trials` how many
     plans it has tried. `settings` say how the best of many trials are found, `savings` what that has saved in the
-    round, `screen` what it knows of treatments, `makers` make the weights of treatments.
+    round, `screen` what it knows of treatments, `makers` make the weights of treatments,
+    and `made` are some of these.
     """
 
     model: Model
@@ -58,6 +70,7 @@ class Scorer:
     savings: Savings = field(default_factory=Savings)
     screen: Screen = field(default_factory=Screen)
     makers: dict[Hashable, Callable[[], Tensor]] = field(default_factory=dict, repr=False)
+    made: dict[Hashable, CompressedWeight] = field(default_factory=dict, repr=False)
 
     def calibrate(self, compressors: Iterable[str]) -> None:
         """Gather what the compressors of these names need of all components, where it is not there already.
@@ -157,15 +170,29 @@ class Scorer:
 
     def find_maker(self, name: str, treatment: Treatment) -> Callable[[], Tensor]:
         maker = partial(self.make_weight, name, treatment)
-        if treatment.rows is not None:  # of these hardly two are the same
-            return maker
-        return self.makers.setdefault((name, treatment.compressor, treatment.amount, repr(treatment.options)), maker)
+        key = identify(name, treatment)
+        return maker if key is None else self.makers.setdefault(key, maker)
 
     def make_weight(self, name: str, treatment: Treatment) -> Tensor:
-        return self.treatments.compress(self.model, {name: treatment})[name].dense()
+        """The weight `[out, in]` after a treatment; what is made from statistics is remembered, for that takes long."""
+        key = identify(name, treatment)
+        if key in self.made:
+            return self.made[key].dense()
+        compressed = self.treatments.compress(self.model, {name: treatment})[name]
+        held = sum(made.bits for made in self.made.values())
+        if key and self.treatments.resolve(treatment).needs and held + compressed.bits <= REMEMBERED:
+            self.made[key] = compressed
+        return compressed.dense()
 
     def summarize(self, statistics: Statistics) -> dict[str, Score]:
         return {name: summarize(self.metrics[name], rows, self.seed) for name, rows in statistics.items()}
+
+
+def identify(name: str, treatment: Treatment) -> Hashable:
+    """The same for the same treatment of a component; None where each row has an amount: hardly two are the same."""
+    if treatment.rows is not None:
+        return None
+    return name, treatment.compressor, treatment.amount, repr(treatment.options)
 
 
 def list_measured(request: EstimateRequest) -> list[Plan]:

@@ -27,7 +27,7 @@ from compressor.search import Search
 from compressor.settings import ComponentSettings, DType, ModelSettings
 from compressor.spill import Spill
 from compressor.sweep import Sweep
-from compressor.values import Component, Offer, Treatment
+from compressor.values import Component, Offer, Plan, Treatment
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.pruning.masking import PrunedWeight
 from tests.estimates import Bench, make_bench, make_reference, make_treatments
@@ -388,6 +388,19 @@ def test_statistics_are_gathered_once_and_again_after_a_plan_was_kept(bench: Ben
     after = dict(Scaled.given)[last]
     expected = take(bench).read(last, ["hessian"])["hessian"]
     assert torch.equal(after, expected) and not torch.equal(after, before)
+
+
+def test_what_is_made_from_statistics_is_made_once_in_a_round(bench: Bench, tmp_path: Path) -> None:
+    search = make_search(bench, Scaled(), folder=tmp_path)
+    first, second, *_ = bench.model.components
+    half, most = Treatment("scaled", 0.5), Treatment("scaled", 0.9)
+    trials: list[Plan] = [{first: half}, {first: half, second: half}, {first: most}]
+    scores = search.answer(ScoreRequest(trials, ["kl"]))
+    assert sorted(name for name, _ in Scaled.given) == sorted([first, first, second])
+    assert search.answer(ScoreRequest(trials, ["kl"])) == scores and len(Scaled.given) == 3
+    search.answer(KeepRequest({second: half}))
+    search.answer(ScoreRequest([{first: half}], ["kl"]))
+    assert [name for name, _ in Scaled.given[3:]] == [second, first]
 
 
 def test_a_kept_plan_alone_is_one_pass(bench: Bench, tmp_path: Path) -> None:
