@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -75,6 +75,9 @@ class FakeSearch(Search):
     """A search without a model; the screen predicts `predicted` `[trial, sequence]`."""
 
     predicted: Array | None = None
+
+    def calibrate(self, compressors: Iterable[str]) -> None:
+        """There is nothing to gather."""
 
     def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
         assert self.predicted is not None
