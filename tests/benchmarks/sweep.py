@@ -1,6 +1,6 @@
 """The sweep engine against plain forward passes, and against generating with both models.
 
-    python -m tests.benchmarks sweep [--models NAME …] [--repeat 3] [--target 0.5] [--generated 2] [--no-memory]
+    python -m tests.benchmarks sweep [--models NAME …] [--repeat 3] [--target 0.5] [--generated 2] [--parts NAME …]
 
 One round of Algorithm 1: two trials of every component, at half and at one and a half of the target, scored on 64
 prefixes of 32 + 64 tokens. Then, as `depth`, one depth of a beam of width 10: ten plans that treat half of the
@@ -42,6 +42,7 @@ from .runs import MODELS, make_random, open_run
 
 Array = np.ndarray[Any, Any]
 METRICS = {"fdt": "fdtm", "kl": "kl"}
+PARTS = ("round", "depth", "generate", "memory")
 DOWNSTREAM = {
     **dict.fromkeys(["q_proj", "k_proj", "v_proj"], ("o_proj", "gate_proj", "up_proj", "down_proj")),
     "o_proj": ("gate_proj", "up_proj", "down_proj"),
@@ -134,47 +135,75 @@ def score(sweep: Sweep, mode: SweepMode, trials: list[Trial], metric: str) -> li
     return sweep.score_all(trials, [metric])
 
 
-def measure_model(model: str, prefixes: int, repeat: int, target: float, generated: int) -> dict[str, Any]:
+def measure_round(run: Run, repeat: int, target: float) -> dict[str, Any]:
     """Seconds, ratios and arithmetic of one round; ratios are medians over repetitions of both, one after the other."""
+    sweep, trials = run.sweeps[Prefixes.SEARCH], list_trials(run, target)
+    row: dict[str, Any] = {"trials": len(trials)}
+    for label, metric in METRICS.items():
+        pairs, found, expected = compare_modes(sweep, trials, metric, repeat)
+        row |= {
+            f"plain s, {label}": statistics.median(plain for plain, _ in pairs),
+            f"engine s, {label}": statistics.median(exact for _, exact in pairs),
+            f"plain / engine, {label}": statistics.median(plain / exact for plain, exact in pairs),
+            f"equal, {label}": check_equal(found, expected),
+        }
+        leading = [statistics_["fdtm"][:, 0] for statistics_ in found] if metric == "fdtm" else None
+        done = count_done(partial(score, sweep, SweepMode.exact, trials, metric))
+        without, needed = count_products(run, leading)
+        row |= {f"floor, {label}": without / needed, f"products, {label}": done / needed}
+    return row
+
+
+def measure_depth(run: Run, repeat: int, target: float) -> dict[str, Any]:
+    """The same ratios for one depth of a beam."""
+    deep = list_depth(run, target)
+    row: dict[str, Any] = {"trials, depth": len(deep)}
+    for label, metric in METRICS.items():
+        pairs, found, expected = compare_modes(run.sweeps[Prefixes.SEARCH], deep, metric, repeat)
+        row[f"plain / engine, depth, {label}"] = statistics.median(plain / exact for plain, exact in pairs)
+        row[f"equal, depth, {label}"] = check_equal(found, expected)
+    return row
+
+
+def measure_generation(run: Run, trials: int, target: float) -> dict[str, Any]:
+    """Seconds that generating would take for a round, from so many of its trials, by what the engine takes."""
+    sweep, every = run.sweeps[Prefixes.SEARCH], list_trials(run, target)
+    chosen = every[:: max(1, len(every) // trials)][:trials]
+    seconds, said = time_once(lambda: [generate_and_compare(run, trial) for trial in chosen])
+    scored = score(sweep, SweepMode.plain, chosen, "fdtm")
+    engine, _ = time_once(partial(score, sweep, SweepMode.exact, every, "fdtm"))
+    return {
+        "generate s": seconds / len(chosen) * len(every),
+        "generate / engine": seconds / len(chosen) * len(every) / engine,
+        "equal, generate": all(a == b["fdtm"][:, 0].tolist() for a, b in zip(said, scored, strict=True)),
+    }
+
+
+def compare_modes(
+    sweep: Sweep, trials: list[Trial], metric: str, repeat: int
+) -> tuple[list[tuple[float, float]], list[Statistics], list[Statistics]]:
+    """Seconds of plain passes and of the engine, each time one after the other, and what both found."""
+    score(sweep, SweepMode.exact, trials[:2], metric)  # the proof of the replay, once
+    pairs = []
+    for _ in range(repeat):
+        plain, expected = time_once(partial(score, sweep, SweepMode.plain, trials, metric))
+        exact, found = time_once(partial(score, sweep, SweepMode.exact, trials, metric))
+        pairs.append((plain, exact))
+    return pairs, found, expected
+
+
+def measure_model(
+    model: str, prefixes: int, repeat: int, target: float, generated: int, parts: Sequence[str]
+) -> dict[str, Any]:
+    """What was asked for, in this process."""
+    row: dict[str, Any] = {}
     with open_run(model, [Magnitude()], list(METRICS.values()), prefixes=prefixes, proof_prefixes=1) as run:
-        sweep, trials = run.sweeps[Prefixes.SEARCH], list_trials(run, target)
-        row: dict[str, Any] = {"trials": len(trials)}
-        for label, metric in METRICS.items():
-            sweep.mode = SweepMode.exact
-            sweep.score_all(trials[:2], [metric])  # the proof of the replay, once
-            pairs = []
-            for _ in range(repeat):
-                plain, expected = time_once(partial(score, sweep, SweepMode.plain, trials, metric))
-                exact, found = time_once(partial(score, sweep, SweepMode.exact, trials, metric))
-                pairs.append((plain, exact))
-            row |= {
-                f"plain s, {label}": statistics.median(plain for plain, _ in pairs),
-                f"engine s, {label}": statistics.median(exact for _, exact in pairs),
-                f"plain / engine, {label}": statistics.median(plain / exact for plain, exact in pairs),
-                f"equal, {label}": check_equal(found, expected),
-            }
-            leading = [statistics_["fdtm"][:, 0] for statistics_ in found] if metric == "fdtm" else None
-            done = count_done(partial(score, sweep, SweepMode.exact, trials, metric))
-            without, needed = count_products(run, leading)
-            row |= {f"floor, {label}": without / needed, f"products, {label}": done / needed}
-        deep = list_depth(run, target)
-        row["trials, depth"] = len(deep)
-        for label, metric in METRICS.items():
-            plain, expected = time_once(partial(score, sweep, SweepMode.plain, deep, metric))
-            exact, found = time_once(partial(score, sweep, SweepMode.exact, deep, metric))
-            row |= {
-                f"plain / engine, depth, {label}": plain / exact,
-                f"equal, depth, {label}": check_equal(found, expected),
-            }
-        if generated:
-            chosen = trials[:: max(1, len(trials) // generated)][:generated]
-            seconds, said = time_once(lambda: [generate_and_compare(run, trial) for trial in chosen])
-            scored = score(sweep, SweepMode.plain, chosen, "fdtm")
-            row["generate s"] = seconds / len(chosen) * len(trials)
-            row["generate / engine"] = row["generate s"] / row["engine s, fdt"]
-            row["equal, generate"] = float(
-                np.mean([a == b["fdtm"][:, 0].tolist() for a, b in zip(said, scored, strict=True)])
-            )
+        if "round" in parts:
+            row |= measure_round(run, repeat, target)
+        if "depth" in parts:
+            row |= measure_depth(run, repeat, target)
+        if "generate" in parts:
+            row |= measure_generation(run, generated, target)
     return row
 
 
@@ -192,7 +221,7 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--target", type=float, default=0.5)
     parser.add_argument("--generated", type=int, default=2)
-    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         for name in options.models:
@@ -200,8 +229,9 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
             if name == "random":
                 model, prefixes = str(Path(folder) / name), 4
                 make_random(model, 12, 640)
-            row = measure_apart(measure_model, model, prefixes, options.repeat, options.target, options.generated)
-            for label, metric in () if options.no_memory else METRICS.items():
+            how = (options.repeat, options.target, options.generated, options.parts)
+            row = measure_apart(measure_model, model, prefixes, *how)
+            for label, metric in METRICS.items() if "memory" in options.parts else ():
                 peaks = [
                     measure_apart(measure_memory, model, prefixes, options.target, metric, mode)
                     for mode in ("plain", "exact")
