@@ -17,6 +17,8 @@ from typing import Any
 
 from compressor.contracts import KeepRequest, Prefixes
 from compressor.run import Run
+from compressor.savings import Savings
+from compressor.screening import Screen
 from compressor.settings import SweepMode, SweepSettings
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.schedules.beam import Beam
@@ -56,6 +58,7 @@ def search(run: Run, way: Way, width: int) -> tuple[KeepRequest, float, float]:
     """What the schedule would keep after all depths, and what it took: passes over 64 prefixes, CPU seconds."""
     began = time.process_time()
     run.search.settings, run.search.passes, run.search.trials = way.settings, 0.0, 0
+    run.search.savings, run.search.screen = Savings(), Screen()
     run.sweeps[Prefixes.SEARCH].mode = way.settings.mode
     dialogue = run.search.begin(Beam(width=width, ranker=way.ranker, statistic=way.statistic))
     while not isinstance(request := dialogue.propose(), KeepRequest):
