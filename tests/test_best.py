@@ -34,6 +34,7 @@ from compressor.settings import (
 )
 from compressor.statistics import summarize
 from compressor.sweep import Statistics, Sweep
+from compressor.treatments import Treatments
 from compressor.trials import Trial
 from compressor.values import Plan, Treatment
 from compressor.workbench import check_numbers, check_screen
@@ -96,7 +97,7 @@ def make_search(folder: Path, data: Array, how: SweepSettings, metric: Metric | 
     return FakeSearch(
         model=nothing,
         metrics={metric.name: metric, "kl": Kl()},
-        treatments=nothing,
+        treatments=Treatments({}, installed().compressors),
         sweeps=sweeps,
         folder=folder,
         progress=Silent(),
