@@ -1,0 +1,86 @@
+"""The contract of compressors: what one does to a weight matrix."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from compressor.errors import PlanError
+from compressor.grids import Grid
+from compressor.values import Component, Offer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a compressor may know besides the weight: its component, a seed, and the statistics it `needs`.
+
+    `statistics` are of the component's inputs x_t `[in]`, one for each token t of the search prefixes and of what the
+    base said after them, in the model as it stood when they were gathered. They are on the weight's device, and are not
+    to be changed, for components share them:
+
+    - `hessian` `[in, in]` float32: Σ_t x_t x_tᵀ / n, the second moment;
+    - `absmax` `[in]` float32: max_t |x_t|;
+    - `tokens` `[]` int64: n, how many tokens came to the component. An expert that none reached has 0, and zeros.
+    """
+
+    component: Component
+    seed: int = 0
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class CompressedWeight(ABC):
+    """A weight after compression, in the form in which it is stored."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """The value `[out, in]` that the matrix product uses, in the dtype of the weight that was given."""
+
+    @property
+    @abstractmethod
+    def bits(self) -> int:
+        """Bits of all packed tensors, scales included."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """The packed tensors, by the suffix that names them."""
+
+    @property
+    def grid(self) -> Grid | None:
+        """The weight as integers, if it is nothing else: then an export can pack it. None leaves it dense there."""
+        return None
+
+
+class Compressor(ABC):
+    """Takes bits away from one weight matrix. A pure function of weight, amount and context."""
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Names of calibration statistics, of those that `Context` lists."""
+    sequential: bool = False
+    """Are statistics to be gathered anew for each layer, when what lies below is compressed? When a plan is kept only:
+    trials are compressed by the statistics of the model as it stands."""
+
+    @abstractmethod
+    def offer(self, component: Component) -> Offer:
+        """The amounts that can be asked for; raises ConfigError where an option does not fit."""
+
+    @abstractmethod
+    def compress(self, weight: Tensor, amount: float, context: Context) -> CompressedWeight:
+        """Compress `weight` `[out, in]`, which must not be changed; `amount` is one that `offer` contains."""
+
+    def compress_each(self, weight: Tensor, amounts: Sequence[float], context: Context) -> Iterator[CompressedWeight]:
+        """`compress` at each of the amounts, one after the other; override it where they can share work, say a sort."""
+        return (self.compress(weight, amount, context) for amount in amounts)
+
+    def compress_rows(self, weight: Tensor, amounts: Sequence[float], context: Context) -> CompressedWeight:
+        """As `compress`, with an amount of its own for every output row; only where the offer is `by_row`."""
+        raise PlanError(f"`{self.name}` takes one amount per matrix; give `{context.component.name}` no rows")
+
+    def importance(self, weight: Tensor, context: Context) -> Tensor | None:
+        """`[out, in]`, smallest goes first, comparable between components; None if not a pruner of single weights."""
+        return None
