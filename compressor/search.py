@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from compressor.accounting import amount_of, mean_amount, treated_share
@@ -24,7 +25,8 @@ from compressor.contracts import (
     Waypoint,
 )
 from compressor.errors import ConfigError
-from compressor.fusion import FusedSchedule
+from compressor.export import AUTO, FileSizes
+from compressor.fusion import FusedSchedule, name_matrix, name_unit
 from compressor.models import Model
 from compressor.plans import plan_to_json
 from compressor.record import CurvePoint, RoundRecord
@@ -42,7 +44,7 @@ class Search(Scorer):
 
     `on_round` is called with the number and the record of each round that ends; `packed_bits` and `grids` are those of
     components as they are kept, `notes` what schedules want a person to know. With `fuses` a schedule decides for
-    fused components.
+    fused components. The model will be exported in the format `form`, to at most `most_bytes` where there is a limit.
     """
 
     on_round: Callable[[int, RoundRecord], None]
@@ -52,6 +54,13 @@ class Search(Scorer):
     notes: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     fuses: bool = False
+    form: str = AUTO
+    most_bytes: int | None = None
+
+    @cached_property
+    def files(self) -> FileSizes:
+        """What the model will take on disk."""
+        return FileSizes(self.model, self.form)
 
     def begin(self, schedule: Schedule) -> Dialogue:
         """Open the dialogue with a schedule, which checks its options now, before anything costs time."""
@@ -60,7 +69,9 @@ class Search(Scorer):
 
     def adapt(self, schedule: Schedule) -> Schedule:
         """The schedule as it is to be asked: it may have to decide for several components together."""
-        return FusedSchedule(schedule) if self.fuses and not schedule.repeats else schedule
+        if schedule.repeats or not (self.fuses or schedule.limits_files()):
+            return schedule
+        return FusedSchedule(schedule, name_unit if self.fuses else name_matrix)
 
     def describe_problem(self) -> Problem:
         """What a schedule knows of the model."""
@@ -73,6 +84,8 @@ class Search(Scorer):
             estimable=frozenset(name for name, metric in self.metrics.items() if isinstance(metric, EstimableMetric)),
             prefixes=self.prefixes,
             stored_bytes=self.model.stored_bytes,
+            packed=self.files.packs,
+            fixed_bytes=self.files.rest if self.files.packs else 0,
         )
 
     def run(self, dialogue: Dialogue) -> None:
@@ -95,17 +108,32 @@ class Search(Scorer):
             case EstimateRequest():
                 return self.estimate(request)
             case SizeRequest():
-                return self.treatments.sizes(self.model, request.options, self.packed_bits)
+                return self.count_sizes(request)
             case CountRequest():
                 return self.treatments.count(self.model, request.compressor, request.thresholds)
             case KeepRequest():
                 return self.keep(request)
+
+    def count_sizes(self, request: SizeRequest) -> dict[str, list[int]]:
+        """What options store: as compressors pack it, or in the files of the export."""
+        if not request.on_disk:
+            return self.treatments.sizes(self.model, request.options, self.packed_bits)
+        count = self.files.count_bits
+        now = {
+            name: count(name, self.model.read(name), self.packed_bits.get(name), self.grids.get(name))
+            for name, choices in request.options.items()
+            if None in choices
+        }
+        return self.treatments.sizes(
+            self.model, request.options, now, lambda name, made: count(name, made.dense(), made.bits, made.grid)
+        )
 
     def keep(self, request: KeepRequest) -> dict[str, float]:
         """Put a plan on the model, score it on the search prefixes, close the round."""
         plan = self.treatments.fill_options(request.plan)
         self.apply(plan)
         self.kept.update(plan)
+        self.most_bytes = request.most_bytes
         statistics = self.sweeps[Prefixes.SEARCH].score_current()
         round_record = RoundRecord(
             target=request.target,

@@ -88,6 +88,7 @@ class Workbench:
             rounds=rounds,
             notes=notes,
             fuses=self.settings.fuses,
+            form=self.settings.export.format,
         )
 
 

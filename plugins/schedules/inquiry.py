@@ -26,14 +26,15 @@ class Inquiry:
     choices: Choices
     objective: str
     in_bits: bool = False
+    on_disk: bool = False
     measured: bool = False
     by_row: bool = False
 
     def ask_sizes(self, options: Options) -> Asks:
-        """What each option stores, `[unit, option]` by component: packed bits, or the weights that it keeps."""
+        """What each option stores, `[unit, option]` by component: bits, packed or `on_disk`, or kept weights."""
         if not self.in_bits:
             return self.choices.sizes(options)
-        answer = yield SizeRequest(options)
+        answer = yield SizeRequest(options, self.on_disk)
         return {name: np.array([bits], dtype=np.float64) for name, bits in answer.items()}
 
     def ask_size(self, plan: Plan) -> Asks:
