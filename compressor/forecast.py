@@ -195,9 +195,10 @@ class Forecast:
         scored = self.bench.sweeps[Prefixes.SEARCH].score(trials)
         found = dict(self.progress.track(scored, "checking plans", len(trials)))
         for number, (point, _) in enumerate(chosen):
-            scores = self.search.summarize(found[number])
+            scores, measured = self.search.summarize(found[number]), float(found[number][NOISE][:, 0].mean())
+            additivity = point.noise**2 / measured if measured > 0 else None
             self.record.checks.append(
-                CheckForecast(point.amount, point.bytes, point.noise, point.expected_fdtm, scores)
+                CheckForecast(point.amount, point.bytes, point.noise, point.expected_fdtm, scores, additivity)
             )
 
 

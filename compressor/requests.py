@@ -170,6 +170,11 @@ class KeepRequest:
     """What the search found on its way, recorded with the round."""
     most_bytes: int | None = None
     """What the exported weight files may take; a run whose files take more fails."""
+    singles: Mapping[str, float] = field(default_factory=dict)
+    """Metric -> what each treatment alone is known to change of its first statistic, a mean over sequences, added up.
+
+    Each from the start of the round; the run compares that with what the plan changes as a whole.
+    """
 
 
 Request = ScoreRequest | BestRequest | EstimateRequest | SizeRequest | CountRequest | KeepRequest

@@ -50,7 +50,8 @@ class Scorer:
     `folder`. `passes` is what the round has cost so far, in forward passes over all search prefixes, `trials` how many
     plans it has tried. `settings` say how the best of many trials are found, `savings` what that has saved in the
     round, `screen` what it knows of treatments, `makers` make the weights of treatments,
-    and `made` are some of these.
+    and `made` are some of these. `levels` are the means of the metrics' first statistics at the start of the round, of
+    those that were measured.
     """
 
     model: Model
@@ -70,6 +71,7 @@ class Scorer:
     savings: Savings = field(default_factory=Savings)
     screen: Screen = field(default_factory=Screen)
     makers: dict[Hashable, Callable[[], Tensor]] = field(default_factory=dict, repr=False)
+    levels: dict[str, float] = field(default_factory=dict, repr=False)
     made: dict[Hashable, CompressedWeight] = field(default_factory=dict, repr=False)
 
     def calibrate(self, compressors: Iterable[str]) -> None:
@@ -153,6 +155,8 @@ class Scorer:
         now, *values = (found[number][request.objective][:, 0] for number in range(len(made)))
         self.trials += len(trials)
         self.spend(len(trials), request.start, request.stop)
+        if not request.at:
+            self.levels[request.objective] = float(now.mean())
         answer, start = {}, 0
         for name, options in request.options.items():
             stop = start + len(options)

@@ -34,6 +34,7 @@ from compressor.savings import Savings
 from compressor.scoring import Scorer
 from compressor.screening import Screen
 from compressor.selection import find_best
+from compressor.sweep import Statistics
 from compressor.treatments import check_names
 from compressor.values import Plan, Treatment
 
@@ -143,6 +144,7 @@ class Search(Scorer):
             seconds=time.monotonic() - self.began,
             passes=self.passes,
             curve=[self.describe_waypoint(waypoint) for waypoint in request.curve],
+            additivity=self.compare_whole(request.singles, statistics),
         )
         saved = self.savings.describe()
         self.notes.extend([*request.notes, *([saved] if saved else [])])
@@ -151,8 +153,20 @@ class Search(Scorer):
         self.rounds.append(round_record)
         self.round = len(self.rounds) + 1
         self.on_round(len(self.rounds), round_record)
-        self.progress.say(f"round {len(self.rounds)} kept: amount {round_record.amount:.3f}")
+        self.progress.say(tell_round(len(self.rounds), round_record))
         return {name: amount_of(self.kept, name) for name in self.model.components}
+
+    def compare_whole(self, singles: Mapping[str, float], statistics: Statistics) -> float | None:
+        """What single treatments change, added up, by what the plan changed; from now on it is where changes start.
+
+        None where nothing got worse, or where it is not known how it was before.
+        """
+        started, self.levels = self.levels, {name: float(rows[:, 0].mean()) for name, rows in statistics.items()}
+        for name, total in singles.items():
+            before = started.get(name, 0.0 if isinstance(self.metrics[name], EstimableMetric) else None)
+            if before is not None and self.metrics[name].better.sign * (change := self.levels[name] - before) < 0:
+                return total / change
+        return None
 
     def list_grids(self) -> dict[str, Grid | None]:
         """The grids of kept components that take fewer bits than a dense weight; None for those without a grid."""
@@ -213,3 +227,9 @@ def list_layers(model: Model, names: Collection[str]) -> Iterator[tuple[int | No
     for name in names:
         inside.setdefault(components[name].layer, []).append(name)
     yield from sorted(inside.items(), key=lambda item: math.inf if item[0] is None else item[0])
+
+
+def tell_round(number: int, record: RoundRecord) -> str:
+    """`round 1 kept: amount 0.400, additivity 0.93`."""
+    text = f"round {number} kept: amount {record.amount:.3f}"
+    return text if record.additivity is None else f"{text}, additivity {record.additivity:.2f}"

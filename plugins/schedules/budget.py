@@ -74,7 +74,8 @@ class Budget(Schedule):
             on_disk = limit.unit is Unit.bytes
             planning = Planning(Inquiry(choices, self.objective, limit.in_bits, on_disk, measured, by_row), limit)
             plan = yield from planning.run(self.corrections)
-            yield KeepRequest(plan, limit.target, tuple(planning.notes), most_bytes=self.bytes)
+            singles = {self.objective: planning.singles}
+            yield KeepRequest(plan, limit.target, tuple(planning.notes), most_bytes=self.bytes, singles=singles)
             floor = {c.name: choices.read(c, plan.get(c.name)) for c in problem.components}
 
     def _check(self, problem: Problem) -> None:
