@@ -22,6 +22,7 @@ from compressor.predictions import Predictions, list_options, make_predictions
 from compressor.progress import Progress, Silent
 from compressor.record import collect_versions, time_phase
 from compressor.report.forecast import JSON_NAME, write_forecast
+from compressor.scoring import tell_recalled
 from compressor.search import Search
 from compressor.settings import Settings
 from compressor.values import Plan
@@ -58,6 +59,7 @@ class Forecast:
             self.build_reference()
         with time_phase(self.record, "estimate"):
             self.describe_components(self.predict(NOISE))
+        self.record.notes.extend(tell_recalled(self.search.recalled))
         with time_phase(self.record, "curves"):
             points = self.draw_curves(self.predict(NOISE))
         with time_phase(self.record, "check"):

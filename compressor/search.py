@@ -31,7 +31,7 @@ from compressor.models import Model
 from compressor.plans import plan_to_json
 from compressor.record import CurvePoint, RoundRecord
 from compressor.savings import Savings
-from compressor.scoring import Scorer
+from compressor.scoring import Scorer, tell_recalled
 from compressor.screening import Screen
 from compressor.selection import find_best
 from compressor.sweep import Statistics
@@ -147,8 +147,8 @@ class Search(Scorer):
             additivity=self.compare_whole(request.singles, statistics),
         )
         saved = self.savings.describe()
-        self.notes.extend([*request.notes, *([saved] if saved else [])])
-        self.trials, self.passes, self.began = 0, 0.0, time.monotonic()
+        self.notes.extend([*request.notes, *([saved] if saved else []), *tell_recalled(self.recalled)])
+        self.trials, self.recalled, self.passes, self.began = 0, 0, 0.0, time.monotonic()
         self.savings, self.screen = Savings(), Screen()
         self.rounds.append(round_record)
         self.round = len(self.rounds) + 1
