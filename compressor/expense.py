@@ -55,8 +55,8 @@ class Rates:
 class Outlook:
     """What is expected of a run of `search` whose result goes to `folder`.
 
-    What is treated is saved in the dtype `saved`. `rates` are None where no probe was worth its time, `memory` where the
-    system does not say.
+    What is treated is saved in the dtype `saved`. `rates` are None where no probe was worth its time, `memory` where
+    the system does not say.
     """
 
     search: Search

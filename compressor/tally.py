@@ -42,7 +42,7 @@ class Work:
     `runs` are passes over all search prefixes with what trials share taken once, `treated` the weights that are
     compressed. `lines` and `treatments` are those of scores.jsonl. At once there are at most `together` trials, the
     weights of a trial are at most `changed`, and an estimate holds at most `held` changes of weights. In the end `kept`
-    weights are treated. `whole` is False where the rehearsal was left before its end, so that all of this is too little.
+    weights are treated. `whole` is False where the rehearsal was left before its end: all of this is then too little.
     """
 
     trials: int = 0
