@@ -55,8 +55,8 @@ class Rates:
 class Outlook:
     """What is expected of a run of `search` whose result goes to `folder`.
 
-    It is saved in the dtype `saved`. `rates` are None where no probe was worth its time, `memory` where the system does
-    not say.
+    What is treated is saved in the dtype `saved`. `rates` are None where no probe was worth its time, `memory` where
+    the system does not say.
     """
 
     search: Search
@@ -96,7 +96,9 @@ class Outlook:
     def count_disk(self) -> int:
         """Bytes of the saved model, of the reference and of the lines of scores."""
         model, tokens = self.search.model, self.search.sweeps[Prefixes.PROOF].reference.tokens
-        saved = model.stored_bytes * self.saved.itemsize // model.stored_dtype.itemsize
+        every = sum(component.parameters for component in model.components.values())
+        wider = self.saved.itemsize - model.stored_dtype.itemsize
+        saved = model.stored_bytes + wider * (self.work.kept if self.work.whole else every)
         return saved + tokens.nbytes + LINE * self.work.lines + TREATMENT * self.work.treatments
 
     def check(self) -> None:

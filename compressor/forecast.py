@@ -22,6 +22,7 @@ from compressor.predictions import Predictions, list_options, make_predictions
 from compressor.progress import Progress, Silent
 from compressor.record import collect_versions, time_phase
 from compressor.report.forecast import JSON_NAME, write_forecast
+from compressor.scoring import tell_recalled
 from compressor.search import Search
 from compressor.settings import Settings
 from compressor.values import Plan
@@ -58,6 +59,7 @@ class Forecast:
             self.build_reference()
         with time_phase(self.record, "estimate"):
             self.describe_components(self.predict(NOISE))
+        self.record.notes.extend(tell_recalled(self.search.recalled))
         with time_phase(self.record, "curves"):
             points = self.draw_curves(self.predict(NOISE))
         with time_phase(self.record, "check"):
@@ -195,9 +197,10 @@ class Forecast:
         scored = self.bench.sweeps[Prefixes.SEARCH].score(trials)
         found = dict(self.progress.track(scored, "checking plans", len(trials)))
         for number, (point, _) in enumerate(chosen):
-            scores = self.search.summarize(found[number])
+            scores, measured = self.search.summarize(found[number]), float(found[number][NOISE][:, 0].mean())
+            additivity = point.noise**2 / measured if measured > 0 else None
             self.record.checks.append(
-                CheckForecast(point.amount, point.bytes, point.noise, point.expected_fdtm, scores)
+                CheckForecast(point.amount, point.bytes, point.noise, point.expected_fdtm, scores, additivity)
             )
 
 

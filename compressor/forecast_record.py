@@ -57,13 +57,17 @@ class PointForecast:
 
 @dataclass
 class CheckForecast:
-    """A plan of the curve that was put on the model and scored: what was predicted, and what was counted."""
+    """A plan of the curve that was put on the model and scored: what was predicted, and what was counted.
+
+    `additivity` is the predicted σ², a sum over components, by the measured one; None where that is 0.
+    """
 
     amount: float
     bytes: float
     predicted_noise: float
     expected_fdtm: float
     scores: dict[str, Score]
+    additivity: float | None = None
 
 
 @dataclass

@@ -7,7 +7,7 @@ these then has one format, so a search should decide for them together.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -33,6 +33,23 @@ from compressor.values import Component, Offer, Plan, Treatment
 
 TOGETHER = {**dict.fromkeys(("query", "key", "value"), "qkv"), **dict.fromkeys(("gate", "up"), "gate_up")}
 """Kind -> what the matrices of one module that go with it are called together."""
+
+
+def name_matrix(component: Component) -> str:
+    """`model.layers.0.self_attn.qkv_proj:k` -> `model.layers.0.self_attn.qkv_proj`: what is one matrix in the model."""
+    return component.name.partition(":")[0]
+
+
+def name_unit(component: Component) -> str:
+    """`model.layers.0.self_attn.q_proj` -> `model.layers.0.self_attn.qkv`.
+
+    Query, key and value of an attention are one unit, gate and up of an MLP, and all experts of a layer.
+    """
+    experts = re.match(r"(.*\bexperts)\b", component.name)
+    if experts and "shared_experts" not in component.name:
+        return experts[1]
+    parent, _, leaf = name_matrix(component).rpartition(".")
+    return f"{parent}.{TOGETHER.get(component.kind, leaf)}"
 
 
 @dataclass(frozen=True)
@@ -110,16 +127,17 @@ class Fusion:
 
 @dataclass
 class FusedSchedule(Schedule):
-    """`inner` as a schedule for components: it decides for units, and does not know of it."""
+    """`inner` as a schedule for components: it decides for units, which `unit` names, and does not know of it."""
 
     inner: Schedule
+    unit: Callable[[Component], str] = name_unit
 
     @property
     def name(self) -> str:  # type: ignore[override]
         return self.inner.name
 
     def search(self, problem: Problem) -> Search:
-        fusion = fuse(problem.components)
+        fusion = fuse(problem.components, self.unit)
         inner = self.inner.search(fusion.problem(problem))
         request = next(inner, None)
         while request is not None:
@@ -130,22 +148,12 @@ class FusedSchedule(Schedule):
                 return
 
 
-def fuse(components: Iterable[Component]) -> Fusion:
-    """Query, key and value of an attention, gate and up of an MLP, all experts of a layer; the others stay alone."""
+def fuse(components: Iterable[Component], unit: Callable[[Component], str] = name_unit) -> Fusion:
+    """Components for which `unit` gives the same name together; the others stay alone."""
     units: dict[str, list[Component]] = {}
     for component in components:
-        units.setdefault(name_unit(component), []).append(component)
+        units.setdefault(unit(component), []).append(component)
     return Fusion({members[0].name if len(members) == 1 else name: members for name, members in units.items()})
-
-
-def name_unit(component: Component) -> str:
-    """`model.layers.0.self_attn.q_proj` -> `model.layers.0.self_attn.qkv`."""
-    experts = re.match(r"(.*\bexperts)\b", component.name)
-    if experts and "shared_experts" not in component.name:
-        return experts[1]
-    whole = component.name.partition(":")[0]
-    parent, _, leaf = whole.rpartition(".")
-    return f"{parent}.{TOGETHER.get(component.kind, leaf)}"
 
 
 def join_components(name: str, members: Sequence[Component]) -> Component:

@@ -48,7 +48,8 @@ class RoundRecord:
     """One kept plan: the target asked for, the amount reached, its scores on the search prefixes, what it cost.
 
     `passes` is the cost of the search in forward passes over all search prefixes; keeping and proving come on top.
-    `curve` is what the search found on its way, where it says so.
+    `curve` is what the search found on its way, where it says so. `additivity` is the sum of what each treatment alone
+    was found to change of the objective, by what all together changed; None where the schedule does not say.
     """
 
     target: float | None
@@ -58,6 +59,7 @@ class RoundRecord:
     seconds: float
     passes: float = 0.0
     curve: list[CurvePoint] = field(default_factory=list)
+    additivity: float | None = None
 
 
 @dataclass

@@ -34,6 +34,8 @@ class Problem:
     """What the base takes on disk, with all that is not a component."""
     packed: bool = False
     """Does the export store what a compressor packs? If not, its size does not depend on the plan."""
+    fixed_bytes: int = 0
+    """What the weight files of an export take besides its components, at most."""
 
 
 class Prefixes(enum.Enum):
@@ -122,9 +124,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class SizeRequest:
-    """What does each option store, None as it is now? Answer: component name -> packed bits, scales included."""
+    """What does each option store, None as it is now? Answer: component name -> packed bits, scales included.
+
+    `on_disk` they are those of the files that will be exported: all that the format adds, whole weights where it cannot
+    pack. Parts of one matrix are then taken to have the same option.
+    """
 
     options: Mapping[str, Sequence[Treatment | None]]
+    on_disk: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,6 +168,13 @@ class KeepRequest:
     """What a person should know of it, a sentence each."""
     curve: Sequence[Waypoint] = ()
     """What the search found on its way, recorded with the round."""
+    most_bytes: int | None = None
+    """What the exported weight files may take; a run whose files take more fails."""
+    singles: Mapping[str, float] = field(default_factory=dict)
+    """Metric -> what each treatment alone is known to change of its first statistic, a mean over sequences, added up.
+
+    Each from the start of the round; the run compares that with what the plan changes as a whole.
+    """
 
 
 Request = ScoreRequest | BestRequest | EstimateRequest | SizeRequest | CountRequest | KeepRequest

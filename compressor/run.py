@@ -133,13 +133,20 @@ class Run:
         self.record.export = ExportRecord(exported.format, str(exported.dtype), len(exported.packed), verification)
 
     def ship(self) -> tuple[export.Exported, VerificationRecord | None]:
-        """Save the model and check it; what `auto` has packed becomes dense where that is not what was scored."""
-        form = self.settings.export.format
+        """Save the model and check it; what `auto` has packed becomes dense where that is not what was scored.
+
+        Raises OutputError for files that are larger than the schedule allows.
+        """
+        form, most = self.settings.export.format, self.search.most_bytes
         exported = self.save(form)
+        if most is not None and exported.bytes > most:
+            raise OutputError(
+                f"the saved model takes {exported.bytes} bytes, more than the {most} of `schedule.bytes`; lower that"
+            )
         try:
             return exported, self.verify(exported)
         except OutputError as error:
-            if form != export.AUTO or not exported.packed:
+            if form != export.AUTO or not exported.packed or most is not None:
                 raise
             self.record.notes.append(f"All weights are dense, for packed ones could not be used: {error}.")
         exported = self.save(export.DENSE)

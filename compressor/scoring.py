@@ -21,6 +21,7 @@ from compressor.contracts import (
     ScoreRequest,
 )
 from compressor.errors import ConfigError
+from compressor.estimate_cache import EstimateCache, Known, estimates_folder
 from compressor.files import append_json_line
 from compressor.models import Model
 from compressor.plans import plan_to_json
@@ -48,9 +49,10 @@ class Scorer:
 
     `tokens` is the length of a continuation, `prefixes` how many there are to search on; lines of scores go to
     `folder`. `passes` is what the round has cost so far, in forward passes over all search prefixes, `trials` how many
-    plans it has tried. `settings` say how the best of many trials are found, `savings` what that has saved in the
-    round, `screen` what it knows of treatments, `makers` make the weights of treatments,
-    and `made` are some of these.
+    plans it has tried, `recalled` how many options were known from earlier runs; such answers may take `cache_bytes` on
+    disk. `settings` say how the best of many trials are found, `savings` what that has saved in the round, `screen`
+    what it knows of treatments, `makers` make the weights of treatments, and `made` are some of these. `levels` are the
+    means of the metrics' first statistics at the start of the round, of those that were measured.
     """
 
     model: Model
@@ -67,9 +69,12 @@ class Scorer:
     round: int = 1
     trials: int = 0
     passes: float = 0.0
+    recalled: int = 0
+    cache_bytes: int = 0
     savings: Savings = field(default_factory=Savings)
     screen: Screen = field(default_factory=Screen)
     makers: dict[Hashable, Callable[[], Tensor]] = field(default_factory=dict, repr=False)
+    levels: dict[str, float] = field(default_factory=dict, repr=False)
     made: dict[Hashable, CompressedWeight] = field(default_factory=dict, repr=False)
 
     def calibrate(self, compressors: Iterable[str]) -> None:
@@ -131,9 +136,30 @@ class Scorer:
         append_json_line(self.folder / "scores.jsonl", line)
 
     def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
-        """Predict, or measure, what options do on the search prefixes."""
-        if request.measured:
-            return self.measure(request)
+        """Predict, or measure, what options do on the search prefixes; of the base's from an earlier run's answer."""
+        cache = self.open_cache(request)
+        known = cache.read(request) if cache else None
+        if known is not None:
+            self.recalled += sum(map(len, request.options.values()))
+            self.levels |= {} if known.level is None else {request.objective: known.level}
+            return known.estimates
+        answer = self.measure(request) if request.measured else self.predict(request)
+        if cache:
+            cache.write(request, Known(answer, self.levels[request.objective] if request.measured else None))
+        return answer
+
+    def open_cache(self, request: EstimateRequest) -> EstimateCache | None:
+        """Where answers to such requests are kept; None where nothing is, or the model is no more the base."""
+        if not self.cache_bytes or self.kept or request.at:
+            return None
+        sweep, metric = self.sweeps[Prefixes.SEARCH], self.metrics[request.objective]
+        return EstimateCache(
+            estimates_folder(), self.cache_bytes, self.model, sweep.reference, self.treatments, metric,
+            sweep.windows.get(request.objective), sweep.mode.value, self.seed,
+        )  # fmt: skip
+
+    def predict(self, request: EstimateRequest) -> dict[str, Estimate]:
+        """What one backward pass says of options."""
         objective, sweep = self.metrics[request.objective], self.sweeps[Prefixes.SEARCH]
         if not isinstance(objective, EstimableMetric):
             raise ConfigError(f"metric `{request.objective}` cannot be estimated; measure it, or choose another")
@@ -153,6 +179,8 @@ class Scorer:
         now, *values = (found[number][request.objective][:, 0] for number in range(len(made)))
         self.trials += len(trials)
         self.spend(len(trials), request.start, request.stop)
+        if not request.at:
+            self.levels[request.objective] = float(now.mean())
         answer, start = {}, 0
         for name, options in request.options.items():
             stop = start + len(options)
@@ -186,6 +214,16 @@ class Scorer:
 
     def summarize(self, statistics: Statistics) -> dict[str, Score]:
         return {name: summarize(self.metrics[name], rows, self.seed) for name, rows in statistics.items()}
+
+
+def tell_recalled(count: int) -> list[str]:
+    """A note on options that were known; none where there were none."""
+    if not count:
+        return []
+    return [
+        f"What {count} options do alone came from the cache, measured by an earlier run of the same model, compressors "
+        "and data: it counts no trials and no passes here. sweep.cache=false asks anew."
+    ]
 
 
 def identify(name: str, treatment: Treatment) -> Hashable:

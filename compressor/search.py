@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from compressor.accounting import amount_of, mean_amount, treated_share
@@ -24,14 +25,16 @@ from compressor.contracts import (
     Waypoint,
 )
 from compressor.errors import ConfigError
-from compressor.fusion import FusedSchedule
+from compressor.export import AUTO, FileSizes
+from compressor.fusion import FusedSchedule, name_matrix, name_unit
 from compressor.models import Model
 from compressor.plans import plan_to_json
 from compressor.record import CurvePoint, RoundRecord
 from compressor.savings import Savings
-from compressor.scoring import Scorer
+from compressor.scoring import Scorer, tell_recalled
 from compressor.screening import Screen
 from compressor.selection import find_best
+from compressor.sweep import Statistics
 from compressor.treatments import check_names
 from compressor.values import Plan, Treatment
 
@@ -42,7 +45,7 @@ class Search(Scorer):
 
     `on_round` is called with the number and the record of each round that ends; `packed_bits` and `grids` are those of
     components as they are kept, `notes` what schedules want a person to know. With `fuses` a schedule decides for
-    fused components.
+    fused components. The model will be exported in the format `form`, to at most `most_bytes` where there is a limit.
     """
 
     on_round: Callable[[int, RoundRecord], None]
@@ -52,6 +55,13 @@ class Search(Scorer):
     notes: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     fuses: bool = False
+    form: str = AUTO
+    most_bytes: int | None = None
+
+    @cached_property
+    def files(self) -> FileSizes:
+        """What the model will take on disk."""
+        return FileSizes(self.model, self.form)
 
     def begin(self, schedule: Schedule) -> Dialogue:
         """Open the dialogue with a schedule, which checks its options now, before anything costs time."""
@@ -60,7 +70,9 @@ class Search(Scorer):
 
     def adapt(self, schedule: Schedule) -> Schedule:
         """The schedule as it is to be asked: it may have to decide for several components together."""
-        return FusedSchedule(schedule) if self.fuses and not schedule.repeats else schedule
+        if schedule.repeats or not (self.fuses or schedule.limits_files()):
+            return schedule
+        return FusedSchedule(schedule, name_unit if self.fuses else name_matrix)
 
     def describe_problem(self) -> Problem:
         """What a schedule knows of the model."""
@@ -73,6 +85,8 @@ class Search(Scorer):
             estimable=frozenset(name for name, metric in self.metrics.items() if isinstance(metric, EstimableMetric)),
             prefixes=self.prefixes,
             stored_bytes=self.model.stored_bytes,
+            packed=self.files.packs,
+            fixed_bytes=self.files.rest if self.files.packs else 0,
         )
 
     def run(self, dialogue: Dialogue) -> None:
@@ -95,17 +109,32 @@ class Search(Scorer):
             case EstimateRequest():
                 return self.estimate(request)
             case SizeRequest():
-                return self.treatments.sizes(self.model, request.options, self.packed_bits)
+                return self.count_sizes(request)
             case CountRequest():
                 return self.treatments.count(self.model, request.compressor, request.thresholds)
             case KeepRequest():
                 return self.keep(request)
+
+    def count_sizes(self, request: SizeRequest) -> dict[str, list[int]]:
+        """What options store: as compressors pack it, or in the files of the export."""
+        if not request.on_disk:
+            return self.treatments.sizes(self.model, request.options, self.packed_bits)
+        count = self.files.count_bits
+        now = {
+            name: count(name, self.model.read(name), self.packed_bits.get(name), self.grids.get(name))
+            for name, choices in request.options.items()
+            if None in choices
+        }
+        return self.treatments.sizes(
+            self.model, request.options, now, lambda name, made: count(name, made.dense(), made.bits, made.grid)
+        )
 
     def keep(self, request: KeepRequest) -> dict[str, float]:
         """Put a plan on the model, score it on the search prefixes, close the round."""
         plan = self.treatments.fill_options(request.plan)
         self.apply(plan)
         self.kept.update(plan)
+        self.most_bytes = request.most_bytes
         statistics = self.sweeps[Prefixes.SEARCH].score_current()
         round_record = RoundRecord(
             target=request.target,
@@ -115,16 +144,29 @@ class Search(Scorer):
             seconds=time.monotonic() - self.began,
             passes=self.passes,
             curve=[self.describe_waypoint(waypoint) for waypoint in request.curve],
+            additivity=self.compare_whole(request.singles, statistics),
         )
         saved = self.savings.describe()
-        self.notes.extend([*request.notes, *([saved] if saved else [])])
-        self.trials, self.passes, self.began = 0, 0.0, time.monotonic()
+        self.notes.extend([*request.notes, *([saved] if saved else []), *tell_recalled(self.recalled)])
+        self.trials, self.recalled, self.passes, self.began = 0, 0, 0.0, time.monotonic()
         self.savings, self.screen = Savings(), Screen()
         self.rounds.append(round_record)
         self.round = len(self.rounds) + 1
         self.on_round(len(self.rounds), round_record)
-        self.progress.say(f"round {len(self.rounds)} kept: amount {round_record.amount:.3f}")
+        self.progress.say(tell_round(len(self.rounds), round_record))
         return {name: amount_of(self.kept, name) for name in self.model.components}
+
+    def compare_whole(self, singles: Mapping[str, float], statistics: Statistics) -> float | None:
+        """What single treatments change, added up, by what the plan changed; from now on it is where changes start.
+
+        None where nothing got worse, or where it is not known how it was before.
+        """
+        started, self.levels = self.levels, {name: float(rows[:, 0].mean()) for name, rows in statistics.items()}
+        for name, total in singles.items():
+            before = started.get(name, 0.0 if isinstance(self.metrics[name], EstimableMetric) else None)
+            if before is not None and self.metrics[name].better.sign * (change := self.levels[name] - before) < 0:
+                return total / change
+        return None
 
     def list_grids(self) -> dict[str, Grid | None]:
         """The grids of kept components that take fewer bits than a dense weight; None for those without a grid."""
@@ -185,3 +227,9 @@ def list_layers(model: Model, names: Collection[str]) -> Iterator[tuple[int | No
     for name in names:
         inside.setdefault(components[name].layer, []).append(name)
     yield from sorted(inside.items(), key=lambda item: math.inf if item[0] is None else item[0])
+
+
+def tell_round(number: int, record: RoundRecord) -> str:
+    """`round 1 kept: amount 0.400, additivity 0.93`."""
+    text = f"round {number} kept: amount {record.amount:.3f}"
+    return text if record.additivity is None else f"{text}, additivity {record.additivity:.2f}"

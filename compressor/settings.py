@@ -104,6 +104,8 @@ class SweepSettings:
     best (`racing`), when the metric `screen` predicts that it is not, both with error probability `delta`, or when what
     is known of smaller plans bounds it (`lazy`). None of these looks for a trial that is better than the last one kept
     by less than `tolerance` of its value. `audit` dropped trials of each question are measured all the same.
+
+    With `cache`, what single treatments of the base do is kept on disk, and not asked again by another run.
     """
 
     mode: SweepMode = SweepMode.exact
@@ -114,6 +116,7 @@ class SweepSettings:
     tolerance: float = 0.0
     screen: str | None = None
     audit: int = 2
+    cache: bool = True
 
 
 @dataclass

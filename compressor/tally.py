@@ -41,8 +41,8 @@ class Work:
 
     `runs` are passes over all search prefixes with what trials share taken once, `treated` the weights that are
     compressed. `lines` and `treatments` are those of scores.jsonl. At once there are at most `together` trials, the
-    weights of a trial are at most `changed`, and an estimate holds at most `held` changes of weights. `whole` is False
-    where the rehearsal was left before its end, so that all of this is too little.
+    weights of a trial are at most `changed`, and an estimate holds at most `held` changes of weights. In the end `kept`
+    weights are treated. `whole` is False where the rehearsal was left before its end: all of this is then too little.
     """
 
     trials: int = 0
@@ -54,6 +54,7 @@ class Work:
     together: int = 0
     changed: int = 0
     held: int = 0
+    kept: int = 0
     whole: bool = True
 
 
@@ -126,6 +127,7 @@ class Tally(Rehearsal):
             case KeepRequest():
                 self.work.runs += 1
                 self.work.treated += self.weigh(request.plan)
+                self.work.kept = self.weigh({**self.kept, **request.plan})
 
     def share(self, request: ScoreRequest | EstimateRequest) -> float:
         return share_prefixes(self.problem.prefixes, request.start, request.stop)

@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,17 +153,23 @@ class Treatments:
                     )
 
     def sizes(
-        self, model: Model, options: Mapping[str, Sequence[Treatment | None]], now: Mapping[str, int]
+        self,
+        model: Model,
+        options: Mapping[str, Sequence[Treatment | None]],
+        now: Mapping[str, int],
+        measure: Callable[[str, CompressedWeight], int] = lambda name, made: made.bits,
     ) -> dict[str, list[int]]:
-        """Packed bits of each option, scales included; `now` are those of components that are treated already."""
+        """Bits of each option, packed with its scales or as `measure` says; `now` has them as components are.
 
+        One that is not there is as the checkpoint stores it.
+        """
         answer = {}
         for name, choices in options.items():
             component = model.components[name]
             stored = now.get(name, component.parameters * component.stored_bits)
             treatments = [treatment for treatment in choices if treatment is not None]
-            compressed = self.compress_each(component, model.read(name), treatments)
-            answer[name] = [stored if treatment is None else next(compressed).bits for treatment in choices]
+            made = self.compress_each(component, model.read(name), treatments)
+            answer[name] = [stored if treatment is None else measure(name, next(made)) for treatment in choices]
         return answer
 
     def count(self, model: Model, compressor: str, thresholds: Sequence[float]) -> dict[str, list[int]]:

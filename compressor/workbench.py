@@ -7,6 +7,7 @@ from pathlib import Path
 from compressor import data
 from compressor.contracts import EstimableMetric, Metric, Prefixes, Reads
 from compressor.errors import ConfigError, suggest
+from compressor.estimate_cache import read_limit
 from compressor.models import Model, load_model
 from compressor.plugins import Plugins
 from compressor.progress import Progress, watch
@@ -88,6 +89,8 @@ class Workbench:
             rounds=rounds,
             notes=notes,
             fuses=self.settings.fuses,
+            form=self.settings.export.format,
+            cache_bytes=read_limit() if self.settings.sweep.cache else 0,
         )
 
 

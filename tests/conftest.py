@@ -19,6 +19,7 @@ def one_thread() -> None:
 def isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPRESSOR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("COMPRESSOR_CACHE_BYTES", "0")  # or tests would see what others have estimated
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("COLUMNS", "160")

@@ -228,7 +228,7 @@ def test_bits_are_kept_where_sizes_are_no_straight_line(compressors: tuple[str, 
 @pytest.mark.parametrize("size", [1000, 800])
 def test_bytes_are_those_of_the_whole_checkpoint(size: int) -> None:
     """512 weights of 2 bytes, and 376 bytes that no treatment changes."""
-    rehearsal = play(Budget(bytes=size), "round", cls=Packed, packed=True, stored_bytes=1400)
+    rehearsal = play(Budget(bytes=size), "round", cls=Packed, packed=True, fixed_bytes=376)
     bits = rehearsal.bits(rehearsal.kept)
     assert PARAMETERS == 512 and bits / 8 + 376 <= size
     assert size - (bits / 8 + 376) < 160 * (2 + 0.5) / 8 + 1  # less than what one level of the largest would take
@@ -543,15 +543,11 @@ WRONG: list[tuple[Mapping[str, Any], Problem, str]] = [
     ({"bits": float("inf")}, ROUND, "`schedule.bits` must be above 0, got inf; give"),
     (
         {"bytes": 700},
-        replace(ROUND, stored_bytes=1400),
-        "`schedule.bytes` needs an export of packed weights, this one takes 1400 bytes with any plan; use sched",
+        ROUND,
+        "`schedule.bytes` needs an export that packs weights, and of this model it packs none; set export.format=auto "
+        "and install 'compressor[export]', or use schedule.bits or schedule.targets",
     ),
-    (
-        {"bytes": 376},
-        replace(ROUND, stored_bytes=1400, packed=True),
-        "`schedule.bytes` must be above the 376 bytes that no treatment changes, got 376; raise it",
-    ),
-    ({"bytes": 0}, replace(ROUND, stored_bytes=1400, packed=True), "must be above the 376 bytes that"),
+    ({"bytes": 0}, replace(ROUND, packed=True), "`schedule.bytes` must be above 0, got 0; give the size of the wei"),
     (
         {"targets": [0.6, 0.8]},
         ROUND,
@@ -600,12 +596,11 @@ def test_budgets_below_the_smallest_name_what_is_enough(scale: int) -> None:
     sizes: Sequence[tuple[int, int]] = [(8 * scale, 3), (1, 33), (5, 5)]
     components = [Component(f"layers.{i}.q", "query", i, shape, 16) for i, shape in enumerate(sizes)]
     offers = {"round": {component.name: OFFERS["round"] for component in components}}
-    total = sum(component.parameters for component in components)
-    problem = Problem(components, offers, KL, 32, 0, frozenset(KL), 8, stored_bytes=2 * total + 100, packed=True)
+    problem = Problem(components, offers, KL, 32, 0, frozenset(KL), 8, fixed_bytes=100, packed=True)
     for option, pattern in (("bits", r"smallest is ([0-9.]+) bits; raise `schedule.bits`"), ("bytes", r"is (\d+) byt")):
         rehearsal = Packed(problem)
         with pytest.raises(ConfigError, match=rf"the budget of .* {option} is out of reach, the .*{pattern}") as caught:
-            rehearsal.play(Budget(**{option: 4.0 if option == "bits" else 101}))
+            rehearsal.play(Budget(**{option: 4.0 if option == "bits" else 99}))
         assert [type(request) for request in rehearsal.requests] == [SizeRequest]
         found = re.search(pattern, str(caught.value))
         assert found is not None

@@ -30,6 +30,7 @@ from compressor.predictions import Options, Predictions, list_options
 from compressor.record import ReferenceRecord
 from compressor.report.forecast import summarize_forecast, write_forecast
 from compressor.report.forecast_page import make_forecast_page
+from compressor.report.forecast_words import list_forecast_facts
 from compressor.sensitivity import Sensitivity
 from compressor.settings import ComponentSettings, DataSettings, ForecastSettings, ModelSettings, Settings
 from compressor.statistics import draw_resamples, summarize
@@ -253,6 +254,8 @@ def test_checks_count_what_a_sweep_counts(made: Forecast, tmp_path: Path) -> Non
         assert check.scores["margin_noise"].mean == pytest.approx(
             float(MarginNoise().aggregate(statistics["margin_noise"]))
         )
+        assert check.additivity == pytest.approx((point.noise / check.scores["margin_noise"].mean) ** 2)
+    assert list_forecast_facts(made.record)["single effects"].count(",") == 1
 
 
 def test_the_backward_pass_runs_once_and_the_model_stays_as_it_is(

@@ -36,12 +36,12 @@ REACHES: dict[str, set[str]] = {
     **dict.fromkeys(["tracking", "report", "checkpoint"], MODEL | OUTPUT),
     "export": MODEL | OUTPUT | {"machine"},
     **dict.fromkeys(["racing", "kriging", "screening", "best"], CONTRACTS | CHOICE),
-    "workbench": ENGINE | REGISTRIES | CHOICE | {"plugins"},
+    "workbench": ENGINE | REGISTRIES | CHOICE | {"plugins", "export", "machine"},
     "machine": set(),
     "rehearsal": CONTRACTS | CHOICE,
     "tally": ENGINE | REGISTRIES | CHOICE | {"rehearsal"},
     "expense": ENGINE | OUTPUT | REGISTRIES | CHOICE | COST,
-    "forecast": ENGINE | OUTPUT | REGISTRIES | CHOICE | {"plugins", "workbench"},
+    "forecast": ENGINE | OUTPUT | REGISTRIES | CHOICE | {"plugins", "workbench", "machine"},
     "run": ENGINE | OUTPUT | REGISTRIES | CHOICE | COST | {"plugins", "workbench"},
 }
 """Module -> what it may need of the modules in this table, by itself or by way of any other module."""

@@ -28,6 +28,10 @@ class Schedule(ABC):
         """Metrics that the search itself asks for, so that they are configured even if nobody wants them reported."""
         return ()
 
+    def limits_files(self) -> bool:
+        """Does it limit the size of the exported files? It then decides for all parts of one matrix together."""
+        return False
+
 
 class Dialogue:
     """Ask and tell: `propose` gives the open request (None when done), `tell` answers it.

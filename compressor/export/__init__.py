@@ -16,6 +16,7 @@ from compressor.export.compressed_tensors import (
 from compressor.export.dense import DENSE, save_dense
 from compressor.export.folder import Exported, holds_exactly
 from compressor.export.linears import NO_GRID
+from compressor.export.sizes import FileSizes
 from compressor.export.verification import tell, verify
 from compressor.grids import Grid
 from compressor.models import Model
@@ -79,4 +80,15 @@ def tell_dense(reasons: Mapping[str, str]) -> list[str]:
     return notes
 
 
-__all__ = ["AUTO", "DENSE", "Exported", "check_format", "holds_exactly", "save", "save_dense", "tell", "verify"]
+__all__ = [
+    "AUTO",
+    "DENSE",
+    "Exported",
+    "FileSizes",
+    "check_format",
+    "holds_exactly",
+    "save",
+    "save_dense",
+    "tell",
+    "verify",
+]

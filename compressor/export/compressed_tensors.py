@@ -20,8 +20,8 @@ from compressor.export.folder import (
     Exported,
     cast_state,
     choose_dtype,
+    choose_stored,
     count_bits,
-    holds_exactly,
     name_dtype,
     write_folder,
 )
@@ -160,20 +160,39 @@ class Packing:
     widened: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Packed:
+    """One weight as it is stored, its tensors by suffix; `widened` by a bit in place of zero points."""
+
+    scheme: Scheme
+    tensors: dict[str, Tensor]
+    widened: bool
+
+
+def pack_weight(grid: Grid, scored: Tensor, dtype: torch.dtype) -> Packed | str:
+    """`scored` `[out, in]` as its grid says, if a model of this dtype reads it back bit for bit; else why it cannot."""
+    readable = grid if reads_zeros() else grid.without_zeros()
+    if readable is None:
+        return NO_ZEROS
+    tensors = pack_grid(readable)
+    if not torch.equal(read_back(tensors, readable.scheme, dtype), scored.to("cpu", dtype)):
+        return INEXACT
+    return Packed(readable.scheme, tensors, readable is not grid)
+
+
 def pack_modules(model: Model, grids: Mapping[str, Grid | None]) -> Packing:
     """Pack what gives back the scored weight bit for bit; `grids` are those of treated components, None for no grid."""
     found, dtype = sort_components(model, grids), choose_dtype(model)
     packing = Packing(reasons=dict(found.reasons))
-    for path, whole in found.grids.items():
-        module, grid = model.network.get_submodule(path), whole if reads_zeros() else whole.without_zeros()
-        tensors = {} if grid is None else pack_grid(grid)
-        scored = module.weight.detach().to("cpu", dtype)
-        if grid is not None and torch.equal(read_back(tensors, grid.scheme, dtype), scored):
-            packing.schemes[path], packing.tensors[path] = grid.scheme, tensors
-            packing.widened.extend([path] if grid is not whole else [])
-        else:
+    for path, grid in found.grids.items():
+        module = model.network.get_submodule(path)
+        packed = pack_weight(grid, module.weight.detach(), dtype)
+        if isinstance(packed, str):
             inside = [name for name, slot in model.slots.items() if slot.owner is module]
-            packing.reasons.update(dict.fromkeys(inside, NO_ZEROS if grid is None else INEXACT))
+            packing.reasons.update(dict.fromkeys(inside, packed))
+        else:
+            packing.schemes[path], packing.tensors[path] = packed.scheme, packed.tensors
+            packing.widened.extend([path] if packed.widened else [])
     return packing
 
 
@@ -194,11 +213,11 @@ def save_compressed(
 
     Every other tensor is stored as it was scored: in the checkpoint's own dtype where that loses nothing.
     """
-    dtype, stored, schemes = choose_dtype(model), model.stored_dtype, packing.schemes
+    dtype, schemes = choose_dtype(model), packing.schemes
     dense = model.network.state_dict()
     for path in schemes:
         del dense[f"{path}.weight"]
-    state = cast_state(dense, lambda tensor: stored if holds_exactly(stored, tensor) else tensor.dtype)
+    state = cast_state(dense, lambda tensor: choose_stored(model, tensor))
     for path, tensors in packing.tensors.items():
         state |= {f"{path}.{suffix}": tensor for suffix, tensor in tensors.items()}
 

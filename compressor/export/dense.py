@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.export.folder import Exported, cast_state, choose_dtype, count_bits, name_dtype, write_folder
+from compressor.export.folder import (
+    Exported,
+    cast_state,
+    choose_dtype,
+    choose_stored,
+    count_bits,
+    name_dtype,
+    write_folder,
+)
 from compressor.models import Model
 from compressor.values import Plan
 
@@ -14,12 +22,11 @@ DENSE = "dense"
 def save_dense(model: Model, folder: Path, plan: Plan, provenance: Mapping[str, Any]) -> Exported:
     """Save weights, config, generation settings, tokenizer and `compression.json` to `folder`, which is replaced.
 
-    Every value is stored as it was scored: in the checkpoint's own dtype where that loses nothing.
+    Every value is stored as it was scored: in the checkpoint's own dtype where that holds a tensor exactly.
     """
-    dtype = choose_dtype(model)
-    state = cast_state(model.network.state_dict(), lambda tensor: dtype)
+    dtype, stored = choose_dtype(model), model.stored_dtype
+    state = cast_state(model.network.state_dict(), lambda tensor: choose_stored(model, tensor))
     size = write_folder(model, folder, plan, provenance, state, lambda folder: {"dtype": name_dtype(dtype)})
-    notes: tuple[str, ...] = ()
-    if dtype != model.stored_dtype:
-        notes = (f"The model is saved in {dtype}: {model.stored_dtype} does not hold its values exactly.",)
+    wide = sum(tensor.is_floating_point() and tensor.dtype != stored for tensor in state.values())
+    notes = (f"{wide} tensors are saved in {dtype}: {stored} does not hold their values exactly.",) if wide else ()
     return Exported(folder, DENSE, dtype, size, count_bits(model, state), notes=notes)

@@ -48,6 +48,11 @@ def choose_dtype(model: Model) -> torch.dtype:
     return model.dtype
 
 
+def choose_stored(model: Model, tensor: Tensor) -> torch.dtype:
+    """In which dtype a dense tensor is saved: the checkpoint's stored one if that holds it exactly, else its own."""
+    return model.stored_dtype if holds_exactly(model.stored_dtype, tensor) else tensor.dtype
+
+
 def holds_exactly(dtype: torch.dtype, values: Tensor) -> bool:
     """Is every value also one of `dtype`?"""
     return torch.equal(values.to(dtype).to(values.dtype), values)

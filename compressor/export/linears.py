@@ -33,25 +33,47 @@ def sort_components(model: Model, grids: Mapping[str, Grid | None]) -> Sorted:
     """The modules that can be packed, of components that were treated; `grids` has None where there is no grid."""
     if merges_weights(model.network):
         return Sorted({}, dict.fromkeys(grids, MERGED))
-    uses = Counter(id(parameter) for _, parameter in model.network.named_parameters(remove_duplicate=False))
+    uses = count_uses(model.network)
     paths = {id(module): path for path, module in model.network.named_modules()}
     packed, reasons = dict[str, Grid](), dict[str, str]()
     for slots in group_slots(model):
-        owner = slots[0].owner
         treated = [slot.component.name for slot in slots if slot.component.name in grids]
         if not treated:
             continue
-        if type(owner) is not nn.Linear:  # others may read their weight by themselves
-            found: Grid | str = NOT_LINEAR
-        elif uses[id(slots[0].parameter)] > 1:
-            found = SHARED
-        else:
-            found = join_grids(slots, grids)
+        found = find_obstacle(slots, uses) or join_grids(slots, grids)
         if isinstance(found, Grid):
-            packed[paths[id(owner)]] = found
+            packed[paths[id(slots[0].owner)]] = found
         else:
             reasons |= dict.fromkeys(treated, found)
     return Sorted(packed, reasons)
+
+
+def count_uses(network: nn.Module) -> Counter[int]:
+    """By id of a parameter: how many modules have it."""
+    return Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
+
+
+def find_obstacle(slots: Sequence[Slot], uses: Mapping[int, int]) -> str | None:
+    """Why a parameter, all of whose components are `slots`, cannot be packed whatever is done to it; None if it can."""
+    if type(slots[0].owner) is not nn.Linear:  # others may read their weight by themselves
+        return NOT_LINEAR
+    if uses[id(slots[0].parameter)] > 1:
+        return SHARED
+    return None if count_covered(slots) == slots[0].parameter.numel() else PARTS
+
+
+def find_fault(grid: Grid | None, parts: int) -> str | None:
+    """Why one of so many parts of a parameter cannot be packed if the others are treated alike; None if it can."""
+    if grid is None or (grid.scheme.strategy is Strategy.tensor and grid.zeros is not None):
+        return NO_GRID
+    if not grid.is_even:
+        return UNEVEN
+    return PARTS if parts > 1 and grid.scheme.strategy is Strategy.tensor else None
+
+
+def count_covered(slots: Sequence[Slot]) -> int:
+    """How many weights of their parameter the slots have together."""
+    return sum(slot.component.parameters for slot in slots)
 
 
 def group_slots(model: Model) -> Iterator[list[Slot]]:
@@ -66,17 +88,14 @@ def join_grids(slots: Sequence[Slot], grids: Mapping[str, Grid | None]) -> Grid 
     """The grid of a whole parameter that the slots are parts of; a reason where there is none."""
     found = [grids.get(slot.component.name) for slot in slots]
     parts = [grid for grid in found if grid is not None]
-    if not parts or any(grid.scheme.strategy is Strategy.tensor and grid.zeros is not None for grid in parts):
-        return NO_GRID
-    if not all(grid.is_even for grid in parts):
-        return UNEVEN
-    shape = slots[0].parameter.shape
-    whole = len(parts) == len(slots) and sum(slot.component.parameters for slot in slots) == shape.numel()
-    if whole and len(parts) == 1:
-        return parts[0]
-    alike = len({(grid.scheme, grid.scales.dtype) for grid in parts}) == 1
-    if not (whole and alike) or parts[0].scheme.strategy is Strategy.tensor:
+    faults = [fault for grid in parts if (fault := find_fault(grid, len(slots))) is not None]
+    if faults or not parts:
+        return faults[0] if faults else NO_GRID
+    if len(parts) < len(slots) or len({(grid.scheme, grid.scales.dtype) for grid in parts}) > 1:
         return PARTS
+    if len(parts) == 1:
+        return parts[0]
+    shape = slots[0].parameter.shape
 
     def join(tensors: Sequence[Tensor]) -> Tensor:
         """Rows of the parts where the module has them; every row of a part goes as a whole."""

@@ -7,6 +7,7 @@ from compressor.forecast_record import CheckForecast, ForecastRecord, OptionFore
 from compressor.report.treatment_map import Pair, pair_of
 from compressor.report.wording import (
     MISSING,
+    format_additivity,
     format_bytes,
     format_estimate,
     format_interval,
@@ -92,5 +93,7 @@ def list_forecast_facts(record: ForecastRecord) -> dict[str, str]:
         )
     last = find_last(record)
     facts["the law is trusted"] = f"to an amount of {format_percent(last.amount)}" if last else "for no size"
+    if ratios := [check.additivity for check in record.checks if check.additivity is not None]:
+        facts["single effects"] = format_additivity(ratios)
     facts["time"] = format_seconds(record.seconds)
     return facts

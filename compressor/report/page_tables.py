@@ -72,12 +72,14 @@ def make_scores_table(record: Record, scores: Mapping[str, Score]) -> str:
 def make_rounds_table(record: Record) -> str:
     names = list(dict.fromkeys(name for step in record.rounds for name in step.scores))
     labels = [record.metric(name).label for name in names]
+    compared = any(step.additivity is not None for step in record.rounds)
     rows = [
         [
             str(index),
             format_percent(step.target, fixed=True),
             format_percent(step.amount, fixed=True),
             *(format_score(step.scores[name]) if name in step.scores else MISSING for name in names),
+            *([format_number(step.additivity, 2)] if compared else []),
             str(step.trials),
             format_number(step.passes),
             format_seconds(step.seconds),
@@ -85,9 +87,8 @@ def make_rounds_table(record: Record) -> str:
         for index, step in enumerate(record.rounds, start=1)
     ]
     caption = "Rounds, scored on the prefixes of the search: value (95 % interval)"
-    return make_table(
-        caption, ["round", "target", "amount", *labels, "trials", "forward passes", "time"], rows, words=0
-    )
+    headings = ["round", "target", "amount", *labels, *(["additivity"] if compared else [])]
+    return make_table(caption, [*headings, "trials", "forward passes", "time"], rows, words=0)
 
 
 def make_components_table(components: Mapping[str, ComponentRecord]) -> str:

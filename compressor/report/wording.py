@@ -131,14 +131,21 @@ def list_facts(record: Record) -> dict[str, str]:
     final = record.final
     if final is None:
         return {}
+    ratios = [step.additivity for step in record.rounds if step.additivity is not None]
     return {
         "taken away": format_percent(final.amount),
         "zero weights": format_percent(final.sparsity),
         "bits per weight": format_bits(final.bits_per_weight, final.packed_bits_per_weight),
         "size on disk": format_sizes(record.base.get("bytes"), final.bytes),
+        **({"single effects": format_additivity(ratios)} if ratios else {}),
         "noise floor": format_noise_floor(record),
         "time": format_seconds(record.seconds),
     }
+
+
+def format_additivity(ratios: Sequence[float]) -> str:
+    """`add up to 0.87, 0.95 of the whole`: sums of single effects by the effects of wholes."""
+    return f"add up to {', '.join(format_number(ratio, 2) for ratio in ratios)} of the whole"
 
 
 def tell_expense(expense: Expense) -> str:

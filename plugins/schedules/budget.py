@@ -9,11 +9,9 @@ import numpy as np
 from compressor.contracts import KeepRequest, Problem, Schedule, Search
 from compressor.errors import ConfigError, suggest
 
-from .amounts import Amounts
-from .choices import Choices, Values
 from .inquiry import Inquiry
-from .limits import read_limits
-from .menus import Menus
+from .limits import Unit, read_limits
+from .menus import make_choices
 from .planning import Planning
 
 
@@ -45,8 +43,8 @@ class Budget(Schedule):
 
     `objective` is a metric that can be estimated: `kl` is the sturdiest, `margin_noise` speaks of the FDT itself.
     `estimate=measured` gets the costs from a trial for each option, and takes any metric. `targets` are cumulative mean
-    amounts, a round each; in their place `bits` is the mean over components, scales counted, or `bytes` the whole
-    checkpoint on disk. A budget is never exceeded. `granularity=row` gives every output row an amount of its own.
+    amounts, a round each; in their place `bits` is the mean over components, scales counted, or `bytes` the weight
+    files as they are exported. A budget is never exceeded. `granularity=row` gives every output row its own amount.
 
     Source: this project, docs/margin-law.md.
     """
@@ -64,15 +62,20 @@ class Budget(Schedule):
     def ranks_by(self) -> tuple[str, ...]:
         return (self.objective,)
 
+    def limits_files(self) -> bool:
+        return self.bytes is not None
+
     def search(self, problem: Problem) -> Search:
         self._check(problem)
         by_row, measured = self.granularity is Granularity.row, self.estimate is EstimateBy.measured
         floor = {c.name: np.zeros(c.shape[0] if by_row else 1) for c in problem.components}
         for limit in read_limits(problem, self.targets, self.bits, self.bytes):
             choices = make_choices(problem, floor, by_row)
-            planning = Planning(Inquiry(choices, self.objective, limit.in_bits, measured, by_row), limit)
+            on_disk = limit.unit is Unit.bytes
+            planning = Planning(Inquiry(choices, self.objective, limit.in_bits, on_disk, measured, by_row), limit)
             plan = yield from planning.run(self.corrections)
-            yield KeepRequest(plan, limit.target, tuple(planning.notes))
+            singles = {self.objective: planning.singles}
+            yield KeepRequest(plan, limit.target, tuple(planning.notes), most_bytes=self.bytes, singles=singles)
             floor = {c.name: choices.read(c, plan.get(c.name)) for c in problem.components}
 
     def _check(self, problem: Problem) -> None:
@@ -109,12 +112,3 @@ class Budget(Schedule):
                 "`schedule.granularity=row` takes estimates of one pass and `schedule.targets`, got "
                 f"estimate={self.estimate.name}, bits={self.bits}, bytes={self.bytes}; drop these"
             )
-
-
-def make_choices(problem: Problem, floor: Values, by_row: bool) -> Choices:
-    """What can be chosen: amounts of the one compressor that offers ranges, or the options of all."""
-    if len(problem.offers) == 1:
-        (compressor,) = problem.offers
-        if all(offer.is_range for offer in problem.offers[compressor].values()):
-            return Amounts(problem, floor, compressor, by_row)
-    return Menus(problem, floor)

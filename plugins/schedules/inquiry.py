@@ -26,14 +26,15 @@ class Inquiry:
     choices: Choices
     objective: str
     in_bits: bool = False
+    on_disk: bool = False
     measured: bool = False
     by_row: bool = False
 
     def ask_sizes(self, options: Options) -> Asks:
-        """What each option stores, `[unit, option]` by component: packed bits, or the weights that it keeps."""
+        """What each option stores, `[unit, option]` by component: bits, packed or `on_disk`, or kept weights."""
         if not self.in_bits:
             return self.choices.sizes(options)
-        answer = yield SizeRequest(options)
+        answer = yield SizeRequest(options, self.on_disk)
         return {name: np.array([bits], dtype=np.float64) for name, bits in answer.items()}
 
     def ask_size(self, plan: Plan) -> Asks:
@@ -50,17 +51,18 @@ class Inquiry:
     def ask_score(self, plan: Plan) -> Asks:
         """The objective of a plan on all search prefixes, lower being better."""
         (scores,) = yield ScoreRequest([plan], (self.objective,))
-        return self._sign * scores[self.objective].mean
+        return self.sign * scores[self.objective].mean
 
     def tabulate(self, options: Options, sizes: Values, estimates: Estimates, reached: Collection[str]) -> Table:
         """What is known of the options, with costs of the components that were `reached`; lower is better."""
         known = {name: estimate for name, estimate in estimates.items() if name in reached and estimate.reached}
         means = {name: changes.mean(axis=0, keepdims=True) for name, changes in steady_changes(known).items()}
         rows = {name: estimate.rows for name, estimate in known.items() if estimate.rows is not None}
-        return Table(options, sizes, {name: self._sign * values for name, values in (means | rows).items()})
+        return Table(options, sizes, {name: self.sign * values for name, values in (means | rows).items()})
 
     @property
-    def _sign(self) -> float:
+    def sign(self) -> float:
+        """-1 turns values of the objective, and their changes, into costs where higher is better; else 1."""
         return -self.choices.problem.better[self.objective].sign
 
 

@@ -26,9 +26,9 @@ class Unit(enum.Enum):
 
 @dataclass(frozen=True)
 class Limit:
-    """The sum of sizes over components may be `total`: of `parameters` · (1 − amount), or of packed bits.
+    """The sum of sizes over components may be `total`: of `parameters` · (1 − amount), or of bits.
 
-    `asked` is the budget as it was given; `fixed_bits` are those of a checkpoint that no treatment changes.
+    `asked` is the budget as it was given; `fixed_bits` are those of files that no treatment changes.
     """
 
     total: float
@@ -105,16 +105,13 @@ def read_limits(problem: Problem, targets: Sequence[float], bits: float | None, 
 
 
 def limit_bytes(problem: Problem, size: int) -> Limit:
-    """The limit of a checkpoint of `size` bytes; raises ConfigError where no plan makes it so small."""
+    """The limit of weight files of `size` bytes; raises ConfigError where no plan makes them smaller."""
     if not problem.packed:
         raise ConfigError(
-            f"`schedule.bytes` needs an export of packed weights, this one takes {problem.stored_bytes} bytes with "
-            "any plan; use schedule.bits or schedule.targets"
+            "`schedule.bytes` needs an export that packs weights, and of this model it packs none; set "
+            "export.format=auto and install 'compressor[export]', or use schedule.bits or schedule.targets"
         )
-    parameters = sum(c.parameters for c in problem.components)
-    fixed = problem.stored_bytes * 8 - sum(c.parameters * c.stored_bits for c in problem.components)
-    if size * 8 <= fixed:
-        raise ConfigError(
-            f"`schedule.bytes` must be above the {fixed // 8} bytes that no treatment changes, got {size}; raise it"
-        )
+    if size <= 0:
+        raise ConfigError(f"`schedule.bytes` must be above 0, got {size}; give the size of the weight files")
+    parameters, fixed = sum(c.parameters for c in problem.components), 8 * problem.fixed_bytes
     return Limit(size * 8 - fixed, Unit.bytes, size, parameters, fixed)

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compressor.contracts import Problem
 from compressor.values import Component, Plan, Treatment
 
-from .choices import LEVELS, OFFSETS, TRUST, Choices, Option, Options, Table
+from .amounts import Amounts
+from .choices import LEVELS, OFFSETS, TRUST, Choices, Option, Options, Table, Values
 from .hulls import Array
 from .knapsack import choose
 from .mixed_integer import Menu
@@ -104,3 +106,12 @@ class Menus(Choices):
             found = [option for option in found if option is None or option.compressor != now.compressor]
             found += self._reach(component, now.compressor, (here + TRUST * OFFSETS).tolist())
         return found if now in found else [*found, now]
+
+
+def make_choices(problem: Problem, floor: Values, by_row: bool) -> Choices:
+    """What can be chosen: amounts of the one compressor that offers ranges, or the options of all."""
+    if len(problem.offers) == 1:
+        (compressor,) = problem.offers
+        if all(offer.is_range for offer in problem.offers[compressor].values()):
+            return Amounts(problem, floor, compressor, by_row)
+    return Menus(problem, floor)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from compressor.values import Plan
 
+from .additivity import add_singles
 from .choices import Table
 from .inquiry import Asks, Estimates, Inquiry, merge
 from .limits import Limit
@@ -32,6 +33,10 @@ class Planning:
     """On how many the plan settled."""
     reached: frozenset[str] = frozenset()
     """Components that a token of these prefixes came to; others stay as they are."""
+    singles: float = 0.0
+    """What each treatment of the plan alone changes of the objective's first statistic, added up."""
+    alone: Table = field(default_factory=lambda: Table({}, {}, {}))
+    """What every option costs at the start of the round."""
 
     def run(self, corrections: int) -> Asks:
         """The plan after at most so many attempts to correct it; raises ConfigError where the limit is out of reach."""
@@ -39,6 +44,7 @@ class Planning:
         self.limit.require(size, self.notes)
         if corrections:
             plan, size = yield from self.correct(plan, size, corrections)
+        self.singles = self.inquiry.sign * add_singles(self.inquiry.choices, self.alone, plan)
         if note := self.limit.describe_rest(size):
             self.notes.append(note)
         return plan
@@ -57,7 +63,8 @@ class Planning:
             found = merge(found, (yield from self.inquiry.ask_estimates(options, {}, start, self.prefixes)))
             self.reached = frozenset(name for name, estimate in found.items() if estimate.reached)
             before = plan
-            plan, size = yield from self._solve(self.inquiry.tabulate(options, sizes, found, self.reached))
+            self.alone = self.inquiry.tabulate(options, sizes, found, self.reached)
+            plan, size = yield from self._solve(self.alone)
             if start and choices.distance(before, plan) <= SETTLED:
                 break
         self._note_unreached()

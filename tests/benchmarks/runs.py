@@ -14,7 +14,7 @@ from compressor.models import Model
 from compressor.plugins import installed
 from compressor.record import Record
 from compressor.run import Run
-from compressor.settings import DataSettings, DType, ModelSettings, Settings
+from compressor.settings import DataSettings, DType, ModelSettings, Settings, SweepSettings
 from compressor.tracking import NullTracker
 
 MODELS = ("tiny", "stories260K", "tinystories-656k", "tinystories-2.8M")
@@ -76,6 +76,7 @@ def open_run(
         schedule=schedule or Nothing(),
         model=ModelSettings(path=find_model(model), dtype=dtype, stream=stream),
         data=replace(data or DataSettings(), seed=seed, **options),
+        sweep=SweepSettings(cache=False),  # what is not measured costs nothing, and weights may be changed below
         seed=seed,
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,156 @@
+"""What the weight files of an export will take, told before it is made and by the rules by which it is made."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
+
+from compressor.export.compressed_tensors import is_installed, pack_weight
+from compressor.export.dense import DENSE
+from compressor.export.folder import choose_stored, holds_exactly
+from compressor.export.linears import (
+    MERGED,
+    count_covered,
+    count_uses,
+    find_fault,
+    find_obstacle,
+    group_slots,
+    merges_weights,
+)
+from compressor.grids import Grid
+from compressor.models import Model
+from compressor.models.slots import Slot
+
+NEVER = "the export saves every weight in full"
+FRAME = len('{"__metadata__":{"format":"pt"},}') + 8 + 7
+"""Bytes of a file of weights without any: its header's length, and at most seven to fill the header up to eights."""
+SHORT = {
+    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+"""What a header calls the usual dtypes."""
+UNUSUAL = "F8_E4M3"
+"""As long as the name of any other."""
+ENTRY = 200
+"""About as many bytes as a header says of a tensor."""
+SHARD = 10**9
+"""A model of several files has fewer than one for each so many bytes; transformers makes them fifty times as large."""
+
+
+@dataclass(frozen=True)
+class FileSizes:
+    """How large the weight files of `model` become in the format `form`: a sum over components, and a rest.
+
+    Never less than what is written, and more only by what is not known before: a few bytes of every entry in a header.
+    Components that are parts of one matrix are taken to be treated alike.
+    """
+
+    model: Model
+    form: str
+
+    @cached_property
+    def packs(self) -> bool:
+        """Is there a component that can be packed? If not, no treatment makes the files smaller."""
+        return any(obstacle is None for _, obstacle in self._matrices.values())
+
+    @cached_property
+    def rest(self) -> int:
+        """Bytes of all that belongs to no component, with the headers' frames."""
+        inside = {id(slots[0].parameter) for slots, _ in self._matrices.values()}
+        parameters = dict(self.model.network.named_parameters(remove_duplicate=False))
+        total = FRAME * (1 + self._largest // SHARD)
+        for name, tensor in self.model.network.state_dict().items():
+            owner = id(parameters[name]) if name in parameters else id(tensor)
+            if owner in inside or self._names.get(owner, name) != name:
+                continue
+            dtype = choose_stored(self.model, tensor) if tensor.is_floating_point() else tensor.dtype
+            total += tensor.numel() * dtype.itemsize + self._count_entry(name, tensor.shape, dtype)
+        return total
+
+    def count_bits(self, name: str, weight: Tensor, bits: int | None = None, grid: Grid | None = None) -> int:
+        """Bits of a component in the files, its share of headers included.
+
+        `weight` `[out, in]` is what is scored, `bits` what its compressor stores, None if it is untreated, `grid` its
+        integers if it has some.
+        """
+        slots, obstacle = self._matrices[name]
+        component = self.model.components[name]
+        if obstacle is None and bits is not None and bits < component.parameters * component.stored_bits:
+            packed = self._count_packed(slots, weight, grid)
+            if packed is not None:
+                return packed
+        parameter, dtype = slots[0].parameter, choose_stored(self.model, weight)
+        entry = self._count_entry(self._find_path(slots), parameter.shape, dtype)
+        whole = 8 * (parameter.numel() * dtype.itemsize + entry)
+        return math.ceil(whole * component.parameters / count_covered(slots))
+
+    def _count_packed(self, slots: Sequence[Slot], weight: Tensor, grid: Grid | None) -> int | None:
+        """As `count_bits`, of a weight that is packed; None for one that stays dense."""
+        if grid is None or find_fault(grid, len(slots)) is not None:
+            return None
+        stored, dtypes = self.model.stored_dtype, [self.model.dtype]
+        # What all components become decides in which of the two a saved model is loaded.
+        dtypes += [stored] if stored not in dtypes and holds_exactly(stored, weight) else []
+        found = [pack_weight(grid.to("cpu"), weight, dtype) for dtype in dtypes]
+        if any(isinstance(packed, str) for packed in found):
+            return None
+        packed = found[0]
+        assert not isinstance(packed, str)
+        stem, out = self._find_path(slots).removesuffix("weight"), len(slots[0].parameter)
+        entries = 0
+        for suffix, tensor in packed.tensors.items():
+            shape = [out, *tensor.shape[1:]] if tensor.ndim > 1 else tensor.shape
+            entries += self._count_entry(stem + suffix, shape, tensor.dtype)
+        return 8 * (sum(tensor.nbytes for tensor in packed.tensors.values()) + math.ceil(entries / len(slots)))
+
+    def _count_entry(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> int:
+        """Bytes of what a header says of one tensor, at most."""
+        digits = len(str(self._largest))
+        entry = {name: {"dtype": SHORT.get(dtype, UNUSUAL), "shape": [*shape], "data_offsets": []}}
+        text = json.dumps(entry, separators=(",", ":"), ensure_ascii=False)
+        # A comma takes the place of the brackets around the entry, and one stands between the offsets.
+        return len(text.encode()) - 1 + 2 * digits + 1 + self._growth
+
+    @cached_property
+    def _matrices(self) -> dict[str, tuple[list[Slot], str | None]]:
+        """Component -> all components of its parameter, and why that cannot be packed, None if it can."""
+        uses = count_uses(self.model.network)
+        never = NEVER if self.form == DENSE or not is_installed() else None
+        never = never or (MERGED if merges_weights(self.model.network) else None)
+        groups = [(slots, never or find_obstacle(slots, uses)) for slots in group_slots(self.model)]
+        return {slot.component.name: group for group in groups for slot in group[0]}
+
+    def _find_path(self, slots: Sequence[Slot]) -> str:
+        """The name of the parameter that the slots are parts of."""
+        return self._names[id(slots[0].parameter)]
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        """The longest name of each parameter, by its id."""
+        named = self.model.network.named_parameters(remove_duplicate=False)
+        return {id(parameter): name for name, parameter in sorted(named, key=lambda pair: len(pair[0]))}
+
+    @cached_property
+    def _growth(self) -> int:
+        """By how much a name in the files may be longer than in the network, as transformers writes it."""
+        if merges_weights(self.model.network):
+            return 0
+        network, growth = self.model.network, 0
+        for name, tensor in network.state_dict().items():
+            (written,) = revert_weight_conversion(network, {name: tensor})
+            growth = max(growth, len(written) - len(name))
+        return growth
+
+    @cached_property
+    def _largest(self) -> int:
+        """Bytes that the files do not exceed."""
+        width = max(self.model.stored_dtype.itemsize, self.model.dtype.itemsize)
+        state = self.model.network.state_dict().values()
+        return sum(ENTRY + tensor.numel() * max(width, tensor.itemsize) for tensor in state)
