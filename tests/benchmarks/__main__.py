@@ -16,7 +16,10 @@ BENCHMARKS = (
     "beam",
     "streaming",
     "quantizers",
+    "rankers",
+    "int8share",
     "allocators",
+    "gptq",
 )
 
 

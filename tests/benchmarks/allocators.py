@@ -18,10 +18,6 @@ Packages of others are looked for in FOLDER/modelopt and FOLDER/auto-round, envi
 import argparse
 import functools
 import itertools
-import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +27,7 @@ from compressor.contracts import KeepRequest, Prefixes
 from compressor.sweep import Statistics
 from compressor_plugins.schedules.budget import Budget
 
+from .asking import ask_peer
 from .keeping import Keep
 from .mixed import FORMATS, Case, open_case
 from .peers.task import Allocation, counted, read_answer
@@ -84,18 +81,11 @@ def search_here(case: Case) -> dict[str, Found]:
 
 
 def search_there(environment: str, environments: Path | None, case: Case) -> dict[str, Found]:
-    """All budgets by the script of a peer; nothing where it fails, with the last line of what it said."""
-    python = str((environments / environment / "bin" / "python").absolute()) if environments else sys.executable
-    with tempfile.TemporaryDirectory() as folder:
-        asked, answered, log = (Path(folder) / name for name in ("task.json", "answer.json", "log"))
-        asked.write_text(json.dumps(asdict(case.task)))
-        command = [python, "-m", f"{__package__}.peers.{PEERS[environment]}", str(asked), str(answered)]
-        with log.open("w") as output:
-            code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
-        if code:
-            print(f"{environment} is left out: {log.read_text().strip().splitlines()[-1]}", file=sys.stderr)
-            return {}
-        answer = read_answer(json.loads(answered.read_text()))
+    """All budgets by the script of a peer; nothing where it cannot be had."""
+    data = ask_peer(PEERS[environment], environment, environments, asdict(case.task))
+    if data is None:
+        return {}
+    answer = read_answer(data)
     answers = {}
     for method, allocations in answer.allocations.items():
         cost = answer.costs[method]

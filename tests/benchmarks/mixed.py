@@ -64,8 +64,12 @@ def count_bits(run: Run) -> dict[str, dict[str, int]]:
     }
 
 
+def locate(model: str) -> str:
+    """The folder of a model, also of the embedded one."""
+    return find_model(model) or str(files("compressor") / "tiny")
+
+
 def save_half(model: str, folder: str) -> None:
     """The checkpoint in bfloat16, so that what is not quantized takes 16 bits."""
-    source = find_model(model) or str(files("compressor") / "tiny")
-    AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    AutoModelForCausalLM.from_pretrained(locate(model), dtype=torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(locate(model)).save_pretrained(folder)
