@@ -152,8 +152,8 @@ def test_clipping_finds_the_best_factor_of_the_grid() -> None:
         return sum((value - weight_) ** 2 for value, weight_ in zip(values, weights, strict=True))
 
     def shrink(factor: float) -> list[float]:
-        scale = factor * 4.5 / 7
-        return [scale * max(-7, min(7, round(w / scale))) for w in weights]
+        scale = factor * 4.5 / 7.5
+        return [scale * max(-8, min(7, round(w / scale))) for w in weights]
 
     for symmetric, values in ((True, shrink), (False, lambda factor: by_hand(weights, factor)[0])):
         least = min(error(values(factor)) for factor in FACTORS)

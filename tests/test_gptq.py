@@ -79,7 +79,7 @@ class ByHand(NamedTuple):
 def by_hand(weight: Tensor, hessian: Tensor, compressor: Gptq, bits: int) -> ByHand:
     """By the update of the whole inverse after every column, in float64."""
     out, width = weight.shape
-    limit, plain = 2 ** (bits - 1) - 1, round_plainly(weight, bits, compressor.group)
+    half, plain = 2 ** (bits - 1), round_plainly(weight, bits, compressor.group)
     sizes, columns = hessian.diagonal().tolist(), list(range(width))
     if compressor.order is Order.act:
         columns.sort(key=lambda j: -sizes[j])
@@ -89,7 +89,7 @@ def by_hand(weight: Tensor, hessian: Tensor, compressor: Gptq, bits: int) -> ByH
     for j in columns:
         scale = plain.scales[:, j // plain.group].double()
         ratio = w[:, j] / scale
-        q = ratio.round().clamp(-limit, limit)
+        q = ratio.round().clamp(-half, half - 1)
         integers[:, j], ties[:, j] = q.to(torch.int8), ((ratio - ratio.floor()) - 0.5).abs()
         clamped |= (ratio - q).abs() > 0.5
         cost += (w[:, j] - scale * q) ** 2 / inverse[j, j]
@@ -180,7 +180,7 @@ def test_what_is_scored_is_what_is_shipped(dtype: torch.dtype, width: int, group
     assert torch.equal(weight, before) and torch.equal(found.scales, plain.scales) and found.bits == plain.bits
     tensors = found.tensors()
     assert torch.equal(unpack(tensors["weight_packed"], 3, (19, width)), found.integers)
-    assert found.integers.abs().max() <= 3 and found.dense().dtype is dtype
+    assert found.integers.min() >= -4 and found.integers.max() <= 3 and found.dense().dtype is dtype
     assert width == 1 or loss(weight, found.dense(), hessian).sum() < loss(weight, plain.dense(), hessian).sum()
 
 

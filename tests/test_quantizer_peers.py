@@ -11,11 +11,12 @@ SAME = {
     ("hqq", "hqq, start"): 0.9999,
     ("hqq", "hqq"): 0.98,
     ("torchao", "int4, zero points"): 0.9999,
+    ("compressed-tensors", "int4, symmetric=True"): 0.9999,
     ("compressed-tensors", "int4, symmetric=False"): 0.9999,
     ("optimum-quanto", "int4, zero points"): 0.9999,
     ("optimum-quanto", "hqq"): 0.98,
-    ("llmcompressor", "gptq, order=none, −8 too"): 0.999,
-    ("llmcompressor", "gptq, order=act, −8 too"): 0.999,
+    ("llmcompressor", "gptq, order=none"): 0.999,
+    ("llmcompressor", "gptq, order=act"): 0.999,
 }
 """The least share of integers that must be the same; the others have another grid on purpose."""
 

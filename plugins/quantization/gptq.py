@@ -33,9 +33,10 @@ class Gptq(Compressor):
     For `[out, in]` with H = Σ x xᵀ / n of its inputs, a row's error is (w − ŵ) H (w − ŵ)ᵀ, the mean square of what it
     changes in the output. With U upper triangular, Uᵀ U = (H + λI)⁻¹ and λ = `damping` · mean(diag H), columns j go
 
-        q_j = clamp(round(w_j / s), ±(2^(b−1) − 1)),  w_k ← w_k − U_jk (w_j − s q_j) / U_jj  for the columns k to come,
+        q_j = clamp(round(w_j / s), −2^(b−1), 2^(b−1) − 1),
+        w_k ← w_k − U_jk (w_j − s q_j) / U_jj  for the columns k to come,
 
-    which is the best that these can do. Scales s = max|w| / (2^(b−1) − 1) are those of round to nearest, of the weight
+    which is the best that these can do. Scales s = max|w| / (2^(b−1) − ½) are those of round to nearest, of the weight
     as it was: one for each `group` of neighbours along `in`, the last of a row may be shorter. So they do not depend on
     the `order`, and groups stay together in what is stored when columns are taken by their mean squared input, the
     largest first (`act`). `block` is how many columns are done before the rest is moved, which only saves time.
@@ -83,8 +84,7 @@ class Gptq(Compressor):
         factor = factor_inverse(hessian, self.damping, columns, component.name) if knows else None
         for bits in widths:
             plain = round_to_grid(weight, bits, self.group, len(weight), component)
-            limits = (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)
-            yield plain if factor is None else round_columns(weight, plain, factor, columns, limits, self.block)
+            yield plain if factor is None else round_columns(weight, plain, factor, columns, self.block)
 
     def order_columns(self, hessian: Tensor) -> Tensor:
         """The numbers of the columns, in the order in which they are rounded."""

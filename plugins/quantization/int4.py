@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class Int4(Compressor):
     """4-bit integers by round to nearest, one scale for each `group` of neighbours along `in` of `[out, in]`.
 
-    s = max|w| / 7, q = clamp(round(w / s), ±7), ŵ = s · q; ties round to even, the last group of a row may be shorter.
-    Not `symmetric`, a group also has a zero point of 4 bits, and all 16 integers are used:
+    s = max|w| / 7.5, q = clamp(round(w / s), −8, 7), ŵ = s · q; ties round to even, the last group of a row may be
+    shorter. All 16 integers are used, as compressed-tensors does. Not `symmetric`, a group also has a zero point of 4
+    bits:
 
         s = (max(w, 0) − min(w, 0)) / 15,  z = round(−8 − min(w, 0) / s),
         q = clamp(round(w / s + z), −8, 7),  ŵ = s · (q − z).

@@ -53,5 +53,5 @@ class Int8(Compressor):
         bits = choose_bits(self.name, self.offer(context.component), amount, context.component)
         out, width = weight.shape
         if self.granularity is Granularity.tensor:
-            return round_to_grid(weight, bits, out * width, 1, context.component)
-        return round_to_grid(weight, bits, self.group or width, out, context.component)
+            return round_to_grid(weight, bits, out * width, 1, context.component, balanced=True)
+        return round_to_grid(weight, bits, self.group or width, out, context.component, balanced=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class IntegerWeight(CompressedWeight):
     """ŵ = s · q with one scale s for each group of weights.
 
-    `integers` q `[out, in]` int8 in [−(2^(b−1) − 1), 2^(b−1) − 1]; `scales` s `[out, group]`, or `[1, 1]` for the whole
+    `integers` q `[out, in]` int8 in [−2^(b−1), 2^(b−1) − 1]; `scales` s `[out, group]`, or `[1, 1]` for the whole
     matrix; `group` neighbours along `in` share a scale, the last group of a row may be shorter; `bits_each` is b.
     """
 
@@ -84,9 +84,9 @@ def scales_dtype(weight: Tensor, component: Component) -> torch.dtype:
 def fit_scales(largest: Tensor, limit: float, stored: torch.dtype, dtype: torch.dtype) -> Tensor:
     """s = max|w| / `limit`, rounded to what is `stored`; 1 for a group of zeros.
 
-    A rounded scale is moved by one step where it would cut the largest weight off by more than half a step of the
-    grid (tiny scales have few bits left; those that vanish become the smallest positive one), or where the largest
-    integer would overflow the weight's `dtype`.
+    A rounded scale is moved by one step where `limit` + ½ of it are less than the largest weight (tiny scales have few
+    bits left; those that vanish become the smallest positive one), or where `limit` of it overflow the weight's
+    `dtype`.
     """
     import torch
 
@@ -99,13 +99,20 @@ def fit_scales(largest: Tensor, limit: float, stored: torch.dtype, dtype: torch.
 
 
 def round_to_grid(
-    weight: Tensor, bits: int, group: int, rows: int, component: Component, clip: bool = False
+    weight: Tensor,
+    bits: int,
+    group: int,
+    rows: int,
+    component: Component,
+    clip: bool = False,
+    balanced: bool = False,
 ) -> IntegerWeight:
-    """AbsMax round to nearest: q = clamp(round(w / s), ±(2^(b−1) − 1)), half to even, s = max|w| / (2^(b−1) − 1).
+    """Round to nearest: q = clamp(round(w / s), −2^(b−1), 2^(b−1) − 1), half to even, s = max|w| / (2^(b−1) − ½).
 
     `weight` `[out, in]`; `group` neighbours share s, in each of `rows` lines (out, or 1 for the whole matrix). s is the
-    scale as stored, so that |w − ŵ| ≤ s/2 up to the rounding of dtypes. `clip` searches for a smaller max|w| by
-    `search_clip`. Raises ModelError for NaN and infinity.
+    scale as stored, so that |w − ŵ| ≤ s/2 up to the rounding of dtypes. `balanced` does without −2^(b−1), and the
+    largest |w| is at 2^(b−1) − 1. `clip` searches for a smaller max|w| by `search_clip`. Raises ModelError for NaN and
+    infinity.
     """
     import torch
 
@@ -113,19 +120,30 @@ def round_to_grid(
     groups = split_groups(weight.to(working_dtype(weight.dtype)), rows, group)
     largest = groups.abs().amax(-1)
     check_finite(largest, component)
-    limit, stored = 2 ** (bits - 1) - 1, scales_dtype(weight, component)
+    highest, stored = 2 ** (bits - 1) - 1, scales_dtype(weight, component)
 
     def fit(factor: float) -> tuple[Tensor]:
-        return (fit_scales(factor * largest, limit, stored, weight.dtype),)
+        return (fit_scales(factor * largest, highest if balanced else highest + 0.5, stored, weight.dtype),)
 
     def place(scales: Tensor) -> Tensor:
-        return (groups / scales.to(groups.dtype)[..., None]).round().clamp(-limit, limit)
+        lowest = torch.full_like(scales, -highest) if balanced else find_lowest(scales, bits, weight.dtype)
+        wide = scales.to(groups.dtype)[..., None]
+        return (groups / wide).round().clamp(max=highest).maximum(lowest.to(groups.dtype)[..., None])
 
     def decode(scales: Tensor) -> Tensor:
         return (scales.to(groups.dtype)[..., None] * place(scales)).to(weight.dtype)
 
     (scales,) = search_clip(groups, fit, decode) if clip else fit(1.0)
     return IntegerWeight(join_groups(place(scales).to(torch.int8), weight), scales, group, bits, weight.dtype)
+
+
+def find_lowest(scales: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+    """The lowest integer like `scales`: −2^(b−1), or one more where that would overflow the weight's `dtype`."""
+    import torch
+
+    lowest = -(2 ** (bits - 1))
+    overflows = scales.to(working_dtype(dtype)) > torch.finfo(dtype).max / -lowest
+    return torch.full_like(scales, lowest).masked_fill(overflows, lowest + 1)
 
 
 def offer_bits(compressor: str, widths: list[int], component: Component) -> Offer:

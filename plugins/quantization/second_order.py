@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .integers import IntegerWeight, working_dtype
+from .integers import IntegerWeight, find_lowest, working_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,31 +42,31 @@ def factor_inverse(hessian: Tensor, damping: float, order: Tensor, name: str) ->
     return factor
 
 
-def round_columns(
-    weight: Tensor, plain: IntegerWeight, factor: Tensor, order: Tensor, limits: tuple[int, int], block: int
-) -> IntegerWeight:
+def round_columns(weight: Tensor, plain: IntegerWeight, factor: Tensor, order: Tensor, block: int) -> IntegerWeight:
     """Columns of `weight` `[out, in]` one by one in the `order`, on the grid of `plain`; those to come are moved.
 
     With w_j the column as it is by then, and U the `factor`, in that order,
 
-        q_j = clamp(round(w_j / s_j), *limits),  e_j = (w_j − ŵ_j) / U_jj,  w_k ← w_k − U_jk e_j  for k after j,
+        q_j = clamp(round(w_j / s_j), −2^(b−1), 2^(b−1) − 1),  e_j = (w_j − ŵ_j) / U_jj,
+        w_k ← w_k − U_jk e_j  for k after j,
 
-    ŵ_j = s_j q_j in the dtype of the weight, `limits` the lowest and the highest integer. Columns behind a `block` are
-    moved by all of its errors at once.
+    ŵ_j = s_j q_j in the dtype of the weight. Columns behind a `block` are moved by all of its errors at once.
     """
     import torch
 
     compute = working_dtype(weight.dtype)
     rest, factor = weight.to(compute)[:, order], factor.to(compute)
     scales, places = plain.scales.to(compute), (order // plain.group).tolist()
-    integers = torch.empty_like(plain.integers)
+    integers, highest = torch.empty_like(plain.integers), 2 ** (plain.bits_each - 1) - 1
+    lowest = find_lowest(plain.scales, plain.bits_each, plain.dtype).to(compute)
     for start in range(0, rest.shape[1], block):
         inside = rest[:, start : start + block]
         corner = factor[start : start + block, start : start + block]
         errors, found = torch.zeros_like(inside), torch.zeros_like(inside)
         for j in range(inside.shape[1]):
-            scale = scales[:, places[start + j]]
-            found[:, j] = (inside[:, j] / scale).round().clamp(*limits)
+            place = places[start + j]
+            scale = scales[:, place]
+            found[:, j] = (inside[:, j] / scale).round().clamp(max=highest).maximum(lowest[:, place])
             dense = (scale * found[:, j]).to(weight.dtype).to(compute)
             errors[:, j] = (inside[:, j] - dense) / corner[j, j]
             inside[:, j + 1 :] -= torch.outer(errors[:, j], corner[j, j + 1 :])

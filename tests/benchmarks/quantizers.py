@@ -28,7 +28,6 @@ from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.integers import IntegerWeight, round_to_grid
 from compressor_plugins.quantization.nf4 import Nf4
 from compressor_plugins.quantization.normal_float import NormalFloatWeight
-from compressor_plugins.quantization.second_order import factor_inverse, round_columns
 
 GROUP = 64
 
@@ -122,7 +121,6 @@ def compare_torchao(weight: Tensor) -> Found:
 
 
 def compare_compressed_tensors(weight: Tensor) -> Found:
-    """Its symmetric grid has max|w| / 7.5 for a step and also uses −8."""
     quantization = importlib.import_module("compressed_tensors.quantization")
     helpers = importlib.import_module("compressed_tensors.quantization.utils.helpers")
     forward = importlib.import_module("compressed_tensors.quantization.lifecycle.forward")
@@ -152,7 +150,7 @@ def compare_quanto(weight: Tensor) -> Found:
 
 
 def compare_llmcompressor(weight: Tensor) -> Found:
-    """Given the scales here, on which it also uses −8, to the left of what is −7 here."""
+    """Given the scales here."""
     quantization = importlib.import_module("compressed_tensors.quantization")
     quantize = importlib.import_module("llmcompressor.modifiers.gptq.gptq_quantize").quantize_weight
     hessian = make_statistics(weight.shape[1])["hessian"]
@@ -165,12 +163,7 @@ def compare_llmcompressor(weight: Tensor) -> Found:
         given = (weight.clone(), hessian.clone(), grid.scales, zeros)
         dense = quantize(*(part[None] for part in given), None, rule, blocksize=128, percdamp=0.01)[0][0]
         theirs = Result((dense.view(-1, GROUP) / grid.scales.view(-1, 1)).round().int().view(weight.shape), dense)
-        compressor = Gptq(group=GROUP, order=order)
-        yield f"gptq, order={order.name}", compress(compressor, weight), theirs
-        columns = compressor.order_columns(hessian)
-        factor = factor_inverse(hessian, compressor.damping, columns, "a weight")
-        ours = round_columns(weight, grid, factor, columns, (-8, 7), compressor.block)
-        yield f"gptq, order={order.name}, −8 too", Result(ours.integers.int(), ours.dense()), theirs
+        yield f"gptq, order={order.name}", compress(Gptq(group=GROUP, order=order), weight), theirs
 
 
 PEERS: dict[str, tuple[str, Callable[[Tensor], Found]]] = {
