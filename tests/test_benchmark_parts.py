@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from compressor.statistics import draw_resamples
+from compressor.walk import checkpointed
+from tests.benchmarks.asking import ask_peer
 from tests.benchmarks.int8share import Ordered, cumulate, describe_last, find_share
 from tests.benchmarks.keeping import Keep
 from tests.benchmarks.peers.task import Task, counted
@@ -24,9 +26,7 @@ def test_token_layers_are_counted_however_layers_are_called() -> None:
     with counted(layers) as cost:
         network(tokens, labels=tokens).loss.backward()
     assert (cost.forward, cost.backward, cost.total) == (10 * len(layers), 10 * len(layers), 30 * len(layers))
-    network.train()
-    network.gradient_checkpointing_enable({"use_reentrant": False})
-    with counted(layers) as cost:
+    with counted(layers) as cost, checkpointed(layers):
         network(tokens, labels=tokens).loss.backward()
     assert (cost.forward, cost.backward) == (20 * len(layers), 10 * len(layers))
     assert not any(layer.post_attention_layernorm._forward_hooks for layer in layers)
@@ -82,3 +82,10 @@ def test_components_that_come_last_are_set_against_the_others() -> None:
     assert row["last"] == "4.up_proj (2)"
     assert row["kurtosis, last"] == 7.0 and row["kurtosis, others"] == 4.5
     assert row["kurtosis, rank"] == pytest.approx(1.0) and row["max/std, rank"] == pytest.approx(-1.0)
+
+
+def test_who_cannot_be_asked_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask_peer("modelopt", "nobody", tmp_path, {}) is None
+    assert "nobody is left out: there is no" in capsys.readouterr().err
+    assert ask_peer("nothing", "here", None, {}) is None
+    assert "here is left out: exit 1: " in capsys.readouterr().err

@@ -12,7 +12,8 @@ everybody computes in float32. Differences are paired by prefix.
 `passes` is what a search costs, by a hook in every layer: a forward pass over a token counts 1, a backward pass 2, over
 all tokens and layers of the 64 sequences. Those of `budget` hold the pass in which the base's distribution was
 remembered, and are a mean over the budgets, for each of which it searches anew; others score once for all budgets.
-Packages of others are looked for in FOLDER/modelopt and FOLDER/auto-round, environments of their own, else in this one.
+Packages of others are looked for in FOLDER/modelopt and FOLDER/auto-round, environments of their own with
+`nvidia-modelopt`, `auto-round` and transformers, else in this one; who cannot be had is left out.
 """
 
 import argparse

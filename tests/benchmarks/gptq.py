@@ -5,9 +5,9 @@
 All matrices of the decoder layers whose width the groups divide, 4 bits, groups of 64, damping 0.01, blocks of 128, in
 both orders, sequentially: inputs are those of a model whose lower layers are compressed. Both calibrate on the same 64
 sequences of 32 + 64 tokens that the base said, in float32. Weights of both, and `int4` round to nearest beside them, go
-through 256 fresh prefixes; differences are paired by prefix against llmcompressor. Grids differ: the step is
-max|w| / 7 here and max|w| / 7.5 there, where −8 is used too. Seconds are of calibration and rounding with the model
-loaded, `CPU s` those of the process. llmcompressor is looked for in FOLDER/llmcompressor, else in this environment.
+through 256 fresh prefixes; differences are paired by prefix against llmcompressor. Grids are the same. Seconds are of
+calibration and rounding with the model loaded, `CPU s` those of the process, medians over seeds. llmcompressor is
+looked for in FOLDER/llmcompressor, else in this environment.
 """
 
 import argparse

@@ -82,7 +82,7 @@ def measure_outliers(run: Run) -> dict[str, dict[str, float]]:
     return found
 
 
-def describe_shares(model: str, seeds: list[Ordered], tokens: int) -> Iterator[dict[str, Any]]:
+def describe_shares(seeds: list[Ordered], tokens: int) -> Iterator[dict[str, Any]]:
     """A row for each seed, and one for all of them, whose depths are those of every seed together."""
     for name, chosen in [*((str(n), [one]) for n, one in enumerate(seeds)), ("all", seeds)]:
         leading = np.concatenate([one.leading for one in chosen], axis=1)
@@ -94,7 +94,6 @@ def describe_shares(model: str, seeds: list[Ordered], tokens: int) -> Iterator[d
         found = [float(find_share(values, shares, limit)) for values in (percentiles, low, high)]
         yield {
             "seed": name,
-            "tokens": tokens,
             "share": found,
             "share, mean": float(find_share(leading.mean(axis=1), shares, limit)),
             "FDT75, all int8": float(percentiles[-1]),
@@ -118,7 +117,7 @@ def find_share(values: NDArray[np.float64], shares: NDArray[np.float64], limit: 
 
 def describe_last(seeds: list[Ordered]) -> dict[str, Any]:
     """What the components that come last have in common."""
-    row: dict[str, Any] = {}
+    row: dict[str, Any] = {"seed": "all"}
     count = max(1, round(LAST * len(seeds[0].order)))
     last = Counter(name for one in seeds for name in one.order[-count:])
     row["last"] = ", ".join(f"{shorten(name)} ({times})" for name, times in last.most_common(count))
@@ -159,5 +158,5 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
             if key not in keep:
                 keep[key] = measure_seed(model, granularity, tokens, seed, options)
         seeds = [keep[key] for key in keys]
-        for row in [*describe_shares(model, seeds, tokens), describe_last(seeds)]:
+        for row in [*describe_shares(seeds, tokens), describe_last(seeds)]:
             yield {"model": model, "scale per": granularity.name, "tokens": tokens, **row}

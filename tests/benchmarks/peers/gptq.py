@@ -2,8 +2,8 @@
 
     ENVIRONMENT/bin/python -m tests.benchmarks.peers.gptq TASK.json ANSWER.json
 
-Layer by layer, on inputs from the compressed layers below; symmetric groups with its own grid, whose step is
-max|w| / 7.5 at 4 bits. `act` is its `static` order. Seconds are of `oneshot` alone, the model loaded before.
+Layer by layer, on inputs from the compressed layers below; symmetric groups, scales by its own observer. `act` is its
+`static` order. Seconds are of `oneshot` alone, the model loaded before.
 """
 
 import argparse
