@@ -5,9 +5,6 @@ import json
 import sys
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 BENCHMARKS = (
     "demo",
     "allocation",
@@ -19,6 +16,10 @@ BENCHMARKS = (
     "beam",
     "streaming",
     "quantizers",
+    "rankers",
+    "int8share",
+    "allocators",
+    "gptq",
 )
 
 
@@ -29,17 +30,17 @@ def format_cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def show(name: str, rows: list[dict[str, Any]], console: Console) -> None:
+def show(name: str, rows: list[dict[str, Any]]) -> None:
+    """A markdown table."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    table = Table(*columns, title=name)
-    for row in rows:
-        table.add_row(*(format_cell(row[column]) if column in row else "" for column in columns))
-    console.print(table)
+    lines = [[format_cell(row[column]) if column in row else "" for column in columns] for row in rows]
+    for line in ([f"# {name}", ""], columns, ["---"] * len(columns), *lines):
+        text = line[0] if line[0].startswith("#") else f"| {' | '.join(line)} |"
+        print(text, file=sys.stderr)
 
 
 def main() -> None:
     chosen, arguments = (sys.argv[1:2], sys.argv[2:]) if len(sys.argv) > 1 else (list(BENCHMARKS), [])
-    console = Console(width=240, stderr=True)
     for name in chosen:
         if name not in BENCHMARKS:
             raise SystemExit(f"unknown benchmark {name}; known: {', '.join(BENCHMARKS)}")
@@ -47,7 +48,7 @@ def main() -> None:
         for row in importlib.import_module(f"tests.benchmarks.{name}").measure(arguments):
             print(json.dumps({"benchmark": name, **row}), flush=True)
             rows.append(row)
-        show(name, rows, console)
+        show(name, rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""What rows of a table say of statistics on fresh prefixes: values, and differences that are paired by prefix."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.contracts import Metric
+from compressor.plugins import installed
+from compressor.statistics import LEVEL, compare_paired, draw_resamples, summarize, values_per_sequence
+from compressor.sweep import Statistics
+
+METRICS = ("fdtm", "sdtm", "kl", "perplexity")
+"""What `describe` needs statistics of."""
+Cell = list[float]
+"""A value, and its 95 % interval."""
+
+
+def describe(found: Sequence[Statistics]) -> dict[str, Cell]:
+    """FDT, FDT75 and the rest, over the sequences of all these together."""
+    cells = {}
+    for name, metric in load_metrics().items():
+        score = summarize(metric, join(found, name))
+        cells[name] = [score.mean, score.low, score.high]
+        if name == "fdtm":
+            cells["FDT75"] = [score.p75, score.p75_low, score.p75_high]
+    return cells
+
+
+def compare(found: Sequence[Statistics], others: Sequence[Statistics]) -> dict[str, Cell]:
+    """The same of `found` minus that of `others`, which are of the same sequences, paired."""
+    cells = {}
+    for name, metric in load_metrics().items():
+        first, second = join(found, name), join(others, name)
+        cells[name] = list(compare_paired(metric, first, second))
+        if name == "fdtm":
+            cells["FDT75"] = compare_p75(values_per_sequence(metric, first), values_per_sequence(metric, second))
+    return cells
+
+
+def compare_p75(first: NDArray[np.float64], second: NDArray[np.float64]) -> Cell:
+    """The difference of two 75th percentiles over the same sequences, resampled as pairs."""
+    resamples = draw_resamples(len(first), 0)
+    differences = np.percentile(first[resamples], 75, axis=1) - np.percentile(second[resamples], 75, axis=1)
+    low, high = np.percentile(differences, LEVEL)
+    return [float(np.percentile(first, 75) - np.percentile(second, 75)), float(low), float(high)]
+
+
+def join(found: Sequence[Statistics], name: str) -> NDArray[np.float64]:
+    """`[sequence, statistic]` of all, one after the other."""
+    return np.concatenate([statistics[name] for statistics in found])
+
+
+def load_metrics() -> Mapping[str, Metric]:
+    return {name: installed().metrics[name]() for name in METRICS}
