@@ -32,7 +32,7 @@ from compressor.savings import Savings
 from compressor.scoring import Scorer
 from compressor.screening import Screen
 from compressor.selection import find_best
-from compressor.treatments import check_names
+from compressor.treatments import check_names, take_product
 from compressor.values import Plan, Treatment
 
 
@@ -56,6 +56,8 @@ class Search(Scorer):
     def begin(self, schedule: Schedule) -> Dialogue:
         """Open the dialogue with a schedule, which checks its options now, before anything costs time."""
         self.treatments.find_needs(self.treatments.configured)
+        if any(compressor.treats_inputs for compressor in self.treatments.configured.values()):
+            self.model.check_treatable(self.model.slots)
         return Dialogue(self.adapt(schedule), self.describe_problem())
 
     def adapt(self, schedule: Schedule) -> Schedule:
@@ -150,7 +152,7 @@ class Search(Scorer):
     def write(self, plan: Plan) -> None:
         """Compress by the statistics that there are now, and write."""
         for name, weight in self.treatments.compress(self.model, plan).items():
-            self.model.write(name, weight.dense())
+            self.model.write(name, take_product(weight))
             self.packed_bits[name], self.grids[name] = weight.bits, weight.grid and weight.grid.to("cpu")
 
     def describe_waypoint(self, waypoint: Waypoint) -> CurvePoint:

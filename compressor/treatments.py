@@ -13,7 +13,7 @@ from torch import Tensor
 from compressor.calibrate import Calibration, check_needs
 from compressor.contracts import CompressedWeight, Compressor, Context
 from compressor.errors import CompressorError, ConfigError, PlanError, PluginError, suggest
-from compressor.models import Model
+from compressor.models import Model, Product
 from compressor.registry import Registry
 from compressor.values import Component, Offer, Plan, Treatment
 
@@ -114,6 +114,7 @@ class Treatments:
             with named_by(self.installed, compressor, component.name):
                 for compressed in self._apply(compressor, offer, weight, chosen, context, by_row):
                     check_dense(compressed.dense(), weight)
+                    check_treat(compressed, compressor)
                     yield compressed
 
     def _apply(
@@ -217,6 +218,17 @@ def check_dense(dense: Tensor, weight: Tensor) -> None:
         )
     if not dense.isfinite().all():
         raise ValueError("dense value holds NaN or infinity")
+
+
+def check_treat(compressed: CompressedWeight, compressor: Compressor) -> None:
+    """A compressor must say beforehand that its weights treat their inputs."""
+    if compressed.treat is not None and not compressor.treats_inputs:
+        raise ValueError("its weights treat their inputs, and `treats_inputs` must then be True")
+
+
+def take_product(compressed: CompressedWeight) -> Product:
+    """What a compressed weight is on a model."""
+    return Product(compressed.dense(), compressed.treat)
 
 
 def option_names(cls: type[Compressor]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar
 
 from compressor.errors import PlanError
 from compressor.grids import Grid
@@ -14,7 +14,7 @@ from compressor.values import Component, Offer
 if TYPE_CHECKING:
     from torch import Tensor
 
-Treat: TypeAlias = "Callable[[Tensor], Tensor]"
+Treat = Callable[["Tensor"], "Tensor"]
 """What becomes of inputs `[..., in]` before a matrix product: as many, of the same dtype, each token by itself."""
 
 

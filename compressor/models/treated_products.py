@@ -7,7 +7,7 @@ and a tied LM head are all a product with a view of the component's parameter.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from compressor.contracts import Treat
 from compressor.models.products import PRODUCTS
 from compressor.models.slots import Slot
 
-Treated: TypeAlias = "tuple[Slot, Treat | None]"
+Treated = tuple[Slot, Treat | None]
 """A component and what becomes of its inputs."""
 
 

@@ -110,10 +110,11 @@ def _run_treated(
 
 def find_untreatable(network: PreTrainedModel, slots: Mapping[str, Slot], run: Callable[[], object]) -> set[str]:
     """The components whose inputs no treat would reach, or not all of them, in a forward pass by `run`."""
-    reached, multiplied = Counter[str](), Counter[str]()
+    places = {name: (id(slot.parameter), slot.view().storage_offset()) for name, slot in slots.items()}
+    reached, multiplied = Counter[tuple[int, int]](), Counter[str]()
 
     def note(name: str, inputs: Tensor) -> Tensor:
-        reached[name] += 1
+        reached[places[name]] += 1
         return inputs
 
     def hear(names: Collection[str], inputs: Tensor) -> None:
@@ -122,9 +123,5 @@ def find_untreatable(network: PreTrainedModel, slots: Mapping[str, Slot], run: C
     products = Products(slots, hear)
     with _computing(network, slots, {name: partial(note, name) for name in slots}), products:
         run()
-    parameters = {id(slots[name].parameter) for name in reached}
-    return {
-        name
-        for name in products.used
-        if id(slots[name].parameter) not in parameters or reached[name] < multiplied[name]
-    }
+    seen = {parameter for parameter, _ in reached}
+    return {name for name in products.used if places[name][0] not in seen or reached[places[name]] < multiplied[name]}
