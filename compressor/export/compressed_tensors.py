@@ -1,4 +1,7 @@
-"""The format that transformers and vLLM read: integers packed into words of 32 bits, a config group for each scheme."""
+"""The format that transformers and vLLM read, a config group for each scheme.
+
+Integers are packed into words of 32 bits, or lie as bytes where inputs are rounded too: so vLLM wants it.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +38,8 @@ if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme
 
 COMPRESSED_TENSORS = "compressed-tensors"
-PACKED = "pack-quantized"
-"""How every scheme is stored here; a checkpoint is mixed-precision only where schemes are stored in different ways."""
+PACKED, BYTES, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
+"""How a scheme is stored, and what a checkpoint is called in which schemes are stored in both ways."""
 OLDEST = (0, 20)
 """The version of the package that this is made for and tested with."""
 INEXACT = "the format's own reader would round its values differently"
@@ -64,6 +67,11 @@ def describe_scheme(scheme: Scheme, targets: Sequence[str]) -> QuantizationSchem
     """The scheme in the package's words, for modules of these names."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
+    inputs = None
+    if scheme.inputs is not None:
+        inputs = QuantizationArgs(
+            num_bits=scheme.inputs.bits, type="int", symmetric=True, strategy="token", dynamic=True
+        )
     weights = QuantizationArgs(
         num_bits=scheme.bits,
         type="int",
@@ -71,7 +79,14 @@ def describe_scheme(scheme: Scheme, targets: Sequence[str]) -> QuantizationSchem
         strategy=scheme.strategy.value,
         group_size=scheme.group or None,
     )
-    return QuantizationScheme(targets=list(targets), weights=weights, format=PACKED)
+    return QuantizationScheme(
+        targets=list(targets), weights=weights, input_activations=inputs, format=name_storage(scheme)
+    )
+
+
+def name_storage(scheme: Scheme) -> str:
+    """How the format calls the way in which weights of a scheme are stored."""
+    return PACKED if scheme.inputs is None else BYTES
 
 
 def pack_grid(grid: Grid) -> dict[str, Tensor]:
@@ -79,11 +94,13 @@ def pack_grid(grid: Grid) -> dict[str, Tensor]:
 
     `weight_packed` int32 `[out, ⌈in · b / 32⌉]`: each row's q + 2^(b−1), lowest bit first, without gaps; `weight_scale`
     like s, `[1]` for the matrix; `weight_zero_point` int32 `[⌈out · b / 32⌉, group]`: z packed along `out`;
-    `weight_shape` `[out, in]`.
+    `weight_shape` `[out, in]`. Where inputs are rounded too, `weight` int8 `[out, in]` in place of the first and last.
     """
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
     scales = grid.scales.flatten() if grid.scheme.strategy is Strategy.tensor else grid.scales
+    if grid.inputs is not None:
+        return {"weight": grid.integers.contiguous(), "weight_scale": scales.contiguous()}
     tensors = {
         "weight_packed": pack_to_int32(grid.integers, grid.bits),
         "weight_scale": scales.contiguous(),
@@ -98,7 +115,7 @@ def read_back(tensors: Mapping[str, Tensor], scheme: Scheme, dtype: torch.dtype)
     """`[out, in]`: what the package's own reader makes of the tensors in a model of this dtype."""
     from compressed_tensors.compressors import BaseCompressor
 
-    reader = BaseCompressor.get_value_from_registry(PACKED)
+    reader = BaseCompressor.get_value_from_registry(name_storage(scheme))
     loaded = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     weight: Tensor = reader.decompress(loaded, describe_scheme(scheme, []))["weight"]
     return weight
@@ -126,8 +143,12 @@ def describe_format(schemes: Mapping[str, Scheme], ignore: Sequence[str]) -> dic
         f"group_{number}": describe_scheme(scheme, [path for path, one in schemes.items() if one == scheme])
         for number, scheme in enumerate(dict.fromkeys(schemes.values()))
     }
+    storages = {name_storage(scheme) for scheme in schemes.values()}
     config = QuantizationConfig(
-        config_groups=groups, format=PACKED, quantization_status="compressed", ignore=list(ignore)
+        config_groups=groups,
+        format=MIXED if len(storages) > 1 else storages.pop(),
+        quantization_status="compressed",
+        ignore=list(ignore),
     )
     version = importlib.metadata.version(COMPRESSED_TENSORS)
     described: dict[str, Any] = config.model_dump(mode="json")
@@ -142,7 +163,8 @@ def list_ignored(model: Model, folder: Path, packed: Mapping[str, Scheme]) -> li
     names = dict.fromkeys(path for path in list_linears(model.network) if path not in packed)
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as tensors:
-            matrices = [name for name in tensors.keys() if len(tensors.get_slice(name).get_shape()) > 1]
+            stored = {name: tensors.get_slice(name) for name in tensors.keys()}
+            matrices = [name for name, one in stored.items() if len(one.get_shape()) > 1 and one.get_dtype() != "I8"]
         names |= dict.fromkeys(name.removesuffix(".weight") for name in matrices if name.endswith(".weight"))
     return list(names)
 
@@ -209,5 +231,6 @@ def save_compressed(
     size = write_folder(model, folder, plan, provenance, state, describe)
     owners = {id(model.network.get_submodule(path)) for path in schemes}
     packed = frozenset(name for name, slot in model.slots.items() if id(slot.owner) in owners)
+    treated = packed & {*model.treats.names}
     notes = (*tell_widened(packing), *tell_vllm(model, schemes))
-    return Exported(folder, COMPRESSED_TENSORS, dtype, size, count_bits(model, state), packed, notes)
+    return Exported(folder, COMPRESSED_TENSORS, dtype, size, count_bits(model, state), packed, treated, notes)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter
@@ -17,6 +18,8 @@ SHARED = "another module shares the weight"
 PARTS = "the parts of a fused matrix have different treatments; give them the same one"
 UNEVEN = "the group must divide the width, or be at least as large; choose another"
 NO_GRID = "the compressor stores something else than integers, scales and integer zero points"
+INPUTS = "the format has no such inputs"
+FLAT = "its inputs come as one list of tokens, which the reader of the format rounds by one scale"
 
 MERGED = "transformers joins experts as it loads them, and takes none that are dense in a model with packed modules"
 
@@ -36,6 +39,7 @@ def sort_components(model: Model, grids: Mapping[str, Grid | None]) -> Sorted:
     uses = Counter(id(parameter) for _, parameter in model.network.named_parameters(remove_duplicate=False))
     paths = {id(module): path for path, module in model.network.named_modules()}
     packed, reasons = dict[str, Grid](), dict[str, str]()
+    flat = find_flat(model) if model.treats else set()
     for slots in group_slots(model):
         owner = slots[0].owner
         treated = [slot.component.name for slot in slots if slot.component.name in grids]
@@ -47,6 +51,10 @@ def sort_components(model: Model, grids: Mapping[str, Grid | None]) -> Sorted:
             found = SHARED
         else:
             found = join_grids(slots, grids)
+        if isinstance(found, Grid) and found.inputs is not None and id(owner) in flat:
+            found = FLAT
+        elif isinstance(found, Grid) and not all(model.treats.find(name) == found.inputs for name in treated):
+            found = INPUTS
         if isinstance(found, Grid):
             packed[paths[id(owner)]] = found
         else:
@@ -93,7 +101,26 @@ def join_grids(slots: Sequence[Slot], grids: Mapping[str, Grid | None]) -> Grid 
         parts[0].bits,
         parts[0].group,
         join(zeros) if zeros else None,
+        parts[0].inputs,
     )
+
+
+def find_flat(model: Model) -> set[int]:
+    """The ids of linear modules that are not given `[sequence, position, in]`, in a short forward pass."""
+    flat: set[int] = set()
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs and inputs[0].dim() != 3:
+            flat.add(id(module))
+
+    linears = [module for module in model.network.modules() if isinstance(module, nn.Linear)]
+    handles = [module.register_forward_pre_hook(note) for module in linears]
+    try:
+        model.logits(torch.zeros(1, 2, dtype=torch.long), 1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return flat
 
 
 def merges_weights(network: PreTrainedModel) -> bool:

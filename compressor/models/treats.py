@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -52,6 +52,11 @@ class Treats:
         """Does any component treat its inputs?"""
         return bool(self._given)
 
+    @property
+    def names(self) -> list[str]:
+        """The components that treat their inputs."""
+        return [name for name, treat in self._given.items() if treat is not None]
+
     def find(self, name: str) -> Treat | None:
         """What becomes of the inputs of a component."""
         return self._given.get(name)
@@ -70,6 +75,10 @@ class Treats:
             yield
         finally:
             self._set(before)
+
+    def only(self, names: Collection[str]) -> AbstractContextManager[None]:
+        """Inside, of those that treat their inputs now only these do."""
+        return self.swapped({name: None for name in self.names if name not in names})
 
     def _set(self, treats: dict[str, Treat | None]) -> None:
         treats = treats if any(treat is not None for treat in treats.values()) else {}
@@ -110,7 +119,7 @@ def _run_treated(
 
 def find_untreatable(network: PreTrainedModel, slots: Mapping[str, Slot], run: Callable[[], object]) -> set[str]:
     """The components whose inputs no treat would reach, or not all of them, in a forward pass by `run`."""
-    places = {name: (id(slot.parameter), slot.view().storage_offset()) for name, slot in slots.items()}
+    places = {name: (id(slot.parameter), int(slot.view().storage_offset())) for name, slot in slots.items()}
     reached, multiplied = Counter[tuple[int, int]](), Counter[str]()
 
     def note(name: str, inputs: Tensor) -> Tensor:
