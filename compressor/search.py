@@ -12,6 +12,7 @@ from compressor.contracts import (
     CountRequest,
     Dialogue,
     EstimableMetric,
+    Estimate,
     EstimateRequest,
     Grid,
     KeepRequest,
@@ -32,7 +33,7 @@ from compressor.savings import Savings
 from compressor.scoring import Scorer
 from compressor.screening import Screen
 from compressor.selection import find_best
-from compressor.treatments import check_names, take_product
+from compressor.treatments import Treatments, check_names, take_product
 from compressor.values import Plan, Treatment
 
 
@@ -103,6 +104,12 @@ class Search(Scorer):
             case KeepRequest():
                 return self.keep(request)
 
+    def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
+        """As every scorer does; a note says what a prediction leaves out."""
+        note = tell_unseen(self.treatments, request)
+        self.notes.extend([note] if note and note not in self.notes else [])
+        return super().estimate(request)
+
     def keep(self, request: KeepRequest) -> dict[str, float]:
         """Put a plan on the model, score it on the search prefixes, close the round."""
         plan = self.treatments.fill_options(request.plan)
@@ -160,6 +167,18 @@ class Search(Scorer):
         share = treated_share(self.model.components, waypoint.plan)
         plan = plan_to_json(self.treatments.fill_options(waypoint.plan))
         return CurvePoint(len(plan), share, waypoint.metric, waypoint.value, plan, waypoint.statistic)
+
+
+def tell_unseen(treatments: Treatments, request: EstimateRequest) -> str | None:
+    """That predictions are too good for compressors that treat inputs, if some of the options are theirs."""
+    options = (option for choices in request.options.values() for option in choices if option is not None)
+    compressors = dict.fromkeys(option.compressor for option in options if treatments.resolve(option).treats_inputs)
+    if request.measured or not compressors:
+        return None
+    return (
+        f"Estimates of {', '.join(compressors)} see what becomes of weights, and not of their inputs, so that they are "
+        "too good; scores see both."
+    )
 
 
 def list_compressors(request: Request) -> set[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compressor import export
 from compressor.contracts import Compressor, Context, TokenRounding
-from compressor.errors import ConfigError, PlanError, PluginError
+from compressor.errors import ConfigError, PluginError
 from compressor.export import vllm
 from compressor.grids import Scheme, Strategy
 from compressor.models import Model, load_model
