@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -20,10 +19,13 @@ from compressor.record import Record, VerificationRecord
 from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings
 from compressor.treatments import take_product
 from compressor.values import Component, Treatment
+from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Activations, Granularity, Int8
 from compressor_plugins.quantization.llm_int8 import LlmInt8, MixedInputs
+from compressor_plugins.schedules.budget import Budget
 from compressor_plugins.schedules.uniform import Uniform
+from tests import test_forecast
 from tests.estimates import make_treatments
 from tests.families import save_checkpoint
 from tests.test_export import NEW, TOKENS, Shipped, draw_tokens, read_by_transformers, treat
@@ -149,7 +151,7 @@ def run_with(folder: Path, compressor: Compressor, **settings: Any) -> Record:  
 
 
 def test_a_run_ships_the_integer_inputs_that_it_scored(tmp_path: Path) -> None:
-    plain, treated = (run_with(tmp_path / str(a), Int8(activations=a)) for a in (Activations.none, TOKEN))
+    plain, treated = (run_with(tmp_path / a.name, Int8(activations=a)) for a in (Activations.none, TOKEN))
     assert treated.export is not None and treated.export.verification is not None
     assert (treated.export.format, treated.export.packed) == ("compressed-tensors", len(treated.components))
     assert treated.export.verification.gap == 0
@@ -158,8 +160,7 @@ def test_a_run_ships_the_integer_inputs_that_it_scored(tmp_path: Path) -> None:
     assert plain.final is not None and treated.final is not None
     assert plain.final.packed_bits_per_weight == treated.final.packed_bits_per_weight
     assert plain.final.scores["kl"].mean < treated.final.scores["kl"].mean
-    plan = json.loads((tmp_path / TOKEN.name / "plan.json").read_text()) if (tmp_path / TOKEN.name).exists() else None
-    plan = plan or json.loads((tmp_path / str(TOKEN) / "plan.json").read_text())
+    plan = json.loads((tmp_path / "token" / "plan.json").read_text())
     assert {treatment["options"]["activations"] for treatment in plan.values()} == {"token"}
 
 
@@ -244,6 +245,22 @@ def test_outliers_that_a_run_finds_are_kept(tmp_path: Path) -> None:
     assert finals[0].scores["kl"].mean > finals[1].scores["kl"].mean
 
 
+def test_estimates_say_that_they_do_not_see_inputs(tmp_path: Path) -> None:
+    for activations in (Activations.none, TOKEN):
+        budget = Budget(targets=[0.25], corrections=0)
+        settings = make_settings(budget, Int8(activations=activations), export=ExportSettings(verify=False))
+        record = run(tmp_path / activations.name, settings)
+        said = [note for note in record.notes if note.startswith("Estimates of int8 see what becomes of weights")]
+        assert len(said) == (activations is TOKEN)
+
+
+def test_a_forecast_says_it_too(tmp_path: Path) -> None:
+    settings = test_forecast.make_settings(Magnitude(), Int8(activations=TOKEN), LlmInt8())
+    notes = test_forecast.run(tmp_path, settings)["notes"]
+    (note,) = (note for note in notes if "see what becomes of weights" in note)
+    assert note.startswith("Estimates of int8, llm_int8 see") and note.endswith("scores see both.")
+
+
 def test_wrong_options_and_components_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^`compressor\.llm_int8\.threshold` must be positive, got 0\.0; give"):
         LlmInt8(0.0).offer(component_of(torch.zeros(2, 2)))
@@ -292,10 +309,3 @@ def test_components_of_every_dtype_treat_inputs_on_the_model(tmp_path: Path) -> 
                 expected = torch.nn.functional.linear(compressed.treat(inputs), compressed.dense())
                 assert torch.equal(found, expected)
                 assert isinstance(compressed.treat, MixedInputs | TokenRounding)
-
-
-def test_stored_weights_of_a_saved_model_are_what_safetensors_say(shipped: dict[str, Shipped]) -> None:
-    one = shipped["llama in float32"]
-    stored = safetensors.torch.load_file(one.exported.folder / "model.safetensors")
-    assert sum(tensor.nbytes for tensor in stored.values()) < one.exported.bytes
-    assert {tensor.dtype for name, tensor in stored.items() if name.endswith("weight")} >= {torch.int8}

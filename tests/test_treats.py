@@ -23,6 +23,7 @@ from tests.estimates import make_bench
 from tests.families import FAMILIES, ODDITIES, VOCABULARY, save_checkpoint
 from tests.test_calibrate import ALL, assert_same, explicit, overheard, run_plainly
 from tests.test_engine import assert_same_bits, make_sweep, score_both
+from tests.test_streaming import settle
 from tests.test_sweep import is_unchanged, snapshot
 from tests.test_walk import draw_tokens, explicit_gradients, walk_gradients
 
@@ -207,6 +208,22 @@ def test_a_streamed_model_scores_the_same(tmp_path: Path, family: str) -> None:
         answers.append(sweep.score_all(make_trials(model, 2)))
         assert sweep.mode is SweepMode.exact
     assert_same_bits(*answers)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_oss"])
+def test_layers_that_come_and_go_treat_their_inputs(tmp_path: Path, family: str) -> None:
+    """As on a GPU: a layer's weights lie elsewhere while it is on the device."""
+    save_checkpoint(family, tmp_path)
+    whole, streamed = (load_model(ModelSettings(path=str(tmp_path), stream=stream)) for stream in (False, True))
+    settle(streamed)
+    tokens, names = draw_tokens(2), list_treatable(whole)
+    for name in names:
+        product = make_treated(whole, name, 0, SERIAL)
+        assert torch.equal(say(streamed, {name: product}, tokens), say(whole, {name: product}, tokens)), name
+    for model in (whole, streamed):
+        model.write(names[0], make_treated(whole, names[0], 0, SERIAL))
+        model.write(names[-1], make_treated(whole, names[-1], 0, SERIAL))
+    assert torch.equal(streamed.logits(tokens, 5), whole.logits(tokens, 5))
 
 
 def test_weights_that_are_in_two_components_are_treated_as_the_last_one_wants(tmp_path: Path) -> None:

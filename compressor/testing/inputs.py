@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,6 @@ class InputsContract(PluginContract):
             if compressed.treat is None:
                 continue
             together = compressed.treat(inputs)
-            for sequence, position in ((0, 0), (1, 2), (2, 3)):
+            for sequence, position in itertools.product(*map(range, inputs.shape[:2])):
                 alone = compressed.treat(inputs[sequence : sequence + 1, position : position + 1])
                 assert same_bits(together[sequence, position], alone[0, 0]), "a token depends on the tokens beside it"
