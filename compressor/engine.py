@@ -146,7 +146,8 @@ class Engine:
         """Run trials that first change the layer `index` from there to their statistics."""
         if course.batch.only_leading and self.replay.splits:
             parted = {number: weights for number, weights in group.items() if not self.treats_inputs(weights)}
-            self._count_leading(index, course, parted, found)
+            if parted:
+                self._count_leading(index, course, parted, found)
             group = {number: weights for number, weights in group.items() if number not in parted}
             if not group:
                 return

@@ -44,8 +44,8 @@ def save(
     """Save the model in the format `name` to `folder`, which is replaced; a note says where it is not as asked.
 
     A note also says whose treated inputs are not in the saved model. `grids` are those of the components whose
-    treatment takes fewer bits than a dense weight, None for one without.
-    Whatever cannot be packed without a change of any value is dense; a model in which nothing can is all dense.
+    treatment takes fewer bits than a dense weight, None for one without. Whatever cannot be packed without a change of
+    any value is dense; a model in which nothing can is all dense.
     """
     exported = None
     notes: list[str] = []

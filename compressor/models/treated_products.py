@@ -19,6 +19,8 @@ from compressor.models.slots import Slot
 
 Treated = tuple[Slot, Treat | None]
 """A component and what becomes of its inputs."""
+Rows = Sequence[tuple[Treat, Tensor | None]]
+"""Treats, and which rows `[..., out]` of some matrices have each; None for all of them."""
 
 
 class TreatedProducts(TorchFunctionMode):
@@ -31,7 +33,7 @@ class TreatedProducts(TorchFunctionMode):
     def __init__(self, treated: Mapping[int, Sequence[Treated]]) -> None:
         super().__init__()
         self._treated = treated
-        self._assigned: dict[tuple[Any, ...], list[tuple[Treat, Tensor]]] = {}
+        self._assigned: dict[tuple[Any, ...], Rows] = {}
 
     def __torch_function__(
         self,
@@ -62,7 +64,7 @@ class TreatedProducts(TorchFunctionMode):
         multiply: Callable[[Sequence[Any]], Tensor],
         factors: Sequence[Any],
         place: int,
-        rows: Sequence[tuple[Treat, Tensor]],
+        rows: Rows,
         is_left: bool,
         is_turned: bool,
     ) -> Tensor:
@@ -72,21 +74,21 @@ class TreatedProducts(TorchFunctionMode):
         left, its rows are those of the product; else they are its columns.
         """
         inputs: Tensor = factors[place]
-        is_whole = len(rows) == 1 and bool(rows[0][1].all())
-        result = None if is_whole and not has_torch_function((inputs,)) else multiply(factors)
+        is_silent = rows[0][1] is None and not has_torch_function((inputs,))
+        result = None if is_silent else multiply(factors)
         with torch._C.DisableTorchFunction():
             for treat, own in rows:
                 treated = _pass_through(treat, inputs.mT).mT if is_turned else _pass_through(treat, inputs)
                 product = multiply([*factors[:place], treated, *factors[place + 1 :]])
-                if is_whole or result is None:
+                if own is None or result is None:
                     return product
                 mask = own if inputs.dim() == 1 else own[..., None] if is_left else own[..., None, :]
                 result = torch.where(mask, product, result)
         assert result is not None
         return result
 
-    def _find_rows(self, factor: Tensor, is_turned: bool) -> list[tuple[Treat, Tensor]]:
-        """Treats, and which rows `[..., out]` of the matrix have each; none where the factor is no matrix of ours."""
+    def _find_rows(self, factor: Tensor, is_turned: bool) -> Rows:
+        """Of a factor, `[..., in, out]` if it is turned; none where it is no matrix of ours."""
         base = factor if factor._base is None else factor._base
         if id(base) not in self._treated or factor.dim() < 2:
             return []
@@ -98,8 +100,8 @@ class TreatedProducts(TorchFunctionMode):
         return self._assigned[key]
 
 
-def assign_rows(matrices: Tensor, start: int, treated: Sequence[Treated]) -> list[tuple[Treat, Tensor]]:
-    """Treats, and which rows `[..., out]` of the `matrices` `[..., out, in]` belong to components that have each.
+def assign_rows(matrices: Tensor, start: int, treated: Sequence[Treated]) -> Rows:
+    """Which rows of the `matrices` `[..., out, in]` belong to components with a treat.
 
     `start` is where they begin in their parameter. Of components that share a row the last one counts.
     """
@@ -116,8 +118,8 @@ def assign_rows(matrices: Tensor, start: int, treated: Sequence[Treated]) -> lis
         if treat is not None and number == len(treats):
             treats.append(treat)
         owner[torch.isin(places, own)] = -1 if treat is None else number
-    found = [(treat, (owner == number).to(matrices.device)) for number, treat in enumerate(treats)]
-    return [(treat, rows) for treat, rows in found if rows.any()]
+    found = [(treat, owner == number) for number, treat in enumerate(treats)]
+    return [(treat, None if rows.all() else rows.to(matrices.device)) for treat, rows in found if rows.any()]
 
 
 def list_places(shape: Sequence[int], strides: Sequence[int], start: int) -> Tensor:
