@@ -18,6 +18,7 @@ from compressor.batches import Batch, Found
 from compressor.leading import LeadingTokens
 from compressor.models.memo import Memo
 from compressor.models.replay import Entry, Replay
+from compressor.models.treats import Product
 from compressor.readout import Readout
 from compressor.trials import Branching, Trial, Weights
 
@@ -144,8 +145,12 @@ class Engine:
     ) -> None:
         """Run trials that first change the layer `index` from there to their statistics."""
         if course.batch.only_leading and self.replay.splits:
-            self._count_leading(index, course, group, found)
-            return
+            parted = {number: weights for number, weights in group.items() if not self.treats_inputs(weights)}
+            if parted:
+                self._count_leading(index, course, parted, found)
+            group = {number: weights for number, weights in group.items() if number not in parted}
+            if not group:
+                return
         memo, entry = Memo(self.replay.layers[index]), course.entries[1]
         with memo.recording():
             course.following = self.replay.run(index, entry, course.hidden)
@@ -176,6 +181,10 @@ class Engine:
                 with self.model.swapped(weights):
                     count = leading.count(self.find_owners(weights))
                 found[number].append(read(Readout(_refuse_logits, batch.said, leading=count)))
+
+    def treats_inputs(self, weights: Weights) -> bool:
+        """Would these, or others on the model, treat inputs? Rounding then hangs on the last bit of a position."""
+        return bool(self.model.treats) or any(Product.of(weight).treat for weight in weights.values())
 
     def find_owners(self, weights: Weights) -> set[nn.Module]:
         return {self.model.slots[name].owner for name in weights}

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from compressor.contracts import Prefixes, Problem, Schedule
 from compressor.errors import CompressorError, ConfigError
 from compressor.export import holds_exactly
 from compressor.machine import Memory, measure_folder, read_free_disk, read_memory
+from compressor.models import Product
 from compressor.models.components import find_layers
 from compressor.progress import watch
 from compressor.record import Expense, Record
@@ -27,6 +27,7 @@ from compressor.report.wording import format_bytes
 from compressor.search import Search
 from compressor.settings import SweepMode
 from compressor.tally import Tally, Work, fold_rows, rehearse
+from compressor.treatments import take_product
 from compressor.trials import Trial
 from compressor.values import Offer, Plan, Treatment
 
@@ -149,8 +150,8 @@ def find_saved_dtype(search: Search) -> torch.dtype:
         with suppress(CompressorError):
             plan = {smallest: Treatment(compressor, find_middle(offers[smallest]))}
             with search.calibrated(plan):
-                weights = make_weights(search, plan)
-            if not holds_exactly(model.stored_dtype, weights[smallest]):
+                products = make_products(search, plan)
+            if not holds_exactly(model.stored_dtype, products[smallest].weight):
                 return model.dtype
     return model.stored_dtype
 
@@ -176,7 +177,7 @@ def time_trials(search: Search, names: Sequence[str], stop: int, tally: Tally) -
         return None
     search.calibrate(search.treatments.configured)
     began = time.perf_counter()
-    trials = [Trial.of(make_weights(search, plan)) for plan in plans]
+    trials = [Trial.of(make_products(search, plan)) for plan in plans]
     per_weight = (time.perf_counter() - began) / sum(map(tally.weigh, plans))
     groups = [trials] if tally.work.together > 1 else [[trial] for trial in trials]
     score_groups(search, groups, names, 1)  # what happens only once, as the proof of the engine, is not to count
@@ -194,8 +195,8 @@ def choose_plans(problem: Problem) -> list[Plan]:
     return [{name: Treatment(compressor, find_middle(offers[name]))} for compressor, offers in first for name in ends]
 
 
-def make_weights(search: Search, plan: Plan) -> dict[str, Tensor]:
-    return {name: weight.dense() for name, weight in search.treatments.compress(search.model, plan).items()}
+def make_products(search: Search, plan: Plan) -> dict[str, Product]:
+    return {name: take_product(weight) for name, weight in search.treatments.compress(search.model, plan).items()}
 
 
 def find_middle(offer: Offer) -> float:

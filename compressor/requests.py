@@ -179,3 +179,21 @@ class KeepRequest:
 
 Request = ScoreRequest | BestRequest | EstimateRequest | SizeRequest | CountRequest | KeepRequest
 Search = Generator[Request, Any, None]
+
+
+def list_compressors(request: Request) -> set[str]:
+    """The compressors whose treatments a request names."""
+    match request:
+        case ScoreRequest() | BestRequest():
+            return {treatment.compressor for plan in request.trials for treatment in plan.values()}
+        case EstimateRequest():
+            return {treatment.compressor for treatment in request.at.values()} | list_options(request.options)
+        case SizeRequest():
+            return list_options(request.options)
+        case _:
+            return set()
+
+
+def list_options(options: Mapping[str, Sequence[Treatment | None]]) -> set[str]:
+    """The compressors among the options of components."""
+    return {treatment.compressor for choices in options.values() for treatment in choices if treatment is not None}

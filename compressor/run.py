@@ -172,7 +172,8 @@ class Run:
             "checking the saved model",
             lambda: export.verify(exported, self.model, reference.tokens, reference.prefix_tokens, trust),
         )
-        self.record.notes.append(export.tell(verification))
+        is_whole = not export.list_untreated(self.model, exported)
+        self.record.notes.append(export.tell(verification, is_whole))
         return verification
 
 

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from compressor.calibrate import Calibration, gather
 from compressor.contracts import (
@@ -23,7 +22,7 @@ from compressor.contracts import (
 from compressor.errors import ConfigError
 from compressor.estimate_cache import EstimateCache, Known, estimates_folder
 from compressor.files import append_json_line
-from compressor.models import Model
+from compressor.models import Model, Product
 from compressor.plans import plan_to_json
 from compressor.progress import Progress, watch
 from compressor.savings import Savings
@@ -32,7 +31,7 @@ from compressor.sensitivity import Sensitivity
 from compressor.settings import SweepSettings
 from compressor.statistics import summarize
 from compressor.sweep import Statistics, Sweep
-from compressor.treatments import Treatments
+from compressor.treatments import Treatments, take_product
 from compressor.trials import Trial
 from compressor.values import Plan, Score, Scores, Treatment
 
@@ -73,7 +72,7 @@ class Scorer:
     cache_bytes: int = 0
     savings: Savings = field(default_factory=Savings)
     screen: Screen = field(default_factory=Screen)
-    makers: dict[Hashable, Callable[[], Tensor]] = field(default_factory=dict, repr=False)
+    makers: dict[Hashable, Callable[[], Product]] = field(default_factory=dict, repr=False)
     levels: dict[str, float] = field(default_factory=dict, repr=False)
     made: dict[Hashable, CompressedWeight] = field(default_factory=dict, repr=False)
 
@@ -196,21 +195,21 @@ class Scorer:
         """A trial of the plan; those of the same treatment of a component have the same maker of its weight."""
         return Trial({name: self.find_maker(name, treatment) for name, treatment in plan.items()})
 
-    def find_maker(self, name: str, treatment: Treatment) -> Callable[[], Tensor]:
-        maker = partial(self.make_weight, name, treatment)
+    def find_maker(self, name: str, treatment: Treatment) -> Callable[[], Product]:
+        maker = partial(self.make_product, name, treatment)
         key = identify(name, treatment)
         return maker if key is None else self.makers.setdefault(key, maker)
 
-    def make_weight(self, name: str, treatment: Treatment) -> Tensor:
-        """The weight `[out, in]` after a treatment; what is made from statistics is remembered, for that takes long."""
+    def make_product(self, name: str, treatment: Treatment) -> Product:
+        """What a treatment makes of a component; what is made from statistics is remembered, for that takes long."""
         key = identify(name, treatment)
         if key in self.made:
-            return self.made[key].dense()
+            return take_product(self.made[key])
         compressed = self.treatments.compress(self.model, {name: treatment})[name]
         held = sum(made.bits for made in self.made.values())
         if key and self.treatments.resolve(treatment).needs and held + compressed.bits <= REMEMBERED:
             self.made[key] = compressed
-        return compressed.dense()
+        return take_product(compressed)
 
     def summarize(self, statistics: Statistics) -> dict[str, Score]:
         return {name: summarize(self.metrics[name], rows, self.seed) for name, rows in statistics.items()}

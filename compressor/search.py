@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from compressor.contracts import (
     CountRequest,
     Dialogue,
     EstimableMetric,
+    Estimate,
     EstimateRequest,
     Grid,
     KeepRequest,
@@ -30,13 +31,14 @@ from compressor.fusion import FusedSchedule, name_matrix, name_unit
 from compressor.models import Model
 from compressor.plans import plan_to_json
 from compressor.record import CurvePoint, RoundRecord
+from compressor.requests import list_compressors
 from compressor.savings import Savings
 from compressor.scoring import Scorer, tell_recalled
 from compressor.screening import Screen
 from compressor.selection import find_best
 from compressor.sweep import Statistics
-from compressor.treatments import check_names
-from compressor.values import Plan, Treatment
+from compressor.treatments import Treatments, check_names, take_product
+from compressor.values import Plan
 
 
 @dataclass(kw_only=True)
@@ -66,6 +68,8 @@ class Search(Scorer):
     def begin(self, schedule: Schedule) -> Dialogue:
         """Open the dialogue with a schedule, which checks its options now, before anything costs time."""
         self.treatments.find_needs(self.treatments.configured)
+        if any(compressor.treats_inputs for compressor in self.treatments.configured.values()):
+            self.model.check_treatable(self.model.slots)
         return Dialogue(self.adapt(schedule), self.describe_problem())
 
     def adapt(self, schedule: Schedule) -> Schedule:
@@ -128,6 +132,12 @@ class Search(Scorer):
         return self.treatments.sizes(
             self.model, request.options, now, lambda name, made: count(name, made.dense(), made.bits, made.grid)
         )
+
+    def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
+        """As every scorer does; a note says what a prediction leaves out."""
+        note = tell_unseen(self.treatments, request)
+        self.notes.extend([note] if note and note not in self.notes else [])
+        return super().estimate(request)
 
     def keep(self, request: KeepRequest) -> dict[str, float]:
         """Put a plan on the model, score it on the search prefixes, close the round."""
@@ -192,7 +202,7 @@ class Search(Scorer):
     def write(self, plan: Plan) -> None:
         """Compress by the statistics that there are now, and write."""
         for name, weight in self.treatments.compress(self.model, plan).items():
-            self.model.write(name, weight.dense())
+            self.model.write(name, take_product(weight))
             self.packed_bits[name], self.grids[name] = weight.bits, weight.grid and weight.grid.to("cpu")
 
     def describe_waypoint(self, waypoint: Waypoint) -> CurvePoint:
@@ -202,22 +212,16 @@ class Search(Scorer):
         return CurvePoint(len(plan), share, waypoint.metric, waypoint.value, plan, waypoint.statistic)
 
 
-def list_compressors(request: Request) -> set[str]:
-    """The compressors whose treatments a request names."""
-    match request:
-        case ScoreRequest() | BestRequest():
-            return {treatment.compressor for plan in request.trials for treatment in plan.values()}
-        case EstimateRequest():
-            return {treatment.compressor for treatment in request.at.values()} | list_options(request.options)
-        case SizeRequest():
-            return list_options(request.options)
-        case _:
-            return set()
-
-
-def list_options(options: Mapping[str, Sequence[Treatment | None]]) -> set[str]:
-    """The compressors among the options of components."""
-    return {treatment.compressor for choices in options.values() for treatment in choices if treatment is not None}
+def tell_unseen(treatments: Treatments, request: EstimateRequest) -> str | None:
+    """That predictions are too good for compressors that treat inputs, if some of the options are theirs."""
+    options = (option for choices in request.options.values() for option in choices if option is not None)
+    compressors = dict.fromkeys(option.compressor for option in options if treatments.resolve(option).treats_inputs)
+    if request.measured or not compressors:
+        return None
+    return (
+        f"Estimates of {', '.join(compressors)} see what becomes of weights, and not of their inputs, so that they are "
+        "too good; scores see both."
+    )
 
 
 def list_layers(model: Model, names: Collection[str]) -> Iterator[tuple[int | None, list[str]]]:

@@ -4,7 +4,8 @@ With θ the weights of a plan and Δ the change of one component by an option, a
 
     v(θ + Δ) − v(θ) ≈ ⟨∂ value/∂θ, Δ⟩ + E⟨∂ probe/∂θ, Δ⟩²
 
-`value` and `probe` are the objective's (see `EstimableMetric`). One draw of the probe for each sequence is enough, for
+`value` and `probe` are the objective's (see `EstimableMetric`). What an option does to inputs is not in Δ, and not
+foreseen; what the plan does to them is in effect. One draw of the probe for each sequence is enough, for
 the mean over sequences is its expectation too. At the base the first term is nothing, and is not computed.
 """
 
@@ -20,7 +21,7 @@ from compressor.errors import ModelError
 from compressor.models import Model
 from compressor.readout import Readout
 from compressor.reference import Reference
-from compressor.treatments import Treatments
+from compressor.treatments import Treatments, take_product
 from compressor.values import Treatment
 from compressor.walk import Walk
 
@@ -47,7 +48,8 @@ class Sensitivity:
     def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
         """The answer to a request; raises ModelError that names a component whose gradient is not finite."""
         self.treatments.check_repeatable(self.model, request.options)
-        current = {name: weight.dense() for name, weight in self.treatments.compress(self.model, request.at).items()}
+        compressed = self.treatments.compress(self.model, request.at)
+        current = {name: take_product(weight) for name, weight in compressed.items()}
         walk = Walk(self.model, list(request.options))
         totals = {name: Total() for name in request.options}
         with self.model.swapped(current) as originals:

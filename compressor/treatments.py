@@ -5,7 +5,6 @@ import enum
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,8 @@ from torch import Tensor
 from compressor.calibrate import Calibration, check_needs
 from compressor.contracts import CompressedWeight, Compressor, Context
 from compressor.errors import CompressorError, ConfigError, PlanError, PluginError, suggest
-from compressor.models import Model
+from compressor.models import Model, Product
+from compressor.options import build_options, option_names
 from compressor.registry import Registry
 from compressor.values import Component, Offer, Plan, Treatment
 
@@ -114,6 +114,7 @@ class Treatments:
             with named_by(self.installed, compressor, component.name):
                 for compressed in self._apply(compressor, offer, weight, chosen, context, by_row):
                     check_dense(compressed.dense(), weight)
+                    check_treat(compressed, compressor)
                     yield compressed
 
     def _apply(
@@ -225,20 +226,12 @@ def check_dense(dense: Tensor, weight: Tensor) -> None:
         raise ValueError("dense value holds NaN or infinity")
 
 
-def option_names(cls: type[Compressor]) -> list[str]:
-    """The fields of a compressor's class; the registry has checked that it is a dataclass."""
-    assert dataclasses.is_dataclass(cls)
-    return [field.name for field in dataclasses.fields(cls)]
+def check_treat(compressed: CompressedWeight, compressor: Compressor) -> None:
+    """A compressor must say beforehand that its weights treat their inputs."""
+    if compressed.treat is not None and not compressor.treats_inputs:
+        raise ValueError("its weights treat their inputs, and `treats_inputs` must then be True")
 
 
-def build_options(cls: type[Compressor], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values of a plan file as a dataclass's field types, enums by name."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(cls), dict(options))
-        built = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ValueError(" ".join(str(error).split())) from None
-    return {name: getattr(built, name) for name in option_names(cls)}
+def take_product(compressed: CompressedWeight) -> Product:
+    """What a compressed weight is on a model."""
+    return Product(compressed.dense(), compressed.treat)

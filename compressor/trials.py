@@ -8,18 +8,21 @@ from functools import partial
 
 from torch import Tensor
 
-Weights = Mapping[str, Tensor]
-"""Component name -> dense weight `[out, in]`."""
+from compressor.models import Product
+
+Weights = Mapping[str, Tensor | Product]
+"""Component name -> dense weight `[out, in]`, which may come with what becomes of its inputs."""
 
 
 @dataclass(frozen=True)
 class Trial:
     """Weights to put on some components; `makers` give them, dense `[out, in]`, when they are needed.
 
-    Trials that have the very same maker for a component have the same weight there.
+    A mere weight leaves its inputs as they are, a product says what becomes of them. Trials that have the very same
+    maker for a component have the same there.
     """
 
-    makers: Mapping[str, Callable[[], Tensor]]
+    makers: Mapping[str, Callable[[], Tensor | Product]]
 
     @classmethod
     def of(cls, weights: Weights) -> Trial:
@@ -35,7 +38,7 @@ class Trial:
         """The rest of its changes."""
         return Trial({name: maker for name, maker in self.makers.items() if name not in names})
 
-    def make(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    def make(self, names: Collection[str] | None = None) -> dict[str, Tensor | Product]:
         """The weights, or those of `names` only."""
         return {name: maker() for name, maker in self.makers.items() if names is None or name in names}
 
@@ -96,5 +99,5 @@ class Branching:
         return alone, together
 
 
-def _give(weight: Tensor) -> Tensor:
+def _give(weight: Tensor | Product) -> Tensor | Product:
     return weight

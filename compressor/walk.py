@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from compressor.contracts import Treat
 from compressor.models import Model
 from compressor.models.components import find_layers
 from compressor.models.detour import detoured
@@ -109,7 +110,9 @@ class Walk:
             step = max(1, limit // (x.shape[-1] * d.shape[-1]))
             for start in range(0, count, step):
                 rows = slice(start, min(count, start + step))
-                self._visit_parts(slots, rows, weight_gradient(slots[0].owner, x[rows], d[rows]), visit)
+                for treat, parts in self._sort_by_treat(slots):
+                    seen = x[rows] if treat is None else treat(x[rows])
+                    self._visit_parts(parts, rows, weight_gradient(slots[0].owner, seen, d[rows]), visit)
 
         def tap(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
             tapped: Tensor = _Tap.apply(anchor, inputs[0], outputs, hear)  # type: ignore[no-untyped-call]
@@ -120,6 +123,14 @@ class Walk:
             yield
         finally:
             handle.remove()
+
+    def _sort_by_treat(self, slots: list[Slot]) -> list[tuple[Treat | None, list[Slot]]]:
+        """Components of a matrix that are multiplied with the same inputs."""
+        groups: dict[int, tuple[Treat | None, list[Slot]]] = {}
+        for slot in slots:
+            treat = self.model.treats.find(slot.component.name)
+            groups.setdefault(id(treat), (treat, []))[1].append(slot)
+        return [*groups.values()]
 
     @contextmanager
     def _watched(self, slots: list[Slot], visit: Visit) -> Iterator[None]:

@@ -26,6 +26,7 @@ from compressor.models import Model, load_model
 from compressor.record import Record, VerificationRecord
 from compressor.run import Run
 from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings
+from compressor.treatments import take_product
 from compressor.values import Component
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.hqq import Hqq
@@ -94,7 +95,7 @@ def treat(model: Model, choose: Callable[[int, Component], Compressor | None]) -
         offer = compressor.offer(component)
         amount = offer.largest if offer.levels else 0.5
         compressed = compressor.compress(model.read(component.name), amount, Context(component))
-        model.write(component.name, compressed.dense())
+        model.write(component.name, take_product(compressed))
         if compressed.bits < component.parameters * component.stored_bits:
             grids[component.name] = compressed.grid
     return grids

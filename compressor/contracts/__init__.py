@@ -3,10 +3,10 @@
 Nothing here imports torch: plugin modules are imported for `--help` and for schedules that never see a tensor.
 """
 
-from compressor.contracts.compressor import CompressedWeight, Compressor, Context
+from compressor.contracts.compressor import CompressedWeight, Compressor, Context, Treat
 from compressor.contracts.metric import EstimableMetric, Metric, TextWindows
 from compressor.contracts.schedule import Dialogue, Schedule
-from compressor.grids import Grid
+from compressor.grids import Grid, TokenRounding
 from compressor.requests import (
     Best,
     BestRequest,
@@ -49,5 +49,7 @@ __all__ = [
     "Search",
     "SizeRequest",
     "TextWindows",
+    "TokenRounding",
+    "Treat",
     "Waypoint",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,6 +13,9 @@ from compressor.values import Component, Offer
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Treat = Callable[["Tensor"], "Tensor"]
+"""What becomes of inputs `[..., in]` before a matrix product: as many, of the same dtype, each token by itself."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,14 @@ class CompressedWeight(ABC):
         """The weight as integers, if it is nothing else: then an export can pack it. None leaves it dense there."""
         return None
 
+    @property
+    def treat(self) -> Treat | None:
+        """What becomes of the inputs before the matrix product, simulated in their own dtype; None leaves them.
+
+        A pure function of inputs `[..., in]`, in which each token is by itself. Only where `treats_inputs` says so.
+        """
+        return None
+
 
 class Compressor(ABC):
     """Takes bits away from one weight matrix. A pure function of weight, amount and context."""
@@ -64,6 +75,11 @@ class Compressor(ABC):
     sequential: bool = False
     """Are statistics to be gathered anew for each layer, when what lies below is compressed? When a plan is kept only:
     trials are compressed by the statistics of the model as it stands."""
+
+    @property
+    def treats_inputs(self) -> bool:
+        """May its weights `treat` their inputs, with these options? Then a run checks first that inputs can be seen."""
+        return False
 
     @abstractmethod
     def offer(self, component: Component) -> Offer:

@@ -9,13 +9,12 @@ from compressor.errors import ConfigError, suggest
 from compressor.export.compressed_tensors import (
     COMPRESSED_TENSORS,
     is_installed,
-    pack_modules,
     require_package,
-    save_compressed,
 )
 from compressor.export.dense import DENSE, save_dense
 from compressor.export.folder import Exported, holds_exactly
 from compressor.export.linears import NO_GRID
+from compressor.export.packed import pack_modules, save_compressed
 from compressor.export.sizes import FileSizes
 from compressor.export.verification import tell, verify
 from compressor.grids import Grid
@@ -44,16 +43,37 @@ def save(
 ) -> Exported:
     """Save the model in the format `name` to `folder`, which is replaced; a note says where it is not as asked.
 
-    `grids` are those of the components whose treatment takes fewer bits than a dense weight, None for one without.
-    Whatever cannot be packed without a change of any value is dense; a model in which nothing can is all dense.
+    A note also says whose treated inputs are not in the saved model. `grids` are those of the components whose
+    treatment takes fewer bits than a dense weight, None for one without. Whatever cannot be packed without a change of
+    any value is dense; a model in which nothing can is all dense.
     """
-    if name == DENSE or not grids:
-        return save_dense(model, folder, plan, provenance)
-    if not is_installed():
-        return add_notes(save_dense(model, folder, plan, provenance), tell_missing(grids))
-    packing = pack_modules(model, grids)
-    keep = save_compressed(model, folder, plan, provenance, packing) if packing.schemes else None
-    return add_notes(keep or save_dense(model, folder, plan, provenance), tell_dense(packing.reasons))
+    exported = None
+    notes: list[str] = []
+    if name != DENSE and grids:
+        if is_installed():
+            packing = pack_modules(model, grids)
+            exported = save_compressed(model, folder, plan, provenance, packing) if packing.schemes else None
+            notes = tell_dense(packing.reasons)
+        else:
+            notes = tell_missing(grids)
+    exported = exported or save_dense(model, folder, plan, provenance)
+    return add_notes(exported, [*notes, *tell_untreated(model, exported)])
+
+
+def list_untreated(model: Model, exported: Exported) -> list[str]:
+    """The components whose inputs are treated in the scored model, and not in the saved one."""
+    return [name for name in model.treats.names if name not in exported.treated]
+
+
+def tell_untreated(model: Model, exported: Exported) -> list[str]:
+    """That the saved model is not all of the scored one."""
+    if not (names := list_untreated(model, exported)):
+        return []
+    return [
+        f"The saved model is not all that was scored: {len(names)} components, `{names[0]}` first, treated their "
+        "inputs, which these files do not tell a reader; loaded by transformers it multiplies inputs as they are, and "
+        "has other scores than those of this report."
+    ]
 
 
 def add_notes(exported: Exported, notes: list[str]) -> Exported:
@@ -87,6 +107,7 @@ __all__ = [
     "FileSizes",
     "check_format",
     "holds_exactly",
+    "list_untreated",
     "save",
     "save_dense",
     "tell",

@@ -28,7 +28,8 @@ class Exported:
     """A saved model: its folder, the `format` of treated weights there, and the bytes of its weight files.
 
     `dtype` is what config.json tells to load it in. `bits` are what one weight of each component takes on disk, scales
-    counted; `packed` names the components that are stored as integers, `notes` say what a person should know.
+    counted; `packed` names the components that are stored as integers, `treated` those whose inputs the saved model
+    treats as they were scored, `notes` say what a person should know.
     """
 
     folder: Path
@@ -37,6 +38,7 @@ class Exported:
     bytes: int
     bits: Mapping[str, float]
     packed: frozenset[str] = frozenset()
+    treated: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
 
@@ -79,13 +81,14 @@ def count_bits(model: Model, state: Mapping[str, Tensor]) -> dict[str, float]:
     answer = {}
     for name, slot in model.slots.items():
         path = paths[id(slot.parameter)]
-        tensors = [state[path]] if path in state else find_packed(state, path)
+        whole = [state[path]] if path in state else []
+        tensors = [*whole, *([] if whole and whole[0].is_floating_point() else find_packed(state, path))]
         answer[name] = 8 * sum(tensor.nbytes for tensor in tensors) / slot.parameter.numel()
     return answer
 
 
 def find_packed(state: Mapping[str, Tensor], path: str) -> list[Tensor]:
-    """The tensors that stand for the parameter `path`, whose name they go on from: `weight_packed`, `weight_scale`."""
+    """The tensors that belong to the parameter `path`, whose name they go on from: `weight_packed`, `weight_scale`."""
     return [tensor for name, tensor in state.items() if name.startswith(f"{path}_")]
 
 

@@ -1,9 +1,10 @@
 """Which linear modules of a model can be stored as integers, and why the others cannot."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter
@@ -17,6 +18,8 @@ SHARED = "another module shares the weight"
 PARTS = "the parts of a fused matrix have different treatments; give them the same one"
 UNEVEN = "the group must divide the width, or be at least as large; choose another"
 NO_GRID = "the compressor stores something else than integers, scales and integer zero points"
+INPUTS = "the format has no such inputs"
+FLAT = "its inputs come as one list of tokens, which the reader of the format rounds by one scale"
 
 MERGED = "transformers joins experts as it loads them, and takes none that are dense in a model with packed modules"
 
@@ -36,11 +39,14 @@ def sort_components(model: Model, grids: Mapping[str, Grid | None]) -> Sorted:
     uses = count_uses(model.network)
     paths = {id(module): path for path, module in model.network.named_modules()}
     packed, reasons = dict[str, Grid](), dict[str, str]()
+    flat = find_flat(model) if model.treats else set()
     for slots in group_slots(model):
         treated = [slot.component.name for slot in slots if slot.component.name in grids]
         if not treated:
             continue
         found = find_obstacle(slots, uses) or join_grids(slots, grids)
+        if isinstance(found, Grid):
+            found = find_untreatable(model, found, slots, flat) or found
         if isinstance(found, Grid):
             packed[paths[id(slots[0].owner)]] = found
         else:
@@ -60,6 +66,14 @@ def find_obstacle(slots: Sequence[Slot], uses: Mapping[int, int]) -> str | None:
     if uses[id(slots[0].parameter)] > 1:
         return SHARED
     return None if count_covered(slots) == slots[0].parameter.numel() else PARTS
+
+
+def find_untreatable(model: Model, grid: Grid, slots: Sequence[Slot], flat: Collection[int]) -> str | None:
+    """Why the grid of the slots' parameter cannot be packed for what is done to its inputs; None if it can."""
+    if grid.inputs is not None and id(slots[0].owner) in flat:
+        return FLAT
+    alike = all(model.treats.find(slot.component.name) == grid.inputs for slot in slots)
+    return None if alike else INPUTS
 
 
 def find_fault(grid: Grid | None, parts: int) -> str | None:
@@ -112,7 +126,26 @@ def join_grids(slots: Sequence[Slot], grids: Mapping[str, Grid | None]) -> Grid 
         parts[0].bits,
         parts[0].group,
         join(zeros) if zeros else None,
+        parts[0].inputs,
     )
+
+
+def find_flat(model: Model) -> set[int]:
+    """The ids of linear modules that are not given `[sequence, position, in]`, in a short forward pass."""
+    flat: set[int] = set()
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs and inputs[0].dim() != 3:
+            flat.add(id(module))
+
+    linears = [module for module in model.network.modules() if isinstance(module, nn.Linear)]
+    handles = [module.register_forward_pre_hook(note) for module in linears]
+    try:
+        model.logits(torch.zeros(1, 2, dtype=torch.long), 1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return flat
 
 
 def merges_weights(network: PreTrainedModel) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from compressor.export.compressed_tensors import is_installed, pack_weight
+from compressor.export.compressed_tensors import is_installed
 from compressor.export.dense import DENSE
 from compressor.export.folder import choose_stored, holds_exactly
 from compressor.export.linears import (
@@ -20,10 +20,12 @@ from compressor.export.linears import (
     count_covered,
     count_uses,
     find_fault,
+    find_flat,
     find_obstacle,
     group_slots,
     merges_weights,
 )
+from compressor.export.packed import pack_weight
 from compressor.grids import Grid
 from compressor.models import Model
 from compressor.models.slots import Slot
@@ -95,6 +97,8 @@ class FileSizes:
         """As `count_bits`, of a weight that is packed; None for one that stays dense."""
         if grid is None or find_fault(grid, len(slots)) is not None:
             return None
+        if grid.inputs is not None and id(slots[0].owner) in self._flat:
+            return None
         stored, dtypes = self.model.stored_dtype, [self.model.dtype]
         # What all components become decides in which of the two a saved model is loaded.
         dtypes += [stored] if stored not in dtypes and holds_exactly(stored, weight) else []
@@ -126,6 +130,10 @@ class FileSizes:
         never = never or (MERGED if merges_weights(self.model.network) else None)
         groups = [(slots, never or find_obstacle(slots, uses)) for slots in group_slots(self.model)]
         return {slot.component.name: group for group in groups for slot in group[0]}
+
+    @cached_property
+    def _flat(self) -> set[int]:
+        return find_flat(self.model)
 
     def _find_path(self, slots: Sequence[Slot]) -> str:
         """The name of the parameter that the slots are parts of."""

@@ -38,10 +38,10 @@ def verify(
 ) -> VerificationRecord | None:
     """Compare the logits of `exported`, reloaded by transformers alone, with those of the scored `model`.
 
-    Both read the first few of the proof sequences `tokens` `[sequence, prefix + continuation]` in the scored dtype. The
-    gap is max|logit − scored logit| at positions of continuations. Raises OutputError where it exceeds
-    √ε · max|scored logit| / 4, or where the folder cannot be loaded; the folder is then `model-unverified`. None where
-    there is no memory for a second copy of the model.
+    Of the scored model's treated inputs only those count that the saved one has. Both read the first few of the proof
+    sequences `tokens` `[sequence, prefix + continuation]` in the scored dtype. The gap is max|logit − scored logit| at
+    positions of continuations. Raises OutputError where it exceeds √ε · max|scored logit| / 4, or where the folder
+    cannot be loaded; the folder is then `model-unverified`. None where there is no memory for a second copy.
     """
     device = choose_device(model)
     if device is None:
@@ -55,7 +55,8 @@ def verify(
         "trust_remote_code": trust_remote_code,
     }
     said = ask_folder(exported.folder, chosen, request)
-    scored = model.logits(chosen, width).cpu()
+    with model.treats.only(exported.treated):
+        scored = model.logits(chosen, width).cpu()
     if said.shape != scored.shape:
         raise reject(exported.folder, f"has logits {list(said.shape)}, not {list(scored.shape)}")
     found, wanted = (logits[:, prefix_tokens - 1 : -1].float() for logits in (said, scored))
@@ -118,14 +119,12 @@ def reject(folder: Path, what: str) -> OutputError:
     )
 
 
-def tell(verification: VerificationRecord | None) -> str:
-    """What came out, for a person."""
+def tell(verification: VerificationRecord | None, is_whole: bool = True) -> str:
+    """What came out, for a person. Not `is_whole`, the saved model lacks treated inputs of the scored one."""
     if verification is None:
         return "The saved model was not checked: there is no memory for a second copy of it."
-    prefixes = f"{verification.prefixes} proof prefixes"
+    logits = "the scored logits" if is_whole else "not the scored logits, but those of the scored weights,"
+    start = f"The saved model, loaded again in a new process, gives {logits} of {verification.prefixes} proof prefixes"
     if verification.gap == 0:
-        return f"The saved model, loaded again in a new process, gives the scored logits of {prefixes} bit for bit."
-    return (
-        f"The saved model, loaded again in a new process, gives the scored logits of {prefixes} up to "
-        f"{verification.gap:.1g}, within the {verification.tolerance:.1g} of rounding."
-    )
+        return f"{start} bit for bit."
+    return f"{start} up to {verification.gap:.1g}, within the {verification.tolerance:.1g} of rounding."

@@ -1,7 +1,8 @@
 """What vLLM asks of a compressed-tensors checkpoint beyond what transformers does; vLLM itself is not needed.
 
 Source: vllm/model_executor/layers/quantization/, there compressed_tensors/utils.py, which wants one scheme for modules
-that are joined, and utils/marlin_utils.py, which lists the sizes of groups.
+that are joined, compressed_tensors.py, which lists what goes with inputs of integers, and utils/marlin_utils.py, which
+lists the sizes of groups.
 """
 
 from collections.abc import Mapping
@@ -34,13 +35,16 @@ def find_split(model: Model, schemes: Mapping[str, Scheme]) -> list[str]:
 
 def find_unserved(schemes: Mapping[str, Scheme]) -> list[str]:
     """Modules for whose scheme vLLM's kernels are not made."""
-    return [
-        path
-        for path, scheme in schemes.items()
-        if scheme.bits not in WIDTHS
-        or scheme.strategy is Strategy.tensor
-        or (scheme.strategy is Strategy.group and scheme.group not in GROUPS)
-    ]
+    return [path for path, scheme in schemes.items() if not is_served(scheme)]
+
+
+def is_served(scheme: Scheme) -> bool:
+    """Is there a kernel for such weights, alone or with inputs of integers?"""
+    if scheme.inputs is not None:
+        return scheme.bits == scheme.inputs.bits == 8 and scheme.strategy is not Strategy.group
+    if scheme.strategy is Strategy.group and scheme.group not in GROUPS:
+        return False
+    return scheme.bits in WIDTHS and scheme.strategy is not Strategy.tensor
 
 
 def tell_vllm(model: Model, schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
@@ -54,6 +58,7 @@ def tell_vllm(model: Model, schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
     if unserved := find_unserved(schemes):
         notes.append(
             f"vLLM may have no kernel for {len(unserved)} packed modules, `{unserved[0]}` first: it has them for 4 and "
-            "8 bits with a scale for each row, or for each 32, 64 or 128 weights of it; transformers loads them."
+            "8 bits with a scale for each row, or for each 32, 64 or 128 weights of it, and, where inputs are integers "
+            "too, for 8 bits with a scale for each row or matrix; transformers loads them."
         )
     return tuple(notes)

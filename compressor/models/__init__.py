@@ -2,5 +2,6 @@
 
 from compressor.models.model import Model, load_model
 from compressor.models.replay import CannotReplay, Replay
+from compressor.models.treats import Product
 
-__all__ = ["CannotReplay", "Model", "Replay", "load_model"]
+__all__ = ["CannotReplay", "Model", "Product", "Replay", "load_model"]

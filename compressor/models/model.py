@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from compressor.errors import ConfigError
+from compressor.errors import ConfigError, PlanError
 from compressor.models import disk, loading
 from compressor.models.components import find_components, find_layers
 from compressor.models.forward import run_body, run_head, run_network
 from compressor.models.residency import OnDevice, Residency
 from compressor.models.slots import Slot, find_slot, swapped
 from compressor.models.streaming import Pages, choose_streamed_dtype, stream_network
+from compressor.models.treats import Product, Treats, find_untreatable
 from compressor.settings import ComponentSettings, Device, DType, ModelSettings
 from compressor.values import Component
 
@@ -67,24 +68,54 @@ class Model:
         """A copy of the component's weight `[out, in]`."""
         return find_slot(self.slots, name).read().to(self.device)
 
-    def write(self, name: str, weight: Tensor) -> None:
-        """Set the component's weight `[out, in]` for good."""
-        find_slot(self.slots, name).write(weight)
+    @functools.cached_property
+    def treats(self) -> Treats:
+        """Which components treat their inputs now, and how."""
+        return Treats(self.network, self.slots)
+
+    def write(self, name: str, weight: Tensor | Product) -> None:
+        """Set the component's weight `[out, in]` for good; its inputs are treated from now on if it is such a product.
+
+        Raises PlanError where they cannot be.
+        """
+        product = Product.of(weight)
+        self.check_treatable([name] if product.treat else [])
+        find_slot(self.slots, name).write(product.weight)
+        self.treats.put({name: product.treat})
 
     @contextmanager
-    def swapped(self, weights: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+    def swapped(self, weights: Mapping[str, Tensor | Product]) -> Iterator[Mapping[str, Tensor]]:
         """Inside, the components have the given weights `[out, in]`; afterwards they have their own, bit for bit.
 
-        Gives those that they had.
+        Gives those that they had. What becomes of inputs is swapped with the weight: a mere weight leaves them as they
+        are. Raises PlanError for inputs that cannot be treated.
         """
+        products = {name: Product.of(weight) for name, weight in weights.items()}
+        self.check_treatable([name for name, product in products.items() if product.treat])
+        treats = {name: product.treat for name, product in products.items()}
         try:
-            with swapped(self.slots, weights) as originals:
+            dense = {name: product.weight for name, product in products.items()}
+            with swapped(self.slots, dense) as originals, self.treats.swapped(treats):
                 yield originals if self.pages is None else OnDevice(originals, self.device)
         finally:
             if self.pages is not None:
                 written = [self.slots[name].parameter for name in self.slots.keys() & weights.keys()]
                 for parameter in {id(parameter): parameter for parameter in written}.values():
                     self.pages.release(parameter)
+
+    def check_treatable(self, names: Collection[str]) -> None:
+        """Raise PlanError for a component whose inputs cannot be treated."""
+        for name in names:
+            if name in self._untreatable:
+                raise PlanError(
+                    f"the inputs of `{name}` cannot be treated: its matrix is used otherwise than by a matrix product "
+                    "in its own module; exclude it by components.exclude, or leave its inputs alone"
+                )
+
+    @functools.cached_property
+    def _untreatable(self) -> set[str]:
+        tokens = torch.arange(loading.PROBE_TOKENS)[None] % self.vocabulary
+        return find_untreatable(self.network, self.slots, lambda: self.logits(tokens, tokens.shape[1]))
 
     def content_hash(self) -> str:
         """sha256 over config.json and the weight files, made once."""

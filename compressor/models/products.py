@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
@@ -27,6 +27,8 @@ PRODUCTS: dict[Any, tuple[int, bool]] = {
 }
 """Function -> where its two factors begin among the arguments, and whether it transposes the second one."""
 
+IMPLEMENTATION = "_experts_implementation_internal"
+"""What a config of transformers calls the way in which its stacked experts are multiplied."""
 Hear = Callable[[Sequence[str], Tensor], None]
 """Gets components that share a product, and what they are multiplied with, `[token, in]`."""
 
@@ -142,3 +144,18 @@ def experts_apart(network: PreTrainedModel, slots: Mapping[str, Slot]) -> Iterat
         yield
     finally:
         network.set_experts_implementation(before)
+
+
+@contextmanager
+def expert_by_expert(module: nn.Module) -> Iterator[None]:
+    """Inside, the stacked experts of a module are multiplied one by one; nothing happens for other modules."""
+    config = getattr(module, "config", None)
+    before = getattr(config, IMPLEMENTATION, None)
+    if before is None or is_linear(module):
+        yield
+        return
+    setattr(config, IMPLEMENTATION, "eager")
+    try:
+        yield
+    finally:
+        setattr(config, IMPLEMENTATION, before)

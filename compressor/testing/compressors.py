@@ -11,7 +11,8 @@ import pytest
 
 from compressor.contracts import Compressor, Context
 from compressor.errors import PlanError
-from compressor.testing.promises import PluginContract, randomness_untouched, same_bits
+from compressor.testing.inputs import InputsContract
+from compressor.testing.promises import randomness_untouched, same_bits
 from compressor.values import Component
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def make_statistics(width: int) -> dict[str, Tensor]:
     return found
 
 
-class CompressorContract(PluginContract):
+class CompressorContract(InputsContract):
     """The promises of a `Compressor`; calibration statistics, if it `needs` any, are those of random inputs."""
 
     contract = Compressor

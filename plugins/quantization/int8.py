@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Compressor, Context
+from compressor.contracts import Compressor, Context, TokenRounding
 from compressor.errors import ConfigError
 from compressor.values import Component, Offer
 
@@ -24,6 +24,16 @@ class Granularity(enum.Enum):
     group = "group"
 
 
+class Activations(enum.Enum):
+    """Which inputs share a scale, if they are integers too."""
+
+    none = "none"
+    token = "token"
+
+
+INPUTS = TokenRounding()
+
+
 @dataclass
 class Int8(Compressor):
     """AbsMax: 8-bit integers, the largest |w| sets the scale, outliers get no treatment of their own.
@@ -33,13 +43,22 @@ class Int8(Compressor):
     A positive `group` says enough: with it, `row` means groups of a row. The amount is 1 − 8 / stored bits; scales
     come on top and are counted.
 
+    With `activations` `token` inputs become 8-bit integers as well, with a scale for each token that is found as it
+    comes (see `TokenRounding`): what is scored is the product of integers. It costs no bits of the checkpoint.
+
     Source: Dettmers et al., LLM.int8(), NeurIPS 2022, section 2; the baseline of Divergent Token Metrics, NAACL 2024.
+    Scales per token: Yao et al., ZeroQuant, NeurIPS 2022, section 4.1.
     """
 
     granularity: Granularity = Granularity.row
     group: int = 0
+    activations: Activations = Activations.none
 
     name: ClassVar[str] = "int8"
+
+    @property
+    def treats_inputs(self) -> bool:
+        return self.activations is Activations.token
 
     def offer(self, component: Component) -> Offer:
         check_group(self.name, self.group, least=int(self.granularity is Granularity.group))
@@ -53,5 +72,7 @@ class Int8(Compressor):
         bits = choose_bits(self.name, self.offer(context.component), amount, context.component)
         out, width = weight.shape
         if self.granularity is Granularity.tensor:
-            return round_to_grid(weight, bits, out * width, 1, context.component, balanced=True)
-        return round_to_grid(weight, bits, self.group or width, out, context.component, balanced=True)
+            found = round_to_grid(weight, bits, out * width, 1, context.component, balanced=True)
+        else:
+            found = round_to_grid(weight, bits, self.group or width, out, context.component, balanced=True)
+        return replace(found, inputs=INPUTS) if self.treats_inputs else found

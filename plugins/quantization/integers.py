@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compressor.contracts import CompressedWeight, Grid
+from compressor.contracts import CompressedWeight, Grid, TokenRounding
 from compressor.errors import ConfigError, ModelError
 from compressor.values import Component, Offer
 
@@ -23,6 +23,7 @@ class IntegerWeight(CompressedWeight):
 
     `integers` q `[out, in]` int8 in [−2^(b−1), 2^(b−1) − 1]; `scales` s `[out, group]`, or `[1, 1]` for the whole
     matrix; `group` neighbours along `in` share a scale, the last group of a row may be shorter; `bits_each` is b.
+    `inputs` is how inputs are rounded before they are multiplied with ŵ, None if they stay as they are.
     """
 
     integers: Tensor
@@ -30,6 +31,7 @@ class IntegerWeight(CompressedWeight):
     group: int
     bits_each: int
     dtype: torch.dtype
+    inputs: TokenRounding | None = None
 
     def dense(self) -> Tensor:
         compute = working_dtype(self.dtype)
@@ -45,7 +47,11 @@ class IntegerWeight(CompressedWeight):
 
     @property
     def grid(self) -> Grid:
-        return Grid(self.integers, self.scales, self.bits_each, self.group)
+        return Grid(self.integers, self.scales, self.bits_each, self.group, inputs=self.inputs)
+
+    @property
+    def treat(self) -> TokenRounding | None:
+        return self.inputs
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -1,0 +1,147 @@
+"""The matrix products of components that treat their inputs: t(x) Wᵀ in place of x Wᵀ, for the rows of each.
+
+As when statistics are gathered, modules are not asked: a projection, some rows of a fused matrix, one expert of a stack
+and a tied LM head are all a product with a view of the component's parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode, has_torch_function
+
+from compressor.contracts import Treat
+from compressor.models.products import PRODUCTS
+from compressor.models.slots import Slot
+
+Treated = tuple[Slot, Treat | None]
+"""A component and what becomes of its inputs."""
+Rows = Sequence[tuple[Treat, Tensor | None]]
+"""Treats, and which rows `[..., out]` of some matrices have each; None for all of them."""
+
+
+class TreatedProducts(TorchFunctionMode):
+    """Inside, products with the matrices of components have treated inputs, for the rows of these components only.
+
+    `treated` are the components of each parameter, by the id of that. A mode outside of this one hears of each product
+    once, with the inputs as they come.
+    """
+
+    def __init__(self, treated: Mapping[int, Sequence[Treated]]) -> None:
+        super().__init__()
+        self._treated = treated
+        self._assigned: dict[tuple[Any, ...], Rows] = {}
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - torch's own
+        named = kwargs or {}
+
+        def multiply(factors: Sequence[Any]) -> Any:  # noqa: ANN401 - torch's own
+            return function(*factors[: len(args)], **dict(zip(named, factors[len(args) :], strict=True)))
+
+        if function in PRODUCTS:
+            first, transposes = PRODUCTS[function]
+            factors = [*args, *named.values()]
+            with torch._C.DisableTorchFunction():
+                # Either factor may be the weight.
+                right = self._find_rows(factors[first + 1], not transposes)
+                left = [] if right else self._find_rows(factors[first], False)
+                is_turned = bool(left) and not transposes and factors[first + 1].dim() > 1
+            if right or left:
+                return self._multiply(multiply, factors, first + bool(left), right or left, bool(left), is_turned)
+        return function(*args, **named)
+
+    def _multiply(
+        self,
+        multiply: Callable[[Sequence[Any]], Tensor],
+        factors: Sequence[Any],
+        place: int,
+        rows: Rows,
+        is_left: bool,
+        is_turned: bool,
+    ) -> Tensor:
+        """The product of `factors`, with treated inputs for these `rows` of the matrix.
+
+        The inputs are at `place`, `[..., token, in]`, or `[..., in, token]` if they are turned. With the matrix on the
+        left, its rows are those of the product; else they are its columns.
+        """
+        inputs: Tensor = factors[place]
+        is_silent = rows[0][1] is None and not has_torch_function((inputs,))
+        result = None if is_silent else multiply(factors)
+        with torch._C.DisableTorchFunction():
+            for treat, own in rows:
+                treated = _pass_through(treat, inputs.mT).mT if is_turned else _pass_through(treat, inputs)
+                product = multiply([*factors[:place], treated, *factors[place + 1 :]])
+                if own is None or result is None:
+                    return product
+                mask = own if inputs.dim() == 1 else own[..., None] if is_left else own[..., None, :]
+                result = torch.where(mask, product, result)
+        assert result is not None
+        return result
+
+    def _find_rows(self, factor: Tensor, is_turned: bool) -> Rows:
+        """Of a factor, `[..., in, out]` if it is turned; none where it is no matrix of ours."""
+        base = factor if factor._base is None else factor._base
+        if id(base) not in self._treated or factor.dim() < 2:
+            return []
+        matrices = factor.mT if is_turned else factor
+        start = int(matrices.storage_offset()) - int(base.storage_offset())
+        key = (id(base), start, matrices.shape, matrices.stride())
+        if key not in self._assigned:
+            self._assigned[key] = assign_rows(matrices, start, self._treated[id(base)])
+        return self._assigned[key]
+
+
+def assign_rows(matrices: Tensor, start: int, treated: Sequence[Treated]) -> Rows:
+    """Which rows of the `matrices` `[..., out, in]` belong to components with a treat.
+
+    `start` is where they begin in their parameter. Of components that share a row the last one counts.
+    """
+    owner = torch.full(matrices.shape[:-1], -1)
+    places = list_places(matrices.shape[:-1], matrices.stride()[:-1], start)
+    treats: list[Treat] = []
+    for slot, treat in treated:
+        view = slot.view()
+        if view.shape[-1] != matrices.shape[-1] or view.stride(-1) != matrices.stride(-1):
+            continue
+        offset = int(view.storage_offset()) - int(slot.parameter.storage_offset())
+        own = list_places(view.shape[:-1], view.stride()[:-1], offset).flatten()
+        number = next((number for number, known in enumerate(treats) if known is treat), len(treats))
+        if treat is not None and number == len(treats):
+            treats.append(treat)
+        owner[torch.isin(places, own)] = -1 if treat is None else number
+    found = [(treat, owner == number) for number, treat in enumerate(treats)]
+    return [(treat, None if rows.all() else rows.to(matrices.device)) for treat, rows in found if rows.any()]
+
+
+def list_places(shape: Sequence[int], strides: Sequence[int], start: int) -> Tensor:
+    """`[*shape]`: where rows of these strides begin."""
+    places = torch.tensor(start)
+    for size, stride in zip(shape, strides, strict=True):
+        places = places[..., None] + stride * torch.arange(size)
+    return places
+
+
+class _PassThrough(torch.autograd.Function):
+    """Treats inputs, and hands their gradient on as it is: rounding has none of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, treat: Treat) -> Tensor:  # noqa: ANN401 - torch's own
+        return treat(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's own
+        return gradients[0], None
+
+
+def _pass_through(treat: Treat, inputs: Tensor) -> Tensor:
+    treated: Tensor = _PassThrough.apply(inputs, treat)  # type: ignore[no-untyped-call]
+    return treated

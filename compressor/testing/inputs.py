@@ -1,0 +1,86 @@
+"""What compressed weights that treat their inputs promise: a part of the contract suite of compressors."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from compressor.contracts import CompressedWeight, Compressor, Context
+from compressor.testing.promises import PluginContract, randomness_untouched, same_bits
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def make_inputs(width: int, dtype: torch.dtype) -> Tensor:
+    """`[sequence, position, width]`: normal numbers, tokens of other sizes, one with outliers, and one of zeros."""
+    import torch
+
+    inputs = torch.randn(3, 4, width, generator=torch.Generator().manual_seed(3))
+    inputs[0] *= torch.tensor([1e-3, 1.0, 30.0, 0.0])[:, None]
+    inputs[1, 2, :: max(1, width // 3)] *= 100
+    return inputs.to(dtype)
+
+
+class InputsContract(PluginContract):
+    """The promises of `CompressedWeight.treat`; those that leave their inputs as they are have kept them all."""
+
+    def weights(self, plugin: Compressor, weight: Tensor) -> Iterator[CompressedWeight]:
+        """The weight at every amount that is tried."""
+        context = self.context(weight)
+        yield from (plugin.compress(weight, amount, context) for amount in self.amounts(plugin, weight))
+
+    def context(self, weight: Tensor) -> Context:
+        raise NotImplementedError
+
+    def amounts(self, plugin: Compressor, weight: Tensor) -> list[float]:
+        raise NotImplementedError
+
+    def test_treated_inputs_are_announced(self, plugin: Compressor, weight: Tensor) -> None:
+        """Where `treats_inputs` is False no weight has a `treat`; a `grid` says the same of inputs as `treat`."""
+        for compressed in self.weights(plugin, weight):
+            assert plugin.treats_inputs or compressed.treat is None, "`treats_inputs` must say that inputs are treated"
+            if (grid := compressed.grid) is None:
+                continue
+            assert (grid.inputs is None) == (compressed.treat is None), "`grid.inputs` and `treat` must go together"
+            if grid.inputs is not None and compressed.treat is not None:
+                inputs = make_inputs(weight.shape[1], weight.dtype)
+                assert same_bits(grid.inputs(inputs), compressed.treat(inputs)), "`grid.inputs` is another treat"
+
+    def test_treated_inputs_stand_in_for_the_inputs(self, plugin: Compressor, weight: Tensor) -> None:
+        """`treat` gives as many finite numbers of the same dtype; none for none."""
+        for compressed in self.weights(plugin, weight):
+            if (treat := compressed.treat) is None:
+                continue
+            inputs = make_inputs(weight.shape[1], weight.dtype)
+            for given in (inputs, inputs[0], inputs[0, 0], inputs[:0]):
+                found = treat(given)
+                assert (found.shape, found.dtype, found.device) == (given.shape, given.dtype, given.device)
+                assert found.isfinite().all(), "treated inputs hold NaN or infinity"
+
+    def test_treat_is_pure(self, plugin: Compressor, weight: Tensor) -> None:
+        """The same inputs give the same bits, by a weight that was made again too; they stay as they are."""
+        inputs = make_inputs(weight.shape[1], weight.dtype)
+        before = inputs.clone()
+        for compressed, again in zip(self.weights(plugin, weight), self.weights(plugin, weight), strict=True):
+            if compressed.treat is None or again.treat is None:
+                assert compressed.treat is again.treat, "the same weight treats its inputs only once"
+                continue
+            with randomness_untouched():
+                first = compressed.treat(inputs).clone()
+            assert same_bits(first, compressed.treat(inputs)), "the same inputs give another result the second time"
+            assert same_bits(first, again.treat(inputs)), "the same weight treats its inputs in another way"
+            assert same_bits(inputs, before), "the inputs that were given were changed"
+
+    def test_every_token_is_treated_by_itself(self, plugin: Compressor, weight: Tensor) -> None:
+        """What becomes of a token does not depend on the others: trials are scored in batches of any size."""
+        inputs = make_inputs(weight.shape[1], weight.dtype)
+        for compressed in self.weights(plugin, weight):
+            if compressed.treat is None:
+                continue
+            together = compressed.treat(inputs)
+            for sequence, position in itertools.product(*map(range, inputs.shape[:2])):
+                alone = compressed.treat(inputs[sequence : sequence + 1, position : position + 1])
+                assert same_bits(together[sequence, position], alone[0, 0]), "a token depends on the tokens beside it"
