@@ -31,8 +31,9 @@ def load(
     """The model that `compressor run` has saved in `folder` (`…/model`), in evaluation mode and frozen.
 
     Packed modules hold the integers as they lie on disk, and no dense weight is made as they are loaded. The package
-    compressed-tensors is not needed. `device` is `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`; `dtype` is
-    `auto` (that of config.json), `float32`, `bfloat16` or `float16`.
+    compressed-tensors is not needed. `device` is `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`. `dtype` is
+    `auto` (that of config.json), `float32`, `bfloat16` or `float16`; choose it here rather than by `to`, after which
+    weights are not rounded as those of a model in that dtype.
 
     With `kernels="exact"` each module makes its weight anew at every call: what comes out has the bits that
     transformers gives for this folder, which are those that were scored. With `kernels="torch"` products of a few rows

@@ -68,13 +68,12 @@ class Int8Linear(KernelLinear):
 
     def __init__(self, module: PackedLinear) -> None:
         super().__init__(module)
-        unsigned = module.read_integers()
-        self.register_buffer("integers", unsigned.bitwise_xor(128).view(torch.int8))
+        self.register_buffer("integers", module.read_integers().contiguous())
         self.register_buffer("scales", module.weight_scale.flatten().expand(self.out_features).contiguous())
 
     @property
     def weight(self) -> Tensor:
-        return self.integers.to(self.scales.dtype) * self.scales[:, None]
+        return decode(self.integers, self.scales[:, None])
 
     def multiply(self, inputs: Tensor) -> Tensor:
         return torch._weight_int8pack_mm(inputs, self.integers, self.scales)
@@ -84,39 +83,39 @@ class Int4Linear(KernelLinear):
     """q + 8 in 4 bits and s, by `torch.ops.aten._weight_int4pack_mm_for_cpu`.
 
     `words` uint8 `[out, in / 2]` are in an order of the kernel's own, which differs between machines: block after block
-    of rows, there column after column, and in each the rows as `order` `[block]` says. `scales` `[in / group, out, 2]`
-    are s and the kernel's shift, which is 0; a group that the kernel does not know is several that it knows.
+    of rows, and there column after column. `places` `[block]` says where in a column a row is, were the low halves of
+    its bytes followed by the high ones. `scales` `[in / group, out, 2]` are s and the kernel's shift, which is 0; a
+    group that the kernel does not know is several that it knows.
     """
 
     words: Tensor
     scales: Tensor
-    order: Tensor
+    places: Tensor
 
     @classmethod
     def serves(cls, module: PackedLinear) -> bool:
         if module.scheme.bits != 4 or not module.scheme.symmetric or module.out_features % HEIGHT:
             return False
-        return find_group(module) is not None and find_order(module.out_features) is not None
+        return find_group(module) is not None and find_places(module.out_features) is not None
 
     def __init__(self, module: PackedLinear) -> None:
         super().__init__(module)
-        group, order = find_group(module), find_order(module.out_features)
-        assert group is not None and order is not None, "asked by `serves`"
+        group, places = find_group(module), find_places(module.out_features)
+        assert group is not None and places is not None, "asked by `serves`"
         self.group, groups = group, module.in_features // group
         scales = module.weight_scale.view(-1, module.weight_scale.shape[-1]).expand(self.out_features, -1)
         scales = scales.repeat_interleave(groups // scales.shape[1], dim=1).T
         pairs = torch.stack([scales, torch.zeros_like(scales)], dim=-1)
-        self.register_buffer("words", convert_words(module.read_integers()))
+        self.register_buffer("words", convert_words(module.read_integers() + 8))
         self.register_buffer("scales", pairs.contiguous())
-        self.register_buffer("order", order)
+        self.register_buffer("places", places)
 
     @property
     def weight(self) -> Tensor:
-        block = len(self.order)
-        columns = self.words.view(-1, self.in_features, block // 2)
-        mixed = torch.stack([columns & 15, columns >> 4], dim=-1).flatten(2)
-        integers = mixed[:, :, self.order.argsort()].transpose(1, 2).reshape(self.out_features, self.in_features)
-        return decode(integers, 8, self.scales[..., 0].T)
+        pairs = self.words.view(-1, self.in_features, len(self.places) // 2).transpose(1, 2).contiguous()
+        rows = torch.cat([pairs & 15, pairs >> 4], dim=1).index_select(1, self.places)
+        integers = rows.view(torch.int8).view(self.out_features, self.in_features) - 8
+        return decode(integers, self.scales[..., 0].T)
 
     def multiply(self, inputs: Tensor) -> Tensor:
         kernel = torch.ops.aten._weight_int4pack_mm_for_cpu
@@ -137,8 +136,8 @@ def convert_words(integers: Tensor) -> Tensor:
 
 
 @functools.cache
-def find_order(out: int) -> Tensor | None:
-    """The kernel's order `[block]` of rows in a block, by where it puts their numbers; None where blocks differ."""
+def find_places(out: int) -> Tensor | None:
+    """`places` of `Int4Linear`, by where the kernel puts the numbers of rows; None where its blocks differ."""
     numbers = torch.arange(out)[:, None].expand(out, 2)
     rows = torch.zeros(2 * out, dtype=torch.int64)
     for shift in range(0, out.bit_length(), 4):  # four bits of the number at a time
@@ -149,7 +148,9 @@ def find_order(out: int) -> Tensor | None:
         return None
     order = rows[:block]
     wanted = torch.arange(0, out, block)[:, None, None] + order.expand(2, block)
-    return order if torch.equal(rows.view(-1, 2, block), wanted) else None
+    if not torch.equal(rows.view(-1, 2, block), wanted):
+        return None
+    return torch.cat([order[0::2], order[1::2]]).argsort()
 
 
 KERNELS: tuple[type[KernelLinear], ...] = (Int8Linear, Int4Linear)

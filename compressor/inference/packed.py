@@ -58,18 +58,18 @@ class PackedLinear(WeightlessLinear):
             self.register_buffer("weight_zero_point", torch.empty(words, groups, dtype=torch.int32))
 
     def read_integers(self) -> Tensor:
-        """q + 2^(b−1) `[out, in]`, uint8."""
+        """q `[out, in]`, int8."""
         return unpack(self.weight_packed, self.scheme.bits, self.in_features)
 
-    def read_zeros(self) -> Tensor | int:
-        """z + 2^(b−1) `[out, group]`, uint8; a number where there are no zero points."""
+    def read_zeros(self) -> Tensor | None:
+        """z `[out, group]`, int8; None where there are no zero points."""
         if self.scheme.symmetric:
-            return 1 << (self.scheme.bits - 1)
+            return None
         return unpack(self.weight_zero_point.T, self.scheme.bits, self.out_features).T
 
     @property
     def weight(self) -> Tensor:
-        return decode(self.read_integers(), self.read_zeros(), self.weight_scale)
+        return decode(self.read_integers(), self.weight_scale, self.read_zeros())
 
     def extra_repr(self) -> str:
         scheme = self.scheme
@@ -77,33 +77,34 @@ class PackedLinear(WeightlessLinear):
         return f"{super().extra_repr()}, bits={scheme.bits}, {shared}"
 
 
-def decode(integers: Tensor, zeros: Tensor | int, scales: Tensor) -> Tensor:
-    """s · (q − z) `[out, in]` of uint8 q `[out, in]` and z, `[out, group]` or a number; scales `[1]` or `[out, group]`.
+def decode(integers: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:
+    """s · (q − z) `[out, in]` of int8 q `[out, in]` and z `[out, group]`, for scales s `[1]` or `[out, group]`.
 
-    In the dtype of the scales. Differences of 8 bits are whole numbers that bfloat16 has, so only the product rounds.
+    In the dtype of the scales; it has every whole number up to 255, so that only the product rounds.
     """
     out, width = integers.shape
     scales = scales.view(-1, 1) if scales.ndim == 1 else scales
-    weight = integers.to(scales.dtype).view(out, scales.shape[1], -1)
-    weight -= zeros if isinstance(zeros, int) else zeros.to(scales.dtype)[..., None]
-    weight *= scales[..., None]
-    return weight.view(out, width)
+    differences = integers.reshape(out, scales.shape[1], -1)
+    if zeros is not None:
+        differences = differences.to(torch.int16) - zeros[..., None]
+    return (differences * scales[..., None]).view(out, width)
 
 
 def unpack(words: Tensor, bits: int, count: int) -> Tensor:
-    """The first `count` numbers of `bits` (at most 8) of each row of int32 `words` `[row, word]`: uint8 `[row, count]`.
+    """int8 `[row, count]`: the first q of each row of int32 `words` `[row, word]`, which hold q + 2^(b−1) in b ≤ 8 bits.
 
     A row is one string of bits, lowest first, in which the numbers follow each other without gaps.
     """
-    stream = words.contiguous().view(torch.uint8)  # bytes, lowest first
+    stream = words.flatten().view(torch.uint8).view(len(words), -1)  # bytes, lowest first
     if bits == 8:
-        return stream[:, :count]
-    mask = (1 << bits) - 1
-    if 8 % bits == 0:
-        parts = [stream >> shift & mask for shift in range(0, 8, bits)]
-        return torch.stack(parts, dim=-1).flatten(1)[:, :count]
+        return (stream ^ 128).view(torch.int8)[:, :count]
+    if bits == 4:
+        pairs = stream.to(torch.int16)
+        numbers = (pairs | pairs << 4) & 0x0F0F
+        return (numbers.view(torch.int8) - 8)[:, :count]
     begins = torch.arange(count, device=words.device) * bits
     first = begins >> 3
     second = (first + 1).clamp(max=stream.shape[1] - 1)  # what is read there beyond the end is masked off
     pairs = stream[:, first].to(torch.int16) | stream[:, second].to(torch.int16) << 8
-    return (pairs >> (begins & 7).to(torch.int16) & mask).to(torch.uint8)
+    numbers = pairs >> (begins & 7).to(torch.int16) & (1 << bits) - 1
+    return (numbers - (1 << (bits - 1))).to(torch.int8)

@@ -19,6 +19,7 @@ BENCHMARKS = (
     "beam",
     "streaming",
     "quantizers",
+    "loading",
 )
 
 
