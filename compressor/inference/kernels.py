@@ -2,9 +2,9 @@
 
 The rule: 8 bits with a scale for each row or for the matrix, and 4 bits, in a bfloat16 model on a CPU, for at most
 `ROWS` rows of inputs at once, as one token after the other is; every other product makes the weight first. For in
-float32 and float16 these kernels of torch 2.13 take ten times as long as the dense product or longer, and for long
-inputs also in bfloat16. `torch._int_mm` and `torch.ops.aten._dyn_quant_matmul_4bit` round the inputs to integers,
-which is not the model that was scored; none has been measured on a GPU.
+float32 and float16 these kernels of torch 2.13 take many times as long as the dense product, as they do for long inputs
+in bfloat16. `torch._int_mm` and `torch.ops.aten._dyn_quant_matmul_4bit` round the inputs to integers, which is not the
+model that was scored. On a GPU there are kernels too, and none is taken, for none has been measured here.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def decode(integers: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Ten
 
 
 def unpack(words: Tensor, bits: int, count: int) -> Tensor:
-    """int8 `[row, count]`: the first q of each row of int32 `words` `[row, word]`, which hold q + 2^(b−1) in b ≤ 8 bits.
+    """int8 `[row, count]`: the first q of each row of int32 `words` `[row, word]`, which hold q + 2^(b−1) in b bits.
 
     A row is one string of bits, lowest first, in which the numbers follow each other without gaps.
     """

@@ -38,19 +38,23 @@ from .streaming import read_anonymous, watched_memory
 WAYS = (("float32", "exact"), ("bfloat16", "exact"), ("bfloat16", "torch"))
 
 
-def save_folder(source: str | None, target: str, bits: int) -> int:
-    """Bytes of the weights of a folder with all matrices in integers of so many bits, or dense for 16."""
+def save_dense(source: str | None, target: str) -> tuple[int, float]:
+    """Bytes of the weights of a dense folder in bfloat16, and that no component there is packed."""
     model = load_model(ModelSettings(path=source, dtype=DType.bfloat16))
-    model.network.to(torch.bfloat16)
-    grids = {}
-    method = {4: Int4(group=32), 8: Int8()}.get(bits)
-    for name, component in model.components.items() if method else ():
+    model.network.save_pretrained(target)
+    return sum(path.stat().st_size for path in Path(target).glob("*.safetensors")), 0.0
+
+
+def save_packed(source: str, target: str, bits: int) -> tuple[int, float]:
+    """Bytes of the weights of a folder with components in integers of so many bits, and the share that is packed."""
+    model = load_model(ModelSettings(path=source, dtype=DType.bfloat16))
+    method, grids = {4: Int4(group=32), 8: Int8()}[bits], {}
+    for name, component in model.components.items():
         compressed = method.compress(model.read(name), method.offer(component).largest, Context(component))
         model.write(name, compressed.dense())
         grids[name] = compressed.grid
-    exported = export.save("auto" if grids else "dense", model, Path(target), {}, {}, grids)
-    assert bool(exported.packed) == bool(grids), exported.notes
-    return exported.bytes
+    exported = export.save("compressed-tensors", model, Path(target), {}, {}, grids)
+    return exported.bytes, len(exported.packed) / len(grids)
 
 
 def measure_rates(work: Callable[[], object], tokens: int, repeats: int) -> list[float]:
@@ -111,12 +115,15 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
         if options.layers:
             sources[f"random {options.layers}×{options.width}"] = f"{scratch}/random"
             context = options.prefill + options.decode + 1
-            measure_apart(make_random, f"{scratch}/random", options.layers, options.width, "bfloat16", context)
+            measure_apart(make_random, f"{scratch}/random", options.layers, options.width, context)
         for name, source in sources.items():
-            for bits in (16, *options.bits):
-                folder = f"{scratch}/{name} {bits}"
-                size = measure_apart(save_folder, source, folder, bits) / 2**20
-                for dtype, kernels in WAYS[:2] if bits == 16 else WAYS:
-                    row = {"model": name, "folder": "dense" if bits == 16 else f"int{bits}", "folder MiB": size}
+            dense = f"{scratch}/{name} dense"
+            folders = {"dense": (dense, *measure_apart(save_dense, source, dense))}
+            for bits in options.bits:
+                packed = f"{scratch}/{name} int{bits}"
+                folders[f"int{bits}"] = packed, *measure_apart(save_packed, dense, packed, bits)
+            for form, (folder, size, share) in folders.items():
+                for dtype, kernels in WAYS[:2] if form == "dense" else WAYS:
+                    row = {"model": name, "form": form, "packed": share, "folder MiB": size / 2**20}
                     measured = measure_apart(measure_here, folder, dtype, kernels, sizes)
                     yield {**row, "dtype": dtype, "kernels": kernels, "threads": options.threads, **measured}
