@@ -35,6 +35,7 @@ REACHES: dict[str, set[str]] = {
     "sensitivity": ENGINE | {"hookspecs", "registry"},
     **dict.fromkeys(["tracking", "report", "checkpoint"], MODEL | OUTPUT),
     "export": MODEL | OUTPUT | {"machine"},
+    "inference": MODEL | OUTPUT | {"machine"},
     **dict.fromkeys(["racing", "kriging", "screening", "best"], CONTRACTS | CHOICE),
     "workbench": ENGINE | REGISTRIES | CHOICE | {"plugins", "export", "machine"},
     "machine": set(),
@@ -148,6 +149,7 @@ def test_plugins_use_public_names(name: str) -> None:
 
 LIGHT = {
     "contracts": "import compressor, compressor.contracts, compressor.plans",
+    "names": "import compressor; assert 'load' in compressor.__all__ and not hasattr(compressor, 'lode')",
     "loading": "import compressor.plugins",
     "rehearsals": "import compressor.rehearsal",
     "schedules": "import compressor_plugins.schedules",

@@ -90,7 +90,7 @@ def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
     if remote and model_type not in CONFIG_MAPPING and not trust_remote_code:
         raise ModelError(
             f"`{folder}` brings its own code for `{model_type}`, which is not run unasked; "
-            "read it and set `model.trust_remote_code=true`"
+            "read it and set `model.trust_remote_code=true`, or `trust_remote_code=True` of `compressor.load`"
         )
     if not remote and model_type not in CONFIG_MAPPING:
         raise ModelError(
@@ -119,6 +119,10 @@ def _check_decoder_only(config: PreTrainedConfig, folder: Path, remote: bool) ->
     if not causal and not (remote and "AutoModelForCausalLM" in getattr(config, "auto_map", {})):
         got = ", ".join(sorted(names)) or config.model_type
         raise ModelError(f"`{folder}` holds {got}, which is not a causal language model; {rule}")
+
+
+def check_dense(config: PreTrainedConfig, folder: Path) -> None:
+    """Raises ModelError for a checkpoint of integers."""
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(f"`{folder}` is quantized already; the base must be a dense checkpoint, give the original one")
 

@@ -15,7 +15,7 @@ from huggingface_hub import utils as hub_utils
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from compressor.errors import ModelError
+from compressor.errors import CompressorError, ModelError
 from compressor.models.disk import StoredTensor, find_common_tensor, shorten_reason
 from compressor.models.forward import run_network
 
@@ -48,9 +48,12 @@ def quiet_loading(device: torch.device) -> Iterator[None]:
 
 
 def load_network(
-    folder: Path, config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool
+    folder: Path, config: PreTrainedConfig, dtype: torch.dtype | str, trust_remote_code: bool
 ) -> PreTrainedModel:
-    """The network on the CPU; raises ModelError unless the folder gives it every tensor, all finite."""
+    """The network on the CPU; raises ModelError unless the folder gives it every tensor, all finite.
+
+    `dtype` "auto" is that of the config.
+    """
     try:
         network, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -62,6 +65,8 @@ def load_network(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that the report names them
         )
+    except CompressorError:
+        raise
     except Exception as error:  # transformers, safetensors and remote code raise what they like
         raise refuse_folder(folder, error) from error
     check_report(folder, report)

@@ -175,6 +175,7 @@ def load_model(settings: ModelSettings, components: ComponentSettings | None = N
     with loading.quiet_loading(device):
         folder = disk.find_folder(settings, Path(str(files("compressor") / "tiny")))
         config = disk.read_config(folder, settings.trust_remote_code)
+        disk.check_dense(config, folder)
         weight_files = disk.find_weight_files(folder)
         tensors = disk.read_tensors(weight_files)
         common = disk.find_common_tensor(tensors.values()).dtype

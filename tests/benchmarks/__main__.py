@@ -20,6 +20,7 @@ BENCHMARKS = (
     "int8share",
     "allocators",
     "gptq",
+    "loading",
 )
 
 

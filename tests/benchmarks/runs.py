@@ -37,14 +37,14 @@ def find_model(name: str) -> str | None:
     return str(SHARED / name) if (SHARED / name).is_dir() else name
 
 
-def make_random(folder: str, layers: int, width: int) -> int:
+def make_random(folder: str, layers: int, width: int, context: int = 512) -> int:
     """Bytes of a Llama with random weights; 12 layers of width 640 are 63 million."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=2048, hidden_size=width, intermediate_size=-(-width // 24) * 64, num_hidden_layers=layers,
-        num_attention_heads=width // 64, num_key_value_heads=width // 64, max_position_embeddings=512, bos_token_id=1,
-        eos_token_id=2,
+        num_attention_heads=width // 64, num_key_value_heads=width // 64, max_position_embeddings=context,
+        bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="500MB")
     return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))

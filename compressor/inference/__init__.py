@@ -1,0 +1,107 @@
+"""Runs what an export has saved: integers stay packed in memory, and become weights where they are used."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from transformers import PreTrainedModel
+
+from compressor.errors import ConfigError, ModelError, OutputError, suggest
+from compressor.inference.description import read_schemes
+from compressor.inference.kernels import use_kernels
+from compressor.inference.skeleton import check_packed, describe_skeleton
+from compressor.models import disk, loading
+from compressor.settings import DType
+
+EXACT, TORCH = "exact", "torch"
+KERNELS = (EXACT, TORCH)
+
+
+def load(
+    folder: str | os.PathLike[str],
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    kernels: str = EXACT,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The model that `compressor run` has saved in `folder` (`…/model`), in evaluation mode and frozen.
+
+    Packed modules hold the integers as they lie on disk, and no dense weight is made as they are loaded. The package
+    compressed-tensors is not needed. `device` is `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`. `dtype` is
+    `auto` (that of config.json), `float32`, `bfloat16` or `float16`; choose it here rather than by `to`, after which
+    weights are not rounded as those of a model in that dtype.
+
+    With `kernels="exact"` each module makes its weight anew at every call: what comes out has the bits that
+    transformers gives for this folder, which are those that were scored. With `kernels="torch"` products of a few rows
+    run by torch's own kernels for 8 and 4 bits, where inference/kernels.py says that they gain; they round otherwise.
+
+    A packed model is not saved again by `save_pretrained`: copy the folder. Raises ConfigError for an argument that is
+    not known here, ModelError for a folder that is no sound model or is packed in another way.
+    """
+    if kernels not in KERNELS:
+        raise ConfigError(f"unknown `kernels` `{kernels}`; {suggest(str(kernels), KERNELS)}")
+    place, chosen = choose_device(device), choose_dtype(dtype)
+    path = find_model(folder)
+    with loading.quiet_loading(place):
+        config = disk.read_config(path, trust_remote_code)
+        disk.read_tensors(disk.find_weight_files(path))
+        described = getattr(config, "quantization_config", None)
+        if described is not None:
+            config.quantization_config = describe_skeleton(read_schemes(path, described), described)
+        network = loading.load_network(path, config, chosen, trust_remote_code)
+        check_packed(network, path)
+        network.to(place).eval().requires_grad_(False)
+    if described is not None:
+        network.save_pretrained = functools.partial(refuse_saving, path)
+        if kernels == TORCH:
+            use_kernels(network)
+    return network
+
+
+def find_model(folder: str | os.PathLike[str]) -> Path:
+    """The folder, which must be there; the model's, not that of the whole run."""
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise ModelError(f"no such folder `{folder}`; give one that holds a model, such as `model` of a run's folder")
+    if not (path / "config.json").exists() and (path / "model" / "config.json").exists():
+        raise ModelError(f"`{folder}` is the folder of a run; its model is `{path / 'model'}`, give that")
+    return path
+
+
+def choose_device(wanted: str | torch.device) -> torch.device:
+    """A CPU or a GPU that is there; raises ConfigError."""
+    available = torch.cuda.is_available()
+    if wanted == "auto":
+        return torch.device("cuda" if available else "cpu")
+    try:
+        device = torch.device(wanted)
+    except (RuntimeError, TypeError):
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"`device` must be auto, cpu, cuda or cuda:1, got {str(wanted)!r}")
+    if device.type == "cuda" and not (available and (device.index or 0) < torch.cuda.device_count()):
+        raise ConfigError(f"`device` is {wanted}, and torch finds no such CUDA device; use cpu or auto")
+    return device
+
+
+def choose_dtype(wanted: str | torch.dtype) -> torch.dtype | str:
+    """`auto`, or a dtype that models run in; raises ConfigError."""
+    name = str(wanted).removeprefix("torch.")
+    if name not in DType.__members__:
+        raise ConfigError(f"unknown `dtype` `{wanted}`; {suggest(name, DType.__members__)}")
+    if name == DType.auto.value:
+        return name
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def refuse_saving(folder: Path, *arguments: object, **options: object) -> NoReturn:
+    """In place of `save_pretrained`."""
+    raise OutputError(f"a model that is loaded packed cannot be saved again; copy its folder `{folder}` instead")
+
+
+__all__ = ["EXACT", "KERNELS", "TORCH", "load"]

@@ -1,0 +1,86 @@
+"""What config.json says of packed modules: the scheme of each, or in one line why this is not the format read here."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import ModelError
+from compressor.export.compressed_tensors import COMPRESSED_TENSORS, PACKED
+from compressor.grids import Scheme, Strategy
+
+SUPPORTED = f"only `{COMPRESSED_TENSORS}` of the format `{PACKED}` is read, as an export writes it, or a dense folder"
+UNREAD = ("kv_cache_scheme", "sparsity_config", "moe_sparsity_config", "transform_config")
+"""Parts of `quantization_config` that change what a model computes and that no export has."""
+UNTREATED = ("input_activations", "output_activations")
+ARGUMENTS = ("num_bits", "type", "symmetric", "strategy", "group_size", "dynamic", "actorder")
+
+
+def read_schemes(folder: Path, described: object) -> dict[str, Scheme]:
+    """Module path -> scheme, by the `quantization_config` of `folder`; raises ModelError where it says more."""
+    if not isinstance(described, Mapping):
+        raise refuse(folder, "is", described)
+    if described.get("quant_method") != COMPRESSED_TENSORS:
+        raise refuse(folder, "has the `quant_method`", described.get("quant_method"))
+    for name in UNREAD:
+        if described.get(name):
+            raise refuse(folder, f"has a `{name}`", described[name])
+    if described.get("quantization_status", "compressed") != "compressed":
+        raise refuse(folder, "has the `quantization_status`", described["quantization_status"])
+    groups = described.get("config_groups")
+    if not isinstance(groups, Mapping) or not groups:
+        raise refuse(folder, "has the `config_groups`", groups)
+    schemes: dict[str, Scheme] = {}
+    for name, group in groups.items():
+        if not isinstance(group, Mapping):
+            raise refuse(folder, f"has a group `{name}` that is", group)
+        scheme = read_group(folder, f"`{name}`", {"format": described.get("format"), **group})
+        for target in read_targets(folder, f"`{name}`", group.get("targets")):
+            if target in schemes:
+                raise refuse(folder, f"has `{target}` in two groups, the second is", name)
+            schemes[target] = scheme
+    return schemes
+
+
+def read_targets(folder: Path, group: str, targets: object) -> list[str]:
+    """Paths of modules; where others write a class or a regular expression, no module will have that name."""
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets) or not targets:
+        raise refuse(folder, f"has in {group} the `targets`", targets)
+    return targets
+
+
+def read_group(folder: Path, name: str, group: Mapping[str, Any]) -> Scheme:
+    """The scheme of one config group."""
+    if group["format"] != PACKED:
+        raise refuse(folder, f"has in {name} the `format`", group["format"])
+    for untreated in UNTREATED:
+        if group.get(untreated):
+            raise refuse(folder, f"treats in {name} the `{untreated}`", group[untreated])
+    weights = group.get("weights")
+    if not isinstance(weights, Mapping):
+        raise refuse(folder, f"has in {name} the `weights`", weights)
+    said: dict[str, Any] = {**dict.fromkeys(ARGUMENTS), **weights}
+    bits, symmetric, strategy = said["num_bits"], said["symmetric"], said["strategy"]
+    size = said["group_size"] if strategy == Strategy.group.value else 0
+    known = (
+        (type(bits), type(symmetric), type(size)) == (int, bool, int)
+        and bits in range(1, 9)
+        and said["type"] == "int"
+        and strategy in [one.value for one in Strategy]
+        and (size > 0) == (strategy == Strategy.group.value)
+        and not (strategy == Strategy.tensor.value and not symmetric)
+        and not (said["dynamic"] or said["actorder"])
+    )
+    if not known:
+        raise refuse(folder, f"has in {name} the scheme", dict(weights))
+    return Scheme(bits, Strategy(strategy), size, symmetric)
+
+
+def refuse(folder: Path, what: str, value: object) -> ModelError:
+    """What to raise for a `quantization_config` that is not read here."""
+    return ModelError(f"`quantization_config` of `{folder}` {what} {shorten(value)}; {SUPPORTED}")
+
+
+def shorten(value: object, characters: int = 160) -> str:
+    """As Python writes it, on one line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= characters else text[: characters - 1] + "…"

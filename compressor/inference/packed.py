@@ -1,0 +1,110 @@
+"""A linear module that holds its integers packed, and makes its weight of them whenever it is used."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from compressor.grids import Scheme, Strategy
+
+
+class WeightlessLinear(nn.Module):
+    """y = x ŵᵀ + b `[…, out]` for x `[…, in]`, where ŵ `[out, in]` is made as it is used."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.register_parameter("bias", bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """ŵ `[out, in]`, the same bits at every call; it is a copy, and to change it changes nothing."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`[…, out]`, to the bits of `torch.nn.Linear` with this weight."""
+        return nn.functional.linear(inputs, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class PackedLinear(WeightlessLinear):
+    """ŵ = s · (q − z), rounded to the dtype of s, from tensors as they lie in a folder (export/compressed_tensors.py).
+
+    `weight_packed` int32 `[out, ⌈in · b / 32⌉]` holds q + 2^(b−1) in b bits each, `weight_scale` s `[1]`, `[out, 1]` or
+    `[out, group]`, `weight_zero_point` int32 `[⌈out · b / 32⌉, group]` holds z + 2^(b−1), unless symmetric. Their
+    contents are set later, by whatever loads a state.
+    """
+
+    weight_packed: Tensor
+    weight_scale: Tensor
+    weight_shape: Tensor
+    weight_zero_point: Tensor
+
+    def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None, scheme: Scheme) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.scheme = scheme
+        groups = in_features // scheme.group if scheme.strategy is Strategy.group else 1
+        scales = (1,) if scheme.strategy is Strategy.tensor else (out_features, groups)
+        words = -(-in_features * scheme.bits // 32)
+        self.register_buffer("weight_packed", torch.empty(out_features, words, dtype=torch.int32))
+        self.register_buffer("weight_scale", torch.empty(scales))
+        self.register_buffer("weight_shape", torch.empty(2, dtype=torch.int64))
+        if not scheme.symmetric:
+            words = -(-out_features * scheme.bits // 32)
+            self.register_buffer("weight_zero_point", torch.empty(words, groups, dtype=torch.int32))
+
+    def read_integers(self) -> Tensor:
+        """q `[out, in]`, int8."""
+        return unpack(self.weight_packed, self.scheme.bits, self.in_features)
+
+    def read_zeros(self) -> Tensor | None:
+        """z `[out, group]`, int8; None where there are no zero points."""
+        if self.scheme.symmetric:
+            return None
+        return unpack(self.weight_zero_point.T, self.scheme.bits, self.out_features).T
+
+    @property
+    def weight(self) -> Tensor:
+        return decode(self.read_integers(), self.weight_scale, self.read_zeros())
+
+    def extra_repr(self) -> str:
+        scheme = self.scheme
+        shared = f"group={scheme.group}" if scheme.group else f"scale of each {scheme.strategy.value}"
+        return f"{super().extra_repr()}, bits={scheme.bits}, {shared}"
+
+
+def decode(integers: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:
+    """s · (q − z) `[out, in]` of int8 q `[out, in]` and z `[out, group]`, for scales s `[1]` or `[out, group]`.
+
+    In the dtype of the scales; it has every whole number up to 255, so that only the product rounds.
+    """
+    out, width = integers.shape
+    scales = scales.view(-1, 1) if scales.ndim == 1 else scales
+    differences = integers.reshape(out, scales.shape[1], -1)
+    if zeros is not None:
+        differences = differences.to(torch.int16) - zeros[..., None]
+    return (differences * scales[..., None]).view(out, width)
+
+
+def unpack(words: Tensor, bits: int, count: int) -> Tensor:
+    """int8 `[row, count]`: the first q of each row of int32 `words` `[row, word]`, which hold q + 2^(b−1) in b bits.
+
+    A row is one string of bits, lowest first, in which the numbers follow each other without gaps.
+    """
+    stream = words.flatten().view(torch.uint8).view(len(words), -1)  # bytes, lowest first
+    if bits == 8:
+        return (stream ^ 128).view(torch.int8)[:, :count]
+    if bits == 4:
+        pairs = stream.to(torch.int16)
+        numbers = (pairs | pairs << 4) & 0x0F0F
+        return (numbers.view(torch.int8) - 8)[:, :count]
+    begins = torch.arange(count, device=words.device) * bits
+    first = begins >> 3
+    second = (first + 1).clamp(max=stream.shape[1] - 1)  # what is read there beyond the end is masked off
+    pairs = stream[:, first].to(torch.int16) | stream[:, second].to(torch.int16) << 8
+    numbers = pairs >> (begins & 7).to(torch.int16) & (1 << bits) - 1
+    return (numbers - (1 << (bits - 1))).to(torch.int8)

@@ -1,0 +1,100 @@
+"""Makes transformers load packed tensors as they are: a model without weights, packed modules put in, then its loading.
+
+No dense weight of a packed module is ever in memory. The package compressed-tensors, by which transformers itself loads
+such folders, is not needed.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.quantizers import HfQuantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from compressor.errors import ModelError
+from compressor.grids import Scheme, Strategy
+from compressor.inference.packed import PackedLinear
+
+METHOD = "compressor-packed"
+"""Under this name transformers knows what is below; no config.json has it."""
+
+
+class PackedConfig(QuantizationConfigMixin):  # type: ignore[misc] # transformers has no types
+    """The `schemes` of modules by path; for readers of the model's config it is what its folder said, `described`."""
+
+    def __init__(self, quant_method: str, schemes: Mapping[str, Scheme], described: Mapping[str, Any]) -> None:
+        self.quant_method, self.schemes, self.described = quant_method, schemes, described
+
+    def to_dict(self) -> dict[str, Any]:
+        return copy.deepcopy(dict(self.described))
+
+
+class PackedQuantizer(HfQuantizer):  # type: ignore[misc] # transformers has no types
+    """Puts packed modules in the places of linear ones before any weight is there."""
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **options: object) -> None:
+        for path, scheme in self.quantization_config.schemes.items():
+            model.set_submodule(path, replace_linear(model, path, scheme))
+
+    def is_serializable(self) -> bool:
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def replace_linear(network: nn.Module, path: str, scheme: Scheme) -> PackedLinear:
+    """An empty packed module in place of the linear module at `path`; raises ModelError where there is none."""
+    linear = dict(network.named_modules()).get(path)
+    if type(linear) is not nn.Linear:
+        found = "nothing" if linear is None else f"a {type(linear).__name__}"
+        raise ModelError(
+            f"`quantization_config` names `{path}`, and {type(network).__name__} has {found} there; targets must be "
+            "paths of linear modules, as an export writes them"
+        )
+    if scheme.strategy is Strategy.group and linear.in_features % scheme.group:
+        raise ModelError(
+            f"`quantization_config` gives `{path}` groups of {scheme.group}, which must divide its width of "
+            f"{linear.in_features}; correct config.json"
+        )
+    return PackedLinear(linear.in_features, linear.out_features, linear.bias, scheme)
+
+
+@functools.cache
+def register() -> None:
+    """Tell transformers once."""
+    register_quantization_config(METHOD)(PackedConfig)
+    register_quantizer(METHOD)(PackedQuantizer)
+
+
+def describe_skeleton(schemes: Mapping[str, Scheme], described: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's config must hold as its `quantization_config` for transformers to load modules packed."""
+    register()
+    return {"quant_method": METHOD, "schemes": dict(schemes), "described": dict(described)}
+
+
+def check_packed(network: PreTrainedModel, folder: object) -> None:
+    """Raises ModelError for packed tensors that are not what their names say."""
+    for path, module in network.named_modules():
+        if not isinstance(module, PackedLinear):
+            continue
+        shape = [module.out_features, module.in_features]
+        if module.weight_shape.tolist() != shape:
+            raise ModelError(
+                f"`{path}.weight_shape` of `{folder}` must be {shape} by its config, got "
+                f"{module.weight_shape.tolist()}; correct config.json or the weights"
+            )
+        for name, buffer in module.named_buffers():
+            wanted = torch.int32 if name in ("weight_packed", "weight_zero_point") else buffer.dtype
+            if buffer.dtype != wanted:
+                raise ModelError(
+                    f"`{path}.{name}` of `{folder}` must be {wanted}, got {buffer.dtype}; export the model again"
+                )

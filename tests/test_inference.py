@@ -1,0 +1,581 @@
+"""Packed models run as they were scored: against the scored network, transformers' own loading, and float64."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+import transformers
+from torch import Tensor, nn
+
+import compressor
+from compressor import export
+from compressor.contracts import CompressedWeight, Compressor, Context
+from compressor.errors import CompressorError, ConfigError, ModelError, OutputError
+from compressor.export import compressed_tensors
+from compressor.grids import Grid, Scheme, Strategy
+from compressor.inference import kernels, packed, skeleton
+from compressor.models import load_model
+from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings
+from compressor_plugins.quantization.int4 import Int4
+from compressor_plugins.quantization.int8 import Granularity, Int8
+from compressor_plugins.quantization.rtn import Rtn
+from compressor_plugins.schedules.uniform import Uniform
+from tests.families import FAMILIES, save_checkpoint
+from tests.test_export import NEW, TOKENS, Shipped, draw_tokens, mix, read_by_transformers, treat
+from tests.test_models import REMOTE_CODE, edit_config
+from tests.test_run import make_settings, run
+
+CASES = [*FAMILIES, "llama in bfloat16"]
+DENSE = ("gpt2", "mixtral", "qwen3_moe", "falcon")
+
+
+def export_treated(
+    folder: Path, choose: Callable[..., Compressor | None], family: str = "llama", dtype: DType = DType.float32,
+    components: ComponentSettings | None = None, **overrides: Any,  # noqa: ANN401 - any config value
+) -> Shipped:  # fmt: skip
+    """A bfloat16 checkpoint with treatments on it, scored in `dtype`, and its export to `folder`/model."""
+    base = save_checkpoint(family, folder / "base", torch.bfloat16, with_tokenizer=True, **overrides)
+    model = load_model(ModelSettings(path=str(base), dtype=dtype), components)
+    grids = treat(model, choose)
+    return Shipped(model, grids, export.save("auto", model, folder / "model", {}, {}, grids), {})
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shipped]:
+    """Every family with treatments of every sort, and what plain transformers says of the folder in its own dtype."""
+    home = tmp_path_factory.mktemp("shipped")
+    made = {}
+    for case in CASES:
+        dtype = DType.bfloat16 if "bfloat16" in case else DType.float32
+        made[case] = export_treated(home / case, mix, case.partition(" ")[0], dtype)
+    said = read_by_transformers({one.exported.folder: "" for one in made.values()})
+    for one in made.values():
+        one.said.update(said[one.exported.folder])
+    return made
+
+
+def generate(network: nn.Module, tokens: Tensor) -> Tensor:
+    found: Tensor = network.generate(
+        tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False
+    )
+    return found
+
+
+def logits(network: nn.Module, tokens: Tensor) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = network(tokens, use_cache=False).logits
+    return found
+
+
+def count_bytes(network: nn.Module) -> int:
+    """Of all parameters and buffers; what is shared once."""
+    tensors = [*network.parameters(), *network.buffers()]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+
+def count_computed(network: nn.Module) -> int:
+    """Of buffers that no checkpoint has: a model makes them of its config, as rotary frequencies."""
+    stored = network.state_dict().keys()
+    return sum(buffer.nbytes for name, buffer in network.named_buffers() if name not in stored)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_packed_model_says_what_was_scored_and_what_transformers_says(shipped: dict[str, Shipped], case: str) -> None:
+    one = shipped[case]
+    network = compressor.load(one.exported.folder)
+    assert not network.training and not any(parameter.requires_grad for parameter in network.parameters())
+    assert network.dtype == getattr(torch, one.config["dtype"])
+    found, scored = logits(network, draw_tokens()), one.model.logits(draw_tokens(), TOKENS)
+    assert torch.equal(found, scored) and torch.equal(found, one.said["logits"])
+    assert torch.equal(generate(network, draw_tokens()), one.said["generated"])
+    for name in one.said.keys() - {"logits", "generated"}:
+        assert torch.equal(network.get_submodule(name).weight, one.said[name]), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_held_is_what_lies_on_disk(shipped: dict[str, Shipped], case: str) -> None:
+    one = shipped[case]
+    network, schemes = compressor.load(one.exported.folder), list_schemes(one)
+    modules = {path: module for path, module in network.named_modules() if isinstance(module, packed.PackedLinear)}
+    assert {path: module.scheme for path, module in modules.items()} == schemes
+    assert bool(schemes) == (case not in DENSE)
+    for path, module in modules.items():
+        for suffix, tensor in module.state_dict().items():
+            if suffix != "bias":
+                assert torch.equal(tensor, one.stored[f"{path}.{suffix}"].to(tensor.dtype)), (path, suffix)
+                assert tensor.dtype == one.stored[f"{path}.{suffix}"].dtype or suffix == "weight_scale"
+    floats, integers = (
+        [tensor for tensor in one.stored.values() if tensor.is_floating_point() == wanted] for wanted in (True, False)
+    )
+    expected = sum(tensor.nbytes for tensor in integers)
+    expected += sum(tensor.numel() for tensor in floats) * network.dtype.itemsize
+    assert count_bytes(network) == expected + count_computed(one.model.network)
+
+
+def list_schemes(one: Shipped) -> dict[str, Scheme]:
+    """As config.json says them, read by the format's own package."""
+    if "quantization_config" not in one.config:
+        return {}
+    from compressed_tensors.quantization import QuantizationConfig
+
+    groups = QuantizationConfig.model_validate(one.config["quantization_config"]).config_groups.values()
+    return {
+        target: Scheme(weights.num_bits, Strategy(weights.strategy), weights.group_size or 0, weights.symmetric)
+        for group in groups
+        for weights in [group.weights]
+        for target in group.targets
+    }
+
+
+def test_a_model_of_four_bits_takes_a_quarter_of_the_bytes(tmp_path: Path) -> None:
+    one = export_treated(
+        tmp_path, lambda index, component: Int4(group=64), dtype=DType.bfloat16, hidden_size=256, intermediate_size=512
+    )
+    matrices = sum(component.parameters for component in one.model.components.values())
+    rest = one.model.base_parameters - matrices
+    network = compressor.load(one.exported.folder)
+    assert network.dtype == torch.bfloat16
+    shapes = 16 * len(one.model.components)
+    held = count_bytes(network) - count_computed(one.model.network)
+    assert held - shapes == 2 * rest + matrices * (4 + 16 / 64) / 8
+    assert held == sum(tensor.nbytes for tensor in one.stored.values())
+
+
+def test_in_another_dtype_it_is_still_what_transformers_says(shipped: dict[str, Shipped], tmp_path: Path) -> None:
+    folders = {
+        Path(shutil.copytree(shipped[case].exported.folder, tmp_path / f"{case} {dtype}")): dtype
+        for case in ("llama", "gemma3", "phi3")
+        for dtype in ("float32", "bfloat16", "float16")
+    }
+    said = read_by_transformers(folders)
+    for folder, dtype in folders.items():
+        network = compressor.load(folder, dtype=getattr(torch, dtype) if dtype == "float16" else dtype)
+        assert str(network.dtype) == f"torch.{dtype}"
+        assert torch.equal(logits(network, draw_tokens()), said[folder]["logits"]), folder.name
+
+
+def test_no_weight_is_made_before_it_is_used(shipped: dict[str, Shipped], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The skeleton has no memory, and loading decodes nothing."""
+    replaced = []
+
+    def watch(network: nn.Module, path: str, scheme: Scheme) -> packed.PackedLinear:
+        assert all(parameter.is_meta for parameter in network.parameters())
+        replaced.append(path)
+        return replace(network, path, scheme)
+
+    def fail(*arguments: object) -> Tensor:
+        raise AssertionError("a weight is made")
+
+    replace, decode = skeleton.replace_linear, packed.decode
+    monkeypatch.setattr(skeleton, "replace_linear", watch)
+    monkeypatch.setattr(packed, "decode", fail)
+    network = compressor.load(shipped["llama"].exported.folder)
+    assert replaced == list(list_schemes(shipped["llama"]))
+    with pytest.raises(AssertionError, match="a weight is made"):
+        logits(network, draw_tokens())
+    monkeypatch.setattr(packed, "decode", decode)
+    assert torch.equal(logits(network, draw_tokens()), shipped["llama"].said["logits"])
+
+
+def test_the_package_of_the_format_is_not_needed(shipped: dict[str, Shipped], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = shipped["qwen3"]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "compressed_tensors"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "compressed_tensors", None)
+    with pytest.raises(ImportError):
+        import compressed_tensors  # noqa: F401
+    assert torch.equal(logits(compressor.load(one.exported.folder), draw_tokens()), one.said["logits"])
+
+
+def test_a_run_is_generated_again_token_for_token(tmp_path: Path) -> None:
+    """From `compressor run` to the tokens that its report counts."""
+    settings = make_settings(Uniform(), Int8(), export=ExportSettings(format="compressed-tensors"))
+    run(tmp_path, settings)
+    with safetensors.safe_open(tmp_path / "reference.safetensors", "pt") as file:
+        tokens, prefix = file.get_tensor("tokens"), int(file.metadata()["prefix_tokens"])
+    lines = [json.loads(line) for line in (tmp_path / "sequences.jsonl").read_text().splitlines()]
+    network = compressor.load(tmp_path / "model", dtype="float32")
+    network.generation_config = transformers.GenerationConfig(max_new_tokens=tokens.shape[1] - prefix, pad_token_id=0)
+    assert any(isinstance(module, packed.PackedLinear) for module in network.modules())
+    said = network.generate(tokens[:, :prefix], attention_mask=torch.ones_like(tokens[:, :prefix]))
+    counted = (said == tokens)[:, prefix:].long().cumprod(1).sum(1)
+    assert counted.tolist() == [line["fdtm"] for line in lines]
+
+
+def test_the_lm_head_is_packed_too(tmp_path: Path) -> None:
+    one = export_treated(tmp_path, lambda index, component: Int8(), components=ComponentSettings(include=["lm_head"]))
+    network = compressor.load(one.exported.folder)
+    assert type(network.lm_head) is packed.PackedLinear
+    assert torch.equal(logits(network, draw_tokens()), one.model.logits(draw_tokens(), TOKENS))
+
+
+def test_a_family_that_transformers_does_not_load_packed(tmp_path: Path) -> None:
+    one = export_treated(tmp_path, lambda index, component: Int4(group=16), "gpt_bigcode")
+    assert one.exported.packed
+    network = compressor.load(one.exported.folder)
+    assert torch.equal(logits(network, draw_tokens()), one.model.logits(draw_tokens(), TOKENS))
+
+
+@dataclass
+class Shifted(Int4):
+    """Integers and zero points of any number of bits, drawn by lot, in groups or one for a row."""
+
+    bits: int = 4
+
+    def compress(self, weight: Tensor, amount: float, context: Context) -> CompressedWeight:
+        draw = torch.Generator().manual_seed(self.bits)
+        (out, width), half = weight.shape, 1 << self.bits - 1
+        shape = (out, max(1, width // self.group))
+        integers = torch.randint(-half, half, (out, width), generator=draw, dtype=torch.int8)
+        scales = torch.rand(shape, generator=draw).to(torch.bfloat16) / half
+        zeros = torch.randint(-half, half, shape, generator=draw, dtype=torch.int8)
+        return Drawn(Grid(integers, scales, self.bits, self.group, zeros))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    grid: Grid
+    bits = 0
+
+    def dense(self) -> Tensor:
+        return self.grid.decode(torch.float32)
+
+
+@pytest.mark.parametrize("bits", [1, 3, 4, 7, 8])
+@pytest.mark.parametrize("group", [16, 64])
+def test_zero_points_are_read_as_they_are_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, group: int
+) -> None:
+    """Of all numbers of bits, by a float32 formula of another module; no run writes them with today's package."""
+    monkeypatch.setattr(compressed_tensors, "reads_zeros", lambda: True)
+    one = export_treated(tmp_path, lambda index, component: Shifted(group=group, bits=bits))
+    assert len([name for name in one.stored if name.endswith("weight_zero_point")]) == len(one.model.components)
+    network = compressor.load(one.exported.folder, dtype="float32")
+    assert torch.equal(logits(network, draw_tokens()), one.model.logits(draw_tokens(), TOKENS))
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_numbers_are_unpacked_from_a_string_of_bits(bits: int) -> None:
+    """Rows of every length, by whole numbers of Python, and packed by the format's own package."""
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    draw = torch.Generator().manual_seed(bits)
+    for count in (1, 3, 8, 31, 32, 33, 96, 101):
+        numbers = torch.randint(0, 1 << bits, (3, count), generator=draw)
+        strings = [sum(number << bits * index for index, number in enumerate(row)) for row in numbers.tolist()]
+        words = -(-count * bits // 32)
+        raw = b"".join(string.to_bytes(4 * words, "little") for string in strings)
+        packed_here = torch.frombuffer(bytearray(raw), dtype=torch.int32).view(3, words)
+        assert torch.equal(packed_here, pack_to_int32((numbers - (1 << bits - 1)).to(torch.int8), bits))
+        found = packed.unpack(packed_here, bits, count)
+        assert found.dtype == torch.int8 and torch.equal(found.long() + (1 << bits - 1), numbers)
+
+
+def make_module(scheme: Scheme, out: int, width: int, bias: bool = False) -> packed.PackedLinear:
+    """A module of a bfloat16 model with integers drawn by lot, from all that there are."""
+    draw = torch.Generator().manual_seed(out * width)
+    parameter = nn.Parameter(torch.randn(out, generator=draw).bfloat16(), requires_grad=False) if bias else None
+    module = packed.PackedLinear(width, out, parameter, scheme)
+    module.weight_scale = (torch.rand(module.weight_scale.shape, generator=draw) / 64 + 0.001).bfloat16()
+    top = torch.iinfo(torch.int32)
+    module.weight_packed.random_(top.min, top.max, generator=draw)
+    if not scheme.symmetric:
+        module.weight_zero_point.random_(top.min, top.max, generator=draw)
+    return module
+
+
+CHANNEL, TENSOR = (Scheme(8, strategy, 0, True) for strategy in (Strategy.channel, Strategy.tensor))
+SERVED = {
+    "8 bits by row": (CHANNEL, 40, 48),
+    "8 bits of a matrix": (TENSOR, 33, 64),
+    "4 bits in groups": (Scheme(4, Strategy.group, 32, True), 48, 96),
+    "4 bits in large groups": (Scheme(4, Strategy.group, 512, True), 64, 1024),
+    "4 bits in groups of 96": (Scheme(4, Strategy.group, 96, True), 16, 192),
+    "4 bits by row": (Scheme(4, Strategy.channel, 0, True), 128, 320),
+    "4 bits of a matrix": (Scheme(4, Strategy.tensor, 0, True), 192, 64),
+}
+
+
+@pytest.mark.parametrize("case", SERVED)
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_kernel_has_the_weight_and_nearly_the_product(case: str, bias: bool) -> None:
+    """The weight bit for bit; of few rows the product in float64 but for rounding, of many that of the dense module."""
+    module = make_module(*SERVED[case], bias)
+    made = kernels.choose_kernel(module)
+    assert made is not None and not isinstance(made, packed.PackedLinear)
+    weight = module.weight
+    assert weight.dtype == torch.bfloat16 and torch.equal(made.weight, weight)
+    draw = torch.Generator().manual_seed(3)
+    for shape in [(1,), (3,), (1, 1), (2, kernels.ROWS // 2), (0,)]:
+        inputs = torch.randn(*shape, module.in_features, generator=draw).bfloat16()
+        exact, size = (x.double() @ w.double().T for x, w in ((inputs, weight), (inputs.abs(), weight.abs())))
+        if module.bias is not None:
+            exact, size = exact + module.bias.double(), size + module.bias.double().abs()
+        found = made(inputs)
+        assert found.shape == exact.shape and found.dtype == torch.bfloat16
+        assert bool(((found.double() - exact).abs() <= 2**-7 * size).all())
+    many = torch.randn(kernels.ROWS + 1, module.in_features, generator=draw).bfloat16()
+    assert torch.equal(made(many), module(many))
+    single, other = many[:1].float(), made.float()  # the kernel is not for this dtype
+    assert torch.equal(other(single), nn.functional.linear(single, other.weight, other.bias))
+
+
+def test_kernels_are_taken_only_where_they_are_made_for_the_module() -> None:
+    group = Strategy.group
+    refused = [
+        (Scheme(8, group, 32, True), 32, 64), (Scheme(8, Strategy.channel, 0, False), 32, 64), (CHANNEL, 32, 40),
+        (Scheme(7, Strategy.channel, 0, True), 32, 64), (Scheme(4, group, 32, False), 32, 64),
+        (Scheme(4, group, 16, True), 32, 64), (Scheme(3, group, 32, True), 32, 64),
+        (Scheme(4, group, 32, True), 40, 64), (Scheme(4, Strategy.channel, 0, True), 32, 80),
+    ]  # fmt: skip
+    for scheme, out, width in refused:
+        assert kernels.choose_kernel(make_module(scheme, out, width)) is None, (scheme, out, width)
+    for dtype in (torch.float32, torch.float16):
+        assert kernels.choose_kernel(make_module(CHANNEL, 32, 64).to(dtype)) is None
+
+
+def test_a_kernel_that_says_something_else_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of another machine may, whose order or rounding is not what is known here."""
+    module = make_module(*SERVED["4 bits in groups"])
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels.Int4Linear, "multiply", lambda self, inputs: (inputs @ self.weight.T) * 1.05)
+        assert kernels.choose_kernel(module) is None
+    places = torch.arange(48)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "find_places", lambda out: places.roll(1))
+        assert kernels.choose_kernel(module) is None
+    assert kernels.choose_kernel(module) is not None
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
+    """A bfloat16 model of 4 and 8 bits whose widths the kernels are made for; some modules are for none."""
+    sorts = (Int4(group=32), Int8(), Int8(granularity=Granularity.tensor), Rtn(bits=[4], group=128), Int8(group=32))
+    return export_treated(
+        tmp_path_factory.mktemp("wide"), lambda index, component: sorts[index % len(sorts)], dtype=DType.bfloat16,
+        hidden_size=64, intermediate_size=128,
+    )  # fmt: skip
+
+
+def test_a_model_runs_by_kernels_where_there_are_some(wide: Shipped) -> None:
+    exact, fast = (compressor.load(wide.exported.folder, kernels=name) for name in ("exact", "torch"))
+    kinds = [type(module).__name__ for module in fast.modules() if isinstance(module, packed.WeightlessLinear)]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"Int4Linear": 6, "Int8Linear": 6, "PackedLinear": 2}
+    assert not any(module.training for module in fast.modules())
+    short, long = draw_tokens()[:1], draw_tokens()
+    assert torch.equal(logits(exact, long), wide.model.logits(long, TOKENS))
+    assert torch.equal(logits(fast, long), logits(exact, long))  # 36 rows at once
+    found, wanted = logits(fast, short), logits(exact, short)
+    assert not torch.equal(found, wanted)
+    assert float((found - wanted).abs().max()) < 0.1 * float(wanted.abs().max())
+    assert generate(fast, short).shape == (1, TOKENS + NEW)
+
+
+def test_kernels_hold_no_more_than_packed_integers_and_wider_scales(wide: Shipped) -> None:
+    exact, fast = (compressor.load(wide.exported.folder, kernels=name) for name in ("exact", "torch"))
+    for path, module in fast.named_modules():
+        if not isinstance(module, kernels.KernelLinear):
+            continue
+        was = exact.get_submodule(path)
+        integers = module.integers if isinstance(module, kernels.Int8Linear) else module.words
+        assert integers.nbytes == was.weight_packed.nbytes
+        held = sum(tensor.nbytes for tensor in module.state_dict().values())
+        assert held - integers.nbytes <= 4 * module.out_features * max(1, module.in_features // 32) + 8 * 64
+    assert count_bytes(fast) < 1.15 * count_bytes(exact)
+
+
+def test_kernels_are_for_bfloat16(wide: Shipped) -> None:
+    network = compressor.load(wide.exported.folder, dtype="float32", kernels="torch")
+    assert not any(isinstance(module, kernels.KernelLinear) for module in network.modules())
+
+
+def test_a_packed_model_is_not_saved_again(wide: Shipped, tmp_path: Path) -> None:
+    network = compressor.load(wide.exported.folder)
+    with pytest.raises(OutputError, match=r"cannot be saved again; copy its folder `.*model` instead") as caught:
+        network.save_pretrained(tmp_path / "again")
+    assert_one_line(caught.value)
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_dense_folder_is_loaded_and_saved_as_ever(tmp_path: Path) -> None:
+    folder = save_checkpoint("qwen2", tmp_path / "dense", torch.bfloat16)
+    network = compressor.load(folder, kernels="torch")
+    own = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert network.dtype == own.dtype == torch.bfloat16
+    assert torch.equal(logits(network, draw_tokens()), logits(own.eval(), draw_tokens()))
+    network.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(compressor.load(tmp_path / "again"), draw_tokens()), logits(network, draw_tokens()))
+
+
+def assert_one_line(error: BaseException) -> None:
+    assert isinstance(error, CompressorError) and "\n" not in str(error) and len(str(error)) < 700
+
+
+def describe(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change `quantization_config` of the folder."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config["quantization_config"])
+    path.write_text(json.dumps(config))
+
+
+def set_weights(**values: object) -> Callable[[dict[str, Any]], None]:
+    def change(described: dict[str, Any]) -> None:
+        described["config_groups"]["group_0"]["weights"].update(values)
+
+    return change
+
+
+def set_group(**values: object) -> Callable[[dict[str, Any]], None]:
+    def change(described: dict[str, Any]) -> None:
+        described["config_groups"]["group_0"].update(values)
+
+    return change
+
+
+def set_all(**values: object) -> Callable[[dict[str, Any]], None]:
+    return lambda described: described.update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (set_all(quant_method="gptq"), "has the `quant_method` 'gptq'; only `compressed-tensors` of the format"),
+        (set_all(quantization_status="frozen"), "has the `quantization_status` 'frozen'"),
+        (set_all(config_groups={}), "has the `config_groups` {}"),
+        (set_all(config_groups={"a": 1}), "has a group `a` that is 1"),
+        (set_all(kv_cache_scheme={"num_bits": 8}), "has a `kv_cache_scheme`"),
+        (set_group(format="marlin-24"), "has in `group_0` the `format` 'marlin-24'"),
+        (set_group(input_activations={"num_bits": 8}), "treats in `group_0` the `input_activations`"),
+        (set_group(weights=None), "has in `group_0` the `weights` None"),
+        (set_group(targets=[]), r"has in `group_0` the `targets` \[\]"),
+        (set_group(targets=["Linear"]), "names `Linear`, and LlamaForCausalLM has nothing there"),
+        (set_group(targets=["model.norm"]), "names `model.norm`, and LlamaForCausalLM has a LlamaRMSNorm there"),
+        (set_group(targets=["model.layers.0.self_attn.k_proj"] * 2), "in two groups"),
+        (set_weights(num_bits=16), "has in `group_0` the scheme {.*'num_bits': 16"),
+        (set_weights(num_bits="4"), "has in `group_0` the scheme"),
+        (set_weights(type="float"), "has in `group_0` the scheme {.*'float'"),
+        (set_weights(strategy="block"), "has in `group_0` the scheme {.*'block'"),
+        (set_weights(dynamic=True), "has in `group_0` the scheme"),
+        (set_weights(actorder="group"), "has in `group_0` the scheme"),
+        (set_weights(group_size=0), "has in `group_0` the scheme"),
+        (set_weights(group_size=None), "has in `group_0` the scheme"),
+        (set_weights(strategy="tensor", symmetric=False), "has in `group_0` the scheme"),
+        (set_weights(group_size=48), "gives `.*` groups of 48, which must divide its width of 64; correct config"),
+        (set_weights(group_size=16), r"`.*weight_scale` of `.*` must have the shape \[\d+, 4\] by its config, got"),
+        (set_weights(num_bits=8), r"`.*weight_packed` of `.*` must have the shape \[\d+, 16\] by its config, got"),
+        (set_weights(symmetric=False), "lacks 3 tensors that its config asks for, `.*weight_zero_point` first"),
+    ],
+)  # fmt: skip
+def test_whatever_is_not_read_is_refused_in_a_line(
+    wide: Shipped, tmp_path: Path, change: Callable[[dict[str, Any]], None], said: str
+) -> None:
+    folder = Path(shutil.copytree(wide.exported.folder, tmp_path / "model"))
+    describe(folder, change)
+    with pytest.raises(ModelError, match=said) as caught:
+        compressor.load(folder)
+    assert_one_line(caught.value)
+
+
+def rewrite(folder: Path, change: Callable[[str, Tensor], Tensor | None]) -> None:
+    path = folder / "model.safetensors"
+    tensors = {name: change(name, tensor) for name, tensor in safetensors.torch.load_file(path).items()}
+    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    safetensors.torch.save_file(kept, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda name, tensor: tensor.flip(0) if name.endswith("up_proj.weight_shape") else tensor,
+         r"`.*up_proj.weight_shape` of `.*` must be \[128, 64\] by its config, got \[64, 128\]"),
+        (lambda name, tensor: tensor.long() if name.endswith("weight_packed") else tensor, "must be torch.int32, got"),
+        (lambda name, tensor: tensor[1:] if name.endswith("weight_packed") else tensor, "must have the shape"),
+        (lambda name, tensor: None if name.endswith("weight_packed") else tensor, "lacks 14 tensors"),
+        (lambda name, tensor: tensor * torch.inf if name.endswith("weight_scale") else tensor, "NaN or infinity"),
+    ],
+)  # fmt: skip
+def test_tensors_that_are_not_what_the_config_says(
+    wide: Shipped, tmp_path: Path, change: Callable[[str, Tensor], Tensor | None], said: str
+) -> None:
+    folder = Path(shutil.copytree(wide.exported.folder, tmp_path / "model"))
+    rewrite(folder, change)
+    with pytest.raises(ModelError, match=said) as caught:
+        compressor.load(folder)
+    assert_one_line(caught.value)
+
+
+def test_folders_that_hold_no_model(wide: Shipped, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(wide.exported.folder, tmp_path / "run" / "model"))
+    (tmp_path / "empty").mkdir()
+    refused = {
+        tmp_path / "nowhere": "no such folder `.*nowhere`; give one that holds a model",
+        folder / "config.json": "no such folder",
+        tmp_path / "run": "`.*run` is the folder of a run; its model is `.*model`, give that",
+        tmp_path / "empty": "has no `config.json`",
+    }
+    for path, said in refused.items():
+        with pytest.raises(ModelError, match=said) as caught:
+            compressor.load(path)
+        assert_one_line(caught.value)
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-1000])
+    with pytest.raises(ModelError, match="is corrupt or truncated"):
+        compressor.load(str(folder))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="holds no weights"):
+        compressor.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"kernels": "exakt"}, "unknown `kernels` `exakt`; did you mean `exact`?"),
+        ({"dtype": "bfloat"}, "unknown `dtype` `bfloat`; did you mean `bfloat16`"),
+        ({"dtype": torch.int8}, "unknown `dtype` `torch.int8`"),
+        ({"device": "gpu"}, "`device` must be auto, cpu, cuda or cuda:1, got 'gpu'"),
+        ({"device": "meta"}, "`device` must be auto, cpu, cuda or cuda:1, got 'meta'"),
+        ({"device": "cuda:77"}, "`device` is cuda:77, and torch finds no such CUDA device; use cpu or auto"),
+    ],
+)
+def test_arguments_are_checked(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said.replace("?", r"\?")) as caught:
+        compressor.load(tmp_path, **options)
+    assert_one_line(caught.value)
+
+
+def test_code_in_the_folder_runs_only_when_trusted(
+    wide: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = Path(shutil.copytree(wide.exported.folder, tmp_path / "model"))
+    (folder / "own.py").write_text(REMOTE_CODE)
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    edit_config(folder, model_type="our_own", architectures=["OwnForCausalLM"], auto_map=classes)
+    with pytest.raises(ModelError, match=r"brings its own code .* or `trust_remote_code=True` of `compressor\.load`"):
+        compressor.load(folder)
+    network = compressor.load(folder, trust_remote_code=True)
+    assert type(network).__name__ == "OwnForCausalLM"
+    assert torch.equal(logits(network, draw_tokens()), wide.model.logits(draw_tokens(), TOKENS))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("name", ["exact", "torch"])
+def test_on_a_gpu_every_module_makes_its_weight(wide: Shipped, name: str) -> None:
+    network = compressor.load(wide.exported.folder, device="cuda", kernels=name)
+    assert not any(isinstance(module, kernels.KernelLinear) for module in network.modules())
+    for path, module in compressor.load(wide.exported.folder, device="cpu").named_modules():
+        if isinstance(module, packed.PackedLinear):
+            found = network.get_submodule(path).weight
+            assert found.is_cuda and torch.equal(found.cpu(), module.weight)
+    assert logits(network, draw_tokens().cuda()).shape == (3, TOKENS, 160)
