@@ -16,7 +16,7 @@ from compressor.models.memo import Memo
 from compressor.models.replay import Replay
 from compressor.readout import Readout
 from compressor.spill import Spill
-from compressor.trials import Trial, Weights
+from compressor.trials import Trial
 
 WAITING = 1 << 32
 """Bytes of hidden states that wait in memory; more of them go to disk."""
@@ -46,14 +46,10 @@ class Procession(Engine):
                 for place, course in enumerate(courses):
                     states.put((place, node.key), course.hidden)
             for index in range(len(self.replay.layers)):
-                names = {name for name, (first, last) in self.replay.spans.items() if first <= index <= last}
                 unchanged, changed = list[Node](), list[Node]()
                 for node in nodes:
-                    parts = self.branching.sort_alike(index, trials, node.numbers)
-                    same = [Node(node.key, part) for part in parts if names.isdisjoint(trials[part[0]].names)]
-                    others = [Node(next(keys), part) for part in parts if not names.isdisjoint(trials[part[0]].names)]
-                    for group in self.make_weights(trials, [other.numbers[0] for other in others], names):
-                        self._pass_changed(index, node, others, group, courses, states)
+                    same, others = self._split(index, node, trials, keys)
+                    self._pass_changed(index, node, others, trials, courses, states)
                     if not same:
                         self._forget(node, courses, states)
                     unchanged, changed = unchanged + same, changed + others
@@ -61,25 +57,42 @@ class Procession(Engine):
                 nodes = unchanged + changed
             yield from self._read(nodes, courses, states)
 
+    def _split(
+        self, index: int, node: Node, trials: Mapping[int, Trial], keys: Iterator[int]
+    ) -> tuple[list[Node], list[Node]]:
+        """The trials of a node that leave the layer as it is, and groups of those that change it alike."""
+        same, others = list[Node](), list[Node]()
+        for part in self.branching.sort_alike(index, trials, node.numbers):
+            if self._find_used(index).isdisjoint(trials[part[0]].names):
+                same.append(Node(node.key, part))
+            else:
+                others.append(Node(next(keys), part))
+        return same, others
+
+    def _find_used(self, index: int) -> set[str]:
+        """The components that the layer uses."""
+        return {name for name, (first, last) in self.replay.spans.items() if first <= index <= last}
+
     def _pass_changed(
         self,
         index: int,
         node: Node,
         others: Sequence[Node],
-        group: Mapping[int, Weights],
+        trials: Mapping[int, Trial],
         courses: Sequence[Course],
         states: Spill,
     ) -> None:
-        """Trials that change this layer leave the node, each part in its own way."""
-        for place, course in enumerate(courses):
-            hidden, memo = states.get((place, node.key)).to(self.model.device), Memo(self.replay.layers[index])
-            if len(group) > 1:
-                with memo.recording():
-                    self.replay.run(index, course.entries[1], hidden)
-            for other in others:
-                if (weights := group.get(other.numbers[0])) is not None:
-                    with self.model.swapped(weights), memo.serving(self.find_owners(weights)):
-                        states.put((place, other.key), self.replay.run(index, course.entries[1], hidden))
+        """Trials that change this layer leave the node, each group in its own way."""
+        for group in self.make_weights(trials, [other.numbers[0] for other in others], self._find_used(index)):
+            for place, course in enumerate(courses):
+                hidden, memo = states.get((place, node.key)).to(self.model.device), Memo(self.replay.layers[index])
+                if len(group) > 1:
+                    with memo.recording():
+                        self.replay.run(index, course.entries[1], hidden)
+                for other in others:
+                    if (weights := group.get(other.numbers[0])) is not None:
+                        with self.model.swapped(weights), memo.serving(self.find_owners(weights)):
+                            states.put((place, other.key), self.replay.run(index, course.entries[1], hidden))
 
     def _pass_unchanged(self, index: int, nodes: Sequence[Node], courses: Sequence[Course], states: Spill) -> None:
         """The others run it together."""
