@@ -8,8 +8,9 @@ STAMP := $(VENV)/installed
 run: $(STAMP)
 	$(VENV)/bin/compressor run
 
+# A process for each core, so each with one thread.
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto
 
 bench: $(STAMP)
 	$(VENV)/bin/python -m tests.benchmarks

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from compressor import export
 from compressor.contracts import Compressor, Context
 from compressor.errors import CompressorError, ConfigError
-from compressor.export import compressed_tensors, verification, vllm
+from compressor.export import compressed_tensors, packed, verification, vllm
 from compressor.grids import Grid, Scheme, Strategy
 from compressor.machine import Memory
 from compressor.models import Model, load_model
@@ -240,7 +240,7 @@ def test_zero_points_cost_a_bit_until_transformers_reads_them(tmp_path: Path, mo
     grids = treat(model, lambda index, component: Int4(group=16, symmetric=False))
     bits = {}
     for reads in (False, True):
-        monkeypatch.setattr(compressed_tensors, "reads_zeros", lambda reads=reads: reads)
+        monkeypatch.setattr(packed, "reads_zeros", lambda reads=reads: reads)
         exported = export.save("auto", model, tmp_path / str(reads), {}, {}, grids)
         assert exported.packed == set(model.components)
         bits[reads] = exported.bits["model.layers.0.mlp.down_proj"]
