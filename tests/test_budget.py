@@ -283,7 +283,8 @@ def test_a_correction_moves_no_amount_farther_than_ten_points() -> None:
     first, *others = (plan for r in requests_of(rehearsal, ScoreRequest) for plan in r.trials)
     assert all(abs(others[0][name].amount - first[name].amount) <= 0.1 + 1 / 32 for name in first)
     rounded = play(Budget([0.6]), "round", cls=Crossed, seed=3)
-    first, *others = (plan for r in requests_of(rounded, ScoreRequest) for plan in r.trials)
+    first, alike, *others = (plan for r in requests_of(rounded, ScoreRequest) for plan in r.trials)
+    assert is_alike(alike)
     steps = [0.0, *OFFERS["round"].levels]
     for component in COMPONENTS:
         now, then = (plan[component.name].amount if component.name in plan else 0.0 for plan in (first, others[0]))
@@ -302,7 +303,31 @@ def test_a_correction_that_is_refused_is_made_smaller_without_asking_again(compr
         moved = [max(abs(plan[name].amount - first[name].amount) for name in first) for plan in others]
         assert moved == sorted(moved, reverse=True) and moved[-1] <= 0.1 / 16 + 1 / 32
     few = play(Budget([0.6], corrections=2), *compressors, cls=Stubborn)
-    assert few.seen == rehearsal.seen[:3]
+    assert few.seen == rehearsal.seen[: 3 + is_alike(others[0])]
+
+
+def is_alike(plan: Plan) -> bool:
+    """Are all components treated by the same?"""
+    return len(plan) == len(COMPONENTS) and len({(t.compressor, t.amount) for t in plan.values()}) == 1
+
+
+@dataclass
+class Misleading(Uneven):
+    """Estimates that are right of single components, where treating them differently is what harms."""
+
+    def damage(self, plan: Plan) -> float:
+        return super().damage(plan) if is_alike(plan) or len(plan) <= 1 else 100.0 + super().damage(plan)
+
+
+@pytest.mark.parametrize("target", [0.5, 0.55, 0.7])
+def test_a_budget_starts_with_all_components_alike_where_that_measures_better(target: float) -> None:
+    """By the cheapest fixed option that fits: 0.5 is offered, 0.55 needs the next level."""
+    (plan,) = plans_of(play(Budget([target]), "round", cls=Misleading))
+    assert is_alike(plan)
+    level = min(level for level in OFFERS["round"].levels if level >= target)
+    assert next(iter(plan.values())).amount == level
+    (plan,) = plans_of(play(Budget([target], corrections=0), "round", cls=Misleading))
+    assert target == 0.5 or not is_alike(plan)
 
 
 @dataclass

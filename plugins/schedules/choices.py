@@ -60,6 +60,13 @@ class Choices(ABC):
         Components without costs stay as they are, in `around` or at the start of the round.
         """
 
+    def alike(self, table: Table, limit: float) -> Plan:
+        """Of the plans that treat every component with costs by the same fixed option, the cheapest that fits.
+
+        Empty where there is none: ranges have none, for amounts that share a slope only gain on equal ones.
+        """
+        return {}
+
     def read(self, component: Component, option: Option) -> Array:
         """`[unit]`: the amounts of an option."""
         floor: Array = self.floor[component.name]

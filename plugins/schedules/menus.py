@@ -1,6 +1,7 @@
 """Budgets of several compressors, or of fixed levels: one option for each matrix, chosen by the knapsack."""
 
 import math
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,23 @@ class Menus(Choices):
         moved = [name for name in costs if plan.get(name) != kept.get(name)]
         moved.sort(key=lambda name: -abs(costs[name]))
         return self._choose(table, limit, kept, moved[: math.ceil(share * len(moved))])[0]
+
+    def alike(self, table: Table, limit: float) -> Plan:
+        plans: dict[tuple[str, float], Plan] = {}
+        sizes, costs = defaultdict[tuple[str, float], float](float), defaultdict[tuple[str, float], float](float)
+        for c in self.problem.components:
+            size = table.sizes[c.name][0]
+            if c.name not in table.costs:
+                limit -= float(size[table.options[c.name].index(None)])
+                continue
+            for place, option in enumerate(table.options[c.name]):
+                if option is not None and not self._line(c, option):
+                    key = option.compressor, option.amount
+                    plans[key] = {**plans.get(key, {}), c.name: option}
+                    sizes[key] += float(size[place])
+                    costs[key] += float(table.costs[c.name][0, place])
+        fitting = [key for key, plan in plans.items() if len(plan) == len(table.costs) and sizes[key] <= limit]
+        return plans[min(fitting, key=costs.__getitem__)] if fitting else {}
 
     def _choose(self, table: Table, limit: float, kept: Plan, free: Collection[str]) -> tuple[Plan, dict[str, float]]:
         """The best plan in which only components that are `free` leave `kept`; and what it costs, by component."""

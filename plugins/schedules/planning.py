@@ -71,8 +71,16 @@ class Planning:
         return plan, size
 
     def correct(self, plan: Plan, size: float, attempts: int) -> Asks:
-        """A better plan, by solving again where the plan stands; only what measures better is taken."""
+        """A better plan, by solving again where the plan stands; only what measures better is taken.
+
+        It starts where all components are treated alike if that is better: so far from the base no estimate need hold.
+        """
         best = yield from self.inquiry.ask_score(plan)
+        if (alike := self.inquiry.choices.alike(self.alone, self.limit.total)) and alike != plan:
+            cost = yield from self.inquiry.ask_score(alike)
+            if cost < best:
+                plan, best = alike, cost
+                size = yield from self.inquiry.ask_size(alike)
         share, table = ROWS_SHARE if self.inquiry.by_row else 1.0, None
         for _ in range(attempts):
             if table is None:

@@ -123,6 +123,7 @@ GROUPS = (
     Group(Rtn(group=64), INTEGERS, "uniform", {"3.25 bits": 3.25}),
     Group(Rtn(group=32), INTEGERS, "uniform", {"4.5 bits": 4.5}),
 )
+BUDGETS = [text for group in GROUPS for text in group.budgets]
 
 
 @dataclass
@@ -225,6 +226,7 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--methods", nargs="*", default=list(PRUNING), choices=list(PRUNING))
+    parser.add_argument("--budgets", nargs="*", default=BUDGETS, choices=BUDGETS)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--proof", type=int, default=256)
     parser.add_argument("--keep", type=Path)
@@ -234,7 +236,8 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
         for path in sorted(options.keep.glob("*.pickle")):
             found |= pickle.loads(path.read_bytes())
     for seed, model, group in itertools.product(options.seeds, options.models, GROUPS):
-        every = itertools.product([model], group.budgets, options.methods, [seed])
+        budgets = [text for text in group.budgets if text in options.budgets]
+        every = itertools.product([model], budgets, options.methods, [seed])
         wanted = {key for key in every if key not in found and key[2] in group.methods}
         for key, measured in measure_group(group, model, seed, options.proof, wanted):
             found[key] = measured
