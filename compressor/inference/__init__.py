@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from compressor.errors import ConfigError, ModelError, OutputError, suggest
+from compressor.inference.choice import use_kernels
 from compressor.inference.description import read_schemes
-from compressor.inference.kernels import use_kernels
 from compressor.inference.skeleton import check_packed, describe_skeleton
 from compressor.models import disk, loading
 from compressor.settings import DType

@@ -4,7 +4,7 @@
         [--repeats 5] [--threads 1] [--bits 4 8]
 
 The embedded model, and a Llama with random weights (none with `--layers 0`), dense in float32 and bfloat16, and packed
-by `int4` in groups of 32 and by `int8` by row; packed ones run with `kernels="exact"` in float32 and in bfloat16, and
+by `int4` in groups of 32, by `int8` by row, and by `int8` with inputs in 8 bits too (`w8a8`); packed ones run with `kernels="exact"` in float32 and in bfloat16, and
 with `kernels="torch"` in bfloat16. Each in a process of its own. `held MiB` are all parameters and buffers; `steady
 MiB` is what belongs to the process alone (RssAnon) beyond the libraries once the model is loaded, `peak MiB` the most
 of that over loading and running. Tokens per second are those of `prefill` tokens at once (as many as the model's
