@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ from compressor.inference import choice, kernels, packed, skeleton
 from compressor.models import load_model
 from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings
 from compressor_plugins.quantization.int4 import Int4
-from compressor_plugins.quantization.int8 import Granularity, Int8
+from compressor_plugins.quantization.int8 import Activations, Granularity, Int8
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.uniform import Uniform
 from tests.families import FAMILIES, save_checkpoint
@@ -209,6 +211,23 @@ def test_a_run_is_generated_again_token_for_token(tmp_path: Path) -> None:
     said = network.generate(tokens[:, :prefix], attention_mask=torch.ones_like(tokens[:, :prefix]))
     counted = (said == tokens)[:, prefix:].long().cumprod(1).sum(1)
     assert counted.tolist() == [line["fdtm"] for line in lines]
+
+
+def test_what_the_quickstart_shows_runs_as_it_stands(tmp_path: Path) -> None:
+    """Both snippets, on a run whose export is packed."""
+    text = (Path(__file__).parents[1] / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(snippets) == 2 and "compressor.load(" in snippets[0] and "assert agrees ==" in snippets[1]
+    settings = make_settings(Uniform(), Int8(activations=Activations.token), export=ExportSettings())
+    record = run(tmp_path / "out", settings)
+    assert record.export is not None and record.export.packed
+    outputs = []
+    for snippet in snippets:
+        command = [sys.executable, "-c", snippet]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        outputs.append(done.stdout)
+    assert "Once upon a time" in outputs[0]
 
 
 def test_the_lm_head_is_packed_too(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def compare_outputs(module: nn.Module, other: nn.Module, inputs: tuple[Tensor], 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_model_runs_by_products_of_integers(shipped: dict[str, Shipped], dtype: str) -> None:
-    """Wherever there is no group. Modules differ by rounding; the model by a step of 1/127 where a number then flips."""
+    """Wherever there is no group. Modules differ by rounding, the model by a step of 1/127 where a number flips."""
     one = shipped["llama in float32"]
     exact, fast = (compressor.load(one.exported.folder, dtype=dtype, kernels=name) for name in ("exact", "torch"))
     groups = {path for path, module in find_modules(exact, packed.ByteLinear).items() if module.scheme.group}

@@ -61,5 +61,6 @@ class IntegerLinear(KernelLinear):
         drawn = torch.randint(-128, 128, (ROWS, self.in_features), generator=draw, dtype=torch.int8)
         largest = (self.integers[:ROWS] >> 7) ^ 127  # 127 and −128, as the sign is
         probes = torch.cat([drawn, largest])
-        sums = probes.double() @ self.integers.double().T
+        parts = self.integers.split(1024)  # for numbers of 64 bits take room
+        sums = torch.cat([probes.double() @ part.double().T for part in parts], dim=1)
         return all(torch.equal(self.add_up(probes[first:]).double(), sums[first:]) for first in (0, -1))
