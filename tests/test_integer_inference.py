@@ -114,10 +114,15 @@ def test_in_another_dtype_it_is_still_what_transformers_says(shipped: dict[str, 
         assert torch.equal(logits(compressor.load(folder, dtype=dtype), draw_tokens()), said[folder]["logits"])
 
 
-def test_a_folder_of_bytes_alone(tmp_path: Path) -> None:
-    one = export_treated(tmp_path, lambda index, component: Int8(activations=TOKEN))
+def test_a_folder_of_bytes_alone(whole: Shipped, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No weight is made of them before it is used."""
+    one = whole
     assert one.config["quantization_config"]["format"] == "int-quantized"
-    network = compressor.load(one.exported.folder)
+    with monkeypatch.context() as patch:
+        patch.delattr(packed, "decode")
+        network = compressor.load(one.exported.folder)
+        with pytest.raises(NameError, match="decode"):
+            logits(network, draw_tokens())
     assert torch.equal(logits(network, draw_tokens()), one.model.logits(draw_tokens(), TOKENS))
     assert len(find_modules(network, packed.ByteLinear)) == len(one.model.components)
 
