@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,13 +23,12 @@ import compressor
 from compressor import export
 from compressor.contracts import CompressedWeight, Compressor, Context
 from compressor.errors import CompressorError, ConfigError, ModelError, OutputError
-from compressor.export import compressed_tensors
 from compressor.grids import Grid, Scheme, Strategy
-from compressor.inference import kernels, packed, skeleton
+from compressor.inference import choice, kernels, packed, skeleton
 from compressor.models import load_model
 from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings
 from compressor_plugins.quantization.int4 import Int4
-from compressor_plugins.quantization.int8 import Granularity, Int8
+from compressor_plugins.quantization.int8 import Activations, Granularity, Int8
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.uniform import Uniform
 from tests.families import FAMILIES, save_checkpoint
@@ -212,6 +213,23 @@ def test_a_run_is_generated_again_token_for_token(tmp_path: Path) -> None:
     assert counted.tolist() == [line["fdtm"] for line in lines]
 
 
+def test_what_the_quickstart_shows_runs_as_it_stands(tmp_path: Path) -> None:
+    """Both snippets, on a run whose export is packed."""
+    text = (Path(__file__).parents[1] / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(snippets) == 2 and "compressor.load(" in snippets[0] and "assert agrees ==" in snippets[1]
+    settings = make_settings(Uniform(), Int8(activations=Activations.token), export=ExportSettings())
+    record = run(tmp_path / "out", settings)
+    assert record.export is not None and record.export.packed
+    outputs = []
+    for snippet in snippets:
+        command = [sys.executable, "-c", snippet]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        outputs.append(done.stdout)
+    assert "Once upon a time" in outputs[0]
+
+
 def test_the_lm_head_is_packed_too(tmp_path: Path) -> None:
     one = export_treated(tmp_path, lambda index, component: Int8(), components=ComponentSettings(include=["lm_head"]))
     network = compressor.load(one.exported.folder)
@@ -246,6 +264,7 @@ class Shifted(Int4):
 class Drawn:
     grid: Grid
     bits = 0
+    treat = None
 
     def dense(self) -> Tensor:
         return self.grid.decode(torch.float32)
@@ -257,7 +276,7 @@ def test_zero_points_are_read_as_they_are_packed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, group: int
 ) -> None:
     """Of all numbers of bits, by a float32 formula of another module; no run writes them with today's package."""
-    monkeypatch.setattr(compressed_tensors, "reads_zeros", lambda: True)
+    monkeypatch.setattr("compressor.export.packed.reads_zeros", lambda: True)
     one = export_treated(tmp_path, lambda index, component: Shifted(group=group, bits=bits))
     assert len([name for name in one.stored if name.endswith("weight_zero_point")]) == len(one.model.components)
     network = compressor.load(one.exported.folder, dtype="float32")
@@ -311,7 +330,7 @@ SERVED = {
 def test_a_kernel_has_the_weight_and_nearly_the_product(case: str, bias: bool) -> None:
     """The weight bit for bit; of few rows the product in float64 but for rounding, of many that of the dense module."""
     module = make_module(*SERVED[case], bias)
-    made = kernels.choose_kernel(module)
+    made = choice.choose_kernel(module)
     assert made is not None and not isinstance(made, packed.PackedLinear)
     weight = module.weight
     assert weight.dtype == torch.bfloat16 and torch.equal(made.weight, weight)
@@ -339,9 +358,9 @@ def test_kernels_are_taken_only_where_they_are_made_for_the_module() -> None:
         (Scheme(4, group, 32, True), 40, 64), (Scheme(4, Strategy.channel, 0, True), 32, 80),
     ]  # fmt: skip
     for scheme, out, width in refused:
-        assert kernels.choose_kernel(make_module(scheme, out, width)) is None, (scheme, out, width)
+        assert choice.choose_kernel(make_module(scheme, out, width)) is None, (scheme, out, width)
     for dtype in (torch.float32, torch.float16):
-        assert kernels.choose_kernel(make_module(CHANNEL, 32, 64).to(dtype)) is None
+        assert choice.choose_kernel(make_module(CHANNEL, 32, 64).to(dtype)) is None
 
 
 def test_a_kernel_that_says_something_else_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,12 +368,12 @@ def test_a_kernel_that_says_something_else_is_not_taken(monkeypatch: pytest.Monk
     module = make_module(*SERVED["4 bits in groups"])
     with monkeypatch.context() as patch:
         patch.setattr(kernels.Int4Linear, "multiply", lambda self, inputs: (inputs @ self.weight.T) * 1.05)
-        assert kernels.choose_kernel(module) is None
+        assert choice.choose_kernel(module) is None
     places = torch.arange(48)
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "find_places", lambda out: places.roll(1))
-        assert kernels.choose_kernel(module) is None
-    assert kernels.choose_kernel(module) is not None
+        assert choice.choose_kernel(module) is None
+    assert choice.choose_kernel(module) is not None
 
 
 @pytest.fixture(scope="module")
@@ -456,12 +475,14 @@ def set_all(**values: object) -> Callable[[dict[str, Any]], None]:
         (set_all(config_groups={"a": 1}), "has a group `a` that is 1"),
         (set_all(kv_cache_scheme={"num_bits": 8}), "has a `kv_cache_scheme`"),
         (set_group(format="marlin-24"), "has in `group_0` the `format` 'marlin-24'"),
-        (set_group(input_activations={"num_bits": 8}), "treats in `group_0` the `input_activations`"),
+        (set_group(input_activations={"num_bits": 8}), "treats in `group_0`, which is `pack-quantized`, the `input_a"),
         (set_group(weights=None), "has in `group_0` the `weights` None"),
         (set_group(targets=[]), r"has in `group_0` the `targets` \[\]"),
         (set_group(targets=["Linear"]), "names `Linear`, and LlamaForCausalLM has nothing there"),
         (set_group(targets=["model.norm"]), "names `model.norm`, and LlamaForCausalLM has a LlamaRMSNorm there"),
         (set_group(targets=["model.layers.0.self_attn.k_proj"] * 2), "in two groups"),
+        (set_group(format="int-quantized"), "treats in `group_0`, which is `int-quantized`, the `input_.*` None; only"),
+        (set_group(output_activations={"num_bits": 8}), "treats in `group_0` the `output_activations`"),
         (set_weights(num_bits=16), "has in `group_0` the scheme {.*'num_bits': 16"),
         (set_weights(num_bits="4"), "has in `group_0` the scheme"),
         (set_weights(type="float"), "has in `group_0` the scheme {.*'float'"),
@@ -500,6 +521,7 @@ def rewrite(folder: Path, change: Callable[[str, Tensor], Tensor | None]) -> Non
         (lambda name, tensor: tensor.flip(0) if name.endswith("up_proj.weight_shape") else tensor,
          r"`.*up_proj.weight_shape` of `.*` must be \[128, 64\] by its config, got \[64, 128\]"),
         (lambda name, tensor: tensor.long() if name.endswith("weight_packed") else tensor, "must be torch.int32, got"),
+        (lambda name, tensor: tensor.float() if name.endswith("weight_packed") else tensor, "must be torch.int32, got"),
         (lambda name, tensor: tensor[1:] if name.endswith("weight_packed") else tensor, "must have the shape"),
         (lambda name, tensor: None if name.endswith("weight_packed") else tensor, "lacks 14 tensors"),
         (lambda name, tensor: tensor * torch.inf if name.endswith("weight_scale") else tensor, "NaN or infinity"),

@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from compressor.errors import ConfigError, ModelError, OutputError, suggest
+from compressor.inference.choice import use_kernels
 from compressor.inference.description import read_schemes
-from compressor.inference.kernels import use_kernels
 from compressor.inference.skeleton import check_packed, describe_skeleton
 from compressor.models import disk, loading
 from compressor.settings import DType
@@ -37,7 +37,8 @@ def load(
 
     With `kernels="exact"` each module makes its weight anew at every call: what comes out has the bits that
     transformers gives for this folder, which are those that were scored. With `kernels="torch"` products of a few rows
-    run by torch's own kernels for 8 and 4 bits, where inference/kernels.py says that they gain; they round otherwise.
+    run by torch's own kernels for 8 and 4 bits, where inference/kernels.py says that they gain, and int8 weights with
+    inputs that were scored as integers by products of integers (inference/integers.py); they round otherwise.
 
     A packed model is not saved again by `save_pretrained`: copy the folder. Raises ConfigError for an argument that is
     not known here, ModelError for a folder that is no sound model or is packed in another way.

@@ -5,13 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import ModelError
-from compressor.export.compressed_tensors import COMPRESSED_TENSORS, PACKED
-from compressor.grids import Scheme, Strategy
+from compressor.export.compressed_tensors import BYTES, COMPRESSED_TENSORS, PACKED
+from compressor.grids import Scheme, Strategy, TokenRounding
 
-SUPPORTED = f"only `{COMPRESSED_TENSORS}` of the format `{PACKED}` is read, as an export writes it, or a dense folder"
+SUPPORTED = (
+    f"only `{COMPRESSED_TENSORS}` of the format `{PACKED}`, or `{BYTES}` with inputs in 8 bits by token, is read, as "
+    "an export writes it, or a dense folder"
+)
 UNREAD = ("kv_cache_scheme", "sparsity_config", "moe_sparsity_config", "transform_config")
 """Parts of `quantization_config` that change what a model computes and that no export has."""
-UNTREATED = ("input_activations", "output_activations")
+TOKEN = {
+    **{"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True},
+    **dict.fromkeys(["group_size", "block_structure", "actorder", "scale_dtype"]),
+}
+"""What is said of inputs that `TokenRounding` rounds."""
 ARGUMENTS = ("num_bits", "type", "symmetric", "strategy", "group_size", "dynamic", "actorder")
 
 
@@ -50,11 +57,7 @@ def read_targets(folder: Path, group: str, targets: object) -> list[str]:
 
 def read_group(folder: Path, name: str, group: Mapping[str, Any]) -> Scheme:
     """The scheme of one config group."""
-    if group["format"] != PACKED:
-        raise refuse(folder, f"has in {name} the `format`", group["format"])
-    for untreated in UNTREATED:
-        if group.get(untreated):
-            raise refuse(folder, f"treats in {name} the `{untreated}`", group[untreated])
+    inputs = read_inputs(folder, name, group)
     weights = group.get("weights")
     if not isinstance(weights, Mapping):
         raise refuse(folder, f"has in {name} the `weights`", weights)
@@ -67,12 +70,27 @@ def read_group(folder: Path, name: str, group: Mapping[str, Any]) -> Scheme:
         and said["type"] == "int"
         and strategy in [one.value for one in Strategy]
         and (size > 0) == (strategy == Strategy.group.value)
-        and not (strategy == Strategy.tensor.value and not symmetric)
+        and (symmetric or (strategy != Strategy.tensor.value and inputs is None))
         and not (said["dynamic"] or said["actorder"])
     )
     if not known:
         raise refuse(folder, f"has in {name} the scheme", dict(weights))
-    return Scheme(bits, Strategy(strategy), size, symmetric)
+    return Scheme(bits, Strategy(strategy), size, symmetric, inputs)
+
+
+def read_inputs(folder: Path, name: str, group: Mapping[str, Any]) -> TokenRounding | None:
+    """How the inputs of one config group are rounded, None where they stay; bytes are only for those that are."""
+    if group["format"] not in (PACKED, BYTES):
+        raise refuse(folder, f"has in {name} the `format`", group["format"])
+    if group.get("output_activations"):
+        raise refuse(folder, f"treats in {name} the `output_activations`", group["output_activations"])
+    inputs = group.get("input_activations")
+    if group["format"] == PACKED and not inputs:
+        return None
+    said = {key: inputs.get(key) for key in TOKEN} if isinstance(inputs, Mapping) else None
+    if group["format"] == PACKED or said != TOKEN:
+        raise refuse(folder, f"treats in {name}, which is `{group['format']}`, the `input_activations`", inputs)
+    return TokenRounding()
 
 
 def refuse(folder: Path, what: str, value: object) -> ModelError:

@@ -1,23 +1,22 @@
-"""torch's own products of integer weights: which there are, when they are taken, and the modules that run them.
+"""torch's own products of integer weights with a few rows of inputs as they come, and the modules that run them.
 
 The rule: 8 bits with a scale for each row or for the matrix, and 4 bits, in a bfloat16 model on a CPU, for at most
 `ROWS` rows of inputs at once, as one token after the other is; every other product makes the weight first. For in
 float32 and float16 these kernels of torch 2.13 take many times as long as the dense product, as they do for long inputs
-in bfloat16. `torch._int_mm` and `torch.ops.aten._dyn_quant_matmul_4bit` round the inputs to integers, which is not the
-model that was scored. On a GPU there are kernels too, and none is taken, for none has been measured here.
+in bfloat16. `torch.ops.aten._dyn_quant_matmul_4bit` rounds the inputs to integers, which is not the model that was
+scored; where the scored model does so, see integers.py. On a GPU there are kernels too, and none is taken, for none has
+been measured here.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from compressor.grids import Strategy
-from compressor.inference.packed import PackedLinear, WeightlessLinear, decode
+from compressor.inference.packed import StoredLinear, WeightlessLinear, decode
 
 ROWS = 16
 """Rows of inputs at once up to which the kernels gain over making the weight first."""
@@ -26,32 +25,42 @@ GROUPS = (256, 128, 64, 32)
 WIDTH, HEIGHT = 16, 16
 """What `in` must be a multiple of for 8 bits, whose kernel reads beyond the end otherwise, and `out` for 4 bits."""
 
-log = logging.getLogger(__name__)
-
 
 class KernelLinear(WeightlessLinear):
-    """A module whose product of a few rows is a kernel's."""
+    """A module whose product of few rows, or of any number of them, is a kernel's."""
+
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)
+    most_rows: float = ROWS
+    """Of inputs, and how many of these at once, that the kernel takes."""
 
     @classmethod
-    def serves(cls, module: PackedLinear) -> bool:
-        """Is the kernel made for this module, of a bfloat16 model on a CPU?"""
+    def serves(cls, module: StoredLinear) -> bool:
+        """Is the kernel made for such integers and scales?"""
         raise NotImplementedError
 
-    def __init__(self, module: PackedLinear) -> None:
+    def __init__(self, module: StoredLinear) -> None:
         super().__init__(module.in_features, module.out_features, module.bias)
+        self.rounding = module.rounding
 
     def multiply(self, inputs: Tensor) -> Tensor:
-        """x ŵᵀ `[row, out]` of bfloat16 x `[row, in]`, by the kernel."""
+        """x ŵᵀ `[row, out]` of x `[row, in]`, by the kernel, in the dtype of x or float32."""
         raise NotImplementedError
+
+    def agrees(self, weight: Tensor) -> bool:
+        """Is the product within ε · Σ |x| |ŵ| of the one in float64?"""
+        inputs = torch.linspace(-1, 1, 2 * self.in_features).sin().view(2, -1).to(weight.dtype)
+        gap = (self.multiply(inputs).double() - inputs.double() @ weight.double().T).abs()
+        room = torch.finfo(weight.dtype).eps * (inputs.double().abs() @ weight.double().abs().T)
+        return bool((gap <= room).all())
 
     def forward(self, inputs: Tensor) -> Tensor:
         rows = inputs.numel() // self.in_features
-        if not 0 < rows <= ROWS or inputs.dtype is not torch.bfloat16 or inputs.device.type != "cpu":
+        if not 0 < rows <= self.most_rows or inputs.dtype not in self.dtypes or inputs.device.type != "cpu":
             return super().forward(inputs)
         product = self.multiply(inputs.reshape(rows, self.in_features).contiguous())
         if self.bias is not None:
             product += self.bias
-        return product.view(*inputs.shape[:-1], self.out_features)
+        return product.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
 
 
 class Int8Linear(KernelLinear):
@@ -61,12 +70,12 @@ class Int8Linear(KernelLinear):
     scales: Tensor
 
     @classmethod
-    def serves(cls, module: PackedLinear) -> bool:
+    def serves(cls, module: StoredLinear) -> bool:
         scheme = module.scheme
-        plain = scheme.symmetric and scheme.strategy is not Strategy.group
+        plain = scheme.symmetric and scheme.strategy is not Strategy.group and scheme.inputs is None
         return scheme.bits == 8 and plain and module.in_features % WIDTH == 0
 
-    def __init__(self, module: PackedLinear) -> None:
+    def __init__(self, module: StoredLinear) -> None:
         super().__init__(module)
         self.register_buffer("integers", module.read_integers().contiguous())
         self.register_buffer("scales", module.weight_scale.flatten().expand(self.out_features).contiguous())
@@ -93,12 +102,13 @@ class Int4Linear(KernelLinear):
     places: Tensor
 
     @classmethod
-    def serves(cls, module: PackedLinear) -> bool:
-        if module.scheme.bits != 4 or not module.scheme.symmetric or module.out_features % HEIGHT:
+    def serves(cls, module: StoredLinear) -> bool:
+        scheme = module.scheme
+        if scheme.bits != 4 or not scheme.symmetric or scheme.inputs is not None or module.out_features % HEIGHT:
             return False
         return find_group(module) is not None and find_places(module.out_features) is not None
 
-    def __init__(self, module: PackedLinear) -> None:
+    def __init__(self, module: StoredLinear) -> None:
         super().__init__(module)
         group, places = find_group(module), find_places(module.out_features)
         assert group is not None and places is not None, "asked by `serves`"
@@ -123,7 +133,7 @@ class Int4Linear(KernelLinear):
         return product
 
 
-def find_group(module: PackedLinear) -> int | None:
+def find_group(module: StoredLinear) -> int | None:
     """The largest group that the kernel knows, and that parts those of the module."""
     reach = module.scheme.group or module.in_features
     return next((group for group in GROUPS if reach % group == 0), None)
@@ -151,41 +161,3 @@ def find_places(out: int) -> Tensor | None:
     if not torch.equal(rows.view(-1, 2, block), wanted):
         return None
     return torch.cat([order[0::2], order[1::2]]).argsort()
-
-
-KERNELS: tuple[type[KernelLinear], ...] = (Int8Linear, Int4Linear)
-
-
-def choose_kernel(module: PackedLinear) -> KernelLinear | None:
-    """The module by a kernel that is made for it and that says the same on this machine; None if there is none."""
-    if module.weight_scale.dtype is not torch.bfloat16 or module.weight_scale.device.type != "cpu":
-        return None
-    kind = next((kind for kind in KERNELS if kind.serves(module)), None)
-    if kind is None:
-        return None
-    made = kind(module)
-    return made if agrees(made, module) else None
-
-
-def agrees(kernel: KernelLinear, module: PackedLinear) -> bool:
-    """Is its weight the same bit for bit, and its product within ε · Σ |x| |ŵ| of the one in float64?"""
-    weight = module.weight
-    if not torch.equal(kernel.weight, weight):
-        return False
-    inputs = torch.linspace(-1, 1, 2 * module.in_features).sin().view(2, -1).to(torch.bfloat16)
-    gap = (kernel.multiply(inputs).double() - inputs.double() @ weight.double().T).abs()
-    room = torch.finfo(torch.bfloat16).eps * (inputs.double().abs() @ weight.double().abs().T)
-    return bool((gap <= room).all())
-
-
-def use_kernels(network: PreTrainedModel) -> None:
-    """Put modules that run by a kernel in the places of packed ones, one after the other, where there is a kernel."""
-    packed = {path: module for path, module in network.named_modules() if isinstance(module, PackedLinear)}
-    chosen = 0
-    while packed:  # so that a module goes as soon as the next one is there
-        path, module = packed.popitem()
-        kernel = choose_kernel(module)
-        if kernel is not None:
-            network.set_submodule(path, kernel.eval())
-            chosen += 1
-    log.info("%d modules run by kernels of torch", chosen)

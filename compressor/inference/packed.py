@@ -1,17 +1,20 @@
-"""A linear module that holds its integers packed, and makes its weight of them whenever it is used."""
+"""Linear modules that hold their integers as they lie in a folder, and make their weight whenever it is used."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from compressor.grids import Scheme, Strategy
+from compressor.grids import Scheme, Strategy, TokenRounding
 
 
 class WeightlessLinear(nn.Module):
-    """y = x ŵᵀ + b `[…, out]` for x `[…, in]`, where ŵ `[out, in]` is made as it is used."""
+    """y = x ŵᵀ + b `[…, out]` for x `[…, in]`, where ŵ `[out, in]` is made as it is used; x̂ for x with `rounding`."""
 
     bias: nn.Parameter | None
+    rounding: TokenRounding | None = None
 
     def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None) -> None:
         super().__init__()
@@ -25,40 +28,89 @@ class WeightlessLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`[…, out]`, to the bits of `torch.nn.Linear` with this weight."""
+        inputs = inputs if self.rounding is None else self.rounding(inputs)
         return nn.functional.linear(inputs, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-class PackedLinear(WeightlessLinear):
+class StoredLinear(WeightlessLinear):
     """ŵ = s · (q − z), rounded to the dtype of s, from tensors as they lie in a folder (export/compressed_tensors.py).
 
-    `weight_packed` int32 `[out, ⌈in · b / 32⌉]` holds q + 2^(b−1) in b bits each, `weight_scale` s `[1]`, `[out, 1]` or
-    `[out, group]`, `weight_zero_point` int32 `[⌈out · b / 32⌉, group]` holds z + 2^(b−1), unless symmetric. Their
-    contents are set later, by whatever loads a state.
+    `weight_scale` is s `[1]`, `[out, 1]` or `[out, group]`. Contents are set later, by whatever loads a state.
     """
 
-    weight_packed: Tensor
+    stored: ClassVar[dict[str, torch.dtype]]
+    """The dtype of each tensor that holds integers."""
     weight_scale: Tensor
+
+    def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None, scheme: Scheme) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.scheme, self.rounding = scheme, scheme.inputs
+        self.groups = in_features // scheme.group if scheme.strategy is Strategy.group else 1
+        scales = (1,) if scheme.strategy is Strategy.tensor else (out_features, self.groups)
+        self.register_buffer("weight_scale", torch.empty(scales))
+
+    def read_integers(self) -> Tensor:
+        """q `[out, in]`, int8."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        scheme = self.scheme
+        shared = f"group={scheme.group}" if scheme.group else f"scale of each {scheme.strategy.value}"
+        treated = "" if self.rounding is None else f", inputs of {self.rounding.bits} bits"
+        return f"{super().extra_repr()}, bits={scheme.bits}, {shared}{treated}"
+
+
+class ByteLinear(StoredLinear):
+    """ŵ = s · q of int8 q `[out, in]`, and inputs that are rounded as they were when the model was scored.
+
+    A folder calls q `weight`, and so does a state of this module. The attribute `weight` is q too until whatever loads
+    says `is_loaded`, for it wants to find there what it has put; from then on that is ŵ, as of every module.
+    """
+
+    stored: ClassVar[dict[str, torch.dtype]] = {"weight": torch.int8}
+    is_loaded = False
+
+    def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None, scheme: Scheme) -> None:
+        super().__init__(in_features, out_features, bias, scheme)
+        # Not by `register_buffer`, which takes no name that is a property.
+        self._buffers["weight"] = torch.empty(out_features, in_features, dtype=torch.int8)
+
+    def read_integers(self) -> Tensor:
+        integers = self._buffers["weight"]
+        assert integers is not None, "set by the constructor"
+        return integers
+
+    @property
+    def weight(self) -> Tensor:
+        integers = self.read_integers()
+        return decode(integers, self.weight_scale) if self.is_loaded else integers
+
+
+class PackedLinear(StoredLinear):
+    """ŵ = s · (q − z) of words of 32 bits.
+
+    `weight_packed` int32 `[out, ⌈in · b / 32⌉]` holds q + 2^(b−1) in b bits each, `weight_zero_point` int32
+    `[⌈out · b / 32⌉, group]` holds z + 2^(b−1), unless symmetric, and `weight_shape` is `[out, in]`.
+    """
+
+    stored: ClassVar[dict[str, torch.dtype]] = {"weight_packed": torch.int32, "weight_zero_point": torch.int32}
+    weight_packed: Tensor
     weight_shape: Tensor
     weight_zero_point: Tensor
 
     def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None, scheme: Scheme) -> None:
-        super().__init__(in_features, out_features, bias)
-        self.scheme = scheme
-        groups = in_features // scheme.group if scheme.strategy is Strategy.group else 1
-        scales = (1,) if scheme.strategy is Strategy.tensor else (out_features, groups)
+        super().__init__(in_features, out_features, bias, scheme)
         words = -(-in_features * scheme.bits // 32)
         self.register_buffer("weight_packed", torch.empty(out_features, words, dtype=torch.int32))
-        self.register_buffer("weight_scale", torch.empty(scales))
         self.register_buffer("weight_shape", torch.empty(2, dtype=torch.int64))
         if not scheme.symmetric:
             words = -(-out_features * scheme.bits // 32)
-            self.register_buffer("weight_zero_point", torch.empty(words, groups, dtype=torch.int32))
+            self.register_buffer("weight_zero_point", torch.empty(words, self.groups, dtype=torch.int32))
 
     def read_integers(self) -> Tensor:
-        """q `[out, in]`, int8."""
         return unpack(self.weight_packed, self.scheme.bits, self.in_features)
 
     def read_zeros(self) -> Tensor | None:
@@ -70,11 +122,6 @@ class PackedLinear(WeightlessLinear):
     @property
     def weight(self) -> Tensor:
         return decode(self.read_integers(), self.weight_scale, self.read_zeros())
-
-    def extra_repr(self) -> str:
-        scheme = self.scheme
-        shared = f"group={scheme.group}" if scheme.group else f"scale of each {scheme.strategy.value}"
-        return f"{super().extra_repr()}, bits={scheme.bits}, {shared}"
 
 
 def decode(integers: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:

@@ -20,7 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from compressor.errors import ModelError
 from compressor.grids import Scheme, Strategy
-from compressor.inference.packed import PackedLinear
+from compressor.inference.packed import ByteLinear, PackedLinear, StoredLinear
 
 METHOD = "compressor-packed"
 """Under this name transformers knows what is below; no config.json has it."""
@@ -43,6 +43,17 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc] # transformers has no 
         for path, scheme in self.quantization_config.schemes.items():
             model.set_submodule(path, replace_linear(model, path, scheme))
 
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **options: object) -> PreTrainedModel:
+        for module in model.modules():
+            if isinstance(module, ByteLinear):
+                module.is_loaded = True
+        return model
+
+    def get_new_dtype(self, converter: object, param: object, dtype: torch.dtype | None) -> torch.dtype | None:
+        """Floats are not made integers in silence: `check_packed` is to see them as they are."""
+        chosen: torch.dtype | None = super().get_new_dtype(converter, param, dtype)
+        return chosen if chosen is not None and chosen.is_floating_point else None
+
     def is_serializable(self) -> bool:
         return False
 
@@ -51,7 +62,7 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc] # transformers has no 
         return False
 
 
-def replace_linear(network: nn.Module, path: str, scheme: Scheme) -> PackedLinear:
+def replace_linear(network: nn.Module, path: str, scheme: Scheme) -> StoredLinear:
     """An empty packed module in place of the linear module at `path`; raises ModelError where there is none."""
     linear = dict(network.named_modules()).get(path)
     if type(linear) is not nn.Linear:
@@ -65,7 +76,8 @@ def replace_linear(network: nn.Module, path: str, scheme: Scheme) -> PackedLinea
             f"`quantization_config` gives `{path}` groups of {scheme.group}, which must divide its width of "
             f"{linear.in_features}; correct config.json"
         )
-    return PackedLinear(linear.in_features, linear.out_features, linear.bias, scheme)
+    kind = PackedLinear if scheme.inputs is None else ByteLinear
+    return kind(linear.in_features, linear.out_features, linear.bias, scheme)
 
 
 @functools.cache
@@ -84,16 +96,16 @@ def describe_skeleton(schemes: Mapping[str, Scheme], described: Mapping[str, Any
 def check_packed(network: PreTrainedModel, folder: object) -> None:
     """Raises ModelError for packed tensors that are not what their names say."""
     for path, module in network.named_modules():
-        if not isinstance(module, PackedLinear):
+        if not isinstance(module, StoredLinear):
             continue
         shape = [module.out_features, module.in_features]
-        if module.weight_shape.tolist() != shape:
+        if isinstance(module, PackedLinear) and module.weight_shape.tolist() != shape:
             raise ModelError(
                 f"`{path}.weight_shape` of `{folder}` must be {shape} by its config, got "
                 f"{module.weight_shape.tolist()}; correct config.json or the weights"
             )
         for name, buffer in module.named_buffers():
-            wanted = torch.int32 if name in ("weight_packed", "weight_zero_point") else buffer.dtype
+            wanted = module.stored.get(name, buffer.dtype)
             if buffer.dtype != wanted:
                 raise ModelError(
                     f"`{path}.{name}` of `{folder}` must be {wanted}, got {buffer.dtype}; export the model again"

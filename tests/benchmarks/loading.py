@@ -1,15 +1,15 @@
 """Models that run packed: memory and tokens per second of dense and packed folders.
 
     python -m tests.benchmarks loading [--model tiny] [--layers 8] [--width 512] [--prefill 512] [--decode 64]
-        [--repeats 5] [--threads 1] [--bits 4 8]
+        [--repeats 5] [--threads 1] [--forms int4 int8 w8a8]
 
 The embedded model, and a Llama with random weights (none with `--layers 0`), dense in float32 and bfloat16, and packed
-by `int4` in groups of 32 and by `int8` by row; packed ones run with `kernels="exact"` in float32 and in bfloat16, and
-with `kernels="torch"` in bfloat16. Each in a process of its own. `held MiB` are all parameters and buffers; `steady
-MiB` is what belongs to the process alone (RssAnon) beyond the libraries once the model is loaded, `peak MiB` the most
-of that over loading and running. Tokens per second are those of `prefill` tokens at once (as many as the model's
-context leaves room for), and of `decode` tokens one by one after a single one: the median of `repeats`, and the
-slowest and the fastest.
+by `int4` in groups of 32, by `int8` by row, and by `int8` with inputs in 8 bits too (`w8a8`); packed ones run with
+`kernels="exact"` in float32 and in bfloat16, and with `kernels="torch"` in bfloat16, `w8a8` in float32 as well. Each in
+a process of its own. `held MiB` are all parameters and buffers; `steady MiB` is what belongs to the process alone
+(RssAnon) beyond the libraries once the model is loaded, `peak MiB` the most of that over loading and running. Tokens
+per second are those of `prefill` tokens at once (as many as the model's context leaves room for), and of `decode`
+tokens one by one after a single one: the median of `repeats`, and the slowest and the fastest.
 """
 
 import argparse
@@ -25,17 +25,26 @@ import torch
 
 import compressor
 from compressor import export
-from compressor.contracts import Context
+from compressor.contracts import Compressor, Context
 from compressor.models import load_model
 from compressor.settings import DType, ModelSettings
+from compressor.treatments import take_product
 from compressor_plugins.quantization.int4 import Int4
-from compressor_plugins.quantization.int8 import Int8
+from compressor_plugins.quantization.int8 import Activations, Int8
 
 from .apart import measure_apart
 from .runs import find_model, make_random
 from .streaming import read_anonymous, watched_memory
 
-WAYS = (("float32", "exact"), ("bfloat16", "exact"), ("bfloat16", "torch"))
+FORMS: dict[str, Compressor] = {
+    "int4": Int4(group=32),
+    "int8": Int8(),
+    "w8a8": Int8(activations=Activations.token),
+}
+DENSE = (("float32", "exact"), ("bfloat16", "exact"))
+PACKED = (*DENSE, ("bfloat16", "torch"))
+WAYS = {"dense": DENSE, "int4": PACKED, "int8": PACKED, "w8a8": (*PACKED, ("float32", "torch"))}
+"""Dtype and kernels with which each is measured."""
 
 
 def save_dense(source: str | None, target: str) -> tuple[int, float]:
@@ -45,13 +54,13 @@ def save_dense(source: str | None, target: str) -> tuple[int, float]:
     return sum(path.stat().st_size for path in Path(target).glob("*.safetensors")), 0.0
 
 
-def save_packed(source: str, target: str, bits: int) -> tuple[int, float]:
-    """Bytes of the weights of a folder with components in integers of so many bits, and the share that is packed."""
+def save_packed(source: str, target: str, form: str) -> tuple[int, float]:
+    """Bytes of the weights of a folder with components in such integers, and the share that is packed."""
     model = load_model(ModelSettings(path=source, dtype=DType.bfloat16))
-    method, grids = {4: Int4(group=32), 8: Int8()}[bits], {}
+    method, grids = FORMS[form], {}
     for name, component in model.components.items():
         compressed = method.compress(model.read(name), method.offer(component).largest, Context(component))
-        model.write(name, compressed.dense())
+        model.write(name, take_product(compressed))
         grids[name] = compressed.grid
     exported = export.save("compressed-tensors", model, Path(target), {}, {}, grids)
     return exported.bytes, len(exported.packed) / len(grids)
@@ -97,7 +106,7 @@ def measure_here(folder: str, dtype: str, kernels: str, sizes: dict[str, int]) -
 def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--bits", type=int, nargs="*", choices=(4, 8), default=(4, 8))
+    parser.add_argument("--forms", nargs="*", choices=FORMS, default=list(FORMS))
     numbers = {
         "layers": 8,
         "width": 512,
@@ -119,11 +128,11 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
         for name, source in sources.items():
             dense = f"{scratch}/{name} dense"
             folders = {"dense": (dense, *measure_apart(save_dense, source, dense))}
-            for bits in options.bits:
-                packed = f"{scratch}/{name} int{bits}"
-                folders[f"int{bits}"] = packed, *measure_apart(save_packed, dense, packed, bits)
+            for form in options.forms:
+                packed = f"{scratch}/{name} {form}"
+                folders[form] = packed, *measure_apart(save_packed, dense, packed, form)
             for form, (folder, size, share) in folders.items():
-                for dtype, kernels in WAYS[:2] if form == "dense" else WAYS:
+                for dtype, kernels in WAYS[form]:
                     row = {"model": name, "form": form, "packed": share, "folder MiB": size / 2**20}
                     measured = measure_apart(measure_here, folder, dtype, kernels, sizes)
                     yield {**row, "dtype": dtype, "kernels": kernels, "threads": options.threads, **measured}
