@@ -1,6 +1,6 @@
 """Which allocation keeps the text: searches at equal size, scored on prefixes that they never saw, and their cost.
 
-    python -m tests.benchmarks allocation [--models NAME …] [--budgets …] [--seeds 0 1 2 3 4] [--proof 256] [--keep FOLDER]
+    python -m tests.benchmarks allocation [--models …] [--budgets …] [--seeds 0 1 2 3 4] [--proof 256] [--keep FOLDER]
 
 Pruning by magnitude to 20, 35 and 50 %, and round to nearest at 2 to 8 bits to a mean of 3.25 bits (groups of 64) and
 4.5 bits (groups of 32), scales counted. No training. Searches decide on 64 prefixes of 32 + 64 tokens sampled from the
