@@ -43,7 +43,7 @@ class Menus(Choices):
         return self._choose(table, limit, kept, moved[: math.ceil(share * len(moved))])[0]
 
     def alike(self, table: Table, limit: float) -> Plan:
-        plans: dict[tuple[str, float], Plan] = {}
+        plans: dict[tuple[str, float], dict[str, Treatment]] = {}
         sizes, costs = defaultdict[tuple[str, float], float](float), defaultdict[tuple[str, float], float](float)
         for c in self.problem.components:
             size = table.sizes[c.name][0]
@@ -53,7 +53,7 @@ class Menus(Choices):
             for place, option in enumerate(table.options[c.name]):
                 if option is not None and not self._line(c, option):
                     key = option.compressor, option.amount
-                    plans[key] = {**plans.get(key, {}), c.name: option}
+                    plans.setdefault(key, {})[c.name] = option
                     sizes[key] += float(size[place])
                     costs[key] += float(table.costs[c.name][0, place])
         fitting = [key for key, plan in plans.items() if len(plan) == len(table.costs) and sizes[key] <= limit]
