@@ -9,6 +9,7 @@ foreseen; what the plan does to them is in effect. One draw of the probe for eac
 the mean over sequences is its expectation too. At the base the first term is nothing, and is not computed.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -74,13 +75,13 @@ class Sensitivity:
             yield start, self.reference.tokens[start : min(start + at_once, chosen.stop)]
 
     def _count_at_once(self, changes: "Changes") -> int:
-        """A batch; where every walk makes the changes anew, as many as have activations of the model's own size."""
+        """A batch; where every walk makes the changes anew, as many as have activations of half the model's size."""
         if changes.keeps:
             return self.reference.batch
         widths: dict[int | None, int] = {}
         for component in self.model.components.values():
             widths[component.layer] = widths.get(component.layer, 0) + sum(component.shape)
-        a_sequence = 2 * self.reference.tokens.shape[1] * max(widths.values())
+        a_sequence = 4 * self.reference.tokens.shape[1] * max(widths.values())
         return max(self.reference.batch, self.model.base_parameters // a_sequence)
 
     def _probe(self, start: int) -> Scalar:
@@ -122,6 +123,7 @@ class Changes:
         numbers = sum(self.components[name].parameters * len(chosen) for name, chosen in options.items())
         self.keeps = numbers <= KEPT_NUMBERS
         self._kept: dict[str, Tensor] = {}
+        self._room: Tensor | None = None
 
     def of(self, name: str) -> Tensor:
         """The changes of a component, against the weight that is on the model now."""
@@ -132,7 +134,7 @@ class Changes:
         now = self._model.read(name)
         original = self._originals.get(name, now)
         component = self.components[name]
-        made = torch.empty(len(self.options[name]), *component.shape, device=now.device)
+        made = self._make_room(len(self.options[name]), component.shape, now.device)
         treatments = [treatment for treatment in self.options[name] if treatment is not None]
         compressed = self._treatments.compress_each(component, original, treatments)
         for change, treatment in zip(made, self.options[name], strict=True):
@@ -140,6 +142,15 @@ class Changes:
             torch.sub(weight.float(), now.float(), out=change)
         self._kept[name] = made
         return made
+
+    def _make_room(self, options: int, shape: tuple[int, int], device: torch.device) -> Tensor:
+        """Of its own where changes are kept; else always the same, for fresh memory costs more than what fills it."""
+        if self.keeps:
+            return torch.empty(options, *shape, device=device)
+        if self._room is None:
+            sizes = (len(chosen) * self.components[name].parameters for name, chosen in self.options.items())
+            self._room = torch.empty(max(sizes), device=device)
+        return self._room[: options * math.prod(shape)].view(options, *shape)
 
 
 class Projections:

@@ -26,6 +26,8 @@ from compressor.models.slots import Slot
 
 PROBE = (2, 3)
 """Sequences and tokens of the forward pass that finds out how modules are called."""
+GRADIENT_NUMBERS = 1 << 22
+"""Gradients of several sequences may take so many numbers together, or an eighth of the model's if that is more."""
 Visit = Callable[[str, slice, Tensor], None]
 """Gets a component, which sequences, and the whole gradients `[sequence, out, in]` of their scalars; once each."""
 
@@ -102,7 +104,7 @@ class Walk:
     @contextmanager
     def _tapped(self, slots: list[Slot], anchor: Tensor, visit: Visit) -> Iterator[None]:
         """A tap behind the linear module of these components."""
-        limit = self.model.base_parameters // 2  # gradients of several sequences take no more than half of the model
+        limit = max(GRADIENT_NUMBERS, self.model.base_parameters // 8)
 
         def hear(inputs: Tensor, gradients: Tensor) -> None:
             count = 1 if self.at_once == 1 else len(inputs)

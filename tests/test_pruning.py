@@ -108,6 +108,7 @@ def test_zeros_are_exact_nested_and_survivors_untouched(
     for found, amount in zip((small, large), sorted((first, second)), strict=True):
         assert (found == 0).sum() == max(round(amount * weight.numel()), int((weight == 0).sum()))
         assert_same_bits(found[found != 0], weight[found != 0])
+        assert not found[(found == 0) & (weight != 0)].signbit().any()
     assert ((large == 0) | (small != 0)).all()
     assert_same_bits(weight, before)
 

@@ -123,6 +123,19 @@ def test_it_makes_no_difference_how_many_are_walked_at_once(
         assert_near(smaller[name].changes, alone[name].changes, 1e-4, name)
 
 
+def test_it_makes_no_difference_what_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes that are made anew for every walk, of components with unlike numbers of options; gradients one by one."""
+    bench = make_bench("llama", tmp_path)
+    choices = [[PRUNED], [EIGHT, PRUNED, FOUR], [None, FOUR]]
+    options = {name: choices[index % 3] for index, name in enumerate(bench.model.components)}
+    roomy = bench.estimate(BySequence(Kl()), options)
+    monkeypatch.setattr("compressor.sensitivity.KEPT_NUMBERS", 0)
+    monkeypatch.setattr("compressor.walk.GRADIENT_NUMBERS", 1)
+    tight = bench.estimate(BySequence(Kl()), options)
+    for name in options:
+        assert_near(tight[name].changes, roomy[name].changes, 1e-4, name)
+
+
 @pytest.mark.parametrize(("family", "border"), [("llama", 4), ("opt", 4), ("opt", 3)])
 def test_some_prefixes_and_the_rest_are_all(family: str, border: int, tmp_path: Path) -> None:
     """Draws go by the place of the first sequence that is walked: a border inside of a batch means others there."""

@@ -11,7 +11,7 @@ from compressor.errors import ConfigError, PlanError, PluginError
 from compressor.models import Model, load_model
 from compressor.plugins import installed
 from compressor.settings import ModelSettings
-from compressor.treatments import Treatments
+from compressor.treatments import Treatments, is_finite
 from compressor.values import Component, Offer, Treatment
 from compressor_plugins.pruning.magnitude import Magnitude, Scope
 from compressor_plugins.quantization.int8 import Int8
@@ -121,3 +121,11 @@ def test_counts_are_exact_and_need_a_pruner(model: Model) -> None:
         assert row == [int((model.read(name).abs() <= t).sum()) for t in thresholds]
     with pytest.raises(ConfigError, match="`int8` does not rank single weights"):
         make_treatments(Int8()).count(model, "int8", thresholds)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_finite_is_every_element(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    assert is_finite(torch.tensor([largest, largest, -1.0], dtype=dtype))  # the sum is not
+    for bad in ([torch.inf, 1.0], [torch.inf, -torch.inf], [1.0, torch.nan], [-torch.inf, largest]):
+        assert not is_finite(torch.tensor(bad, dtype=dtype))

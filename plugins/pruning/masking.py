@@ -36,7 +36,18 @@ class PrunedWeight(CompressedWeight):
 
 def prune(weight: Tensor, mask: Tensor, component: Component) -> PrunedWeight:
     """`weight` `[out, in]` with +0 where `mask` `[out, in]` is true; survivors keep every bit."""
-    return PrunedWeight(weight.masked_fill(mask, 0), component.stored_bits)
+    return PrunedWeight(fill_zeros(weight, mask), component.stored_bits)
+
+
+def fill_zeros(weight: Tensor, mask: Tensor) -> Tensor:
+    """`weight` with +0 where `mask` is true; on a CPU by its bits, which is some ten times faster than a fill."""
+    import torch
+
+    if weight.device.type != "cpu":
+        return weight.masked_fill(mask, 0)
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.itemsize]
+    survives = mask.to(integers).sub_(1)  # all bits where the mask is false, none where it is true
+    return survives.bitwise_and_(weight.view(integers)).view(weight.dtype)
 
 
 def lowest(importance: Tensor, count: int) -> Tensor:
