@@ -1,19 +1,20 @@
 """Which allocation keeps the text: searches at equal size, scored on prefixes that they never saw, and their cost.
 
-    python -m tests.benchmarks allocation [--models …] [--budgets …] [--seeds 0 1 2 3 4] [--proof 256] [--keep FOLDER]
+    python -m tests.benchmarks allocation [--models …] [--budgets …] [--seeds 0 1 2 3 4] [--proof 256]
+        [--keep FOLDER [--only-kept]] [--page docs/allocation.md]
 
 Pruning by magnitude to 20, 35 and 50 %, and round to nearest at 2 to 8 bits to a mean of 3.25 bits (groups of 64) and
 4.5 bits (groups of 32), scales counted. No training. Searches decide on 64 prefixes of 32 + 64 tokens sampled from the
 base (per row on 256); measured singles try eleven amounts of each component, others 21. Differences are paired by
 prefix against Algorithm 1 by mean FDT when pruning, and against uniform widths otherwise; all seeds together. Cost is
-in forward passes over 64 prefixes. `--keep` saves what was measured, and goes on from there.
+in forward passes over 64 prefixes. `--keep` saves what was measured, and goes on from there, or with `--only-kept`
+measures nothing; `--page` writes the tables, of seeds that all methods have.
 """
 
 import argparse
 import itertools
-import pickle
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,11 @@ from unittest.mock import patch
 import numpy as np
 
 from compressor.contracts import (
-    Compressor,
     Dialogue,
     EstimateRequest,
     KeepRequest,
     Prefixes,
-    Problem,
-    Schedule,
     ScoreRequest,
-    Search,
     SizeRequest,
 )
 from compressor.plugins import installed
@@ -38,92 +35,16 @@ from compressor.run import Run
 from compressor.statistics import compare_paired, summarize
 from compressor.sweep import Statistics, Sweep
 from compressor.values import Plan, Treatment
-from compressor_plugins.pruning.magnitude import Magnitude
-from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules import amounts
-from compressor_plugins.schedules.budget import Budget, EstimateBy, Granularity
-from compressor_plugins.schedules.evolution import Evolution
-from compressor_plugins.schedules.fdt_allocation import FdtAllocation, Statistic
-from compressor_plugins.schedules.global_threshold import GlobalThreshold
-from compressor_plugins.schedules.uniform import Uniform
 
-from .heuristics import Heuristic, charge_options
+from .allocation_methods import BUDGETS, GROUPS, PREFIXES, PRUNING, Group, Method
+from .allocation_page import render_page
+from .heuristics import charge_options
+from .keeping import Keep
 from .runs import MODELS, open_run
 
 METRICS = ("fdtm", "sdtm", "kl", "perplexity", "margin_noise")
 SHOWN = ("fdtm", "sdtm", "kl", "perplexity")
-PREFIXES = 64
-
-
-@dataclass(frozen=True)
-class Method:
-    """A schedule for a budget, on so many prefixes and over so many amounts of each component.
-
-    `heuristic` answers its estimates in place of the backward pass.
-    """
-
-    make: Callable[[Any], Schedule]
-    prefixes: int = PREFIXES
-    heuristic: Heuristic | None = None
-    amounts: int = 21
-
-
-@dataclass
-class SameWidth(Schedule):
-    """The same integers everywhere, whatever the checkpoint stores."""
-
-    name = "same_width"
-    width: int
-
-    def search(self, problem: Problem) -> Search:
-        yield KeepRequest({c.name: Treatment("rtn", 1 - self.width / c.stored_bits) for c in problem.components})
-
-
-PRUNING: dict[str, Method] = {
-    "uniform": Method(lambda t: Uniform(targets=[t])),
-    "global magnitude": Method(lambda t: GlobalThreshold(targets=[t])),
-    "Algorithm 1, p75": Method(lambda t: FdtAllocation(targets=[t], statistic=Statistic.p75)),
-    "Algorithm 1, mean": Method(lambda t: FdtAllocation(targets=[t])),
-    "gradient magnitude": Method(lambda t: Budget(targets=[t], corrections=0), heuristic=Heuristic.gradient),
-    "Hessian trace": Method(lambda t: Budget(targets=[t], corrections=0), heuristic=Heuristic.trace),
-    "one pass, KL": Method(lambda t: Budget(targets=[t], corrections=0)),
-    "one pass, σ²": Method(lambda t: Budget(targets=[t], corrections=0, objective="margin_noise")),
-    "corrected, KL": Method(lambda t: Budget(targets=[t])),
-    "corrected, σ²": Method(lambda t: Budget(targets=[t], objective="margin_noise")),
-    "per row, one pass": Method(lambda t: Budget(targets=[t], corrections=0, granularity=Granularity.row), 256),
-    "per row, corrected": Method(lambda t: Budget(targets=[t], granularity=Granularity.row), 256),
-    "measured singles": Method(lambda t: Budget(targets=[t], corrections=0, estimate=EstimateBy.measured), amounts=11),
-    "evolution": Method(lambda t: Evolution(targets=[t])),
-}
-INTEGERS: dict[str, Method] = {
-    "uniform": Method(lambda bits: SameWidth(max(width for width in Rtn().bits if width <= bits))),
-    "gradient magnitude": Method(lambda bits: Budget(bits=bits, corrections=0), heuristic=Heuristic.gradient),
-    "Hessian trace": Method(lambda bits: Budget(bits=bits, corrections=0), heuristic=Heuristic.trace),
-    "one pass, KL": Method(lambda bits: Budget(bits=bits, corrections=0)),
-    "one pass, σ²": Method(lambda bits: Budget(bits=bits, corrections=0, objective="margin_noise")),
-    "corrected, KL": Method(lambda bits: Budget(bits=bits)),
-    "corrected, σ²": Method(lambda bits: Budget(bits=bits, objective="margin_noise")),
-    "measured singles": Method(lambda bits: Budget(bits=bits, corrections=0, estimate=EstimateBy.measured)),
-    "evolution": Method(lambda bits: Evolution(bits=bits)),
-}
-
-
-@dataclass(frozen=True)
-class Group:
-    """Budgets that share a compressor: the methods and the one that differences are taken to."""
-
-    compressor: Compressor
-    methods: Mapping[str, Method]
-    baseline: str
-    budgets: Mapping[str, float]
-
-
-GROUPS = (
-    Group(Magnitude(), PRUNING, "Algorithm 1, mean", {f"{t:.0%} sparsity": t for t in (0.20, 0.35, 0.50)}),
-    Group(Rtn(group=64), INTEGERS, "uniform", {"3.25 bits": 3.25}),
-    Group(Rtn(group=32), INTEGERS, "uniform", {"4.5 bits": 4.5}),
-)
-BUDGETS = [text for group in GROUPS for text in group.budgets]
 
 
 @dataclass
@@ -222,6 +143,19 @@ def describe_rows(found: Mapping[Key, Measured]) -> Iterator[dict[str, Any]]:
             yield row
 
 
+def choose_seeds(found: Mapping[Key, Measured]) -> dict[Key, Measured]:
+    """What belongs to seeds on which every method of a case was measured, in the order of the declarations."""
+    models = dict.fromkeys(key[0] for key in sorted(found, key=lambda key: list(MODELS).index(key[0])))
+    seeds = sorted({key[3] for key in found})
+    chosen: dict[Key, Measured] = {}
+    for model, group in itertools.product(models, GROUPS):
+        for text in group.budgets:
+            cases = [[(model, text, method, seed) for method in group.methods] for seed in seeds]
+            whole = [key for case in cases if all(key in found for key in case) for key in case]
+            chosen |= {key: found[key] for key in whole}
+    return chosen
+
+
 def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=list(MODELS))
@@ -230,19 +164,21 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--proof", type=int, default=256)
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--only-kept", action="store_true")
+    parser.add_argument("--page", type=Path)
     options = parser.parse_args(arguments)
-    found: dict[Key, Measured] = {}
-    if options.keep:
-        for path in sorted(options.keep.glob("*.pickle")):
-            found |= pickle.loads(path.read_bytes())
+    keep = Keep(options.keep)
+    keys: list[Key] = []
     for seed, model, group in itertools.product(options.seeds, options.models, GROUPS):
         budgets = [text for text in group.budgets if text in options.budgets]
-        every = itertools.product([model], budgets, options.methods, [seed])
-        wanted = {key for key in every if key not in found and key[2] in group.methods}
+        methods = [name for name in options.methods if name in group.methods]
+        every = list(itertools.product([model], budgets, methods, [seed]))
+        keys += every
+        wanted = set() if options.only_kept else {key for key in every if key not in keep}
         for key, measured in measure_group(group, model, seed, options.proof, wanted):
-            found[key] = measured
+            keep[key] = measured
             print(key, round(measured.passes, 1), measured.statistics["kl"].mean(), file=sys.stderr, flush=True)
-            if options.keep:
-                name = "-".join(map(str, key)).replace("%", "").replace(" ", "_").replace(",", "")
-                (options.keep / f"{name}.pickle").write_bytes(pickle.dumps({key: measured}))
+    found: dict[Key, Measured] = {key: keep[key] for key in keys if key in keep}
+    if options.page:
+        options.page.write_text(render_page(list(describe_rows(choose_seeds(found)))), encoding="utf-8")
     yield from describe_rows(found)
