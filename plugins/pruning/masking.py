@@ -60,6 +60,13 @@ def lowest(importance: Tensor, count: int) -> Tensor:
     if count <= 0:
         return torch.zeros_like(importance, dtype=torch.bool)
     threshold = importance.kthvalue(min(count, importance.shape[-1]), dim=-1, keepdim=True).values
+    return up_to(importance, threshold, count)
+
+
+def up_to(importance: Tensor, threshold: Tensor, count: int) -> Tensor:
+    """`lowest`, where the `count`-th smallest of each line is known as `threshold`."""
+    import torch
+
     below, ties = importance < threshold, importance == threshold
     missing = count - below.sum(-1, keepdim=True)
     return below | (ties & (ties.cumsum(-1, dtype=torch.int32) <= missing))
@@ -73,14 +80,15 @@ def lowest_of_matrix(importance: Tensor, amount: float) -> Tensor:
 
 def lowest_of_matrix_each(importance: Tensor, amounts: Sequence[float]) -> Iterator[Tensor]:
     """`lowest_of_matrix` at each of the amounts, by one sort for all of them."""
-    ordered = sort_values(importance.flatten())
-    for amount in amounts:
-        count = round(amount * len(ordered))
-        cuts_equals = 0 < count < len(ordered) and ordered[count - 1] == ordered[count]
-        if count <= 0 or cuts_equals:
-            yield lowest_of_matrix(importance, amount)
+    line = importance.reshape(1, -1)
+    ordered = sort_values(line[0])
+    for count in (round(amount * len(ordered)) for amount in amounts):
+        if not 0 < count < len(ordered):
+            yield lowest(line, count).view(importance.shape)
+        elif ordered[count - 1] == ordered[count]:
+            yield up_to(line, ordered[count - 1], count).view(importance.shape)
         else:
-            yield importance <= ordered[min(count, len(ordered)) - 1]
+            yield importance <= ordered[count - 1]
 
 
 def sort_values(line: Tensor) -> Tensor:
