@@ -6,8 +6,9 @@ AbsMax int8 with a scale per matrix and per row, and GPTQ int4 (groups of 32, in
 at a time, the best by the ranker on 64 prefixes of 32 + 64 tokens: the paper's beam with a width of 1 (`greedy`), or in
 the order of what each does alone (`single`). PPL is of as many tokens, sampled from the base, DPPL of the base's own
 continuations. `one pass` sorts by estimates of a backward pass, `random` by lot. What a ranker has chosen when 10, 25,
-50 and 75 % of the components are quantized is scored on 256 fresh prefixes, and as much fresh text for PPL. Differences
-are to FDT75, paired by prefix, all seeds together. `seconds` are of the search, by the process's clock.
+50 and 75 % of the components are quantized is scored on 128 fresh prefixes, and as much fresh text for PPL. Differences
+are to FDT75, paired by prefix, all seeds together. `seconds` are of the search, by the process's clock; the orders of
+what each does alone come from the same trials, scored by every metric at once.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from compressor.plugins import installed
 from compressor.run import Run
 from compressor.settings import DataSettings
 from compressor.sweep import Statistics
-from compressor.values import Treatment
+from compressor.values import Score, Treatment
 from compressor_plugins.metrics.perplexity import Perplexity
 from compressor_plugins.quantization.gptq import Gptq
 from compressor_plugins.quantization.int8 import Granularity, Int8
@@ -80,8 +81,12 @@ class Chosen:
     statistics: dict[float, Statistics] = field(default_factory=dict)
 
 
-def rank(run: Run, treatments: Mapping[str, Treatment], ranker: str, order: str, count: int) -> list[str]:
-    """The components in the order in which they are quantized, `count` of them at least."""
+Singles = Mapping[str, Mapping[str, Score]]
+"""Component -> metric -> what its treatment alone does."""
+
+
+def rank(run: Run, treatments: Mapping[str, Treatment], ranker: str, singles: Singles | None, count: int) -> list[str]:
+    """The components in the order in which they are quantized, `count` of them at least; greedily without `singles`."""
     if ranker == "random":
         return [str(name) for name in np.random.default_rng(run.settings.seed).permutation(list(treatments))]
     if ranker in ESTIMATED:
@@ -89,12 +94,17 @@ def rank(run: Run, treatments: Mapping[str, Treatment], ranker: str, order: str,
         changes = steady_changes(run.search.answer(EstimateRequest(options, ESTIMATED[ranker])))
         return sorted(treatments, key=lambda name: float(changes[name].mean()))
     metric, statistic = SCORED[ranker]
-    if order == "greedy":
+    if singles is None:
         return search_greedily(run, Beam(width=1, ranker=metric, statistic=statistic, count=count))
     sign = run.metrics[metric].better.sign
-    scores = run.search.answer(ScoreRequest([{name: t} for name, t in treatments.items()], [metric]))
-    values = {name: sign * s[metric].statistic(statistic.value) for name, s in zip(treatments, scores, strict=True)}
-    return sorted(values, key=lambda name: -values[name])
+    return sorted(singles, key=lambda name: -sign * singles[name][metric].statistic(statistic.value))
+
+
+def measure_singles(run: Run, treatments: Mapping[str, Treatment]) -> Singles:
+    """What each treatment does alone, by every metric at once."""
+    metrics = list(dict.fromkeys(metric for metric, _ in SCORED.values()))
+    scores = run.search.answer(ScoreRequest([{name: t} for name, t in treatments.items()], metrics))
+    return dict(zip(treatments, scores, strict=True))
 
 
 def search_greedily(run: Run, beam: Beam) -> list[str]:
@@ -135,15 +145,20 @@ def measure_seed(model: str, kind: str, seed: int, options: argparse.Namespace, 
                 component.name: Treatment(compressor.name, 1 - bits / component.stored_bits)
                 for component in run.model.components.values()
             }
+            began = time.process_time()
+            singles = measure_singles(run, treatments) if options.order == "single" else None
+            seconds = time.process_time() - began
             for ranker in missing:
-                keep[*setting, ranker] = measure_ranker(run, treatments, ranker, options.order)
+                chosen = measure_ranker(run, treatments, ranker, singles)
+                chosen.seconds += seconds if ranker in SCORED else 0.0
+                keep[*setting, ranker] = chosen
     return {ranker: keep[*setting, ranker] for ranker in options.rankers}
 
 
-def measure_ranker(run: Run, treatments: Mapping[str, Treatment], ranker: str, order: str) -> Chosen:
+def measure_ranker(run: Run, treatments: Mapping[str, Treatment], ranker: str, singles: Singles | None) -> Chosen:
     counts = [max(1, round(share * len(treatments))) for share in COUNTS]
     began = time.process_time()
-    names = rank(run, treatments, ranker, order, counts[-1])
+    names = rank(run, treatments, ranker, singles, counts[-1])
     chosen = Chosen(time.process_time() - began, names)
     trials = [run.search.make_trial({name: treatments[name] for name in names[:count]}) for count in counts]
     found = run.sweeps[Prefixes.PROOF].score_all(trials, METRICS)
@@ -172,7 +187,7 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     parser.add_argument("--order", default="greedy", choices=ORDERS)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--prefixes", type=int, default=64)
-    parser.add_argument("--proof", type=int, default=256)
+    parser.add_argument("--proof", type=int, default=128)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args(arguments)
     keep = Keep(options.keep)
