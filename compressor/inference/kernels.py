@@ -11,6 +11,7 @@ been measured here.
 from __future__ import annotations
 
 import functools
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
@@ -34,17 +35,17 @@ class KernelLinear(WeightlessLinear):
     """Of inputs, and how many of these at once, that the kernel takes."""
 
     @classmethod
+    @abstractmethod
     def serves(cls, module: StoredLinear) -> bool:
         """Is the kernel made for such integers and scales?"""
-        raise NotImplementedError
 
     def __init__(self, module: StoredLinear) -> None:
         super().__init__(module.in_features, module.out_features, module.bias)
         self.rounding = module.rounding
 
+    @abstractmethod
     def multiply(self, inputs: Tensor) -> Tensor:
         """x ŵᵀ `[row, out]` of x `[row, in]`, by the kernel, in the dtype of x or float32."""
-        raise NotImplementedError
 
     def agrees(self, weight: Tensor) -> bool:
         """Is the product within ε · Σ |x| |ŵ| of the one in float64?"""

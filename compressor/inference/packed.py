@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from compressor.grids import Scheme, Strategy, TokenRounding
 
 
-class WeightlessLinear(nn.Module):
+class WeightlessLinear(nn.Module, ABC):
     """y = x ŵᵀ + b `[…, out]` for x `[…, in]`, where ŵ `[out, in]` is made as it is used; x̂ for x with `rounding`."""
 
     bias: nn.Parameter | None
@@ -22,9 +23,9 @@ class WeightlessLinear(nn.Module):
         self.register_parameter("bias", bias)
 
     @property
+    @abstractmethod
     def weight(self) -> Tensor:
         """ŵ `[out, in]`, the same bits at every call; it is a copy, and to change it changes nothing."""
-        raise NotImplementedError
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`[…, out]`, to the bits of `torch.nn.Linear` with this weight."""
@@ -52,9 +53,9 @@ class StoredLinear(WeightlessLinear):
         scales = (1,) if scheme.strategy is Strategy.tensor else (out_features, self.groups)
         self.register_buffer("weight_scale", torch.empty(scales))
 
+    @abstractmethod
     def read_integers(self) -> Tensor:
         """q `[out, in]`, int8."""
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         scheme = self.scheme

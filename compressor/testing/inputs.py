@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ def make_inputs(width: int, dtype: torch.dtype) -> Tensor:
     return inputs.to(dtype)
 
 
-class InputsContract(PluginContract):
+class InputsContract(PluginContract, ABC):
     """The promises of `CompressedWeight.treat`; those that leave their inputs as they are have kept them all."""
 
     def weights(self, plugin: Compressor, weight: Tensor) -> Iterator[CompressedWeight]:
@@ -32,11 +33,13 @@ class InputsContract(PluginContract):
         context = self.context(weight)
         yield from (plugin.compress(weight, amount, context) for amount in self.amounts(plugin, weight))
 
+    @abstractmethod
     def context(self, weight: Tensor) -> Context:
-        raise NotImplementedError
+        """A component that is stored as `weight` is."""
 
+    @abstractmethod
     def amounts(self, plugin: Compressor, weight: Tensor) -> list[float]:
-        raise NotImplementedError
+        """What is tried of what is offered."""
 
     def test_treated_inputs_are_announced(self, plugin: Compressor, weight: Tensor) -> None:
         """Where `treats_inputs` is False no weight has a `treat`; a `grid` says the same of inputs as `treat`."""
