@@ -1,13 +1,14 @@
 """The share of parameters that plain int8 takes before FDT75 falls by 10 %, and which components come last.
 
-    python -m tests.benchmarks int8share [--models NAME …] [--tokens 64 256] [--seeds 0 1 2 3 4] [--keep FOLDER]
+    python -m tests.benchmarks int8share [--models NAME …] [--tokens 64 256] [--seeds 0 1 2 3 4] [--order greedy]
+        [--keep FOLDER]
 
-AbsMax int8, a scale per matrix as in the paper, and per row. Components are taken one by one by a beam of width 1 that
-ranks by the mean FDT on 64 prefixes (its 75th percentile is at its largest for most plans, and cannot tell them apart).
-The plan of every depth is then scored on 256 fresh prefixes. Of the base against itself FDT75 is the M tokens of a
-continuation, so FDT75 has fallen by 10 % where it is below 0.9 M; `share` is that of the parameters at the last depth
-before that, with the depths at which the 95 % interval of FDT75 begins and ceases to hold 0.9 M. A larger M asks for
-more. `share, mean` asks the same of the mean FDT.
+AbsMax int8, a scale per matrix as in the paper, and per row. Components are taken one by one, in the order of the KL
+that each costs alone on 64 prefixes (`single`), or by a beam of width 1 that ranks by the mean FDT (`greedy`; its 75th
+percentile is at its largest for most plans, and cannot tell them apart). Plans of some twenty depths are then scored on
+fresh prefixes. Of the base against itself FDT75 is the M tokens of a continuation, so FDT75 has fallen by 10 % where it
+is below 0.9 M; `share` is that of the parameters at the last depth before that, with the depths at which the 95 %
+interval of FDT75 begins and ceases to hold 0.9 M. A larger M asks for more; `share, mean` asks the same of the mean.
 
 The second kind of row is about outliers: `kurtosis` of a component's weights (3 is normal), `max/std` of |w|, `inputs`
 the largest |x| of an input feature by the median one. Said are the means over the last fifth of the components and over
@@ -17,7 +18,7 @@ the others, and Spearman's correlation with the place in the order, all seeds to
 import argparse
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from scipy.stats import kurtosis, spearmanr
 
 from compressor.calibrate import gather
-from compressor.contracts import Prefixes
+from compressor.contracts import Prefixes, ScoreRequest
 from compressor.run import Run
 from compressor.values import Treatment
 from compressor_plugins.quantization.int8 import Granularity, Int8
@@ -35,9 +36,12 @@ from compressor_plugins.schedules.beam import Beam
 from compressor_plugins.schedules.rankers import Statistic
 
 from .keeping import Keep
-from .rankers import search_greedily
+from .rankers import ORDERS, search_greedily
 from .runs import MODELS, open_run
 
+GREEDY = Beam(width=1, ranker="fdtm", statistic=Statistic.mean)
+DEPTHS = 21
+"""At most so many plans are scored."""
 LEAST = 0.9
 LAST = 0.2
 """Share of the components that are said to come last."""
@@ -46,23 +50,32 @@ OUTLIERS = ("kurtosis", "max/std", "inputs")
 
 @dataclass
 class Ordered:
-    """The `order` of components, their parameters, FDT of every depth `[depth, sequence]`, and outliers by name."""
+    """The `order` of components, their parameters, FDT at `depths` `[depth, sequence]`, and outliers by name."""
 
     order: list[str]
+    depths: list[int]
     parameters: dict[str, int]
     leading: NDArray[np.float64]
     outliers: dict[str, dict[str, float]]
 
 
-def measure_order(run: Run) -> Ordered:
-    order = search_greedily(run, Beam(width=1, ranker="fdtm", statistic=Statistic.mean))
+def measure_order(run: Run, order: str) -> Ordered:
     components = run.model.components
-    treated = {name: Treatment("int8", 1 - 8 / components[name].stored_bits) for name in order}
-    plans = [{name: treated[name] for name in order[: depth + 1]} for depth in range(len(order))]
-    found = run.sweeps[Prefixes.PROOF].score_all([*map(run.search.make_trial, plans)], ["fdtm"])
+    treated = {name: Treatment("int8", 1 - 8 / component.stored_bits) for name, component in components.items()}
+    names = search_greedily(run, GREEDY) if order == "greedy" else sort_by_cost(run, treated)
+    depths = sorted({round(depth) for depth in np.linspace(1, len(names), min(len(names), DEPTHS))})
+    trials = [run.search.make_trial({name: treated[name] for name in names[:depth]}) for depth in depths]
+    found = run.sweeps[Prefixes.PROOF].score_all(trials, ["fdtm"])
     parameters = {name: component.parameters for name, component in components.items()}
     leading = np.stack([statistics["fdtm"][:, 0] for statistics in found])
-    return Ordered(order, parameters, leading, measure_outliers(run))
+    return Ordered(names, depths, parameters, leading, measure_outliers(run))
+
+
+def sort_by_cost(run: Run, treated: Mapping[str, Treatment]) -> list[str]:
+    """The components by the KL that the treatment of each costs alone, the least first."""
+    scores = run.search.answer(ScoreRequest([{name: treatment} for name, treatment in treated.items()], ["kl"]))
+    costs = {name: score["kl"].mean for name, score in zip(treated, scores, strict=True)}
+    return sorted(costs, key=lambda name: costs[name])
 
 
 def measure_outliers(run: Run) -> dict[str, dict[str, float]]:
@@ -102,9 +115,9 @@ def describe_shares(seeds: list[Ordered], tokens: int) -> Iterator[dict[str, Any
 
 
 def cumulate(one: Ordered) -> NDArray[np.float64]:
-    """Share of the parameters at every depth."""
+    """Share of the parameters at each of the depths."""
     sizes = np.array([one.parameters[name] for name in one.order], dtype=np.float64)
-    shares: NDArray[np.float64] = sizes.cumsum() / sizes.sum()
+    shares: NDArray[np.float64] = (sizes.cumsum() / sizes.sum())[np.array(one.depths) - 1]
     return shares
 
 
@@ -138,8 +151,8 @@ def shorten(name: str) -> str:
 
 def measure_seed(model: str, granularity: Granularity, tokens: int, seed: int, options: argparse.Namespace) -> Ordered:
     lengths = {"prefixes": options.prefixes, "proof_prefixes": options.proof, "continuation_tokens": tokens}
-    with open_run(model, [Int8(granularity=granularity)], ["fdtm"], seed=seed, **lengths) as run:
-        return measure_order(run)
+    with open_run(model, [Int8(granularity=granularity)], ["fdtm", "kl"], seed=seed, **lengths) as run:
+        return measure_order(run, options.order)
 
 
 def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
@@ -147,13 +160,17 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--tokens", nargs="*", type=int, default=[64, 256])
+    parser.add_argument("--order", default="single", choices=ORDERS)
     parser.add_argument("--prefixes", type=int, default=64)
     parser.add_argument("--proof", type=int, default=256)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args(arguments)
     keep, granularities = Keep(options.keep), (Granularity.tensor, Granularity.row)
     for model, granularity, tokens in itertools.product(options.models, granularities, options.tokens):
-        keys = [(model, granularity.name, tokens, seed, options.prefixes, options.proof) for seed in options.seeds]
+        keys = [
+            (model, granularity.name, tokens, options.order, seed, options.prefixes, options.proof)
+            for seed in options.seeds
+        ]
         for key, seed in zip(keys, options.seeds, strict=True):
             if key not in keep:
                 keep[key] = measure_seed(model, granularity, tokens, seed, options)
