@@ -175,6 +175,8 @@ class KeepRequest:
 
     Each from the start of the round; the run compares that with what the plan changes as a whole.
     """
+    last: bool = field(default=False, compare=False)
+    """No round follows: weights need not be held for one. In the next round treatments start from the base again."""
 
 
 Request = ScoreRequest | BestRequest | EstimateRequest | SizeRequest | CountRequest | KeepRequest

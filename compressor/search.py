@@ -142,7 +142,9 @@ class Search(Scorer):
     def keep(self, request: KeepRequest) -> dict[str, float]:
         """Put a plan on the model, score it on the search prefixes, close the round."""
         plan = self.treatments.fill_options(request.plan)
-        self.apply(plan)
+        self.apply(plan, request.last)
+        if request.last:
+            self.model.held.clear()
         self.kept.update(plan)
         self.most_bytes = request.most_bytes
         statistics = self.sweeps[Prefixes.SEARCH].score_current()
@@ -183,12 +185,15 @@ class Search(Scorer):
         dense = {name: c.parameters * c.stored_bits for name, c in self.model.components.items()}
         return {name: grid for name, grid in self.grids.items() if self.packed_bits[name] < dense[name]}
 
-    def apply(self, plan: Plan) -> None:
+    def apply(self, plan: Plan, is_last: bool = True) -> None:
         """Put a plan on the model: first what is not sequential, by the statistics of the model as it stands.
 
         The rest goes from layer to layer, each by statistics of its inputs with all of that, and all below, in place.
+        Unless it is the last, base weights are held, from which later treatments start.
         """
         check_names(self.model, plan)
+        if not is_last:
+            self.model.hold(plan)
         sequential = {name: None for name, treatment in plan.items() if self.treatments.is_sequential(treatment)}
         self.calibrate(treatment.compressor for name, treatment in plan.items() if name not in sequential)
         self.write({name: treatment for name, treatment in plan.items() if name not in sequential})

@@ -22,7 +22,7 @@ from compressor.errors import ModelError
 from compressor.models import Model
 from compressor.readout import Readout
 from compressor.reference import Reference
-from compressor.treatments import Treatments, take_product
+from compressor.treatments import Treatments, read_untreated, take_product
 from compressor.values import Treatment
 from compressor.walk import Walk
 
@@ -132,13 +132,14 @@ class Changes:
         if not self.keeps:
             self._kept.clear()  # all but the last, which the next sequences of a walk ask for again
         now = self._model.read(name)
-        original = self._originals.get(name, now)
+        kept = self._originals.get(name, now)
+        original = read_untreated(self._model, name) if name in self._model.held else kept
         component = self.components[name]
         made = self._make_room(len(self.options[name]), component.shape, now.device)
         treatments = [treatment for treatment in self.options[name] if treatment is not None]
         compressed = self._treatments.compress_each(component, original, treatments)
         for change, treatment in zip(made, self.options[name], strict=True):
-            weight = original if treatment is None else next(compressed).dense()
+            weight = kept if treatment is None else next(compressed).dense()
             torch.sub(weight.float(), now.float(), out=change)
         self._kept[name] = made
         return made

@@ -87,13 +87,13 @@ class Treatments:
         }
 
     def compress(self, model: Model, plan: Plan) -> dict[str, CompressedWeight]:
-        """Every component of the plan, compressed from its current weight; the model stays as it is."""
+        """Every component of the plan, compressed from what it was before any round; the model stays as it is."""
         check_names(model, plan)
         return {name: self.compress_one(model, name, treatment) for name, treatment in plan.items()}
 
     def compress_one(self, model: Model, name: str, treatment: Treatment) -> CompressedWeight:
         """The component's weight after its treatment."""
-        return self.compress_weight(model.components[name], model.read(name), treatment)
+        return self.compress_weight(model.components[name], read_untreated(model, name), treatment)
 
     def compress_weight(self, component: Component, weight: Tensor, treatment: Treatment) -> CompressedWeight:
         """`weight` `[out, in]` of a component after a treatment, row by row where that has rows."""
@@ -169,7 +169,7 @@ class Treatments:
             component = model.components[name]
             stored = now.get(name, component.parameters * component.stored_bits)
             treatments = [treatment for treatment in choices if treatment is not None]
-            made = self.compress_each(component, model.read(name), treatments)
+            made = self.compress_each(component, read_untreated(model, name), treatments)
             answer[name] = [stored if treatment is None else measure(name, next(made)) for treatment in choices]
         return answer
 
@@ -178,7 +178,7 @@ class Treatments:
         limits = torch.tensor(list(thresholds), dtype=torch.float64)
         counts = {}
         for name, component in model.components.items():
-            chosen, weight = self.configured[compressor], model.read(name)
+            chosen, weight = self.configured[compressor], read_untreated(model, name)
             importance = chosen.importance(weight, self.make_context(chosen, component, weight))
             if importance is None:
                 raise ConfigError(
@@ -206,6 +206,11 @@ class named_by:
         if isinstance(error, Exception) and not isinstance(error, CompressorError):
             reason = " ".join(str(error).split())
             raise PluginError(f"{self.text}: {type(error).__name__}: {reason}") from error
+
+
+def read_untreated(model: Model, name: str) -> Tensor:
+    """The weight `[out, in]` that treatments start from: the base's, for a second one does not add to the first."""
+    return model.held[name].to(model.device, copy=True) if name in model.held else model.read(name)
 
 
 def check_names(model: Model, plan: Plan) -> None:

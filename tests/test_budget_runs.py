@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from compressor.contracts import Compressor
 from compressor.models import load_model
@@ -17,10 +19,12 @@ from compressor.settings import DataSettings, ExportSettings, ModelSettings, Set
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.pruning.magnitude import Magnitude
+from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.budget import Budget, EstimateBy, Granularity
 from compressor_plugins.schedules.plan import ReplayedPlan
+from compressor_plugins.schedules.uniform import Uniform
 from tests.families import save_checkpoint
 
 FAMILIES = ("llama", "gpt2", "mixtral")
@@ -100,3 +104,24 @@ def test_the_plan_that_measured_best_is_kept(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     best = max(line["scores"]["fdtm"]["mean"] for line in lines)
     assert report["rounds"][0]["scores"]["fdtm"]["mean"] == pytest.approx(best)
+
+
+ROUNDS: dict[str, tuple[Any, list[Compressor]]] = {
+    "integers": (Uniform([0.75, 0.875]), [Rtn(group=16)]),
+    "two widths": (Budget([0.5, 0.8], corrections=1), [Int8(), Int4(group=16)]),
+    "pruned, then integers": (Budget([0.3, 0.6], corrections=1), [Magnitude(), Int8()]),
+    "rows": (Budget([0.3, 0.6], corrections=1, granularity=Granularity.row), [Magnitude()]),
+}
+
+
+@pytest.mark.parametrize("case", ROUNDS)
+def test_the_plan_of_several_rounds_gives_the_same_weights_at_once(base: str, case: str, tmp_path: Path) -> None:
+    """The second round treats the base's weights: rounding what is rounded already would be another model."""
+    schedule, compressors = ROUNDS[case]
+    record = run(tmp_path / "rounds", base, schedule, compressors)
+    assert len(record.rounds) == 2
+    run(tmp_path / "once", base, ReplayedPlan(path=str(tmp_path / "rounds" / "plan.json")), compressors)
+    found, expected = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("rounds", "once"))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name

@@ -66,6 +66,16 @@ for folder, dtype in json.loads(sys.argv[2]):
 """
 
 
+NARROW = {
+    "llama in bfloat16": ("llama", torch.bfloat16, DType.bfloat16),
+    "float16 llama in bfloat16": ("llama", torch.float16, DType.bfloat16),
+    "float32 llama in bfloat16": ("llama", torch.float32, DType.bfloat16),
+    "float32 phi3 in float16": ("phi3", torch.float32, DType.float16),
+}
+"""Family, dtype of the checkpoint, dtype that is scored."""
+SCALES = {"float32 phi3 in float16": torch.float16}
+
+
 @dataclass
 class Shipped:
     """A model with treatments on it, its export, and what plain transformers make of that."""
@@ -123,12 +133,12 @@ def read_by_transformers(folders: Mapping[Path, str]) -> dict[Path, dict[str, Te
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shipped]:
-    """Every family with mixed treatments of a bfloat16 checkpoint, scored in float32; a Llama also in bfloat16."""
+    """Every family with mixed treatments of a bfloat16 checkpoint, scored in float32; a Llama in other dtypes too."""
     home = tmp_path_factory.mktemp("shipped")
     made = {}
-    for family, dtype in [*((family, DType.float32) for family in FAMILIES), ("llama", DType.bfloat16)]:
-        case = family if dtype is DType.float32 else f"{family} in bfloat16"
-        base = save_checkpoint(family, home / f"{case} base", torch.bfloat16, with_tokenizer=True)
+    wanted = {family: (family, torch.bfloat16, DType.float32) for family in FAMILIES}
+    for case, (family, stored, dtype) in (wanted | NARROW).items():
+        base = save_checkpoint(family, home / f"{case} base", stored, with_tokenizer=True)
         model = load_model(ModelSettings(path=str(base), dtype=dtype))
         grids = treat(model, mix)
         made[case] = (model, grids, export.save("auto", model, home / case, {}, {}, grids))
@@ -137,7 +147,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shipped]:
     return {case: Shipped(*parts, said[parts[2].folder]) for case, parts in made.items()}
 
 
-CASES = [*FAMILIES, "llama in bfloat16"]
+CASES = [*FAMILIES, *NARROW]
 DENSE = ("gpt2", "mixtral")
 
 
@@ -179,7 +189,7 @@ def test_integers_lie_packed_on_disk(shipped: dict[str, Shipped], case: str) -> 
         assert grid is not None
         packed, (out, width) = stored[f"{path}.weight_packed"], slot.parameter.shape
         assert (packed.dtype, packed.shape) == (torch.int32, (out, -(-width * grid.bits // 32)))
-        assert stored[f"{path}.weight_scale"].dtype == grid.scales.dtype == torch.bfloat16
+        assert stored[f"{path}.weight_scale"].dtype == grid.scales.dtype == SCALES.get(case, torch.bfloat16)
         assert stored[f"{path}.weight_shape"].tolist() == [out, width]
         assert f"{path}.weight_zero_point" not in stored
         size = 8 * sum(tensor.nbytes for key, tensor in stored.items() if key.startswith(f"{path}.weight_"))
@@ -275,10 +285,14 @@ def test_dense_stays_dense(tmp_path: Path) -> None:
 
 
 def test_nothing_is_packed_that_would_change_a_value(tmp_path: Path) -> None:
-    """A float32 checkpoint scored in bfloat16 is loaded in float32, where the product is not rounded again."""
+    """One weight of each matrix is one step from what its grid says."""
     base = save_checkpoint("llama", tmp_path / "base")
-    model = load_model(ModelSettings(path=str(base), dtype=DType.bfloat16))
+    model = load_model(ModelSettings(path=str(base)))
     grids = treat(model, lambda index, component: Int4(group=16))
+    for name in model.components:
+        weight = model.read(name)
+        weight[0, 0] = weight[0, 0].nextafter(torch.tensor(1.0))
+        model.write(name, weight)
     exported = export.save("auto", model, tmp_path / "model", {}, {}, grids)
     assert exported.format == "dense"
     assert "the format's own reader would round its values differently" in exported.notes[-1]

@@ -43,10 +43,10 @@ class Exported:
 
 
 def choose_dtype(model: Model) -> torch.dtype:
-    """The checkpoint's stored dtype if it holds every weight exactly, else the dtype that was scored."""
+    """The dtype that was scored, or the checkpoint's own if that is narrower and holds every weight exactly."""
     stored = model.stored_dtype
-    if all(holds_exactly(stored, parameter) for parameter in model.network.parameters()):
-        return stored
+    if stored.itemsize < model.dtype.itemsize:
+        return stored if all(holds_exactly(stored, weight) for weight in model.network.parameters()) else model.dtype
     return model.dtype
 
 

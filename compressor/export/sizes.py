@@ -101,7 +101,7 @@ class FileSizes:
             return None
         stored, dtypes = self.model.stored_dtype, [self.model.dtype]
         # What all components become decides in which of the two a saved model is loaded.
-        dtypes += [stored] if stored not in dtypes and holds_exactly(stored, weight) else []
+        dtypes += [stored] if stored.itemsize < dtypes[0].itemsize and holds_exactly(stored, weight) else []
         found = [pack_weight(grid.to("cpu"), weight, dtype) for dtype in dtypes]
         if any(isinstance(packed, str) for packed in found):
             return None

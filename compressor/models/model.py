@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ class Model:
 
     `vocabulary` is the width of the logits, `context` the most positions the model takes (None: no bound known),
     `base_parameters` counts tied weights once, `stored_bytes` are those of the weight files on disk, `stored_dtype` is
-    the dtype of most weights there. `pages` map the weight files of a model that is streamed from them.
+    the dtype of most weights there. `pages` map the weight files of a model that is streamed from them. `held` are
+    weights that a later round starts from, see `hold`.
     """
 
     network: PreTrainedModel
@@ -52,6 +53,7 @@ class Model:
     stored_bytes: int
     stored_dtype: torch.dtype
     pages: Pages | None = None
+    held: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def head_is_component(self) -> bool:
@@ -67,6 +69,10 @@ class Model:
     def read(self, name: str) -> Tensor:
         """A copy of the component's weight `[out, in]`."""
         return find_slot(self.slots, name).read().to(self.device)
+
+    def hold(self, names: Collection[str]) -> None:
+        """Keep the weights `[out, in]` of these components in `held`, on the host; what is there already stays."""
+        self.held |= {name: find_slot(self.slots, name).read().cpu() for name in names if name not in self.held}
 
     @functools.cached_property
     def treats(self) -> Treats:

@@ -76,15 +76,15 @@ def join_groups(groups: Tensor, like: Tensor) -> Tensor:
 
 
 def scales_dtype(weight: Tensor, component: Component) -> torch.dtype:
-    """Scales are as wide as the checkpoint's weights: 16 bits for those of at most 16, else 32.
+    """Scales are as wide as the weights, here or in the checkpoint if that is narrower: 16 bits, or 32.
 
     A 16-bit checkpoint that was widened on loading gets bfloat16, the one that no scale overflows.
     """
     import torch
 
-    if component.stored_bits > 16:
-        return torch.float32
-    return weight.dtype if weight.dtype.itemsize == 2 else torch.bfloat16
+    if weight.dtype.itemsize == 2:
+        return weight.dtype
+    return torch.float32 if component.stored_bits > 16 else torch.bfloat16
 
 
 def fit_scales(largest: Tensor, limit: float, stored: torch.dtype, dtype: torch.dtype) -> Tensor:

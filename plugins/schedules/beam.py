@@ -67,7 +67,7 @@ class Beam(Schedule):
             if storage and storage.mean(beam[0]) <= storage.limit:
                 reason = f"; they take {storage.mean(beam[0]):.4g} bits per weight"
                 break
-        yield KeepRequest(best, notes=[self._describe(problem, best, curve) + reason + "."], curve=curve)
+        yield KeepRequest(best, notes=[self._describe(problem, best, curve) + reason + "."], curve=curve, last=True)
 
     def _read(self, scores: Scores) -> float:
         return scores[self.ranker].statistic(self.statistic.value)

@@ -69,13 +69,15 @@ class Budget(Schedule):
         self._check(problem)
         by_row, measured = self.granularity is Granularity.row, self.estimate is EstimateBy.measured
         floor = {c.name: np.zeros(c.shape[0] if by_row else 1) for c in problem.components}
-        for limit in read_limits(problem, self.targets, self.bits, self.bytes):
+        limits = read_limits(problem, self.targets, self.bits, self.bytes)
+        for limit in limits:
             choices = make_choices(problem, floor, by_row)
             on_disk = limit.unit is Unit.bytes
             planning = Planning(Inquiry(choices, self.objective, limit.in_bits, on_disk, measured, by_row), limit)
             plan = yield from planning.run(self.corrections)
             singles = {self.objective: planning.singles}
-            yield KeepRequest(plan, limit.target, tuple(planning.notes), most_bytes=self.bytes, singles=singles)
+            notes, last = tuple(planning.notes), limit is limits[-1]
+            yield KeepRequest(plan, limit.target, notes, most_bytes=self.bytes, singles=singles, last=last)
             floor = {c.name: choices.read(c, plan.get(c.name)) for c in problem.components}
 
     def _check(self, problem: Problem) -> None:

@@ -74,7 +74,7 @@ class Evolution(Schedule):
             else:
                 space = make_levels(ladder, span, current, target, self.bits)
             best = yield from self._evolve(problem, space, effort, rng)
-            current = span.read((yield KeepRequest(space.plan(best), target)))
+            current = span.read((yield KeepRequest(space.plan(best), target, last=target == targets[-1])))
 
     def _check_targets(self, span: Span, fixed: bool) -> list[float | None]:
         """The target of every round, None for one of `bits`."""

@@ -53,7 +53,8 @@ class FdtAllocation(Schedule):
         current = np.zeros(len(span.names))
         for target in targets:
             amounts = yield from self._allocate(span, current, target, sign)
-            current = span.read((yield KeepRequest(span.plan(amounts), target)))
+            request = KeepRequest(span.plan(amounts), target, last=target == targets[-1])
+            current = span.read((yield request))
 
     def _allocate(
         self, span: Span, current: Vector, target: float, sign: float

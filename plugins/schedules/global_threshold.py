@@ -42,7 +42,8 @@ class GlobalThreshold(Schedule):
         current = np.zeros(len(span.names))
         for target in targets:
             counts = yield from find_counts(span, current, target)
-            current = span.read((yield KeepRequest(span.plan(counts / span.parameters), target)))
+            request = KeepRequest(span.plan(counts / span.parameters), target, last=target == targets[-1])
+            current = span.read((yield request))
 
 
 def find_counts(span: Span, current: Vector, target: float) -> Generator[CountRequest, Any, Counts]:
