@@ -276,6 +276,30 @@ def test_vllm_needs_one_scheme_for_what_it_joins(tmp_path: Path) -> None:
     assert vllm.find_unserved(odd | {"e": Scheme(4, Strategy.group, 16, True)}) == ["a", "b", "e"]
 
 
+def test_parts_with_one_scale_each_stay_dense_for_that_reason(tmp_path: Path) -> None:
+    model = load_model(ModelSettings(path=str(save_checkpoint("phi3", tmp_path / "base", torch.bfloat16))))
+    grids = treat(model, lambda index, component: Int8(granularity=Granularity.tensor))
+    exported = export.save("auto", model, tmp_path / "model", {}, {}, grids)
+    fused = {name for name in model.components if ":" in name}
+    assert fused and exported.packed == set(model.components) - fused
+    (note,) = [note for note in exported.notes if "saved as dense" in note]
+    assert note.startswith(f"{len(fused)} treated components") and "choose a scale for each row" in note
+    assert "different treatments" not in note
+
+
+def test_a_format_asked_for_by_name_that_packs_nothing_is_told(tmp_path: Path) -> None:
+    """Once, whether no treatment stores fewer bits, as zeros do not, or what is stored cannot be packed."""
+    for family, compressor in (("llama", Magnitude()), ("llama", None), ("gpt2", Int8())):
+        folder = tmp_path / f"{family} {compressor}"
+        model = load_model(ModelSettings(path=str(save_checkpoint(family, folder / "base", torch.bfloat16))))
+        grids = treat(model, lambda index, component, compressor=compressor: compressor)
+        assert bool(grids) == (family == "gpt2")
+        for form, count in (("compressed-tensors", 1), ("auto", int(bool(grids)))):
+            exported = export.save(form, model, folder / form, {}, {}, grids)
+            told = [note for note in exported.notes if "saved as dense weights" in note or "nothing is packed" in note]
+            assert (exported.format, len(told)) == ("dense", count)
+
+
 def test_dense_stays_dense(tmp_path: Path) -> None:
     model = load_model(ModelSettings(path=str(save_checkpoint("llama", tmp_path / "base", torch.bfloat16))))
     grids = treat(model, lambda index, component: Int8())
@@ -309,6 +333,19 @@ def test_the_lm_head_can_be_packed_and_a_tied_one_cannot(tmp_path: Path) -> None
         assert ("lm_head" in exported.packed) == (not tied)
         assert any("another module shares the weight" in note for note in exported.notes) == tied
         assert len(exported.packed) == 3 - tied
+        told = [note for note in exported.notes if "`lm_head`" in note and "vLLM" in note]
+        assert len(told) == 1 - tied and all('components.exclude=["lm_head"]' in note for note in told)
+
+
+def test_the_head_is_named_as_the_family_names_it(tmp_path: Path) -> None:
+    base = save_checkpoint("modernbert_decoder", tmp_path / "base", torch.bfloat16, tie_word_embeddings=False)
+    model = load_model(ModelSettings(path=str(base)), ComponentSettings(include=["decoder", "Wo"]))
+    grids = treat(model, lambda index, component: Int8())
+    for packed_too in (True, False):
+        chosen = {name: grid for name, grid in grids.items() if packed_too or name != "decoder"}
+        exported = export.save("auto", model, tmp_path / str(packed_too), {}, {}, chosen)
+        assert exported.packed == set(chosen)
+        assert any('components.exclude=["decoder"]' in note for note in exported.notes) == packed_too
 
 
 def run_with(folder: Path, compressor: Compressor, **settings: Any) -> Record:  # noqa: ANN401 - any of ExportSettings

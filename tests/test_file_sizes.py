@@ -117,6 +117,11 @@ def test_parts_that_are_left_out_keep_their_matrix_dense(tmp_path: Path) -> None
     check_sizes(base, tmp_path / "model", DType.float32, [Int8()], exclude=["k$"])
 
 
+def test_parts_with_one_scale_each_are_counted_dense(tmp_path: Path) -> None:
+    base = save_checkpoint("phi3", tmp_path / "base", torch.bfloat16)
+    check_sizes(base, tmp_path / "model", DType.float32, [Int8(granularity=Granularity.tensor)])
+
+
 def test_zero_points_that_can_be_loaded_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a package that loads them they are saved as they are, and then nothing is a bit wider."""
     model = load_model(ModelSettings(path=str(save_checkpoint("llama", tmp_path / "base", torch.bfloat16))))

@@ -258,6 +258,25 @@ def test_content_hash_is_of_config_and_weights(checkpoint: Path) -> None:
     assert len({first, second, load(checkpoint).content_hash()}) == 3
 
 
+def test_content_hash_covers_the_code_that_is_trusted(checkpoint: Path) -> None:
+    def list_hashes() -> tuple[str, str]:
+        return load(checkpoint).content_hash(), load(checkpoint, trust_remote_code=True).content_hash()
+
+    plain = list_hashes()
+    assert plain[0] == plain[1]
+    (checkpoint / "parts").mkdir()
+    found = [plain[1]]
+    for name, text in [("own.py", "a = 1"), ("own.py", "a = 2"), ("parts/own.py", "a = 2"), ("parts/own.py", "a = 3")]:
+        (checkpoint / name).write_text(text)
+        found.append(list_hashes()[1])
+        assert list_hashes() == (plain[0], found[-1])
+    (checkpoint / "parts" / "own.py").rename(checkpoint / "parts.py")
+    found.append(list_hashes()[1])
+    assert len(set(found)) == len(found)
+    (checkpoint / "read_me.md").write_text("no code")
+    assert list_hashes() == (plain[0], found[-1])
+
+
 def test_sharded_checkpoints_load_whole(tmp_path: Path) -> None:
     network = make_network("llama")
     with quiet_loading(CPU):

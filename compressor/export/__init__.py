@@ -23,6 +23,10 @@ from compressor.values import Plan
 
 AUTO = "auto"
 FORMATS = (AUTO, DENSE, COMPRESSED_TENSORS)
+NOTHING = (
+    f"The saved model is dense and nothing is packed in the format `{COMPRESSED_TENSORS}`, which was asked for: no "
+    "kept treatment stores a weight in fewer bits than the dense one has."
+)
 
 
 def check_format(name: str) -> None:
@@ -56,6 +60,8 @@ def save(
             notes = tell_dense(packing.reasons)
         else:
             notes = tell_missing(grids)
+    elif name == COMPRESSED_TENSORS:
+        notes = [NOTHING]
     exported = exported or save_dense(model, folder, plan, provenance)
     return add_notes(exported, [*notes, *tell_untreated(model, exported)])
 

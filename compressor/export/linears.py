@@ -16,6 +16,7 @@ from compressor.models.slots import Slot
 NOT_LINEAR = "the format packs plain linear modules, and not Conv1D, embeddings or stacked experts"
 SHARED = "another module shares the weight"
 PARTS = "the parts of a fused matrix have different treatments; give them the same one"
+ONE_SCALE = "the parts of a fused matrix have one scale each, and the format one for all; choose a scale for each row"
 UNEVEN = "the group must divide the width, or be at least as large; choose another"
 NO_GRID = "the compressor stores something else than integers, scales and integer zero points"
 INPUTS = "the format has no such inputs"
@@ -82,7 +83,7 @@ def find_fault(grid: Grid | None, parts: int) -> str | None:
         return NO_GRID
     if not grid.is_even:
         return UNEVEN
-    return PARTS if parts > 1 and grid.scheme.strategy is Strategy.tensor else None
+    return ONE_SCALE if parts > 1 and grid.scheme.strategy is Strategy.tensor else None
 
 
 def count_covered(slots: Sequence[Slot]) -> int:

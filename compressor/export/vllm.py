@@ -38,6 +38,12 @@ def find_unserved(schemes: Mapping[str, Scheme]) -> list[str]:
     return [path for path, scheme in schemes.items() if not is_served(scheme)]
 
 
+def find_head(model: Model) -> str | None:
+    """The path of the LM head; None where the family has none."""
+    head = model.network.get_output_embeddings()
+    return next((path for path, module in model.network.named_modules() if module is head), None)
+
+
 def is_served(scheme: Scheme) -> bool:
     """Is there a kernel for such weights, alone or with inputs of integers?"""
     if scheme.inputs is not None:
@@ -60,5 +66,10 @@ def tell_vllm(model: Model, schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
             f"vLLM may have no kernel for {len(unserved)} packed modules, `{unserved[0]}` first: it has them for 4 and "
             "8 bits with a scale for each row, or for each 32, 64 or 128 weights of it, and, where inputs are integers "
             "too, for 8 bits with a scale for each row or matrix; transformers loads them."
+        )
+    if (head := find_head(model)) in schemes:
+        notes.append(
+            f"vLLM and other servers may refuse the saved model, transformers loads it: its LM head `{head}` is "
+            f'packed; components.exclude=["{head}"] leaves it dense.'
         )
     return tuple(notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -189,11 +190,17 @@ def find_common_tensor(tensors: Iterable[StoredTensor]) -> StoredTensor:
     return StoredTensor(dtype, bits, weights)
 
 
-def hash_content(files: Iterable[Path]) -> str:
-    """sha256 over names and contents of the files."""
+def find_code(folder: Path) -> list[Path]:
+    """The Python files in the folder and below, sorted."""
+    return sorted(path for path in folder.rglob("*.py") if path.is_file())
+
+
+def hash_content(folder: Path, files: Iterable[Path]) -> str:
+    """sha256 over contents of the files, and their names as seen from `folder`."""
     digest = hashlib.sha256()
     for path in files:
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        name = Path(os.path.relpath(path, folder)).as_posix()
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as opened:
             while block := opened.read(1 << 22):
                 digest.update(block)

@@ -35,8 +35,8 @@ class Model:
 
     `vocabulary` is the width of the logits, `context` the most positions the model takes (None: no bound known),
     `base_parameters` counts tied weights once, `stored_bytes` are those of the weight files on disk, `stored_dtype` is
-    the dtype of most weights there. `pages` map the weight files of a model that is streamed from them. `held` are
-    weights that a later round starts from, see `hold`.
+    the dtype of most weights there. `pages` map the weight files of a model that is streamed from them. `trusts_code`:
+    may code of the folder run? `held` are weights that a later round starts from, see `hold`.
     """
 
     network: PreTrainedModel
@@ -53,6 +53,7 @@ class Model:
     stored_bytes: int
     stored_dtype: torch.dtype
     pages: Pages | None = None
+    trusts_code: bool = False
     held: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -124,12 +125,15 @@ class Model:
         return find_untreatable(self.network, self.slots, lambda: self.logits(tokens, tokens.shape[1]))
 
     def content_hash(self) -> str:
-        """sha256 over config.json and the weight files, made once."""
+        """sha256 over config.json, the weight files and the code that is trusted, made once."""
         return self._content_hash
 
     @functools.cached_property
     def _content_hash(self) -> str:
-        return disk.hash_content([self.folder / "config.json", *disk.find_weight_files(self.folder)])
+        code = disk.find_code(self.folder) if self.trusts_code else []
+        return disk.hash_content(
+            self.folder, [self.folder / "config.json", *disk.find_weight_files(self.folder), *code]
+        )
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, keep: int) -> Tensor:
@@ -206,6 +210,7 @@ def load_model(settings: ModelSettings, components: ComponentSettings | None = N
         stored_bytes=sum(path.stat().st_size for path in weight_files),
         stored_dtype=STORED_DTYPES.get(common, torch.float32),
         pages=pages,
+        trusts_code=settings.trust_remote_code,
     )
 
 
