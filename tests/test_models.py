@@ -562,7 +562,7 @@ def test_a_tokenizer_that_cannot_be_read(checkpoint: Path) -> None:
 
 def test_cuda_without_cuda(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"`model\.device` is cuda, and torch finds no CUDA device") as caught:
+    with pytest.raises(ConfigError, match=r"`model\.device` is cuda, and torch finds no such CUDA device") as caught:
         load(checkpoint, device=Device.cuda)
     assert_one_line(caught.value)
     assert load(checkpoint, device=Device.auto).device == CPU

@@ -15,6 +15,7 @@ from compressor.inference.choice import use_kernels
 from compressor.inference.description import read_schemes
 from compressor.inference.skeleton import check_packed, describe_skeleton
 from compressor.models import disk, loading
+from compressor.models.placement import choose_device
 from compressor.settings import DType
 
 EXACT, TORCH = "exact", "torch"
@@ -45,7 +46,7 @@ def load(
     """
     if kernels not in KERNELS:
         raise ConfigError(f"unknown `kernels` `{kernels}`; {suggest(str(kernels), KERNELS)}")
-    place, chosen = choose_device(device), choose_dtype(dtype)
+    place, chosen = choose_device(device, "device"), choose_dtype(dtype)
     path = find_model(folder)
     with loading.quiet_loading(place):
         config = disk.read_config(path, trust_remote_code)
@@ -71,22 +72,6 @@ def find_model(folder: str | os.PathLike[str]) -> Path:
     if not (path / "config.json").exists() and (path / "model" / "config.json").exists():
         raise ModelError(f"`{folder}` is the folder of a run; its model is `{path / 'model'}`, give that")
     return path
-
-
-def choose_device(wanted: str | torch.device) -> torch.device:
-    """A CPU or a GPU that is there; raises ConfigError."""
-    available = torch.cuda.is_available()
-    if wanted == "auto":
-        return torch.device("cuda" if available else "cpu")
-    try:
-        device = torch.device(wanted)
-    except (RuntimeError, TypeError):
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"`device` must be auto, cpu, cuda or cuda:1, got {str(wanted)!r}")
-    if device.type == "cuda" and not (available and (device.index or 0) < torch.cuda.device_count()):
-        raise ConfigError(f"`device` is {wanted}, and torch finds no such CUDA device; use cpu or auto")
-    return device
 
 
 def choose_dtype(wanted: str | torch.dtype) -> torch.dtype | str:

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from compressor.errors import ConfigError, PlanError
+from compressor.errors import PlanError
 from compressor.models import disk, loading
 from compressor.models.components import find_components, find_layers
 from compressor.models.forward import run_body, run_head, run_network
+from compressor.models.placement import choose_device, choose_dtype
 from compressor.models.residency import OnDevice, Residency
 from compressor.models.slots import Slot, find_slot, swapped
 from compressor.models.streaming import Pages, choose_streamed_dtype, stream_network
 from compressor.models.treats import Product, Treats, find_untreatable
-from compressor.settings import ComponentSettings, Device, DType, ModelSettings
+from compressor.settings import ComponentSettings, ModelSettings
 from compressor.values import Component
 
 STORED_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -181,7 +182,7 @@ def load_model(settings: ModelSettings, components: ComponentSettings | None = N
     is not a sound decoder-only language model.
     """
     chosen = components or ComponentSettings()
-    device = _choose_device(settings.device)
+    device = choose_device(settings.device.value, "model.device")
     with loading.quiet_loading(device):
         folder = disk.find_folder(settings, Path(str(files("compressor") / "tiny")))
         config = disk.read_config(folder, settings.trust_remote_code)
@@ -224,7 +225,7 @@ def _load_network(
 ) -> tuple[PreTrainedModel, torch.dtype, Pages | None]:
     """The network, in evaluation mode and frozen, its dtype, and what maps its weights if they stay on disk."""
     if not settings.stream:
-        dtype = _choose_dtype(settings.dtype, device, STORED_DTYPES.get(stored, torch.float32))
+        dtype = choose_dtype(settings.dtype, device, STORED_DTYPES.get(stored, torch.float32))
         network = loading.load_network(folder, config, dtype, settings.trust_remote_code)
         return network.to(device).eval().requires_grad_(False), dtype, None
     dtype = choose_streamed_dtype(settings.dtype, stored)
@@ -233,20 +234,6 @@ def _load_network(
     if device.type != "cpu":
         Residency(network, find_layers(network)[1], device, pages.release)
     return network, dtype, pages
-
-
-def _choose_device(wanted: Device) -> torch.device:
-    available = torch.cuda.is_available()
-    if wanted is Device.cuda and not available:
-        raise ConfigError("`model.device` is cuda, and torch finds no CUDA device; set `model.device=cpu` or auto")
-    return torch.device("cuda" if available and wanted is not Device.cpu else "cpu")
-
-
-def _choose_dtype(wanted: DType, device: torch.device, stored: torch.dtype) -> torch.dtype:
-    if wanted is not DType.auto:
-        dtype: torch.dtype = getattr(torch, wanted.value)
-        return dtype
-    return torch.float32 if device.type == "cpu" else stored
 
 
 def _find_number(*places: tuple[Any, str]) -> int | None:
