@@ -17,6 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 import torch
+from numpy.typing import NDArray
 
 from compressor.contracts import Compressor, Estimate, EstimateRequest, Metric
 from compressor.data import Windows
@@ -28,21 +29,22 @@ from compressor.treatments import Treatments
 from compressor.values import Treatment
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 LIMIT = 1 << 30
 """Bytes that all answers may take together; those that were not read for longest go."""
 VARIABLE = "COMPRESSOR_CACHE_BYTES"
 """The environment variable that sets another limit; 0 keeps nothing."""
 PACKAGES = ("compressor", "torch", "transformers", "numpy")
+LEVEL = "level"
 ARRAYS = ("changes", "rows", "apart", "line")
 
 
 @dataclass(frozen=True)
 class Known:
-    """An answer, and the `level` that a measured one starts from: the mean of the objective's first statistic."""
+    """An answer, and the `level` `[sequence]` that a measured one starts from: the objective's first statistic."""
 
     estimates: dict[str, Estimate]
-    level: float | None = None
+    level: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ def encode(known: Known) -> bytes:
         if (array := getattr(estimate, name)) is not None
     }
     reached = [estimate.reached for estimate in known.estimates.values()]
-    return safetensors.numpy.save(arrays, {"reached": json.dumps(reached), "level": json.dumps(known.level)})
+    arrays |= {} if known.level is None else {LEVEL: np.ascontiguousarray(known.level)}
+    return safetensors.numpy.save(arrays, {"reached": json.dumps(reached)})
 
 
 def decode(content: bytes, names: Collection[str]) -> Known:
@@ -152,7 +155,7 @@ def decode(content: bytes, names: Collection[str]) -> Known:
         if changes is None:
             raise KeyError(f"{number}.changes")
         found[name] = Estimate(changes, rows, reached, apart, line)
-    return Known(found, json.loads(facts["level"]))
+    return Known(found, arrays.get(LEVEL))
 
 
 def remove_oldest(folder: Path, limit: int) -> None:

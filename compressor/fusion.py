@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import islice
 from operator import add
 from typing import Any
 
@@ -65,7 +66,7 @@ class Fusion:
             components=tuple(join_components(name, members) for name, members in self.units.items()),
             offers={
                 compressor: {
-                    name: reduce(intersect, (offers[member.name] for member in members))
+                    name: join_offers(members, [offers[member.name] for member in members])
                     for name, members in self.units.items()
                 }
                 for compressor, offers in problem.offers.items()
@@ -109,20 +110,22 @@ class Fusion:
 
     def spread(self, plan: Plan) -> dict[str, Treatment]:
         """A plan for units as one for components; each takes its own of the rows."""
-        found: dict[str, Treatment] = {}
-        for name, treatment in plan.items():
-            start = 0
-            for member in self.units[name]:
-                stop = start + member.shape[0]
-                found[member.name] = treatment if treatment.rows is None else take_rows(treatment, start, stop)
-                start = stop
-        return found
+        return {
+            member.name: part
+            for name, treatment in plan.items()
+            for member, part in zip(self.units[name], split_rows(treatment, self.units[name]), strict=True)
+        }
 
     def spread_options(
         self, options: Mapping[str, Sequence[Treatment | None]]
     ) -> dict[str, Sequence[Treatment | None]]:
-        """Each member has the options of its unit."""
-        return {member.name: chosen for name, chosen in options.items() for member in self.units[name]}
+        """Each member has the options of its unit, with its own of their rows."""
+        found: dict[str, Sequence[Treatment | None]] = {}
+        for name, chosen in options.items():
+            members = self.units[name]
+            parts = [[None] * len(members) if option is None else split_rows(option, members) for option in chosen]
+            found |= {member.name: [part[place] for part in parts] for place, member in enumerate(members)}
+        return found
 
 
 @dataclass
@@ -171,6 +174,12 @@ def join_components(name: str, members: Sequence[Component]) -> Component:
     )
 
 
+def join_offers(members: Sequence[Component], offers: Sequence[Offer]) -> Offer:
+    """What all members offer; rows only where theirs are equally long, for else the unit has none."""
+    joined = reduce(intersect, offers)
+    return joined if len({member.shape[1] for member in members}) == 1 else replace(joined, by_row=False)
+
+
 def intersect(one: Offer, other: Offer) -> Offer:
     """The amounts that both offer."""
     if one.is_range and other.is_range:
@@ -179,11 +188,13 @@ def intersect(one: Offer, other: Offer) -> Offer:
     return Offer(levels=tuple(level for level in fixed.levels if wide.contains(level)))
 
 
-def take_rows(treatment: Treatment, start: int, stop: int) -> Treatment:
-    """Some rows of a treatment that has rows."""
-    assert treatment.rows is not None
-    rows = treatment.rows[start:stop]
-    return replace(treatment, rows=rows, amount=sum(rows) / len(rows))
+def split_rows(treatment: Treatment, members: Sequence[Component]) -> list[Treatment]:
+    """The treatment of a unit for each of its members, whose rows are one after the other."""
+    if treatment.rows is None:
+        return [treatment] * len(members)
+    rows = iter(treatment.rows)
+    parts = [tuple(islice(rows, member.shape[0])) for member in members]
+    return [replace(treatment, rows=part, amount=sum(part) / len(part)) for part in parts]
 
 
 def sum_columns(parts: Sequence[Sequence[int]]) -> list[int]:

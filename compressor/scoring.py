@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compressor.calibrate import Calibration, gather
 from compressor.contracts import (
@@ -29,7 +30,7 @@ from compressor.savings import Savings
 from compressor.screening import Screen
 from compressor.sensitivity import Sensitivity
 from compressor.settings import SweepSettings
-from compressor.statistics import summarize
+from compressor.statistics import join_blocks, summarize
 from compressor.sweep import Statistics, Sweep
 from compressor.treatments import Treatments, take_product
 from compressor.trials import Trial
@@ -51,7 +52,7 @@ class Scorer:
     plans it has tried, `recalled` how many options were known from earlier runs; such answers may take `cache_bytes` on
     disk. `settings` say how the best of many trials are found, `savings` what that has saved in the round, `screen`
     what it knows of treatments, `makers` make the weights of treatments, and `made` are some of these. `levels` are the
-    means of the metrics' first statistics at the start of the round, of those that were measured.
+    metrics' first statistics at the start of the round, of the first search prefixes, as many as were measured.
     """
 
     model: Model
@@ -73,7 +74,7 @@ class Scorer:
     savings: Savings = field(default_factory=Savings)
     screen: Screen = field(default_factory=Screen)
     makers: dict[Hashable, Callable[[], Product]] = field(default_factory=dict, repr=False)
-    levels: dict[str, float] = field(default_factory=dict, repr=False)
+    levels: dict[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
     made: dict[Hashable, CompressedWeight] = field(default_factory=dict, repr=False)
 
     def calibrate(self, compressors: Iterable[str]) -> None:
@@ -140,12 +141,15 @@ class Scorer:
         known = cache.read(request) if cache else None
         if known is not None:
             self.recalled += sum(map(len, request.options.values()))
-            self.levels |= {} if known.level is None else {request.objective: known.level}
-            return known.estimates
-        answer = self.measure(request) if request.measured else self.predict(request)
-        if cache:
-            cache.write(request, Known(answer, self.levels[request.objective] if request.measured else None))
-        return answer
+        else:
+            known = self.measure(request) if request.measured else Known(self.predict(request))
+            if cache:
+                cache.write(request, known)
+        if known.level is not None:
+            whole = self.metrics[request.objective].text() is not None
+            held = self.levels.get(request.objective, np.empty(0))
+            self.levels[request.objective] = join_blocks(held, 0 if whole else request.start, known.level)
+        return known.estimates
 
     def open_cache(self, request: EstimateRequest) -> EstimateCache | None:
         """Where answers to such requests are kept; None where nothing is, or the model is no more the base."""
@@ -168,7 +172,7 @@ class Scorer:
         self.spend(sensitivity.walks(request) * PASSES_OF_WALK, request.start, request.stop)
         return answer
 
-    def measure(self, request: EstimateRequest) -> dict[str, Estimate]:
+    def measure(self, request: EstimateRequest) -> Known:
         """The same answer from a trial for each option: the difference of the objective's first statistic."""
         metrics, trials = (request.objective,), list_measured(request)
         made = [self.make_trial(plan) for plan in trials]
@@ -178,14 +182,12 @@ class Scorer:
         now, *values = (found[number][request.objective][:, 0] for number in range(len(made)))
         self.trials += len(trials)
         self.spend(len(trials), request.start, request.stop)
-        if not request.at:
-            self.levels[request.objective] = float(now.mean())
         answer, start = {}, 0
         for name, options in request.options.items():
             stop = start + len(options)
             answer[name] = Estimate(np.stack([value - now for value in values[start:stop]], axis=1))
             start = stop
-        return answer
+        return Known(answer, None if request.at else now)
 
     def spend(self, passes: float, start: int, stop: int | None) -> None:
         """Add passes over the search prefixes from `start` to `stop` to the cost of the round."""

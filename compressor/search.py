@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from compressor.accounting import amount_of, mean_amount, treated_share
 from compressor.contracts import (
     BestRequest,
@@ -171,12 +173,14 @@ class Search(Scorer):
     def compare_whole(self, singles: Mapping[str, float], statistics: Statistics) -> float | None:
         """What single treatments change, added up, by what the plan changed; from now on it is where changes start.
 
-        None where nothing got worse, or where it is not known how it was before.
+        On the prefixes of which it is known how they were before. None where nothing got worse, or it is not known.
         """
-        started, self.levels = self.levels, {name: float(rows[:, 0].mean()) for name, rows in statistics.items()}
+        started, self.levels = self.levels, {name: rows[:, 0] for name, rows in statistics.items()}
         for name, total in singles.items():
-            before = started.get(name, 0.0 if isinstance(self.metrics[name], EstimableMetric) else None)
-            if before is not None and self.metrics[name].better.sign * (change := self.levels[name] - before) < 0:
+            after, known = self.levels[name], isinstance(self.metrics[name], EstimableMetric)
+            before = started.get(name, np.zeros(len(after) if known else 0))
+            change = float((after[: len(before)] - before).sum()) / max(1, len(before))
+            if self.metrics[name].better.sign * change < 0:
                 return total / change
         return None
 

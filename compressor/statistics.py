@@ -26,6 +26,14 @@ def values_per_sequence(metric: Metric, statistics: NDArray[np.float64]) -> NDAr
     return metric.aggregate(statistics[:, None, :])
 
 
+def join_blocks(held: NDArray[np.float64], start: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`[sequence]`: what is `held` of the first sequences, and `values` of those from `start`, where these go on.
+
+    What is held stays where no more sequences come, or where some in between are not known.
+    """
+    return np.concatenate([held[:start], values]) if start <= len(held) < start + len(values) else held
+
+
 def summarize(metric: Metric, statistics: NDArray[np.float64], seed: int = 0) -> Score:
     """Aggregate `statistics` `[sequence, statistic]`; intervals by the percentile bootstrap over sequences.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,20 @@ from compressor.models import Model, load_model
 from compressor.plugins import installed
 from compressor.record import Record
 from compressor.run import Run, execute
+from compressor.search import Search
 from compressor.settings import DataSettings, ExportSettings, ModelSettings, Settings, TrackingSettings
+from compressor.sweep import Statistics
 from compressor.values import Plan
+from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Int8
+from compressor_plugins.schedules import planning
 from compressor_plugins.schedules.additivity import interpolate
 from compressor_plugins.schedules.budget import Budget, EstimateBy, Granularity
+from compressor_plugins.schedules.hulls import Array
 from compressor_plugins.schedules.uniform import Uniform
 from tests.families import save_checkpoint
 from tests.test_budget import Crossed, Uneven, play, requests_of
@@ -58,7 +64,7 @@ def test_effects_that_hurt_one_another_are_more_than_their_sum() -> None:
 def run(folder: Path, schedule: object, *compressors: Compressor) -> tuple[Record, list[Run]]:
     base = save_checkpoint("llama", folder / "base", with_tokenizer=True)
     settings = Settings(
-        metric={"kl": Kl(), "fdtm": Fdtm()},
+        metric={"kl": Kl(), "fdtm": Fdtm(), "divergent_perplexity": DivergentPerplexity()},
         compressor={compressor.name: compressor for compressor in compressors},
         schedule=schedule,
         model=ModelSettings(path=str(base)),
@@ -74,7 +80,7 @@ def run(folder: Path, schedule: object, *compressors: Compressor) -> tuple[Recor
 
 
 def measure_effect(model: Model, tokens: Tensor, prefix: int, weights: dict[str, Tensor], metric: str) -> float:
-    """Mean KL(base ‖ changed) or FDT lost, from two forward passes of the network itself."""
+    """Mean KL(base ‖ changed), FDT lost or nats per token gained, from two forward passes of the network itself."""
 
     def say() -> Tensor:
         with torch.no_grad():
@@ -86,6 +92,9 @@ def measure_effect(model: Model, tokens: Tensor, prefix: int, weights: dict[str,
     if metric == "kl":
         one, other = before.log_softmax(-1), after.log_softmax(-1)
         return float((one.exp() * (one - other)).sum(-1).mean())
+    if metric == "divergent_perplexity":
+        said = tokens[:, prefix:, None]
+        return float((before.log_softmax(-1).gather(-1, said) - after.log_softmax(-1).gather(-1, said)).mean())
     leading = (after.argmax(-1) == tokens[:, prefix:]).long().cumprod(1).sum(1).double()
     return float(leading.mean()) - (tokens.shape[1] - prefix)
 
@@ -104,6 +113,45 @@ def test_the_ratio_is_that_of_plain_forward_passes(metric: str, tmp_path: Path) 
     )
     assert whole != 0 and len(singles) == len(kept) > 3
     assert record.rounds[0].additivity == pytest.approx(sum(singles) / whole, rel=1e-3)
+
+
+@pytest.mark.parametrize(("settled", "used"), [(-1.0, 6), (float("inf"), 4)])
+def test_blocks_of_prefixes_count_as_one(
+    settled: float, used: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Estimates come by two prefixes at a time; how well the base predicts itself differs between them."""
+    monkeypatch.setattr(planning, "FIRST_PREFIXES", 2)
+    monkeypatch.setattr(planning, "SETTLED", settled)
+    metric = "divergent_perplexity"
+    schedule = Budget(bits=6.0, objective=metric, estimate=EstimateBy.measured, corrections=0)
+    record, (made,) = run(tmp_path, schedule, Int8(), Int4(group=16))
+    base = load_model(ModelSettings(path=str(tmp_path / "base")))
+    reference = made.sweeps[Prefixes.SEARCH].reference
+    weights = {name: made.model.read(name) for name in made.search.kept}
+    whole, *singles = (
+        measure_effect(base, reference.tokens[:used], reference.prefix_tokens, chosen, metric)
+        for chosen in (weights, *({name: weight} for name, weight in weights.items()))
+    )
+    assert whole > 0 and record.rounds[0].additivity == pytest.approx(sum(singles) / whole, rel=1e-3)
+
+
+def test_later_rounds_start_from_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "FIRST_PREFIXES", 2)
+    monkeypatch.setattr(planning, "SETTLED", -1.0)
+    seen: list[tuple[float, Array]] = []
+    compare = Search.compare_whole
+
+    def look(search: Search, singles: Mapping[str, float], statistics: Statistics) -> float | None:
+        seen.append((singles["kl"], statistics["kl"][:, 0]))
+        return compare(search, singles, statistics)
+
+    monkeypatch.setattr(Search, "compare_whole", look)
+    schedule = Budget([0.3, 0.6], estimate=EstimateBy.measured, corrections=0)
+    record, _ = run(tmp_path, schedule, Magnitude())
+    (first, before), (second, after) = seen
+    ratios = [step.additivity for step in record.rounds]
+    assert ratios == [pytest.approx(first / before.mean()), pytest.approx(second / (after.mean() - before.mean()))]
+    assert abs(before[4:].mean() - before.mean()) > 0.05 * before.mean()  # the last block is not the whole
 
 
 def test_it_is_told_where_it_is_known(tmp_path: Path) -> None:

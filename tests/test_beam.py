@@ -164,6 +164,59 @@ def test_it_ends_at_a_size() -> None:
         play(make_problem(4), Beam(bits=7.0), costs=[1.0] * 4)
 
 
+@settings(deadline=None, max_examples=60)
+@given(COSTS, st.floats(4.0, 16.0), st.integers(1, 4))
+def test_a_size_is_reached_though_mild_options_cost_less(costs: list[float], bits: float, width: int) -> None:
+    """Costs grow with amounts, so that a free beam would take the mildest option everywhere, which may be too much."""
+    found = play(make_problem(len(costs), Offer(levels=(0.5, 0.75))), Beam(width, "kl", bits=bits), costs=costs)
+    parameters = {component.name: component.parameters for component in found.problem.components}
+    removed = sum(parameters[name] * treatment.amount for name, treatment in found.kept.items())
+    assert 16 - 16 * removed / sum(parameters.values()) <= bits + 1e-9
+    assert len(kept(found).notes) == 1
+    assert all(len(plan) == depth for depth, request in enumerate(asked(found), 1) for plan in request.trials)
+
+
+@dataclass
+class Growing(Additive):
+    """Treatments of some components take twice as much as none, as groups may that a narrow matrix does not fill."""
+
+    grown: Sequence[str] = ()
+
+    def size(self, name: str, treatment: Treatment | None) -> int:
+        size = super().size(name, None)
+        return 2 * size if treatment and name in self.grown else super().size(name, treatment)
+
+
+@pytest.mark.parametrize(("bits", "treated"), [(12.0, [0, 1, 2, 3]), (9.5, [1, 2, 3]), (8.8, [1, 2, 3])])
+def test_what_grows_is_left_alone_where_the_size_needs_it(bits: float, treated: list[int]) -> None:
+    growing = Growing(make_problem(4), grown=["layers.0.q"], costs=[0.1, 1.0, 2.0, 3.0])
+    growing.play(Beam(1, "kl", bits=bits))
+    assert [*growing.kept] == [f"layers.{index}.q" for index in treated]
+    every = Growing(make_problem(1), grown=["layers.0.q"], costs=[1.0])
+    every.play(Beam(1, "kl", bits=16.0))
+    assert every.kept == {} and kept(every).notes[0].endswith("; any treatment would take more bits.")
+
+
+def test_a_size_that_leaves_room_changes_no_trial() -> None:
+    problem, costs = make_problem(4), [3.0, 1.0, 2.0, 4.0]
+    limited, free = (play(problem, Beam(2, "kl", bits=bits), costs=costs) for bits in (8.0, None))
+    assert [request.trials for request in asked(limited)] == [request.trials for request in asked(free)]
+
+
+@pytest.mark.parametrize(
+    ("ends", "stored", "fix"),
+    [
+        ({"count": 2}, "13.6", "loosen `schedule.count`, or"),
+        ({"floor": 0.1}, "16", "loosen `schedule.floor`, or"),
+        ({"count": 3, "floor": 2.0}, "13.6", "loosen `schedule.count` or `.floor`, or"),
+    ],
+)
+def test_a_size_that_is_not_reached_is_told(ends: Mapping[str, Any], stored: str, fix: str) -> None:
+    found = play(make_problem(4), Beam(1, "kl", bits=9.0, **ends), costs=[1.0, 2.0, 3.0, 4.0])
+    _, note = kept(found).notes
+    assert note == f"9 bits per weight were not reached: the beam ended at {stored}; {fix} use schedule=budget."
+
+
 def test_every_option_of_every_compressor_is_tried() -> None:
     problem = make_problem(2)
     both = {"int8": problem.offers["int8"], "prune": {name: Offer() for name in problem.offers["int8"]}}

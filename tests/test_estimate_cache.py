@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import safetensors.torch
+from numpy.typing import NDArray
 
 from compressor import estimate_cache
 from compressor.contracts import Estimate, EstimateRequest
@@ -34,6 +35,7 @@ from compressor.settings import (
     SweepSettings,
     TrackingSettings,
 )
+from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.margin_noise import MarginNoise
@@ -42,6 +44,7 @@ from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.gptq import Gptq
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Int8
+from compressor_plugins.schedules import planning
 from compressor_plugins.schedules.budget import Budget, EstimateBy, Granularity
 from tests.families import save_checkpoint
 
@@ -134,6 +137,19 @@ def test_another_budget_asks_nothing_of_single_components(case: str, corrections
     (note,) = [note for note in record.notes if "came from the cache" in note]
     assert note.startswith(f"What {sum(map(len, asked[0].options.values()))} options do alone")
     assert "came from the cache" in (runs.folder / "second" / "report.html").read_text()
+
+
+def test_blocks_of_prefixes_are_recalled_with_where_they_start(runs: Runs) -> None:
+    runs.patch.setattr(planning, "FIRST_PREFIXES", 2)
+    runs.patch.setattr(planning, "SETTLED", -1.0)
+    schedule = Budget(bits=6.0, objective="divergent_perplexity", estimate=MEASURED, corrections=0)
+    ratios = []
+    for name in ("first", "again"):
+        metric = {"divergent_perplexity": DivergentPerplexity()}
+        record = runs.run(name, schedule, Int8(), Int4(group=16), metric=metric, data={"prefixes": 6})
+        ratios.append(record.rounds[0].additivity)
+        assert len(runs.asked) == (3 if name == "first" else 0) and len(runs.files) == 3
+    assert ratios[0] is not None and ratios[0] == ratios[1]
 
 
 def test_only_the_base_is_remembered(runs: Runs) -> None:
@@ -281,8 +297,8 @@ def test_the_limit_is_a_number_and_nothing_turns_it_off(limit: str, runs: Runs) 
     assert not runs.files
 
 
-@pytest.mark.parametrize("level", [None, 0.1 + 0.2, -1e-300])
-def test_answers_come_back_bit_for_bit(level: float | None) -> None:
+@pytest.mark.parametrize("level", [None, np.array([0.1 + 0.2, -1e-300, -0.0]), np.arange(6.0).reshape(3, 2)[:, 1]])
+def test_answers_come_back_bit_for_bit(level: NDArray[np.float64] | None) -> None:
     generator = np.random.default_rng(0)
     changes, line = generator.standard_normal((2, 3, 5))
     known = Known(
@@ -293,7 +309,8 @@ def test_answers_come_back_bit_for_bit(level: float | None) -> None:
         level,
     )
     found = decode(encode(known), ["a", "b"])
-    assert found.level == level
+    assert (found.level is None) == (level is None)
+    assert found.level is None or level is None or found.level.tobytes() == level.tobytes()
     for name, estimate in known.estimates.items():
         for one, other in zip(dataclasses.astuple(estimate), dataclasses.astuple(found.estimates[name]), strict=True):
             if isinstance(one, np.ndarray):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from compressor.contracts import (
     ScoreRequest,
     SizeRequest,
 )
+from compressor.errors import ConfigError
 from compressor.fusion import FusedSchedule, fuse, name_unit
 from compressor.models import load_model
 from compressor.plugins import installed
@@ -35,9 +37,11 @@ from compressor.settings import (
 from compressor.testing.rehearsal import Rehearsal
 from compressor.values import Component, Offer, Treatment
 from compressor_plugins.metrics.fdtm import Fdtm
+from compressor_plugins.metrics.kl import Kl
+from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.schedules.beam import Beam
-from compressor_plugins.schedules.budget import Budget
+from compressor_plugins.schedules.budget import Budget, Granularity
 from compressor_plugins.schedules.evolution import Evolution
 from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
@@ -51,7 +55,7 @@ RANGE, LEVELS = Offer(by_row=True), Offer(levels=(0.5, 0.75))
 SCHEDULES: dict[str, tuple[Schedule, Offer]] = {
     "uniform": (Uniform(targets=[0.3, 0.5]), RANGE),
     "budget": (Budget(targets=[0.4], objective="kl"), RANGE),
-    "budget by row": (Budget(targets=[0.4], objective="kl", granularity="row"), RANGE),  # type: ignore[arg-type]
+    "budget by row": (Budget(targets=[0.4], objective="kl", granularity=Granularity.row), RANGE),
     "budget of levels": (Budget(targets=[0.6], objective="kl"), LEVELS),
     "Algorithm 1": (FdtAllocation(targets=[0.3, 0.5]), RANGE),
     "global": (GlobalThreshold(targets=[0.5]), RANGE),
@@ -95,6 +99,7 @@ def test_whatever_a_schedule_decides_holds_for_the_whole_unit(case: str) -> None
             assert all(treatment == chosen[0] for treatment in chosen), case
         else:
             assert all((treatment is None) == (chosen[0] is None) for treatment in chosen)
+            assert all(treatment.rows is not None for treatment in chosen if treatment)
             given = [(t.rows, m) for t, m in zip(chosen, members, strict=True) if t is not None and t.rows is not None]
             assert all(len(rows) == member.shape[0] for rows, member in given)
 
@@ -165,6 +170,55 @@ def test_rows_go_to_their_members() -> None:
         assert treatment.rows and treatment.amount == pytest.approx(np.mean(treatment.rows))
 
 
+def test_rows_of_options_go_to_their_members_too() -> None:
+    fusion = fuse(list_components(1))
+    rows = [tuple(np.linspace(0, last, 16).tolist()) for last in (0.5, 1.0)]
+    options = {"model.layers.0.self_attn.qkv": [None, *(Treatment("a", sum(r) / 16, rows=r) for r in rows)]}
+    for request in (EstimateRequest(options, "kl", by_row=True), SizeRequest(options)):
+        expanded = fusion.expand(request)
+        assert isinstance(expanded, EstimateRequest | SizeRequest)
+        found = dict(zip("qkv", expanded.options.values(), strict=True))
+        assert [choices[0] for choices in found.values()] == [None] * 3
+        for place, expected in enumerate(rows, 1):
+            parts = {kind: choices[place] for kind, choices in found.items()}
+            assert {kind: part and part.rows for kind, part in parts.items()} == {
+                "q": expected[:8],
+                "k": expected[8:12],
+                "v": expected[12:],
+            }
+            assert all(part and part.amount == pytest.approx(np.mean(part.rows or ())) for part in parts.values())
+
+
+def list_experts(hidden: int, inner: int) -> tuple[Component, ...]:
+    shapes = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
+    return tuple(
+        Component(f"model.layers.0.mlp.experts.{number}.{kind}_proj", kind, 0, shape, 16)
+        for number in range(2)
+        for kind, shape in shapes.items()
+    )
+
+
+def test_rows_of_several_lengths_are_refused_and_equal_ones_work() -> None:
+    budget = Budget(targets=[0.4], objective="kl", granularity=Granularity.row)
+    others = tuple(list_components(1))
+    for inner, works in ((8, True), (12, False)):
+        components = (*others, *list_experts(8, inner))
+        offers = {"a": {component.name: RANGE for component in components}}
+        problem = replace(make_problem(RANGE), components=components, offers=offers)
+        assert {offer.by_row for offer in fuse(components).problem(problem).offers["a"].values()} == {True, works}
+        if works:
+            rehearsal = Rehearsal(problem)
+            rehearsal.play(FusedSchedule(budget))
+            rows = {c.name: treatment.rows for c in components if (treatment := rehearsal.kept.get(c.name))}
+            assert all(len(rows[c.name] or ()) == c.shape[0] for c in components)
+        else:
+            with pytest.raises(
+                ConfigError, match=r"per row, got a, and in `model\.layers\.0\.mlp\.experts` rows of"
+            ) as caught:
+                Dialogue(FusedSchedule(budget), problem)
+            assert str(caught.value).isprintable() and "or components.fuse=false" in str(caught.value)
+
+
 def test_offers_are_what_all_members_have() -> None:
     problem = make_problem(RANGE)
     first = problem.components[0].name
@@ -227,3 +281,20 @@ def test_a_schedule_that_repeats_sees_every_component(tmp_path: Path) -> None:
     assert len(treated) == 3
     whole = [c.name for c in list_components() if name_unit(c) in treated]
     assert sorted(plans[0]) == sorted(whole)
+
+
+def test_a_budget_of_rows_runs_on_fused_components(tmp_path: Path) -> None:
+    settings = Settings(
+        metric={"kl": Kl()},
+        compressor={"magnitude": Magnitude()},
+        schedule=Budget([0.4], corrections=2, granularity=Granularity.row),
+        data=DataSettings(prefixes=4, proof_prefixes=2, prefix_tokens=6, continuation_tokens=8),
+        model=ModelSettings(path=str(save_checkpoint("llama", tmp_path / "llama"))),
+        components=ComponentSettings(fuse=True),
+        export=ExportSettings(verify=False),
+        tracking=TrackingSettings(backend="none"),  # type: ignore[arg-type]
+    )
+    record = execute(settings, installed(), tmp_path, {}, "compressor run")
+    assert 0.4 <= record.rounds[0].amount < 0.4 + 1 / 32  # whole weights of rows of 32 and 48
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert len(plan) == 14 and all(treatment["rows"] for treatment in plan.values())

@@ -9,8 +9,9 @@ from compressor.contracts import Best, BestRequest, KeepRequest, Problem, Schedu
 from compressor.errors import ConfigError
 from compressor.values import Plan, Scores, Treatment
 
-from .moves import State, list_moves, measure_storage
+from .moves import State, list_moves
 from .rankers import Statistic, check_ranker
+from .storage import Storage, measure_storage
 
 
 @dataclass
@@ -23,9 +24,10 @@ class Beam(Schedule):
     A compressor with fixed levels has each as an option, one that offers a range has `amount`. Plans are ranked by a
     `statistic` of the metric `ranker`; a width of 1 is greedy. It ends at `count` components, before the statistic gets
     worse than `floor`, at the first depth whose best plan takes at most `bits` packed bits per weight of components,
-    or when every component is treated, whichever comes first. No plan can be expected to do better than the smaller
-    ones inside it: the worst of their scores is the bound that it is asked about with. The best plan of every depth is
-    kept as a curve, with the one that falls below the floor.
+    or when every component is treated, whichever comes first. Plans that no further treatment brings down to `bits` are
+    left out, so that only `count` and `floor` can end a beam above it; a note says so. No plan can be expected to do
+    better than the smaller ones inside it: the worst of their scores is the bound that it is asked about with. The best
+    plan of every depth is kept as a curve, with the one that falls below the floor.
 
     Deiseroth et al., "Divergent Token Metrics", NAACL 2024; a width of 10 and the FDT75 are theirs.
     """
@@ -50,9 +52,12 @@ class Beam(Schedule):
         if self.bits is not None:
             storage = measure_storage(problem, moves, (yield SizeRequest(moves.options)), self.bits)
         beam, known, curve = [0], dict[State, float](), list[Waypoint]()
-        best, reason = dict[str, Treatment](), ""
+        best, reason, final = dict[str, Treatment](), "", 0
         for _ in range(depths):
-            states = moves.extend(beam)
+            states = [state for state in moves.extend(beam) if not storage or storage.allows(state)]
+            if not states:
+                reason = "; any treatment would take more bits"
+                break
             plans = [moves.plan(state) for state in states]
             bounds = [moves.bound(state, known, better) for state in states]
             answer: Best = yield BestRequest(plans, self.ranker, self.width, self.statistic.value, bounds)
@@ -63,11 +68,14 @@ class Beam(Schedule):
             if self.floor is not None and not better.sign * (value - self.floor) >= 0:
                 reason = f"; with one more it would be {value:.4g}, worse than the floor of {self.floor:g}"
                 break
-            best = plans[answer.chosen[0]]
+            best, final = plans[answer.chosen[0]], beam[0]
             if storage and storage.mean(beam[0]) <= storage.limit:
                 reason = f"; they take {storage.mean(beam[0]):.4g} bits per weight"
                 break
-        yield KeepRequest(best, notes=[self._describe(problem, best, curve) + reason + "."], curve=curve, last=True)
+        notes = [self._describe(problem, best, curve) + reason + "."]
+        if storage and storage.mean(final) > storage.limit:
+            notes.append(self._tell_missed(storage, final))
+        yield KeepRequest(best, notes=notes, curve=curve, last=True)
 
     def _read(self, scores: Scores) -> float:
         return scores[self.ranker].statistic(self.statistic.value)
@@ -86,6 +94,14 @@ class Beam(Schedule):
         if self.bits is not None and not (math.isfinite(self.bits) and self.bits > 0):
             raise ConfigError(f"`schedule.bits` must be above 0, got {self.bits:g}; give the mean over weights")
         return self.count or every
+
+    def _tell_missed(self, storage: Storage, final: State) -> str:
+        """That `bits` were not reached, which only `count` and `floor` prevent."""
+        given = [name for name in ("count", "floor") if getattr(self, name) is not None]
+        return (
+            f"{storage.limit:g} bits per weight were not reached: the beam ended at {storage.mean(final):.4g}; "
+            f"loosen `schedule.{'` or `.'.join(given)}`, or use schedule=budget."
+        )
 
     def _describe(self, problem: Problem, best: Plan, curve: Sequence[Waypoint]) -> str:
         """What was kept, for a person."""

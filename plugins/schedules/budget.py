@@ -103,11 +103,14 @@ class Budget(Schedule):
             self._check_rows(problem)
 
     def _check_rows(self, problem: Problem) -> None:
-        every = (offer for offers in problem.offers.values() for offer in offers.values())
-        if len(problem.offers) != 1 or not all(offer.by_row and offer.is_range for offer in every):
+        without = {n for offers in problem.offers.values() for n, o in offers.items() if not (o.by_row and o.is_range)}
+        if len(problem.offers) != 1 or without:
+            mixed = next((c.name for c in problem.components if c.name in without and c.shape[1] == 1), None)
+            fused = f", and in `{mixed}` rows of several lengths are fused" if mixed else ""
             raise ConfigError(
                 f"`schedule.granularity=row` needs one compressor that takes amounts per row, got "
-                f"{', '.join(problem.offers)}; use compressor=magnitude, or granularity=matrix"
+                f"{', '.join(problem.offers)}{fused}; use compressor=magnitude, or granularity=matrix"
+                f"{', or components.fuse=false' if mixed else ''}"
             )
         if self.estimate is EstimateBy.measured or self.bits is not None or self.bytes is not None:
             raise ConfigError(

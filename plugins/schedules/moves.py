@@ -1,6 +1,5 @@
 """What a beam search may do next: each component, untreated, takes one of its options. Plans are sets of moves."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -90,30 +89,3 @@ def list_moves(problem: Problem, amount: float | None) -> Moves:
             f"`schedule.amount` is for compressors that offer a range, got {amount:g} for {names}; leave it out"
         )
     return Moves(tuple(found))
-
-
-@dataclass(frozen=True)
-class Storage:
-    """Packed bits of all components as they are, and by how much each move changes them; `limit` is per weight."""
-
-    untreated: int
-    changes: Sequence[int]
-    parameters: int
-    limit: float
-
-    def mean(self, state: State) -> float:
-        """Packed bits per weight of a plan."""
-        return (self.untreated + sum(bits for i, bits in enumerate(self.changes) if state >> i & 1)) / self.parameters
-
-
-def measure_storage(problem: Problem, moves: Moves, sizes: Mapping[str, Sequence[int]], limit: float) -> Storage:
-    """From the bits of `moves.options`; raises ConfigError where no plan takes as little as `limit` per weight."""
-    parameters = sum(component.parameters for component in problem.components)
-    least = sum(min(bits) for bits in sizes.values()) / parameters
-    if least > limit:
-        raise ConfigError(
-            f"`schedule.bits` asks for {limit:g} per weight, {', '.join(problem.offers)} stores at least "
-            f"{math.ceil(least * 1e4) / 1e4:g}, scales counted; ask for more"
-        )
-    changes = [option - sizes[name][0] for name in moves.options for option in sizes[name][1:]]
-    return Storage(sum(bits[0] for bits in sizes.values()), changes, parameters, limit)
