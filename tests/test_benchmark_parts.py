@@ -8,6 +8,7 @@ import torch
 
 from compressor.statistics import draw_resamples
 from compressor.walk import checkpointed
+from tests.benchmarks.allocation_page import render_page
 from tests.benchmarks.asking import ask_peer
 from tests.benchmarks.int8share import Ordered, cumulate, describe_last, find_share
 from tests.benchmarks.keeping import Keep
@@ -90,3 +91,18 @@ def test_who_cannot_be_asked_is_left_out(tmp_path: Path, capsys: pytest.CaptureF
     assert "nobody is left out: there is no" in capsys.readouterr().err
     assert ask_peer("nothing", "here", None, {}) is None
     assert "here is left out: exit 1: " in capsys.readouterr().err
+
+
+def test_a_page_of_tables_says_numbers_in_three_digits() -> None:
+    scores = {"fdtm": [12.345], "sdtm": [4.0], "kl": [0.01234], "perplexity": [123.4]}
+    rows = [
+        {"model": "m", "budget": "20% sparsity", "method": "first", "seeds": 2, "passes": 4.4, **scores},
+        {"model": "m", "budget": "20% sparsity", "method": "second", "seeds": 2, "passes": 85.0, **scores}
+        | {"sdtm − first": [-0.126, -0.2, 0.05], "kl − first": [-0.00014, -0.0002, 0.0]},
+    ]
+    lines = render_page(rows).splitlines()
+    assert lines[lines.index("## m, 20 % sparsity") + 2] == "2 seeds."
+    assert lines[-2] == "| first | 4 | 12.3 | 4.00 | 0.0123 | 123 | – | – |"
+    assert lines[-1] == (
+        "| second | 85 | 12.3 | 4.00 | 0.0123 | 123 | −0.13 (−0.20 … +0.05) | −0.0001 (−0.0002 … +0.0000) |"
+    )

@@ -73,7 +73,6 @@ NARROW = {
     "float32 phi3 in float16": ("phi3", torch.float32, DType.float16),
 }
 """Family, dtype of the checkpoint, dtype that is scored."""
-SCALES = {"float32 phi3 in float16": torch.float16}
 
 
 @dataclass
@@ -179,6 +178,7 @@ def test_integers_lie_packed_on_disk(shipped: dict[str, Shipped], case: str) -> 
     one = shipped[case]
     stored, paths = one.stored, {id(module): path for path, module in one.model.network.named_modules()}
     assert bool(one.exported.packed) == (case not in DENSE)
+    half = torch.float16 if one.model.dtype is torch.float16 else torch.bfloat16
     for name, slot in one.model.slots.items():
         path, grid = paths[id(slot.owner)], one.grids.get(name)
         if name not in one.exported.packed:
@@ -189,7 +189,7 @@ def test_integers_lie_packed_on_disk(shipped: dict[str, Shipped], case: str) -> 
         assert grid is not None
         packed, (out, width) = stored[f"{path}.weight_packed"], slot.parameter.shape
         assert (packed.dtype, packed.shape) == (torch.int32, (out, -(-width * grid.bits // 32)))
-        assert stored[f"{path}.weight_scale"].dtype == grid.scales.dtype == SCALES.get(case, torch.bfloat16)
+        assert stored[f"{path}.weight_scale"].dtype == grid.scales.dtype == half
         assert stored[f"{path}.weight_shape"].tolist() == [out, width]
         assert f"{path}.weight_zero_point" not in stored
         size = 8 * sum(tensor.nbytes for key, tensor in stored.items() if key.startswith(f"{path}.weight_"))

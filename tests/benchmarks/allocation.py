@@ -38,13 +38,12 @@ from compressor.values import Plan, Treatment
 from compressor_plugins.schedules import amounts
 
 from .allocation_methods import BUDGETS, GROUPS, PREFIXES, PRUNING, Group, Method
-from .allocation_page import render_page
+from .allocation_page import SHOWN, render_page
 from .heuristics import charge_options
 from .keeping import Keep
 from .runs import MODELS, open_run
 
 METRICS = ("fdtm", "sdtm", "kl", "perplexity", "margin_noise")
-SHOWN = ("fdtm", "sdtm", "kl", "perplexity")
 
 
 @dataclass
@@ -125,7 +124,7 @@ def adapt_budget(run: Run, budget: float) -> float:
 
 def describe_rows(found: Mapping[Key, Measured]) -> Iterator[dict[str, Any]]:
     """One row per model, budget and method: value and interval of each metric, and the paired difference."""
-    metrics = {name: installed().metrics[name]() for name in SHOWN}
+    metrics = {name: installed().metrics[name]() for name in SHOWN.values()}
     for model, text in dict.fromkeys((model, text) for model, text, _, _ in found):
         baseline = next(group.baseline for group in GROUPS if text in group.budgets)
         for method in dict.fromkeys(name for m, t, name, _ in found if (m, t) == (model, text)):
@@ -144,9 +143,8 @@ def describe_rows(found: Mapping[Key, Measured]) -> Iterator[dict[str, Any]]:
 
 
 def choose_seeds(found: Mapping[Key, Measured]) -> dict[Key, Measured]:
-    """What belongs to seeds on which every method of a case was measured, in the order of the declarations."""
-    models = dict.fromkeys(key[0] for key in sorted(found, key=lambda key: list(MODELS).index(key[0])))
-    seeds = sorted({key[3] for key in found})
+    """What belongs to seeds on which every method of a case was measured, by model and budget."""
+    models, seeds = dict.fromkeys(key[0] for key in found), sorted({key[3] for key in found})
     chosen: dict[Key, Measured] = {}
     for model, group in itertools.product(models, GROUPS):
         for text in group.budgets:

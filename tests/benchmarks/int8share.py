@@ -18,7 +18,7 @@ the others, and Spearman's correlation with the place in the order, all seeds to
 import argparse
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,15 @@ from numpy.typing import NDArray
 from scipy.stats import kurtosis, spearmanr
 
 from compressor.calibrate import gather
-from compressor.contracts import Prefixes, ScoreRequest
+from compressor.contracts import Prefixes
 from compressor.run import Run
 from compressor.values import Treatment
 from compressor_plugins.quantization.int8 import Granularity, Int8
-from compressor_plugins.schedules.beam import Beam
-from compressor_plugins.schedules.rankers import Statistic
 
 from .keeping import Keep
-from .rankers import ORDERS, search_greedily
+from .rankers import ORDERS, measure_singles, rank
 from .runs import MODELS, open_run
 
-GREEDY = Beam(width=1, ranker="fdtm", statistic=Statistic.mean)
 DEPTHS = 21
 """At most so many plans are scored."""
 LEAST = 0.9
@@ -62,20 +59,14 @@ class Ordered:
 def measure_order(run: Run, order: str) -> Ordered:
     components = run.model.components
     treated = {name: Treatment("int8", 1 - 8 / component.stored_bits) for name, component in components.items()}
-    names = search_greedily(run, GREEDY) if order == "greedy" else sort_by_cost(run, treated)
+    singles = None if order == "greedy" else measure_singles(run, treated, ["KL"])
+    names = rank(run, treated, "FDT" if singles is None else "KL", singles, len(treated))
     depths = sorted({round(depth) for depth in np.linspace(1, len(names), min(len(names), DEPTHS))})
     trials = [run.search.make_trial({name: treated[name] for name in names[:depth]}) for depth in depths]
     found = run.sweeps[Prefixes.PROOF].score_all(trials, ["fdtm"])
     parameters = {name: component.parameters for name, component in components.items()}
     leading = np.stack([statistics["fdtm"][:, 0] for statistics in found])
     return Ordered(names, depths, parameters, leading, measure_outliers(run))
-
-
-def sort_by_cost(run: Run, treated: Mapping[str, Treatment]) -> list[str]:
-    """The components by the KL that the treatment of each costs alone, the least first."""
-    scores = run.search.answer(ScoreRequest([{name: treatment} for name, treatment in treated.items()], ["kl"]))
-    costs = {name: score["kl"].mean for name, score in zip(treated, scores, strict=True)}
-    return sorted(costs, key=lambda name: costs[name])
 
 
 def measure_outliers(run: Run) -> dict[str, dict[str, float]]:

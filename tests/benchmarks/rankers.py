@@ -14,7 +14,7 @@ what each does alone come from the same trials, scored by every metric at once.
 import argparse
 import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -100,9 +100,9 @@ def rank(run: Run, treatments: Mapping[str, Treatment], ranker: str, singles: Si
     return sorted(singles, key=lambda name: -sign * singles[name][metric].statistic(statistic.value))
 
 
-def measure_singles(run: Run, treatments: Mapping[str, Treatment]) -> Singles:
-    """What each treatment does alone, by every metric at once."""
-    metrics = list(dict.fromkeys(metric for metric, _ in SCORED.values()))
+def measure_singles(run: Run, treatments: Mapping[str, Treatment], rankers: Iterable[str]) -> Singles:
+    """What each treatment does alone, by the metrics of all these rankers at once."""
+    metrics = list(dict.fromkeys(SCORED[ranker][0] for ranker in rankers))
     scores = run.search.answer(ScoreRequest([{name: t} for name, t in treatments.items()], metrics))
     return dict(zip(treatments, scores, strict=True))
 
@@ -146,7 +146,7 @@ def measure_seed(model: str, kind: str, seed: int, options: argparse.Namespace, 
                 for component in run.model.components.values()
             }
             began = time.process_time()
-            singles = measure_singles(run, treatments) if options.order == "single" else None
+            singles = measure_singles(run, treatments, SCORED) if options.order == "single" else None
             seconds = time.process_time() - began
             for ranker in missing:
                 chosen = measure_ranker(run, treatments, ranker, singles)
