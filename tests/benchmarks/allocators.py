@@ -12,6 +12,7 @@ everybody computes in float32. Differences are paired by prefix.
 `passes` is what a search costs, by a hook in every layer: a forward pass over a token counts 1, a backward pass 2, over
 all tokens and layers of the 64 sequences. Those of `budget` hold the pass in which the base's distribution was
 remembered, and are a mean over the budgets, for each of which it searches anew; others score once for all budgets.
+`deep` is a Llama of 32 layers with random weights: as many matrices as Llama-2-7B has, for the cost alone, on one seed.
 Packages of others are looked for in FOLDER/modelopt and FOLDER/auto-round, environments of their own with
 `nvidia-modelopt`, `auto-round` and transformers, else in this one; who cannot be had is left out.
 """
@@ -19,10 +20,13 @@ Packages of others are looked for in FOLDER/modelopt and FOLDER/auto-round, envi
 import argparse
 import functools
 import itertools
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from transformers import AutoTokenizer
 
 from compressor.contracts import KeepRequest, Prefixes
 from compressor.sweep import Statistics
@@ -30,9 +34,9 @@ from compressor_plugins.schedules.budget import Budget
 
 from .asking import ask_peer
 from .keeping import Keep
-from .mixed import FORMATS, Case, open_case
+from .mixed import FORMATS, Case, locate, open_case
 from .peers.task import Allocation, counted, read_answer
-from .runs import MODELS
+from .runs import MODELS, make_random
 from .scores import METRICS, compare, describe
 
 CORRECTIONS = {"budget": 6, "budget, one pass": 0}
@@ -41,6 +45,7 @@ PEERS = {"modelopt": "modelopt", "auto-round": "autoround"}
 """Environment -> script."""
 NAMES = {"kl_div": "ModelOpt kl_div", "gradient": "ModelOpt gradient", "AutoScheme": "AutoRound AutoScheme"}
 GRAINS = ("matrix", "fused")
+DEEP = "deep"
 
 
 @dataclass
@@ -105,12 +110,21 @@ def measure_seed(model: str, grain: str, seed: int, options: argparse.Namespace,
         searches[environment] = functools.partial(search_there, environment, options.environments)
     missing = [name for name in searches if (*setting, name) not in keep]
     if missing:
-        with open_case(model, grain == "fused", seed, options.bits, options.prefixes, options.proof) as case:
-            for name in missing:
-                if found := searches[name](case):
-                    keep[*setting, name] = found
+        with tempfile.TemporaryDirectory() as scratch:
+            source = make_deep(scratch) if model == DEEP else model
+            with open_case(source, grain == "fused", seed, options.bits, options.prefixes, options.proof) as case:
+                for name in missing:
+                    if found := searches[name](case):
+                        keep[*setting, name] = found
     kept = [keep[*setting, name] for name in searches if (*setting, name) in keep]
     return {method: found for answers in kept for method, found in answers.items()}
+
+
+def make_deep(folder: str) -> str:
+    """`folder`, with a model of 224 small matrices in it."""
+    make_random(folder, layers=32, width=64)
+    AutoTokenizer.from_pretrained(locate("tiny")).save_pretrained(folder)
+    return folder
 
 
 def describe_rows(seeds: list[dict[str, Found]], budgets: list[float]) -> Iterator[dict[str, Any]]:
@@ -135,7 +149,7 @@ def describe_rows(seeds: list[dict[str, Found]], budgets: list[float]) -> Iterat
 
 def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--models", nargs="*", default=[*MODELS, DEEP])
     parser.add_argument("--grains", nargs="*", default=list(GRAINS), choices=GRAINS)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--bits", nargs="*", type=float, default=[4.5, 5.5, 6.5])
@@ -146,6 +160,7 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     options = parser.parse_args(arguments)
     keep = Keep(options.keep)
     for model, grain in itertools.product(options.models, options.grains):
-        seeds = [measure_seed(model, grain, seed, options, keep) for seed in options.seeds]
+        chosen = options.seeds[:1] if model == DEEP else options.seeds
+        seeds = [measure_seed(model, grain, seed, options, keep) for seed in chosen]
         for row in describe_rows(seeds, options.bits):
             yield {"model": model, "grain": grain, **row}

@@ -38,7 +38,7 @@ def find_model(name: str) -> str | None:
 
 
 def make_random(folder: str, layers: int, width: int, context: int = 512) -> int:
-    """Bytes of a Llama with random weights; 12 layers of width 640 are 63 million."""
+    """Bytes of a Llama with random weights, 7 matrices a layer; 12 layers of width 640 are 63 million."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
