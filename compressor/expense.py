@@ -56,8 +56,8 @@ class Rates:
 class Outlook:
     """What is expected of a run of `search` whose result goes to `folder`.
 
-    What is treated is saved in the dtype `saved`. `rates` are None where no probe was worth its time, `memory` where
-    the system does not say.
+    What is treated is saved in the dtype `saved`, and the model `copies` times. `rates` are None where no probe was
+    worth its time, `memory` where the system does not say.
     """
 
     search: Search
@@ -66,6 +66,7 @@ class Outlook:
     saved: torch.dtype
     rates: Rates | None
     memory: Memory | None
+    copies: int = 1
 
     @property
     def expense(self) -> Expense:
@@ -95,12 +96,12 @@ class Outlook:
         return max(2 * chosen.itemsize * work.changed, walk, export)
 
     def count_disk(self) -> int:
-        """Bytes of the saved model, of the reference and of the lines of scores."""
+        """Bytes of all copies of the saved model, of the reference and of the lines of scores."""
         model, tokens = self.search.model, self.search.sweeps[Prefixes.PROOF].reference.tokens
         every = sum(component.parameters for component in model.components.values())
         wider = self.saved.itemsize - model.stored_dtype.itemsize
         saved = model.stored_bytes + wider * (self.work.kept if self.work.whole else every)
-        return saved + tokens.nbytes + LINE * self.work.lines + TREATMENT * self.work.treatments
+        return self.copies * saved + tokens.nbytes + LINE * self.work.lines + TREATMENT * self.work.treatments
 
     def check(self) -> None:
         """Raise ConfigError where the run cannot fit on the disk or into memory; it says what would."""
@@ -130,8 +131,8 @@ class Outlook:
         return f"set model.dtype=bfloat16, which needs {format_bytes(needed)}"
 
 
-def look_ahead(search: Search, schedule: Schedule, folder: Path) -> Outlook | None:
-    """What to expect of a search by this schedule; None where that cannot be rehearsed."""
+def look_ahead(search: Search, schedule: Schedule, folder: Path, copies: int = 1) -> Outlook | None:
+    """What to expect of a search by this schedule whose result is saved in so many forms; None without a rehearsal."""
     layers = len(find_layers(search.model.network)[1])
     shares = search.sweeps[Prefixes.SEARCH].mode is not SweepMode.plain
     tally = Tally(fold_rows(search.describe_problem()), layers=layers, shares=shares)
@@ -139,7 +140,7 @@ def look_ahead(search: Search, schedule: Schedule, folder: Path) -> Outlook | No
         return None
     rates = probe(search, tuple(schedule.ranks_by()) or tuple(search.metrics), tally)
     saved = find_saved_dtype(search)
-    return Outlook(search, folder, tally.work, saved, rates, read_memory(search.model.device))
+    return Outlook(search, folder, tally.work, saved, rates, read_memory(search.model.device), copies)
 
 
 def find_saved_dtype(search: Search) -> torch.dtype:

@@ -140,13 +140,26 @@ class VerificationRecord:
 
 
 @dataclass
+class FileRecord:
+    """A file beside the saved model: its bytes, how many components are packed in it; None was not verified."""
+
+    bytes: int
+    packed: int
+    verification: VerificationRecord | None = None
+
+
+@dataclass
 class ExportRecord:
-    """How the model is saved: the format, how many components are packed in it; None was not verified."""
+    """How the model is saved: the format, how many components are packed in it; None was not verified.
+
+    `gguf` is model.gguf, if there is one.
+    """
 
     format: str
     dtype: str
     packed: int
     verification: VerificationRecord | None = None
+    gguf: FileRecord | None = None
 
 
 @dataclass
@@ -191,6 +204,7 @@ def collect_versions() -> dict[str, str]:
         "safetensors",
         "wandb",
         "compressed-tensors",
+        "gguf",
     )
     versions = {"python": platform.python_version()}
     for name in names:

@@ -19,6 +19,7 @@ from compressor.progress import Progress, Silent, watch
 from compressor.record import (
     ExpenseRecord,
     ExportRecord,
+    FileRecord,
     MetricRecord,
     Record,
     VerificationRecord,
@@ -79,6 +80,8 @@ class Run:
         export.check_format(settings.export.format)
         bench = self.bench = open_workbench(settings, self.plugins, settings.schedule.ranks_by(), self.progress)
         self.model, self.metrics, self.sweeps = bench.model, bench.metrics, bench.sweeps
+        if settings.export.gguf:
+            export.check_gguf(self.model)
         self.record.metrics = {name: MetricRecord.of(metric) for name, metric in self.metrics.items()}
         self.record.base = {"parameters": self.model.base_parameters, "bytes": self.model.stored_bytes}
         self.search = bench.make_search(
@@ -102,7 +105,8 @@ class Run:
 
     def foresee(self) -> None:
         """Say and record what the search will cost; raises ConfigError where the run cannot fit."""
-        outlook = look_ahead(self.search, self.search.adapt(self.settings.schedule), self.folder)
+        schedule, copies = self.search.adapt(self.settings.schedule), 1 + self.settings.export.gguf
+        outlook = look_ahead(self.search, schedule, self.folder, copies)
         if outlook is not None:
             self.record.expense = ExpenseRecord(outlook.expense)
             self.progress.say(f"forecast: {tell_forecast(self.record.expense.forecast)}")
@@ -131,6 +135,8 @@ class Run:
         self.record.components = describe_components(self.model, search.kept, search.packed_bits, exported.bits)
         self.record.final = describe_final(self.record.components, exported.bytes, scores)
         self.record.export = ExportRecord(exported.format, str(exported.dtype), len(exported.packed), verification)
+        if self.settings.export.gguf:
+            self.record.export.gguf = self.write_gguf()
 
     def ship(self) -> tuple[export.Exported, VerificationRecord | None]:
         """Save the model and check it; what `auto` has packed becomes dense where that is not what was scored.
@@ -162,6 +168,13 @@ class Run:
             lambda: export.save(form, self.model, folder, kept, provenance, grids),
         )
 
+    def write_gguf(self) -> FileRecord:
+        """Write model.gguf and check it; raises OutputError where it is not what was scored."""
+        path, grids = self.folder / "model.gguf", self.search.list_grids()
+        exported = watch(self.progress, "writing model.gguf", lambda: export.save_gguf(self.model, path, grids))
+        self.record.notes.extend(exported.notes)
+        return FileRecord(exported.bytes, len(exported.packed), self.verify(exported))
+
     def verify(self, exported: export.Exported) -> VerificationRecord | None:
         """Load the saved model again and compare, if wanted; raises OutputError where it is not what was scored."""
         if not self.settings.export.verify:
@@ -173,7 +186,7 @@ class Run:
             lambda: export.verify(exported, self.model, reference.tokens, reference.prefix_tokens, trust),
         )
         is_whole = not export.list_untreated(self.model, exported)
-        self.record.notes.append(export.tell(verification, is_whole))
+        self.record.notes.append(export.tell(exported.title, verification, is_whole))
         return verification
 
 

@@ -146,10 +146,11 @@ class TrackingSettings:
 class ExportSettings:
     """The form in which the compressed model is saved: `auto` packs what the format holds exactly.
 
-    `verify` loads it again in a new process, and compares.
+    `gguf` writes it as one more file, for llama.cpp. `verify` loads what is saved again in a new process, and compares.
     """
 
     format: str = "auto"
+    gguf: bool = False
     verify: bool = True
 
 

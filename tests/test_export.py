@@ -86,12 +86,12 @@ class Shipped:
 
     @property
     def config(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.exported.folder / "config.json").read_text())
+        found: dict[str, Any] = json.loads((self.exported.path / "config.json").read_text())
         return found
 
     @property
     def stored(self) -> dict[str, Tensor]:
-        return safetensors.torch.load_file(self.exported.folder / "model.safetensors")
+        return safetensors.torch.load_file(self.exported.path / "model.safetensors")
 
 
 def treat(model: Model, choose: Callable[[int, Component], Compressor | None]) -> dict[str, Grid | None]:
@@ -142,8 +142,8 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shipped]:
         grids = treat(model, mix)
         made[case] = (model, grids, export.save("auto", model, home / case, {}, {}, grids))
     # As a user loads it, who says nothing of dtypes.
-    said = read_by_transformers({exported.folder: "" for _, _, exported in made.values()})
-    return {case: Shipped(*parts, said[parts[2].folder]) for case, parts in made.items()}
+    said = read_by_transformers({exported.path: "" for _, _, exported in made.values()})
+    return {case: Shipped(*parts, said[parts[2].path]) for case, parts in made.items()}
 
 
 CASES = [*FAMILIES, *NARROW]
@@ -255,7 +255,7 @@ def test_zero_points_cost_a_bit_until_transformers_reads_them(tmp_path: Path, mo
         assert exported.packed == set(model.components)
         bits[reads] = exported.bits["model.layers.0.mlp.down_proj"]
         assert any("one bit more for each weight" in note for note in exported.notes) != reads
-        stored = safetensors.torch.load_file(exported.folder / "model.safetensors")
+        stored = safetensors.torch.load_file(exported.path / "model.safetensors")
         assert any(name.endswith("weight_zero_point") for name in stored) == reads
     # 5 bits in place of 4 and of 4 for each 16; a row of 48 is not a multiple of 32 bits.
     assert bits[False] - bits[True] == pytest.approx(1 - 4 / 16, abs=0.5)
@@ -405,7 +405,7 @@ def test_a_folder_that_says_something_else_fails_the_run(
     verify = export.verify
 
     def damaged(exported: export.Exported, *arguments: Any) -> object:  # noqa: ANN401 - as verify takes them
-        damage(exported.folder)
+        damage(exported.path)
         return verify(exported, *arguments)
 
     monkeypatch.setattr(export, "verify", damaged)
@@ -466,8 +466,8 @@ def test_what_came_out_of_a_verification_is_told() -> None:
     tokens = torch.tensor([[1, 2, 0], [2, 2, 2]])
     logits = torch.nn.functional.one_hot(torch.tensor([[1, 2, 2], [0, 2, 2]]), 3)
     assert verification.count_leading(logits, tokens).tolist() == [2, 0]
-    assert "up to 1e-05, within the 0.002 of rounding" in export.tell(VerificationRecord(4, 1e-5, 0.002, 1, 3.0))
-    assert "of 2 proof prefixes bit for bit" in export.tell(VerificationRecord(2, 0.0, 0.002, 0, 3.0))
+    assert "up to 1e-05, within the 0.002 of rounding" in export.tell("It", VerificationRecord(4, 1e-5, 0.002, 1, 3.0))
+    assert "of 2 proof prefixes bit for bit" in export.tell("It", VerificationRecord(2, 0.0, 0.002, 0, 3.0))
 
 
 def test_unknown_formats_are_named() -> None:

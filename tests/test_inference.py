@@ -59,9 +59,9 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shipped]:
     for case in CASES:
         dtype = DType.bfloat16 if "bfloat16" in case else DType.float32
         made[case] = export_treated(home / case, mix, case.partition(" ")[0], dtype)
-    said = read_by_transformers({one.exported.folder: "" for one in made.values()})
+    said = read_by_transformers({one.exported.path: "" for one in made.values()})
     for one in made.values():
-        one.said.update(said[one.exported.folder])
+        one.said.update(said[one.exported.path])
     return made
 
 
@@ -93,7 +93,7 @@ def count_computed(network: nn.Module) -> int:
 @pytest.mark.parametrize("case", CASES)
 def test_a_packed_model_says_what_was_scored_and_what_transformers_says(shipped: dict[str, Shipped], case: str) -> None:
     one = shipped[case]
-    network = compressor.load(one.exported.folder)
+    network = compressor.load(one.exported.path)
     assert not network.training and not any(parameter.requires_grad for parameter in network.parameters())
     assert network.dtype == getattr(torch, one.config["dtype"])
     found, scored = logits(network, draw_tokens()), one.model.logits(draw_tokens(), TOKENS)
@@ -106,7 +106,7 @@ def test_a_packed_model_says_what_was_scored_and_what_transformers_says(shipped:
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_held_is_what_lies_on_disk(shipped: dict[str, Shipped], case: str) -> None:
     one = shipped[case]
-    network, schemes = compressor.load(one.exported.folder), list_schemes(one)
+    network, schemes = compressor.load(one.exported.path), list_schemes(one)
     modules = {path: module for path, module in network.named_modules() if isinstance(module, packed.PackedLinear)}
     assert {path: module.scheme for path, module in modules.items()} == schemes
     assert bool(schemes) == (case not in DENSE)
@@ -144,7 +144,7 @@ def test_a_model_of_four_bits_takes_a_quarter_of_the_bytes(tmp_path: Path) -> No
     )
     matrices = sum(component.parameters for component in one.model.components.values())
     rest = one.model.base_parameters - matrices
-    network = compressor.load(one.exported.folder)
+    network = compressor.load(one.exported.path)
     assert network.dtype == torch.bfloat16
     shapes = 16 * len(one.model.components)
     held = count_bytes(network) - count_computed(one.model.network)
@@ -154,7 +154,7 @@ def test_a_model_of_four_bits_takes_a_quarter_of_the_bytes(tmp_path: Path) -> No
 
 def test_in_another_dtype_it_is_still_what_transformers_says(shipped: dict[str, Shipped], tmp_path: Path) -> None:
     folders = {
-        Path(shutil.copytree(shipped[case].exported.folder, tmp_path / f"{case} {dtype}")): dtype
+        Path(shutil.copytree(shipped[case].exported.path, tmp_path / f"{case} {dtype}")): dtype
         for case in ("llama", "gemma3", "phi3")
         for dtype in ("float32", "bfloat16", "float16")
     }
@@ -180,7 +180,7 @@ def test_no_weight_is_made_before_it_is_used(shipped: dict[str, Shipped], monkey
     replace, decode = skeleton.replace_linear, packed.decode
     monkeypatch.setattr(skeleton, "replace_linear", watch)
     monkeypatch.setattr(packed, "decode", fail)
-    network = compressor.load(shipped["llama"].exported.folder)
+    network = compressor.load(shipped["llama"].exported.path)
     assert replaced == list(list_schemes(shipped["llama"]))
     with pytest.raises(AssertionError, match="a weight is made"):
         logits(network, draw_tokens())
@@ -195,7 +195,7 @@ def test_the_package_of_the_format_is_not_needed(shipped: dict[str, Shipped], mo
     monkeypatch.setitem(sys.modules, "compressed_tensors", None)
     with pytest.raises(ImportError):
         import compressed_tensors  # noqa: F401
-    assert torch.equal(logits(compressor.load(one.exported.folder), draw_tokens()), one.said["logits"])
+    assert torch.equal(logits(compressor.load(one.exported.path), draw_tokens()), one.said["logits"])
 
 
 def test_a_run_is_generated_again_token_for_token(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_what_the_quickstart_shows_runs_as_it_stands(tmp_path: Path) -> None:
 
 def test_the_lm_head_is_packed_too(tmp_path: Path) -> None:
     one = export_treated(tmp_path, lambda index, component: Int8(), components=ComponentSettings(include=["lm_head"]))
-    network = compressor.load(one.exported.folder)
+    network = compressor.load(one.exported.path)
     assert type(network.lm_head) is packed.PackedLinear
     assert torch.equal(logits(network, draw_tokens()), one.model.logits(draw_tokens(), TOKENS))
 
@@ -240,7 +240,7 @@ def test_the_lm_head_is_packed_too(tmp_path: Path) -> None:
 def test_a_family_that_transformers_does_not_load_packed(tmp_path: Path) -> None:
     one = export_treated(tmp_path, lambda index, component: Int4(group=16), "gpt_bigcode")
     assert one.exported.packed
-    network = compressor.load(one.exported.folder)
+    network = compressor.load(one.exported.path)
     assert torch.equal(logits(network, draw_tokens()), one.model.logits(draw_tokens(), TOKENS))
 
 
@@ -279,7 +279,7 @@ def test_zero_points_are_read_as_they_are_packed(
     monkeypatch.setattr("compressor.export.packed.reads_zeros", lambda: True)
     one = export_treated(tmp_path, lambda index, component: Shifted(group=group, bits=bits))
     assert len([name for name in one.stored if name.endswith("weight_zero_point")]) == len(one.model.components)
-    network = compressor.load(one.exported.folder, dtype="float32")
+    network = compressor.load(one.exported.path, dtype="float32")
     assert torch.equal(logits(network, draw_tokens()), one.model.logits(draw_tokens(), TOKENS))
 
 
@@ -387,7 +387,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
 
 
 def test_a_model_runs_by_kernels_where_there_are_some(wide: Shipped) -> None:
-    exact, fast = (compressor.load(wide.exported.folder, kernels=name) for name in ("exact", "torch"))
+    exact, fast = (compressor.load(wide.exported.path, kernels=name) for name in ("exact", "torch"))
     kinds = [type(module).__name__ for module in fast.modules() if isinstance(module, packed.WeightlessLinear)]
     assert {kind: kinds.count(kind) for kind in kinds} == {"Int4Linear": 6, "Int8Linear": 6, "PackedLinear": 2}
     assert not any(module.training for module in fast.modules())
@@ -401,7 +401,7 @@ def test_a_model_runs_by_kernels_where_there_are_some(wide: Shipped) -> None:
 
 
 def test_kernels_hold_no_more_than_packed_integers_and_wider_scales(wide: Shipped) -> None:
-    exact, fast = (compressor.load(wide.exported.folder, kernels=name) for name in ("exact", "torch"))
+    exact, fast = (compressor.load(wide.exported.path, kernels=name) for name in ("exact", "torch"))
     for path, module in fast.named_modules():
         if not isinstance(module, kernels.KernelLinear):
             continue
@@ -414,12 +414,12 @@ def test_kernels_hold_no_more_than_packed_integers_and_wider_scales(wide: Shippe
 
 
 def test_kernels_are_for_bfloat16(wide: Shipped) -> None:
-    network = compressor.load(wide.exported.folder, dtype="float32", kernels="torch")
+    network = compressor.load(wide.exported.path, dtype="float32", kernels="torch")
     assert not any(isinstance(module, kernels.KernelLinear) for module in network.modules())
 
 
 def test_a_packed_model_is_not_saved_again(wide: Shipped, tmp_path: Path) -> None:
-    network = compressor.load(wide.exported.folder)
+    network = compressor.load(wide.exported.path)
     with pytest.raises(OutputError, match=r"cannot be saved again; copy its folder `.*model` instead") as caught:
         network.save_pretrained(tmp_path / "again")
     assert_one_line(caught.value)
@@ -501,7 +501,7 @@ def set_all(**values: object) -> Callable[[dict[str, Any]], None]:
 def test_whatever_is_not_read_is_refused_in_a_line(
     wide: Shipped, tmp_path: Path, change: Callable[[dict[str, Any]], None], said: str
 ) -> None:
-    folder = Path(shutil.copytree(wide.exported.folder, tmp_path / "model"))
+    folder = Path(shutil.copytree(wide.exported.path, tmp_path / "model"))
     describe(folder, change)
     with pytest.raises(ModelError, match=said) as caught:
         compressor.load(folder)
@@ -530,7 +530,7 @@ def rewrite(folder: Path, change: Callable[[str, Tensor], Tensor | None]) -> Non
 def test_tensors_that_are_not_what_the_config_says(
     wide: Shipped, tmp_path: Path, change: Callable[[str, Tensor], Tensor | None], said: str
 ) -> None:
-    folder = Path(shutil.copytree(wide.exported.folder, tmp_path / "model"))
+    folder = Path(shutil.copytree(wide.exported.path, tmp_path / "model"))
     rewrite(folder, change)
     with pytest.raises(ModelError, match=said) as caught:
         compressor.load(folder)
@@ -538,7 +538,7 @@ def test_tensors_that_are_not_what_the_config_says(
 
 
 def test_folders_that_hold_no_model(wide: Shipped, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(wide.exported.folder, tmp_path / "run" / "model"))
+    folder = Path(shutil.copytree(wide.exported.path, tmp_path / "run" / "model"))
     (tmp_path / "empty").mkdir()
     refused = {
         tmp_path / "nowhere": "no such folder `.*nowhere`; give one that holds a model",
@@ -580,7 +580,7 @@ def test_code_in_the_folder_runs_only_when_trusted(
     wide: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    folder = Path(shutil.copytree(wide.exported.folder, tmp_path / "model"))
+    folder = Path(shutil.copytree(wide.exported.path, tmp_path / "model"))
     (folder / "own.py").write_text(REMOTE_CODE)
     classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
     edit_config(folder, model_type="our_own", architectures=["OwnForCausalLM"], auto_map=classes)
@@ -594,9 +594,9 @@ def test_code_in_the_folder_runs_only_when_trusted(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("name", ["exact", "torch"])
 def test_on_a_gpu_every_module_makes_its_weight(wide: Shipped, name: str) -> None:
-    network = compressor.load(wide.exported.folder, device="cuda", kernels=name)
+    network = compressor.load(wide.exported.path, device="cuda", kernels=name)
     assert not any(isinstance(module, kernels.KernelLinear) for module in network.modules())
-    for path, module in compressor.load(wide.exported.folder, device="cpu").named_modules():
+    for path, module in compressor.load(wide.exported.path, device="cpu").named_modules():
         if isinstance(module, packed.PackedLinear):
             found = network.get_submodule(path).weight
             assert found.is_cuda and torch.equal(found.cpu(), module.weight)

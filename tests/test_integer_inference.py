@@ -53,9 +53,9 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shipped]:
     """Modules with integer inputs and all kinds of scales beside packed and dense ones, and what transformers says."""
     home = tmp_path_factory.mktemp("shipped")
     made = {case: export_treated(home / case, choose, *kind) for case, kind in CASES.items()}
-    said = read_by_transformers({one.exported.folder: "" for one in made.values()})
+    said = read_by_transformers({one.exported.path: "" for one in made.values()})
     for one in made.values():
-        one.said.update(said[one.exported.folder])
+        one.said.update(said[one.exported.path])
     return made
 
 
@@ -66,7 +66,7 @@ def find_modules(network: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
 @pytest.mark.parametrize("case", CASES)
 def test_it_says_what_was_scored_and_what_transformers_says(shipped: dict[str, Shipped], case: str) -> None:
     one = shipped[case]
-    network = compressor.load(one.exported.folder)
+    network = compressor.load(one.exported.path)
     found = logits(network, draw_tokens())
     assert network.dtype == getattr(torch, one.config["dtype"]) and torch.equal(found, one.said["logits"])
     with one.model.treats.only(one.exported.treated):  # all of them, but for phi3 and opt
@@ -83,7 +83,7 @@ def test_it_says_what_was_scored_and_what_transformers_says(shipped: dict[str, S
 @pytest.mark.parametrize("case", CASES)
 def test_bytes_are_held_as_they_lie_on_disk(shipped: dict[str, Shipped], case: str) -> None:
     one = shipped[case]
-    network = compressor.load(one.exported.folder)
+    network = compressor.load(one.exported.path)
     modules, treated = find_modules(network, packed.ByteLinear), set()
     for group in one.config["quantization_config"]["config_groups"].values():
         if group["input_activations"] is not None:
@@ -105,7 +105,7 @@ def test_bytes_are_held_as_they_lie_on_disk(shipped: dict[str, Shipped], case: s
 
 def test_in_another_dtype_it_is_still_what_transformers_says(shipped: dict[str, Shipped], tmp_path: Path) -> None:
     folders = {
-        Path(shutil.copytree(shipped[f"{family} in float32"].exported.folder, tmp_path / f"{family} {dtype}")): dtype
+        Path(shutil.copytree(shipped[f"{family} in float32"].exported.path, tmp_path / f"{family} {dtype}")): dtype
         for family in ("llama", "gemma3")
         for dtype in ("float32", "bfloat16", "float16")
     }
@@ -120,7 +120,7 @@ def test_a_folder_of_bytes_alone(whole: Shipped, monkeypatch: pytest.MonkeyPatch
     assert one.config["quantization_config"]["format"] == "int-quantized"
     with monkeypatch.context() as patch:
         patch.delattr(packed, "decode")
-        network = compressor.load(one.exported.folder)
+        network = compressor.load(one.exported.path)
         with pytest.raises(NameError, match="decode"):
             logits(network, draw_tokens())
     assert torch.equal(logits(network, draw_tokens()), one.model.logits(draw_tokens(), TOKENS))
@@ -140,9 +140,9 @@ def test_bytes_of_fewer_bits(tmp_path: Path) -> None:
         model.write(name, Product(grid.decode(weight.dtype), grid.inputs))
     exported = export.save("auto", model, tmp_path / "model", {}, {}, grids)
     assert exported.treated == {*model.components}
-    found = logits(compressor.load(exported.folder), draw_tokens())
+    found = logits(compressor.load(exported.path), draw_tokens())
     assert torch.equal(found, model.logits(draw_tokens(), TOKENS))
-    assert torch.equal(found, read_by_transformers({exported.folder: ""})[exported.folder]["logits"])
+    assert torch.equal(found, read_by_transformers({exported.path: ""})[exported.path]["logits"])
 
 
 def make_bytes(strategy: Strategy, out: int, width: int, dtype: torch.dtype, bias: bool = False) -> packed.ByteLinear:
@@ -247,7 +247,7 @@ def compare_outputs(module: nn.Module, other: nn.Module, inputs: tuple[Tensor], 
 def test_a_model_runs_by_products_of_integers(shipped: dict[str, Shipped], dtype: str) -> None:
     """Wherever there is no group. Modules differ by rounding, the model by a step of 1/127 where a number flips."""
     one = shipped["llama in float32"]
-    exact, fast = (compressor.load(one.exported.folder, dtype=dtype, kernels=name) for name in ("exact", "torch"))
+    exact, fast = (compressor.load(one.exported.path, dtype=dtype, kernels=name) for name in ("exact", "torch"))
     groups = {path for path, module in find_modules(exact, packed.ByteLinear).items() if module.scheme.group}
     assert groups == find_modules(fast, packed.ByteLinear).keys() and groups
     served = find_modules(fast, integers.IntegerLinear)
@@ -300,7 +300,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
 def test_other_inputs_are_refused_in_a_line(
     whole: Shipped, tmp_path: Path, change: Callable[[dict[str, Any]], None], said: str
 ) -> None:
-    folder = Path(shutil.copytree(whole.exported.folder, tmp_path / "model"))
+    folder = Path(shutil.copytree(whole.exported.path, tmp_path / "model"))
     describe(folder, change)
     with pytest.raises(ModelError, match=said) as caught:
         compressor.load(folder)
@@ -309,7 +309,7 @@ def test_other_inputs_are_refused_in_a_line(
 
 def test_the_format_of_the_whole_is_that_of_its_groups(whole: Shipped, tmp_path: Path) -> None:
     """As the first versions of the package wrote it."""
-    folder = Path(shutil.copytree(whole.exported.folder, tmp_path / "model"))
+    folder = Path(shutil.copytree(whole.exported.path, tmp_path / "model"))
     describe(folder, lambda described: described["config_groups"]["group_0"].pop("format"))
     assert torch.equal(logits(compressor.load(folder), draw_tokens()), whole.model.logits(draw_tokens(), TOKENS))
     describe(folder, set_all(format="pack-quantized"))
@@ -330,7 +330,7 @@ def test_the_format_of_the_whole_is_that_of_its_groups(whole: Shipped, tmp_path:
 def test_bytes_that_are_none(
     whole: Shipped, tmp_path: Path, change: Callable[[Tensor], Tensor | None], said: str
 ) -> None:
-    folder = Path(shutil.copytree(whole.exported.folder, tmp_path / "model"))
+    folder = Path(shutil.copytree(whole.exported.path, tmp_path / "model"))
     rewrite(folder, lambda name, tensor: change(tensor) if tensor.dtype == torch.int8 else tensor)
     with pytest.raises(ModelError, match=said) as caught:
         compressor.load(folder)

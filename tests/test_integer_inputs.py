@@ -60,8 +60,8 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shipped]:
         model = load_model(ModelSettings(path=str(base), dtype=dtype))
         grids = treat(model, choose)
         made[case] = (model, grids, export.save("auto", model, home / case, {}, {}, grids))
-    said = read_by_transformers({exported.folder: "" for _, _, exported in made.values()})
-    return {case: Shipped(*parts, said[parts[2].folder]) for case, parts in made.items()}
+    said = read_by_transformers({exported.path: "" for _, _, exported in made.values()})
+    return {case: Shipped(*parts, said[parts[2].path]) for case, parts in made.items()}
 
 
 WHOLE = ["llama in float32", "llama in bfloat16", "qwen3 in float32"]
@@ -133,7 +133,7 @@ def test_a_model_of_one_format_is_called_by_its_name(tmp_path: Path) -> None:
     model = load_model(ModelSettings(path=str(save_checkpoint("llama", tmp_path / "base", torch.bfloat16))))
     grids = treat(model, lambda index, component: Int8(activations=TOKEN))
     exported = export.save("auto", model, tmp_path / "model", {}, {}, grids)
-    config = json.loads((exported.folder / "config.json").read_text())["quantization_config"]
+    config = json.loads((exported.path / "config.json").read_text())["quantization_config"]
     assert config["format"] == "int-quantized" and len(config["config_groups"]) == 1
     assert not exported.notes and exported.packed == exported.treated == {*model.components}
 
@@ -174,7 +174,7 @@ def test_a_dense_run_says_that_its_inputs_are_not_shipped(tmp_path: Path) -> Non
 
 
 def test_an_unverified_half_is_not_called_the_scored_one() -> None:
-    told = export.tell(VerificationRecord(2, 1e-5, 0.002, 0, 3.0), is_whole=False)
+    told = export.tell("It", VerificationRecord(2, 1e-5, 0.002, 0, 3.0), is_whole=False)
     assert "gives not the scored logits, but those of the scored weights, of 2 proof prefixes up to 1e-05" in told
 
 

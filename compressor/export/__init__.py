@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import ConfigError, suggest
+from compressor.export import gguf
 from compressor.export.compressed_tensors import (
     COMPRESSED_TENSORS,
     is_installed,
@@ -13,7 +14,8 @@ from compressor.export.compressed_tensors import (
 )
 from compressor.export.dense import DENSE, save_dense
 from compressor.export.folder import Exported, holds_exactly
-from compressor.export.linears import NO_GRID
+from compressor.export.gguf import check_gguf
+from compressor.export.linears import NO_GRID, tell_dense
 from compressor.export.packed import pack_modules, save_compressed
 from compressor.export.sizes import FileSizes
 from compressor.export.verification import tell, verify
@@ -66,6 +68,12 @@ def save(
     return add_notes(exported, [*notes, *tell_untreated(model, exported)])
 
 
+def save_gguf(model: Model, path: Path, grids: Mapping[str, Grid | None]) -> Exported:
+    """Write a model that `check_gguf` has let pass to one file, for llama.cpp; `grids` as `save` takes them."""
+    exported = gguf.save_gguf(model, path, grids)
+    return add_notes(exported, tell_untreated(model, exported))
+
+
 def list_untreated(model: Model, exported: Exported) -> list[str]:
     """The components whose inputs are treated in the scored model, and not in the saved one."""
     return [name for name in model.treats.names if name not in exported.treated]
@@ -76,8 +84,8 @@ def tell_untreated(model: Model, exported: Exported) -> list[str]:
     if not (names := list_untreated(model, exported)):
         return []
     return [
-        f"The saved model is not all that was scored: {len(names)} components, `{names[0]}` first, treated their "
-        "inputs, which these files do not tell a reader; loaded by transformers it multiplies inputs as they are, and "
+        f"{exported.title} is not all that was scored: {len(names)} components, `{names[0]}` first, treated their "
+        "inputs, of which it tells a reader nothing; loaded by transformers it multiplies inputs as they are, and "
         "has other scores than those of this report."
     ]
 
@@ -97,25 +105,18 @@ def tell_missing(grids: Mapping[str, Grid | None]) -> list[str]:
     ]
 
 
-def tell_dense(reasons: Mapping[str, str]) -> list[str]:
-    """Which components are dense though their treatment takes fewer bits: a note for each reason."""
-    notes = []
-    for reason in dict.fromkeys(reasons.values()):
-        names = [name for name, one in reasons.items() if one == reason]
-        notes.append(f"{len(names)} treated components are saved as dense weights, `{names[0]}` first: {reason}.")
-    return notes
-
-
 __all__ = [
     "AUTO",
     "DENSE",
     "Exported",
     "FileSizes",
     "check_format",
+    "check_gguf",
     "holds_exactly",
     "list_untreated",
     "save",
     "save_dense",
+    "save_gguf",
     "tell",
     "verify",
 ]

@@ -25,14 +25,14 @@ ROWS_PATH = f"compression/{ROWS_FILE}"
 
 @dataclass(frozen=True)
 class Exported:
-    """A saved model: its folder, the `format` of treated weights there, and the bytes of its weight files.
+    """A saved model: the folder or file at `path`, the `format` of treated weights in it, the bytes of its weights.
 
     `dtype` is what config.json tells to load it in. `bits` are what one weight of each component takes on disk, scales
     counted; `packed` names the components that are stored as integers, `treated` those whose inputs the saved model
     treats as they were scored, `notes` say what a person should know.
     """
 
-    folder: Path
+    path: Path
     format: str
     dtype: torch.dtype
     bytes: int
@@ -40,6 +40,11 @@ class Exported:
     packed: frozenset[str] = frozenset()
     treated: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """How a note calls it."""
+        return self.path.name if self.path.is_file() else "The saved model"
 
 
 def choose_dtype(model: Model) -> torch.dtype:

@@ -1,7 +1,7 @@
-"""What a saved folder says, by nothing but transformers: a script of its own, run in a new process by verification.py.
+"""What a saved model says, by nothing but transformers: a script of its own, run in a new process by verification.py.
 
-It is given the folder, and a second one that holds request.json and tokens.safetensors, where it puts
-logits.safetensors.
+It is given the model, a folder or a GGUF file, and a folder that holds request.json and tokens.safetensors, where it
+puts logits.safetensors.
 """
 
 import json
@@ -13,16 +13,18 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 
-def main(folder: str, exchange: Path) -> None:
+def main(saved: Path, exchange: Path) -> None:
     """Write `logits` `[sequence, position, vocabulary]` of the `tokens` `[sequence, position]`."""
     request = json.loads((exchange / "request.json").read_text(encoding="utf-8"))
     tokens = load_file(exchange / "tokens.safetensors")["tokens"]
     torch.set_num_threads(request["threads"])
+    folder, options = (saved.parent, {"gguf_file": saved.name}) if saved.is_file() else (saved, {})
     network = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, request["dtype"]),
         trust_remote_code=request["trust_remote_code"],
         local_files_only=True,
+        **options,
     )
     network.to(request["device"]).eval()
     with torch.no_grad():
@@ -31,4 +33,4 @@ def main(folder: str, exchange: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

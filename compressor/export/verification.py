@@ -1,4 +1,4 @@
-"""What was scored is what is shipped: the saved folder, loaded again in a new process, must give the scored logits."""
+"""What was scored is what is shipped: the saved model, loaded again in a new process, must give the scored logits."""
 
 import os
 import shutil
@@ -40,8 +40,8 @@ def verify(
 
     Of the scored model's treated inputs only those count that the saved one has. Both read the first few of the proof
     sequences `tokens` `[sequence, prefix + continuation]` in the scored dtype. The gap is max|logit − scored logit| at
-    positions of continuations. Raises OutputError where it exceeds √ε · max|scored logit| / 4, or where the folder
-    cannot be loaded; the folder is then `model-unverified`. None where there is no memory for a second copy.
+    positions of continuations. Raises OutputError where it exceeds √ε · max|scored logit| / 4, or where the model
+    cannot be loaded; it is then `model-unverified`. None where there is no memory for a second copy.
     """
     device = choose_device(model)
     if device is None:
@@ -54,16 +54,16 @@ def verify(
         "threads": torch.get_num_threads(),
         "trust_remote_code": trust_remote_code,
     }
-    said = ask_folder(exported.folder, chosen, request)
+    said = ask_saved(exported.path, chosen, request)
     with model.treats.only(exported.treated):
         scored = model.logits(chosen, width).cpu()
     if said.shape != scored.shape:
-        raise reject(exported.folder, f"has logits {list(said.shape)}, not {list(scored.shape)}")
+        raise reject(exported.path, f"has logits {list(said.shape)}, not {list(scored.shape)}")
     found, wanted = (logits[:, prefix_tokens - 1 : -1].float() for logits in (said, scored))
     gap = float((found - wanted).abs().max())
     tolerance = SHARE * torch.finfo(model.dtype).eps ** 0.5 * float(wanted.abs().max())
     if not gap <= tolerance:
-        raise reject(exported.folder, f"is off by {gap:.2g} in a logit, more than the {tolerance:.2g} of rounding")
+        raise reject(exported.path, f"is off by {gap:.2g} in a logit, more than the {tolerance:.2g} of rounding")
     leading, before = (count_leading(logits, chosen[:, prefix_tokens:]) for logits in (found, wanted))
     return VerificationRecord(len(chosen), gap, tolerance, int((leading != before).sum()), time.monotonic() - began)
 
@@ -85,10 +85,10 @@ def choose_device(model: Model) -> torch.device | None:
     return None
 
 
-def ask_folder(folder: Path, tokens: Tensor, request: Mapping[str, Any]) -> Tensor:
-    """`[sequence, position, vocabulary]`: the logits that a new process gets of the folder; raises OutputError."""
+def ask_saved(saved: Path, tokens: Tensor, request: Mapping[str, Any]) -> Tensor:
+    """`[sequence, position, vocabulary]`: the logits that a new process gets of it; raises OutputError."""
     # -P: modules of this package must not stand in for packages of the same name.
-    command = [sys.executable, "-P", str(SCRIPT), str(folder)]
+    command = [sys.executable, "-P", str(SCRIPT), str(saved)]
     with tempfile.TemporaryDirectory() as scratch:
         exchange = Path(scratch)
         write_json(exchange / "request.json", request)
@@ -99,32 +99,33 @@ def ask_folder(folder: Path, tokens: Tensor, request: Mapping[str, Any]) -> Tens
             if done.returncode == 0:
                 return load_file(exchange / "logits.safetensors")["logits"]
         except (OSError, SafetensorError) as error:
-            raise reject(folder, f"gives no logits ({shorten_reason(error)})") from error
+            raise reject(saved, f"gives no logits ({shorten_reason(error)})") from error
     lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    raise reject(folder, f"cannot be loaded by transformers ({shorten_reason(ValueError(lines[-1]))})")
+    raise reject(saved, f"cannot be loaded by transformers ({shorten_reason(ValueError(lines[-1]))})")
 
 
-def reject(folder: Path, what: str) -> OutputError:
-    """What to raise for a folder that is not what was scored; the folder gets another name, to be looked at."""
-    kept = folder.with_name(f"{folder.name}-unverified")
+def reject(saved: Path, what: str) -> OutputError:
+    """What to raise for a saved model that is not what was scored; it gets another name, to be looked at."""
+    kept = saved.with_name(f"{saved.stem}-unverified{saved.suffix}")
     try:
-        if kept.exists():
+        if kept.is_dir():
             shutil.rmtree(kept)
-        os.replace(folder, kept)
+        os.replace(saved, kept)
     except OSError:
-        kept = folder
+        kept = saved
     return OutputError(
         f"the saved model {what}: it is not the model that was scored; it is left in {kept} to be looked at, "
         "export.verify=false keeps it as it is"
     )
 
 
-def tell(verification: VerificationRecord | None, is_whole: bool = True) -> str:
-    """What came out, for a person. Not `is_whole`, the saved model lacks treated inputs of the scored one."""
+def tell(title: str, verification: VerificationRecord | None, is_whole: bool = True) -> str:
+    """What came out for what is called so, for a person. Not `is_whole`, it lacks treated inputs of the scored one."""
     if verification is None:
-        return "The saved model was not checked: there is no memory for a second copy of it."
+        return f"{title} was not checked: there is no memory for a second copy of it."
     logits = "the scored logits" if is_whole else "not the scored logits, but those of the scored weights,"
-    start = f"The saved model, loaded again in a new process, gives {logits} of {verification.prefixes} proof prefixes"
+    prefixes = f"{verification.prefixes} proof prefixes"
+    start = f"{title}, loaded again in a new process, gives {logits} of {prefixes}"
     if verification.gap == 0:
         return f"{start} bit for bit."
     return f"{start} up to {verification.gap:.1g}, within the {verification.tolerance:.1g} of rounding."

@@ -1,0 +1,82 @@
+"""Tensors as GGUF stores them: blocks of integers with a scale each, where that is exact, else floating point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gguf
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compressor.grids import Grid
+
+BLOCK = 32
+"""Neighbours along a row that share a scale."""
+NARROW = 4
+"""Bits of a Q4_0; wider integers are Q8_0."""
+FLOATS = {
+    torch.float32: gguf.GGMLQuantizationType.F32,
+    torch.float16: gguf.GGMLQuantizationType.F16,
+    torch.bfloat16: gguf.GGMLQuantizationType.BF16,
+}
+NO_ZEROS = "GGUF's blocks have no zero points, and 8 bits leave no room to do without them"
+UNEVEN = "GGUF's blocks are 32 weights of a row: rows and groups must be multiples of that"
+SCALES = "GGUF's scales are of float16, which does not hold these"
+INEXACT = "GGUF's blocks give other values than were scored"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of the type `kind`: `content` uint8 `[…, bytes of a row]`."""
+
+    kind: gguf.GGMLQuantizationType
+    content: NDArray[np.uint8]
+
+    def ordered(self, rows: Tensor | None) -> Stored:
+        """The same with its `rows` in this order; None leaves them."""
+        return self if rows is None else Stored(self.kind, self.content[rows.numpy()])
+
+
+def store_dense(tensor: Tensor, dtype: torch.dtype) -> Stored:
+    """In floating point of a dtype that holds it; a vector in float32, as llama.cpp wants them."""
+    values = tensor.detach().to("cpu", torch.float32 if tensor.ndim < 2 else dtype).contiguous()
+    return Stored(FLOATS[values.dtype], values.view(torch.uint8).numpy())
+
+
+def store_grid(grid: Grid, scored: Tensor) -> Stored | str:
+    """`scored` `[out, in]` as its grid says: Q4_0 or Q8_0, if that is the same bit for bit; else why it cannot be.
+
+    A scale that more than 32 neighbours share is stored once for each 32.
+    """
+    symmetric = grid.without_zeros()
+    if symmetric is None:
+        return NO_ZEROS
+    out, width = symmetric.integers.shape
+    shares = width if len(symmetric.scales) < out or symmetric.scales.shape[1] == 1 else symmetric.group
+    if width % BLOCK or shares % BLOCK:
+        return UNEVEN
+    blocks = width // BLOCK
+    scales = symmetric.scales.cpu().float().expand(out, -1).repeat_interleave(shares // BLOCK, 1)[:, :blocks]
+    steps = scales.half()
+    if not torch.equal(steps.float(), scales):
+        return SCALES
+    integers = symmetric.integers.cpu().view(out, blocks, BLOCK)
+    stored = join(steps, integers, narrow=symmetric.bits <= NARROW)
+    read = torch.from_numpy(gguf.dequantize(stored.content, stored.kind))
+    return stored if torch.equal(read.to(scored.dtype), scored.cpu()) else INEXACT
+
+
+def join(steps: Tensor, integers: Tensor, narrow: bool) -> Stored:
+    """Blocks of scales `[out, block]` in float16 and integers `[out, block, 32]`.
+
+    Of Q4_0 a byte holds q + 8 of a weight, and above it of the one 16 further.
+    """
+    heads = steps.contiguous().view(torch.uint8).view(*steps.shape, 2)
+    if narrow:
+        low, high = (integers + 8).view(torch.uint8).split(BLOCK // 2, dim=-1)
+        kind, numbers = gguf.GGMLQuantizationType.Q4_0, low | high << 4
+    else:
+        kind, numbers = gguf.GGMLQuantizationType.Q8_0, integers.view(torch.uint8)
+    return Stored(kind, torch.cat([heads, numbers], dim=-1).flatten(1).numpy())

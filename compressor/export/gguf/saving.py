@@ -1,0 +1,90 @@
+"""Writes a model as one GGUF file."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import gguf
+import torch
+from torch import Tensor
+
+from compressor.errors import OutputError
+from compressor.export.folder import Exported, choose_stored
+from compressor.export.gguf import families
+from compressor.export.gguf.blocks import Stored, store_dense, store_grid
+from compressor.export.gguf.vocabulary import Vocabulary, read_vocabulary
+from compressor.export.linears import NO_GRID, tell_dense
+from compressor.grids import Grid
+from compressor.models import Model
+
+GGUF = "gguf"
+"""The format's name."""
+ROUNDS = (
+    "llama.cpp rounds what it multiplies with packed weights to 8 bits: by model.gguf it says nearly, and not exactly, "
+    "what was scored; transformers says exactly that by it."
+)
+
+
+def find_obstacle(model: Model) -> str | None:
+    """Why the model cannot be written; None if it can."""
+    vocabulary = find_vocabulary(model)
+    names = [name for name, _ in model.network.named_parameters()]
+    return families.find_obstacle(model.network.config, names) or (vocabulary if isinstance(vocabulary, str) else None)
+
+
+def find_vocabulary(model: Model) -> Vocabulary | str:
+    """That of the model's tokenizer, an empty one where it has none; a reason where it cannot be written."""
+    if model.tokenizer is None:
+        return Vocabulary("no_vocab")
+    return read_vocabulary(model.tokenizer, model.network.config.vocab_size)
+
+
+def save(model: Model, path: Path, grids: Mapping[str, Grid | None]) -> Exported:
+    """Everything in one file at `path`, there as a whole or not at all; raises OutputError."""
+    config, vocabulary = model.network.config, find_vocabulary(model)
+    assert isinstance(vocabulary, Vocabulary), vocabulary
+    family = families.FAMILIES[config.model_type]
+    components = {id(slot.parameter): name for name, slot in model.slots.items()}
+    bits, reasons = dict[str, float](), dict[str, str]()
+    with written(path, family.name) as writer:
+        families.describe(config, writer)
+        vocabulary.write(writer)
+        writer.add_add_bos_token(model.adds_bos)
+        for name, parameter in model.network.named_parameters():
+            component, weight = components.get(id(parameter), ""), parameter.detach().cpu()
+            stored, reason = store(weight, grids.get(component), choose_stored(model, weight))
+            stored = stored.ordered(families.order_rows(name, len(weight), config))
+            writer.add_tensor(family.name_tensor(name, config), stored.content, raw_dtype=stored.kind)
+            bits[component] = 8 * stored.content.nbytes / weight.numel()
+            reasons |= {component: reason} if component in grids else {}
+    packed = frozenset(name for name, reason in reasons.items() if not reason)
+    notes = tell_dense({name: reason for name, reason in reasons.items() if reason})
+    size = path.stat().st_size
+    return Exported(path, GGUF, model.dtype, size, bits, packed, notes=(*([ROUNDS] if packed else []), *notes))
+
+
+def store(weight: Tensor, grid: Grid | None, dtype: torch.dtype) -> tuple[Stored, str]:
+    """The weight as its grid says, or in `dtype` and why."""
+    stored = NO_GRID if grid is None else store_grid(grid, weight)
+    return (store_dense(weight, dtype), stored) if isinstance(stored, str) else (stored, "")
+
+
+@contextmanager
+def written(path: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
+    """A writer whose file takes the place of `path` when everything is added; raises OutputError."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        writer = gguf.GGUFWriter(partial, architecture, use_temp_file=True)
+        try:
+            yield writer
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}; free space or choose another folder") from None
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,117 @@
+"""A tokenizer in llama.cpp's words: byte-level BPE, or SentencePiece's BPE by scores."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gguf
+from transformers import PreTrainedTokenizerBase
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLITS = {None: "gpt-2", rf"{_WORDS}|\p{{N}}|{_REST}": "qwen2", rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}": "llama-bpe"}
+"""llama.cpp's names for how text is split into words: by the expression of GPT-2, and by two others."""
+WORD = "▁"
+"""SentencePiece's mark of the beginning of a word."""
+UNKNOWN = (
+    "its tokenizer is neither byte-level BPE, splitting words as GPT-2, Qwen2 or Llama 3 do, nor SentencePiece's BPE"
+)
+Type = gguf.TokenType
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """`tokens` and `types` by id. `kind` `gpt2` goes with `merges` and the name `split`, `llama` with `scores`."""
+
+    kind: str
+    tokens: list[str] = field(default_factory=list)
+    types: list[int] = field(default_factory=list)
+    split: str | None = None
+    merges: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    special: Mapping[str, int] = field(default_factory=dict)
+
+    def write(self, writer: gguf.GGUFWriter) -> None:
+        writer.add_tokenizer_model(self.kind)
+        writer.add_token_list(self.tokens)
+        writer.add_token_types(self.types)
+        if self.split:
+            writer.add_tokenizer_pre(self.split)
+            writer.add_token_merges(self.merges)
+        if self.scores:
+            writer.add_token_scores(self.scores)
+        for name, number in self.special.items():
+            getattr(writer, f"add_{name}_token_id")(number)
+
+
+def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary | str:
+    """For a model with `size` embeddings; a reason where llama.cpp does not have the like."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    described: dict[str, Any] = {} if backend is None else json.loads(backend.to_str())
+    model = described.get("model", {})
+    if model.get("type") != "BPE":
+        return UNKNOWN
+    merges = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    tokens, types = list_tokens(described, size)
+    named = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
+    special = {name: number for name, number in named.items() if number is not None and number < size}
+    split = name_split(described)
+    if split:
+        lines = [" ".join(merge) for merge in merges]
+        return Vocabulary("gpt2", tokens, types, split, merges=lines, special=special)
+    if not marks_words(described):
+        return UNKNOWN
+    ranks = {first + second: -float(rank) for rank, (first, second) in reversed([*enumerate(merges, start=1)])}
+    return Vocabulary("llama", tokens, types, scores=[ranks.get(token, 0.0) for token in tokens], special=special)
+
+
+def list_tokens(described: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:
+    """Tokens and their types by id; ids that have none are unused, tokens beyond the last embedding are left out."""
+    model, added = described["model"], described["added_tokens"]
+    tokens, types = [f"[unused{number}]" for number in range(size)], [int(Type.UNUSED)] * size
+    found = [(number, token, find_type(token, model)) for token, number in model["vocab"].items()]
+    found += [(one["id"], one["content"], Type.CONTROL if one["special"] else Type.USER_DEFINED) for one in added]
+    for number, token, kind in found:
+        if number < size:
+            tokens[number], types[number] = token, int(Type.UNKNOWN if token == model.get("unk_token") else kind)
+    return tokens, types
+
+
+def find_type(token: str, model: Mapping[str, Any]) -> gguf.TokenType:
+    """That of a token of the vocabulary itself; <0x0A> stands for a byte where there are such tokens."""
+    return Type.BYTE if model.get("byte_fallback") and re.fullmatch("<0x[0-9A-F]{2}>", token) else Type.NORMAL
+
+
+def name_split(described: Mapping[str, Any]) -> str | None:
+    """What llama.cpp calls the way in which text is split before byte-level BPE; None where it is another tokenizer."""
+    steps = unfold(described.get("pre_tokenizer"), "pretokenizers")
+    last = steps.pop() if steps else {}
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space") or described.get("normalizer") not in ALIKE:
+        return None
+    if last.get("use_regex", True):
+        return None if steps else SPLITS[None]
+    if len(steps) != 1 or steps[0].get("type") != "Split" or steps[0].get("behavior") != "Isolated":
+        return None
+    return SPLITS.get(steps[0]["pattern"].get("Regex"))
+
+
+ALIKE: tuple[Any, ...] = (None, {"type": "NFC"})
+"""Normalizers that llama.cpp does without: text is in this form nearly always."""
+
+
+def marks_words(described: Mapping[str, Any]) -> bool:
+    """Does the tokenizer put SentencePiece's mark before every word, the first too, and has a token for every byte?"""
+    steps = unfold(described.get("normalizer"), "normalizers") + unfold(described.get("pre_tokenizer"), "pretokenizers")
+    prepends = any(step.get("prepend") == WORD or step.get("prepend_scheme") in ("first", "always") for step in steps)
+    return prepends and bool(described["model"].get("byte_fallback"))
+
+
+def unfold(step: Mapping[str, Any] | None, key: str) -> list[Mapping[str, Any]]:
+    """The steps of a sequence, or the only one."""
+    if step is None:
+        return []
+    return list(step[key]) if step["type"] == "Sequence" else [step]
