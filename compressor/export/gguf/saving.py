@@ -56,12 +56,13 @@ def save(model: Model, path: Path, grids: Mapping[str, Grid | None]) -> Exported
             stored, reason = store(weight, grids.get(component), choose_stored(model, weight))
             stored = stored.ordered(families.order_rows(name, len(weight), config))
             writer.add_tensor(family.name_tensor(name, config), stored.content, raw_dtype=stored.kind)
-            bits[component] = 8 * stored.content.nbytes / weight.numel()
-            reasons |= {component: reason} if component in grids else {}
+            if component:
+                bits[component] = 8 * stored.content.nbytes / weight.numel()
+                reasons[component] = reason
     packed = frozenset(name for name, reason in reasons.items() if not reason)
-    notes = tell_dense({name: reason for name, reason in reasons.items() if reason})
-    size = path.stat().st_size
-    return Exported(path, GGUF, model.dtype, size, bits, packed, notes=(*([ROUNDS] if packed else []), *notes))
+    dense = tell_dense({name: reason for name, reason in reasons.items() if reason and name in grids})
+    notes = (*([ROUNDS] if packed else []), *dense)
+    return Exported(path, GGUF, model.dtype, path.stat().st_size, bits, packed, notes=notes)
 
 
 def store(weight: Tensor, grid: Grid | None, dtype: torch.dtype) -> tuple[Stored, str]:
