@@ -593,6 +593,22 @@ def test_code_in_the_folder_runs_only_when_trusted(
     assert type(model.network).__name__ == "OwnForCausalLM" and len(model.slots) == 14
 
 
+def test_content_hash_covers_code_of_another_repository(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As config.json names it, by `repository--module.class`; a folder stands for a repository."""
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    (tmp_path / "other").mkdir()
+    names = {"AutoConfig": "OwnConfig", "AutoModelForCausalLM": "OwnForCausalLM"}
+    classes = {auto: f"{tmp_path / 'other'}--own.{name}" for auto, name in names.items()}
+    edit_config(checkpoint, model_type="our_own", architectures=["OwnForCausalLM"], auto_map=classes)
+    found = []
+    for code in (REMOTE_CODE, REMOTE_CODE, f"{REMOTE_CODE}\n\nSCALE = 2\n"):
+        (tmp_path / "other" / "own.py").write_text(code)
+        found.append(load(checkpoint, trust_remote_code=True).content_hash())
+    assert found[0] == found[1] != found[2]
+
+
 def fake_hub(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., str]) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from compressor.errors import ModelError
 from compressor.settings import ModelSettings
@@ -193,6 +195,18 @@ def find_common_tensor(tensors: Iterable[StoredTensor]) -> StoredTensor:
 def find_code(folder: Path) -> list[Path]:
     """The Python files in the folder and below, sorted."""
     return sorted(path for path in folder.rglob("*.py") if path.is_file())
+
+
+def find_running(network: type) -> Path | None:
+    """The folder of the code that came with a checkpoint, or with one that it names; None for transformers' own."""
+    if not network.__module__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."):
+        return None
+    return Path(inspect.getfile(network)).parent
+
+
+def combine(first: str, second: str) -> str:
+    """sha256 over two others."""
+    return hashlib.sha256(f"{first}{second}".encode()).hexdigest()
 
 
 def hash_content(folder: Path, files: Iterable[Path]) -> str:

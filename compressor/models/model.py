@@ -131,10 +131,12 @@ class Model:
 
     @functools.cached_property
     def _content_hash(self) -> str:
-        code = disk.find_code(self.folder) if self.trusts_code else []
-        return disk.hash_content(
-            self.folder, [self.folder / "config.json", *disk.find_weight_files(self.folder), *code]
-        )
+        files = [self.folder / "config.json", *disk.find_weight_files(self.folder)]
+        if not self.trusts_code:
+            return disk.hash_content(self.folder, files)
+        found = disk.hash_content(self.folder, [*files, *disk.find_code(self.folder)])
+        running = disk.find_running(type(self.network))  # which may have come from another repository
+        return disk.combine(found, disk.hash_content(running, disk.find_code(running))) if running else found
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, keep: int) -> Tensor:
