@@ -11,15 +11,16 @@ from typing import Any
 
 import gguf
 import pytest
+import tokenizers
 import torch
 from hypothesis import given, settings, strategies
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from compressor import export
 from compressor.contracts import Compressor
 from compressor.errors import CompressorError, ConfigError
-from compressor.export.gguf import blocks
+from compressor.export.gguf import blocks, vocabulary
 from compressor.grids import Grid
 from compressor.models import Model, load_model
 from compressor.models.loading import quiet_loading
@@ -33,7 +34,7 @@ from compressor_plugins.quantization.nf4 import Nf4
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.uniform import Uniform
 from tests.benchmarks.runs import SHARED
-from tests.families import save_checkpoint
+from tests.families import SPECIAL_TOKENS, save_checkpoint
 from tests.test_export import draw_tokens, treat
 from tests.test_run import make_settings, run
 
@@ -202,12 +203,22 @@ import json, sys, xllamacpp
 settings = xllamacpp.CommonParams()
 settings.model.path, settings.n_ctx, settings.warmup, settings.n_gpu_layers = sys.argv[1], 256, False, 0
 settings.cpuparams.n_threads = 1
-answer = xllamacpp.Server(settings).handle_completions(
-    {"prompt": sys.argv[2], "max_tokens": 24, "temperature": 0.0, "logprobs": 1}
-)
-answer = answer if isinstance(answer, dict) else json.loads(answer)
-print("ANSWER", json.dumps([one["id"] for one in answer["choices"][0]["logprobs"]["content"]]))
+server, answers = xllamacpp.Server(settings), []
+for text in sys.argv[2:]:
+    answer = server.handle_completions({"prompt": text, "max_tokens": 24, "temperature": 0.0, "logprobs": 1})
+    answers.append(answer if isinstance(answer, dict) else json.loads(answer))
+print("ANSWERS", json.dumps(answers))
 """
+
+
+def ask_llama_cpp(path: Path, *texts: str) -> list[dict[str, Any]]:
+    """What llama.cpp answers to each text, in a process of its own."""
+    pytest.importorskip("xllamacpp", reason="xllamacpp, a build of llama.cpp, is not installed")
+    command = [sys.executable, "-c", LLAMA_CPP, str(path), *texts]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("ANSWERS "))
+    answers: list[dict[str, Any]] = json.loads(line.removeprefix("ANSWERS "))
+    return answers
 
 
 @pytest.mark.parametrize("name", ["tiny", "stories260K", "tinystories-656k", "tinystories-2.8M"])
@@ -216,7 +227,6 @@ def test_llama_cpp_goes_on_as_transformers_does(tmp_path: Path, name: str) -> No
 
     By that rounding a near tie may part the texts; the first tokens are alike.
     """
-    pytest.importorskip("xllamacpp", reason="xllamacpp, a build of llama.cpp, is not installed")
     folder = SHARED / name
     if name != "tiny" and not folder.is_dir():
         pytest.skip(f"the trained model {name} is not beside the checkout")
@@ -225,9 +235,8 @@ def test_llama_cpp_goes_on_as_transformers_does(tmp_path: Path, name: str) -> No
         grids = treat(model, pack) if treated else {}
         exported = export.save_gguf(model, tmp_path / f"{treated}.gguf", grids)
         assert bool(exported.packed) == treated
-        command = [sys.executable, "-c", LLAMA_CPP, str(exported.path), TEXT]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("ANSWER"))[7:])
+        (answer,) = ask_llama_cpp(exported.path, TEXT)
+        said = [one["id"] for one in answer["choices"][0]["logprobs"]["content"]]
         alike = 6 if treated else 24
         assert len(said) == 24 and said[:alike] == continue_by_transformers(model, alike)
 
@@ -245,3 +254,49 @@ def continue_by_transformers(model: Model, tokens: int) -> list[int]:
     )
     found: list[int] = said[0, read.shape[1] :].tolist()
     return found
+
+
+TEXTS = ("12 1234 123412", "don't DON'T we'll", "two\n\n  lines  \n a", "a--b !! (12)", " 12\t34 x1234y")
+
+
+@pytest.mark.parametrize("split", vocabulary.SPLITS)
+def test_llama_cpp_splits_text_alike(tmp_path: Path, split: str | None) -> None:
+    """By every expression that has a name: as many tokens of texts whose digits, marks and blanks could merge."""
+    base = save_checkpoint("llama", tmp_path / "base", torch.bfloat16)
+    save_mergeable(base, split)
+    model = load_model(ModelSettings(path=str(base)))
+    export.check_gguf(model)
+    export.save_gguf(model, tmp_path / "model.gguf", {})
+    assert model.tokenizer is not None
+    counts = [len(model.tokenizer(text).input_ids) for text in TEXTS]
+    assert [one["usage"]["prompt_tokens"] for one in ask_llama_cpp(tmp_path / "model.gguf", *TEXTS)] == counts
+
+
+def test_the_texts_tell_the_expressions_apart(tmp_path: Path) -> None:
+    found = set()
+    for number, split in enumerate(vocabulary.SPLITS):
+        save_mergeable(tmp_path / str(number), split)
+        with quiet_loading(torch.device("cpu")):
+            tokenizer = AutoTokenizer.from_pretrained(tmp_path / str(number))
+        found.add(tuple(len(tokenizer(text).input_ids) for text in TEXTS))
+    assert len(found) == len(vocabulary.SPLITS)
+
+
+def save_mergeable(folder: Path, split: str | None) -> None:
+    """A byte-level tokenizer of 160 tokens that joins whatever the expression `split` leaves together."""
+    characters = ["Ċ", "ĉ", "Ġ", *(chr(code) for code in range(33, 127))]
+    merges = [
+        ("1", "2"), ("3", "4"), ("12", "34"), ("'", "t"), ("n", "'"), ("n", "'t"), ("o", "n"), ("'", "l"), ("'l", "l"),
+        ("Ġ", "Ġ"), ("Ċ", "Ċ"), ("ĠĠ", "Ċ"), ("-", "-"), ("Ġ", "!"), ("!", "!"), ("Ġ", "1"), ("Ġ", "12"), ("'", "T"),
+        ("x", "1"), ("ĉ", "3"), ("Ċ", "Ġ"), ("2", "1"), ("(", "1"), (")", "Ġ"), ("4", "1"), ("s", "Ġ"), ("Ġ", "l"),
+    ]  # fmt: skip
+    tokens = [*SPECIAL_TOKENS, *characters, *dict.fromkeys(first + second for first, second in merges)]
+    model = tokenizers.models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=merges)
+    backend = tokenizers.Tokenizer(model)
+    levels = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split is None)
+    if split is not None:
+        words = tokenizers.pre_tokenizers.Split(tokenizers.Regex(split), "isolated")
+        levels = tokenizers.pre_tokenizers.Sequence([words, levels])
+    backend.pre_tokenizer, backend.decoder = levels, tokenizers.decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    fast.save_pretrained(folder)
