@@ -369,8 +369,11 @@ def test_a_run_ships_what_it_scored_and_counts_what_it_ships(tmp_path: Path) -> 
 
 
 def corrupt_weights(folder: Path) -> None:
+    corrupt_file(folder / "model.safetensors")
+
+
+def corrupt_file(path: Path) -> None:
     """Turn a stretch of the weights over, not the header."""
-    path = folder / "model.safetensors"
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
     content[middle : middle + 4096] = bytes(255 - byte for byte in content[middle : middle + 4096])

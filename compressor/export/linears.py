@@ -161,10 +161,10 @@ def list_linears(network: nn.Module) -> list[str]:
     return [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
 
 
-def tell_dense(reasons: Mapping[str, str]) -> list[str]:
+def tell_dense(reasons: Mapping[str, str], where: str = "saved") -> list[str]:
     """Which components are dense though their treatment takes fewer bits: a note for each reason."""
     notes = []
     for reason in dict.fromkeys(reasons.values()):
         names = [name for name, one in reasons.items() if one == reason]
-        notes.append(f"{len(names)} treated components are saved as dense weights, `{names[0]}` first: {reason}.")
+        notes.append(f"{len(names)} treated components are {where} as dense weights, `{names[0]}` first: {reason}.")
     return notes

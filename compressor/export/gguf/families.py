@@ -47,7 +47,8 @@ def find_obstacle(config: PreTrainedConfig, parameters: Collection[str]) -> str 
         return f"its family is `{config.model_type}`, and only {', '.join(FAMILIES)} are known how to write"
     if (scaling := config.rope_parameters.get("rope_type", "default")) != "default":
         return f"its rotary embedding is of the type `{scaling}`, and only `default` is known how to write"
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()) or slides(config):
+    slides = config.model_type == "mistral" and config.sliding_window is not None
+    if slides or "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         return "it attends to a sliding window, of which llama.cpp would not know"
     if config.model_type in UNBIASED and any(name.endswith(".bias") for name in parameters):
         return "its matrices have biases, of which a reader of the file would not know"
@@ -55,11 +56,6 @@ def find_obstacle(config: PreTrainedConfig, parameters: Collection[str]) -> str 
     if assumed not in (None, width):
         return f"its heads are {width} wide, and transformers takes them for {assumed} wide in such a file"
     return None
-
-
-def slides(config: PreTrainedConfig) -> bool:
-    """Does a config without types of layers ask for a window?"""
-    return config.model_type == "mistral" and config.sliding_window is not None
 
 
 def describe(config: PreTrainedConfig, writer: gguf.GGUFWriter) -> None:

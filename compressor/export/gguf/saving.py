@@ -60,7 +60,9 @@ def save(model: Model, path: Path, grids: Mapping[str, Grid | None]) -> Exported
                 bits[component] = 8 * stored.content.nbytes / weight.numel()
                 reasons[component] = reason
     packed = frozenset(name for name, reason in reasons.items() if not reason)
-    dense = tell_dense({name: reason for name, reason in reasons.items() if reason and name in grids})
+    dense = tell_dense(
+        {name: reason for name, reason in reasons.items() if reason and name in grids}, f"in {path.name}"
+    )
     notes = (*([ROUNDS] if packed else []), *dense)
     return Exported(path, GGUF, model.dtype, path.stat().st_size, bits, packed, notes=notes)
 

@@ -15,6 +15,8 @@ _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS = {None: "gpt-2", rf"{_WORDS}|\p{{N}}|{_REST}": "qwen2", rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}": "llama-bpe"}
 """llama.cpp's names for how text is split into words: by the expression of GPT-2, and by two others."""
+ALIKE: tuple[Any, ...] = (None, {"type": "NFC"})
+"""Normalizers that llama.cpp does without: text is in this form nearly always."""
 WORD = "▁"
 """SentencePiece's mark of the beginning of a word."""
 UNKNOWN = (
@@ -97,10 +99,6 @@ def name_split(described: Mapping[str, Any]) -> str | None:
     if len(steps) != 1 or steps[0].get("type") != "Split" or steps[0].get("behavior") != "Isolated":
         return None
     return SPLITS.get(steps[0]["pattern"].get("Regex"))
-
-
-ALIKE: tuple[Any, ...] = (None, {"type": "NFC"})
-"""Normalizers that llama.cpp does without: text is in this form nearly always."""
 
 
 def marks_words(described: Mapping[str, Any]) -> bool:
