@@ -248,9 +248,9 @@ def test_zeros_and_sizes() -> None:
 def test_many_widths_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, hessian = draw(6, 8, 40)
     component, factors = component_of(weight), []
-    original = second_order.factor_inverse
+    original = second_order.factor_hessian
     monkeypatch.setattr(
-        "compressor_plugins.quantization.gptq.factor_inverse", lambda *a: factors.append(1) or original(*a)
+        "compressor_plugins.quantization.gptq.factor_hessian", lambda *a: factors.append(1) or original(*a)
     )
     context = Context(component, statistics={"hessian": hessian, "tokens": torch.tensor(99)})
     compressor = Gptq([2, 3, 4, 8], 16)

@@ -13,7 +13,7 @@ from compressor.errors import ConfigError
 from compressor.values import Component, Offer
 
 from .integers import IntegerWeight, check_group, check_widths, choose_bits, offer_bits, round_to_grid
-from .second_order import factor_inverse, note_tokens, round_columns
+from .second_order import factor_hessian, note_tokens, round_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,22 +31,24 @@ class Gptq(Compressor):
     """Integers of b bits, b among `bits`, rounded column by column; what is left makes up for the error so far.
 
     For `[out, in]` with H = Σ x xᵀ / n of its inputs, a row's error is (w − ŵ) H (w − ŵ)ᵀ, the mean square of what it
-    changes in the output. With U upper triangular, Uᵀ U = (H + λI)⁻¹ and λ = `damping` · mean(diag H), columns j go
+    changes in the output. With R upper triangular, R Rᵀ = H + λI and λ = `damping` · mean(diag H), columns j go
 
-        q_j = clamp(round(w_j / s), −2^(b−1), 2^(b−1) − 1),
-        w_k ← w_k − U_jk (w_j − s q_j) / U_jj  for the columns k to come,
+        q_j = clamp(round((w_j + Σ_{i<j} (w_i − ŵ_i) R_ij / R_jj) / s), −2^(b−1), 2^(b−1) − 1),  ŵ_j = s q_j,
 
-    which is the best that these can do. Scales s = max|w| / (2^(b−1) − ½) are those of round to nearest, of the weight
-    as it was: one for each `group` of neighbours along `in`, the last of a row may be shorter. So they do not depend on
-    the `order`, and groups stay together in what is stored when columns are taken by their mean squared input, the
-    largest first (`act`). `block` is how many columns are done before the rest is moved, which only saves time.
-    `sequential` means that inputs are those of a model whose lower layers are compressed, where a plan is kept.
+    for (w − ŵ) R then is as small in its element j as this column can make it. Scales s = max|w| / (2^(b−1) − ½) are
+    those of round to nearest, of the weight as it was: one for each `group` of neighbours along `in`, the last of a row
+    may be shorter. So they do not depend on the `order`, and groups stay together in what is stored when columns are
+    taken by their mean squared input, the largest first (`act`). `block` is how many columns are done before errors
+    are carried on in one product, which only saves time. `sequential` means that inputs are those of a model whose
+    lower layers are compressed, where a plan is kept.
 
     A column whose input was always 0 is rounded to nearest: H says nothing of it, but on another text it may count.
     So is a component that no token reached. The amount of b is 1 − b / stored bits; scales come on top and are counted.
 
-    Source: Frantar et al., GPTQ, ICLR 2023 (arXiv 2210.17323). There columns without input are set to 0, and
-    scales are found when a group is reached; its code has scales of the weight as it was for `static_groups`.
+    Source: Frantar et al., GPTQ, ICLR 2023 (arXiv 2210.17323). There columns to come are moved by the inverse of H,
+    which gives the same (Chen et al., The Geometry of LLM Quantization, 2025, arXiv 2507.18553), columns without input
+    are set to 0, and scales are found when a group is reached; its code has scales of the weight as it was for
+    `static_groups`.
     """
 
     bits: list[int] = field(default_factory=lambda: [4])
@@ -75,13 +77,13 @@ class Gptq(Compressor):
         return compressed
 
     def compress_each(self, weight: Tensor, amounts: Sequence[float], context: Context) -> Iterator[IntegerWeight]:
-        """All amounts share U."""
+        """All amounts share R."""
         component, hessian = context.component, context.statistics["hessian"]
         widths = [choose_bits(self.name, self.offer(component), amount, component) for amount in amounts]
         tokens, columns = int(context.statistics["tokens"]), self.order_columns(hessian)
         note_tokens(component.name, tokens, len(columns))
         knows = tokens > 0 and bool(hessian.any())
-        factor = factor_inverse(hessian, self.damping, columns, component.name) if knows else None
+        factor = factor_hessian(hessian, self.damping, columns, component.name) if knows else None
         for bits in widths:
             plain = round_to_grid(weight, bits, self.group, len(weight), component)
             yield plain if factor is None else round_columns(weight, plain, factor, columns, self.block)

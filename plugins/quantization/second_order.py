@@ -17,61 +17,62 @@ noted: set[tuple[str, object]] = set()
 """What was said already: warnings come once, however often a component is tried."""
 
 
-def factor_inverse(hessian: Tensor, damping: float, order: Tensor, name: str) -> Tensor:
-    """U `[in, in]`, upper triangular, with Uᵀ U = (H + λI)⁻¹, λ = damping · mean(diag H); rows in the given `order`.
+def factor_hessian(hessian: Tensor, damping: float, order: Tensor, name: str) -> Tensor:
+    """R / diag(R) `[in, in]`, R upper triangular with R Rᵀ = H + λI, λ = damping · mean(diag H), in the given `order`.
 
-    Up to a factor that does not count: H is divided by mean(diag H), which must not be 0. In float64, because what
-    decides about late columns are the small eigenvalues. With J the matrix that turns the order around, the Cholesky
-    factor L of J (H + λI) J gives U = (J L J)⁻¹, so that nothing is inverted but a triangle. Where H + λI is not
-    positive definite in spite of λ, damping is raised tenfold, and a line says so.
+    Columns are divided by their last element, so the diagonal is 1. In float64, because what decides about late columns
+    are the small eigenvalues; H is first divided by mean(diag H), which must not be 0. With J the matrix that turns the
+    order around and L the Cholesky factor of J (H + λI) J, R is J L J. Where H + λI is not positive definite in spite
+    of λ, damping is raised tenfold, and a line says so.
     """
     import torch
 
-    matrix = hessian.double()[order][:, order].flip(0, 1)
-    matrix = matrix / matrix.diagonal().mean()
-    eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    chosen = damping
-    lower, failed = torch.linalg.cholesky_ex(matrix + chosen * eye)
+    backwards, chosen = order.flip(0), damping
+    matrix = hessian[backwards][:, backwards].double()
+    matrix /= matrix.diagonal().mean()
+    matrix.diagonal().add_(chosen)
+    lower, failed = torch.linalg.cholesky_ex(matrix)
     while failed:  # comes to an end: a finite matrix is small beside enough of the identity
+        matrix.diagonal().add_((TENFOLD - 1) * chosen)
         chosen *= TENFOLD
-        lower, failed = torch.linalg.cholesky_ex(matrix + chosen * eye)
+        lower, failed = torch.linalg.cholesky_ex(matrix)
     if chosen != damping:
         text = f"the Hessian of `{name}` is not positive definite with damping {damping:g}, used is {chosen:g}"
         note("damping", name, text)
-    factor: Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
-    return factor
+    upper: Tensor = lower.flip(0, 1)
+    return upper.div_(upper.diagonal().clone())
 
 
 def round_columns(weight: Tensor, plain: IntegerWeight, factor: Tensor, order: Tensor, block: int) -> IntegerWeight:
-    """Columns of `weight` `[out, in]` one by one in the `order`, on the grid of `plain`; those to come are moved.
+    """Columns of `weight` `[out, in]` one by one in the `order`, on the grid of `plain`, moved by the errors so far.
 
-    With w_j the column as it is by then, and U the `factor`, in that order,
+    With w_j the column as it is, s_j its scales and F the `factor`, in that order,
 
-        q_j = clamp(round(w_j / s_j), −2^(b−1), 2^(b−1) − 1),  e_j = (w_j − ŵ_j) / U_jj,
-        w_k ← w_k − U_jk e_j  for k after j,
+        q_j = clamp(round((w_j + Σ_{i before j} F_ij (w_i − ŵ_i)) / s_j), −2^(b−1), 2^(b−1) − 1),
 
-    ŵ_j = s_j q_j in the dtype of the weight. Columns behind a `block` are moved by all of its errors at once.
+    ŵ_j = s_j q_j in the dtype of the weight. Errors of earlier blocks come in one product for a whole `block`. Columns
+    are held as rows, where they lie together.
     """
     import torch
 
     compute = working_dtype(weight.dtype)
-    rest, factor = weight.to(compute)[:, order], factor.to(compute)
-    scales, places = plain.scales.to(compute), (order // plain.group).tolist()
-    integers, highest = torch.empty_like(plain.integers), 2 ** (plain.bits_each - 1) - 1
-    lowest = find_lowest(plain.scales, plain.bits_each, plain.dtype).to(compute)
-    for start in range(0, rest.shape[1], block):
-        inside = rest[:, start : start + block]
-        corner = factor[start : start + block, start : start + block]
-        errors, found = torch.zeros_like(inside), torch.zeros_like(inside)
-        for j in range(inside.shape[1]):
-            place = places[start + j]
-            scale = scales[:, place]
-            found[:, j] = (inside[:, j] / scale).round().clamp(max=highest).maximum(lowest[:, place])
-            dense = (scale * found[:, j]).to(weight.dtype).to(compute)
-            errors[:, j] = (inside[:, j] - dense) / corner[j, j]
-            inside[:, j + 1 :] -= torch.outer(errors[:, j], corner[j, j + 1 :])
-        integers[:, order[start : start + block]] = found.to(torch.int8)
-        rest[:, start + block :] -= errors @ factor[start : start + block, start + block :]
+    # Of columns that are done the error, of the others the weight.
+    left, factor = weight.to(compute).mT[order], factor.to(compute)
+    found, highest = torch.empty_like(left, dtype=torch.int8), 2 ** (plain.bits_each - 1) - 1
+    lowest = find_lowest(plain.scales, plain.bits_each, plain.dtype)
+    scales, lowest = (part.to(compute).mT.contiguous() for part in (plain.scales, lowest))
+    places = (order // plain.group).tolist()
+    for start in range(0, len(left), block):
+        end = min(start + block, len(left))
+        moved = left[start:end].addmm(factor[:start, start:end].mT, left[:start])
+        for j in range(start, end):
+            target = moved[j - start].addmv(left[start:j].mT, factor[start:j, j])
+            scale, least = scales[places[j]], lowest[places[j]]
+            integers = (target / scale).round().clamp(max=highest).maximum(least)
+            left[j] -= (scale * integers).to(weight.dtype)
+            found[j] = integers
+    integers = torch.empty_like(plain.integers)
+    integers[:, order] = found.mT
     return replace(plain, integers=integers)
 
 
