@@ -65,7 +65,8 @@ class Rehearsal:
     def answer(self, request: Request) -> Any:  # noqa: ANN401 - each request says what its answer is
         match request:
             case ScoreRequest():
-                return tuple(self.score(plan, request) for plan in request.trials)
+                scores = [self.score(plan, request) for plan in request.trials]
+                return tuple(map(self.repeat, scores)) if request.by_sequence else tuple(scores)
             case BestRequest():
                 return self.find_best(request)
             case EstimateRequest():
@@ -93,6 +94,10 @@ class Rehearsal:
             for name in request.metrics
         }
         return {name: flat_score(value + shift) for name, value in values.items()}
+
+    def repeat(self, scores: Scores) -> dict[str, NDArray[np.float64]]:
+        """Every metric's mean, the same for each sequence."""
+        return {name: np.full(self.problem.prefixes, score.mean) for name, score in scores.items()}
 
     def find_best(self, request: BestRequest) -> Best:
         """As little as may be answered: only what is chosen has scores."""

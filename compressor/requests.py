@@ -49,7 +49,8 @@ class Prefixes(enum.Enum):
 class ScoreRequest:
     """Score every trial exactly, each on its own, and undo it. Answer: a tuple of `Scores`, in order.
 
-    `start` and `stop` choose prefixes; metrics on text are scored on all of theirs.
+    `start` and `stop` choose prefixes; metrics on text are scored on all of theirs. `by_sequence` asks for the metrics'
+    first statistics in place of scores, `[sequence]` each: of two trials they can be compared in pairs.
     """
 
     trials: Sequence[Plan]
@@ -57,6 +58,7 @@ class ScoreRequest:
     prefixes: Prefixes = Prefixes.SEARCH
     start: int = 0
     stop: int | None = None
+    by_sequence: bool = False
 
 
 @dataclass(frozen=True)

@@ -111,18 +111,29 @@ class Scorer:
 
     def score_trials(self, request: ScoreRequest) -> tuple[dict[str, Score], ...]:
         """Score each trial exactly."""
+        return tuple(scores for _, scores in self.run_trials(request))
+
+    def list_values(self, request: ScoreRequest) -> tuple[dict[str, NDArray[np.float64]], ...]:
+        """Of each trial the metrics' first statistics, `[sequence]`."""
+        return tuple(
+            {name: rows[:, 0] for name, rows in statistics.items()} for statistics, _ in self.run_trials(request)
+        )
+
+    def run_trials(self, request: ScoreRequest) -> list[tuple[Statistics, dict[str, Score]]]:
+        """Statistics and scores of each trial, in order."""
         trials = [self.make_trial(plan) for plan in request.trials]
         found = self.sweeps[request.prefixes].score(trials, request.metrics, request.start, request.stop)
         description = f"round {self.round}: scoring trials"
-        answers, began = dict[int, dict[str, Score]](), time.monotonic()
+        answers, began = dict[int, tuple[Statistics, dict[str, Score]]](), time.monotonic()
         for number, statistics in self.progress.track(found, description, len(trials)):
-            scores = answers[number] = self.summarize(statistics)
+            scores = self.summarize(statistics)
+            answers[number] = statistics, scores
             self.note_trial(request.trials[number], request.prefixes, scores, time.monotonic() - began)
             began = time.monotonic()
         self.trials += len(trials)
         if request.prefixes is Prefixes.SEARCH:
             self.spend(len(trials), request.start, request.stop)
-        return tuple(answers[number] for number in range(len(trials)))
+        return [answers[number] for number in range(len(trials))]
 
     def note_trial(self, plan: Plan, prefixes: Prefixes, scores: Scores, seconds: float) -> None:
         """A line in scores.jsonl, where rows are but said to be there."""

@@ -109,7 +109,7 @@ class Search(Scorer):
             self.calibrate([*self.treatments.configured, *list_compressors(request)])
         match request:
             case ScoreRequest():
-                return self.score_trials(request)
+                return self.list_values(request) if request.by_sequence else self.score_trials(request)
             case BestRequest():
                 return find_best(self, request)
             case EstimateRequest():

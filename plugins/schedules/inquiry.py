@@ -48,10 +48,10 @@ class Inquiry:
         answer = yield EstimateRequest(options, self.objective, plan, start, stop, self.by_row, self.measured)
         return answer
 
-    def ask_score(self, plan: Plan) -> Asks:
-        """The objective of a plan on all search prefixes, lower being better."""
-        (scores,) = yield ScoreRequest([plan], (self.objective,))
-        return self.sign * scores[self.objective].mean
+    def ask_costs(self, plan: Plan) -> Asks:
+        """What a plan costs on each of the search prefixes, `[sequence]`: the objective's first statistic."""
+        (found,) = yield ScoreRequest([plan], (self.objective,), by_sequence=True)
+        return self.sign * found[self.objective]
 
     def tabulate(self, options: Options, sizes: Values, estimates: Estimates, reached: Collection[str]) -> Table:
         """What is known of the options, with costs of the components that were `reached`; lower is better."""

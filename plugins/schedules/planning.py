@@ -6,6 +6,7 @@ from compressor.values import Plan
 
 from .additivity import add_singles
 from .choices import Table
+from .hulls import Array
 from .inquiry import Asks, Estimates, Inquiry, merge
 from .limits import Limit
 
@@ -71,15 +72,15 @@ class Planning:
         return plan, size
 
     def correct(self, plan: Plan, size: float, attempts: int) -> Asks:
-        """A better plan, by solving again where the plan stands; only what measures better is taken.
+        """A better plan, by solving again where the plan stands; only what `is_cheaper` is taken.
 
         It starts where all components are treated alike if that is better: so far from the base no estimate need hold.
         """
-        best = yield from self.inquiry.ask_score(plan)
+        best = yield from self.inquiry.ask_costs(plan)
         if (alike := self.inquiry.choices.alike(self.alone, self.limit.total)) and alike != plan:
-            cost = yield from self.inquiry.ask_score(alike)
-            if cost < best:
-                plan, best = alike, cost
+            costs = yield from self.inquiry.ask_costs(alike)
+            if is_cheaper(costs, best):
+                plan, best = alike, costs
                 size = yield from self.inquiry.ask_size(alike)
         share, table = ROWS_SHARE if self.inquiry.by_row else 1.0, None
         for _ in range(attempts):
@@ -91,9 +92,9 @@ class Planning:
             candidate, stored = yield from self._solve(table, plan, share)
             if candidate == plan:
                 break
-            cost = yield from self.inquiry.ask_score(candidate)
-            if cost < best and self.limit.allows(stored):
-                plan, size, best, table = candidate, stored, cost, None
+            costs = yield from self.inquiry.ask_costs(candidate)
+            if is_cheaper(costs, best) and self.limit.allows(stored):
+                plan, size, best, table = candidate, stored, costs, None
             elif share <= SMALLEST_SHARE:
                 break
             else:
@@ -121,3 +122,13 @@ class Planning:
                 f"{len(names)} components stay as they were, for no token of the search prefixes came to them: "
                 f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}; more prefixes may reach them."
             )
+
+
+def is_cheaper(costs: Array, others: Array) -> bool:
+    """On the same sequences, by more than the standard error of the mean difference.
+
+    Costs `[sequence]`. Less than that would as often be worse on other prefixes.
+    """
+    gains = others - costs
+    error = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
+    return float(gains.mean()) > error
