@@ -201,3 +201,12 @@ def list_compressors(request: Request) -> set[str]:
 def list_options(options: Mapping[str, Sequence[Treatment | None]]) -> set[str]:
     """The compressors among the options of components."""
     return {treatment.compressor for choices in options.values() for treatment in choices if treatment is not None}
+
+
+def list_measured(request: EstimateRequest) -> list[Plan]:
+    """The trials by which estimates are measured: the plan that they start from, then each option of each component."""
+    trials = [request.at]
+    for name, options in request.options.items():
+        others = {other: treatment for other, treatment in request.at.items() if other != name}
+        trials += [others if option is None else {**others, name: option} for option in options]
+    return trials

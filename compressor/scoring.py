@@ -26,6 +26,7 @@ from compressor.files import append_json_line
 from compressor.models import Model, Product
 from compressor.plans import plan_to_json
 from compressor.progress import Progress, watch
+from compressor.requests import list_measured
 from compressor.savings import Savings
 from compressor.screening import Screen
 from compressor.sensitivity import Sensitivity
@@ -115,9 +116,8 @@ class Scorer:
 
     def list_values(self, request: ScoreRequest) -> tuple[dict[str, NDArray[np.float64]], ...]:
         """Of each trial the metrics' first statistics, `[sequence]`."""
-        return tuple(
-            {name: rows[:, 0] for name, rows in statistics.items()} for statistics, _ in self.run_trials(request)
-        )
+        found = self.run_trials(request)
+        return tuple({name: rows[:, 0] for name, rows in statistics.items()} for statistics, _ in found)
 
     def run_trials(self, request: ScoreRequest) -> list[tuple[Statistics, dict[str, Score]]]:
         """Statistics and scores of each trial, in order."""
@@ -243,15 +243,6 @@ def identify(name: str, treatment: Treatment) -> Hashable:
     if treatment.rows is not None:
         return None
     return name, treatment.compressor, treatment.amount, repr(treatment.options)
-
-
-def list_measured(request: EstimateRequest) -> list[Plan]:
-    """The trials by which estimates are measured: the plan that they start from, then each option of each component."""
-    trials = [request.at]
-    for name, options in request.options.items():
-        others = {other: treatment for other, treatment in request.at.items() if other != name}
-        trials += [others if option is None else {**others, name: option} for option in options]
-    return trials
 
 
 def share_prefixes(prefixes: int, start: int, stop: int | None) -> float:

@@ -24,7 +24,8 @@ from compressor.contracts import (
     SizeRequest,
 )
 from compressor.rehearsal import Rehearsal
-from compressor.scoring import PASSES_OF_WALK, list_measured, share_prefixes
+from compressor.requests import list_measured
+from compressor.scoring import PASSES_OF_WALK, share_prefixes
 from compressor.sensitivity import KEPT_NUMBERS, count_walks
 from compressor.values import Plan, Treatment
 

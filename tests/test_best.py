@@ -15,7 +15,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from compressor.contracts import BestRequest, Estimate, EstimateRequest, KeepRequest, Metric, Prefixes, TextWindows
+from compressor.contracts import (
+    BestRequest,
+    Estimate,
+    EstimateRequest,
+    KeepRequest,
+    Metric,
+    Prefixes,
+    ScoreRequest,
+    TextWindows,
+)
 from compressor.errors import ConfigError, PluginError
 from compressor.plugins import installed
 from compressor.progress import Silent
@@ -107,6 +116,18 @@ def make_search(folder: Path, data: Array, how: SweepSettings, metric: Metric | 
         settings=how,
         **given,
     )
+
+
+def test_trials_are_compared_sequence_by_sequence(tmp_path: Path) -> None:
+    """What is asked for `by_sequence` is what the scores are of."""
+    data = np.random.default_rng(0).integers(0, TOKENS, (3, 40)).astype(float)
+    search, trials = make_search(tmp_path, data, SweepSettings()), [plan_of(index) for index in (2, 0)]
+    values = search.answer(ScoreRequest(trials, ["fdtm"], start=8, stop=32, by_sequence=True))
+    scores = search.answer(ScoreRequest(trials, ["fdtm"], start=8, stop=32))
+    for index, found, score in zip((2, 0), values, scores, strict=True):
+        assert found["fdtm"].tolist() == data[index, 8:32].tolist()
+        assert score["fdtm"].mean == pytest.approx(found["fdtm"].mean())
+    assert search.trials == 4 and search.passes == pytest.approx(4 * 24 / 40)
 
 
 def ask(search: Search, count: int, statistic: str = "mean", bounds: Sequence[float | None] = ()) -> Any:  # noqa: ANN401

@@ -25,6 +25,7 @@ from compressor.errors import ConfigError
 from compressor.testing.rehearsal import COMPONENTS, OFFERS, Rehearsal, flat_score, make_problem
 from compressor.values import Component, Offer, Plan, Scores, Treatment
 from compressor_plugins.schedules.budget import Budget, EstimateBy, Granularity
+from compressor_plugins.schedules.planning import is_cheaper
 
 KL = {"kl": Better.LOWER}
 BOTH = {"kl": Better.LOWER, "fdtm": Better.HIGHER}
@@ -87,6 +88,20 @@ class Stubborn(Crossed):
         super().score(plan, request)
         self.seen.append(plan)
         return {name: flat_score(float(len(self.seen))) for name in request.metrics}
+
+
+@dataclass
+class Noisy(Crossed):
+    """Sequences differ by this share of what they cost, each trial's in its own way; their mean stays."""
+
+    noise: float = 0.0
+    draws: int = 0
+
+    def repeat(self, scores: Scores) -> dict[str, Any]:
+        self.draws += 1
+        drawn = np.random.default_rng(self.draws).normal(size=self.problem.prefixes)
+        factors = 1 + self.noise * (drawn - drawn.mean())
+        return {name: values * factors for name, values in super().repeat(scores).items()}
 
 
 def play(schedule: Budget, *compressors: str, cls: type[Any] = Uneven, seed: int = 0, **changes: Any) -> Any:  # noqa: ANN401
@@ -270,6 +285,30 @@ def test_more_corrections_are_never_worse(compressors: tuple[str, ...], seed: in
         play(Budget([0.6], corrections=n), *compressors, cls=Crossed, seed=seed) for n in (corrections - 1, corrections)
     )
     assert more.damage(more.kept) <= fewer.damage(fewer.kept)
+
+
+@pytest.mark.parametrize("compressors", [("prune",), ("prune", "round")])
+def test_what_may_be_chance_is_not_taken(compressors: tuple[str, ...]) -> None:
+    """With much noise the first plan is kept, though others measure better; with little they are taken."""
+    plans = {}
+    for noise in (0.0, 1e-4, 100.0):
+        rehearsal = Noisy(make_problem(compressors, BOTH, 0), noise=noise)
+        rehearsal.play(Budget([0.55]))
+        measured = [plan for r in requests_of(rehearsal, ScoreRequest) for plan in r.trials]
+        plans[noise] = (measured[0], plans_of(rehearsal)[0])
+        assert min(map(rehearsal.damage, measured)) < rehearsal.damage(measured[0])
+    assert plans[100.0][0] == plans[100.0][1]
+    assert plans[0.0][0] != plans[0.0][1] == plans[1e-4][1]
+
+
+@given(st.lists(st.integers(-9, 9), min_size=2, max_size=20), st.integers(-9, 9))
+def test_cheaper_is_more_than_a_standard_error(gains: list[int], offset: int) -> None:
+    """Of the differences alone: what both plans have in common does not count."""
+    others = np.arange(len(gains)) * 7.0 + offset
+    mean, error = np.mean(gains), np.std(gains) / (len(gains) - 1) ** 0.5
+    if abs(mean - error) > 1e-9:
+        assert is_cheaper(others - gains, others) == (mean > error)
+    assert is_cheaper(np.array([1.0]), np.array([2.0])) and not is_cheaper(others, others)
 
 
 def test_what_is_kept_is_the_best_that_was_measured() -> None:

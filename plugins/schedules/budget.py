@@ -38,8 +38,8 @@ class Budget(Schedule):
     First a plan from costs at the start of the round, on more and more prefixes until it settles: amounts of a range
     share one slope on their lower convex hulls, fixed options are a multiple-choice knapsack, both together a mixed
     integer program. Then up to `corrections` attempts to do better: costs at the plan, a solution within a trust region
-    (10 points of amount, or one option up or down), taken if it measures better on the search prefixes; else the region
-    is halved. Before that, the fixed option that treats all components alike is tried.
+    (10 points of amount, or one option up or down), taken if it measures better on the search prefixes by more than a
+    standard error; else the region is halved. Before that, the fixed option that treats all components alike is tried.
 
     `objective` is a metric that can be estimated: `kl` is the sturdiest, `margin_noise` speaks of the FDT itself.
     `estimate=measured` gets the costs from a trial for each option, and takes any metric. `targets` are cumulative mean

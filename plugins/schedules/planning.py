@@ -72,7 +72,7 @@ class Planning:
         return plan, size
 
     def correct(self, plan: Plan, size: float, attempts: int) -> Asks:
-        """A better plan, by solving again where the plan stands; only what `is_cheaper` is taken.
+        """A better plan, by solving again where the plan stands; only what is cheaper (`is_cheaper`) is taken.
 
         It starts where all components are treated alike if that is better: so far from the base no estimate need hold.
         """
