@@ -88,6 +88,10 @@ BROKEN_METRICS: dict[str, tuple[str, dict[str, Any]]] = {
         {"value_range": lambda self, tokens: (0.0, float(tokens)), "aggregate": lambda self, s: s.sum(axis=(-2, -1))},
     ),
     "wrong_way": ("nothing_beats_the_base", {"better": Better.LOWER}),
+    "first_is_wrong_way": (
+        "nothing_beats_the_base",
+        {"statistics": lambda *given: -Matches.statistics(*given), "aggregate": lambda self, s: -s[..., 0].mean(-1)},
+    ),
     "no_default": ("can_be_registered_and_configured", {"name": "No Name"}),
 }
 

@@ -109,7 +109,9 @@ def test_the_band_is_the_bootstrap_of_squares_and_tables_together() -> None:
 def test_the_curve_says_what_the_metric_expected_fdtm_says() -> None:
     law, squares = random_law()
     expected = law.expect(squares)
-    score = summarize(ExpectedFdtm(), np.concatenate([squares[:, None], law.tables], axis=1), seed=3)
+    score = summarize(
+        ExpectedFdtm(), np.concatenate([np.zeros((len(squares), 1)), squares[:, None], law.tables], axis=1), seed=3
+    )
     assert [expected.fdt, expected.low, expected.high] == pytest.approx([score.mean, score.low, score.high], rel=1e-9)
 
 

@@ -165,7 +165,7 @@ def test_margin_noise_by_hand() -> None:
     assert read_margins(candidate, ids).tolist() == [[[0.5], [4.0]]]
     # Weights ∝ 1 / (m + 1) are ⅔ and ⅓; alike for any large closeness.
     assert score(MarginNoise(closeness=1.0), candidate, base)[0, 0] == pytest.approx(0.25 * 2 / 3 + 1 / 3)
-    assert score(ExpectedFdtm(closeness=1.0), candidate, base)[0, 0] == pytest.approx(0.25 * 2 / 3 + 1 / 3)
+    assert score(ExpectedFdtm(closeness=1.0), candidate, base)[0, 1] == pytest.approx(0.25 * 2 / 3 + 1 / 3)
     for alike in (1e9, math.inf):
         assert score(MarginNoise(closeness=alike), candidate, base)[0, 0] == pytest.approx((0.25 + 1.0) / 2)
     assert MarginNoise().aggregate(np.array([[0.5], [1.5], [4.0]])) == pytest.approx(math.sqrt(2))
@@ -199,7 +199,7 @@ def test_both_models_are_read_at_the_bases_runners_up(closeness: float) -> None:
         expected.append(sum(squares) / sum(weights))
     assert others
     assert score(MarginNoise(closeness=closeness), candidate, base)[:, 0] == pytest.approx(expected, rel=1e-5)
-    assert score(ExpectedFdtm(closeness=closeness), candidate, base)[:, 0] == pytest.approx(expected, rel=1e-5)
+    assert score(ExpectedFdtm(closeness=closeness), candidate, base)[:, 1] == pytest.approx(expected, rel=1e-5)
 
 
 @settings(deadline=None, max_examples=30)
@@ -234,9 +234,10 @@ def test_expected_fdtm_is_the_law_at_the_noise_of_all_prefixes(runners: int) -> 
     assert metric.aggregate(statistics) == pytest.approx(expected, rel=2e-3)
     single = [float(metric.aggregate(row[None])) for row in statistics]
     law = [
-        expected_fdt(torch.from_numpy(m), math.sqrt(row[0])).item() for m, row in zip(margins, statistics, strict=True)
+        expected_fdt(torch.from_numpy(m), math.sqrt(row[1])).item() for m, row in zip(margins, statistics, strict=True)
     ]
     assert single == pytest.approx(law, rel=2e-3)
+    assert statistics[:, 0] == pytest.approx(single, rel=1e-9)
 
 
 @pytest.mark.parametrize("metric", [MarginNoise(), ExpectedFdtm()])

@@ -45,7 +45,8 @@ class Metric(ABC):
     def statistics(self, candidate: Readout, base: Readout) -> Tensor:
         """`[sequence, statistic]` of the candidate on some sequences; pure, and independent between sequences.
 
-        On text windows `base` is the candidate itself: the base is not run there.
+        On text windows `base` is the candidate itself: the base is not run there. Searches add up and compare the first
+        statistic, so its mean and `aggregate` must agree on which of two candidates is better.
         """
 
     def aggregate(self, statistics: NDArray[np.float64]) -> NDArray[np.float64]:

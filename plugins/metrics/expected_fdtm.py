@@ -40,16 +40,19 @@ class ExpectedFdtm(Metric):
     label: ClassVar[str] = "expected FDT"
 
     def statistics(self, candidate: Readout, base: Readout) -> Tensor:
-        """`[sequence, 1 + noise]`: σ², then the law at every value of a grid of σ, which only the base decides."""
+        """`[sequence, 2 + noise]`: the law at the σ of the sequence, σ², the law on a grid of σ, by the base alone."""
+        import numpy as np
         import torch
 
-        from compressor.margin_law import tabulate_fdt
+        from compressor.margin_law import read_table, tabulate_fdt
 
         if self.runners < 1:
             raise ConfigError(f"`metric.expected_fdtm.runners` must be at least 1, got {self.runners}; 8 is a good one")
         squares = read_squares(candidate, base, self.closeness).double()
         _, margins = base.runners_up(self.runners)
-        return torch.cat([squares[:, None], tabulate_fdt(margins)], dim=1)
+        table = tabulate_fdt(margins)
+        alone = read_table(table.cpu().numpy(), np.sqrt(squares.cpu().numpy()))
+        return torch.cat([torch.from_numpy(alone).to(squares)[:, None], squares[:, None], table], dim=1)
 
     def aggregate(self, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
         import numpy as np
@@ -57,4 +60,4 @@ class ExpectedFdtm(Metric):
         from compressor.margin_law import read_table
 
         means = statistics.mean(axis=-2)
-        return read_table(means[..., 1:], np.sqrt(means[..., 0]))
+        return read_table(means[..., 2:], np.sqrt(means[..., 1]))
