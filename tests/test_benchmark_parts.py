@@ -13,7 +13,7 @@ from tests.benchmarks.asking import ask_peer
 from tests.benchmarks.int8share import Ordered, cumulate, describe_last, find_share
 from tests.benchmarks.keeping import Keep
 from tests.benchmarks.peers.task import Task, counted
-from tests.benchmarks.scores import compare_p75
+from tests.benchmarks.scores import compare_p75, tally
 from tests.families import make_network
 
 
@@ -49,6 +49,16 @@ def test_percentiles_are_compared_pair_by_pair() -> None:
     loop = [np.percentile(first[i], 75) - np.percentile(second[i], 75) for i in draw_resamples(40, 0)]
     assert (low, high) == pytest.approx(tuple(np.percentile(loop, (2.5, 97.5))))
     assert low < value < high and high - low < 0.5
+
+
+def test_differences_are_counted_by_what_is_better() -> None:
+    rows = [
+        {"method": "ours"},
+        {"method": "a", "kl − ours": [0.1, 0.05, 0.2], "fdtm − ours": [1.0, 0.5, 2.0], "FDT75 − ours": [0.0, 0.0, 0.0]},
+        {"method": "a", "kl − ours": [-0.1, -0.2, 0.01], "fdtm − ours": [-1.0, -2.0, -0.5], "kl − other": [1, 1, 1]},
+    ]
+    found = {row["against ours"]: (row["better"], row["worse"], row["tied"]) for row in tally(rows, "method", "ours")}
+    assert found == {"kl": (0, 1, 1), "fdtm": (1, 1, 0), "FDT75": (0, 0, 1), "all": (1, 2, 2)}
 
 
 def test_cases_are_kept_and_found_again(tmp_path: Path) -> None:

@@ -146,8 +146,7 @@ class MetricContract(PluginContract):
         np.testing.assert_allclose(plugin.aggregate(found), values.mean(), rtol=1e-9)
 
     def test_nothing_beats_the_base(self, plugin: Metric) -> None:
-        """No unrelated candidate is better than the base on its greedy tokens, or, on text, than one that is certain of
-        every token: by `aggregate`, and by the first statistic."""
+        """None is better than the base on its tokens, on text than one certain of all; nor by the first statistic."""
         import torch
 
         base = self.draw(2)

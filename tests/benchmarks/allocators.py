@@ -37,7 +37,7 @@ from .keeping import Keep
 from .mixed import FORMATS, Case, locate, open_case
 from .peers.task import Allocation, counted, read_answer
 from .runs import MODELS, make_random
-from .scores import METRICS, compare, describe
+from .scores import METRICS, compare, describe, tally
 
 CORRECTIONS = {"budget": 6, "budget, one pass": 0}
 BASELINE = "budget"
@@ -158,9 +158,11 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     parser.add_argument("--environments", type=Path)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args(arguments)
-    keep = Keep(options.keep)
+    keep, rows = Keep(options.keep), []
     for model, grain in itertools.product(options.models, options.grains):
         chosen = options.seeds[:1] if model == DEEP else options.seeds
         seeds = [measure_seed(model, grain, seed, options, keep) for seed in chosen]
         for row in describe_rows(seeds, options.bits):
+            rows.append(row)
             yield {"model": model, "grain": grain, **row}
+    yield from tally(rows, "method", BASELINE)

@@ -46,7 +46,7 @@ from compressor_plugins.schedules.rankers import Statistic
 
 from .keeping import Keep
 from .runs import MODELS, open_run
-from .scores import METRICS, compare, describe
+from .scores import METRICS, compare, describe, tally
 
 COUNTS = (0.1, 0.25, 0.5, 0.75)
 """Shares of the components."""
@@ -190,7 +190,9 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     parser.add_argument("--proof", type=int, default=128)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args(arguments)
-    keep = Keep(options.keep)
+    keep, rows = Keep(options.keep), []
     for model, kind in itertools.product(options.models, options.kinds):
         for row in describe_rows([measure_seed(model, kind, seed, options, keep) for seed in options.seeds]):
+            rows.append(row)
             yield {"model": model, "kind": kind, **row}
+    yield from tally(rows, "ranker", BASELINE)

@@ -1,6 +1,7 @@
 """What rows of a table say of statistics on fresh prefixes: values, and differences that are paired by prefix."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,25 @@ def compare(found: Sequence[Statistics], others: Sequence[Statistics]) -> dict[s
         if name == "fdtm":
             cells["FDT75"] = compare_p75(values_per_sequence(metric, first), values_per_sequence(metric, second))
     return cells
+
+
+def tally(rows: Iterable[Mapping[str, Any]], kind: str, baseline: str) -> Iterator[dict[str, Any]]:
+    """By `kind`, a column, in how many rows each difference from the baseline is better or worse; else its interval holds 0.
+
+    Differences are those of `compare`, named `metric − baseline`.
+    """
+    counts: dict[tuple[str, str], list[int]] = {}
+    for row in rows:
+        for column, cell in row.items():
+            name, minus, other = column.partition(" − ")
+            if minus and other == baseline:
+                sign = installed().metrics["fdtm" if name == "FDT75" else name].better.sign
+                low, high = sorted(sign * end for end in cell[1:])
+                for key in ((row[kind], name), (row[kind], "all")):
+                    count = counts.setdefault(key, [0, 0, 0])
+                    count[0 if low > 0 else 1 if high < 0 else 2] += 1
+    for (which, name), (better, worse, tied) in counts.items():
+        yield {kind: which, f"against {baseline}": name, "better": better, "worse": worse, "tied": tied}
 
 
 def compare_p75(first: NDArray[np.float64], second: NDArray[np.float64]) -> Cell:
