@@ -13,7 +13,7 @@ from tests.benchmarks.asking import ask_peer
 from tests.benchmarks.int8share import Ordered, cumulate, describe_last, find_share
 from tests.benchmarks.keeping import Keep
 from tests.benchmarks.peers.task import Task, counted
-from tests.benchmarks.scores import compare_p75, tally
+from tests.benchmarks.scores import compare_p75, count_verdicts
 from tests.families import make_network
 
 
@@ -57,7 +57,7 @@ def test_differences_are_counted_by_what_is_better() -> None:
         {"method": "a", "kl − ours": [0.1, 0.05, 0.2], "fdtm − ours": [1.0, 0.5, 2.0], "FDT75 − ours": [0.0, 0.0, 0.0]},
         {"method": "a", "kl − ours": [-0.1, -0.2, 0.01], "fdtm − ours": [-1.0, -2.0, -0.5], "kl − other": [1, 1, 1]},
     ]
-    found = {row["against ours"]: (row["better"], row["worse"], row["tied"]) for row in tally(rows, "method", "ours")}
+    found = {row["against ours"]: (row["better"], row["worse"], row["tied"]) for row in count_verdicts(rows, "method", "ours")}
     assert found == {"kl": (0, 1, 1), "fdtm": (1, 1, 0), "FDT75": (0, 0, 1), "all": (1, 2, 2)}
 
 

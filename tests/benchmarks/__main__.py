@@ -7,6 +7,7 @@ from typing import Any
 
 BENCHMARKS = (
     "demo",
+    "fingerprint",
     "allocation",
     "law",
     "singles",

@@ -37,7 +37,7 @@ from .keeping import Keep
 from .mixed import FORMATS, Case, locate, open_case
 from .peers.task import Allocation, counted, read_answer
 from .runs import MODELS, make_random
-from .scores import METRICS, compare, describe, tally
+from .scores import METRICS, compare, count_verdicts, describe
 
 CORRECTIONS = {"budget": 6, "budget, one pass": 0}
 BASELINE = "budget"
@@ -165,4 +165,4 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
         for row in describe_rows(seeds, options.bits):
             rows.append(row)
             yield {"model": model, "grain": grain, **row}
-    yield from tally(rows, "method", BASELINE)
+    yield from count_verdicts(rows, "method", BASELINE)

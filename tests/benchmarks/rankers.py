@@ -46,7 +46,7 @@ from compressor_plugins.schedules.rankers import Statistic
 
 from .keeping import Keep
 from .runs import MODELS, open_run
-from .scores import METRICS, compare, describe, tally
+from .scores import METRICS, compare, count_verdicts, describe
 
 COUNTS = (0.1, 0.25, 0.5, 0.75)
 """Shares of the components."""
@@ -195,4 +195,4 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
         for row in describe_rows([measure_seed(model, kind, seed, options, keep) for seed in options.seeds]):
             rows.append(row)
             yield {"model": model, "kind": kind, **row}
-    yield from tally(rows, "ranker", BASELINE)
+    yield from count_verdicts(rows, "ranker", BASELINE)

@@ -39,10 +39,10 @@ def compare(found: Sequence[Statistics], others: Sequence[Statistics]) -> dict[s
     return cells
 
 
-def tally(rows: Iterable[Mapping[str, Any]], kind: str, baseline: str) -> Iterator[dict[str, Any]]:
-    """By `kind`, a column, in how many rows each difference from the baseline is better or worse; else its interval holds 0.
+def count_verdicts(rows: Iterable[Mapping[str, Any]], kind: str, baseline: str) -> Iterator[dict[str, Any]]:
+    """For each value of the column `kind`: in how many rows each metric is better, worse or level with the baseline.
 
-    Differences are those of `compare`, named `metric − baseline`.
+    Differences are those of `compare`, named `metric − baseline`. A row is level where the interval contains 0.
     """
     counts: dict[tuple[str, str], list[int]] = {}
     for row in rows:
