@@ -15,10 +15,10 @@ from compressor.contracts import (
     ScoreRequest,
     SizeRequest,
 )
+from compressor.contracts.types import Plan
 from compressor.errors import ConfigError
 from compressor.predictions import Predictions
 from compressor.search import Search
-from compressor.values import Plan
 
 TARGETS = "targets"
 """The option by which a schedule is told the mean amount to reach."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from compressor.contracts import Metric, Reads
+from compressor.contracts.outputs import Readout
 from compressor.errors import CompressorError, ModelError, PluginError
 from compressor.models import Model
-from compressor.readout import Readout
 from compressor.reference import Reference
 
 Found = Mapping[str, Tensor]

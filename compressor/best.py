@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from compressor.contracts import Best, BestRequest
+from compressor.contracts.types import Better, Scores
 from compressor.errors import PluginError
 from compressor.racing import PERCENTILES
-from compressor.values import Better, Scores
 
 
 def check_request(request: BestRequest) -> None:

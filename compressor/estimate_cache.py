@@ -20,13 +20,13 @@ import torch
 from numpy.typing import NDArray
 
 from compressor.contracts import Compressor, Estimate, EstimateRequest, Metric
+from compressor.contracts.types import Treatment
 from compressor.data import Windows
 from compressor.errors import ConfigError, OutputError
 from compressor.files import write_bytes
 from compressor.models import Model
 from compressor.reference import Reference, cache_folder
 from compressor.treatments import Treatments
-from compressor.values import Treatment
 
 log = logging.getLogger(__name__)
 FORMAT = 2

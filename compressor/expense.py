@@ -16,20 +16,20 @@ from pathlib import Path
 import torch
 
 from compressor.contracts import Prefixes, Problem, Schedule
+from compressor.contracts.types import Offer, Plan, Treatment
 from compressor.errors import CompressorError, ConfigError
 from compressor.export import holds_exactly
-from compressor.machine import Memory, measure_folder, read_free_disk, read_memory
 from compressor.models import Product
 from compressor.models.components import find_layers
 from compressor.progress import watch
 from compressor.record import Expense, Record
 from compressor.report.wording import format_bytes
+from compressor.resources import Memory, measure_folder, read_free_disk, read_memory
 from compressor.search import Search
 from compressor.settings import SweepMode
 from compressor.tally import Tally, Work, fold_rows, rehearse
 from compressor.treatments import take_product
 from compressor.trials import Trial
-from compressor.values import Offer, Plan, Treatment
 
 log = logging.getLogger(__name__)
 WORTH = 20

@@ -11,6 +11,7 @@ import numpy as np
 from compressor.accounting import mean_amount
 from compressor.allocation import TARGETS, Allocation, open_dialogue
 from compressor.contracts import EstimateRequest, Prefixes, SizeRequest
+from compressor.contracts.types import Plan
 from compressor.curve import Law, read_law
 from compressor.errors import ConfigError, OutputError
 from compressor.files import check_writable
@@ -25,7 +26,6 @@ from compressor.report.forecast import JSON_NAME, write_forecast
 from compressor.scoring import tell_recalled
 from compressor.search import Search
 from compressor.settings import Settings
-from compressor.values import Plan
 from compressor.workbench import Workbench, open_workbench
 
 NOISE, COUNTED = "margin_noise", "fdtm"

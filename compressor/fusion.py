@@ -30,7 +30,7 @@ from compressor.contracts import (
     Search,
     SizeRequest,
 )
-from compressor.values import Component, Offer, Plan, Treatment
+from compressor.contracts.types import Component, Offer, Plan, Treatment
 
 TOGETHER = {**dict.fromkeys(("query", "key", "value"), "qkv"), **dict.fromkeys(("gate", "up"), "gate_up")}
 """Kind -> what the matrices of one module that go with it are called together."""

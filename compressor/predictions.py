@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.contracts import Estimate, EstimateRequest, SizeRequest
+from compressor.contracts.types import Component, Offer, Plan, Treatment
 from compressor.errors import ConfigError
 from compressor.estimates import steady_changes
-from compressor.values import Component, Offer, Plan, Treatment
 
 Array = NDArray[np.float64]
 STEPS = 20

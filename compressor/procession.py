@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from compressor.batches import Batch, Found
+from compressor.contracts.outputs import Readout
 from compressor.engine import Branch, Course, Engine, join_branches
 from compressor.models.memo import Memo
 from compressor.models.replay import Replay
-from compressor.readout import Readout
 from compressor.spill import Spill
 from compressor.trials import Trial
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from compressor.contracts import Metric
-from compressor.values import Score
+from compressor.contracts.types import Score
 
 
 @dataclass

@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from compressor.contracts.outputs import Readout, Runners
 from compressor.errors import ModelError, OutputError
 from compressor.models import Model
-from compressor.readout import Readout, Runners
 
 log = logging.getLogger(__name__)
 FORMAT = 1

@@ -26,8 +26,8 @@ from compressor.contracts import (
     ScoreRequest,
     SizeRequest,
 )
+from compressor.contracts.types import Component, Offer, Plan, Score, Scores, Treatment
 from compressor.errors import PlanError, PluginError
-from compressor.values import Component, Offer, Plan, Score, Scores, Treatment
 
 
 @dataclass

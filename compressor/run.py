@@ -9,6 +9,7 @@ from typing import Any
 from compressor import export
 from compressor.accounting import describe_components, describe_final
 from compressor.contracts import Dialogue, Metric, Prefixes
+from compressor.contracts.types import Score
 from compressor.errors import CompressorError, OutputError
 from compressor.expense import look_ahead, sum_up
 from compressor.files import append_json_line, check_writable
@@ -34,7 +35,6 @@ from compressor.settings import Settings
 from compressor.statistics import values_per_sequence
 from compressor.sweep import Sweep
 from compressor.tracking import Tracker, open_tracker
-from compressor.values import Score
 from compressor.workbench import Workbench, open_workbench
 
 

@@ -20,13 +20,14 @@ from compressor.contracts import (
     Prefixes,
     ScoreRequest,
 )
+from compressor.contracts.requests import list_measured
+from compressor.contracts.types import Plan, Score, Scores, Treatment
 from compressor.errors import ConfigError
 from compressor.estimate_cache import EstimateCache, Known, estimates_folder
 from compressor.files import append_json_line
 from compressor.models import Model, Product
 from compressor.plans import plan_to_json
 from compressor.progress import Progress, watch
-from compressor.requests import list_measured
 from compressor.savings import Savings
 from compressor.screening import Screen
 from compressor.sensitivity import Sensitivity
@@ -35,7 +36,6 @@ from compressor.statistics import join_blocks, summarize
 from compressor.sweep import Statistics, Sweep
 from compressor.treatments import Treatments, take_product
 from compressor.trials import Trial
-from compressor.values import Plan, Score, Scores, Treatment
 
 PASSES_OF_WALK = 4
 """A walk back is a forward pass, a second one layer by layer, and gradients of inputs and of weights."""

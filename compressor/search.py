@@ -27,20 +27,20 @@ from compressor.contracts import (
     SizeRequest,
     Waypoint,
 )
+from compressor.contracts.requests import list_compressors
+from compressor.contracts.types import Plan
 from compressor.errors import ConfigError
 from compressor.export import AUTO, FileSizes
 from compressor.fusion import FusedSchedule, name_matrix, name_unit
 from compressor.models import Model
 from compressor.plans import plan_to_json
 from compressor.record import CurvePoint, RoundRecord
-from compressor.requests import list_compressors
 from compressor.savings import Savings
 from compressor.scoring import Scorer, tell_recalled
 from compressor.screening import Screen
 from compressor.selection import find_best
 from compressor.sweep import Statistics
 from compressor.treatments import Treatments, check_names, take_product
-from compressor.values import Plan
 
 
 @dataclass(kw_only=True)

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from compressor.best import check_request, choose_best
 from compressor.contracts import Best, BestRequest, Metric, Prefixes, ScoreRequest
+from compressor.contracts.types import Plan, Score
 from compressor.racing import Contender, list_stops, make_contender, make_race
 from compressor.scoring import Scorer
 from compressor.settings import SweepMode
-from compressor.values import Plan, Score
 
 BATCH = 8
 """Trials at a time, at least, where bounds say in which order: the engine shares work among them."""

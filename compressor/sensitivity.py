@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from compressor.contracts import EstimableMetric, Estimate, EstimateRequest
+from compressor.contracts.outputs import Readout
+from compressor.contracts.types import Treatment
 from compressor.errors import ModelError
 from compressor.models import Model
-from compressor.readout import Readout
 from compressor.reference import Reference
 from compressor.treatments import Treatments, read_untreated, take_product
-from compressor.values import Treatment
 from compressor.walk import Walk
 
 KEPT_NUMBERS = 1 << 27

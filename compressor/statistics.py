@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.contracts import Metric
+from compressor.contracts.types import Score
 from compressor.errors import PluginError
-from compressor.values import Score
 
 RESAMPLES = 1000
 LEVEL = (2.5, 97.5)

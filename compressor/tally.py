@@ -23,11 +23,11 @@ from compressor.contracts import (
     ScoreRequest,
     SizeRequest,
 )
+from compressor.contracts.requests import list_measured
+from compressor.contracts.types import Plan, Treatment
 from compressor.rehearsal import Rehearsal
-from compressor.requests import list_measured
 from compressor.scoring import PASSES_OF_WALK, share_prefixes
 from compressor.sensitivity import KEPT_NUMBERS, count_walks
-from compressor.values import Plan, Treatment
 
 log = logging.getLogger(__name__)
 SECONDS = 1.0

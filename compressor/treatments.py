@@ -11,11 +11,11 @@ from torch import Tensor
 
 from compressor.calibrate import Calibration, check_needs
 from compressor.contracts import CompressedWeight, Compressor, Context
+from compressor.contracts.types import Component, Offer, Plan, Treatment
 from compressor.errors import CompressorError, ConfigError, PlanError, PluginError, suggest
 from compressor.models import Model, Product
 from compressor.options import build_options, option_names
 from compressor.registry import Registry
-from compressor.values import Component, Offer, Plan, Treatment
 
 
 @dataclass

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from compressor.contracts import Compressor, Context, EstimableMetric, Estimate, EstimateRequest, Reads
+from compressor.contracts.outputs import Readout
+from compressor.contracts.types import Component, Offer, Plan, Treatment
 from compressor.models import Model, load_model
 from compressor.plugins import installed
-from compressor.readout import Readout
 from compressor.reference import Reference, build_reference
 from compressor.sensitivity import Sensitivity
 from compressor.settings import ComponentSettings, ModelSettings
 from compressor.treatments import Treatments
-from compressor.values import Component, Offer, Plan, Treatment
 from compressor_plugins.metrics.margin_noise import MarginNoise
 from compressor_plugins.pruning.masking import PrunedWeight
 from tests.families import save_checkpoint

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from compressor.contracts import Compressor, KeepRequest, Prefixes
+from compressor.contracts.types import Plan
 from compressor.models import Model, load_model
 from compressor.plugins import installed
 from compressor.record import Record
@@ -19,7 +20,6 @@ from compressor.run import Run, execute
 from compressor.search import Search
 from compressor.settings import DataSettings, ExportSettings, ModelSettings, Settings, TrackingSettings
 from compressor.sweep import Statistics
-from compressor.values import Plan
 from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl

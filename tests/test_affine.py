@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compressor.contracts import CompressedWeight, Compressor, Context
-from compressor.values import Component
+from compressor.contracts.types import Component
 from compressor_plugins.quantization.affine import AffineWeight
 from compressor_plugins.quantization.clipping import FACTORS
 from compressor_plugins.quantization.int4 import Int4

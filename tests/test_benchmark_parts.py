@@ -57,7 +57,10 @@ def test_differences_are_counted_by_what_is_better() -> None:
         {"method": "a", "kl − ours": [0.1, 0.05, 0.2], "fdtm − ours": [1.0, 0.5, 2.0], "FDT75 − ours": [0.0, 0.0, 0.0]},
         {"method": "a", "kl − ours": [-0.1, -0.2, 0.01], "fdtm − ours": [-1.0, -2.0, -0.5], "kl − other": [1, 1, 1]},
     ]
-    found = {row["against ours"]: (row["better"], row["worse"], row["tied"]) for row in count_verdicts(rows, "method", "ours")}
+    found = {
+        row["against ours"]: (row["better"], row["worse"], row["tied"])
+        for row in count_verdicts(rows, "method", "ours")
+    }
     assert found == {"kl": (0, 1, 1), "fdtm": (1, 1, 0), "FDT75": (0, 0, 1), "all": (1, 2, 2)}
 
 

@@ -25,6 +25,7 @@ from compressor.contracts import (
     ScoreRequest,
     TextWindows,
 )
+from compressor.contracts.types import Plan, Treatment
 from compressor.errors import ConfigError, PluginError
 from compressor.plugins import installed
 from compressor.progress import Silent
@@ -45,7 +46,6 @@ from compressor.statistics import summarize
 from compressor.sweep import Statistics, Sweep
 from compressor.treatments import Treatments
 from compressor.trials import Trial
-from compressor.values import Plan, Treatment
 from compressor.workbench import check_numbers, check_screen
 from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
 from compressor_plugins.metrics.fdtm import Fdtm

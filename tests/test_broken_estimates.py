@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compressor.contracts import Better, EstimableMetric, Metric, Reads
-from compressor.readout import Readout
+from compressor.contracts.outputs import Readout
 from compressor.testing import MetricContract
 from compressor_plugins.metrics.kl import Kl
 from tests.test_broken_promises import broken

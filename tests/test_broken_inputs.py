@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from compressor.contracts import CompressedWeight, Compressor, Context, Grid, TokenRounding, Treat
+from compressor.contracts.types import Component, Offer
 from compressor.testing import CompressorContract
-from compressor.values import Component, Offer
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from compressor.contracts import (
     Reads,
     TextWindows,
 )
+from compressor.contracts.outputs import Readout
+from compressor.contracts.types import Component, Offer
 from compressor.errors import PlanError, PluginError
-from compressor.readout import Readout
 from compressor.testing import CompressorContract, MetricContract
-from compressor.values import Component, Offer
 
 
 def broken(base: type, **members: object) -> Any:  # noqa: ANN401 - whatever `base` makes

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from compressor.contracts import CountRequest, KeepRequest, Prefixes, Problem, Schedule, ScoreRequest, Search
+from compressor.contracts.types import Treatment
 from compressor.errors import PluginError
 from compressor.testing import ScheduleContract
-from compressor.values import Treatment
 
 
 @dataclass

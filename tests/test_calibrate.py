@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from compressor import calibrate, scoring
 from compressor.calibrate import TOKENS, Calibration, gather
 from compressor.contracts import Compressor, Context, EstimateRequest, KeepRequest, Prefixes, ScoreRequest, SizeRequest
+from compressor.contracts.types import Component, Offer, Plan, Treatment
 from compressor.errors import ModelError, PlanError, PluginError
 from compressor.models import Model, load_model
 from compressor.models.components import find_layers
@@ -27,7 +28,6 @@ from compressor.search import Search
 from compressor.settings import ComponentSettings, DType, ModelSettings
 from compressor.spill import Spill
 from compressor.sweep import Sweep
-from compressor.values import Component, Offer, Plan, Treatment
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.pruning.masking import PrunedWeight
 from tests.estimates import Bench, make_bench, make_reference, make_treatments

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from compressor.contracts.types import Score
 from compressor.errors import OutputError
 from compressor.record import FinalRecord, Record
 from compressor.report import write_report
 from compressor.report.comparison import collect_rows, comparison_table, write_comparison
-from compressor.values import Score
 
 
 def make_run(folder: Path, mean: float = 16.4, overrides: list[str] | None = None, command: str = "compressor") -> None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from compressor import expense, machine
+from compressor import expense, resources
 from compressor.contracts import (
     BestRequest,
     Better,
@@ -24,16 +24,16 @@ from compressor.contracts import (
     Search,
     SizeRequest,
 )
+from compressor.contracts.types import Component, Offer, Treatment
 from compressor.errors import ConfigError
-from compressor.machine import Memory
 from compressor.record import Expense, ExpenseRecord, Record
 from compressor.report import read_report
 from compressor.report.page import make_page
 from compressor.report.wording import tell_expense, tell_forecast
+from compressor.resources import Memory
 from compressor.settings import ComponentSettings, ExportSettings, Settings, SweepMode, SweepSettings
 from compressor.tally import Tally, fold_rows, rehearse
 from compressor.testing.rehearsal import make_problem
-from compressor.values import Component, Offer, Treatment
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.schedules.beam import Beam
 from compressor_plugins.schedules.budget import Budget, EstimateBy, Granularity
@@ -345,19 +345,19 @@ def test_memory_is_read_where_linux_says_it(tmp_path: Path, monkeypatch: pytest.
     memory.write_text("MemTotal:  900 kB\nMemAvailable:    500 kB\n")
     limit.write_text("max\n")
     for name, path in (("STATUS", status), ("MEMORY", memory), ("CGROUP_LIMITS", (limit, tmp_path / "absent"))):
-        monkeypatch.setattr(machine, name, path)
+        monkeypatch.setattr(resources, name, path)
     cpu = torch.device("cpu")
-    assert machine.read_memory(cpu) == Memory(200 * 1024, 300 * 1024, 700 * 1024)
+    assert resources.read_memory(cpu) == Memory(200 * 1024, 300 * 1024, 700 * 1024)
     limit.write_text("409600\n")
-    assert machine.read_memory(cpu) == Memory(200 * 1024, 300 * 1024, 400 * 1024)
+    assert resources.read_memory(cpu) == Memory(200 * 1024, 300 * 1024, 400 * 1024)
     memory.unlink()
-    assert machine.read_memory(cpu) is None
+    assert resources.read_memory(cpu) is None
 
 
 def test_this_machine_has_memory_and_a_disk(tmp_path: Path) -> None:
-    found = machine.read_memory(torch.device("cpu"))
+    found = resources.read_memory(torch.device("cpu"))
     if found is not None:
         assert 0 < found.used <= found.peak and found.used < found.available
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "file").write_bytes(b"12345")
-    assert machine.measure_folder(tmp_path) == 5 and machine.read_free_disk(tmp_path) > 0
+    assert resources.measure_folder(tmp_path) == 5 and resources.read_free_disk(tmp_path) > 0

@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from compressor import export
 from compressor.contracts import Compressor, Context
+from compressor.contracts.quantized import Grid, Scheme, Strategy
+from compressor.contracts.types import Component
 from compressor.errors import CompressorError, ConfigError
 from compressor.export import compressed_tensors, packed, verification, vllm
-from compressor.grids import Grid, Scheme, Strategy
-from compressor.machine import Memory
 from compressor.models import Model, load_model
 from compressor.record import Record, VerificationRecord
+from compressor.resources import Memory
 from compressor.run import Run
 from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings
 from compressor.treatments import take_product
-from compressor.values import Component
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.hqq import Hqq
 from compressor_plugins.quantization.int4 import Int4

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.contracts import Better, Dialogue, KeepRequest, Problem, Request, ScoreRequest
+from compressor.contracts.types import Component, Offer, Plan, Score, Treatment
 from compressor.errors import ConfigError
-from compressor.values import Component, Offer, Plan, Score, Treatment
 from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.rankers import Statistic
 

@@ -14,10 +14,10 @@ import torch
 
 from compressor import export
 from compressor.contracts import Compressor, Context
+from compressor.contracts.quantized import Grid
 from compressor.errors import CompressorError, ConfigError
 from compressor.export import FileSizes, compressed_tensors
 from compressor.fusion import fuse, name_matrix, name_unit
-from compressor.grids import Grid
 from compressor.models import Model, load_model
 from compressor.plugins import installed
 from compressor.record import Record

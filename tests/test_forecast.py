@@ -17,6 +17,7 @@ import torch
 
 from compressor import forecast as module
 from compressor.contracts import Compressor, EstimateRequest, Prefixes, Schedule
+from compressor.contracts.types import Component, Offer, Treatment
 from compressor.curve import Law
 from compressor.errors import CompressorError, ConfigError, OutputError
 from compressor.estimates import steady_changes
@@ -36,7 +37,6 @@ from compressor.settings import ComponentSettings, DataSettings, ForecastSetting
 from compressor.statistics import draw_resamples, summarize
 from compressor.sweep import Sweep
 from compressor.trials import Trial
-from compressor.values import Component, Offer, Treatment
 from compressor_plugins.metrics.expected_fdtm import ExpectedFdtm
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.margin_noise import MarginNoise

@@ -21,6 +21,7 @@ from compressor.contracts import (
     ScoreRequest,
     SizeRequest,
 )
+from compressor.contracts.types import Component, Offer, Treatment
 from compressor.errors import ConfigError
 from compressor.fusion import FusedSchedule, fuse, name_unit
 from compressor.models import load_model
@@ -35,7 +36,6 @@ from compressor.settings import (
     TrackingSettings,
 )
 from compressor.testing.rehearsal import Rehearsal
-from compressor.values import Component, Offer, Treatment
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.pruning.magnitude import Magnitude

@@ -19,14 +19,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from compressor import export
 from compressor.contracts import Compressor
+from compressor.contracts.quantized import Grid
+from compressor.contracts.types import Component
 from compressor.errors import CompressorError, ConfigError
 from compressor.export.gguf import blocks, vocabulary
-from compressor.grids import Grid
 from compressor.models import Model, load_model
 from compressor.models.loading import quiet_loading
 from compressor.run import Run
 from compressor.settings import DType, ExportSettings, ModelSettings
-from compressor.values import Component
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Activations, Granularity, Int8

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from compressor.contracts import CountRequest, Dialogue, KeepRequest, Problem
-from compressor.values import Component, Offer
+from compressor.contracts.types import Component, Offer
 from compressor_plugins.schedules.global_threshold import GlobalThreshold, cut_bracket, float_at, split_ties
 
 Weights = Mapping[str, NDArray[np.float64]]

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compressor.contracts import Context, Schedule
+from compressor.contracts.types import Component, Treatment
 from compressor.errors import ConfigError, ModelError
 from compressor.plans import write_plan
 from compressor.settings import ComponentSettings
-from compressor.values import Component, Treatment
 from compressor_plugins.quantization import second_order
 from compressor_plugins.quantization.gptq import Gptq, Order
 from compressor_plugins.quantization.integers import IntegerWeight

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compressor.contracts import Context
+from compressor.contracts.types import Component
 from compressor.errors import ConfigError
-from compressor.values import Component
 from compressor_plugins.quantization.affine import AffineWeight
 from compressor_plugins.quantization.hqq import Hqq
 from compressor_plugins.quantization.packing import unpack

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 import compressor
 from compressor import export
 from compressor.contracts import CompressedWeight, Compressor, Context
+from compressor.contracts.quantized import Grid, Scheme, Strategy
 from compressor.errors import CompressorError, ConfigError, ModelError, OutputError
-from compressor.grids import Grid, Scheme, Strategy
 from compressor.inference import choice, kernels, packed, skeleton
 from compressor.models import load_model
 from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import compressor
 from compressor import export
 from compressor.contracts import Grid, TokenRounding
+from compressor.contracts.quantized import Scheme, Strategy
 from compressor.errors import ModelError
-from compressor.grids import Scheme, Strategy
 from compressor.inference import choice, integers, packed
 from compressor.models import Product, load_model
 from compressor.settings import DType, ModelSettings

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from compressor import export
 from compressor.contracts import Compressor, Context, TokenRounding
+from compressor.contracts.quantized import Scheme, Strategy
+from compressor.contracts.types import Component, Treatment
 from compressor.errors import ConfigError, PluginError
 from compressor.export import vllm
-from compressor.grids import Scheme, Strategy
 from compressor.models import Model, load_model
 from compressor.models.layouts import is_linear
 from compressor.record import Record, VerificationRecord
 from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings
 from compressor.treatments import take_product
-from compressor.values import Component, Treatment
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Activations, Granularity, Int8

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.contracts import Better, Problem
-from compressor.values import Component, Offer, Treatment
+from compressor.contracts.types import Component, Offer, Treatment
 from compressor_plugins.schedules.amounts import Amounts
 from compressor_plugins.schedules.choices import OFFSETS, Option, Options, Table
 from compressor_plugins.schedules.menus import Menus

@@ -9,8 +9,8 @@ from scipy.stats import norm
 from torch import Tensor
 
 from compressor.contracts import Context
+from compressor.contracts.types import Component
 from compressor.errors import ConfigError
-from compressor.values import Component
 from compressor_plugins.quantization.nf4 import Nf4
 from compressor_plugins.quantization.normal_float import LEVELS, NormalFloatWeight, quantize_scales
 from compressor_plugins.quantization.packing import unpack

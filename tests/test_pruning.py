@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from compressor.contracts import Compressor, Context
+from compressor.contracts.types import Component, Offer
 from compressor.errors import ConfigError, ModelError, PlanError
-from compressor.values import Component, Offer
 from compressor_plugins.pruning.magnitude import Magnitude, Scope
 from compressor_plugins.pruning.random import Random
 

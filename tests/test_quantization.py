@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compressor.contracts import Compressor, Context
-from compressor.values import Component
+from compressor.contracts.types import Component
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Granularity, Int8
 from compressor_plugins.quantization.integers import IntegerWeight

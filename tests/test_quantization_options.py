@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from compressor.contracts import Compressor, Context
+from compressor.contracts.types import Component
 from compressor.errors import ConfigError, ModelError, PlanError
-from compressor.values import Component
 from compressor_plugins.quantization.hqq import Hqq
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Granularity, Int8

@@ -24,6 +24,7 @@ from compressor.contracts import (
     Search,
     SizeRequest,
 )
+from compressor.contracts.types import Component, Offer, Treatment
 from compressor.errors import PlanError, PluginError
 from compressor.models import Model, load_model
 from compressor.plans import read_plan, write_plan
@@ -31,7 +32,6 @@ from compressor.plugins import installed
 from compressor.settings import ModelSettings
 from compressor.testing.rehearsal import make_problem
 from compressor.treatments import Treatments
-from compressor.values import Component, Offer, Treatment
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.schedules.plan import ReplayedPlan

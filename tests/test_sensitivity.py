@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from compressor.contracts import EstimableMetric, EstimateRequest
+from compressor.contracts.types import Treatment
 from compressor.models import Model, load_model
 from compressor.reference import Reference
 from compressor.sensitivity import Sensitivity
 from compressor.settings import DType, ModelSettings
-from compressor.values import Treatment
 from compressor.walk import Walk
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.margin_noise import MarginNoise

@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from compressor.contracts import Better, Metric, Reads, TextWindows
+from compressor.contracts.outputs import Readout
+from compressor.contracts.types import Treatment
 from compressor.data import make_windows
 from compressor.errors import ModelError, PluginError
 from compressor.models import Model, load_model
 from compressor.plugins import installed
-from compressor.readout import Readout
 from compressor.reference import build_reference
 from compressor.settings import DataSettings, ModelSettings
 from compressor.sweep import Sweep
 from compressor.treatments import Treatments
 from compressor.trials import Trial, Weights
-from compressor.values import Treatment
 from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl

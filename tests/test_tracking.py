@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from compressor import tracking
+from compressor.contracts.types import Score, Treatment
 from compressor.plans import write_plan
 from compressor.record import ComponentRecord, FinalRecord, Record, RoundRecord
 from compressor.settings import TrackingMode, TrackingSettings
 from compressor.tracking import NullTracker, Tracker, WandbTracker, open_tracker
-from compressor.values import Score, Treatment
 
 KEY = "0123456789" * 4
 """Has the form of a key and opens nothing."""

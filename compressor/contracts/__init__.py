@@ -5,9 +5,8 @@ Nothing here imports torch: plugin modules are imported for `--help` and for sch
 
 from compressor.contracts.compressor import CompressedWeight, Compressor, Context, Treat
 from compressor.contracts.metric import EstimableMetric, Metric, TextWindows
-from compressor.contracts.schedule import Dialogue, Schedule
-from compressor.grids import Grid, TokenRounding
-from compressor.requests import (
+from compressor.contracts.quantized import Grid, TokenRounding
+from compressor.contracts.requests import (
     Best,
     BestRequest,
     CountRequest,
@@ -22,7 +21,8 @@ from compressor.requests import (
     SizeRequest,
     Waypoint,
 )
-from compressor.values import Better, Reads, Scores
+from compressor.contracts.schedule import Dialogue, Schedule
+from compressor.contracts.types import Better, Reads, Scores
 
 __all__ = [
     "Best",

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from compressor.contracts.quantized import Grid
+from compressor.contracts.types import Component, Offer
 from compressor.errors import PlanError
-from compressor.grids import Grid
-from compressor.values import Component, Offer
 
 if TYPE_CHECKING:
     from torch import Tensor

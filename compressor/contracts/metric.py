@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.values import Better, Reads
+from compressor.contracts.types import Better, Reads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Generator as RandomGenerator
     from torch import Tensor
 
-    from compressor.readout import Readout
+    from compressor.contracts.outputs import Readout
 
 
 @dataclass(frozen=True)

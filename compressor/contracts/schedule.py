@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from compressor.requests import Problem, Request, Search
+from compressor.contracts.requests import Problem, Request, Search
 
 
 class Schedule(ABC):

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compressor.contracts.quantized import Grid
+from compressor.contracts.types import Plan
 from compressor.errors import ConfigError, suggest
 from compressor.export import gguf
 from compressor.export.compressed_tensors import (
@@ -19,9 +21,7 @@ from compressor.export.linears import NO_GRID, tell_dense
 from compressor.export.packed import pack_modules, save_compressed
 from compressor.export.sizes import FileSizes
 from compressor.export.verification import tell, verify
-from compressor.grids import Grid
 from compressor.models import Model
-from compressor.values import Plan
 
 AUTO = "auto"
 FORMATS = (AUTO, DENSE, COMPRESSED_TENSORS)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from compressor.contracts.quantized import Grid, Scheme, Strategy
 from compressor.errors import ConfigError
-from compressor.grids import Grid, Scheme, Strategy
 
 if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme

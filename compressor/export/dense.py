@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compressor.contracts.types import Plan
 from compressor.export.folder import (
     Exported,
     cast_state,
@@ -14,7 +15,6 @@ from compressor.export.folder import (
     write_folder,
 )
 from compressor.models import Model
-from compressor.values import Plan
 
 DENSE = "dense"
 

@@ -11,6 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from compressor.contracts.quantized import Grid, Scheme
+from compressor.contracts.types import Plan
 from compressor.export.compressed_tensors import (
     COMPRESSED_TENSORS,
     describe_format,
@@ -29,9 +31,7 @@ from compressor.export.folder import (
 )
 from compressor.export.linears import list_linears, sort_components
 from compressor.export.vllm import tell_vllm
-from compressor.grids import Grid, Scheme
 from compressor.models import Model
-from compressor.values import Plan
 
 INEXACT = "the format's own reader would round its values differently"
 NO_ZEROS = "transformers cannot load packed zero points here, and 8 bits leave no room to do without them"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
+from compressor.contracts.quantized import Grid
 from compressor.export.compressed_tensors import is_installed
 from compressor.export.dense import DENSE
 from compressor.export.folder import choose_stored, holds_exactly
@@ -26,7 +27,6 @@ from compressor.export.linears import (
     merges_weights,
 )
 from compressor.export.packed import pack_weight
-from compressor.grids import Grid
 from compressor.models import Model
 from compressor.models.slots import Slot
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from compressor.errors import OutputError
 from compressor.export.folder import Exported, name_dtype
 from compressor.files import write_json
-from compressor.machine import read_memory
 from compressor.models import Model
 from compressor.models.disk import shorten_reason
 from compressor.record import VerificationRecord
+from compressor.resources import read_memory
 
 PREFIXES = 4
 SCRIPT = Path(__file__).with_name("reload.py")

@@ -7,8 +7,8 @@ lists the sizes of groups.
 
 from collections.abc import Mapping
 
+from compressor.contracts.quantized import Scheme, Strategy
 from compressor.export.linears import list_linears
-from compressor.grids import Scheme, Strategy
 from compressor.models import Model
 from compressor.models.layouts import name_kind
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compressor.contracts.quantized import Scheme, Strategy, TokenRounding
 from compressor.errors import ModelError
 from compressor.export.compressed_tensors import BYTES, COMPRESSED_TENSORS, PACKED
-from compressor.grids import Scheme, Strategy, TokenRounding
 
 SUPPORTED = (
     f"only `{COMPRESSED_TENSORS}` of the format `{PACKED}`, or `{BYTES}` with inputs in 8 bits by token, is read, as "

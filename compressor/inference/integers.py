@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from compressor.grids import Strategy
+from compressor.contracts.quantized import Strategy
 from compressor.inference.kernels import ROWS, KernelLinear
 from compressor.inference.packed import StoredLinear, decode
 

@@ -16,7 +16,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from compressor.grids import Strategy
+from compressor.contracts.quantized import Strategy
 from compressor.inference.packed import StoredLinear, WeightlessLinear, decode
 
 ROWS = 16

@@ -18,8 +18,8 @@ from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from compressor.contracts.quantized import Scheme, Strategy
 from compressor.errors import ModelError
-from compressor.grids import Scheme, Strategy
 from compressor.inference.packed import ByteLinear, PackedLinear, StoredLinear
 
 METHOD = "compressor-packed"

@@ -11,11 +11,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from compressor.contracts.types import Component
 from compressor.errors import ConfigError, ModelError, suggest
 from compressor.models import layouts
 from compressor.models.layouts import Part
 from compressor.models.slots import Slot
-from compressor.values import Component
 
 
 def find_components(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from compressor.contracts.types import Component
 from compressor.errors import PlanError
 from compressor.models import disk, loading
 from compressor.models.components import find_components, find_layers
@@ -24,7 +25,6 @@ from compressor.models.slots import Slot, find_slot, swapped
 from compressor.models.streaming import Pages, choose_streamed_dtype, stream_network
 from compressor.models.treats import Product, Treats, find_untreatable
 from compressor.settings import ComponentSettings, ModelSettings
-from compressor.values import Component
 
 STORED_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "n_positions")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
+from compressor.contracts.types import Component
 from compressor.errors import PlanError, suggest
 from compressor.models import layouts
 from compressor.models.layouts import Part
-from compressor.values import Component
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from compressor.contracts.types import Score
 from compressor.record import ComponentRecord, Record
 from compressor.report.heatmap import group_components
 from compressor.report.wording import (
@@ -18,7 +19,6 @@ from compressor.report.wording import (
     format_seconds,
     format_unit,
 )
-from compressor.values import Score
 
 MOST_ROWS = 2000
 """A longer table of components shows one row per kind and layer: a page is for reading, report.json has them all."""

@@ -7,6 +7,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from compressor.contracts.types import Score
 from compressor.errors import OutputError
 from compressor.files import read_json, write_json, write_text
 from compressor.record import Record
@@ -23,7 +24,6 @@ from compressor.report.wording import (
     name_compressors,
     name_model,
 )
-from compressor.values import Score
 
 JSON_NAME, HTML_NAME = "report.json", "report.html"
 

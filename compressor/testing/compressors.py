@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from compressor.contracts import Compressor, Context
+from compressor.contracts.types import Component
 from compressor.errors import PlanError
 from compressor.testing.inputs import InputsContract
 from compressor.testing.promises import randomness_untouched, same_bits
-from compressor.values import Component
 
 if TYPE_CHECKING:
     from torch import Tensor

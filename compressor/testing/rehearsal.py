@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from compressor.contracts import Better, Problem
+from compressor.contracts.types import Component, Offer
 from compressor.rehearsal import Rehearsal, flat_score
-from compressor.values import Component, Offer
 
 __all__ = ["COMPONENTS", "OFFERS", "Rehearsal", "flat_score", "make_problem"]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import CompressedWeight, Compressor, Context
+from compressor.contracts.types import Component, Offer
 from compressor.errors import ConfigError, ModelError
-from compressor.values import Component, Offer
 
 from .masking import PrunedWeight, lowest, lowest_of_matrix, lowest_of_matrix_each, lowest_of_rows, prune
 

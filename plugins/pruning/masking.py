@@ -13,7 +13,7 @@ from compressor.contracts import CompressedWeight
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compressor.values import Component
+    from compressor.contracts.types import Component
 
 
 @dataclass(frozen=True)

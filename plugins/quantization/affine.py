@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compressor.contracts import CompressedWeight, Grid
-from compressor.values import Component
+from compressor.contracts.types import Component
 
 from .clipping import search_clip
 from .integers import check_finite, fit_scales, join_groups, scales_dtype, split_groups, working_dtype

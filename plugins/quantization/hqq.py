@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import Compressor, Context
+from compressor.contracts.types import Component, Offer
 from compressor.errors import ConfigError
-from compressor.values import Component, Offer
 
 from .affine import AffineWeight, decode_affine, find_range, fit_range, place_affine
 from .clipping import keep_better

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import CompressedWeight, Compressor, Context
-from compressor.values import Component, Offer
+from compressor.contracts.types import Component, Offer
 
 from .affine import round_to_affine_grid
 from .integers import check_group, choose_bits, offer_bits, round_to_grid

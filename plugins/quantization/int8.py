@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import Compressor, Context, TokenRounding
+from compressor.contracts.types import Component, Offer
 from compressor.errors import ConfigError
-from compressor.values import Component, Offer
 
 from .integers import IntegerWeight, check_group, choose_bits, offer_bits, round_to_grid
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compressor.contracts import CompressedWeight, Grid, TokenRounding
+from compressor.contracts.types import Component, Offer
 from compressor.errors import ConfigError, ModelError
-from compressor.values import Component, Offer
 
 from .clipping import search_clip
 from .packing import pack

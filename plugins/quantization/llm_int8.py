@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import CompressedWeight, Compressor, Context
+from compressor.contracts.types import Component, Offer
 from compressor.errors import ConfigError
-from compressor.values import Component, Offer
 
 from .integers import IntegerWeight, check_finite, choose_bits, offer_bits, round_to_grid, working_dtype
 from .packing import pack

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import Compressor, Context
-from compressor.values import Component, Offer
+from compressor.contracts.types import Component, Offer
 
 from .integers import (
     check_finite,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import Compressor, Context
-from compressor.values import Component, Offer
+from compressor.contracts.types import Component, Offer
 
 from .integers import IntegerWeight, check_group, check_widths, choose_bits, offer_bits, round_to_grid
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from compressor.values import Component, Plan
+from compressor.contracts.types import Component, Plan
 
 from .choices import Choices, Table
 from .hulls import Array

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compressor.values import Component, Plan, Treatment
+from compressor.contracts.types import Component, Plan, Treatment
 
 from .choices import LEVELS, OFFSETS, TRUST, Choices, Options, Table
 from .hulls import Array, Curves, share_slope

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from compressor.contracts import Best, BestRequest, KeepRequest, Problem, Schedule, Search, SizeRequest, Waypoint
+from compressor.contracts.types import Plan, Scores, Treatment
 from compressor.errors import ConfigError
-from compressor.values import Plan, Scores, Treatment
 
 from .moves import State, list_moves
 from .rankers import Statistic, check_ranker

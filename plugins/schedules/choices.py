@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compressor.contracts import Problem
-from compressor.values import Component, Offer, Plan, Treatment
+from compressor.contracts.types import Component, Offer, Plan, Treatment
 
 from .hulls import Array
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compressor.contracts import Problem
-from compressor.values import Offer, Treatment
+from compressor.contracts.types import Offer, Treatment
 
 from .switches import Counts
 from .targets import Span, Vector

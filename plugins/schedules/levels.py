@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compressor.contracts.types import Offer, Treatment
 from compressor.errors import ConfigError
-from compressor.values import Offer, Treatment
 
 from .ladder import Ladder
 from .switches import Counts, Space, State, add_uniformly, draw

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compressor.contracts import Problem
-from compressor.values import Component, Plan, Treatment
+from compressor.contracts.types import Component, Plan, Treatment
 
 from .amounts import Amounts
 from .choices import LEVELS, OFFSETS, TRUST, Choices, Option, Options, Table, Values

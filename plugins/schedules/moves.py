@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from compressor.contracts import Better, Problem
+from compressor.contracts.types import Treatment
 from compressor.errors import ConfigError
-from compressor.values import Treatment
 
 State = int
 """A plan: bit i is set where move i is made."""

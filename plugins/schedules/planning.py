@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from compressor.values import Plan
+from compressor.contracts.types import Plan
 
 from .additivity import add_singles
 from .choices import Table

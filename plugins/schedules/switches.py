@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.values import Offer, Treatment
+from compressor.contracts.types import Offer, Treatment
 
 from . import water_filling
 from .targets import Span, Vector

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.contracts import Problem
+from compressor.contracts.types import Offer, Treatment
 from compressor.errors import ConfigError
-from compressor.values import Offer, Treatment
 
 Vector = NDArray[np.float64]
 DEFAULT_TARGET = 0.5

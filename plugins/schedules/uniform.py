@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from compressor.contracts import KeepRequest, Problem, Schedule, Search
+from compressor.contracts.types import Offer, Treatment
 from compressor.errors import ConfigError
-from compressor.values import Offer, Treatment
 
 from .targets import DEFAULT_TARGET, check_order, choose_offers
 

@@ -30,11 +30,11 @@ from compressor.contracts import (
     ScoreRequest,
     SizeRequest,
 )
+from compressor.contracts.types import Plan, Treatment
 from compressor.plugins import installed
 from compressor.run import Run
 from compressor.statistics import compare_paired, summarize
 from compressor.sweep import Statistics, Sweep
-from compressor.values import Plan, Treatment
 from compressor_plugins.schedules import amounts
 
 from .allocation_methods import BUDGETS, GROUPS, PREFIXES, PRUNING, Group, Method

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.contracts import Compressor, KeepRequest, Problem, Schedule, Search
-from compressor.values import Treatment
+from compressor.contracts.types import Treatment
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.budget import Budget, EstimateBy, Granularity

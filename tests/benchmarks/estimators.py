@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.contracts import EstimateRequest
+from compressor.contracts.types import Treatment
 from compressor.estimates import steady_changes
-from compressor.values import Treatment
 from compressor_plugins.pruning.magnitude import Magnitude
 
 from .heuristics import Heuristic, charge_options

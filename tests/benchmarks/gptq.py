@@ -23,10 +23,10 @@ import numpy as np
 from safetensors.torch import load_file
 
 from compressor.contracts import Prefixes
+from compressor.contracts.types import Treatment
 from compressor.run import Run
 from compressor.sweep import Statistics
 from compressor.trials import Trial
-from compressor.values import Treatment
 from compressor_plugins.quantization.gptq import Gptq, Order
 from compressor_plugins.quantization.int4 import Int4
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from compressor.contracts import Estimate, EstimateRequest, Prefixes
-from compressor.readout import Readout
+from compressor.contracts.outputs import Readout
 from compressor.run import Run
 from compressor.sensitivity import Changes
 from compressor.walk import Walk

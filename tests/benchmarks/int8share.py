@@ -29,8 +29,8 @@ from scipy.stats import kurtosis, spearmanr
 
 from compressor.calibrate import gather
 from compressor.contracts import Prefixes
+from compressor.contracts.types import Treatment
 from compressor.run import Run
-from compressor.values import Treatment
 from compressor_plugins.quantization.int8 import Granularity, Int8
 
 from .keeping import Keep

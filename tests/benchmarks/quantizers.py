@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from compressor.contracts import CompressedWeight, Compressor, Context
-from compressor.values import Component
+from compressor.contracts.types import Component
 from compressor_plugins.quantization.affine import AffineWeight, fit_range, place_affine
 from compressor_plugins.quantization.gptq import Gptq, Order
 from compressor_plugins.quantization.hqq import Hqq

@@ -31,13 +31,13 @@ from compressor.contracts import (
     ScoreRequest,
     TextWindows,
 )
+from compressor.contracts.types import Score, Treatment
 from compressor.data import make_windows
 from compressor.estimates import steady_changes
 from compressor.plugins import installed
 from compressor.run import Run
 from compressor.settings import DataSettings
 from compressor.sweep import Statistics
-from compressor.values import Score, Treatment
 from compressor_plugins.metrics.perplexity import Perplexity
 from compressor_plugins.quantization.gptq import Gptq
 from compressor_plugins.quantization.int8 import Granularity, Int8

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.contracts import EstimateRequest, Prefixes
-from compressor.values import Treatment
+from compressor.contracts.types import Treatment
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.rtn import Rtn
 

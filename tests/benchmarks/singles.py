@@ -16,10 +16,10 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from compressor.contracts import Compressor, EstimateRequest, Prefixes
+from compressor.contracts.types import Treatment
 from compressor.estimates import steady_changes
 from compressor.run import Run
 from compressor.settings import DataSettings, DataSource
-from compressor.values import Treatment
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.quantization.rtn import Rtn

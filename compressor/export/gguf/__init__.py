@@ -7,9 +7,9 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
+from compressor.contracts.quantized import Grid
 from compressor.errors import ConfigError
 from compressor.export.folder import Exported
-from compressor.grids import Grid
 from compressor.models import Model
 
 PACKAGES = ("gguf", "accelerate")

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compressor.grids import Grid
+from compressor.contracts.quantized import Grid
 
 BLOCK = 32
 """Neighbours along a row that share a scale."""

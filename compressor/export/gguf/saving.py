@@ -9,13 +9,13 @@ import gguf
 import torch
 from torch import Tensor
 
+from compressor.contracts.quantized import Grid
 from compressor.errors import OutputError
 from compressor.export.folder import Exported, choose_stored
 from compressor.export.gguf import families
 from compressor.export.gguf.blocks import Stored, store_dense, store_grid
 from compressor.export.gguf.vocabulary import Vocabulary, read_vocabulary
 from compressor.export.linears import NO_GRID, tell_dense
-from compressor.grids import Grid
 from compressor.models import Model
 
 GGUF = "gguf"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import CompressedWeight, Compressor, Context
+from compressor.contracts.types import Component, Offer
 from compressor.errors import ConfigError
-from compressor.values import Component, Offer
 
 if TYPE_CHECKING:
     import torch

@@ -5,9 +5,9 @@ import torch
 from compressor_example import Ternary, TopAgreement
 
 from compressor.contracts import Context
+from compressor.contracts.outputs import Readout
+from compressor.contracts.types import Component
 from compressor.errors import ConfigError
-from compressor.readout import Readout
-from compressor.values import Component
 
 WEIGHT = torch.randn(5, 33, generator=torch.Generator().manual_seed(0))
 COMPONENT = Component("model.layers.0.mlp.up_proj", "up", 0, (5, 33), stored_bits=32)

@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from compressor.values import Better, Component, Offer, Plan, Scores, Treatment
+from compressor.contracts.types import Better, Component, Offer, Plan, Scores, Treatment
 
 if TYPE_CHECKING:
     import numpy as np

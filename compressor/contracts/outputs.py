@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from compressor.contracts.types import Reads
 from compressor.errors import PluginError
-from compressor.values import Reads
 
 Runners = dict[int, tuple[Tensor, Tensor]]
 """Count -> ids and margins of so many runners-up."""
