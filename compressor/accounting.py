@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
+from compressor.artifacts.run_record import ComponentRecord, FinalRecord
 from compressor.contracts.types import Component, Plan, Score
 from compressor.models import Model
-from compressor.record import ComponentRecord, FinalRecord
 
 
 def amount_of(plan: Plan, name: str) -> float:

@@ -12,6 +12,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from compressor.artifacts.files import check_writable
 from compressor.compose import (
     CONFIG_MODULE,
     add_forecast_defaults,
@@ -23,7 +24,6 @@ from compressor.compose import (
     store_schemas,
 )
 from compressor.errors import CompressorError, ConfigError, suggest
-from compressor.files import check_writable
 from compressor.plugins import Plugins, installed
 from compressor.settings import Settings
 from compressor.terminal import Terminal

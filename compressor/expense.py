@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from compressor.artifacts.run_record import Expense, Record
 from compressor.contracts import Prefixes, Problem, Schedule
 from compressor.contracts.types import Offer, Plan, Treatment
 from compressor.errors import CompressorError, ConfigError
@@ -22,7 +23,6 @@ from compressor.export import holds_exactly
 from compressor.models import Product
 from compressor.models.components import find_layers
 from compressor.progress import watch
-from compressor.record import Expense, Record
 from compressor.report.wording import format_bytes
 from compressor.resources import Memory, measure_folder, read_free_disk, read_memory
 from compressor.search import Search

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from compressor.artifacts.files import to_strict
+from compressor.artifacts.run_record import ComponentRecord, Record, RoundRecord
 from compressor.contracts.types import Score
-from compressor.files import to_strict
-from compressor.record import ComponentRecord, Record, RoundRecord
 
 SUFFIXES = {"mean": "", "low": "_low", "high": "_high", "p75": "_p75"}
 """Statistic -> what it adds to the name of its metric."""

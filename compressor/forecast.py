@@ -10,18 +10,24 @@ import numpy as np
 
 from compressor.accounting import mean_amount
 from compressor.allocation import TARGETS, Allocation, open_dialogue
+from compressor.artifacts.files import check_writable
+from compressor.artifacts.forecast_record import (
+    CheckForecast,
+    ForecastRecord,
+    MatrixForecast,
+    OptionForecast,
+    PointForecast,
+)
+from compressor.artifacts.plan_file import plan_to_json
+from compressor.artifacts.run_record import collect_versions, time_phase
 from compressor.contracts import EstimateRequest, Prefixes, SizeRequest
 from compressor.contracts.types import Plan
 from compressor.curve import Law, read_law
 from compressor.errors import ConfigError, OutputError
-from compressor.files import check_writable
-from compressor.forecast_record import CheckForecast, ForecastRecord, MatrixForecast, OptionForecast, PointForecast
 from compressor.margin_law import TRUSTED_NOISE
-from compressor.plans import plan_to_json
 from compressor.plugins import Plugins
 from compressor.predictions import Predictions, list_options, make_predictions
 from compressor.progress import Progress, Silent
-from compressor.record import collect_versions, time_phase
 from compressor.report.forecast import JSON_NAME, write_forecast
 from compressor.scoring import tell_recalled
 from compressor.search import Search

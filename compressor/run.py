@@ -8,16 +8,9 @@ from typing import Any
 
 from compressor import export
 from compressor.accounting import describe_components, describe_final
-from compressor.contracts import Dialogue, Metric, Prefixes
-from compressor.contracts.types import Score
-from compressor.errors import CompressorError, OutputError
-from compressor.expense import look_ahead, sum_up
-from compressor.files import append_json_line, check_writable
-from compressor.models import Model
-from compressor.plans import write_plan
-from compressor.plugins import Plugins
-from compressor.progress import Progress, Silent, watch
-from compressor.record import (
+from compressor.artifacts.files import append_json_line, check_writable
+from compressor.artifacts.plan_file import write_plan
+from compressor.artifacts.run_record import (
     ExpenseRecord,
     ExportRecord,
     FileRecord,
@@ -27,6 +20,13 @@ from compressor.record import (
     collect_versions,
     time_phase,
 )
+from compressor.contracts import Dialogue, Metric, Prefixes
+from compressor.contracts.types import Score
+from compressor.errors import CompressorError, OutputError
+from compressor.expense import look_ahead, sum_up
+from compressor.models import Model
+from compressor.plugins import Plugins
+from compressor.progress import Progress, Silent, watch
 from compressor.reference import write_reference
 from compressor.report import heat_map_svg, read_report, write_report
 from compressor.report.wording import tell_forecast

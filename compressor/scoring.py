@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.artifacts.files import append_json_line
+from compressor.artifacts.plan_file import plan_to_json
 from compressor.calibrate import Calibration, gather
 from compressor.contracts import (
     CompressedWeight,
@@ -24,9 +26,7 @@ from compressor.contracts.requests import list_measured
 from compressor.contracts.types import Plan, Score, Scores, Treatment
 from compressor.errors import ConfigError
 from compressor.estimate_cache import EstimateCache, Known, estimates_folder
-from compressor.files import append_json_line
 from compressor.models import Model, Product
-from compressor.plans import plan_to_json
 from compressor.progress import Progress, watch
 from compressor.savings import Savings
 from compressor.screening import Screen

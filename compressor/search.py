@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from compressor.accounting import amount_of, mean_amount, treated_share
+from compressor.artifacts.plan_file import plan_to_json
+from compressor.artifacts.run_record import CurvePoint, RoundRecord
 from compressor.contracts import (
     BestRequest,
     CountRequest,
@@ -33,8 +35,6 @@ from compressor.errors import ConfigError
 from compressor.export import AUTO, FileSizes
 from compressor.fusion import FusedSchedule, name_matrix, name_unit
 from compressor.models import Model
-from compressor.plans import plan_to_json
-from compressor.record import CurvePoint, RoundRecord
 from compressor.savings import Savings
 from compressor.scoring import Scorer, tell_recalled
 from compressor.screening import Screen

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from compressor.files import to_strict
+from compressor.artifacts.files import to_strict
+from compressor.artifacts.plan_file import ROWS_FILE
+from compressor.artifacts.run_record import ComponentRecord, Record, RoundRecord
 from compressor.flat_record import flatten_component, flatten_record, flatten_round
-from compressor.plans import ROWS_FILE
-from compressor.record import ComponentRecord, Record, RoundRecord
 from compressor.settings import TrackingMode, TrackingSettings
 
 log = logging.getLogger(__name__)

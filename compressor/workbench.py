@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compressor import data
+from compressor.artifacts.run_record import ReferenceRecord, RoundRecord
 from compressor.contracts import EstimableMetric, Metric, Prefixes, Reads
 from compressor.errors import ConfigError, suggest
 from compressor.estimate_cache import read_limit
 from compressor.models import Model, load_model
 from compressor.plugins import Plugins
 from compressor.progress import Progress, watch
-from compressor.record import ReferenceRecord, RoundRecord
 from compressor.reference import build_reference, cache_folder
 from compressor.search import Search
 from compressor.settings import Settings, SweepMode, SweepSettings

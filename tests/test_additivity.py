@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from compressor.artifacts.run_record import Record
 from compressor.contracts import Compressor, KeepRequest, Prefixes
 from compressor.contracts.types import Plan
 from compressor.models import Model, load_model
 from compressor.plugins import installed
-from compressor.record import Record
 from compressor.run import Run, execute
 from compressor.search import Search
 from compressor.settings import DataSettings, ExportSettings, ModelSettings, Settings, TrackingSettings

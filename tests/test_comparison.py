@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from compressor.artifacts.run_record import FinalRecord, Record
 from compressor.contracts.types import Score
 from compressor.errors import OutputError
-from compressor.record import FinalRecord, Record
 from compressor.report import write_report
 from compressor.report.comparison import collect_rows, comparison_table, write_comparison
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 
+from compressor.artifacts.plan_file import write_plan
 from compressor.contracts import Compressor, Metric, Schedule
 from compressor.contracts.types import Treatment
-from compressor.plans import write_plan
 from compressor.plugins import installed
 from compressor.testing import CompressorContract, MetricContract, ScheduleContract, make_tiny_checkpoint
 from compressor.testing.rehearsal import COMPONENTS

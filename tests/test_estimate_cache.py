@@ -17,11 +17,11 @@ import safetensors.torch
 from numpy.typing import NDArray
 
 from compressor import estimate_cache
+from compressor.artifacts.run_record import Record
 from compressor.contracts import Estimate, EstimateRequest
 from compressor.errors import ConfigError
 from compressor.estimate_cache import Known, decode, encode, remove_oldest
 from compressor.plugins import installed
-from compressor.record import Record
 from compressor.run import execute
 from compressor.scoring import Scorer
 from compressor.settings import (

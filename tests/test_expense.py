@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from compressor import expense, resources
+from compressor.artifacts.run_record import Expense, ExpenseRecord, Record
 from compressor.contracts import (
     BestRequest,
     Better,
@@ -26,7 +27,6 @@ from compressor.contracts import (
 )
 from compressor.contracts.types import Component, Offer, Treatment
 from compressor.errors import ConfigError
-from compressor.record import Expense, ExpenseRecord, Record
 from compressor.report import read_report
 from compressor.report.page import make_page
 from compressor.report.wording import tell_expense, tell_forecast

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from compressor import export
+from compressor.artifacts.run_record import Record, VerificationRecord
 from compressor.contracts import Compressor, Context
 from compressor.contracts.quantized import Grid, Scheme, Strategy
 from compressor.contracts.types import Component
 from compressor.errors import CompressorError, ConfigError
 from compressor.export import compressed_tensors, packed, verification, vllm
 from compressor.models import Model, load_model
-from compressor.record import Record, VerificationRecord
 from compressor.resources import Memory
 from compressor.run import Run
 from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from compressor import export
+from compressor.artifacts.run_record import Record
 from compressor.contracts import Compressor, Context
 from compressor.contracts.quantized import Grid
 from compressor.errors import CompressorError, ConfigError
@@ -20,7 +21,6 @@ from compressor.export import FileSizes, compressed_tensors
 from compressor.fusion import fuse, name_matrix, name_unit
 from compressor.models import Model, load_model
 from compressor.plugins import installed
-from compressor.record import Record
 from compressor.run import Run, execute
 from compressor.settings import (
     ComponentSettings,

@@ -16,19 +16,19 @@ import pytest
 import torch
 
 from compressor import forecast as module
+from compressor.artifacts.forecast_record import ForecastRecord, PointForecast
+from compressor.artifacts.plan_file import read_plan
+from compressor.artifacts.run_record import ReferenceRecord
 from compressor.contracts import Compressor, EstimateRequest, Prefixes, Schedule
 from compressor.contracts.types import Component, Offer, Treatment
 from compressor.curve import Law
 from compressor.errors import CompressorError, ConfigError, OutputError
 from compressor.estimates import steady_changes
 from compressor.forecast import Forecast, choose_checks, drop_beaten, execute
-from compressor.forecast_record import ForecastRecord, PointForecast
 from compressor.margin_law import NOISE_GRID, TRUSTED_NOISE, read_table
 from compressor.models import load_model
-from compressor.plans import read_plan
 from compressor.plugins import installed
 from compressor.predictions import Options, Predictions, list_options
-from compressor.record import ReferenceRecord
 from compressor.report.forecast import summarize_forecast, write_forecast
 from compressor.report.forecast_page import make_forecast_page
 from compressor.report.forecast_words import list_forecast_facts

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from compressor.artifacts.plan_file import write_plan
 from compressor.contracts import Context, Schedule
 from compressor.contracts.types import Component, Treatment
 from compressor.errors import ConfigError, ModelError
-from compressor.plans import write_plan
 from compressor.settings import ComponentSettings
 from compressor_plugins.quantization import second_order
 from compressor_plugins.quantization.gptq import Gptq, Order

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor import export
+from compressor.artifacts.run_record import Record, VerificationRecord
 from compressor.contracts import Compressor, Context, TokenRounding
 from compressor.contracts.quantized import Scheme, Strategy
 from compressor.contracts.types import Component, Treatment
@@ -16,7 +17,6 @@ from compressor.errors import ConfigError, PluginError
 from compressor.export import vllm
 from compressor.models import Model, load_model
 from compressor.models.layouts import is_linear
-from compressor.record import Record, VerificationRecord
 from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings
 from compressor.treatments import take_product
 from compressor_plugins.pruning.magnitude import Magnitude

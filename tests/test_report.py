@@ -15,10 +15,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from compressor.contracts import Better, Metric, Reads
-from compressor.contracts.types import Score
-from compressor.errors import OutputError
-from compressor.record import (
+from compressor.artifacts.run_record import (
     ComponentRecord,
     CurvePoint,
     FinalRecord,
@@ -27,6 +24,9 @@ from compressor.record import (
     ReferenceRecord,
     RoundRecord,
 )
+from compressor.contracts import Better, Metric, Reads
+from compressor.contracts.types import Score
+from compressor.errors import OutputError
 from compressor.report import read_report, summarize_run, write_report
 from compressor.report.chart import Point, line_chart_svg
 from compressor.report.heatmap import choose_color, choose_ink, group_components, heat_map_svg

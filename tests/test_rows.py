@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
+from compressor.artifacts.plan_file import read_plan, write_plan
 from compressor.contracts import (
     CompressedWeight,
     Compressor,
@@ -27,7 +28,6 @@ from compressor.contracts import (
 from compressor.contracts.types import Component, Offer, Treatment
 from compressor.errors import PlanError, PluginError
 from compressor.models import Model, load_model
-from compressor.plans import read_plan, write_plan
 from compressor.plugins import installed
 from compressor.settings import ModelSettings
 from compressor.testing.rehearsal import make_problem

@@ -11,11 +11,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from compressor.artifacts.run_record import Record
 from compressor.contracts import Compressor, Schedule
 from compressor.errors import CompressorError
 from compressor.models import load_model
 from compressor.plugins import installed
-from compressor.record import Record
 from compressor.run import execute
 from compressor.settings import (
     ComponentSettings,

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from compressor.artifacts.plan_file import plan_to_json
 from compressor.contracts import Better, CountRequest, Dialogue, KeepRequest, Problem, Request, Schedule, ScoreRequest
 from compressor.contracts.types import Component, Offer, Score, Treatment
 from compressor.errors import ConfigError, PlanError
-from compressor.plans import plan_to_json
 from compressor.plugins import load_plugins
 from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from compressor import tracking
+from compressor.artifacts.plan_file import write_plan
+from compressor.artifacts.run_record import ComponentRecord, FinalRecord, Record, RoundRecord
 from compressor.contracts.types import Score, Treatment
-from compressor.plans import write_plan
-from compressor.record import ComponentRecord, FinalRecord, Record, RoundRecord
 from compressor.settings import TrackingMode, TrackingSettings
 from compressor.tracking import NullTracker, Tracker, WandbTracker, open_tracker
 

@@ -12,12 +12,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from compressor.artifacts.files import write_json
+from compressor.artifacts.plan_file import ROWS_FILE, plan_to_json, write_rows
 from compressor.contracts.types import Plan
 from compressor.errors import OutputError
-from compressor.files import write_json
 from compressor.models import Model
 from compressor.models.loading import quiet_loading
-from compressor.plans import ROWS_FILE, plan_to_json, write_rows
 
 ROWS_PATH = f"compression/{ROWS_FILE}"
 """In a folder of its own: some readers take every *.safetensors beside config.json for weights."""

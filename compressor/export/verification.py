@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from compressor.artifacts.files import write_json
+from compressor.artifacts.run_record import VerificationRecord
 from compressor.errors import OutputError
 from compressor.export.folder import Exported, name_dtype
-from compressor.files import write_json
 from compressor.models import Model
 from compressor.models.disk import shorten_reason
-from compressor.record import VerificationRecord
 from compressor.resources import read_memory
 
 PREFIXES = 4

@@ -12,9 +12,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from compressor.artifacts.files import write_json
+from compressor.artifacts.run_record import Record
 from compressor.errors import OutputError
-from compressor.files import write_json
-from compressor.record import Record
 from compressor.report.report import JSON_NAME, read_report
 from compressor.report.wording import (
     MISSING,

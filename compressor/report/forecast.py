@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from compressor.files import write_json, write_text
-from compressor.forecast_record import ForecastRecord
+from compressor.artifacts.files import write_json, write_text
+from compressor.artifacts.forecast_record import ForecastRecord
 from compressor.report.forecast_page import make_forecast_page
 from compressor.report.forecast_words import (
     choose_pair,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from compressor.forecast_record import ForecastRecord, PointForecast
+from compressor.artifacts.forecast_record import ForecastRecord, PointForecast
 from compressor.report.chart import COLORS, Curve, Point, curves_svg
 from compressor.report.forecast_words import (
     choose_pair,

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 
-from compressor.forecast_record import CheckForecast, ForecastRecord, OptionForecast, PointForecast
+from compressor.artifacts.forecast_record import CheckForecast, ForecastRecord, OptionForecast, PointForecast
 from compressor.report.treatment_map import Pair, pair_of
 from compressor.report.wording import (
     MISSING,

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from compressor.record import ComponentRecord
+from compressor.artifacts.run_record import ComponentRecord
 from compressor.report.wording import escape_text, format_number, format_percent
 
 ROW_HEIGHT, GAP, TOP, LEGEND_HEIGHT, ASIDE = 26, 2, 42, 74, 12

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from compressor.forecast_record import ForecastRecord
-from compressor.record import FinalRecord, Record, ReferenceRecord, RoundRecord
+from compressor.artifacts.forecast_record import ForecastRecord
+from compressor.artifacts.run_record import FinalRecord, Record, ReferenceRecord, RoundRecord
 from compressor.report.chart import Point, line_chart_svg
 from compressor.report.heatmap import heat_map_svg
 from compressor.report.page_style import STYLE

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from compressor.artifacts.run_record import ComponentRecord, Record
 from compressor.contracts.types import Score
-from compressor.record import ComponentRecord, Record
 from compressor.report.heatmap import group_components
 from compressor.report.wording import (
     MISSING,

@@ -7,12 +7,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from compressor.artifacts.files import read_json, write_json, write_text
+from compressor.artifacts.from_json import rebuild
+from compressor.artifacts.run_record import Record
 from compressor.contracts.types import Score
 from compressor.errors import OutputError
-from compressor.files import read_json, write_json, write_text
-from compressor.record import Record
 from compressor.report.page import make_page
-from compressor.report.rebuild import rebuild
 from compressor.report.wording import (
     base_mean,
     format_estimate,

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from compressor.forecast_record import MatrixForecast, OptionForecast
+from compressor.artifacts.forecast_record import MatrixForecast, OptionForecast
 from compressor.report.heatmap import ASIDE, CHARACTER_WIDTH, FONT, GAP, INK, TEXT_STYLE, choose_color
 from compressor.report.wording import escape_text, format_interval, format_number, format_percent
 

@@ -5,9 +5,9 @@ import math
 import re
 from collections.abc import Sequence
 
+from compressor.artifacts.forecast_record import ForecastRecord
+from compressor.artifacts.run_record import Expense, MetricRecord, Record
 from compressor.contracts.types import Score
-from compressor.forecast_record import ForecastRecord
-from compressor.record import Expense, MetricRecord, Record
 
 MISSING = "–"
 BYTE_UNITS = ("bytes", "kB", "MB", "GB", "TB")

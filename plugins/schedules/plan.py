@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from compressor.artifacts.plan_file import read_plan
 from compressor.contracts import KeepRequest, Problem, Schedule, Search
 from compressor.contracts.types import Treatment
 from compressor.errors import ConfigError, PlanError, suggest
-from compressor.plans import read_plan
 from compressor.plugins import installed
 
 

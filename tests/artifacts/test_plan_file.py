@@ -11,9 +11,9 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from compressor.artifacts.plan_file import plan_to_json, read_plan, write_plan
 from compressor.contracts.types import Treatment
 from compressor.errors import OutputError, PlanError
-from compressor.plans import plan_to_json, read_plan, write_plan
 
 names = st.from_regex(r"[a-z][a-z0-9_]*", fullmatch=True)
 values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()

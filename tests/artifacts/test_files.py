@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compressor.artifacts.files import append_json_line, check_writable, read_json, to_strict, write_json, write_text
 from compressor.errors import OutputError
-from compressor.files import append_json_line, check_writable, read_json, to_strict, write_json, write_text
 
 
 class Color(enum.Enum):

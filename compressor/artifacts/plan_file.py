@@ -15,9 +15,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from compressor.artifacts.files import remove_file, write_bytes, write_json
 from compressor.contracts.types import Plan, Treatment
 from compressor.errors import PlanError, suggest
-from compressor.files import remove_file, write_bytes, write_json
 
 KEYS = tuple(f.name for f in fields(Treatment))
 SHAPE = 'a plan is {component: {"compressor": name, "amount": number, "options": {…}}}'

@@ -1,0 +1,1 @@
+"""What lies on disk: records of runs and forecasts, plan files, atomic writes."""
