@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from compressor.batches import Batch, Found
 from compressor.contracts.outputs import Readout
 from compressor.leading import LeadingTokens
+from compressor.models.input_transforms import Product
 from compressor.models.memo import Memo
 from compressor.models.replay import Entry, Replay
-from compressor.models.treats import Product
 from compressor.trials import Branching, Trial, Weights
 
 Branch = tuple[int, Tensor]

@@ -15,7 +15,7 @@ from compressor.contracts.outputs import Readout
 from compressor.engine import Branch, Course, Engine, join_branches
 from compressor.models.memo import Memo
 from compressor.models.replay import Replay
-from compressor.spill import Spill
+from compressor.models.tensor_spill import Spill
 from compressor.trials import Trial
 
 WAITING = 1 << 32

@@ -19,10 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from compressor.contracts import Treat
 from compressor.models import Model
+from compressor.models.architectures import is_linear, weight_gradient
 from compressor.models.components import find_layers
-from compressor.models.detour import detoured
-from compressor.models.layouts import is_linear, weight_gradient
-from compressor.models.slots import Slot
+from compressor.models.patching import detoured
+from compressor.models.weight_views import Slot
 
 PROBE = (2, 3)
 """Sequences and tokens of the forward pass that finds out how modules are called."""

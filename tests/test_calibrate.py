@@ -18,15 +18,15 @@ from compressor.contracts import Compressor, Context, EstimateRequest, KeepReque
 from compressor.contracts.types import Component, Offer, Plan, Treatment
 from compressor.errors import ModelError, PlanError, PluginError
 from compressor.models import Model, load_model
+from compressor.models.architectures import is_linear
 from compressor.models.components import find_layers
-from compressor.models.layouts import is_linear
-from compressor.models.products import Products, pair_matrices
+from compressor.models.matmul_inputs import Products, pair_matrices
+from compressor.models.tensor_spill import Spill
 from compressor.plugins import installed
 from compressor.progress import Silent
 from compressor.registry import Registry
 from compressor.search import Search
 from compressor.settings import ComponentSettings, DType, ModelSettings
-from compressor.spill import Spill
 from compressor.sweep import Sweep
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.pruning.masking import PrunedWeight

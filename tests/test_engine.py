@@ -17,12 +17,12 @@ from compressor.engine import Engine
 from compressor.errors import ModelError
 from compressor.leading import split_positions
 from compressor.models import CannotReplay, Model, Replay, load_model
-from compressor.models.detour import detoured
 from compressor.models.memo import Memo
+from compressor.models.patching import detoured
+from compressor.models.tensor_spill import Spill
 from compressor.procession import Procession
 from compressor.reference import build_reference
 from compressor.settings import ComponentSettings, DataSettings, DType, ModelSettings, SweepMode
-from compressor.spill import Spill
 from compressor.sweep import Sweep
 from compressor.trials import Trial
 from compressor_plugins.metrics.fdtm import Fdtm

@@ -16,7 +16,7 @@ from compressor.contracts.types import Component, Treatment
 from compressor.errors import ConfigError, PluginError
 from compressor.export import vllm
 from compressor.models import Model, load_model
-from compressor.models.layouts import is_linear
+from compressor.models.architectures import is_linear
 from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings
 from compressor.treatments import take_product
 from compressor_plugins.pruning.magnitude import Magnitude

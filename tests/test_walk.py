@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from compressor.models import Model, load_model
-from compressor.models.layouts import weight_gradient
+from compressor.models.architectures import weight_gradient
 from compressor.settings import ComponentSettings, DType, ModelSettings
 from compressor.walk import Walk
 

@@ -11,7 +11,7 @@ from transformers.core_model_loading import WeightConverter
 
 from compressor.contracts.quantized import Grid, Strategy
 from compressor.models import Model
-from compressor.models.slots import Slot
+from compressor.models.weight_views import Slot
 
 NOT_LINEAR = "the format packs plain linear modules, and not Conv1D, embeddings or stacked experts"
 SHARED = "another module shares the weight"

@@ -28,7 +28,7 @@ from compressor.export.linears import (
 )
 from compressor.export.packed import pack_weight
 from compressor.models import Model
-from compressor.models.slots import Slot
+from compressor.models.weight_views import Slot
 
 NEVER = "the export saves every weight in full"
 FRAME = len('{"__metadata__":{"format":"pt"},}') + 8 + 7

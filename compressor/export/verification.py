@@ -20,7 +20,7 @@ from compressor.artifacts.run_record import VerificationRecord
 from compressor.errors import OutputError
 from compressor.export.folder import Exported, name_dtype
 from compressor.models import Model
-from compressor.models.disk import shorten_reason
+from compressor.models.checkpoint import shorten_reason
 from compressor.resources import read_memory
 
 PREFIXES = 4

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from compressor.contracts.quantized import Scheme, Strategy
 from compressor.export.linears import list_linears
 from compressor.models import Model
-from compressor.models.layouts import name_kind
+from compressor.models.architectures import name_kind
 
 JOINED = {"query": "q/k/v", "key": "q/k/v", "value": "q/k/v", "gate": "gate/up", "up": "gate/up"}
 """Kinds of sister modules that vLLM runs as one matrix product."""

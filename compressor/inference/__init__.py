@@ -14,7 +14,7 @@ from compressor.errors import ConfigError, ModelError, OutputError, suggest
 from compressor.inference.choice import use_kernels
 from compressor.inference.description import read_schemes
 from compressor.inference.skeleton import check_packed, describe_skeleton
-from compressor.models import disk, loading
+from compressor.models import checkpoint, loading
 from compressor.models.placement import choose_device
 from compressor.settings import DType
 
@@ -49,8 +49,8 @@ def load(
     place, chosen = choose_device(device, "device"), choose_dtype(dtype)
     path = find_model(folder)
     with loading.quiet_loading(place):
-        config = disk.read_config(path, trust_remote_code)
-        disk.read_tensors(disk.find_weight_files(path))
+        config = checkpoint.read_config(path, trust_remote_code)
+        checkpoint.read_tensors(checkpoint.find_weight_files(path))
         described = getattr(config, "quantization_config", None)
         if described is not None:
             config.quantization_config = describe_skeleton(read_schemes(path, described), described)

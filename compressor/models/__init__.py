@@ -1,7 +1,7 @@
 """A model: loaded and checked, its components found, read and swapped, run forward. All that knows architectures."""
 
+from compressor.models.input_transforms import Product
 from compressor.models.model import Model, load_model
 from compressor.models.replay import CannotReplay, Replay
-from compressor.models.treats import Product
 
 __all__ = ["CannotReplay", "Model", "Product", "Replay", "load_model"]

@@ -13,9 +13,9 @@ from transformers.pytorch_utils import Conv1D
 
 from compressor.contracts.types import Component
 from compressor.errors import ConfigError, ModelError, suggest
-from compressor.models import layouts
-from compressor.models.layouts import Part
-from compressor.models.slots import Slot
+from compressor.models import architectures
+from compressor.models.architectures import Part
+from compressor.models.weight_views import Slot
 
 
 def find_components(
@@ -37,7 +37,7 @@ def find_components(
         parameter = place.parameter
         bits = stored_bits if isinstance(stored_bits, int) else stored_bits[names[id(parameter)]]
         view = part(parameter.detach())
-        component = Component(name, kind, layer, (layouts.count_rows(view), view.shape[-1]), bits)
+        component = Component(name, kind, layer, (architectures.count_rows(view), view.shape[-1]), bits)
         return Slot(component, place.owner, place.attribute, part)
 
     slots: dict[str, Slot] = {}
@@ -51,7 +51,8 @@ def find_components(
             for name, kind, part in place.components(f"{prefix}.{index}.", config):
                 slots[name] = build(name, kind, index, place, part)
     outer = {
-        name: build(name, kind, None, place, layouts.keep_orientation) for name, kind, place in _find_outer(network)
+        name: build(name, kind, None, place, architectures.keep_orientation)
+        for name, kind, place in _find_outer(network)
     }
     return _select_slots(slots, outer, include, exclude)
 
@@ -97,16 +98,16 @@ class _Place:
         leaf = self.path.rpartition(".")[2]
         for expert in [None] if self.experts is None else range(self.experts):
             whole = self._take(expert)
-            rows = layouts.count_rows(whole(self.parameter.detach()))
-            for suffix, kind, part in layouts.split_matrix(leaf, self.parent, rows, config):
+            rows = architectures.count_rows(whole(self.parameter.detach()))
+            for suffix, kind, part in architectures.split_matrix(leaf, self.parent, rows, config):
                 ending = ".".join(str(word) for word in (expert, suffix) if word not in (None, ""))
                 name = f"{prefix}{self.path}" + (f":{ending}" if ending else "")
-                yield name, kind, layouts.compose_parts(part, whole)
+                yield name, kind, architectures.compose_parts(part, whole)
 
     def _take(self, expert: int | None) -> Part:
         if expert is None or self.experts is None:
             return self.orient
-        return layouts.compose_parts(self.orient, layouts.select_expert(self.experts, expert))
+        return architectures.compose_parts(self.orient, architectures.select_expert(self.experts, expert))
 
 
 def _find_places(layer: nn.Module, config: Any) -> Iterator[_Place]:  # noqa: ANN401
@@ -114,15 +115,17 @@ def _find_places(layer: nn.Module, config: Any) -> Iterator[_Place]:  # noqa: AN
     for path, module in layer.named_modules():
         above = layer.get_submodule(path.rpartition(".")[0])
         if isinstance(module, nn.Linear | Conv1D):
-            orient: Part = layouts.flip_orientation if isinstance(module, Conv1D) else layouts.keep_orientation
-            if not layouts.is_router(path.split("."), orient(module.weight).shape):
+            orient: Part = (
+                architectures.flip_orientation if isinstance(module, Conv1D) else architectures.keep_orientation
+            )
+            if not architectures.is_router(path.split("."), orient(module.weight).shape):
                 yield _Place(path, above, module, "weight", orient, None)
         elif not isinstance(module, nn.modules.conv._ConvNd):
             for attribute, parameter in module.named_parameters(recurse=False):
-                experts = layouts.count_experts(module, attribute, parameter.shape)
+                experts = architectures.count_experts(module, attribute, parameter.shape)
                 if experts is None:
                     continue
-                orient = layouts.experts_orientation(module, attribute, parameter.shape, config)
+                orient = architectures.experts_orientation(module, attribute, parameter.shape, config)
                 inner = path if attribute == "weight" else f"{path}.{attribute}".lstrip(".")
                 parent = above if attribute == "weight" else module
                 yield _Place(inner, parent, module, attribute, orient, experts)
@@ -134,7 +137,11 @@ def _find_outer(network: PreTrainedModel) -> Iterator[tuple[str, str, _Place]]:
     for module in (network.get_input_embeddings(), network.get_output_embeddings()):
         if isinstance(module, nn.Embedding | nn.Linear):
             path = paths[id(module)]
-            yield path, path.rpartition(".")[2], _Place(path, network, module, "weight", layouts.keep_orientation, None)
+            yield (
+                path,
+                path.rpartition(".")[2],
+                _Place(path, network, module, "weight", architectures.keep_orientation, None),
+            )
 
 
 def _select_slots(

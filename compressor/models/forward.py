@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from compressor.errors import ModelError
 from compressor.models.components import find_layers
-from compressor.models.detour import detoured
+from compressor.models.patching import detoured
 
 
 def run_network(

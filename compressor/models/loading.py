@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 from transformers.utils import logging as transformers_logging
 
 from compressor.errors import CompressorError, ModelError
-from compressor.models.disk import StoredTensor, find_common_tensor, shorten_reason
+from compressor.models.checkpoint import StoredTensor, find_common_tensor, shorten_reason
 from compressor.models.forward import run_network
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")

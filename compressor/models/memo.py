@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.models.detour import detoured
+from compressor.models.patching import detoured
 
 
 @dataclass

@@ -16,14 +16,14 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from compressor.contracts.types import Component
 from compressor.errors import PlanError
-from compressor.models import disk, loading
+from compressor.models import checkpoint, loading
 from compressor.models.components import find_components, find_layers
 from compressor.models.forward import run_body, run_head, run_network
+from compressor.models.input_transforms import Product, Treats, find_untreatable
+from compressor.models.layer_prefetch import OnDevice, Residency
+from compressor.models.mapped_weights import Pages, choose_streamed_dtype, stream_network
 from compressor.models.placement import choose_device, choose_dtype
-from compressor.models.residency import OnDevice, Residency
-from compressor.models.slots import Slot, find_slot, swapped
-from compressor.models.streaming import Pages, choose_streamed_dtype, stream_network
-from compressor.models.treats import Product, Treats, find_untreatable
+from compressor.models.weight_views import Slot, find_slot, swapped
 from compressor.settings import ComponentSettings, ModelSettings
 
 STORED_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -131,12 +131,16 @@ class Model:
 
     @functools.cached_property
     def _content_hash(self) -> str:
-        files = [self.folder / "config.json", *disk.find_weight_files(self.folder)]
+        files = [self.folder / "config.json", *checkpoint.find_weight_files(self.folder)]
         if not self.trusts_code:
-            return disk.hash_content(self.folder, files)
-        found = disk.hash_content(self.folder, [*files, *disk.find_code(self.folder)])
-        running = disk.find_running(type(self.network))  # which may have come from another repository
-        return disk.combine(found, disk.hash_content(running, disk.find_code(running))) if running else found
+            return checkpoint.hash_content(self.folder, files)
+        found = checkpoint.hash_content(self.folder, [*files, *checkpoint.find_code(self.folder)])
+        running = checkpoint.find_running(type(self.network))  # which may have come from another repository
+        return (
+            checkpoint.combine(found, checkpoint.hash_content(running, checkpoint.find_code(running)))
+            if running
+            else found
+        )
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, keep: int) -> Tensor:
@@ -186,12 +190,12 @@ def load_model(settings: ModelSettings, components: ComponentSettings | None = N
     chosen = components or ComponentSettings()
     device = choose_device(settings.device.value, "model.device")
     with loading.quiet_loading(device):
-        folder = disk.find_folder(settings, Path(str(files("compressor") / "tiny")))
-        config = disk.read_config(folder, settings.trust_remote_code)
-        disk.check_dense(config, folder)
-        weight_files = disk.find_weight_files(folder)
-        tensors = disk.read_tensors(weight_files)
-        common = disk.find_common_tensor(tensors.values()).dtype
+        folder = checkpoint.find_folder(settings, Path(str(files("compressor") / "tiny")))
+        config = checkpoint.read_config(folder, settings.trust_remote_code)
+        checkpoint.check_dense(config, folder)
+        weight_files = checkpoint.find_weight_files(folder)
+        tensors = checkpoint.read_tensors(weight_files)
+        common = checkpoint.find_common_tensor(tensors.values()).dtype
         network, dtype, pages = _load_network(settings, folder, config, device, weight_files, common)
         vocabulary = loading.probe_network(network)
         tokenizer = loading.load_tokenizer(folder, settings.trust_remote_code)

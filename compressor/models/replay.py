@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from compressor.models.components import find_layers
-from compressor.models.detour import detoured
 from compressor.models.forward import run_network
 from compressor.models.memo import Memo
 from compressor.models.model import Model
+from compressor.models.patching import detoured
 
 log = logging.getLogger(__name__)
 PROOF = (2, 7)

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from compressor.errors import ConfigError, ModelError
-from compressor.models.disk import shorten_reason
+from compressor.models.checkpoint import shorten_reason
 from compressor.models.loading import check_finite, check_report, refuse_folder
 from compressor.settings import DType
 

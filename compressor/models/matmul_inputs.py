@@ -16,8 +16,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from compressor.models.layouts import is_linear
-from compressor.models.slots import Slot
+from compressor.models.architectures import is_linear
+from compressor.models.weight_views import Slot
 
 PRODUCTS: dict[Any, tuple[int, bool]] = {
     functional.linear: (0, True),

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compressor.contracts import Treat
-from compressor.models.detour import detoured
-from compressor.models.products import Products, expert_by_expert
-from compressor.models.slots import Slot
-from compressor.models.treated_products import Treated, TreatedProducts
+from compressor.models.matmul_inputs import Products, expert_by_expert
+from compressor.models.matmul_transform import Treated, TreatedProducts
+from compressor.models.patching import detoured
+from compressor.models.weight_views import Slot
 
 
 @dataclass(frozen=True)

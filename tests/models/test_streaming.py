@@ -20,13 +20,12 @@ from compressor.errors import CompressorError, ConfigError, ModelError
 from compressor.export import save_dense
 from compressor.models import Model, Replay, load_model
 from compressor.models.components import find_layers
+from compressor.models.layer_prefetch import ROOM, Residency, find_streamed
 from compressor.models.loading import quiet_loading
-from compressor.models.residency import ROOM, Residency, find_streamed
 from compressor.settings import ComponentSettings, Device, DType, ModelSettings
 from compressor.walk import Walk
-
-from .families import FAMILIES, make_network, save_checkpoint
-from .test_walk import draw_tokens, walk_gradients
+from tests.families import FAMILIES, make_network, save_checkpoint
+from tests.test_walk import draw_tokens, walk_gradients
 
 CPU = torch.device("cpu")
 MADE_OVER = {"mixtral", "qwen3_moe"}

@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from compressor.errors import CompressorError, ConfigError, ModelError, PlanError
 from compressor.models import Model, load_model
-from compressor.models.disk import StoredTensor, find_common_tensor
+from compressor.models.checkpoint import StoredTensor, find_common_tensor
 from compressor.models.forward import run_body, run_head, run_network
 from compressor.models.loading import probe_network, quiet_loading
 from compressor.settings import ComponentSettings, Device, DType, ModelSettings
@@ -36,7 +36,7 @@ from tests.families import CONTEXT, FAMILIES, ODDITIES, VOCABULARY, make_network
 
 ALL = [*FAMILIES, *ODDITIES]
 CPU = torch.device("cpu")
-TRAINED = Path(__file__).resolve().parents[2] / "shared" / "models"
+TRAINED = Path(__file__).resolve().parents[3] / "shared" / "models"
 
 
 def load(folder: Path | str, **settings: Any) -> Model:  # noqa: ANN401 - any setting

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from compressor.models.layouts import see_bits
+from compressor.models.architectures import see_bits
 
 ROOM = 2
 """Layers on the device at once, one that is on its way counted."""

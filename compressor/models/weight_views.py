@@ -12,8 +12,8 @@ from torch.autograd.graph import increment_version
 
 from compressor.contracts.types import Component
 from compressor.errors import PlanError, suggest
-from compressor.models import layouts
-from compressor.models.layouts import Part
+from compressor.models import architectures
+from compressor.models.architectures import Part
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Slot:
     def save_bits(self) -> Tensor:
         """The bit patterns in the shape of `view`, a copy."""
         with torch.inference_mode():
-            return layouts.see_bits(self.view()).clone()
+            return architectures.see_bits(self.view()).clone()
 
     def read_bits(self, bits: Tensor) -> Tensor:
         """`[out, in]`: the weight that `save_bits` saved."""
@@ -64,7 +64,7 @@ class Slot:
     def restore_bits(self, bits: Tensor) -> None:
         """Put back what `save_bits` gave, whatever the bits mean as numbers."""
         with torch.inference_mode():
-            layouts.see_bits(self.view()).copy_(bits)
+            architectures.see_bits(self.view()).copy_(bits)
         increment_version(self.parameter)  # torch does not count what inference mode writes to such a view
 
 

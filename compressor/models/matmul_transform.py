@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, has_torch_function
 
 from compressor.contracts import Treat
-from compressor.models.products import PRODUCTS
-from compressor.models.slots import Slot
+from compressor.models.matmul_inputs import PRODUCTS
+from compressor.models.weight_views import Slot
 
 Treated = tuple[Slot, Treat | None]
 """A component and what becomes of its inputs."""
