@@ -11,9 +11,9 @@ from torch import Tensor
 
 from compressor.contracts import Metric, Reads
 from compressor.contracts.outputs import Readout
+from compressor.data.reference import Reference
 from compressor.errors import CompressorError, ModelError, PluginError
 from compressor.models import Model
-from compressor.reference import Reference
 
 Found = Mapping[str, Tensor]
 """Metric name -> `[sequence, statistic]`."""

@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from compressor.data.reference import Reference
 from compressor.errors import ModelError, PluginError, suggest
 from compressor.models import Model
 from compressor.models.components import find_layers
 from compressor.models.matmul_inputs import Products, experts_apart
 from compressor.models.tensor_spill import Spill
 from compressor.models.weight_views import Slot
-from compressor.reference import Reference
 
 AT_ONCE = 1 << 30
 """Bytes of statistics that one forward pass gathers on the device; a single component may need more."""

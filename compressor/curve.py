@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.data.reference import Reference
 from compressor.margin_law import RUNNERS, read_table, tabulate_fdt
 from compressor.models import Model
-from compressor.reference import Reference
 from compressor.statistics import LEVEL, draw_resamples
 
 Array = NDArray[np.float64]

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from compressor.artifacts.files import write_bytes
 from compressor.contracts import Compressor, Estimate, EstimateRequest, Metric
 from compressor.contracts.types import Treatment
-from compressor.data import Windows
+from compressor.data.reference import Reference, cache_folder
+from compressor.data.texts import Windows
 from compressor.errors import ConfigError, OutputError
 from compressor.models import Model
-from compressor.reference import Reference, cache_folder
 from compressor.treatments import Treatments
 
 log = logging.getLogger(__name__)

@@ -22,12 +22,12 @@ from compressor.artifacts.run_record import (
 )
 from compressor.contracts import Dialogue, Metric, Prefixes
 from compressor.contracts.types import Score
+from compressor.data.reference import write_reference
 from compressor.errors import CompressorError, OutputError
 from compressor.expense import look_ahead, sum_up
 from compressor.models import Model
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent, watch
-from compressor.reference import write_reference
 from compressor.report import heat_map_svg, read_report, write_report
 from compressor.report.wording import tell_forecast
 from compressor.search import Search

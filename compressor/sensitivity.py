@@ -20,9 +20,9 @@ from torch import Tensor
 from compressor.contracts import EstimableMetric, Estimate, EstimateRequest
 from compressor.contracts.outputs import Readout
 from compressor.contracts.types import Treatment
+from compressor.data.reference import Reference
 from compressor.errors import ModelError
 from compressor.models import Model
-from compressor.reference import Reference
 from compressor.treatments import Treatments, read_untreated, take_product
 from compressor.walk import Walk
 

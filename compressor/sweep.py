@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from compressor.batches import Batch, Continuations, Found, Text
 from compressor.contracts import Metric
 from compressor.contracts.outputs import Readout
-from compressor.data import Windows
+from compressor.data.reference import Reference
+from compressor.data.texts import Windows
 from compressor.engine import Engine
 from compressor.models import CannotReplay, Model, Replay
 from compressor.procession import Procession
-from compressor.reference import Reference
 from compressor.settings import SweepMode
 from compressor.trials import Trial
 

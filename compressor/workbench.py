@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compressor import data
 from compressor.artifacts.run_record import ReferenceRecord, RoundRecord
 from compressor.contracts import EstimableMetric, Metric, Prefixes, Reads
+from compressor.data import texts
+from compressor.data.reference import build_reference, cache_folder
 from compressor.errors import ConfigError, suggest
 from compressor.estimate_cache import read_limit
 from compressor.models import Model, load_model
 from compressor.plugins import Plugins
 from compressor.progress import Progress, watch
-from compressor.reference import build_reference, cache_folder
 from compressor.search import Search
 from compressor.settings import Settings, SweepMode, SweepSettings
 from compressor.sweep import Sweep
@@ -32,12 +32,12 @@ class Workbench:
     def take_reference_steps(self, wanted: Sequence[Prefixes]) -> Iterator[None]:
         """Prefixes, windows of text, a reference for each of `wanted`; yields after each, 2 + len(wanted) times."""
         settings, model = self.settings, self.model
-        text = data.load_text(settings.data)
-        made = data.make_prefixes(model, settings.data, text, Prefixes.PROOF in wanted)
+        text = texts.load_text(settings.data)
+        made = texts.make_prefixes(model, settings.data, text, Prefixes.PROOF in wanted)
         prefixes = dict(zip(Prefixes, made, strict=True))
         yield
         windows = {
-            name: data.make_windows(model, request, settings.data, text)
+            name: texts.make_windows(model, request, settings.data, text)
             for name, metric in self.metrics.items()
             if (request := metric.text()) is not None
         }
@@ -101,7 +101,7 @@ def open_workbench(settings: Settings, plugins: Plugins, needs: Sequence[str], p
     for name in [*needs, *check_screen(settings.sweep, plugins)]:
         metrics.setdefault(name, plugins.metrics[name]())
     model = watch(progress, "loading the model", lambda: load_model(settings.model, settings.components))
-    data.check_settings(settings.data, model.context)
+    texts.check_settings(settings.data, model.context)
     return Workbench(settings, model, metrics, Treatments(settings.compressor, plugins.compressors, settings.seed))
 
 

@@ -13,16 +13,16 @@ from torch import Tensor
 from compressor.contracts import Compressor, Context, EstimableMetric, Estimate, EstimateRequest, Reads
 from compressor.contracts.outputs import Readout
 from compressor.contracts.types import Component, Offer, Plan, Treatment
+from compressor.data.reference import Reference, build_reference
 from compressor.models import Model, load_model
 from compressor.plugins import installed
-from compressor.reference import Reference, build_reference
 from compressor.sensitivity import Sensitivity
 from compressor.settings import ComponentSettings, ModelSettings
 from compressor.treatments import Treatments
 from compressor_plugins.metrics.margin_noise import MarginNoise
 from compressor_plugins.pruning.masking import PrunedWeight
+from tests.data.test_reference import random_prefixes
 from tests.families import save_checkpoint
-from tests.test_reference import random_prefixes
 
 KEEP = 6
 Options = dict[str, list[Treatment | None]]

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from compressor.contracts import Metric, TextWindows
-from compressor.data import make_windows
+from compressor.data.reference import build_reference
+from compressor.data.texts import make_windows
 from compressor.engine import Engine
 from compressor.errors import ModelError
 from compressor.leading import split_positions
@@ -21,15 +22,14 @@ from compressor.models.memo import Memo
 from compressor.models.patching import detoured
 from compressor.models.tensor_spill import Spill
 from compressor.procession import Procession
-from compressor.reference import build_reference
 from compressor.settings import ComponentSettings, DataSettings, DType, ModelSettings, SweepMode
 from compressor.sweep import Sweep
 from compressor.trials import Trial
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.perplexity import Perplexity
+from tests.data.test_reference import random_prefixes
 from tests.families import FAMILIES, ODDITIES, save_checkpoint
-from tests.test_reference import random_prefixes
 from tests.test_sweep import is_unchanged, snapshot
 
 TOKENS = 12

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from compressor.batches import read_statistics
 from compressor.contracts import Metric, Reads
 from compressor.contracts.outputs import Readout
+from compressor.data.reference import build_reference
 from compressor.errors import ConfigError, PluginError
 from compressor.margin_law import expected_fdt
 from compressor.models import load_model
-from compressor.reference import build_reference
 from compressor.settings import ModelSettings
 from compressor.statistics import compare_paired, summarize
 from compressor.sweep import Sweep

@@ -9,8 +9,8 @@ import torch
 
 from compressor.contracts import EstimableMetric, EstimateRequest
 from compressor.contracts.types import Treatment
+from compressor.data.reference import Reference
 from compressor.models import Model, load_model
-from compressor.reference import Reference
 from compressor.sensitivity import Sensitivity
 from compressor.settings import DType, ModelSettings
 from compressor.walk import Walk

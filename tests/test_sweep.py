@@ -9,11 +9,11 @@ import torch
 from compressor.contracts import Better, Metric, Reads, TextWindows
 from compressor.contracts.outputs import Readout
 from compressor.contracts.types import Treatment
-from compressor.data import make_windows
+from compressor.data.reference import build_reference
+from compressor.data.texts import make_windows
 from compressor.errors import ModelError, PluginError
 from compressor.models import Model, load_model
 from compressor.plugins import installed
-from compressor.reference import build_reference
 from compressor.settings import DataSettings, ModelSettings
 from compressor.sweep import Sweep
 from compressor.treatments import Treatments
@@ -24,8 +24,8 @@ from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.perplexity import Perplexity
 from compressor_plugins.metrics.sdtm import Sdtm
 from compressor_plugins.pruning.magnitude import Magnitude
+from tests.data.test_reference import generate, random_prefixes
 from tests.families import FAMILIES, save_checkpoint
-from tests.test_reference import generate, random_prefixes
 
 TOKENS = 20
 

@@ -32,7 +32,7 @@ from compressor.contracts import (
     TextWindows,
 )
 from compressor.contracts.types import Score, Treatment
-from compressor.data import make_windows
+from compressor.data.texts import make_windows
 from compressor.estimates import steady_changes
 from compressor.plugins import installed
 from compressor.run import Run

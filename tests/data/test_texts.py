@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.contracts import TextWindows
-from compressor.data import (
+from compressor.data.texts import (
     cut_windows,
     encode_text,
     load_text,

@@ -8,9 +8,9 @@ import torch
 from transformers import GenerationConfig
 
 from compressor.contracts import Reads
+from compressor.data.reference import Reference, build_reference, read_cached, write_reference
 from compressor.errors import ModelError, OutputError
 from compressor.models import Model, load_model
-from compressor.reference import Reference, build_reference, read_cached, write_reference
 from compressor.settings import DType, ModelSettings
 from compressor.sweep import Sweep
 from compressor_plugins.metrics.fdtm import Fdtm

@@ -1,0 +1,1 @@
+"""Texts and prefixes, and the reference: what the base model says after each prefix."""
