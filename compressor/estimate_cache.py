@@ -20,13 +20,13 @@ import torch
 from numpy.typing import NDArray
 
 from compressor.artifacts.files import write_bytes
+from compressor.compression.apply import Treatments
 from compressor.contracts import Compressor, Estimate, EstimateRequest, Metric
 from compressor.contracts.types import Treatment
 from compressor.data.reference import Reference, cache_folder
 from compressor.data.texts import Windows
 from compressor.errors import ConfigError, OutputError
 from compressor.models import Model
-from compressor.treatments import Treatments
 
 log = logging.getLogger(__name__)
 FORMAT = 2

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from compressor.artifacts.run_record import Expense, Record
+from compressor.compression.apply import take_product
 from compressor.contracts import Prefixes, Problem, Schedule
 from compressor.contracts.types import Offer, Plan, Treatment
 from compressor.errors import CompressorError, ConfigError
@@ -28,7 +29,6 @@ from compressor.resources import Memory, measure_folder, read_free_disk, read_me
 from compressor.search import Search
 from compressor.settings import SweepMode
 from compressor.tally import Tally, Work, fold_rows, rehearse
-from compressor.treatments import take_product
 from compressor.trials import Trial
 
 log = logging.getLogger(__name__)

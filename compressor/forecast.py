@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from compressor.accounting import mean_amount
 from compressor.allocation import TARGETS, Allocation, open_dialogue
 from compressor.artifacts.files import check_writable
 from compressor.artifacts.forecast_record import (
@@ -20,6 +19,7 @@ from compressor.artifacts.forecast_record import (
 )
 from compressor.artifacts.plan_file import plan_to_json
 from compressor.artifacts.run_record import collect_versions, time_phase
+from compressor.compression.amounts import mean_amount
 from compressor.contracts import EstimateRequest, Prefixes, SizeRequest
 from compressor.contracts.types import Plan
 from compressor.curve import Law, read_law

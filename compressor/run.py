@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from compressor import export
-from compressor.accounting import describe_components, describe_final
 from compressor.artifacts.files import append_json_line, check_writable
 from compressor.artifacts.plan_file import write_plan
 from compressor.artifacts.run_record import (
@@ -20,6 +19,7 @@ from compressor.artifacts.run_record import (
     collect_versions,
     time_phase,
 )
+from compressor.compression.amounts import describe_components, describe_final
 from compressor.contracts import Dialogue, Metric, Prefixes
 from compressor.contracts.types import Score
 from compressor.data.reference import write_reference

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from compressor.artifacts.files import append_json_line
 from compressor.artifacts.plan_file import plan_to_json
-from compressor.calibrate import Calibration, gather
+from compressor.compression.apply import Treatments, take_product
+from compressor.compression.calibration import Calibration, gather
 from compressor.contracts import (
     CompressedWeight,
     EstimableMetric,
@@ -34,7 +35,6 @@ from compressor.sensitivity import Sensitivity
 from compressor.settings import SweepSettings
 from compressor.statistics import join_blocks, summarize
 from compressor.sweep import Statistics, Sweep
-from compressor.treatments import Treatments, take_product
 from compressor.trials import Trial
 
 PASSES_OF_WALK = 4

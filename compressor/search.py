@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from compressor.accounting import amount_of, mean_amount, treated_share
 from compressor.artifacts.plan_file import plan_to_json
 from compressor.artifacts.run_record import CurvePoint, RoundRecord
+from compressor.compression.amounts import amount_of, mean_amount, treated_share
+from compressor.compression.apply import Treatments, check_names, take_product
 from compressor.contracts import (
     BestRequest,
     CountRequest,
@@ -40,7 +41,6 @@ from compressor.scoring import Scorer, tell_recalled
 from compressor.screening import Screen
 from compressor.selection import find_best
 from compressor.sweep import Statistics
-from compressor.treatments import Treatments, check_names, take_product
 
 
 @dataclass(kw_only=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compressor.artifacts.run_record import ReferenceRecord, RoundRecord
+from compressor.compression.apply import Treatments
 from compressor.contracts import EstimableMetric, Metric, Prefixes, Reads
 from compressor.data import texts
 from compressor.data.reference import build_reference, cache_folder
@@ -16,7 +17,6 @@ from compressor.progress import Progress, watch
 from compressor.search import Search
 from compressor.settings import Settings, SweepMode, SweepSettings
 from compressor.sweep import Sweep
-from compressor.treatments import Treatments
 
 
 @dataclass

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compressor.compression.apply import Treatments
 from compressor.contracts import Compressor, Context, EstimableMetric, Estimate, EstimateRequest, Reads
 from compressor.contracts.outputs import Readout
 from compressor.contracts.types import Component, Offer, Plan, Treatment
@@ -18,7 +19,6 @@ from compressor.models import Model, load_model
 from compressor.plugins import installed
 from compressor.sensitivity import Sensitivity
 from compressor.settings import ComponentSettings, ModelSettings
-from compressor.treatments import Treatments
 from compressor_plugins.metrics.margin_noise import MarginNoise
 from compressor_plugins.pruning.masking import PrunedWeight
 from tests.data.test_reference import random_prefixes

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from compressor.compression.apply import Treatments
 from compressor.contracts import (
     BestRequest,
     Estimate,
@@ -44,7 +45,6 @@ from compressor.settings import (
 )
 from compressor.statistics import summarize
 from compressor.sweep import Statistics, Sweep
-from compressor.treatments import Treatments
 from compressor.trials import Trial
 from compressor.workbench import check_numbers, check_screen
 from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity

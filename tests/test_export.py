@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from compressor import export
 from compressor.artifacts.run_record import Record, VerificationRecord
+from compressor.compression.apply import take_product
 from compressor.contracts import Compressor, Context
 from compressor.contracts.quantized import Grid, Scheme, Strategy
 from compressor.contracts.types import Component
@@ -27,7 +28,6 @@ from compressor.models import Model, load_model
 from compressor.resources import Memory
 from compressor.run import Run
 from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings
-from compressor.treatments import take_product
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.hqq import Hqq
 from compressor_plugins.quantization.int4 import Int4

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from compressor import export
 from compressor.artifacts.run_record import Record, VerificationRecord
+from compressor.compression.apply import take_product
 from compressor.contracts import Compressor, Context, TokenRounding
 from compressor.contracts.quantized import Scheme, Strategy
 from compressor.contracts.types import Component, Treatment
@@ -18,7 +19,6 @@ from compressor.export import vllm
 from compressor.models import Model, load_model
 from compressor.models.architectures import is_linear
 from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings
-from compressor.treatments import take_product
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Activations, Granularity, Int8

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from compressor.artifacts.plan_file import read_plan, write_plan
+from compressor.compression.apply import Treatments
 from compressor.contracts import (
     CompressedWeight,
     Compressor,
@@ -31,7 +32,6 @@ from compressor.models import Model, load_model
 from compressor.plugins import installed
 from compressor.settings import ModelSettings
 from compressor.testing.rehearsal import make_problem
-from compressor.treatments import Treatments
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.schedules.plan import ReplayedPlan

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from compressor.compression.apply import Treatments
 from compressor.contracts import Better, Metric, Reads, TextWindows
 from compressor.contracts.outputs import Readout
 from compressor.contracts.types import Treatment
@@ -16,7 +17,6 @@ from compressor.models import Model, load_model
 from compressor.plugins import installed
 from compressor.settings import DataSettings, ModelSettings
 from compressor.sweep import Sweep
-from compressor.treatments import Treatments
 from compressor.trials import Trial, Weights
 from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
 from compressor_plugins.metrics.fdtm import Fdtm

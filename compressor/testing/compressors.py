@@ -37,7 +37,7 @@ def make_statistics(width: int) -> dict[str, Tensor]:
     """Those of random inputs that go together, more than there are of them; the last one is always 0."""
     import torch
 
-    from compressor.calibrate import STATISTICS
+    from compressor.compression.calibration import STATISTICS
 
     mixed = torch.randn(width, width, generator=torch.Generator().manual_seed(1)) / width**0.5
     inputs = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(2)) @ mixed
@@ -70,7 +70,7 @@ class CompressorContract(InputsContract):
 
     def test_needs_are_gathered(self, plugin: Compressor) -> None:
         """Every calibration statistic in `needs` is one that a run gathers."""
-        from compressor.calibrate import check_needs
+        from compressor.compression.calibration import check_needs
 
         check_needs(plugin.name, plugin.needs)
 

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kurtosis, spearmanr
 
-from compressor.calibrate import gather
+from compressor.compression.calibration import gather
 from compressor.contracts import Prefixes
 from compressor.contracts.types import Treatment
 from compressor.run import Run

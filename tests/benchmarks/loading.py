@@ -25,10 +25,10 @@ import torch
 
 import compressor
 from compressor import export
+from compressor.compression.apply import take_product
 from compressor.contracts import Compressor, Context
 from compressor.models import load_model
 from compressor.settings import DType, ModelSettings
-from compressor.treatments import take_product
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Activations, Int8
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compressor.calibrate import gather
+from compressor.compression.calibration import gather
 from compressor.contracts import TokenRounding, Treat
 from compressor.engine import Engine
 from compressor.errors import PlanError
@@ -19,10 +19,10 @@ from compressor.models.architectures import is_linear
 from compressor.procession import Procession
 from compressor.settings import ComponentSettings, DType, ModelSettings, SweepMode
 from compressor.trials import Trial
+from tests.compression.test_calibration import ALL, assert_same, explicit, overheard, run_plainly
 from tests.estimates import make_bench
 from tests.families import FAMILIES, ODDITIES, VOCABULARY, save_checkpoint
 from tests.models.test_streaming import settle
-from tests.test_calibrate import ALL, assert_same, explicit, overheard, run_plainly
 from tests.test_engine import assert_same_bits, make_sweep, score_both
 from tests.test_sweep import is_unchanged, snapshot
 from tests.test_walk import draw_tokens, explicit_gradients, walk_gradients

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor import calibrate, scoring
-from compressor.calibrate import TOKENS, Calibration, gather
+from compressor import scoring
+from compressor.compression import calibration
+from compressor.compression.calibration import TOKENS, Calibration, gather
 from compressor.contracts import Compressor, Context, EstimateRequest, KeepRequest, Prefixes, ScoreRequest, SizeRequest
 from compressor.contracts.types import Component, Offer, Plan, Treatment
 from compressor.errors import ModelError, PlanError, PluginError
@@ -237,8 +238,8 @@ def test_groups_and_files_change_nothing(family: str, tmp_path: Path, monkeypatc
     bench = make_bench(family, tmp_path)
     whole = take(bench)
     assert whole.passes == 1
-    monkeypatch.setattr(calibrate, "AT_ONCE", 3 * 4 * 32 * 32)
-    monkeypatch.setattr(calibrate, "Spill", lambda limit: Spill(5000))
+    monkeypatch.setattr(calibration, "AT_ONCE", 3 * 4 * 32 * 32)
+    monkeypatch.setattr(calibration, "Spill", lambda limit: Spill(5000))
     parts = take(bench)
     assert parts.passes > 2 and parts.spill.held <= 5000
     for name in bench.model.components:
@@ -278,7 +279,7 @@ def test_nothing_is_left_behind(family: str, tmp_path: Path, monkeypatch: pytest
     take(bench)
     take(bench, last=0)
     check()
-    monkeypatch.setitem(calibrate.STATISTICS, "absmax", calibrate.Statistic(lambda width: (), lambda *_: 1 / 0))
+    monkeypatch.setitem(calibration.STATISTICS, "absmax", calibration.Statistic(lambda width: (), lambda *_: 1 / 0))
     with pytest.raises(ZeroDivisionError):
         take(bench, last=0)
     check()

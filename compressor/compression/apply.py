@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compressor.calibrate import Calibration, check_needs
+from compressor.compression.calibration import Calibration, check_needs
 from compressor.contracts import CompressedWeight, Compressor, Context
 from compressor.contracts.types import Component, Offer, Plan, Treatment
 from compressor.errors import CompressorError, ConfigError, PlanError, PluginError, suggest
@@ -65,7 +65,7 @@ class Treatments:
         if found is None:
             raise PlanError(
                 f"compressor `{compressor.name}` needs {', '.join(sorted(compressor.needs))} of `{component.name}`, "
-                "which were not gathered; give Treatments a `calibration` by compressor.calibrate.gather"
+                "which were not gathered; give Treatments a `calibration` by compressor.compression.calibration.gather"
             )
         return Context(component, self.seed, {name: tensor.to(weight.device) for name, tensor in found.items()})
 

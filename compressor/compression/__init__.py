@@ -1,0 +1,1 @@
+"""From treatments to weights: compressors are applied, calibrated and their amounts counted."""
