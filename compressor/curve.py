@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.data.reference import Reference
+from compressor.evaluation.bootstrap import LEVEL, draw_resamples
 from compressor.margin_law import RUNNERS, read_table, tabulate_fdt
 from compressor.models import Model
-from compressor.statistics import LEVEL, draw_resamples
 
 Array = NDArray[np.float64]
 

@@ -20,6 +20,7 @@ from compressor.compression.apply import take_product
 from compressor.contracts import Prefixes, Problem, Schedule
 from compressor.contracts.types import Offer, Plan, Treatment
 from compressor.errors import CompressorError, ConfigError
+from compressor.evaluation.trials import Trial
 from compressor.export import holds_exactly
 from compressor.models import Product
 from compressor.models.components import find_layers
@@ -29,7 +30,6 @@ from compressor.resources import Memory, measure_folder, read_free_disk, read_me
 from compressor.search import Search
 from compressor.settings import SweepMode
 from compressor.tally import Tally, Work, fold_rows, rehearse
-from compressor.trials import Trial
 
 log = logging.getLogger(__name__)
 WORTH = 20

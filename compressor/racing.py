@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.contracts import Metric
-from compressor.statistics import CHUNK, draw_resamples, values_per_sequence
+from compressor.evaluation.bootstrap import CHUNK, draw_resamples, values_per_sequence
 
 Array = NDArray[np.float64]
 FIRST_BLOCK = 8

@@ -24,6 +24,8 @@ from compressor.contracts import Dialogue, Metric, Prefixes
 from compressor.contracts.types import Score
 from compressor.data.reference import write_reference
 from compressor.errors import CompressorError, OutputError
+from compressor.evaluation.bootstrap import values_per_sequence
+from compressor.evaluation.evaluator import Sweep
 from compressor.expense import look_ahead, sum_up
 from compressor.models import Model
 from compressor.plugins import Plugins
@@ -32,8 +34,6 @@ from compressor.report import heat_map_svg, read_report, write_report
 from compressor.report.wording import tell_forecast
 from compressor.search import Search
 from compressor.settings import Settings
-from compressor.statistics import values_per_sequence
-from compressor.sweep import Sweep
 from compressor.tracking import Tracker, open_tracker
 from compressor.workbench import Workbench, open_workbench
 

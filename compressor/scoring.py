@@ -27,15 +27,15 @@ from compressor.contracts.requests import list_measured
 from compressor.contracts.types import Plan, Score, Scores, Treatment
 from compressor.errors import ConfigError
 from compressor.estimate_cache import EstimateCache, Known, estimates_folder
+from compressor.evaluation.bootstrap import join_blocks, summarize
+from compressor.evaluation.evaluator import Statistics, Sweep
+from compressor.evaluation.trials import Trial
 from compressor.models import Model, Product
 from compressor.progress import Progress, watch
 from compressor.savings import Savings
 from compressor.screening import Screen
 from compressor.sensitivity import Sensitivity
 from compressor.settings import SweepSettings
-from compressor.statistics import join_blocks, summarize
-from compressor.sweep import Statistics, Sweep
-from compressor.trials import Trial
 
 PASSES_OF_WALK = 4
 """A walk back is a forward pass, a second one layer by layer, and gradients of inputs and of weights."""

@@ -33,6 +33,7 @@ from compressor.contracts import (
 from compressor.contracts.requests import list_compressors
 from compressor.contracts.types import Plan
 from compressor.errors import ConfigError
+from compressor.evaluation.evaluator import Statistics
 from compressor.export import AUTO, FileSizes
 from compressor.fusion import FusedSchedule, name_matrix, name_unit
 from compressor.models import Model
@@ -40,7 +41,6 @@ from compressor.savings import Savings
 from compressor.scoring import Scorer, tell_recalled
 from compressor.screening import Screen
 from compressor.selection import find_best
-from compressor.sweep import Statistics
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.statistics import draw_resamples
+from compressor.evaluation.bootstrap import draw_resamples
 from compressor.walk import checkpointed
 from tests.benchmarks.allocation_page import render_page
 from tests.benchmarks.asking import ask_peer

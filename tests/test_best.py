@@ -28,6 +28,9 @@ from compressor.contracts import (
 )
 from compressor.contracts.types import Plan, Treatment
 from compressor.errors import ConfigError, PluginError
+from compressor.evaluation.bootstrap import summarize
+from compressor.evaluation.evaluator import Statistics, Sweep
+from compressor.evaluation.trials import Trial
 from compressor.plugins import installed
 from compressor.progress import Silent
 from compressor.racing import FIRST_BLOCK, list_stops, make_contender, make_race
@@ -43,9 +46,6 @@ from compressor.settings import (
     SweepSettings,
     TrackingSettings,
 )
-from compressor.statistics import summarize
-from compressor.sweep import Statistics, Sweep
-from compressor.trials import Trial
 from compressor.workbench import check_numbers, check_screen
 from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
 from compressor_plugins.metrics.fdtm import Fdtm

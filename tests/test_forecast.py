@@ -24,6 +24,9 @@ from compressor.contracts.types import Component, Offer, Treatment
 from compressor.curve import Law
 from compressor.errors import CompressorError, ConfigError, OutputError
 from compressor.estimates import steady_changes
+from compressor.evaluation.bootstrap import draw_resamples, summarize
+from compressor.evaluation.evaluator import Sweep
+from compressor.evaluation.trials import Trial
 from compressor.forecast import Forecast, choose_checks, drop_beaten, execute
 from compressor.margin_law import NOISE_GRID, TRUSTED_NOISE, read_table
 from compressor.models import load_model
@@ -34,9 +37,6 @@ from compressor.report.forecast_page import make_forecast_page
 from compressor.report.forecast_words import list_forecast_facts
 from compressor.sensitivity import Sensitivity
 from compressor.settings import ComponentSettings, DataSettings, ForecastSettings, ModelSettings, Settings
-from compressor.statistics import draw_resamples, summarize
-from compressor.sweep import Sweep
-from compressor.trials import Trial
 from compressor_plugins.metrics.expected_fdtm import ExpectedFdtm
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.margin_noise import MarginNoise

@@ -8,16 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.batches import read_statistics
 from compressor.contracts import Metric, Reads
 from compressor.contracts.outputs import Readout
 from compressor.data.reference import build_reference
 from compressor.errors import ConfigError, PluginError
+from compressor.evaluation.batches import read_statistics
+from compressor.evaluation.bootstrap import compare_paired, summarize
+from compressor.evaluation.evaluator import Sweep
 from compressor.margin_law import expected_fdt
 from compressor.models import load_model
 from compressor.settings import ModelSettings
-from compressor.statistics import compare_paired, summarize
-from compressor.sweep import Sweep
 from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
 from compressor_plugins.metrics.expected_fdtm import ExpectedFdtm
 from compressor_plugins.metrics.fdtm import Fdtm

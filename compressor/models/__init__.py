@@ -2,6 +2,5 @@
 
 from compressor.models.input_transforms import Product
 from compressor.models.model import Model, load_model
-from compressor.models.replay import CannotReplay, Replay
 
-__all__ = ["CannotReplay", "Model", "Product", "Replay", "load_model"]
+__all__ = ["Model", "Product", "load_model"]

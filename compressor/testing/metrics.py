@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from compressor.contracts import EstimableMetric, Metric, Reads
-from compressor.statistics import values_per_sequence
+from compressor.evaluation.bootstrap import values_per_sequence
 from compressor.testing.promises import PluginContract, randomness_untouched
 
 if TYPE_CHECKING:

@@ -31,10 +31,10 @@ from compressor.contracts import (
     SizeRequest,
 )
 from compressor.contracts.types import Plan, Treatment
+from compressor.evaluation.bootstrap import compare_paired, summarize
+from compressor.evaluation.evaluator import Statistics, Sweep
 from compressor.plugins import installed
 from compressor.run import Run
-from compressor.statistics import compare_paired, summarize
-from compressor.sweep import Statistics, Sweep
 from compressor_plugins.schedules import amounts
 
 from .allocation_methods import BUDGETS, GROUPS, PREFIXES, PRUNING, Group, Method

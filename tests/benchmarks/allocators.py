@@ -29,7 +29,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from compressor.contracts import KeepRequest, Prefixes
-from compressor.sweep import Statistics
+from compressor.evaluation.evaluator import Statistics
 from compressor_plugins.schedules.budget import Budget
 
 from .asking import ask_peer

@@ -24,9 +24,9 @@ from safetensors.torch import load_file
 
 from compressor.contracts import Prefixes
 from compressor.contracts.types import Treatment
+from compressor.evaluation.evaluator import Statistics
+from compressor.evaluation.trials import Trial
 from compressor.run import Run
-from compressor.sweep import Statistics
-from compressor.trials import Trial
 from compressor_plugins.quantization.gptq import Gptq, Order
 from compressor_plugins.quantization.int4 import Int4
 

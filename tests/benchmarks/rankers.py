@@ -34,10 +34,10 @@ from compressor.contracts import (
 from compressor.contracts.types import Score, Treatment
 from compressor.data.texts import make_windows
 from compressor.estimates import steady_changes
+from compressor.evaluation.evaluator import Statistics
 from compressor.plugins import installed
 from compressor.run import Run
 from compressor.settings import DataSettings
-from compressor.sweep import Statistics
 from compressor_plugins.metrics.perplexity import Perplexity
 from compressor_plugins.quantization.gptq import Gptq
 from compressor_plugins.quantization.int8 import Granularity, Int8

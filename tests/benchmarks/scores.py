@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.contracts import Metric
+from compressor.evaluation.bootstrap import LEVEL, compare_paired, draw_resamples, summarize, values_per_sequence
+from compressor.evaluation.evaluator import Statistics
 from compressor.plugins import installed
-from compressor.statistics import LEVEL, compare_paired, draw_resamples, summarize, values_per_sequence
-from compressor.sweep import Statistics
 
 METRICS = ("fdtm", "sdtm", "kl", "perplexity")
 """What `describe` needs statistics of."""

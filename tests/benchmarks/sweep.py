@@ -30,11 +30,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.contracts import Prefixes
 from compressor.contracts.types import Treatment
+from compressor.evaluation.evaluator import Statistics, Sweep
+from compressor.evaluation.trials import Trial
 from compressor.models.components import find_layers
 from compressor.run import Run
 from compressor.settings import SweepMode
-from compressor.sweep import Statistics, Sweep
-from compressor.trials import Trial
 from compressor_plugins.pruning.magnitude import Magnitude
 
 from .apart import measure_apart, read_peak

@@ -18,6 +18,7 @@ from compressor.compression.calibration import TOKENS, Calibration, gather
 from compressor.contracts import Compressor, Context, EstimateRequest, KeepRequest, Prefixes, ScoreRequest, SizeRequest
 from compressor.contracts.types import Component, Offer, Plan, Treatment
 from compressor.errors import ModelError, PlanError, PluginError
+from compressor.evaluation.evaluator import Sweep
 from compressor.models import Model, load_model
 from compressor.models.architectures import is_linear
 from compressor.models.components import find_layers
@@ -28,7 +29,6 @@ from compressor.progress import Silent
 from compressor.registry import Registry
 from compressor.search import Search
 from compressor.settings import ComponentSettings, DType, ModelSettings
-from compressor.sweep import Sweep
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.pruning.masking import PrunedWeight
 from tests.estimates import Bench, make_bench, make_reference, make_treatments

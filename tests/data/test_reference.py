@@ -10,9 +10,9 @@ from transformers import GenerationConfig
 from compressor.contracts import Reads
 from compressor.data.reference import Reference, build_reference, read_cached, write_reference
 from compressor.errors import ModelError, OutputError
+from compressor.evaluation.evaluator import Sweep
 from compressor.models import Model, load_model
 from compressor.settings import DType, ModelSettings
-from compressor.sweep import Sweep
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from tests.families import FAMILIES, save_checkpoint

@@ -12,19 +12,20 @@ from torch import Tensor
 
 from compressor.compression.calibration import gather
 from compressor.contracts import TokenRounding, Treat
-from compressor.engine import Engine
 from compressor.errors import PlanError
-from compressor.models import Model, Product, Replay, load_model
+from compressor.evaluation.engine import Engine
+from compressor.evaluation.layer_replay import Replay
+from compressor.evaluation.streaming_engine import Procession
+from compressor.evaluation.trials import Trial
+from compressor.models import Model, Product, load_model
 from compressor.models.architectures import is_linear
-from compressor.procession import Procession
 from compressor.settings import ComponentSettings, DType, ModelSettings, SweepMode
-from compressor.trials import Trial
 from tests.compression.test_calibration import ALL, assert_same, explicit, overheard, run_plainly
 from tests.estimates import make_bench
+from tests.evaluation.test_engine import assert_same_bits, make_sweep, score_both
+from tests.evaluation.test_evaluator import is_unchanged, snapshot
 from tests.families import FAMILIES, ODDITIES, VOCABULARY, save_checkpoint
 from tests.models.test_streaming import settle
-from tests.test_engine import assert_same_bits, make_sweep, score_both
-from tests.test_sweep import is_unchanged, snapshot
 from tests.test_walk import draw_tokens, explicit_gradients, walk_gradients
 
 EVERY_FAMILY = sorted(FAMILIES | ODDITIES)

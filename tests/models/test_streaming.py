@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compressor.errors import CompressorError, ConfigError, ModelError
+from compressor.evaluation.layer_replay import Replay
 from compressor.export import save_dense
-from compressor.models import Model, Replay, load_model
+from compressor.models import Model, load_model
 from compressor.models.components import find_layers
 from compressor.models.layer_prefetch import ROOM, Residency, find_streamed
 from compressor.models.loading import quiet_loading
@@ -244,7 +245,8 @@ def test_missing_and_unsound_tensors_are_refused_as_ever(tmp_path: Path) -> None
 MEMORY = """
 import sys, threading, time
 from pathlib import Path
-from compressor.models import Replay, load_model
+from compressor.evaluation.layer_replay import Replay
+from compressor.models import load_model
 from compressor.settings import ModelSettings
 
 def read_anonymous():

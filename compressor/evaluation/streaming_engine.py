@@ -10,13 +10,13 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from compressor.batches import Batch, Found
 from compressor.contracts.outputs import Readout
-from compressor.engine import Branch, Course, Engine, join_branches
-from compressor.models.memo import Memo
-from compressor.models.replay import Replay
+from compressor.evaluation.batches import Batch, Found
+from compressor.evaluation.engine import Branch, Course, Engine, join_branches
+from compressor.evaluation.layer_replay import Replay
+from compressor.evaluation.module_cache import Memo
+from compressor.evaluation.trials import Trial
 from compressor.models.tensor_spill import Spill
-from compressor.trials import Trial
 
 WAITING = 1 << 32
 """Bytes of hidden states that wait in memory; more of them go to disk."""

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from compressor.batches import Batch, Found
 from compressor.contracts.outputs import Readout
-from compressor.leading import LeadingTokens
+from compressor.evaluation.batches import Batch, Found
+from compressor.evaluation.first_divergence import LeadingTokens
+from compressor.evaluation.layer_replay import Entry, Replay
+from compressor.evaluation.module_cache import Memo
+from compressor.evaluation.trials import Branching, Trial, Weights
 from compressor.models.input_transforms import Product
-from compressor.models.memo import Memo
-from compressor.models.replay import Entry, Replay
-from compressor.trials import Branching, Trial, Weights
 
 Branch = tuple[int, Tensor]
 """The number of a trial and its hidden states `[sequence, length, width]`."""

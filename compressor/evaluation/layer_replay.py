@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
+from compressor.evaluation.module_cache import Memo
 from compressor.models.components import find_layers
 from compressor.models.forward import run_network
-from compressor.models.memo import Memo
 from compressor.models.model import Model
 from compressor.models.patching import detoured
 

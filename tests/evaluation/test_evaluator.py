@@ -13,11 +13,11 @@ from compressor.contracts.types import Treatment
 from compressor.data.reference import build_reference
 from compressor.data.texts import make_windows
 from compressor.errors import ModelError, PluginError
+from compressor.evaluation.evaluator import Sweep
+from compressor.evaluation.trials import Trial, Weights
 from compressor.models import Model, load_model
 from compressor.plugins import installed
 from compressor.settings import DataSettings, ModelSettings
-from compressor.sweep import Sweep
-from compressor.trials import Trial, Weights
 from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl

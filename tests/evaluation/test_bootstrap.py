@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from compressor.errors import PluginError
-from compressor.statistics import compare_paired, summarize, values_per_sequence
+from compressor.evaluation.bootstrap import compare_paired, summarize, values_per_sequence
 from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.perplexity import Perplexity
@@ -38,7 +38,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
 def test_resampling_equals_a_plain_loop() -> None:
     statistics = np.random.default_rng(3).random((12, 2)) + 0.5
     metric = Perplexity()
-    from compressor.statistics import draw_resamples
+    from compressor.evaluation.bootstrap import draw_resamples
 
     loop = [metric.aggregate(statistics[rows]) for rows in draw_resamples(12, 0)]
     score = summarize(metric, statistics)

@@ -8,16 +8,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compressor.batches import Batch, Continuations, Found, Text
 from compressor.contracts import Metric
 from compressor.contracts.outputs import Readout
 from compressor.data.reference import Reference
 from compressor.data.texts import Windows
-from compressor.engine import Engine
-from compressor.models import CannotReplay, Model, Replay
-from compressor.procession import Procession
+from compressor.evaluation.batches import Batch, Continuations, Found, Text
+from compressor.evaluation.engine import Engine
+from compressor.evaluation.layer_replay import CannotReplay, Replay
+from compressor.evaluation.streaming_engine import Procession
+from compressor.evaluation.trials import Trial
+from compressor.models import Model
 from compressor.settings import SweepMode
-from compressor.trials import Trial
 
 log = logging.getLogger(__name__)
 

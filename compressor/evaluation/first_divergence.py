@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from compressor.models.memo import Memo
-from compressor.models.replay import Replay
+from compressor.evaluation.layer_replay import Replay
+from compressor.evaluation.module_cache import Memo
 
 
 def split_positions(length: int, keep: int) -> list[int]:

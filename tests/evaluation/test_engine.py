@@ -14,23 +14,24 @@ from torch import nn
 from compressor.contracts import Metric, TextWindows
 from compressor.data.reference import build_reference
 from compressor.data.texts import make_windows
-from compressor.engine import Engine
 from compressor.errors import ModelError
-from compressor.leading import split_positions
-from compressor.models import CannotReplay, Model, Replay, load_model
-from compressor.models.memo import Memo
+from compressor.evaluation.engine import Engine
+from compressor.evaluation.evaluator import Sweep
+from compressor.evaluation.first_divergence import split_positions
+from compressor.evaluation.layer_replay import CannotReplay, Replay
+from compressor.evaluation.module_cache import Memo
+from compressor.evaluation.streaming_engine import Procession
+from compressor.evaluation.trials import Trial
+from compressor.models import Model, load_model
 from compressor.models.patching import detoured
 from compressor.models.tensor_spill import Spill
-from compressor.procession import Procession
 from compressor.settings import ComponentSettings, DataSettings, DType, ModelSettings, SweepMode
-from compressor.sweep import Sweep
-from compressor.trials import Trial
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.perplexity import Perplexity
 from tests.data.test_reference import random_prefixes
+from tests.evaluation.test_evaluator import is_unchanged, snapshot
 from tests.families import FAMILIES, ODDITIES, save_checkpoint
-from tests.test_sweep import is_unchanged, snapshot
 
 TOKENS = 12
 EVERY_FAMILY = sorted(FAMILIES | ODDITIES)
