@@ -17,8 +17,8 @@ from compressor.contracts import (
 )
 from compressor.contracts.types import Plan
 from compressor.errors import ConfigError
-from compressor.predictions import Predictions
 from compressor.search import Search
+from compressor.sensitivity.cost_table import Predictions
 
 TARGETS = "targets"
 """The option by which a schedule is told the mean amount to reach."""

@@ -22,15 +22,15 @@ from compressor.artifacts.run_record import collect_versions, time_phase
 from compressor.compression.amounts import mean_amount
 from compressor.contracts import EstimateRequest, Prefixes, SizeRequest
 from compressor.contracts.types import Plan
-from compressor.curve import Law, read_law
 from compressor.errors import ConfigError, OutputError
-from compressor.margin_law import TRUSTED_NOISE
 from compressor.plugins import Plugins
-from compressor.predictions import Predictions, list_options, make_predictions
 from compressor.progress import Progress, Silent
 from compressor.report.forecast import JSON_NAME, write_forecast
 from compressor.scoring import tell_recalled
 from compressor.search import Search
+from compressor.sensitivity.cost_table import Predictions, list_options, make_predictions
+from compressor.sensitivity.expected_fdt import Law, read_law
+from compressor.sensitivity.margin_law import TRUSTED_NOISE
 from compressor.settings import Settings
 from compressor.workbench import Workbench, open_workbench
 

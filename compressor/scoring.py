@@ -26,7 +26,6 @@ from compressor.contracts import (
 from compressor.contracts.requests import list_measured
 from compressor.contracts.types import Plan, Score, Scores, Treatment
 from compressor.errors import ConfigError
-from compressor.estimate_cache import EstimateCache, Known, estimates_folder
 from compressor.evaluation.bootstrap import join_blocks, summarize
 from compressor.evaluation.evaluator import Statistics, Sweep
 from compressor.evaluation.trials import Trial
@@ -34,7 +33,8 @@ from compressor.models import Model, Product
 from compressor.progress import Progress, watch
 from compressor.savings import Savings
 from compressor.screening import Screen
-from compressor.sensitivity import Sensitivity
+from compressor.sensitivity.cache import EstimateCache, Known, estimates_folder
+from compressor.sensitivity.estimator import Sensitivity
 from compressor.settings import SweepSettings
 
 PASSES_OF_WALK = 4

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from compressor.contracts import Estimate, EstimateRequest
 from compressor.contracts.types import Plan, Treatment
-from compressor.estimates import steady_changes
 from compressor.kriging import Trials, krige
+from compressor.sensitivity.shrinkage import steady_changes
 
 Array = NDArray[np.float64]
 Answers = Callable[[EstimateRequest], Mapping[str, Estimate]]

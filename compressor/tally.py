@@ -27,7 +27,7 @@ from compressor.contracts.requests import list_measured
 from compressor.contracts.types import Plan, Treatment
 from compressor.rehearsal import Rehearsal
 from compressor.scoring import PASSES_OF_WALK, share_prefixes
-from compressor.sensitivity import KEPT_NUMBERS, count_walks
+from compressor.sensitivity.estimator import KEPT_NUMBERS, count_walks
 
 log = logging.getLogger(__name__)
 SECONDS = 1.0

@@ -10,12 +10,12 @@ from compressor.contracts import EstimableMetric, Metric, Prefixes, Reads
 from compressor.data import texts
 from compressor.data.reference import build_reference, cache_folder
 from compressor.errors import ConfigError, suggest
-from compressor.estimate_cache import read_limit
 from compressor.evaluation.evaluator import Sweep
 from compressor.models import Model, load_model
 from compressor.plugins import Plugins
 from compressor.progress import Progress, watch
 from compressor.search import Search
+from compressor.sensitivity.cache import read_limit
 from compressor.settings import Settings, SweepMode, SweepSettings
 
 

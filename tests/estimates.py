@@ -17,7 +17,7 @@ from compressor.contracts.types import Component, Offer, Plan, Treatment
 from compressor.data.reference import Reference, build_reference
 from compressor.models import Model, load_model
 from compressor.plugins import installed
-from compressor.sensitivity import Sensitivity
+from compressor.sensitivity.estimator import Sensitivity
 from compressor.settings import ComponentSettings, ModelSettings
 from compressor_plugins.metrics.margin_noise import MarginNoise
 from compressor_plugins.pruning.masking import PrunedWeight

@@ -21,21 +21,21 @@ from compressor.artifacts.plan_file import read_plan
 from compressor.artifacts.run_record import ReferenceRecord
 from compressor.contracts import Compressor, EstimateRequest, Prefixes, Schedule
 from compressor.contracts.types import Component, Offer, Treatment
-from compressor.curve import Law
 from compressor.errors import CompressorError, ConfigError, OutputError
-from compressor.estimates import steady_changes
 from compressor.evaluation.bootstrap import draw_resamples, summarize
 from compressor.evaluation.evaluator import Sweep
 from compressor.evaluation.trials import Trial
 from compressor.forecast import Forecast, choose_checks, drop_beaten, execute
-from compressor.margin_law import NOISE_GRID, TRUSTED_NOISE, read_table
 from compressor.models import load_model
 from compressor.plugins import installed
-from compressor.predictions import Options, Predictions, list_options
 from compressor.report.forecast import summarize_forecast, write_forecast
 from compressor.report.forecast_page import make_forecast_page
 from compressor.report.forecast_words import list_forecast_facts
-from compressor.sensitivity import Sensitivity
+from compressor.sensitivity.cost_table import Options, Predictions, list_options
+from compressor.sensitivity.estimator import Sensitivity
+from compressor.sensitivity.expected_fdt import Law
+from compressor.sensitivity.margin_law import NOISE_GRID, TRUSTED_NOISE, read_table
+from compressor.sensitivity.shrinkage import steady_changes
 from compressor.settings import ComponentSettings, DataSettings, ForecastSettings, ModelSettings, Settings
 from compressor_plugins.metrics.expected_fdtm import ExpectedFdtm
 from compressor_plugins.metrics.fdtm import Fdtm

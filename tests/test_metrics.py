@@ -15,8 +15,8 @@ from compressor.errors import ConfigError, PluginError
 from compressor.evaluation.batches import read_statistics
 from compressor.evaluation.bootstrap import compare_paired, summarize
 from compressor.evaluation.evaluator import Sweep
-from compressor.margin_law import expected_fdt
 from compressor.models import load_model
+from compressor.sensitivity.margin_law import expected_fdt
 from compressor.settings import ModelSettings
 from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
 from compressor_plugins.metrics.expected_fdtm import ExpectedFdtm

@@ -44,7 +44,7 @@ class ExpectedFdtm(Metric):
         import numpy as np
         import torch
 
-        from compressor.margin_law import read_table, tabulate_fdt
+        from compressor.sensitivity.margin_law import read_table, tabulate_fdt
 
         if self.runners < 1:
             raise ConfigError(f"`metric.expected_fdtm.runners` must be at least 1, got {self.runners}; 8 is a good one")
@@ -57,7 +57,7 @@ class ExpectedFdtm(Metric):
     def aggregate(self, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
         import numpy as np
 
-        from compressor.margin_law import read_table
+        from compressor.sensitivity.margin_law import read_table
 
         means = statistics.mean(axis=-2)
         return read_table(means[..., 2:], np.sqrt(means[..., 1]))

@@ -8,7 +8,7 @@ import numpy as np
 
 from compressor.contracts import Estimate, EstimateRequest, Request, ScoreRequest, SizeRequest
 from compressor.contracts.types import Plan
-from compressor.estimates import steady_changes
+from compressor.sensitivity.shrinkage import steady_changes
 
 from .choices import Choices, Options, Table, Values
 from .hulls import Array

@@ -9,8 +9,8 @@ from torch import Tensor
 from compressor.contracts import Estimate, EstimateRequest, Prefixes
 from compressor.contracts.outputs import Readout
 from compressor.run import Run
-from compressor.sensitivity import Changes
-from compressor.walk import Walk
+from compressor.sensitivity.estimator import Changes
+from compressor.sensitivity.gradients import Walk
 
 
 class Heuristic(enum.Enum):

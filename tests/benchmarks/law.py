@@ -30,11 +30,11 @@ from torch import Tensor
 from compressor.contracts import Compressor, EstimateRequest, Metric, Prefixes
 from compressor.contracts.outputs import Readout
 from compressor.contracts.types import Plan, Treatment
-from compressor.estimates import steady_changes
 from compressor.evaluation.bootstrap import draw_resamples, summarize
 from compressor.evaluation.evaluator import Statistics
-from compressor.margin_law import expected_sdt, read_table, tabulate_fdt
 from compressor.run import Run
+from compressor.sensitivity.margin_law import expected_sdt, read_table, tabulate_fdt
+from compressor.sensitivity.shrinkage import steady_changes
 from compressor.settings import DataSettings, DataSource, DType
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.margin_noise import MarginNoise, read_margins

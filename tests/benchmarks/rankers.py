@@ -33,10 +33,10 @@ from compressor.contracts import (
 )
 from compressor.contracts.types import Score, Treatment
 from compressor.data.texts import make_windows
-from compressor.estimates import steady_changes
 from compressor.evaluation.evaluator import Statistics
 from compressor.plugins import installed
 from compressor.run import Run
+from compressor.sensitivity.shrinkage import steady_changes
 from compressor.settings import DataSettings
 from compressor_plugins.metrics.perplexity import Perplexity
 from compressor_plugins.quantization.gptq import Gptq

@@ -17,8 +17,8 @@ from scipy.stats import spearmanr
 
 from compressor.contracts import Compressor, EstimateRequest, Prefixes
 from compressor.contracts.types import Treatment
-from compressor.estimates import steady_changes
 from compressor.run import Run
+from compressor.sensitivity.shrinkage import steady_changes
 from compressor.settings import DataSettings, DataSource
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int8 import Int8

@@ -26,7 +26,7 @@ from tests.evaluation.test_engine import assert_same_bits, make_sweep, score_bot
 from tests.evaluation.test_evaluator import is_unchanged, snapshot
 from tests.families import FAMILIES, ODDITIES, VOCABULARY, save_checkpoint
 from tests.models.test_streaming import settle
-from tests.test_walk import draw_tokens, explicit_gradients, walk_gradients
+from tests.sensitivity.test_gradients import draw_tokens, explicit_gradients, walk_gradients
 
 EVERY_FAMILY = sorted(FAMILIES | ODDITIES)
 SERIAL = TokenRounding(4)

@@ -23,10 +23,10 @@ from compressor.models import Model, load_model
 from compressor.models.components import find_layers
 from compressor.models.layer_prefetch import ROOM, Residency, find_streamed
 from compressor.models.loading import quiet_loading
+from compressor.sensitivity.gradients import Walk
 from compressor.settings import ComponentSettings, Device, DType, ModelSettings
-from compressor.walk import Walk
 from tests.families import FAMILIES, make_network, save_checkpoint
-from tests.test_walk import draw_tokens, walk_gradients
+from tests.sensitivity.test_gradients import draw_tokens, walk_gradients
 
 CPU = torch.device("cpu")
 MADE_OVER = {"mixtral", "qwen3_moe"}

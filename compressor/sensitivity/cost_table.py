@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from compressor.contracts import Estimate, EstimateRequest, SizeRequest
 from compressor.contracts.types import Component, Offer, Plan, Treatment
 from compressor.errors import ConfigError
-from compressor.estimates import steady_changes
+from compressor.sensitivity.shrinkage import steady_changes
 
 Array = NDArray[np.float64]
 STEPS = 20

@@ -16,14 +16,14 @@ import safetensors.numpy
 import safetensors.torch
 from numpy.typing import NDArray
 
-from compressor import estimate_cache
 from compressor.artifacts.run_record import Record
 from compressor.contracts import Estimate, EstimateRequest
 from compressor.errors import ConfigError
-from compressor.estimate_cache import Known, decode, encode, remove_oldest
 from compressor.plugins import installed
 from compressor.run import execute
 from compressor.scoring import Scorer
+from compressor.sensitivity import cache
+from compressor.sensitivity.cache import Known, decode, encode, remove_oldest
 from compressor.settings import (
     ComponentSettings,
     DataSettings,
@@ -170,12 +170,12 @@ def change_weights(runs: Runs) -> dict[str, Any]:
 
 
 def change_code(runs: Runs) -> dict[str, Any]:
-    runs.patch.setattr(estimate_cache, "hash_sources", lambda modules: "another")
+    runs.patch.setattr(cache, "hash_sources", lambda modules: "another")
     return {}
 
 
 def change_version(runs: Runs) -> dict[str, Any]:
-    runs.patch.setattr(estimate_cache, "read_version", lambda package: "9.9")
+    runs.patch.setattr(cache, "read_version", lambda package: "9.9")
     return {}
 
 
@@ -322,4 +322,4 @@ def test_answers_come_back_bit_for_bit(level: NDArray[np.float64] | None) -> Non
 
 
 def test_the_cache_of_estimates_is_off_in_tests() -> None:
-    assert os.environ["COMPRESSOR_CACHE_BYTES"] == "0" and estimate_cache.read_limit() == 0
+    assert os.environ["COMPRESSOR_CACHE_BYTES"] == "0" and cache.read_limit() == 0

@@ -11,8 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compressor import margin_law
-from compressor.margin_law import NOISE_GRID, expected_fdt, expected_sdt, keep_probability, read_table, tabulate_fdt
+from compressor.sensitivity import margin_law
+from compressor.sensitivity.margin_law import (
+    NOISE_GRID,
+    expected_fdt,
+    expected_sdt,
+    keep_probability,
+    read_table,
+    tabulate_fdt,
+)
 
 NOISES = st.floats(1e-3, 100)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from compressor.contracts import Estimate
-from compressor.estimates import compare_squares, shrink_ratios, steady_changes
+from compressor.sensitivity.shrinkage import compare_squares, shrink_ratios, steady_changes
 
 Array = NDArray[np.float64]
 

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from compressor.data.reference import Reference
 from compressor.evaluation.bootstrap import LEVEL, draw_resamples
-from compressor.margin_law import RUNNERS, read_table, tabulate_fdt
 from compressor.models import Model
+from compressor.sensitivity.margin_law import RUNNERS, read_table, tabulate_fdt
 
 Array = NDArray[np.float64]
 

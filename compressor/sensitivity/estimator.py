@@ -24,7 +24,7 @@ from compressor.contracts.types import Treatment
 from compressor.data.reference import Reference
 from compressor.errors import ModelError
 from compressor.models import Model
-from compressor.walk import Walk
+from compressor.sensitivity.gradients import Walk
 
 KEPT_NUMBERS = 1 << 27
 """Numbers that weight changes may hold from one walk to the next; others are made anew."""

@@ -11,9 +11,9 @@ from compressor.contracts import EstimableMetric, EstimateRequest
 from compressor.contracts.types import Treatment
 from compressor.data.reference import Reference
 from compressor.models import Model, load_model
-from compressor.sensitivity import Sensitivity
+from compressor.sensitivity.estimator import Sensitivity
+from compressor.sensitivity.gradients import Walk
 from compressor.settings import DType, ModelSettings
-from compressor.walk import Walk
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.margin_noise import MarginNoise
 from tests.estimates import Bench, BySequence, Oracle, make_bench, make_reference
@@ -116,7 +116,7 @@ def test_it_makes_no_difference_how_many_are_walked_at_once(
     at = {next(iter(options)): FOUR}
     together = bench.estimate(objective, options, at=at)
     smaller = Bench(bench.model, make_reference(bench.model, batch=3)).estimate(objective, options, at=at)
-    monkeypatch.setattr("compressor.sensitivity.Walk", OneByOne)
+    monkeypatch.setattr("compressor.sensitivity.estimator.Walk", OneByOne)
     alone = bench.estimate(objective, options, at=at)
     for name in options:
         assert_near(together[name].changes, alone[name].changes, 1e-4, name)
@@ -129,8 +129,8 @@ def test_it_makes_no_difference_what_memory_holds(tmp_path: Path, monkeypatch: p
     choices = [[PRUNED], [EIGHT, PRUNED, FOUR], [None, FOUR]]
     options = {name: choices[index % 3] for index, name in enumerate(bench.model.components)}
     roomy = bench.estimate(BySequence(Kl()), options)
-    monkeypatch.setattr("compressor.sensitivity.KEPT_NUMBERS", 0)
-    monkeypatch.setattr("compressor.walk.GRADIENT_NUMBERS", 1)
+    monkeypatch.setattr("compressor.sensitivity.estimator.KEPT_NUMBERS", 0)
+    monkeypatch.setattr("compressor.sensitivity.gradients.GRADIENT_NUMBERS", 1)
     tight = bench.estimate(BySequence(Kl()), options)
     for name in options:
         assert_near(tight[name].changes, roomy[name].changes, 1e-4, name)
