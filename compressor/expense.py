@@ -2,7 +2,7 @@
 
     seconds = runs · seconds of a forward pass + treated weights · seconds to treat one
 
-What is multiplied is counted by `compressor.tally`, the two rates come from the trials.
+What is multiplied is counted by `compressor.search.workload`, the two rates come from the trials.
 """
 
 import logging
@@ -27,9 +27,9 @@ from compressor.models.components import find_layers
 from compressor.progress import watch
 from compressor.report.wording import format_bytes
 from compressor.resources import Memory, measure_folder, read_free_disk, read_memory
-from compressor.search import Search
+from compressor.search.session import Search
+from compressor.search.workload import Tally, Work, fold_rows, rehearse
 from compressor.settings import SweepMode
-from compressor.tally import Tally, Work, fold_rows, rehearse
 
 log = logging.getLogger(__name__)
 WORTH = 20

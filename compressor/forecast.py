@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from compressor.allocation import TARGETS, Allocation, open_dialogue
 from compressor.artifacts.files import check_writable
 from compressor.artifacts.forecast_record import (
     CheckForecast,
@@ -26,8 +25,9 @@ from compressor.errors import ConfigError, OutputError
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent
 from compressor.report.forecast import JSON_NAME, write_forecast
-from compressor.scoring import tell_recalled
-from compressor.search import Search
+from compressor.search.predicted_plan import TARGETS, Allocation, open_dialogue
+from compressor.search.session import Search
+from compressor.search.trial_scoring import tell_recalled
 from compressor.sensitivity.cost_table import Predictions, list_options, make_predictions
 from compressor.sensitivity.expected_fdt import Law, read_law
 from compressor.sensitivity.margin_law import TRUSTED_NOISE

@@ -32,7 +32,7 @@ from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent, watch
 from compressor.report import heat_map_svg, read_report, write_report
 from compressor.report.wording import tell_forecast
-from compressor.search import Search
+from compressor.search.session import Search
 from compressor.settings import Settings
 from compressor.tracking import Tracker, open_tracker
 from compressor.workbench import Workbench, open_workbench

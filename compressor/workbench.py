@@ -14,7 +14,7 @@ from compressor.evaluation.evaluator import Sweep
 from compressor.models import Model, load_model
 from compressor.plugins import Plugins
 from compressor.progress import Progress, watch
-from compressor.search import Search
+from compressor.search.session import Search
 from compressor.sensitivity.cache import read_limit
 from compressor.settings import Settings, SweepMode, SweepSettings
 

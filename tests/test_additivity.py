@@ -18,7 +18,7 @@ from compressor.evaluation.evaluator import Statistics
 from compressor.models import Model, load_model
 from compressor.plugins import installed
 from compressor.run import Run, execute
-from compressor.search import Search
+from compressor.search.session import Search
 from compressor.settings import DataSettings, ExportSettings, ModelSettings, Settings, TrackingSettings
 from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
 from compressor_plugins.metrics.fdtm import Fdtm

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.best import choose_best
 from compressor.contracts import Best, BestRequest, Better, Dialogue, KeepRequest, Problem, ScoreRequest
 from compressor.contracts.types import Component, Offer, Plan, Scores, Treatment
 from compressor.errors import ConfigError
+from compressor.search.best import choose_best
 from compressor.testing.rehearsal import Rehearsal, flat_score
 from compressor_plugins.schedules.beam import Beam
 from compressor_plugins.schedules.rankers import Statistic

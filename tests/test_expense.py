@@ -31,8 +31,8 @@ from compressor.report import read_report
 from compressor.report.page import make_page
 from compressor.report.wording import tell_expense, tell_forecast
 from compressor.resources import Memory
+from compressor.search.workload import Tally, fold_rows, rehearse
 from compressor.settings import ComponentSettings, ExportSettings, Settings, SweepMode, SweepSettings
-from compressor.tally import Tally, fold_rows, rehearse
 from compressor.testing.rehearsal import make_problem
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.schedules.beam import Beam

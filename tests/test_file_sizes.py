@@ -18,10 +18,10 @@ from compressor.contracts import Compressor, Context
 from compressor.contracts.quantized import Grid
 from compressor.errors import CompressorError, ConfigError
 from compressor.export import FileSizes, compressed_tensors
-from compressor.fusion import fuse, name_matrix, name_unit
 from compressor.models import Model, load_model
 from compressor.plugins import installed
 from compressor.run import Run, execute
+from compressor.search.fused_components import fuse, name_matrix, name_unit
 from compressor.settings import (
     ComponentSettings,
     DataSettings,

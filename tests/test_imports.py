@@ -151,7 +151,7 @@ LIGHT = {
     "contracts": "import compressor, compressor.contracts, compressor.artifacts.plan_file",
     "names": "import compressor; assert 'load' in compressor.__all__ and not hasattr(compressor, 'lode')",
     "loading": "import compressor.plugins",
-    "rehearsals": "import compressor.rehearsal",
+    "rehearsals": "import compressor.search.dry_run",
     "schedules": "import compressor_plugins.schedules",
     "every plugin": "from compressor.plugins import load_plugins; assert not load_plugins().failures",
 }

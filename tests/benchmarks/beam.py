@@ -17,8 +17,8 @@ from typing import Any
 
 from compressor.contracts import KeepRequest, Prefixes
 from compressor.run import Run
-from compressor.savings import Savings
-from compressor.screening import Screen
+from compressor.search.ledger import Savings
+from compressor.search.surrogate import Screen
 from compressor.settings import SweepMode, SweepSettings
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.schedules.beam import Beam

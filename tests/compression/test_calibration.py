@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor import scoring
 from compressor.compression import calibration
 from compressor.compression.calibration import TOKENS, Calibration, gather
 from compressor.contracts import Compressor, Context, EstimateRequest, KeepRequest, Prefixes, ScoreRequest, SizeRequest
@@ -27,7 +26,8 @@ from compressor.models.tensor_spill import Spill
 from compressor.plugins import installed
 from compressor.progress import Silent
 from compressor.registry import Registry
-from compressor.search import Search
+from compressor.search import trial_scoring
+from compressor.search.session import Search
 from compressor.settings import ComponentSettings, DType, ModelSettings
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.pruning.masking import PrunedWeight
@@ -446,7 +446,7 @@ def test_a_plan_may_name_a_compressor_that_is_not_configured(bench: Bench, tmp_p
 def test_nothing_is_gathered_where_nothing_needs_it(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "gather", lambda *_: 1 / 0)
+    monkeypatch.setattr(trial_scoring, "gather", lambda *_: 1 / 0)
     search = make_search(bench, folder=tmp_path)
     plan = {name: Treatment("int8", 0.75) for name in bench.model.components}
     search.answer(ScoreRequest([plan], ["kl"]))

@@ -21,7 +21,7 @@ from compressor.contracts import Estimate, EstimateRequest
 from compressor.errors import ConfigError
 from compressor.plugins import installed
 from compressor.run import execute
-from compressor.scoring import Scorer
+from compressor.search.trial_scoring import Scorer
 from compressor.sensitivity import cache
 from compressor.sensitivity.cache import Known, decode, encode, remove_oldest
 from compressor.settings import (

@@ -13,7 +13,7 @@ from compressor.contracts.types import Plan, Treatment
 from compressor.errors import ConfigError, ModelError, PluginError
 from compressor.evaluation.evaluator import Sweep
 from compressor.progress import Silent
-from compressor.search import Search
+from compressor.search.session import Search
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.margin_noise import MarginNoise

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from compressor.contracts import Estimate, EstimateRequest
 from compressor.contracts.types import Plan, Treatment
-from compressor.kriging import Trials, krige
+from compressor.search.kriging import Trials, krige
 from compressor.sensitivity.shrinkage import steady_changes
 
 Array = NDArray[np.float64]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.best import check_request, choose_best
 from compressor.contracts import (
     Best,
     BestRequest,
@@ -28,6 +27,7 @@ from compressor.contracts import (
 )
 from compressor.contracts.types import Component, Offer, Plan, Score, Scores, Treatment
 from compressor.errors import PlanError, PluginError
+from compressor.search.best import check_request, choose_best
 
 
 @dataclass

@@ -25,8 +25,8 @@ from compressor.contracts import (
 )
 from compressor.contracts.requests import list_measured
 from compressor.contracts.types import Plan, Treatment
-from compressor.rehearsal import Rehearsal
-from compressor.scoring import PASSES_OF_WALK, share_prefixes
+from compressor.search.dry_run import Rehearsal
+from compressor.search.trial_scoring import PASSES_OF_WALK, share_prefixes
 from compressor.sensitivity.estimator import KEPT_NUMBERS, count_walks
 
 log = logging.getLogger(__name__)

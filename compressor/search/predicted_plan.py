@@ -17,7 +17,7 @@ from compressor.contracts import (
 )
 from compressor.contracts.types import Plan
 from compressor.errors import ConfigError
-from compressor.search import Search
+from compressor.search.session import Search
 from compressor.sensitivity.cost_table import Predictions
 
 TARGETS = "targets"

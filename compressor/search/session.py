@@ -35,12 +35,12 @@ from compressor.contracts.types import Plan
 from compressor.errors import ConfigError
 from compressor.evaluation.evaluator import Statistics
 from compressor.export import AUTO, FileSizes
-from compressor.fusion import FusedSchedule, name_matrix, name_unit
 from compressor.models import Model
-from compressor.savings import Savings
-from compressor.scoring import Scorer, tell_recalled
-from compressor.screening import Screen
-from compressor.selection import find_best
+from compressor.search.fused_components import FusedSchedule, name_matrix, name_unit
+from compressor.search.ledger import Savings
+from compressor.search.surrogate import Screen
+from compressor.search.top_trials import find_best
+from compressor.search.trial_scoring import Scorer, tell_recalled
 
 
 @dataclass(kw_only=True)

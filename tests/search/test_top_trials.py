@@ -35,8 +35,8 @@ from compressor.plugins import installed
 from compressor.progress import Silent
 from compressor.racing import FIRST_BLOCK, list_stops, make_contender, make_race
 from compressor.run import execute
-from compressor.screening import Screen
-from compressor.search import Search
+from compressor.search.session import Search
+from compressor.search.surrogate import Screen
 from compressor.settings import (
     ComponentSettings,
     DataSettings,

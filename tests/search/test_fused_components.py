@@ -23,10 +23,10 @@ from compressor.contracts import (
 )
 from compressor.contracts.types import Component, Offer, Treatment
 from compressor.errors import ConfigError
-from compressor.fusion import FusedSchedule, fuse, name_unit
 from compressor.models import load_model
 from compressor.plugins import installed
 from compressor.run import execute
+from compressor.search.fused_components import FusedSchedule, fuse, name_unit
 from compressor.settings import (
     ComponentSettings,
     DataSettings,

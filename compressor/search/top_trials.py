@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.best import check_request, choose_best
 from compressor.contracts import Best, BestRequest, Metric, Prefixes, ScoreRequest
 from compressor.contracts.types import Plan, Score
 from compressor.racing import Contender, list_stops, make_contender, make_race
-from compressor.scoring import Scorer
+from compressor.search.best import check_request, choose_best
+from compressor.search.trial_scoring import Scorer
 from compressor.settings import SweepMode
 
 BATCH = 8

@@ -31,8 +31,8 @@ from compressor.evaluation.evaluator import Statistics, Sweep
 from compressor.evaluation.trials import Trial
 from compressor.models import Model, Product
 from compressor.progress import Progress, watch
-from compressor.savings import Savings
-from compressor.screening import Screen
+from compressor.search.ledger import Savings
+from compressor.search.surrogate import Screen
 from compressor.sensitivity.cache import EstimateCache, Known, estimates_folder
 from compressor.sensitivity.estimator import Sensitivity
 from compressor.settings import SweepSettings

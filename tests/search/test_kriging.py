@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, t
 
-from compressor.kriging import FEWEST, SHARES, Array, Trials, fit, krige
+from compressor.search.kriging import FEWEST, SHARES, Array, Trials, fit, krige
 
 
 def draw_trials(rng: np.random.Generator, count: int, treatments: int = 10) -> Trials:
@@ -31,7 +31,7 @@ def test_predictions_are_those_of_the_normal_equations(share: float, monkeypatch
     rng = np.random.default_rng(1)
     known, new = split(draw_trials(rng, 20), 14)
     values = draw_values(rng, known, 0.5)
-    monkeypatch.setattr("compressor.kriging.SHARES", (share,))
+    monkeypatch.setattr("compressor.search.kriging.SHARES", (share,))
     found = krige(known, values, new)
     assert found is not None
     covariance = share * known.covary(known) + (1 - share) * np.eye(14)
