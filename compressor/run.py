@@ -34,7 +34,7 @@ from compressor.report import heat_map_svg, read_report, write_report
 from compressor.report.wording import tell_forecast
 from compressor.search.session import Search
 from compressor.settings import Settings
-from compressor.tracking import Tracker, open_tracker
+from compressor.tracking.wandb_tracker import Tracker, open_tracker
 from compressor.workbench import Workbench, open_workbench
 
 

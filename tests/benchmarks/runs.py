@@ -15,7 +15,7 @@ from compressor.models import Model
 from compressor.plugins import installed
 from compressor.run import Run
 from compressor.settings import DataSettings, DType, ModelSettings, Settings, SweepSettings
-from compressor.tracking import NullTracker
+from compressor.tracking.wandb_tracker import NullTracker
 
 MODELS = ("tiny", "stories260K", "tinystories-656k", "tinystories-2.8M")
 SHARED = Path(__file__).parents[3] / "shared" / "models"

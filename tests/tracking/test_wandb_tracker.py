@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from compressor import tracking
 from compressor.artifacts.plan_file import write_plan
 from compressor.artifacts.run_record import ComponentRecord, FinalRecord, Record, RoundRecord
 from compressor.contracts.types import Score, Treatment
 from compressor.settings import TrackingMode, TrackingSettings
-from compressor.tracking import NullTracker, Tracker, WandbTracker, open_tracker
+from compressor.tracking import wandb_tracker
+from compressor.tracking.wandb_tracker import NullTracker, Tracker, WandbTracker, open_tracker
 
 KEY = "0123456789" * 4
 """Has the form of a key and opens nothing."""
@@ -195,7 +195,7 @@ def test_a_run_that_fails_is_closed_as_failed(tmp_path: Path) -> None:
 )
 def test_without_tracking_wandb_is_not_even_imported(settings: TrackingSettings, tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from compressor.settings import *; from compressor.tracking import *\n"
+        "import sys; from pathlib import Path; from compressor.settings import *; from compressor.tracking.wandb_tracker import *\n"
         f"settings = TrackingSettings({str(settings.backend)!r}, {settings.mode})\n"
         f"with open_tracker(settings, Path({str(tmp_path / 'run')!r}), {{}}, 'x') as tracker:\n"
         "    assert type(tracker) is NullTracker\n"
@@ -224,7 +224,7 @@ def make_session(mode: str = "online", url: str = "https://api.example.org", api
 
 def test_only_who_is_logged_in_goes_online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def choose(wanted: TrackingMode, **session: Any) -> TrackingMode:  # noqa: ANN401
-        return tracking._choose_mode(wanted, make_session(**session), "https://api.new.org")
+        return wandb_tracker._choose_mode(wanted, make_session(**session), "https://api.new.org")
 
     auto, online, offline = TrackingMode.auto, TrackingMode.online, TrackingMode.offline
     assert choose(auto) is offline and choose(online) is offline
@@ -260,7 +260,7 @@ def open_unreachable(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With a key for a server that does not answer: offline after the bounded wait, and one line about it."""
-    monkeypatch.setattr(tracking, "INIT_SECONDS", 2.0)
+    monkeypatch.setattr(wandb_tracker, "INIT_SECONDS", 2.0)
     monkeypatch.setenv("WANDB_BASE_URL", url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     began = time.monotonic()

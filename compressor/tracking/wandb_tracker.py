@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 from compressor.artifacts.files import to_strict
 from compressor.artifacts.plan_file import ROWS_FILE
 from compressor.artifacts.run_record import ComponentRecord, Record, RoundRecord
-from compressor.flat_record import flatten_component, flatten_record, flatten_round
 from compressor.settings import TrackingMode, TrackingSettings
+from compressor.tracking.flat_record import flatten_component, flatten_record, flatten_round
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Logs runs: Weights & Biases, or nothing."""
