@@ -15,11 +15,11 @@ from compressor.export.compressed_tensors import (
     require_package,
 )
 from compressor.export.dense import DENSE, save_dense
+from compressor.export.file_sizes import FileSizes
 from compressor.export.folder import Exported, holds_exactly
 from compressor.export.gguf import check_gguf
-from compressor.export.linears import NO_GRID, tell_dense
+from compressor.export.packable_modules import NO_GRID, tell_dense
 from compressor.export.packed import pack_modules, save_compressed
-from compressor.export.sizes import FileSizes
 from compressor.export.verification import tell, verify
 from compressor.models import Model
 

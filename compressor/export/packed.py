@@ -29,8 +29,8 @@ from compressor.export.folder import (
     name_dtype,
     write_folder,
 )
-from compressor.export.linears import list_linears, sort_components
-from compressor.export.vllm import tell_vllm
+from compressor.export.packable_modules import list_linears, sort_components
+from compressor.export.vllm_checks import tell_vllm
 from compressor.models import Model
 
 INEXACT = "the format's own reader would round its values differently"

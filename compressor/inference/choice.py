@@ -7,9 +7,9 @@ import logging
 import torch
 from transformers import PreTrainedModel
 
+from compressor.export.loading.packed_linear import StoredLinear
 from compressor.inference.integers import IntegerLinear
 from compressor.inference.kernels import Int4Linear, Int8Linear, KernelLinear
-from compressor.inference.packed import StoredLinear
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from compressor.contracts.quantized import Strategy
+from compressor.export.loading.packed_linear import StoredLinear, decode
 from compressor.inference.kernels import ROWS, KernelLinear
-from compressor.inference.packed import StoredLinear, decode
 
 WIDTHS = range(2, 2**17)
 """`in`, for which int32 can add up products of two bytes, each up to 2^14."""

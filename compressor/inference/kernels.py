@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from compressor.contracts.quantized import Strategy
-from compressor.inference.packed import StoredLinear, WeightlessLinear, decode
+from compressor.export.loading.packed_linear import StoredLinear, WeightlessLinear, decode
 
 ROWS = 16
 """Rows of inputs at once up to which the kernels gain over making the weight first."""

@@ -15,7 +15,7 @@ from compressor.export.folder import Exported, choose_stored
 from compressor.export.gguf import families
 from compressor.export.gguf.blocks import Stored, store_dense, store_grid
 from compressor.export.gguf.vocabulary import Vocabulary, read_vocabulary
-from compressor.export.linears import NO_GRID, tell_dense
+from compressor.export.packable_modules import NO_GRID, tell_dense
 from compressor.models import Model
 
 GGUF = "gguf"

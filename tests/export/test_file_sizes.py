@@ -146,7 +146,7 @@ def test_where_nothing_can_be_packed_no_budget_of_bytes_is_taken(family: str, fo
 def test_without_the_package_nothing_can_be_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model(ModelSettings(path=str(save_checkpoint("llama", tmp_path / "base"))))
     assert FileSizes(model, "auto").packs
-    monkeypatch.setattr("compressor.export.sizes.is_installed", lambda: False)
+    monkeypatch.setattr("compressor.export.file_sizes.is_installed", lambda: False)
     assert not FileSizes(model, "auto").packs
 
 

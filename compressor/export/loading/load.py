@@ -11,9 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from compressor.errors import ConfigError, ModelError, OutputError, suggest
+from compressor.export.loading.config_reader import read_schemes
+from compressor.export.loading.hf_quantizer import check_packed, describe_skeleton
 from compressor.inference.choice import use_kernels
-from compressor.inference.description import read_schemes
-from compressor.inference.skeleton import check_packed, describe_skeleton
 from compressor.models import checkpoint, loading
 from compressor.models.placement import choose_device
 from compressor.settings import DType

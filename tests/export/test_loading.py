@@ -24,16 +24,17 @@ from compressor import export
 from compressor.contracts import CompressedWeight, Compressor, Context
 from compressor.contracts.quantized import Grid, Scheme, Strategy
 from compressor.errors import CompressorError, ConfigError, ModelError, OutputError
-from compressor.inference import choice, kernels, packed, skeleton
+from compressor.export.loading import hf_quantizer, packed_linear
+from compressor.export.loading.load import choice, kernels
 from compressor.models import load_model
 from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Activations, Granularity, Int8
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.uniform import Uniform
+from tests.export.test_export import NEW, TOKENS, Shipped, draw_tokens, mix, read_by_transformers, treat
 from tests.families import FAMILIES, save_checkpoint
 from tests.models.test_model import REMOTE_CODE, edit_config
-from tests.test_export import NEW, TOKENS, Shipped, draw_tokens, mix, read_by_transformers, treat
 from tests.test_run import make_settings, run
 
 CASES = [*FAMILIES, "llama in bfloat16"]
@@ -107,7 +108,9 @@ def test_a_packed_model_says_what_was_scored_and_what_transformers_says(shipped:
 def test_what_is_held_is_what_lies_on_disk(shipped: dict[str, Shipped], case: str) -> None:
     one = shipped[case]
     network, schemes = compressor.load(one.exported.path), list_schemes(one)
-    modules = {path: module for path, module in network.named_modules() if isinstance(module, packed.PackedLinear)}
+    modules = {
+        path: module for path, module in network.named_modules() if isinstance(module, packed_linear.PackedLinear)
+    }
     assert {path: module.scheme for path, module in modules.items()} == schemes
     assert bool(schemes) == (case not in DENSE)
     for path, module in modules.items():
@@ -169,7 +172,7 @@ def test_no_weight_is_made_before_it_is_used(shipped: dict[str, Shipped], monkey
     """The skeleton has no memory, and loading decodes nothing."""
     replaced = []
 
-    def watch(network: nn.Module, path: str, scheme: Scheme) -> packed.PackedLinear:
+    def watch(network: nn.Module, path: str, scheme: Scheme) -> packed_linear.PackedLinear:
         assert all(parameter.is_meta for parameter in network.parameters())
         replaced.append(path)
         return replace(network, path, scheme)
@@ -177,14 +180,14 @@ def test_no_weight_is_made_before_it_is_used(shipped: dict[str, Shipped], monkey
     def fail(*arguments: object) -> Tensor:
         raise AssertionError("a weight is made")
 
-    replace, decode = skeleton.replace_linear, packed.decode
-    monkeypatch.setattr(skeleton, "replace_linear", watch)
-    monkeypatch.setattr(packed, "decode", fail)
+    replace, decode = hf_quantizer.replace_linear, packed_linear.decode
+    monkeypatch.setattr(hf_quantizer, "replace_linear", watch)
+    monkeypatch.setattr(packed_linear, "decode", fail)
     network = compressor.load(shipped["llama"].exported.path)
     assert replaced == list(list_schemes(shipped["llama"]))
     with pytest.raises(AssertionError, match="a weight is made"):
         logits(network, draw_tokens())
-    monkeypatch.setattr(packed, "decode", decode)
+    monkeypatch.setattr(packed_linear, "decode", decode)
     assert torch.equal(logits(network, draw_tokens()), shipped["llama"].said["logits"])
 
 
@@ -207,7 +210,7 @@ def test_a_run_is_generated_again_token_for_token(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "sequences.jsonl").read_text().splitlines()]
     network = compressor.load(tmp_path / "model", dtype="float32")
     network.generation_config = transformers.GenerationConfig(max_new_tokens=tokens.shape[1] - prefix, pad_token_id=0)
-    assert any(isinstance(module, packed.PackedLinear) for module in network.modules())
+    assert any(isinstance(module, packed_linear.PackedLinear) for module in network.modules())
     said = network.generate(tokens[:, :prefix], attention_mask=torch.ones_like(tokens[:, :prefix]))
     counted = (said == tokens)[:, prefix:].long().cumprod(1).sum(1)
     assert counted.tolist() == [line["fdtm"] for line in lines]
@@ -215,7 +218,7 @@ def test_a_run_is_generated_again_token_for_token(tmp_path: Path) -> None:
 
 def test_what_the_quickstart_shows_runs_as_it_stands(tmp_path: Path) -> None:
     """Both snippets, on a run whose export is packed."""
-    text = (Path(__file__).parents[1] / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "quickstart.md").read_text(encoding="utf-8")
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(snippets) == 2 and "compressor.load(" in snippets[0] and "assert agrees ==" in snippets[1]
     settings = make_settings(Uniform(), Int8(activations=Activations.token), export=ExportSettings())
@@ -233,7 +236,7 @@ def test_what_the_quickstart_shows_runs_as_it_stands(tmp_path: Path) -> None:
 def test_the_lm_head_is_packed_too(tmp_path: Path) -> None:
     one = export_treated(tmp_path, lambda index, component: Int8(), components=ComponentSettings(include=["lm_head"]))
     network = compressor.load(one.exported.path)
-    assert type(network.lm_head) is packed.PackedLinear
+    assert type(network.lm_head) is packed_linear.PackedLinear
     assert torch.equal(logits(network, draw_tokens()), one.model.logits(draw_tokens(), TOKENS))
 
 
@@ -296,15 +299,15 @@ def test_numbers_are_unpacked_from_a_string_of_bits(bits: int) -> None:
         raw = b"".join(string.to_bytes(4 * words, "little") for string in strings)
         packed_here = torch.frombuffer(bytearray(raw), dtype=torch.int32).view(3, words)
         assert torch.equal(packed_here, pack_to_int32((numbers - (1 << bits - 1)).to(torch.int8), bits))
-        found = packed.unpack(packed_here, bits, count)
+        found = packed_linear.unpack(packed_here, bits, count)
         assert found.dtype == torch.int8 and torch.equal(found.long() + (1 << bits - 1), numbers)
 
 
-def make_module(scheme: Scheme, out: int, width: int, bias: bool = False) -> packed.PackedLinear:
+def make_module(scheme: Scheme, out: int, width: int, bias: bool = False) -> packed_linear.PackedLinear:
     """A module of a bfloat16 model with integers drawn by lot, from all that there are."""
     draw = torch.Generator().manual_seed(out * width)
     parameter = nn.Parameter(torch.randn(out, generator=draw).bfloat16(), requires_grad=False) if bias else None
-    module = packed.PackedLinear(width, out, parameter, scheme)
+    module = packed_linear.PackedLinear(width, out, parameter, scheme)
     module.weight_scale = (torch.rand(module.weight_scale.shape, generator=draw) / 64 + 0.001).bfloat16()
     top = torch.iinfo(torch.int32)
     module.weight_packed.random_(top.min, top.max, generator=draw)
@@ -331,7 +334,7 @@ def test_a_kernel_has_the_weight_and_nearly_the_product(case: str, bias: bool) -
     """The weight bit for bit; of few rows the product in float64 but for rounding, of many that of the dense module."""
     module = make_module(*SERVED[case], bias)
     made = choice.choose_kernel(module)
-    assert made is not None and not isinstance(made, packed.PackedLinear)
+    assert made is not None and not isinstance(made, packed_linear.PackedLinear)
     weight = module.weight
     assert weight.dtype == torch.bfloat16 and torch.equal(made.weight, weight)
     draw = torch.Generator().manual_seed(3)
@@ -388,7 +391,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
 
 def test_a_model_runs_by_kernels_where_there_are_some(wide: Shipped) -> None:
     exact, fast = (compressor.load(wide.exported.path, kernels=name) for name in ("exact", "torch"))
-    kinds = [type(module).__name__ for module in fast.modules() if isinstance(module, packed.WeightlessLinear)]
+    kinds = [type(module).__name__ for module in fast.modules() if isinstance(module, packed_linear.WeightlessLinear)]
     assert {kind: kinds.count(kind) for kind in kinds} == {"Int4Linear": 6, "Int8Linear": 6, "PackedLinear": 2}
     assert not any(module.training for module in fast.modules())
     short, long = draw_tokens()[:1], draw_tokens()
@@ -597,7 +600,7 @@ def test_on_a_gpu_every_module_makes_its_weight(wide: Shipped, name: str) -> Non
     network = compressor.load(wide.exported.path, device="cuda", kernels=name)
     assert not any(isinstance(module, kernels.KernelLinear) for module in network.modules())
     for path, module in compressor.load(wide.exported.path, device="cpu").named_modules():
-        if isinstance(module, packed.PackedLinear):
+        if isinstance(module, packed_linear.PackedLinear):
             found = network.get_submodule(path).weight
             assert found.is_cuda and torch.equal(found.cpu(), module.weight)
     assert logits(network, draw_tokens().cuda()).shape == (3, TOKENS, 160)

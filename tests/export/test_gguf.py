@@ -33,8 +33,8 @@ from compressor_plugins.quantization.int8 import Activations, Granularity, Int8
 from compressor_plugins.quantization.nf4 import Nf4
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.uniform import Uniform
+from tests.export.test_export import corrupt_file, draw_tokens, treat
 from tests.families import SPECIAL_TOKENS, save_checkpoint
-from tests.test_export import corrupt_file, draw_tokens, treat
 from tests.test_run import make_settings, run
 
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -16,7 +16,7 @@ from compressor.contracts.quantized import Grid
 from compressor.export.compressed_tensors import is_installed
 from compressor.export.dense import DENSE
 from compressor.export.folder import choose_stored, holds_exactly
-from compressor.export.linears import (
+from compressor.export.packable_modules import (
     MERGED,
     count_covered,
     count_uses,

@@ -17,13 +17,14 @@ from compressor import export
 from compressor.contracts import Grid, TokenRounding
 from compressor.contracts.quantized import Scheme, Strategy
 from compressor.errors import ModelError
-from compressor.inference import choice, integers, packed
+from compressor.export.loading import packed_linear
+from compressor.export.loading.load import choice, integers
 from compressor.models import Product, load_model
 from compressor.settings import DType, ModelSettings
 from compressor_plugins.quantization.int8 import Activations, Int8
-from tests.families import save_checkpoint
-from tests.test_export import TOKENS, Shipped, draw_tokens, read_by_transformers
-from tests.test_inference import (
+from tests.export.test_export import TOKENS, Shipped, draw_tokens, read_by_transformers
+from tests.export.test_integer_inputs import choose
+from tests.export.test_loading import (
     assert_one_line,
     count_bytes,
     count_computed,
@@ -36,7 +37,7 @@ from tests.test_inference import (
     set_group,
     set_weights,
 )
-from tests.test_integer_inputs import choose
+from tests.families import save_checkpoint
 
 TOKEN = Activations.token
 CASES = {
@@ -75,7 +76,7 @@ def test_it_says_what_was_scored_and_what_transformers_says(shipped: dict[str, S
     assert torch.equal(generate(network, draw_tokens()), one.said["generated"])
     for name in one.said.keys() - {"logits", "generated"}:
         assert torch.equal(network.get_submodule(name).weight, one.said[name]), name
-    for module in find_modules(network, packed.ByteLinear).values():
+    for module in find_modules(network, packed_linear.ByteLinear).values():
         module.rounding = None
     assert not torch.equal(logits(network, draw_tokens()), found)
 
@@ -84,7 +85,7 @@ def test_it_says_what_was_scored_and_what_transformers_says(shipped: dict[str, S
 def test_bytes_are_held_as_they_lie_on_disk(shipped: dict[str, Shipped], case: str) -> None:
     one = shipped[case]
     network = compressor.load(one.exported.path)
-    modules, treated = find_modules(network, packed.ByteLinear), set()
+    modules, treated = find_modules(network, packed_linear.ByteLinear), set()
     for group in one.config["quantization_config"]["config_groups"].values():
         if group["input_activations"] is not None:
             treated |= {*group["targets"]}
@@ -119,12 +120,12 @@ def test_a_folder_of_bytes_alone(whole: Shipped, monkeypatch: pytest.MonkeyPatch
     one = whole
     assert one.config["quantization_config"]["format"] == "int-quantized"
     with monkeypatch.context() as patch:
-        patch.delattr(packed, "decode")
+        patch.delattr(packed_linear, "decode")
         network = compressor.load(one.exported.path)
         with pytest.raises(NameError, match="decode"):
             logits(network, draw_tokens())
     assert torch.equal(logits(network, draw_tokens()), one.model.logits(draw_tokens(), TOKENS))
-    assert len(find_modules(network, packed.ByteLinear)) == len(one.model.components)
+    assert len(find_modules(network, packed_linear.ByteLinear)) == len(one.model.components)
 
 
 def test_bytes_of_fewer_bits(tmp_path: Path) -> None:
@@ -145,19 +146,21 @@ def test_bytes_of_fewer_bits(tmp_path: Path) -> None:
     assert torch.equal(found, read_by_transformers({exported.path: ""})[exported.path]["logits"])
 
 
-def make_bytes(strategy: Strategy, out: int, width: int, dtype: torch.dtype, bias: bool = False) -> packed.ByteLinear:
+def make_bytes(
+    strategy: Strategy, out: int, width: int, dtype: torch.dtype, bias: bool = False
+) -> packed_linear.ByteLinear:
     """Every byte there is, by lot, and scales."""
     draw = torch.Generator().manual_seed(out * width)
     parameter = nn.Parameter(torch.randn(out, generator=draw).to(dtype), requires_grad=False) if bias else None
     scheme = Scheme(8, strategy, 16 if strategy is Strategy.group else 0, True, TokenRounding())
-    module = packed.ByteLinear(width, out, parameter, scheme)
+    module = packed_linear.ByteLinear(width, out, parameter, scheme)
     module.weight_scale = (torch.rand(module.weight_scale.shape, generator=draw) / 64 + 0.001).to(dtype)
     module.read_integers().random_(-128, 128, generator=draw)
     module.is_loaded = True
     return module
 
 
-def multiply_by_hand(module: packed.ByteLinear, inputs: Tensor) -> Tensor:
+def multiply_by_hand(module: packed_linear.ByteLinear, inputs: Tensor) -> Tensor:
     """s_x s_w Σ q_x q_w + b in float64, where q_x is found number by number in the dtype of the inputs."""
     half = torch.tensor(127.5, dtype=inputs.dtype)
     answer = []
@@ -248,10 +251,10 @@ def test_a_model_runs_by_products_of_integers(shipped: dict[str, Shipped], dtype
     """Wherever there is no group. Modules differ by rounding, the model by a step of 1/127 where a number flips."""
     one = shipped["llama in float32"]
     exact, fast = (compressor.load(one.exported.path, dtype=dtype, kernels=name) for name in ("exact", "torch"))
-    groups = {path for path, module in find_modules(exact, packed.ByteLinear).items() if module.scheme.group}
-    assert groups == find_modules(fast, packed.ByteLinear).keys() and groups
+    groups = {path for path, module in find_modules(exact, packed_linear.ByteLinear).items() if module.scheme.group}
+    assert groups == find_modules(fast, packed_linear.ByteLinear).keys() and groups
     served = find_modules(fast, integers.IntegerLinear)
-    assert served.keys() == find_modules(exact, packed.ByteLinear).keys() - groups and len(served) > 3
+    assert served.keys() == find_modules(exact, packed_linear.ByteLinear).keys() - groups and len(served) > 3
     assert not any(module.training for module in fast.modules())
     assert count_bytes(find_modules(fast, integers.IntegerLinear)[min(served)]) == count_bytes(
         exact.get_submodule(min(served))

@@ -20,7 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from compressor.contracts.quantized import Scheme, Strategy
 from compressor.errors import ModelError
-from compressor.inference.packed import ByteLinear, PackedLinear, StoredLinear
+from compressor.export.loading.packed_linear import ByteLinear, PackedLinear, StoredLinear
 
 METHOD = "compressor-packed"
 """Under this name transformers knows what is below; no config.json has it."""

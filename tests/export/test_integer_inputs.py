@@ -15,7 +15,7 @@ from compressor.contracts import Compressor, Context, TokenRounding
 from compressor.contracts.quantized import Scheme, Strategy
 from compressor.contracts.types import Component, Treatment
 from compressor.errors import ConfigError, PluginError
-from compressor.export import vllm
+from compressor.export import vllm_checks
 from compressor.models import Model, load_model
 from compressor.models.architectures import is_linear
 from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings
@@ -27,8 +27,8 @@ from compressor_plugins.schedules.budget import Budget
 from compressor_plugins.schedules.uniform import Uniform
 from tests import test_forecast
 from tests.estimates import make_treatments
+from tests.export.test_export import NEW, TOKENS, Shipped, draw_tokens, read_by_transformers, treat
 from tests.families import save_checkpoint
-from tests.test_export import NEW, TOKENS, Shipped, draw_tokens, read_by_transformers, treat
 from tests.test_run import make_settings, run
 
 TOKEN = Activations.token
@@ -143,7 +143,7 @@ def test_vllm_takes_integer_inputs_with_a_scale_for_each_row_or_matrix() -> None
     served = {str(kind): Scheme(*kind, True, inputs) for kind in kinds}
     other = {"group": Scheme(8, Strategy.group, 32, True, inputs), "int4": Scheme(4, Strategy.channel, 0, True, inputs)}
     other |= {"odd": Scheme(8, Strategy.channel, 0, True, TokenRounding(4))}
-    assert vllm.find_unserved(served | other) == ["group", "int4", "odd"]
+    assert vllm_checks.find_unserved(served | other) == ["group", "int4", "odd"]
 
 
 def run_with(folder: Path, compressor: Compressor, **settings: Any) -> Record:  # noqa: ANN401 - any of ExportSettings

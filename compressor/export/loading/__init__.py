@@ -1,0 +1,1 @@
+"""Loads an exported model with its integers packed in memory."""
