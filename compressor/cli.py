@@ -125,7 +125,7 @@ def make_forecast_job(
 
     def job(config: DictConfig) -> None:
         from compressor.forecast import execute
-        from compressor.report.forecast import HTML_NAME, summarize_forecast
+        from compressor.report.forecast_report import HTML_NAME, summarize_forecast
 
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:

@@ -25,7 +25,7 @@ from compressor.export import holds_exactly
 from compressor.models import Product
 from compressor.models.components import find_layers
 from compressor.progress import watch
-from compressor.report.wording import format_bytes
+from compressor.report.formatting import format_bytes
 from compressor.resources import Memory, measure_folder, read_free_disk, read_memory
 from compressor.search.session import Search
 from compressor.search.workload import Tally, Work, fold_rows, rehearse

@@ -24,7 +24,7 @@ from compressor.contracts.types import Plan
 from compressor.errors import ConfigError, OutputError
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent
-from compressor.report.forecast import JSON_NAME, write_forecast
+from compressor.report.forecast_report import JSON_NAME, write_forecast
 from compressor.search.predicted_plan import TARGETS, Allocation, open_dialogue
 from compressor.search.session import Search
 from compressor.search.trial_scoring import tell_recalled

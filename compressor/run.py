@@ -31,7 +31,7 @@ from compressor.models import Model
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent, watch
 from compressor.report import heat_map_svg, read_report, write_report
-from compressor.report.wording import tell_forecast
+from compressor.report.formatting import tell_forecast
 from compressor.search.session import Search
 from compressor.settings import Settings
 from compressor.tracking.wandb_tracker import Tracker, open_tracker

@@ -28,8 +28,8 @@ from compressor.contracts import (
 from compressor.contracts.types import Component, Offer, Treatment
 from compressor.errors import ConfigError
 from compressor.report import read_report
-from compressor.report.page import make_page
-from compressor.report.wording import tell_expense, tell_forecast
+from compressor.report.formatting import tell_expense, tell_forecast
+from compressor.report.run_page import make_page
 from compressor.resources import Memory
 from compressor.search.workload import Tally, fold_rows, rehearse
 from compressor.settings import ComponentSettings, ExportSettings, Settings, SweepMode, SweepSettings

@@ -28,9 +28,9 @@ from compressor.evaluation.trials import Trial
 from compressor.forecast import Forecast, choose_checks, drop_beaten, execute
 from compressor.models import load_model
 from compressor.plugins import installed
-from compressor.report.forecast import summarize_forecast, write_forecast
 from compressor.report.forecast_page import make_forecast_page
-from compressor.report.forecast_words import list_forecast_facts
+from compressor.report.forecast_report import summarize_forecast, write_forecast
+from compressor.report.forecast_text import list_forecast_facts
 from compressor.sensitivity.cost_table import Options, Predictions, list_options
 from compressor.sensitivity.estimator import Sensitivity
 from compressor.sensitivity.expected_fdt import Law
@@ -50,7 +50,7 @@ from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
 from tests.families import FAMILIES, save_checkpoint
-from tests.test_report import Page, show
+from tests.report.test_run_page import Page, show
 
 DATA = DataSettings(prefixes=12, prefix_tokens=8, continuation_tokens=16)
 PLANTED = '<script>alert("x")</script>'

@@ -15,8 +15,7 @@ from rich.text import Text
 from compressor.artifacts.files import write_json
 from compressor.artifacts.run_record import Record
 from compressor.errors import OutputError
-from compressor.report.report import JSON_NAME, read_report
-from compressor.report.wording import (
+from compressor.report.formatting import (
     MISSING,
     format_bytes,
     format_estimate,
@@ -24,6 +23,7 @@ from compressor.report.wording import (
     format_number,
     format_percent,
 )
+from compressor.report.run_report import JSON_NAME, read_report
 
 COMPARISON_NAME = "comparison.json"
 FIELDS = ("amount", "sparsity", "bits_per_weight", "packed_bits_per_weight", "bytes")

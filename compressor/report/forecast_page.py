@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from compressor.artifacts.forecast_record import ForecastRecord, PointForecast
-from compressor.report.chart import COLORS, Curve, Point, curves_svg
-from compressor.report.forecast_words import (
+from compressor.report.cost_map import name_pair, treatment_map_svg
+from compressor.report.forecast_text import (
     choose_pair,
     find_check,
     find_half,
@@ -15,10 +15,7 @@ from compressor.report.forecast_words import (
     list_forecast_facts,
     rank_components,
 )
-from compressor.report.page import make_document, tell_reference, write_facts, write_notes, write_provenance
-from compressor.report.page_tables import make_table
-from compressor.report.treatment_map import name_pair, treatment_map_svg
-from compressor.report.wording import (
+from compressor.report.formatting import (
     escape_text,
     format_bytes,
     format_interval,
@@ -27,6 +24,9 @@ from compressor.report.wording import (
     join_names,
     name_model,
 )
+from compressor.report.html_tables import make_table
+from compressor.report.line_chart import COLORS, Curve, Point, curves_svg
+from compressor.report.run_page import make_document, tell_reference, write_facts, write_notes, write_provenance
 
 
 def make_forecast_page(record: ForecastRecord) -> str:

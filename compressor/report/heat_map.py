@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from compressor.artifacts.run_record import ComponentRecord
-from compressor.report.wording import escape_text, format_number, format_percent
+from compressor.report.formatting import escape_text, format_number, format_percent
 
 ROW_HEIGHT, GAP, TOP, LEGEND_HEIGHT, ASIDE = 26, 2, 42, 74, 12
 CHARACTER_WIDTH = 7.2

@@ -4,8 +4,8 @@ import math
 from collections import Counter
 
 from compressor.artifacts.forecast_record import CheckForecast, ForecastRecord, OptionForecast, PointForecast
-from compressor.report.treatment_map import Pair, pair_of
-from compressor.report.wording import (
+from compressor.report.cost_map import Pair, pair_of
+from compressor.report.formatting import (
     MISSING,
     format_additivity,
     format_bytes,

@@ -28,9 +28,9 @@ from compressor.contracts import Better, Metric, Reads
 from compressor.contracts.types import Score
 from compressor.errors import OutputError
 from compressor.report import read_report, summarize_run, write_report
-from compressor.report.chart import Point, line_chart_svg
-from compressor.report.heatmap import choose_color, choose_ink, group_components, heat_map_svg
-from compressor.report.page import make_page
+from compressor.report.heat_map import choose_color, choose_ink, group_components, heat_map_svg
+from compressor.report.line_chart import Point, line_chart_svg
+from compressor.report.run_page import make_page
 
 KINDS = ("query", "key", "value", "output", "gate", "up", "down")
 PLANTED = '<script>alert("x")</script>'

@@ -4,17 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from compressor.artifacts.forecast_record import ForecastRecord
 from compressor.artifacts.run_record import FinalRecord, Record, ReferenceRecord, RoundRecord
-from compressor.report.chart import Point, line_chart_svg
-from compressor.report.heatmap import heat_map_svg
-from compressor.report.page_style import STYLE
-from compressor.report.page_tables import (
-    list_settings,
-    make_components_table,
-    make_pairs_table,
-    make_rounds_table,
-    make_scores_table,
-)
-from compressor.report.wording import (
+from compressor.report.formatting import (
     escape_text,
     format_bytes,
     format_estimate,
@@ -27,6 +17,16 @@ from compressor.report.wording import (
     tell_expense,
     tell_forecast,
 )
+from compressor.report.heat_map import heat_map_svg
+from compressor.report.html_tables import (
+    list_settings,
+    make_components_table,
+    make_pairs_table,
+    make_rounds_table,
+    make_scores_table,
+)
+from compressor.report.line_chart import Point, line_chart_svg
+from compressor.report.style import STYLE
 
 
 def make_page(record: Record) -> str:

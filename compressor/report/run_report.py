@@ -12,8 +12,7 @@ from compressor.artifacts.from_json import rebuild
 from compressor.artifacts.run_record import Record
 from compressor.contracts.types import Score
 from compressor.errors import OutputError
-from compressor.report.page import make_page
-from compressor.report.wording import (
+from compressor.report.formatting import (
     base_mean,
     format_estimate,
     format_interval,
@@ -24,6 +23,7 @@ from compressor.report.wording import (
     name_compressors,
     name_model,
 )
+from compressor.report.run_page import make_page
 
 JSON_NAME, HTML_NAME = "report.json", "report.html"
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from compressor.report.heatmap import FONT, INK, TEXT_STYLE
-from compressor.report.wording import escape_text, format_number, format_percent
+from compressor.report.formatting import escape_text, format_number, format_percent
+from compressor.report.heat_map import FONT, INK, TEXT_STYLE
 
 LEFT, RIGHT, TOP, BOTTOM = 56, 20, 20, 44
 LINE = "#0b78a8"

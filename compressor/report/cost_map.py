@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from compressor.artifacts.forecast_record import MatrixForecast, OptionForecast
-from compressor.report.heatmap import ASIDE, CHARACTER_WIDTH, FONT, GAP, INK, TEXT_STYLE, choose_color
-from compressor.report.wording import escape_text, format_interval, format_number, format_percent
+from compressor.report.formatting import escape_text, format_interval, format_number, format_percent
+from compressor.report.heat_map import ASIDE, CHARACTER_WIDTH, FONT, GAP, INK, TEXT_STYLE, choose_color
 
 PAGE, TOP, ROW_HEIGHT, PANEL_GAP, BREAK, LEGEND_HEIGHT = 1080, 40, 15, 22, 5, 66
 NARROWEST, WIDEST = 10, 34

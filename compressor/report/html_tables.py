@@ -6,8 +6,7 @@ from typing import Any
 
 from compressor.artifacts.run_record import ComponentRecord, Record
 from compressor.contracts.types import Score
-from compressor.report.heatmap import group_components
-from compressor.report.wording import (
+from compressor.report.formatting import (
     MISSING,
     base_mean,
     escape_text,
@@ -19,6 +18,7 @@ from compressor.report.wording import (
     format_seconds,
     format_unit,
 )
+from compressor.report.heat_map import group_components
 
 MOST_ROWS = 2000
 """A longer table of components shows one row per kind and layer: a page is for reading, report.json has them all."""

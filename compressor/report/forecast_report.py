@@ -10,8 +10,9 @@ from rich.text import Text
 
 from compressor.artifacts.files import write_json, write_text
 from compressor.artifacts.forecast_record import ForecastRecord
+from compressor.report.cost_map import name_pair
 from compressor.report.forecast_page import make_forecast_page
-from compressor.report.forecast_words import (
+from compressor.report.forecast_text import (
     choose_pair,
     find_check,
     find_last,
@@ -19,8 +20,7 @@ from compressor.report.forecast_words import (
     format_expected,
     rank_components,
 )
-from compressor.report.treatment_map import name_pair
-from compressor.report.wording import format_bytes, format_interval, format_number, format_percent, name_model
+from compressor.report.formatting import format_bytes, format_interval, format_number, format_percent, name_model
 
 JSON_NAME, HTML_NAME = "forecast.json", "forecast.html"
 # Without edges and padding, it fits into 80 columns.
