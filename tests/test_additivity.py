@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from compressor.artifacts.run_record import Record
+from compressor.commands.run import Run, execute
 from compressor.contracts import Compressor, KeepRequest, Prefixes
 from compressor.contracts.types import Plan
 from compressor.evaluation.evaluator import Statistics
 from compressor.models import Model, load_model
 from compressor.plugins import installed
-from compressor.run import Run, execute
 from compressor.search.session import Search
 from compressor.settings import DataSettings, ExportSettings, ModelSettings, Settings, TrackingSettings
 from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity

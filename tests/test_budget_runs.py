@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from compressor.artifacts.plan_file import read_plan
 from compressor.artifacts.run_record import Record
+from compressor.commands.run import execute
 from compressor.contracts import Compressor
 from compressor.models import load_model
 from compressor.plugins import installed
-from compressor.run import execute
 from compressor.settings import DataSettings, ExportSettings, ModelSettings, Settings, TrackingSettings
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl

@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from compressor.commands.run import Run
 from compressor.contracts import (
     Dialogue,
     EstimateRequest,
@@ -34,7 +35,6 @@ from compressor.contracts.types import Plan, Treatment
 from compressor.evaluation.bootstrap import compare_paired, summarize
 from compressor.evaluation.evaluator import Statistics, Sweep
 from compressor.plugins import installed
-from compressor.run import Run
 from compressor_plugins.schedules import amounts
 
 from .allocation_methods import BUDGETS, GROUPS, PREFIXES, PRUNING, Group, Method

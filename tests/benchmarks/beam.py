@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from compressor.commands.run import Run
 from compressor.contracts import KeepRequest, Prefixes
-from compressor.run import Run
 from compressor.search.ledger import Savings
 from compressor.search.surrogate import Screen
 from compressor.settings import SweepMode, SweepSettings

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file
 
+from compressor.commands.run import Run
 from compressor.contracts import Prefixes
 from compressor.contracts.types import Treatment
 from compressor.evaluation.evaluator import Statistics
 from compressor.evaluation.trials import Trial
-from compressor.run import Run
 from compressor_plugins.quantization.gptq import Gptq, Order
 from compressor_plugins.quantization.int4 import Int4
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compressor.commands.run import Run
 from compressor.contracts import Estimate, EstimateRequest, Prefixes
 from compressor.contracts.outputs import Readout
-from compressor.run import Run
 from compressor.sensitivity.estimator import Changes
 from compressor.sensitivity.gradients import Walk
 

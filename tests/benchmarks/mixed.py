@@ -9,9 +9,9 @@ from importlib.resources import files
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from compressor.commands.run import Run
 from compressor.contracts import Prefixes, SizeRequest
 from compressor.contracts.types import Treatment
-from compressor.run import Run
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Int8
 

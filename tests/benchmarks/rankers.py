@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from compressor.commands.run import Run
 from compressor.contracts import (
     Compressor,
     Dialogue,
@@ -35,7 +36,6 @@ from compressor.contracts.types import Score, Treatment
 from compressor.data.texts import make_windows
 from compressor.evaluation.evaluator import Statistics
 from compressor.plugins import installed
-from compressor.run import Run
 from compressor.sensitivity.shrinkage import steady_changes
 from compressor.settings import DataSettings
 from compressor_plugins.metrics.perplexity import Perplexity

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from compressor.artifacts.run_record import Record
+from compressor.commands.run import Run
 from compressor.contracts import Compressor, Metric, Problem, Schedule, Search
 from compressor.models import Model
 from compressor.plugins import installed
-from compressor.run import Run
 from compressor.settings import DataSettings, DType, ModelSettings, Settings, SweepSettings
 from compressor.tracking.wandb_tracker import NullTracker
 

@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 from torch.utils.flop_counter import FlopCounterMode
 
+from compressor.commands.run import Run
 from compressor.contracts import Prefixes
 from compressor.contracts.types import Treatment
 from compressor.evaluation.evaluator import Statistics, Sweep
 from compressor.evaluation.trials import Trial
 from compressor.models.components import find_layers
-from compressor.run import Run
 from compressor.settings import SweepMode
 from compressor_plugins.pruning.magnitude import Magnitude
 

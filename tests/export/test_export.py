@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from compressor import export
 from compressor.artifacts.run_record import Record, VerificationRecord
+from compressor.commands.run import Run
 from compressor.compression.apply import take_product
 from compressor.contracts import Compressor, Context
 from compressor.contracts.quantized import Grid, Scheme, Strategy
@@ -26,7 +27,6 @@ from compressor.errors import CompressorError, ConfigError
 from compressor.export import compressed_tensors, packed, verification, vllm_checks
 from compressor.models import Model, load_model
 from compressor.resources import Memory
-from compressor.run import Run
 from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.hqq import Hqq
@@ -35,8 +35,8 @@ from compressor_plugins.quantization.int8 import Granularity, Int8
 from compressor_plugins.quantization.nf4 import Nf4
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.uniform import Uniform
+from tests.commands.test_run import make_settings, run
 from tests.families import save_checkpoint
-from tests.test_run import make_settings, run
 
 FAMILIES = ("llama", "qwen3", "gemma3", "phi3", "gpt2", "mixtral")
 MIXED: tuple[Compressor | None, ...] = (

@@ -14,13 +14,13 @@ import torch
 
 from compressor import export
 from compressor.artifacts.run_record import Record
+from compressor.commands.run import Run, execute
 from compressor.contracts import Compressor, Context
 from compressor.contracts.quantized import Grid
 from compressor.errors import CompressorError, ConfigError
 from compressor.export import FileSizes, compressed_tensors
 from compressor.models import Model, load_model
 from compressor.plugins import installed
-from compressor.run import Run, execute
 from compressor.search.fused_components import fuse, name_matrix, name_unit
 from compressor.settings import (
     ComponentSettings,

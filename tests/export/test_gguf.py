@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from compressor import export
+from compressor.commands.run import Run
 from compressor.contracts import Compressor
 from compressor.contracts.quantized import Grid
 from compressor.contracts.types import Component
@@ -25,7 +26,6 @@ from compressor.errors import CompressorError, ConfigError
 from compressor.export.gguf import blocks, vocabulary
 from compressor.models import Model, load_model
 from compressor.models.loading import quiet_loading
-from compressor.run import Run
 from compressor.settings import DType, ExportSettings, ModelSettings
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int4 import Int4
@@ -33,9 +33,9 @@ from compressor_plugins.quantization.int8 import Activations, Granularity, Int8
 from compressor_plugins.quantization.nf4 import Nf4
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.uniform import Uniform
+from tests.commands.test_run import make_settings, run
 from tests.export.test_export import corrupt_file, draw_tokens, treat
 from tests.families import SPECIAL_TOKENS, save_checkpoint
-from tests.test_run import make_settings, run
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},

@@ -25,11 +25,11 @@ from compressor_plugins.quantization.int8 import Activations, Granularity, Int8
 from compressor_plugins.quantization.llm_int8 import LlmInt8, MixedInputs
 from compressor_plugins.schedules.budget import Budget
 from compressor_plugins.schedules.uniform import Uniform
-from tests import test_forecast
+from tests.commands import test_forecast
+from tests.commands.test_run import make_settings, run
 from tests.estimates import make_treatments
 from tests.export.test_export import NEW, TOKENS, Shipped, draw_tokens, read_by_transformers, treat
 from tests.families import save_checkpoint
-from tests.test_run import make_settings, run
 
 TOKEN = Activations.token
 W8A8: tuple[Compressor | None, ...] = (

@@ -32,10 +32,10 @@ from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Activations, Granularity, Int8
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.uniform import Uniform
+from tests.commands.test_run import make_settings, run
 from tests.export.test_export import NEW, TOKENS, Shipped, draw_tokens, mix, read_by_transformers, treat
 from tests.families import FAMILIES, save_checkpoint
 from tests.models.test_model import REMOTE_CODE, edit_config
-from tests.test_run import make_settings, run
 
 CASES = [*FAMILIES, "llama in bfloat16"]
 DENSE = ("gpt2", "mixtral", "qwen3_moe", "falcon")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compressor.commands.run import execute
 from compressor.contracts import (
     Best,
     BestRequest,
@@ -25,7 +26,6 @@ from compressor.contracts.types import Component, Offer, Treatment
 from compressor.errors import ConfigError
 from compressor.models import load_model
 from compressor.plugins import installed
-from compressor.run import execute
 from compressor.search.fused_components import FusedSchedule, fuse, name_unit
 from compressor.settings import (
     ComponentSettings,

@@ -35,8 +35,8 @@ from compressor.testing.rehearsal import make_problem
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.schedules.plan import ReplayedPlan
+from tests.commands.test_run import make_settings, run
 from tests.families import save_checkpoint
-from tests.test_run import make_settings, run
 
 
 @pytest.fixture

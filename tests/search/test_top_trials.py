@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from compressor.commands.run import execute
+from compressor.commands.setup import check_numbers, check_screen
 from compressor.compression.apply import Treatments
 from compressor.contracts import (
     BestRequest,
@@ -34,7 +36,6 @@ from compressor.evaluation.trials import Trial
 from compressor.plugins import installed
 from compressor.progress import Silent
 from compressor.racing import FIRST_BLOCK, list_stops, make_contender, make_race
-from compressor.run import execute
 from compressor.search.session import Search
 from compressor.search.surrogate import Screen
 from compressor.settings import (
@@ -46,7 +47,6 @@ from compressor.settings import (
     SweepSettings,
     TrackingSettings,
 )
-from compressor.workbench import check_numbers, check_screen
 from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl

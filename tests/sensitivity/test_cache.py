@@ -17,10 +17,10 @@ import safetensors.torch
 from numpy.typing import NDArray
 
 from compressor.artifacts.run_record import Record
+from compressor.commands.run import execute
 from compressor.contracts import Estimate, EstimateRequest
 from compressor.errors import ConfigError
 from compressor.plugins import installed
-from compressor.run import execute
 from compressor.search.trial_scoring import Scorer
 from compressor.sensitivity import cache
 from compressor.sensitivity.cache import Known, decode, encode, remove_oldest

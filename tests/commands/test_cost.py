@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from compressor import expense, resources
+from compressor import resources
 from compressor.artifacts.run_record import Expense, ExpenseRecord, Record
+from compressor.commands import cost
 from compressor.contracts import (
     BestRequest,
     Better,
@@ -42,7 +43,7 @@ from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
-from tests.test_run import make_settings, run
+from tests.commands.test_run import make_settings, run
 
 BOTH = {"kl": Better.LOWER, "fdtm": Better.HIGHER}
 GIB = 1 << 30
@@ -238,13 +239,13 @@ def test_a_replayed_plan_needs_no_configured_compressor(tmp_path: Path) -> None:
 
 def test_time_is_forecast_by_two_trials_where_that_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    score = expense.score_groups
+    score = cost.score_groups
 
     def note(*given: Any) -> None:  # noqa: ANN401 - passed on
         asked.append(given[1:])
         score(*given)
 
-    monkeypatch.setattr(expense, "score_groups", note)
+    monkeypatch.setattr(cost, "score_groups", note)
     small = run(tmp_path / "small", settings_of(FdtAllocation([0.3])))
     assert small.expense is not None and small.expense.forecast.seconds is None and not asked
     everything = settings_of(FdtAllocation([0.2, 0.3]), components=ComponentSettings())
@@ -261,9 +262,9 @@ def test_a_probe_that_fails_is_only_logged(tmp_path: Path, monkeypatch: pytest.M
     def refuse(*_: Any) -> None:  # noqa: ANN401 - whatever comes
         raise ConfigError("not this amount")
 
-    monkeypatch.setattr(expense, "WORTH", 0)
-    monkeypatch.setattr(expense, "SHARE", math.inf)
-    monkeypatch.setattr(expense, "score_groups", refuse)
+    monkeypatch.setattr(cost, "WORTH", 0)
+    monkeypatch.setattr(cost, "SHARE", math.inf)
+    monkeypatch.setattr(cost, "score_groups", refuse)
     record = run(tmp_path, settings_of(Uniform([0.3])))
     assert record.expense is not None and record.expense.forecast.seconds is None
 
@@ -272,7 +273,7 @@ def test_a_probe_that_fails_is_only_logged(tmp_path: Path, monkeypatch: pytest.M
     ("offer", "amount"), [(Offer(), 0.5), (Offer(low=0.2, high=0.4), 0.3), (Offer(levels=(0.75, 0.5, 0.25)), 0.5)]
 )
 def test_the_middle_is_offered(offer: Offer, amount: float) -> None:
-    assert expense.find_middle(offer) == pytest.approx(amount) and offer.contains(expense.find_middle(offer))
+    assert cost.find_middle(offer) == pytest.approx(amount) and offer.contains(cost.find_middle(offer))
 
 
 def refuse_to_run(folder: Path, settings: Settings) -> str:
@@ -288,7 +289,7 @@ def refuse_to_run(folder: Path, settings: Settings) -> str:
 
 
 def test_a_disk_that_is_too_small_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expense, "read_free_disk", lambda folder: 1_000_000)
+    monkeypatch.setattr(cost, "read_free_disk", lambda folder: 1_000_000)
     said = refuse_to_run(tmp_path, settings_of(Uniform([0.3])))
     assert f"in {tmp_path}, where 1 MB are free; free " in said and "hydra.run.dir=DIR" in said
 
@@ -297,22 +298,22 @@ def test_a_disk_that_is_too_small_is_refused(tmp_path: Path, monkeypatch: pytest
 def test_a_memory_that_is_too_small_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: Schedule
 ) -> None:
-    monkeypatch.setattr(expense, "read_memory", lambda device: Memory(GIB, 2 * GIB, GIB - 1))
+    monkeypatch.setattr(cost, "read_memory", lambda device: Memory(GIB, 2 * GIB, GIB - 1))
     said = refuse_to_run(tmp_path / "none", settings_of(schedule))
     assert "of memory, and can have 1.07 GB; " in said
     assert said.endswith("set model.dtype=bfloat16, which needs 1.07 GB") or "; free " in said
-    monkeypatch.setattr(expense, "read_memory", lambda device: Memory(GIB, 2 * GIB, GIB // 2))
+    monkeypatch.setattr(cost, "read_memory", lambda device: Memory(GIB, 2 * GIB, GIB // 2))
     assert "; free " in refuse_to_run(tmp_path / "less", settings_of(schedule))
 
 
 def test_what_was_used_before_is_no_reason_to_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expense, "read_memory", lambda device: Memory(GIB, 8 * GIB, 2 * GIB))
+    monkeypatch.setattr(cost, "read_memory", lambda device: Memory(GIB, 8 * GIB, 2 * GIB))
     record = run(tmp_path, settings_of(Uniform([0.3])))
     assert record.expense is not None and record.expense.forecast.memory_bytes == 8 * GIB
 
 
 def test_a_system_that_does_not_say_is_not_asked_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expense, "read_memory", lambda device: None)
+    monkeypatch.setattr(cost, "read_memory", lambda device: None)
     record = run(tmp_path, settings_of(Uniform([0.3])))
     assert record.expense is not None and record.expense.actual is not None
     assert record.expense.forecast.memory_bytes is record.expense.actual.memory_bytes is None

@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from compressor import forecast as module
 from compressor.artifacts.forecast_record import ForecastRecord, PointForecast
 from compressor.artifacts.plan_file import read_plan
 from compressor.artifacts.run_record import ReferenceRecord
+from compressor.commands import forecast as module
+from compressor.commands.forecast import Forecast, choose_checks, drop_beaten, execute
 from compressor.contracts import Compressor, EstimateRequest, Prefixes, Schedule
 from compressor.contracts.types import Component, Offer, Treatment
 from compressor.errors import CompressorError, ConfigError, OutputError
 from compressor.evaluation.bootstrap import draw_resamples, summarize
 from compressor.evaluation.evaluator import Sweep
 from compressor.evaluation.trials import Trial
-from compressor.forecast import Forecast, choose_checks, drop_beaten, execute
 from compressor.models import load_model
 from compressor.plugins import installed
 from compressor.report.forecast_page import make_forecast_page
@@ -466,7 +466,7 @@ def test_json_is_as_promised(made: Forecast) -> None:
 
 
 def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "compressor.cli", "forecast", *arguments]
+    command = [sys.executable, "-m", "compressor.commands.main", "forecast", *arguments]
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=300, env=os.environ | {}, check=False
     )

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from compressor.artifacts.files import check_writable
-from compressor.compose import (
+from compressor.commands.config import (
     CONFIG_MODULE,
     add_forecast_defaults,
     add_overrides,
@@ -23,10 +23,10 @@ from compressor.compose import (
     quote,
     store_schemas,
 )
+from compressor.commands.terminal import Terminal
 from compressor.errors import CompressorError, ConfigError, suggest
 from compressor.plugins import Plugins, installed
 from compressor.settings import Settings
-from compressor.terminal import Terminal
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -96,8 +96,8 @@ def make_job(
     """What Hydra runs for each configuration; returns the value of the first metric, for Hydra's optimisers."""
 
     def job(config: DictConfig) -> float | None:
+        from compressor.commands.run import execute
         from compressor.report import summarize_run
-        from compressor.run import execute
 
         folder = Path(HydraConfig.get().runtime.output_dir)
         if not alone:
@@ -124,7 +124,7 @@ def make_forecast_job(
     """What Hydra runs for a forecast."""
 
     def job(config: DictConfig) -> None:
-        from compressor.forecast import execute
+        from compressor.commands.forecast import execute
         from compressor.report.forecast_report import HTML_NAME, summarize_forecast
 
         folder = Path(HydraConfig.get().runtime.output_dir)

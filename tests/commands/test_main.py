@@ -9,7 +9,7 @@ from pathlib import Path
 import hydra
 import pytest
 
-from compressor.compose import (
+from compressor.commands.config import (
     CONFIG_MODULE,
     add_overrides,
     build_settings,
@@ -21,7 +21,7 @@ from compressor.errors import ConfigError
 from compressor.plugins import installed
 from tests.families import save_checkpoint
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 SMALL = [
     "data.prefixes=4", "data.prefix_tokens=6", "data.continuation_tokens=8", "metric=[fdtm,kl]",
     "tracking=none", "export.verify=false", "components.include=[layers.0.self_attn]",
@@ -30,7 +30,7 @@ SMALL = [
 
 def call(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command in `folder`."""
-    command = [sys.executable, "-m", "compressor.cli", *arguments]
+    command = [sys.executable, "-m", "compressor.commands.main", *arguments]
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=300, env=os.environ | environment, check=False
     )

@@ -12,11 +12,11 @@ import safetensors.torch
 import torch
 
 from compressor.artifacts.run_record import Record
+from compressor.commands.run import execute
 from compressor.contracts import Compressor, Schedule
 from compressor.errors import CompressorError
 from compressor.models import load_model
 from compressor.plugins import installed
-from compressor.run import execute
 from compressor.settings import (
     ComponentSettings,
     DataSettings,

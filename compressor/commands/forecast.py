@@ -18,6 +18,7 @@ from compressor.artifacts.forecast_record import (
 )
 from compressor.artifacts.plan_file import plan_to_json
 from compressor.artifacts.run_record import collect_versions, time_phase
+from compressor.commands.setup import Workbench, open_workbench
 from compressor.compression.amounts import mean_amount
 from compressor.contracts import EstimateRequest, Prefixes, SizeRequest
 from compressor.contracts.types import Plan
@@ -32,7 +33,6 @@ from compressor.sensitivity.cost_table import Predictions, list_options, make_pr
 from compressor.sensitivity.expected_fdt import Law, read_law
 from compressor.sensitivity.margin_law import TRUSTED_NOISE
 from compressor.settings import Settings
-from compressor.workbench import Workbench, open_workbench
 
 NOISE, COUNTED = "margin_noise", "fdtm"
 """The metric that the margin law starts from, and the one that it predicts."""

@@ -19,6 +19,8 @@ from compressor.artifacts.run_record import (
     collect_versions,
     time_phase,
 )
+from compressor.commands.cost import look_ahead, sum_up
+from compressor.commands.setup import Workbench, open_workbench
 from compressor.compression.amounts import describe_components, describe_final
 from compressor.contracts import Dialogue, Metric, Prefixes
 from compressor.contracts.types import Score
@@ -26,7 +28,6 @@ from compressor.data.reference import write_reference
 from compressor.errors import CompressorError, OutputError
 from compressor.evaluation.bootstrap import values_per_sequence
 from compressor.evaluation.evaluator import Sweep
-from compressor.expense import look_ahead, sum_up
 from compressor.models import Model
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent, watch
@@ -35,7 +36,6 @@ from compressor.report.formatting import tell_forecast
 from compressor.search.session import Search
 from compressor.settings import Settings
 from compressor.tracking.wandb_tracker import Tracker, open_tracker
-from compressor.workbench import Workbench, open_workbench
 
 
 @dataclass
