@@ -14,7 +14,7 @@ from compressor.contracts import Best, BestRequest, Better, Dialogue, KeepReques
 from compressor.contracts.types import Component, Offer, Plan, Scores, Treatment
 from compressor.errors import ConfigError
 from compressor.search.best import choose_best
-from compressor.testing.rehearsal import Rehearsal, flat_score
+from compressor.testing.problems import Rehearsal, flat_score
 from compressor_plugins.schedules.beam import Beam
 from compressor_plugins.schedules.rankers import Statistic
 

@@ -23,7 +23,7 @@ from compressor.contracts import (
 )
 from compressor.contracts.types import Component, Offer, Plan, Scores, Treatment
 from compressor.errors import ConfigError
-from compressor.testing.rehearsal import COMPONENTS, OFFERS, Rehearsal, flat_score, make_problem
+from compressor.testing.problems import COMPONENTS, OFFERS, Rehearsal, flat_score, make_problem
 from compressor_plugins.schedules.budget import Budget, EstimateBy, Granularity
 from compressor_plugins.schedules.planning import is_cheaper
 

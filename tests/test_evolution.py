@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from compressor.contracts import Better, Dialogue, KeepRequest, Problem, ScoreRequest, SizeRequest
 from compressor.contracts.types import Component, Offer, Plan, Scores, Treatment
 from compressor.errors import ConfigError
-from compressor.testing.rehearsal import Rehearsal, flat_score, make_problem
+from compressor.testing.problems import Rehearsal, flat_score, make_problem
 from compressor_plugins.schedules.effort import Preset, choose_effort
 from compressor_plugins.schedules.evolution import Evolution
 from compressor_plugins.schedules.ladder import make_ladder

@@ -13,7 +13,7 @@ from compressor.contracts import Compressor, Context
 from compressor.contracts.types import Component
 from compressor.errors import PlanError
 from compressor.testing.inputs import InputsContract
-from compressor.testing.promises import randomness_untouched, same_bits
+from compressor.testing.plugin_contract import randomness_untouched, same_bits
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from compressor.contracts import CompressedWeight, Compressor, Context
-from compressor.testing.promises import PluginContract, randomness_untouched, same_bits
+from compressor.testing.plugin_contract import PluginContract, randomness_untouched, same_bits
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ import pytest
 
 from compressor.contracts import EstimableMetric, Metric, Reads
 from compressor.evaluation.bootstrap import values_per_sequence
-from compressor.testing.promises import PluginContract, randomness_untouched
+from compressor.testing.plugin_contract import PluginContract, randomness_untouched
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

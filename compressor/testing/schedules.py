@@ -14,8 +14,8 @@ import pytest
 from compressor.contracts import Better, Dialogue, KeepRequest, Problem, Schedule
 from compressor.errors import ConfigError, PlanError
 from compressor.plugins import installed
-from compressor.testing.promises import PluginContract, randomness_untouched
-from compressor.testing.rehearsal import Rehearsal, make_problem
+from compressor.testing.plugin_contract import PluginContract, randomness_untouched
+from compressor.testing.problems import Rehearsal, make_problem
 
 COMPRESSORS = (("prune",), ("round",), ("prune", "round"))
 

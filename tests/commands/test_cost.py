@@ -34,7 +34,7 @@ from compressor.report.run_page import make_page
 from compressor.resources import Memory
 from compressor.search.workload import Tally, fold_rows, rehearse
 from compressor.settings import ComponentSettings, ExportSettings, Settings, SweepMode, SweepSettings
-from compressor.testing.rehearsal import make_problem
+from compressor.testing.problems import make_problem
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.schedules.beam import Beam
 from compressor_plugins.schedules.budget import Budget, EstimateBy, Granularity

@@ -35,7 +35,7 @@ from compressor.settings import (
     Settings,
     TrackingSettings,
 )
-from compressor.testing.rehearsal import Rehearsal
+from compressor.testing.problems import Rehearsal
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.pruning.magnitude import Magnitude

@@ -31,7 +31,7 @@ from compressor.errors import PlanError, PluginError
 from compressor.models import Model, load_model
 from compressor.plugins import installed
 from compressor.settings import ModelSettings
-from compressor.testing.rehearsal import make_problem
+from compressor.testing.problems import make_problem
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.schedules.plan import ReplayedPlan

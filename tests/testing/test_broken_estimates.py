@@ -13,7 +13,7 @@ from compressor.contracts import Better, EstimableMetric, Metric, Reads
 from compressor.contracts.outputs import Readout
 from compressor.testing import MetricContract
 from compressor_plugins.metrics.kl import Kl
-from tests.test_broken_promises import broken
+from tests.testing.test_broken_promises import broken
 
 
 @dataclass

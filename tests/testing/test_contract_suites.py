@@ -14,7 +14,7 @@ from compressor.contracts import Compressor, Metric, Schedule
 from compressor.contracts.types import Treatment
 from compressor.plugins import installed
 from compressor.testing import CompressorContract, MetricContract, ScheduleContract, make_tiny_checkpoint
-from compressor.testing.rehearsal import COMPONENTS
+from compressor.testing.problems import COMPONENTS
 
 
 class TestMetrics(MetricContract):
