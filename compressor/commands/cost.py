@@ -17,8 +17,7 @@ import torch
 
 from compressor.artifacts.run_record import Expense, Record
 from compressor.compression.apply import take_product
-from compressor.contracts import Prefixes, Problem, Schedule
-from compressor.contracts.types import Offer, Plan, Treatment
+from compressor.contracts import Offer, Plan, Prefixes, Problem, Schedule, Treatment
 from compressor.errors import CompressorError, ConfigError
 from compressor.evaluation.trials import Trial
 from compressor.export import holds_exactly

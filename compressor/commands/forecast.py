@@ -20,8 +20,7 @@ from compressor.artifacts.plan_file import plan_to_json
 from compressor.artifacts.run_record import collect_versions, time_phase
 from compressor.commands.setup import Workbench, open_workbench
 from compressor.compression.amounts import mean_amount
-from compressor.contracts import EstimateRequest, Prefixes, SizeRequest
-from compressor.contracts.types import Plan
+from compressor.contracts import EstimateRequest, Plan, Prefixes, SizeRequest
 from compressor.errors import ConfigError, OutputError
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent

@@ -22,8 +22,7 @@ from compressor.artifacts.run_record import (
 from compressor.commands.cost import look_ahead, sum_up
 from compressor.commands.setup import Workbench, open_workbench
 from compressor.compression.amounts import describe_components, describe_final
-from compressor.contracts import Dialogue, Metric, Prefixes
-from compressor.contracts.types import Score
+from compressor.contracts import Dialogue, Metric, Prefixes, Score
 from compressor.data.reference import write_reference
 from compressor.errors import CompressorError, OutputError
 from compressor.evaluation.bootstrap import values_per_sequence

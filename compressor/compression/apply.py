@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from compressor.compression.calibration import Calibration, check_needs
-from compressor.contracts import CompressedWeight, Compressor, Context
-from compressor.contracts.types import Component, Offer, Plan, Treatment
+from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, Plan, Treatment
 from compressor.errors import CompressorError, ConfigError, PlanError, PluginError, suggest
 from compressor.models import Model, Product
 from compressor.options import build_options, option_names

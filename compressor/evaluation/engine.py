@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from compressor.contracts.outputs import Readout
+from compressor.contracts import Readout
 from compressor.evaluation.batches import Batch, Found
 from compressor.evaluation.first_divergence import LeadingTokens
 from compressor.evaluation.layer_replay import Entry, Replay

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compressor.contracts import Metric
-from compressor.contracts.outputs import Readout
+from compressor.contracts import Metric, Readout
 from compressor.data.reference import Reference
 from compressor.data.texts import Windows
 from compressor.evaluation.batches import Batch, Continuations, Found, Text

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from compressor.contracts.outputs import Readout
+from compressor.contracts import Readout
 from compressor.evaluation.batches import Batch, Found
 from compressor.evaluation.engine import Branch, Course, Engine, join_branches
 from compressor.evaluation.layer_replay import Replay

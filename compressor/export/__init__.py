@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.contracts.quantized import Grid
-from compressor.contracts.types import Plan
+from compressor.contracts import Grid, Plan
 from compressor.errors import ConfigError, suggest
 from compressor.export import gguf
 from compressor.export.compressed_tensors import (

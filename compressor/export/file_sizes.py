@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from compressor.contracts.quantized import Grid
+from compressor.contracts import Grid
 from compressor.export.compressed_tensors import is_installed
 from compressor.export.dense import DENSE
 from compressor.export.folder import choose_stored, holds_exactly

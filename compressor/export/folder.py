@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compressor.artifacts.files import write_json
 from compressor.artifacts.plan_file import ROWS_FILE, plan_to_json, write_rows
-from compressor.contracts.types import Plan
+from compressor.contracts import Plan
 from compressor.errors import OutputError
 from compressor.models import Model
 from compressor.models.loading import quiet_loading

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter
 
-from compressor.contracts.quantized import Grid, Strategy
+from compressor.contracts import Grid, Strategy
 from compressor.models import Model
 from compressor.models.weight_views import Slot
 

@@ -11,8 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from compressor.contracts.quantized import Grid, Scheme
-from compressor.contracts.types import Plan
+from compressor.contracts import Grid, Plan, Scheme
 from compressor.export.compressed_tensors import (
     COMPRESSED_TENSORS,
     describe_format,

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from compressor.contracts.quantized import Strategy
+from compressor.contracts import Strategy
 from compressor.export.loading.packed_linear import StoredLinear, decode
 from compressor.inference.kernels import ROWS, KernelLinear
 

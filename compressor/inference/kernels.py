@@ -16,7 +16,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from compressor.contracts.quantized import Strategy
+from compressor.contracts import Strategy
 from compressor.export.loading.packed_linear import StoredLinear, WeightlessLinear, decode
 
 ROWS = 16

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from compressor.contracts.types import Component
+from compressor.contracts import Component
 from compressor.errors import ConfigError, ModelError, suggest
 from compressor.models import architectures
 from compressor.models.architectures import Part

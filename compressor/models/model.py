@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from compressor.contracts.types import Component
+from compressor.contracts import Component
 from compressor.errors import PlanError
 from compressor.models import checkpoint, loading
 from compressor.models.components import find_components, find_layers

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from compressor.contracts.types import Component
+from compressor.contracts import Component
 from compressor.errors import PlanError, suggest
 from compressor.models import architectures
 from compressor.models.architectures import Part

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from compressor.artifacts.run_record import ComponentRecord, Record
-from compressor.contracts.types import Score
+from compressor.contracts import Score
 from compressor.report.formatting import (
     MISSING,
     base_mean,

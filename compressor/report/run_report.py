@@ -10,7 +10,7 @@ from rich.text import Text
 from compressor.artifacts.files import read_json, write_json, write_text
 from compressor.artifacts.from_json import rebuild
 from compressor.artifacts.run_record import Record
-from compressor.contracts.types import Score
+from compressor.contracts import Score
 from compressor.errors import OutputError
 from compressor.report.formatting import (
     base_mean,

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compressor.contracts import Best, BestRequest
-from compressor.contracts.types import Better, Scores
+from compressor.contracts import Best, BestRequest, Better, Scores
 from compressor.errors import PluginError
 from compressor.racing import PERCENTILES
 

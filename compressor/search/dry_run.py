@@ -13,19 +13,24 @@ from compressor.contracts import (
     Best,
     BestRequest,
     Better,
+    Component,
     CountRequest,
     Dialogue,
     Estimate,
     EstimateRequest,
     KeepRequest,
+    Offer,
+    Plan,
     Prefixes,
     Problem,
     Request,
     Schedule,
+    Score,
     ScoreRequest,
+    Scores,
     SizeRequest,
+    Treatment,
 )
-from compressor.contracts.types import Component, Offer, Plan, Score, Scores, Treatment
 from compressor.errors import PlanError, PluginError
 from compressor.search.best import check_request, choose_best
 

@@ -10,12 +10,12 @@ from compressor.contracts import (
     Dialogue,
     EstimateRequest,
     KeepRequest,
+    Plan,
     Request,
     Schedule,
     ScoreRequest,
     SizeRequest,
 )
-from compressor.contracts.types import Plan
 from compressor.errors import ConfigError
 from compressor.search.session import Search
 from compressor.sensitivity.cost_table import Predictions

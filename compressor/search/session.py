@@ -22,6 +22,7 @@ from compressor.contracts import (
     EstimateRequest,
     Grid,
     KeepRequest,
+    Plan,
     Prefixes,
     Problem,
     Request,
@@ -31,7 +32,6 @@ from compressor.contracts import (
     Waypoint,
 )
 from compressor.contracts.requests import list_compressors
-from compressor.contracts.types import Plan
 from compressor.errors import ConfigError
 from compressor.evaluation.evaluator import Statistics
 from compressor.export import AUTO, FileSizes

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.contracts import Estimate, EstimateRequest
-from compressor.contracts.types import Plan, Treatment
+from compressor.contracts import Estimate, EstimateRequest, Plan, Treatment
 from compressor.search.kriging import Trials, krige
 from compressor.sensitivity.shrinkage import steady_changes
 

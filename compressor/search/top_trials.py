@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.contracts import Best, BestRequest, Metric, Prefixes, ScoreRequest
-from compressor.contracts.types import Plan, Score
+from compressor.contracts import Best, BestRequest, Metric, Plan, Prefixes, Score, ScoreRequest
 from compressor.racing import Contender, list_stops, make_contender, make_race
 from compressor.search.best import check_request, choose_best
 from compressor.search.trial_scoring import Scorer

@@ -20,11 +20,14 @@ from compressor.contracts import (
     Estimate,
     EstimateRequest,
     Metric,
+    Plan,
     Prefixes,
+    Score,
     ScoreRequest,
+    Scores,
+    Treatment,
 )
 from compressor.contracts.requests import list_measured
-from compressor.contracts.types import Plan, Score, Scores, Treatment
 from compressor.errors import ConfigError
 from compressor.evaluation.bootstrap import join_blocks, summarize
 from compressor.evaluation.evaluator import Statistics, Sweep

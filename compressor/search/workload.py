@@ -16,15 +16,16 @@ from compressor.contracts import (
     BestRequest,
     EstimateRequest,
     KeepRequest,
+    Plan,
     Prefixes,
     Problem,
     Request,
     Schedule,
     ScoreRequest,
     SizeRequest,
+    Treatment,
 )
 from compressor.contracts.requests import list_measured
-from compressor.contracts.types import Plan, Treatment
 from compressor.search.dry_run import Rehearsal
 from compressor.search.trial_scoring import PASSES_OF_WALK, share_prefixes
 from compressor.sensitivity.estimator import KEPT_NUMBERS, count_walks

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from compressor.artifacts.files import write_bytes
 from compressor.compression.apply import Treatments
-from compressor.contracts import Compressor, Estimate, EstimateRequest, Metric
-from compressor.contracts.types import Treatment
+from compressor.contracts import Compressor, Estimate, EstimateRequest, Metric, Treatment
 from compressor.data.reference import Reference, cache_folder
 from compressor.data.texts import Windows
 from compressor.errors import ConfigError, OutputError

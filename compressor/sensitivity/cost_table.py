@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.contracts import Estimate, EstimateRequest, SizeRequest
-from compressor.contracts.types import Component, Offer, Plan, Treatment
+from compressor.contracts import Component, Estimate, EstimateRequest, Offer, Plan, SizeRequest, Treatment
 from compressor.errors import ConfigError
 from compressor.sensitivity.shrinkage import steady_changes
 

@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 
 from compressor.compression.apply import Treatments, read_untreated, take_product
-from compressor.contracts import EstimableMetric, Estimate, EstimateRequest
-from compressor.contracts.outputs import Readout
-from compressor.contracts.types import Treatment
+from compressor.contracts import EstimableMetric, Estimate, EstimateRequest, Readout, Treatment
 from compressor.data.reference import Reference
 from compressor.errors import ModelError
 from compressor.models import Model

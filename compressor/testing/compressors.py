@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from compressor.contracts import Compressor, Context
-from compressor.contracts.types import Component
+from compressor.contracts import Component, Compressor, Context
 from compressor.errors import PlanError
 from compressor.testing.inputs import InputsContract
 from compressor.testing.plugin_contract import randomness_untouched, same_bits

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from compressor.contracts.outputs import Readout
+    from compressor.contracts import Readout
 
 
 class MetricContract(PluginContract):
@@ -52,7 +52,7 @@ class MetricContract(PluginContract):
         """
         import torch
 
-        from compressor.contracts.outputs import Readout
+        from compressor.contracts import Readout
 
         def refuse() -> Tensor:
             raise AssertionError(

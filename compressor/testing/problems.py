@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from compressor.contracts import Better, Problem
-from compressor.contracts.types import Component, Offer
+from compressor.contracts import Better, Component, Offer, Problem
 from compressor.search.dry_run import Rehearsal, flat_score
 
 __all__ = ["COMPONENTS", "OFFERS", "Rehearsal", "flat_score", "make_problem"]

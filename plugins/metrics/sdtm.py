@@ -10,7 +10,7 @@ from compressor.contracts import Better, Metric, Reads
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compressor.contracts.outputs import Readout
+    from compressor.contracts import Readout
 
 
 @dataclass

@@ -5,12 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compressor.contracts import CompressedWeight, Grid
-from compressor.contracts.types import Component
+from compressor.contracts import Component, CompressedWeight, Grid
 
-from .clipping import search_clip
-from .integers import check_finite, fit_scales, join_groups, scales_dtype, split_groups, working_dtype
+from .clip_search import search_clip
 from .packing import pack
+from .symmetric import (
+    check_finite,
+    fit_scales,
+    join_groups,
+    scales_dtype,
+    split_groups,
+    working_dtype,
+)
 
 if TYPE_CHECKING:
     import torch

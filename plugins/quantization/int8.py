@@ -6,11 +6,16 @@ import enum
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Compressor, Context, TokenRounding
-from compressor.contracts.types import Component, Offer
+from compressor.contracts import Component, Compressor, Context, Offer, TokenRounding
 from compressor.errors import ConfigError
 
-from .integers import IntegerWeight, check_group, choose_bits, offer_bits, round_to_grid
+from .symmetric import (
+    IntegerWeight,
+    check_group,
+    choose_bits,
+    offer_bits,
+    round_to_grid,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,12 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import CompressedWeight, Compressor, Context
-from compressor.contracts.types import Component, Offer
+from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer
 from compressor.errors import ConfigError
 
-from .integers import IntegerWeight, check_finite, choose_bits, offer_bits, round_to_grid, working_dtype
 from .packing import pack
+from .symmetric import (
+    IntegerWeight,
+    check_finite,
+    choose_bits,
+    offer_bits,
+    round_to_grid,
+    working_dtype,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor

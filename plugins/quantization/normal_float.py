@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from compressor.contracts import CompressedWeight
 
-from .integers import fit_scales, join_groups, split_groups, working_dtype
 from .packing import pack
+from .symmetric import fit_scales, join_groups, split_groups, working_dtype
 
 if TYPE_CHECKING:
     import torch

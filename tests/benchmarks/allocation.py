@@ -27,15 +27,16 @@ from compressor.contracts import (
     Dialogue,
     EstimateRequest,
     KeepRequest,
+    Plan,
     Prefixes,
     ScoreRequest,
     SizeRequest,
+    Treatment,
 )
-from compressor.contracts.types import Plan, Treatment
 from compressor.evaluation.bootstrap import compare_paired, summarize
 from compressor.evaluation.evaluator import Statistics, Sweep
 from compressor.plugins import installed
-from compressor_plugins.schedules import amounts
+from compressor_plugins.schedules.budget import continuous
 
 from .allocation_methods import BUDGETS, GROUPS, PREFIXES, PRUNING, Group, Method
 from .allocation_page import SHOWN, render_page
@@ -105,7 +106,7 @@ def measure_group(group: Group, model: str, seed: int, proof: int, wanted: set[K
             if (model, text, name, seed) not in wanted:
                 continue
             limit_prefixes(run, whole, method.prefixes)
-            with patch.object(amounts, "LEVELS", np.arange(method.amounts) / (method.amounts - 1)):
+            with patch.object(continuous, "LEVELS", np.arange(method.amounts) / (method.amounts - 1)):
                 plan, passes = find_plan(run, method, adapt_budget(run, budget), remembered)
             (statistics,) = run.sweeps[Prefixes.PROOF].score_all([run.search.make_trial(plan)])
             yield (model, text, name, seed), Measured(statistics, passes)

@@ -30,7 +30,7 @@ from transformers import AutoTokenizer
 
 from compressor.contracts import KeepRequest, Prefixes
 from compressor.evaluation.evaluator import Statistics
-from compressor_plugins.schedules.budget import Budget
+from compressor_plugins.schedules.budget.budget import Budget
 
 from .asking import ask_peer
 from .keeping import Keep

@@ -21,7 +21,7 @@ from compressor.search.ledger import Savings
 from compressor.search.surrogate import Screen
 from compressor.settings import SweepMode, SweepSettings
 from compressor_plugins.quantization.int4 import Int4
-from compressor_plugins.schedules.beam import Beam
+from compressor_plugins.schedules.beam.beam import Beam
 from compressor_plugins.schedules.rankers import Statistic
 
 from .allocation import PREFIXES, limit_prefixes

@@ -23,8 +23,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from compressor.commands.run import Run
-from compressor.contracts import Prefixes
-from compressor.contracts.types import Treatment
+from compressor.contracts import Prefixes, Treatment
 from compressor.evaluation.evaluator import Statistics
 from compressor.evaluation.trials import Trial
 from compressor_plugins.quantization.gptq import Gptq, Order

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from compressor.commands.run import Run
-from compressor.contracts import Estimate, EstimateRequest, Prefixes
-from compressor.contracts.outputs import Readout
+from compressor.contracts import Estimate, EstimateRequest, Prefixes, Readout
 from compressor.sensitivity.estimator import Changes
 from compressor.sensitivity.gradients import Walk
 

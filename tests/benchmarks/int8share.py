@@ -29,8 +29,7 @@ from scipy.stats import kurtosis, spearmanr
 
 from compressor.commands.run import Run
 from compressor.compression.calibration import gather
-from compressor.contracts import Prefixes
-from compressor.contracts.types import Treatment
+from compressor.contracts import Prefixes, Treatment
 from compressor_plugins.quantization.int8 import Granularity, Int8
 
 from .keeping import Keep

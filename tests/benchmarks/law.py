@@ -28,9 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.commands.run import Run
-from compressor.contracts import Compressor, EstimateRequest, Metric, Prefixes
-from compressor.contracts.outputs import Readout
-from compressor.contracts.types import Plan, Treatment
+from compressor.contracts import Compressor, EstimateRequest, Metric, Plan, Prefixes, Readout, Treatment
 from compressor.evaluation.bootstrap import draw_resamples, summarize
 from compressor.evaluation.evaluator import Statistics
 from compressor.sensitivity.margin_law import expected_sdt, read_table, tabulate_fdt

@@ -10,8 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compressor.commands.run import Run
-from compressor.contracts import Prefixes, SizeRequest
-from compressor.contracts.types import Treatment
+from compressor.contracts import Prefixes, SizeRequest, Treatment
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Int8
 

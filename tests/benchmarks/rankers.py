@@ -29,10 +29,11 @@ from compressor.contracts import (
     EstimateRequest,
     KeepRequest,
     Prefixes,
+    Score,
     ScoreRequest,
     TextWindows,
+    Treatment,
 )
-from compressor.contracts.types import Score, Treatment
 from compressor.data.texts import make_windows
 from compressor.evaluation.evaluator import Statistics
 from compressor.plugins import installed
@@ -41,7 +42,7 @@ from compressor.settings import DataSettings
 from compressor_plugins.metrics.perplexity import Perplexity
 from compressor_plugins.quantization.gptq import Gptq
 from compressor_plugins.quantization.int8 import Granularity, Int8
-from compressor_plugins.schedules.beam import Beam
+from compressor_plugins.schedules.beam.beam import Beam
 from compressor_plugins.schedules.rankers import Statistic
 
 from .keeping import Keep

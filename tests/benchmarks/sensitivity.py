@@ -16,8 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compressor.contracts import EstimateRequest, Prefixes
-from compressor.contracts.types import Treatment
+from compressor.contracts import EstimateRequest, Prefixes, Treatment
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.rtn import Rtn
 

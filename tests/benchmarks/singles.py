@@ -16,8 +16,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from compressor.commands.run import Run
-from compressor.contracts import Compressor, EstimateRequest, Prefixes
-from compressor.contracts.types import Treatment
+from compressor.contracts import Compressor, EstimateRequest, Prefixes, Treatment
 from compressor.sensitivity.shrinkage import steady_changes
 from compressor.settings import DataSettings, DataSource
 from compressor_plugins.pruning.magnitude import Magnitude

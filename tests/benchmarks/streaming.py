@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.contracts import EstimateRequest, Prefixes
-from compressor.contracts.types import Treatment
+from compressor.contracts import EstimateRequest, Prefixes, Treatment
 from compressor_plugins.pruning.magnitude import Magnitude
 
 from .apart import measure_apart

@@ -29,8 +29,7 @@ import numpy as np
 from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.commands.run import Run
-from compressor.contracts import Prefixes
-from compressor.contracts.types import Treatment
+from compressor.contracts import Prefixes, Treatment
 from compressor.evaluation.evaluator import Statistics, Sweep
 from compressor.evaluation.trials import Trial
 from compressor.models.components import find_layers

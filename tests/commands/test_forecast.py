@@ -20,8 +20,7 @@ from compressor.artifacts.plan_file import read_plan
 from compressor.artifacts.run_record import ReferenceRecord
 from compressor.commands import forecast as module
 from compressor.commands.forecast import Forecast, choose_checks, drop_beaten, execute
-from compressor.contracts import Compressor, EstimateRequest, Prefixes, Schedule
-from compressor.contracts.types import Component, Offer, Treatment
+from compressor.contracts import Component, Compressor, EstimateRequest, Offer, Prefixes, Schedule, Treatment
 from compressor.errors import CompressorError, ConfigError, OutputError
 from compressor.evaluation.bootstrap import draw_resamples, summarize
 from compressor.evaluation.evaluator import Sweep
@@ -44,13 +43,13 @@ from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.quantization.rtn import Rtn
-from compressor_plugins.schedules.budget import Budget
+from compressor_plugins.schedules.budget.budget import Budget
 from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
-from tests.families import FAMILIES, save_checkpoint
 from tests.report.test_run_page import Page, show
+from tests.support.families import FAMILIES, save_checkpoint
 
 DATA = DataSettings(prefixes=12, prefix_tokens=8, continuation_tokens=16)
 PLANTED = '<script>alert("x")</script>'

@@ -19,7 +19,7 @@ from compressor.commands.config import (
 )
 from compressor.errors import ConfigError
 from compressor.plugins import installed
-from tests.families import save_checkpoint
+from tests.support.families import save_checkpoint
 
 CONF = Path(__file__).parents[2] / "conf"
 SMALL = [

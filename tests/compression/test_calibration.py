@@ -14,8 +14,19 @@ from torch import Tensor, nn
 
 from compressor.compression import calibration
 from compressor.compression.calibration import TOKENS, Calibration, gather
-from compressor.contracts import Compressor, Context, EstimateRequest, KeepRequest, Prefixes, ScoreRequest, SizeRequest
-from compressor.contracts.types import Component, Offer, Plan, Treatment
+from compressor.contracts import (
+    Component,
+    Compressor,
+    Context,
+    EstimateRequest,
+    KeepRequest,
+    Offer,
+    Plan,
+    Prefixes,
+    ScoreRequest,
+    SizeRequest,
+    Treatment,
+)
 from compressor.errors import ModelError, PlanError, PluginError
 from compressor.evaluation.evaluator import Sweep
 from compressor.models import Model, load_model
@@ -30,9 +41,9 @@ from compressor.search import trial_scoring
 from compressor.search.session import Search
 from compressor.settings import ComponentSettings, DType, ModelSettings
 from compressor_plugins.metrics.kl import Kl
-from compressor_plugins.pruning.masking import PrunedWeight
-from tests.estimates import Bench, make_bench, make_reference, make_treatments
-from tests.families import FAMILIES, ODDITIES, save_checkpoint
+from compressor_plugins.pruning.masks import PrunedWeight
+from tests.support.estimates import Bench, make_bench, make_reference, make_treatments
+from tests.support.families import FAMILIES, ODDITIES, save_checkpoint
 
 ALL = ("hessian", "absmax", TOKENS)
 ROUTED = ("mixtral", "qwen3_moe", "qwen2_moe", "dbrx", "granitemoeshared", "gpt_oss")

@@ -31,7 +31,7 @@ from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.perplexity import Perplexity
 from tests.data.test_reference import random_prefixes
 from tests.evaluation.test_evaluator import is_unchanged, snapshot
-from tests.families import FAMILIES, ODDITIES, save_checkpoint
+from tests.support.families import FAMILIES, ODDITIES, save_checkpoint
 
 TOKENS = 12
 EVERY_FAMILY = sorted(FAMILIES | ODDITIES)

@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from compressor.compression.apply import Treatments
-from compressor.contracts import Better, Metric, Reads, TextWindows
-from compressor.contracts.outputs import Readout
-from compressor.contracts.types import Treatment
+from compressor.contracts import Better, Metric, Readout, Reads, TextWindows, Treatment
 from compressor.data.reference import build_reference
 from compressor.data.texts import make_windows
 from compressor.errors import ModelError, PluginError
@@ -25,7 +23,7 @@ from compressor_plugins.metrics.perplexity import Perplexity
 from compressor_plugins.metrics.sdtm import Sdtm
 from compressor_plugins.pruning.magnitude import Magnitude
 from tests.data.test_reference import generate, random_prefixes
-from tests.families import FAMILIES, save_checkpoint
+from tests.support.families import FAMILIES, save_checkpoint
 
 TOKENS = 20
 

@@ -20,9 +20,7 @@ from compressor import export
 from compressor.artifacts.run_record import Record, VerificationRecord
 from compressor.commands.run import Run
 from compressor.compression.apply import take_product
-from compressor.contracts import Compressor, Context
-from compressor.contracts.quantized import Grid, Scheme, Strategy
-from compressor.contracts.types import Component
+from compressor.contracts import Component, Compressor, Context, Grid, Scheme, Strategy
 from compressor.errors import CompressorError, ConfigError
 from compressor.export import compressed_tensors, packed, verification, vllm_checks
 from compressor.models import Model, load_model
@@ -36,7 +34,7 @@ from compressor_plugins.quantization.nf4 import Nf4
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.uniform import Uniform
 from tests.commands.test_run import make_settings, run
-from tests.families import save_checkpoint
+from tests.support.families import save_checkpoint
 
 FAMILIES = ("llama", "qwen3", "gemma3", "phi3", "gpt2", "mixtral")
 MIXED: tuple[Compressor | None, ...] = (

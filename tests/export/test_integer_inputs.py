@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from compressor import export
 from compressor.artifacts.run_record import Record, VerificationRecord
 from compressor.compression.apply import take_product
-from compressor.contracts import Compressor, Context, TokenRounding
-from compressor.contracts.quantized import Scheme, Strategy
-from compressor.contracts.types import Component, Treatment
+from compressor.contracts import Component, Compressor, Context, Scheme, Strategy, TokenRounding, Treatment
 from compressor.errors import ConfigError, PluginError
 from compressor.export import vllm_checks
 from compressor.models import Model, load_model
@@ -23,13 +21,13 @@ from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Activations, Granularity, Int8
 from compressor_plugins.quantization.llm_int8 import LlmInt8, MixedInputs
-from compressor_plugins.schedules.budget import Budget
+from compressor_plugins.schedules.budget.budget import Budget
 from compressor_plugins.schedules.uniform import Uniform
 from tests.commands import test_forecast
 from tests.commands.test_run import make_settings, run
-from tests.estimates import make_treatments
 from tests.export.test_export import NEW, TOKENS, Shipped, draw_tokens, read_by_transformers, treat
-from tests.families import save_checkpoint
+from tests.support.estimates import make_treatments
+from tests.support.families import save_checkpoint
 
 TOKEN = Activations.token
 W8A8: tuple[Compressor | None, ...] = (

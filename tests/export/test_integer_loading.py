@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 import compressor
 from compressor import export
-from compressor.contracts import Grid, TokenRounding
-from compressor.contracts.quantized import Scheme, Strategy
+from compressor.contracts import Grid, Scheme, Strategy, TokenRounding
 from compressor.errors import ModelError
 from compressor.export.loading import packed_linear
 from compressor.export.loading.load import choice, integers
@@ -37,7 +36,7 @@ from tests.export.test_loading import (
     set_group,
     set_weights,
 )
-from tests.families import save_checkpoint
+from tests.support.families import save_checkpoint
 
 TOKEN = Activations.token
 CASES = {

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 import compressor
 from compressor import export
-from compressor.contracts import CompressedWeight, Compressor, Context
-from compressor.contracts.quantized import Grid, Scheme, Strategy
+from compressor.contracts import CompressedWeight, Compressor, Context, Grid, Scheme, Strategy
 from compressor.errors import CompressorError, ConfigError, ModelError, OutputError
 from compressor.export.loading import hf_quantizer, packed_linear
 from compressor.export.loading.load import choice, kernels
@@ -34,8 +33,8 @@ from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.uniform import Uniform
 from tests.commands.test_run import make_settings, run
 from tests.export.test_export import NEW, TOKENS, Shipped, draw_tokens, mix, read_by_transformers, treat
-from tests.families import FAMILIES, save_checkpoint
 from tests.models.test_model import REMOTE_CODE, edit_config
+from tests.support.families import FAMILIES, save_checkpoint
 
 CASES = [*FAMILIES, "llama in bfloat16"]
 DENSE = ("gpt2", "mixtral", "qwen3_moe", "falcon")

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from compressor.errors import CompressorError, ConfigError, ModelError, PlanError
 from compressor.models.components import find_components, find_layers
 from compressor.models.weight_views import Slot, swapped
-from tests.families import FAMILIES, ODDITIES, VOCABULARY, make_network
+from tests.support.families import FAMILIES, ODDITIES, VOCABULARY, make_network
 
 ALL = [*FAMILIES, *ODDITIES]
 ATTENTION = [family for family in ALL if family != "mamba"]

@@ -21,12 +21,12 @@ from compressor.models import Model, Product, load_model
 from compressor.models.architectures import is_linear
 from compressor.settings import ComponentSettings, DType, ModelSettings, SweepMode
 from tests.compression.test_calibration import ALL, assert_same, explicit, overheard, run_plainly
-from tests.estimates import make_bench
 from tests.evaluation.test_engine import assert_same_bits, make_sweep, score_both
 from tests.evaluation.test_evaluator import is_unchanged, snapshot
-from tests.families import FAMILIES, ODDITIES, VOCABULARY, save_checkpoint
 from tests.models.test_streaming import settle
 from tests.sensitivity.test_gradients import draw_tokens, explicit_gradients, walk_gradients
+from tests.support.estimates import make_bench
+from tests.support.families import FAMILIES, ODDITIES, VOCABULARY, save_checkpoint
 
 EVERY_FAMILY = sorted(FAMILIES | ODDITIES)
 SERIAL = TokenRounding(4)

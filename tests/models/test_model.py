@@ -32,7 +32,15 @@ from compressor.models.checkpoint import StoredTensor, find_common_tensor
 from compressor.models.forward import run_body, run_head, run_network
 from compressor.models.loading import probe_network, quiet_loading
 from compressor.settings import ComponentSettings, Device, DType, ModelSettings
-from tests.families import CONTEXT, FAMILIES, ODDITIES, VOCABULARY, make_network, save_checkpoint, save_tokenizer
+from tests.support.families import (
+    CONTEXT,
+    FAMILIES,
+    ODDITIES,
+    VOCABULARY,
+    make_network,
+    save_checkpoint,
+    save_tokenizer,
+)
 
 ALL = [*FAMILIES, *ODDITIES]
 CPU = torch.device("cpu")

@@ -25,8 +25,8 @@ from compressor.models.layer_prefetch import ROOM, Residency, find_streamed
 from compressor.models.loading import quiet_loading
 from compressor.sensitivity.gradients import Walk
 from compressor.settings import ComponentSettings, Device, DType, ModelSettings
-from tests.families import FAMILIES, make_network, save_checkpoint
 from tests.sensitivity.test_gradients import draw_tokens, walk_gradients
+from tests.support.families import FAMILIES, make_network, save_checkpoint
 
 CPU = torch.device("cpu")
 MADE_OVER = {"mixtral", "qwen3_moe"}

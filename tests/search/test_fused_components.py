@@ -13,16 +13,18 @@ from compressor.contracts import (
     Best,
     BestRequest,
     Better,
+    Component,
     Dialogue,
     Estimate,
     EstimateRequest,
     KeepRequest,
+    Offer,
     Problem,
     Schedule,
     ScoreRequest,
     SizeRequest,
+    Treatment,
 )
-from compressor.contracts.types import Component, Offer, Treatment
 from compressor.errors import ConfigError
 from compressor.models import load_model
 from compressor.plugins import installed
@@ -40,14 +42,14 @@ from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int8 import Int8
-from compressor_plugins.schedules.beam import Beam
-from compressor_plugins.schedules.budget import Budget, Granularity
-from compressor_plugins.schedules.evolution import Evolution
+from compressor_plugins.schedules.beam.beam import Beam
+from compressor_plugins.schedules.budget.budget import Budget, Granularity
+from compressor_plugins.schedules.evolution.evolution import Evolution
 from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
-from tests.families import FAMILIES, save_checkpoint
+from tests.support.families import FAMILIES, save_checkpoint
 
 KINDS = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "output"}
 MLP = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}

@@ -15,18 +15,20 @@ from numpy.typing import NDArray
 from compressor.artifacts.plan_file import read_plan, write_plan
 from compressor.compression.apply import Treatments
 from compressor.contracts import (
+    Component,
     CompressedWeight,
     Compressor,
     Context,
     Dialogue,
     KeepRequest,
+    Offer,
     Problem,
     Schedule,
     ScoreRequest,
     Search,
     SizeRequest,
+    Treatment,
 )
-from compressor.contracts.types import Component, Offer, Treatment
 from compressor.errors import PlanError, PluginError
 from compressor.models import Model, load_model
 from compressor.plugins import installed
@@ -36,7 +38,7 @@ from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.schedules.plan import ReplayedPlan
 from tests.commands.test_run import make_settings, run
-from tests.families import save_checkpoint
+from tests.support.families import save_checkpoint
 
 
 @pytest.fixture

@@ -24,11 +24,12 @@ from compressor.contracts import (
     EstimateRequest,
     KeepRequest,
     Metric,
+    Plan,
     Prefixes,
     ScoreRequest,
     TextWindows,
+    Treatment,
 )
-from compressor.contracts.types import Plan, Treatment
 from compressor.errors import ConfigError, PluginError
 from compressor.evaluation.bootstrap import summarize
 from compressor.evaluation.evaluator import Statistics, Sweep
@@ -51,8 +52,8 @@ from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.quantization.int8 import Int8
-from compressor_plugins.schedules.beam import Beam
-from tests.estimates import make_bench
+from compressor_plugins.schedules.beam.beam import Beam
+from tests.support.estimates import make_bench
 
 Array = np.ndarray[Any, Any]
 APPROXIMATE = SweepSettings(mode=SweepMode.approximate, audit=0)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.contracts import EstimableMetric, EstimateRequest
-from compressor.contracts.types import Treatment
+from compressor.contracts import EstimableMetric, EstimateRequest, Treatment
 from compressor.data.reference import Reference
 from compressor.models import Model, load_model
 from compressor.sensitivity.estimator import Sensitivity
@@ -16,7 +15,7 @@ from compressor.sensitivity.gradients import Walk
 from compressor.settings import DType, ModelSettings
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.margin_noise import MarginNoise
-from tests.estimates import Bench, BySequence, Oracle, make_bench, make_reference
+from tests.support.estimates import Bench, BySequence, Oracle, make_bench, make_reference
 
 PRUNED, EIGHT, FOUR = Treatment("magnitude", 0.3), Treatment("int8", 0.75), Treatment("int4", 0.875)
 

@@ -8,8 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from compressor.contracts import EstimableMetric, EstimateRequest, KeepRequest, Metric, Prefixes, ScoreRequest
-from compressor.contracts.types import Plan, Treatment
+from compressor.contracts import (
+    EstimableMetric,
+    EstimateRequest,
+    KeepRequest,
+    Metric,
+    Plan,
+    Prefixes,
+    ScoreRequest,
+    Treatment,
+)
 from compressor.errors import ConfigError, ModelError, PluginError
 from compressor.evaluation.evaluator import Sweep
 from compressor.progress import Silent
@@ -17,7 +25,7 @@ from compressor.search.session import Search
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.margin_noise import MarginNoise
-from tests.estimates import Bench, Nudge, Oracle, make_bench, make_treatments
+from tests.support.estimates import Bench, Nudge, Oracle, make_bench, make_treatments
 
 PRUNED, FOUR = Treatment("magnitude", 0.3), Treatment("int4", 0.875)
 KEEP = 4

@@ -11,7 +11,7 @@ from compressor.models import Model, load_model
 from compressor.models.architectures import weight_gradient
 from compressor.sensitivity.gradients import Walk
 from compressor.settings import ComponentSettings, DType, ModelSettings
-from tests.families import FAMILIES, ODDITIES, VOCABULARY, save_checkpoint
+from tests.support.families import FAMILIES, ODDITIES, VOCABULARY, save_checkpoint
 
 TOKENS, KEEP = 9, 5
 ONE_BY_ONE = {"mixtral", "qwen3_moe", "opt", "gpt_oss", "qwen2_moe", "llama4", "dbrx", "granitemoeshared", "mamba"}

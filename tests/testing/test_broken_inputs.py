@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compressor.contracts import CompressedWeight, Compressor, Context, Grid, TokenRounding, Treat
-from compressor.contracts.types import Component, Offer
+from compressor.contracts import Component, CompressedWeight, Compressor, Context, Grid, Offer, TokenRounding, Treat
 from compressor.testing import CompressorContract
 
 

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from compressor.contracts import (
     Better,
+    Component,
     CompressedWeight,
     Compressor,
     Context,
     Metric,
+    Offer,
+    Readout,
     Reads,
     TextWindows,
 )
-from compressor.contracts.outputs import Readout
-from compressor.contracts.types import Component, Offer
 from compressor.errors import PlanError, PluginError
 from compressor.testing import CompressorContract, MetricContract
 

@@ -9,7 +9,7 @@ import gguf
 import torch
 from torch import Tensor
 
-from compressor.contracts.quantized import Grid
+from compressor.contracts import Grid
 from compressor.errors import OutputError
 from compressor.export.folder import Exported, choose_stored
 from compressor.export.gguf import families

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from compressor.contracts.quantized import Scheme, Strategy, TokenRounding
+from compressor.contracts import Scheme, Strategy, TokenRounding
 
 
 class WeightlessLinear(nn.Module, ABC):

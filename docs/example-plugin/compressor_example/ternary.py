@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import CompressedWeight, Compressor, Context
-from compressor.contracts.types import Component, Offer
+from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer
 from compressor.errors import ConfigError
 
 if TYPE_CHECKING:

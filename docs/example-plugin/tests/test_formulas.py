@@ -4,9 +4,7 @@ import pytest
 import torch
 from compressor_example import Ternary, TopAgreement
 
-from compressor.contracts import Context
-from compressor.contracts.outputs import Readout
-from compressor.contracts.types import Component
+from compressor.contracts import Component, Context, Readout
 from compressor.errors import ConfigError
 
 WEIGHT = torch.randn(5, 33, generator=torch.Generator().manual_seed(0))
