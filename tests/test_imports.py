@@ -19,7 +19,7 @@ ANSWERS = MODEL | {"reference", "walk"}
 ENGINE = ANSWERS | {"calibrate", "sensitivity", "batches", "engine", "sweep"}
 OUTPUT = {"tracking", "report", "checkpoint", "export"}
 REGISTRIES = CONTRACTS | {"hookspecs", "registry"}
-CHOICE = {"racing", "kriging", "screening", "best"}
+CHOICE = {"kriging", "screening", "best"}
 COST = {"machine", "rehearsal", "tally", "expense"}
 REACHES: dict[str, set[str]] = {
     "errors": set(),
@@ -36,7 +36,7 @@ REACHES: dict[str, set[str]] = {
     **dict.fromkeys(["tracking", "report", "checkpoint"], MODEL | OUTPUT),
     "export": MODEL | OUTPUT | {"machine"},
     "inference": MODEL | OUTPUT | {"machine"},
-    **dict.fromkeys(["racing", "kriging", "screening", "best"], CONTRACTS | CHOICE),
+    **dict.fromkeys(["kriging", "screening", "best"], CONTRACTS | CHOICE),
     "workbench": ENGINE | REGISTRIES | CHOICE | {"plugins", "export", "machine"},
     "machine": set(),
     "rehearsal": CONTRACTS | CHOICE,
