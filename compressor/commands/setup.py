@@ -1,5 +1,6 @@
 """What every command that looks at a model sets up first: the model, what measures it, and what the base says."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from compressor.progress import Progress, watch
 from compressor.search.session import Search
 from compressor.sensitivity.cache import read_limit
 from compressor.settings import Settings, SweepMode, SweepSettings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -97,6 +100,7 @@ class Workbench:
 def open_workbench(settings: Settings, plugins: Plugins, needs: Sequence[str], progress: Progress) -> Workbench:
     """Load what the settings name, and the metrics in `needs`; raises for whatever settings get wrong."""
     check_numbers(settings)
+    warn_of_removed(settings.sweep)
     metrics: dict[str, Metric] = dict(settings.metric)
     for name in [*needs, *check_screen(settings.sweep, plugins)]:
         metrics.setdefault(name, plugins.metrics[name]())
@@ -120,6 +124,12 @@ def check_numbers(settings: Settings) -> None:
         )
     if settings.sweep.audit < 0:
         raise ConfigError(f"`sweep.audit` must not be negative, got {settings.sweep.audit}; 0 audits nothing")
+
+
+def warn_of_removed(settings: SweepSettings) -> None:
+    """One warning for a setting that no longer has an effect, where somebody gave it a value."""
+    if settings.racing is not None:
+        log.warning("`sweep.racing` is ignored: racing was removed, because it measured no gain; leave the setting out")
 
 
 def check_screen(settings: SweepSettings, plugins: Plugins) -> list[str]:

@@ -3,8 +3,8 @@
     python -m tests.benchmarks beam [--models NAME …] [--seeds 0] [--width 10] [--proof 256]
 
 Which matrices may go to int4 (groups of 32), one more at every depth. `exact` ranks by FDT75 on 64 prefixes of 32 + 64
-tokens and measures every plan; the others take it in steps: `bounds` and `race` on the same prefixes and ranker,
-`screen` by one backward pass for KL before that, and `law` ranks by the expected FDT on 16 prefixes, or on 8, in place
+tokens and measures every plan; the others measure fewer: `bounds` on the same prefixes and ranker, `screen` with
+predictions of one backward pass for KL besides, and `law` ranks by the expected FDT on 16 prefixes, or on 8, in place
 of the counted one on 64, with a tolerance of 3 %. The best plan of some depths is then counted on fresh prefixes, with
 95 % intervals of FDT75.
 """
@@ -46,8 +46,7 @@ LAW = SweepSettings(APPROXIMATE, screen="kl", tolerance=0.03)
 WAYS = {
     "plain": Way(SweepSettings(SweepMode.plain)),
     "exact": Way(SweepSettings(SweepMode.exact)),
-    "bounds": Way(SweepSettings(APPROXIMATE, racing=False)),
-    "bounds, race": Way(SweepSettings(APPROXIMATE)),
+    "bounds": Way(SweepSettings(APPROXIMATE)),
     "bounds, screen": Way(SweepSettings(APPROXIMATE, screen="kl")),
     "law": Way(LAW, "expected_fdtm", Statistic.mean, 16),
     "law, 8 prefixes": Way(LAW, "expected_fdtm", Statistic.mean, 8),

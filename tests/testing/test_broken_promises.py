@@ -83,11 +83,6 @@ BROKEN_METRICS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "flat_aggregate": ("aggregate_takes_many_samples_at_once", {"aggregate": lambda self, s: s.mean()}),
     "wrong_axis": ("aggregate_takes_many_samples_at_once", {"aggregate": lambda self, s: s[..., 0].mean(axis=0)}),
-    "out_of_range": ("values_stay_in_their_range", {"value_range": lambda self, tokens: (0.0, 0.0)}),
-    "not_a_mean": (
-        "values_stay_in_their_range",
-        {"value_range": lambda self, tokens: (0.0, float(tokens)), "aggregate": lambda self, s: s.sum(axis=(-2, -1))},
-    ),
     "wrong_way": ("nothing_beats_the_base", {"better": Better.LOWER}),
     "first_is_wrong_way": (
         "nothing_beats_the_base",
