@@ -10,7 +10,6 @@ from compressor.errors import ConfigError, ModelError
 from compressor.values import Component, Offer
 
 from .clipping import search_clip
-from .packing import pack
 
 if TYPE_CHECKING:
     import torch
@@ -41,9 +40,6 @@ class IntegerWeight(CompressedWeight):
     @property
     def bits(self) -> int:
         return self.integers.numel() * self.bits_each + self.scales.numel() * self.scales.element_size() * 8
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"weight_packed": pack(self.integers, self.bits_each), "weight_scale": self.scales}
 
     @property
     def grid(self) -> Grid:
