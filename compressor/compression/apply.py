@@ -13,8 +13,7 @@ from compressor.compression.calibration import Calibration, check_needs
 from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, Plan, Treatment
 from compressor.errors import CompressorError, ConfigError, PlanError, PluginError, suggest
 from compressor.models import Model, Product
-from compressor.options import build_options, option_names
-from compressor.registry import Registry
+from compressor.registry import Registry, build_options, option_names
 
 
 @dataclass

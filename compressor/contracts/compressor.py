@@ -46,11 +46,7 @@ class CompressedWeight(ABC):
     @property
     @abstractmethod
     def bits(self) -> int:
-        """Bits of all packed tensors, scales included."""
-
-    @abstractmethod
-    def tensors(self) -> dict[str, Tensor]:
-        """The packed tensors, by the suffix that names them."""
+        """Bits that the packed weight takes: its integers, scales, zero points and whatever else `dense` needs."""
 
     @property
     def grid(self) -> Grid | None:

@@ -30,9 +30,6 @@ class PrunedWeight(CompressedWeight):
     def bits(self) -> int:
         return self.weight.numel() * self.stored_bits
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {"weight": self.weight}
-
 
 def prune(weight: Tensor, mask: Tensor, component: Component) -> PrunedWeight:
     """`weight` `[out, in]` with +0 where `mask` `[out, in]` is true; survivors keep every bit."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from compressor.contracts import Component, CompressedWeight, Grid
 
 from .clip_search import search_clip
-from .packing import pack
 from .symmetric import (
     check_finite,
     fit_scales,
@@ -48,11 +47,6 @@ class AffineWeight(CompressedWeight):
     def bits(self) -> int:
         zero = self.zeros.itemsize * 8 if self.zeros.is_floating_point() else self.bits_each
         return self.integers.numel() * self.bits_each + self.scales.numel() * (self.scales.itemsize * 8 + zero)
-
-    def tensors(self) -> dict[str, Tensor]:
-        zeros = self.zeros if self.zeros.is_floating_point() else pack(self.zeros, self.bits_each)
-        packed = pack(self.integers, self.bits_each)
-        return {"weight_packed": packed, "weight_scale": self.scales, "weight_zero_point": zeros}
 
     @property
     def grid(self) -> Grid | None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar
 from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer
 from compressor.errors import ConfigError
 
-from .packing import pack
 from .symmetric import (
     IntegerWeight,
     check_finite,
@@ -59,15 +58,10 @@ class MixedWeight(CompressedWeight):
 
     @property
     def bits(self) -> int:
-        return 8 * sum(tensor.nbytes for tensor in self.tensors().values())
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {
-            "weight_packed": pack(self.others.integers[:, ~self.kept], self.others.bits_each),
-            "weight_scale": self.others.scales,
-            "weight_kept": self.columns,
-            "kept": self.kept.nonzero().flatten().int(),
-        }
+        """Of the other columns, integers and scales; of the kept ones, values and an index of 32 bits each."""
+        others, kept = self.others, self.columns.shape[1]
+        integers = (others.integers.numel() - self.columns.numel()) * others.bits_each
+        return integers + 8 * (others.scales.nbytes + self.columns.nbytes) + 32 * kept
 
     @property
     def treat(self) -> MixedInputs:

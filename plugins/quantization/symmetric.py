@@ -9,7 +9,6 @@ from compressor.contracts import Component, CompressedWeight, Grid, Offer, Token
 from compressor.errors import ConfigError, ModelError
 
 from .clip_search import search_clip
-from .packing import pack
 
 if TYPE_CHECKING:
     import torch
@@ -40,9 +39,6 @@ class IntegerWeight(CompressedWeight):
     @property
     def bits(self) -> int:
         return self.integers.numel() * self.bits_each + self.scales.numel() * self.scales.element_size() * 8
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"weight_packed": pack(self.integers, self.bits_each), "weight_scale": self.scales}
 
     @property
     def grid(self) -> Grid:

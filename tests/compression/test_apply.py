@@ -83,9 +83,6 @@ class Fixed(CompressedWeight):
     def dense(self) -> torch.Tensor:
         return self.value
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {}
-
 
 @dataclass
 class Wild(Compressor):

@@ -28,9 +28,6 @@ class Clipped(CompressedWeight):
     def bits(self) -> int:
         return self.weight.nbytes * 8
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {"weight": self.weight}
-
     @property
     def treat(self) -> Treat | None:
         return self.change

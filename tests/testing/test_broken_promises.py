@@ -15,6 +15,7 @@ from compressor.contracts import (
     CompressedWeight,
     Compressor,
     Context,
+    Grid,
     Metric,
     Offer,
     Readout,
@@ -115,8 +116,19 @@ class Stored(CompressedWeight):
     def bits(self) -> int:
         return self.weight.numel() * self.weight.element_size() * 8 + self.extra_bits
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {"weight": self.weight}
+
+@dataclass(frozen=True)
+class Gridded(Stored):
+    """Whatever the weight is, its grid has integers of 8 bits and a scale for each row."""
+
+    @property
+    def grid(self) -> Grid:
+        integers = torch.zeros(self.weight.shape, dtype=torch.int8)
+        return Grid(integers, torch.ones(len(integers), 1), 8, integers.shape[1])
+
+    @property
+    def bits(self) -> int:
+        return 8 * self.weight.numel() + 32 * len(self.weight) + self.extra_bits
 
 
 @dataclass
@@ -189,6 +201,7 @@ def compress_by(change: Callable[[Tensor, float], CompressedWeight]) -> Callable
 
 
 counter = itertools.count()
+BITS = "bits_count_what_is_stored"
 BROKEN_COMPRESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "level_twice": ("offer_is_valid", {"offer": lambda self, c: Offer(levels=(0.5, 0.5))}),
     "level_zero": ("offer_is_valid", {"offer": lambda self, c: Offer(levels=(0.0,))}),
@@ -199,8 +212,10 @@ BROKEN_COMPRESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "in_place": ("is_pure", {"compress": compress_by(lambda w, a: Stored(w.mul_(1 - a)))}),
     "draws": ("is_pure", {"compress": compress_by(lambda w, a: Stored(w * torch.rand(w.shape)))}),
     "counts": ("is_pure", {"compress": compress_by(lambda w, a: Stored(w * next(counter)))}),
-    "too_few_bits": ("bits_are_those_of_the_tensors", {"compress": compress_by(lambda w, a: Stored(w, -8))}),
-    "too_many_bits": ("bits_are_those_of_the_tensors", {"compress": compress_by(lambda w, a: Stored(w, 1))}),
+    "no_bits": (BITS, {"compress": compress_by(lambda w, a: Stored(w, -8 * w.nbytes))}),
+    "growing_bits": (BITS, {"compress": compress_by(lambda w, a: Stored(w, round(100 * a)))}),
+    "too_few_bits": (BITS, {"compress": compress_by(lambda w, a: Gridded(w, -1))}),
+    "too_many_bits": (BITS, {"compress": compress_by(lambda w, a: Gridded(w, 16))}),
     "minus_zero": ("amount_zero_changes_nothing", {"compress": compress_by(lambda w, a: Stored(w + 0.0))}),
     "few_zeros": ("pruning_is_cumulative", {"compress": compress_by(lambda w, a: Stored(w))}),
     "not_nested": (

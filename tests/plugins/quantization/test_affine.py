@@ -12,7 +12,6 @@ from compressor.contracts import Component, CompressedWeight, Compressor, Contex
 from compressor_plugins.quantization.affine import AffineWeight
 from compressor_plugins.quantization.clip_search import FACTORS
 from compressor_plugins.quantization.int4 import Int4
-from compressor_plugins.quantization.packing import unpack
 
 NAME = "model.layers.0.mlp.up_proj"
 HALVES = [torch.bfloat16, torch.float16]
@@ -83,12 +82,12 @@ def test_zero_point_by_example() -> None:
 
 @given(matrices([torch.float32, *HALVES]), groups, st.booleans())
 @examples
-def test_zero_point_grid_is_rebuilt_from_its_tensors(weight: Tensor, group: int, clip: bool) -> None:
+def test_zero_point_weights_are_rebuilt_from_their_grid(weight: Tensor, group: int, clip: bool) -> None:
     found = quantize_affine(Int4(group, symmetric=False, clip=clip), weight)
-    tensors, (out, width) = found.tensors(), weight.shape
-    integers = unpack(tensors["weight_packed"], 4, (out, width))
-    scales = tensors["weight_scale"]
-    zeros = unpack(tensors["weight_zero_point"], 4, (scales.shape[0], scales.shape[1]))
+    grid, (out, width) = found.grid, weight.shape
+    assert grid is not None and grid.bits == 4 and grid.zeros is not None
+    integers, scales, zeros = grid.integers, grid.scales, grid.zeros
+    assert zeros.shape == scales.shape and -8 <= zeros.min() and zeros.max() <= 7
     values = [
         [scales[i, j // group].item() * (integers[i, j] - zeros[i, j // group]).item() for j in range(width)]
         for i in range(out)
@@ -108,7 +107,8 @@ def test_every_finite_weight_stays_finite_and_near(dtype: torch.dtype, data: st.
     weight = torch.where(weight.isfinite(), weight, 0) * signs
     for compressor in (Int4(4, symmetric=False), Int4(4, symmetric=False, clip=True), Int4(4, clip=True)):
         found = quantize(compressor, weight, data.draw(st.sampled_from([16, weight.element_size() * 8])))
-        dense, scales = found.dense(), found.tensors()["weight_scale"].double()
+        assert found.grid is not None
+        dense, scales = found.dense(), found.grid.scales.double()
         assert dense.dtype == dtype and dense.isfinite().all() and scales.isfinite().all() and (scales > 0).all()
         if compressor.clip:
             continue
@@ -185,9 +185,6 @@ def test_bits_count_zero_points(dtype: torch.dtype, scale_bits: int, clip: bool)
     weight = torch.randn(19, 75, generator=torch.Generator().manual_seed(0)).to(dtype)
     found = quantize_affine(Int4(symmetric=False, clip=clip), weight)
     assert found.bits == 19 * 75 * 4 + 19 * 3 * (scale_bits + 4)
-    tensors = found.tensors()
-    assert tensors["weight_packed"].numel() == math.ceil(19 * 75 / 2)
-    assert tensors["weight_zero_point"].numel() == math.ceil(19 * 3 / 2)
     assert (found.integers.amin(), found.integers.amax()) == (-8, 7)
 
 

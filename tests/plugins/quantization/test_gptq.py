@@ -16,7 +16,6 @@ from compressor.errors import ConfigError, ModelError
 from compressor.settings import ComponentSettings
 from compressor_plugins.quantization import gptq_rounding
 from compressor_plugins.quantization.gptq import Gptq, Order
-from compressor_plugins.quantization.packing import unpack
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.quantization.symmetric import IntegerWeight
 from compressor_plugins.schedules.beam.beam import Beam
@@ -177,8 +176,7 @@ def test_what_is_scored_is_what_is_shipped(dtype: torch.dtype, width: int, group
     found = quantize(Gptq([3], group), weight, hessian, 3)
     plain = round_plainly(weight, 3, group)
     assert torch.equal(weight, before) and torch.equal(found.scales, plain.scales) and found.bits == plain.bits
-    tensors = found.tensors()
-    assert torch.equal(unpack(tensors["weight_packed"], 3, (19, width)), found.integers)
+    assert found.grid.bits == 3 and torch.equal(found.grid.decode(dtype), found.dense())
     assert found.integers.min() >= -4 and found.integers.max() <= 3 and found.dense().dtype is dtype
     assert width == 1 or loss(weight, found.dense(), hessian).sum() < loss(weight, plain.dense(), hessian).sum()
 

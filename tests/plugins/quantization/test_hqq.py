@@ -12,7 +12,6 @@ from compressor.contracts import Component, Context
 from compressor.errors import ConfigError
 from compressor_plugins.quantization.affine import AffineWeight
 from compressor_plugins.quantization.hqq import Hqq
-from compressor_plugins.quantization.packing import unpack
 
 NAME = "model.layers.0.mlp.up_proj"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -107,17 +106,13 @@ def test_no_group_is_worse_than_round_to_nearest(
 
 @given(matrices(), st.integers(2, 8), st.integers(1, 12))
 @examples
-def test_dense_is_rebuilt_from_the_tensors(weight: Tensor, bits: int, group: int) -> None:
+def test_dense_is_scales_times_integers_less_zero_points(weight: Tensor, bits: int, group: int) -> None:
     found = quantize(Hqq([bits], group), weight, bits)
-    tensors, (out, width) = found.tensors(), weight.shape
-    integers = unpack(tensors["weight_packed"], bits, (out, width))
-    compute = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    scales, zeros = (
-        tensors[name].to(compute).repeat_interleave(group, 1)[:, :width]
-        for name in ("weight_scale", "weight_zero_point")
-    )
-    assert torch.equal(found.dense(), (scales * (integers.to(compute) - zeros)).to(weight.dtype))
-    assert tensors["weight_zero_point"].dtype == tensors["weight_scale"].dtype
+    width, compute = weight.shape[1], torch.float64 if weight.dtype == torch.float64 else torch.float32
+    scales, zeros = (part.to(compute).repeat_interleave(group, 1)[:, :width] for part in (found.scales, found.zeros))
+    assert torch.equal(found.dense(), (scales * (found.integers.to(compute) - zeros)).to(weight.dtype))
+    assert found.integers.min() >= -(2 ** (bits - 1)) and found.integers.max() <= 2 ** (bits - 1) - 1
+    assert found.zeros.dtype == found.scales.dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -11,8 +11,7 @@ from torch import Tensor
 from compressor.contracts import Component, Context
 from compressor.errors import ConfigError
 from compressor_plugins.quantization.nf4 import Nf4
-from compressor_plugins.quantization.normal_float import LEVELS, NormalFloatWeight, quantize_scales
-from compressor_plugins.quantization.packing import unpack
+from compressor_plugins.quantization.normal_float import LEVELS, NormalFloatWeight, QuantizedScales, quantize_scales
 
 NAME = "model.layers.0.mlp.up_proj"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -63,30 +62,32 @@ def test_every_weight_takes_its_nearest_level(weight: Tensor, group: int) -> Non
                 assert any(abs(value - scale * level) <= 2e-7 * scale for level in LEVELS)
 
 
-def rebuild_scales(tensors: dict[str, Tensor], largest: float) -> Tensor:
-    """s̃ of each group from the tensors of an export, in loops and float32."""
-    codes, steps, mean = (tensors[f"weight_scale{part}"] for part in ("", "_step", "_mean"))
+def rebuild_scales(scales: Tensor | QuantizedScales, largest: float) -> Tensor:
+    """The scale of each group; those in 8 bits from their codes, steps and mean, in loops and float32."""
+    if not isinstance(scales, QuantizedScales):
+        return scales
+    codes, steps, mean = scales.codes, scales.steps, scales.mean
     flat = [(mean + steps[index // 256] * code).item() for index, code in enumerate(codes.flatten())]
     return torch.tensor(flat, dtype=torch.float64).clamp(max=largest).float().view(codes.shape)
 
 
 @given(matrices(), groups, st.booleans())
 @examples
-def test_dense_is_rebuilt_from_the_tensors(weight: Tensor, group: int, double_quant: bool) -> None:
+def test_dense_is_scales_times_levels(weight: Tensor, group: int, double_quant: bool) -> None:
     found = quantize(Nf4(group, double_quant), weight)
-    tensors, (out, width) = found.tensors(), weight.shape
-    indices = unpack(tensors["weight_packed"], 4, (out, width)).int() + 8
-    largest = torch.finfo(weight.dtype).max
-    scales = rebuild_scales(tensors, largest) if double_quant else tensors["weight_scale"]
+    assert isinstance(found.scales, QuantizedScales) == double_quant
+    assert found.indices.min() >= 0 and found.indices.max() <= 15
+    scales = rebuild_scales(found.scales, torch.finfo(weight.dtype).max)
     compute = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    spread = scales.to(compute).repeat_interleave(group, 1)[:, :width]
-    assert torch.equal(found.dense(), (spread * torch.tensor(LEVELS, dtype=compute)[indices]).to(weight.dtype))
+    spread = scales.to(compute).repeat_interleave(group, 1)[:, : weight.shape[1]]
+    levels = torch.tensor(LEVELS, dtype=compute)[found.indices.int()]
+    assert torch.equal(found.dense(), (spread * levels).to(weight.dtype))
 
 
 def test_levels_are_nearest_by_the_scale_that_is_stored() -> None:
     weight = torch.randn(40, 96, generator=torch.Generator().manual_seed(0)) ** 3
     found = quantize(Nf4(16), weight)
-    scales = rebuild_scales(found.tensors(), 1e30).repeat_interleave(16, 1)
+    scales = rebuild_scales(found.scales, 1e30).repeat_interleave(16, 1)
     nearest = (weight[..., None] - scales[..., None] * torch.tensor(LEVELS)).abs().amin(-1)
     assert torch.allclose((weight - found.dense()).abs(), nearest, atol=1e-6)
     assert (scales.view(40, 6, 16)[..., 0] < weight.view(40, 6, 16).abs().amax(-1) - 1e-3).any()
@@ -98,8 +99,7 @@ def test_errors_are_bounded(weight: Tensor, group: int) -> None:
     """By half the widest gap of levels, or by what the rounded scale does not reach."""
     for double_quant in (False, True):
         found = quantize(Nf4(group, double_quant), weight)
-        tensors = found.tensors()
-        scales = rebuild_scales(tensors, 1e30) if double_quant else tensors["weight_scale"]
+        scales = rebuild_scales(found.scales, 1e30)
         for row, values, used in zip(weight.double(), found.dense().double(), scales.double(), strict=True):
             for index, scale in enumerate(used.tolist()):
                 part = slice(index * group, (index + 1) * group)

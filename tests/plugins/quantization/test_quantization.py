@@ -1,7 +1,5 @@
 """Integer grids against naive loops: exact rounding, honest bits, half a step of error at every magnitude."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +9,6 @@ from torch import Tensor
 from compressor.contracts import Component, Compressor, Context
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Granularity, Int8
-from compressor_plugins.quantization.packing import unpack
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.quantization.symmetric import IntegerWeight
 
@@ -127,10 +124,11 @@ def test_weights_smaller_than_any_scale_survive(dtype: torch.dtype) -> None:
 @given(matrices([*HALVES, torch.float32], ordinary), widths, groups)
 @examples
 def test_what_is_scored_is_what_is_shipped(weight: Tensor, bits: int, group: int) -> None:
-    """`dense()` is rebuilt from `tensors()` alone: stored scales times unpacked integers."""
+    """`dense()` is rebuilt from `grid` alone: scales times integers."""
     found = quantize(Rtn([bits], group), weight, bits)
-    tensors, (out, width) = found.tensors(), weight.shape
-    integers, scales = unpack(tensors["weight_packed"], bits, (out, width)), tensors["weight_scale"].tolist()
+    grid, (out, width) = found.grid, weight.shape
+    integers, scales = grid.integers, grid.scales.tolist()
+    assert grid.bits == bits and grid.zeros is None
     values = [[integers[i, j].item() * scales[i][j // group] for j in range(width)] for i in range(out)]
     assert torch.equal(found.dense(), torch.tensor(values, dtype=torch.float32).to(weight.dtype))
     assert integers.min() >= -(2 ** (bits - 1)) and integers.max() <= 2 ** (bits - 1) - 1
@@ -159,9 +157,7 @@ def test_bits_count_every_integer_and_scale(
     weight = torch.randn(19, 75, generator=torch.Generator().manual_seed(0)).to(dtype)
     found = quantize(compressor, weight, bits, stored_bits)
     assert found.bits == 19 * 75 * bits + scales * scale_bits
-    tensors = found.tensors()
-    assert tensors["weight_packed"].numel() == math.ceil(19 * 75 * bits / 8)
-    assert tensors["weight_scale"].numel() == scales and tensors["weight_scale"].element_size() * 8 == scale_bits
+    assert found.scales.numel() == scales and found.scales.element_size() * 8 == scale_bits
     assert 0 <= found.integers.abs().amax() - (2 ** (bits - 1) - 1) <= (0 if isinstance(compressor, Int8) else 1)
     # Half a step; the scale of 16 bits and the value may each be 2⁻⁹ off, of 7.5 steps.
     assert (found.dense().float() - weight.float()).abs().max() <= 0.53 * found.scales.float().max()
