@@ -9,9 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from tests.families import save_checkpoint
-from tests.test_export import TOKENS, Shipped, draw_tokens, read_by_transformers
-from tests.test_inference import (
+from torch import Tensor, nn
+
+import compressor
+from compressor import export
+from compressor.contracts import Grid, TokenRounding
+from compressor.errors import ModelError
+from compressor.export.loading import packed_linear
+from compressor.models import Product, load_model
+from compressor.settings import DType, ModelSettings
+from compressor_plugins.quantization.int8 import Activations, Int8
+from tests.export.test_export import TOKENS, Shipped, draw_tokens, read_by_transformers
+from tests.export.test_integer_inputs import choose
+from tests.export.test_loading import (
     assert_one_line,
     count_bytes,
     count_computed,
@@ -24,17 +34,7 @@ from tests.test_inference import (
     set_group,
     set_weights,
 )
-from tests.test_integer_inputs import choose
-from torch import Tensor, nn
-
-import compressor
-from compressor import export
-from compressor.contracts import Grid, TokenRounding
-from compressor.errors import ModelError
-from compressor.export.loading import packed_linear
-from compressor.models import Product, load_model
-from compressor.settings import DType, ModelSettings
-from compressor_plugins.quantization.int8 import Activations, Int8
+from tests.support.families import save_checkpoint
 
 TOKEN = Activations.token
 CASES = {

@@ -17,10 +17,6 @@ import safetensors
 import safetensors.torch
 import torch
 import transformers
-from tests.families import FAMILIES, save_checkpoint
-from tests.test_export import NEW, TOKENS, Shipped, draw_tokens, mix, read_by_transformers, treat
-from tests.test_models import REMOTE_CODE, edit_config
-from tests.test_run import make_settings, run
 from torch import Tensor, nn
 
 import compressor
@@ -34,6 +30,10 @@ from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Activations, Granularity, Int8
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.uniform import Uniform
+from tests.commands.test_run import make_settings, run
+from tests.export.test_export import NEW, TOKENS, Shipped, draw_tokens, mix, read_by_transformers, treat
+from tests.models.test_model import REMOTE_CODE, edit_config
+from tests.support.families import FAMILIES, save_checkpoint
 
 CASES = [*FAMILIES, "llama in bfloat16"]
 DENSE = ("gpt2", "mixtral", "qwen3_moe", "falcon")
