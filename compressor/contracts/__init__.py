@@ -4,7 +4,7 @@ A plugin class is a dataclass; its fields are its options. Nothing here imports 
 `--help`, and by schedules that never see a tensor.
 """
 
-from compressor.contracts.compressor import CompressedWeight, Compressor, Context, Treat
+from compressor.contracts.compressor import CompressedWeight, Compressor, Context, InputTransform
 from compressor.contracts.metric import EstimableMetric, Metric, TextWindows
 from compressor.contracts.outputs import Readout, Runners
 from compressor.contracts.quantized import Grid, Scheme, Strategy, TokenRounding
@@ -40,6 +40,7 @@ __all__ = [
     "Estimate",
     "EstimateRequest",
     "Grid",
+    "InputTransform",
     "KeepRequest",
     "Metric",
     "Offer",
@@ -60,7 +61,6 @@ __all__ = [
     "Strategy",
     "TextWindows",
     "TokenRounding",
-    "Treat",
     "Treatment",
     "Waypoint",
 ]

@@ -30,7 +30,7 @@ class _Visit:
     arrived: torch.cuda.Event | None = None
 
 
-class Residency:
+class LayerPrefetch:
     """Moves `network` to `device`, but for what only one of `layers` uses: that visits.
 
     `release` gets every tensor at home that was written to. What is written to a parameter counts wherever it is.

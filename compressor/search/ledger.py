@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass
-class Savings:
+class ApproximationTotals:
     """How many trials were asked about and measured, and how many were dropped by the screen or skipped by bounds.
 
     `violations` are measured trials that beat the bound they came with. Of the dropped ones `audited` were measured

@@ -17,7 +17,7 @@ REMEMBERED = 256
 
 
 @dataclass
-class Screen:
+class Surrogate:
     """What treatments are predicted to do to the model as it is in this round, and what trials of them did.
 
     Each treatment is asked about once; `estimates` of a component are for its `options`, in order. `measured` are plans

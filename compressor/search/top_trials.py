@@ -20,13 +20,13 @@ def find_best(scorer: Scorer, request: BestRequest) -> Best:
     """Answer a BestRequest as the run's settings want it; raises PluginError for a request that makes no sense."""
     check_request(request)
     if scorer.settings.mode is SweepMode.approximate:
-        return Selection(scorer, request).answer()
+        return BestTrials(scorer, request).answer()
     scores = scorer.score_trials(ScoreRequest(request.trials, (request.metric,)))
     return choose_best(request, scorer.metrics[request.metric].better, scores)
 
 
 @dataclass
-class Selection:
+class BestTrials:
     """One approximate answer: trials are measured in batches, those with the best bounds first; then comes the audit.
 
     `scores` are of the measured trials. The scorer's `savings` count what was dropped, and what that missed.

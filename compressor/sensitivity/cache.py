@@ -113,7 +113,7 @@ class EstimateCache:
         modules = {type(self.metric).__module__, *(type(c).__module__ for c in self._list_compressors(request))}
         return [
             FORMAT, versions, hash_sources(frozenset({__name__, *modules})), model.content_hash(), str(model.dtype),
-            model.device.type, cuda, torch.get_num_threads(), model.pages is not None,
+            model.device.type, cuda, torch.get_num_threads(), model.mapped_weights is not None,
             [repr(component) for component in model.components.values()],
             list(reference.tokens.shape), reference.prefix_tokens, reference.batch,
             repr(self.metric), compressors, self.treatments.seed, self.seed, self.mode,

@@ -46,7 +46,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Predictions:
+class CostTable:
     """Component -> compressor -> options; `reached` says of which components anything is known at all."""
 
     components: Mapping[str, Component]
@@ -127,13 +127,13 @@ def list_amounts(offer: Offer) -> list[float]:
     return sorted({round(float(amount), 12) for amount in np.linspace(offer.low, offer.high, STEPS + 1)})
 
 
-def make_predictions(
+def make_cost_table(
     components: Mapping[str, Component],
     offers: Mapping[str, Mapping[str, Offer]],
     grid: Mapping[str, Sequence[Treatment]],
     estimates: Mapping[str, Estimate],
     sizes: Mapping[str, Sequence[int]],
-) -> Predictions:
+) -> CostTable:
     """From the estimates and the sizes in bits of a `grid` of options."""
     changes = steady_changes(estimates)
     options: dict[str, dict[str, Options]] = {}
@@ -149,4 +149,4 @@ def make_predictions(
             )
     reached = {name: estimate.reached for name, estimate in estimates.items()}
     sequences = len(next(iter(estimates.values())).changes)
-    return Predictions(components, options, reached, sequences)
+    return CostTable(components, options, reached, sequences)

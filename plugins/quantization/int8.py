@@ -62,7 +62,7 @@ class Int8(Compressor):
     name: ClassVar[str] = "int8"
 
     @property
-    def treats_inputs(self) -> bool:
+    def transforms_inputs(self) -> bool:
         return self.activations is Activations.token
 
     def offer(self, component: Component) -> Offer:
@@ -80,4 +80,4 @@ class Int8(Compressor):
             found = round_to_grid(weight, bits, out * width, 1, context.component, balanced=True)
         else:
             found = round_to_grid(weight, bits, self.group or width, out, context.component, balanced=True)
-        return replace(found, inputs=INPUTS) if self.treats_inputs else found
+        return replace(found, inputs=INPUTS) if self.transforms_inputs else found

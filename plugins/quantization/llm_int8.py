@@ -64,7 +64,7 @@ class MixedWeight(CompressedWeight):
         return integers + 8 * (others.scales.nbytes + self.columns.nbytes) + 32 * kept
 
     @property
-    def treat(self) -> MixedInputs:
+    def input_transform(self) -> MixedInputs:
         return MixedInputs(self.kept)
 
 
@@ -90,7 +90,7 @@ class LlmInt8(Compressor):
     needs: ClassVar[frozenset[str]] = frozenset({"absmax"})
 
     @property
-    def treats_inputs(self) -> bool:
+    def transforms_inputs(self) -> bool:
         return True
 
     def offer(self, component: Component) -> Offer:

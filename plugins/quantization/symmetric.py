@@ -45,7 +45,7 @@ class IntegerWeight(CompressedWeight):
         return Grid(self.integers, self.scales, self.bits_each, self.group, inputs=self.inputs)
 
     @property
-    def treat(self) -> TokenRounding | None:
+    def input_transform(self) -> TokenRounding | None:
         return self.inputs
 
 

@@ -24,7 +24,7 @@ import torch
 
 import compressor
 from compressor import export
-from compressor.compression.apply import take_product
+from compressor.compression.apply import make_replacement
 from compressor.contracts import Compressor, Context
 from compressor.models import load_model
 from compressor.settings import DType, ModelSettings
@@ -56,7 +56,7 @@ def save_packed(source: str, target: str, form: str) -> tuple[int, float]:
     method, grids = FORMS[form], {}
     for name, component in model.components.items():
         compressed = method.compress(model.read(name), method.offer(component).largest, Context(component))
-        model.write(name, take_product(compressed))
+        model.write(name, make_replacement(compressed))
         grids[name] = compressed.grid
     exported = export.save("compressed-tensors", model, Path(target), {}, {}, grids)
     return exported.bytes, len(exported.packed) / len(grids)

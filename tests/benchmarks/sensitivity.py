@@ -39,7 +39,7 @@ def measure_here(model: str, prefixes: int, repeat: int, estimates: bool) -> dic
         seconds: dict[str, list[float]] = {"forward": [], "estimate": []}
         for _ in range(repeat):
             began = time.perf_counter()
-            run.sweeps[Prefixes.SEARCH].score_current(["kl"])
+            run.evaluators[Prefixes.SEARCH].score_current(["kl"])
             seconds["forward"].append(time.perf_counter() - began)
             if estimates:
                 began = time.perf_counter()

@@ -121,8 +121,8 @@ def test_corrections_are_counted_at_their_most(tmp_path: Path) -> None:
 
 
 def test_an_approximate_search_costs_no_more_than_its_forecast(tmp_path: Path) -> None:
-    sweep = SweepSettings(mode=SweepMode.approximate, audit=0)
-    record = run(tmp_path, settings_of(Beam(width=2), Int8(), sweep=sweep))
+    evaluator = SweepSettings(mode=SweepMode.approximate, audit=0)
+    record = run(tmp_path, settings_of(Beam(width=2), Int8(), sweep=evaluator))
     assert record.expense is not None and record.expense.actual is not None
     assert record.expense.actual.passes <= record.expense.forecast.passes
 

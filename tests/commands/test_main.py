@@ -67,8 +67,8 @@ def test_a_setting_that_was_removed_is_one_warning(tmp_path: Path, mode: str) ->
 
 
 def test_a_multirun_ends_in_one_table_and_a_failing_job_stops_no_other(tmp_path: Path) -> None:
-    sweep = ["-m", "schedule=uniform", "schedule.targets=[0.2],[1.5],[0.4]", "hydra.sweep.dir=sweep"]
-    done = call(tmp_path, "run", *sweep, *SMALL)
+    evaluator = ["-m", "schedule=uniform", "schedule.targets=[0.2],[1.5],[0.4]", "hydra.sweep.dir=sweep"]
+    done = call(tmp_path, "run", *evaluator, *SMALL)
     assert done.returncode == 1
     errors = done.stderr.strip().splitlines()
     assert len(errors) == 1 and "1.5" in errors[0]

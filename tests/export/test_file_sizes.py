@@ -159,8 +159,19 @@ def test_parts_of_a_matrix_are_never_in_two_units(family: str, tmp_path: Path) -
             for name, members in fuse(model.components.values(), unit).units.items()
             for member in members
         }
-        for parameter in {id(slot.parameter): slot.parameter for slot in model.slots.values()}.values():
-            assert len({owner[name] for name, slot in model.slots.items() if slot.parameter is parameter}) == 1
+        for parameter in {
+            id(weight_view.parameter): weight_view.parameter for weight_view in model.weight_views.values()
+        }.values():
+            assert (
+                len(
+                    {
+                        owner[name]
+                        for name, weight_view in model.weight_views.items()
+                        if weight_view.parameter is parameter
+                    }
+                )
+                == 1
+            )
 
 
 def run(

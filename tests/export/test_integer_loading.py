@@ -16,7 +16,7 @@ from compressor import export
 from compressor.contracts import Grid, TokenRounding
 from compressor.errors import ModelError
 from compressor.export.loading import packed_linear
-from compressor.models import Product, load_model
+from compressor.models import Replacement, load_model
 from compressor.settings import DType, ModelSettings
 from compressor_plugins.quantization.int8 import Activations, Int8
 from tests.export.test_export import TOKENS, Shipped, draw_tokens, read_by_transformers
@@ -67,9 +67,9 @@ def test_it_says_what_was_scored_and_what_transformers_says(shipped: dict[str, S
     network = compressor.load(one.exported.path)
     found = logits(network, draw_tokens())
     assert network.dtype == getattr(torch, one.config["dtype"]) and torch.equal(found, one.said["logits"])
-    with one.model.treats.only(one.exported.treated):  # all of them, but for phi3 and opt
+    with one.model.input_transforms.only(one.exported.treated):  # all of them, but for phi3 and opt
         assert torch.equal(found, one.model.logits(draw_tokens(), TOKENS))
-    assert len(one.exported.treated) == len(one.model.treats.names) or case.startswith(("phi3", "opt"))
+    assert len(one.exported.treated) == len(one.model.input_transforms.names) or case.startswith(("phi3", "opt"))
     assert torch.equal(generate(network, draw_tokens()), one.said["generated"])
     for name in one.said.keys() - {"logits", "generated"}:
         assert torch.equal(network.get_submodule(name).weight, one.said[name]), name
@@ -135,7 +135,7 @@ def test_bytes_of_fewer_bits(tmp_path: Path) -> None:
         scales = weight.abs().amax(1, keepdim=True).bfloat16().float() / 8
         whole = (weight / scales).round().clamp(-8, 7).to(torch.int8)
         grid = grids[name] = Grid(whole, scales, 4, weight.shape[1], None, TokenRounding())
-        model.write(name, Product(grid.decode(weight.dtype), grid.inputs))
+        model.write(name, Replacement(grid.decode(weight.dtype), grid.inputs))
     exported = export.save("auto", model, tmp_path / "model", {}, {}, grids)
     assert exported.treated == {*model.components}
     found = logits(compressor.load(exported.path), draw_tokens())

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compressor.errors import CompressorError, ConfigError, ModelError
-from compressor.evaluation.layer_replay import Replay
+from compressor.evaluation.layer_replay import LayerReplay
 from compressor.export import save_dense
 from compressor.models import Model, load_model
 from compressor.models.components import find_layers
-from compressor.models.layer_prefetch import ROOM, Residency, find_streamed
+from compressor.models.layer_prefetch import ROOM, LayerPrefetch, find_streamed
 from compressor.models.loading import quiet_loading
-from compressor.sensitivity.gradients import Walk
+from compressor.sensitivity.gradients import LayerwiseGradients
 from compressor.settings import ComponentSettings, Device, DType, ModelSettings
 from tests.sensitivity.test_gradients import draw_tokens, walk_gradients
 from tests.support.families import FAMILIES, make_network, save_checkpoint
@@ -42,10 +42,10 @@ def stream(folder: Path, components: ComponentSettings | None = None, **settings
     return load(folder, components, stream=True, **settings)
 
 
-def settle(model: Model) -> Residency:
+def settle(model: Model) -> LayerPrefetch:
     """As on a GPU, but that the device is ordinary memory."""
-    assert model.pages is not None
-    return Residency(model.network, find_layers(model.network)[1], CPU, model.pages.release)
+    assert model.mapped_weights is not None
+    return LayerPrefetch(model.network, find_layers(model.network)[1], CPU, model.mapped_weights.release)
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
@@ -59,8 +59,8 @@ def expect_refusal(folder: Path, kind: type[CompressorError], message: str, **se
 
 
 def is_mapped(model: Model, parameter: Tensor) -> bool:
-    assert model.pages is not None
-    return parameter.data_ptr() in {tensor.data_ptr() for tensor in model.pages.tensors.values()}
+    assert model.mapped_weights is not None
+    return parameter.data_ptr() in {tensor.data_ptr() for tensor in model.mapped_weights.tensors.values()}
 
 
 @pytest.fixture(params=STREAMED)
@@ -169,8 +169,8 @@ def test_tensors_of_another_dtype_are_cast(tmp_path: Path) -> None:
     )
     whole, streamed, tokens = load(tmp_path, dtype=DType.bfloat16), stream(tmp_path), draw_tokens(2)
     assert torch.equal(streamed.logits(tokens, 4), whole.logits(tokens, 4))
-    assert not is_mapped(streamed, streamed.slots["model.layers.0.self_attn.k_proj"].parameter)
-    assert is_mapped(streamed, streamed.slots["model.layers.0.self_attn.q_proj"].parameter)
+    assert not is_mapped(streamed, streamed.weight_views["model.layers.0.self_attn.k_proj"].parameter)
+    assert is_mapped(streamed, streamed.weight_views["model.layers.0.self_attn.q_proj"].parameter)
     assert streamed.components == whole.components
 
 
@@ -301,7 +301,7 @@ def test_memory(dtype: torch.dtype, tmp_path: Path) -> None:
 # Residency: the layers come to the device, which here is ordinary memory, two at a time.
 
 
-def watch_layers(model: Model, residency: Residency) -> list[tuple[int, list[int]]]:
+def watch_layers(model: Model, residency: LayerPrefetch) -> list[tuple[int, list[int]]]:
     """Which layer's modules ran, and which layers were resident; asserts that none runs on weights at home."""
     layers = find_layers(model.network)[1]
     seen: list[tuple[int, list[int]]] = []
@@ -337,7 +337,7 @@ def test_a_resident_model_is_the_model(family: str, tmp_path: Path) -> None:
     expected, found = walk_gradients(whole, names, tokens), walk_gradients(streamed, names, tokens)
     assert all(torch.equal(found[name], expected[name]) for name in names)
     assert torch.equal(streamed.logits(tokens, 5), whole.logits(tokens, 5))
-    assert Replay(streamed).spans == Replay(whole).spans
+    assert LayerReplay(streamed).spans == LayerReplay(whole).spans
     assert read_files(tmp_path / "model") == before
 
 
@@ -348,7 +348,9 @@ def test_layers_come_and_go_with_the_walk(deep: Path) -> None:
     model.logits(tokens, 2)
     assert seen == [(0, [0, 1]), (1, [1, 2]), (2, [2, 3]), (3, [3, 4]), (4, [3, 4])]
     seen.clear()
-    Walk(model, list(model.components)).back(tokens, 5, lambda logits: logits.square().mean((1, 2)), lambda *_: None)
+    LayerwiseGradients(model, list(model.components)).back(
+        tokens, 5, lambda logits: logits.square().mean((1, 2)), lambda *_: None
+    )
     assert [index for index, _ in seen] == [*range(5), *range(5), 3, 2, 1, 0]
     assert seen[-3:] == [(2, [2, 1]), (1, [1, 0]), (0, [1, 0])]
 
@@ -356,7 +358,7 @@ def test_layers_come_and_go_with_the_walk(deep: Path) -> None:
 def test_stand_ins_for_layers_bring_nothing(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = stream(deep), draw_tokens(2)
     residency = settle(model)
-    replay = Replay(model)
+    replay = LayerReplay(model)
     monkeypatch.setattr(residency, "bring", lambda index: pytest.fail("a layer is brought that does not run"))
     entry = replay.enter(tokens)
     replay.leave(entry, entry.hidden, 3)

@@ -37,7 +37,7 @@ from compressor.settings import (
     Settings,
     TrackingSettings,
 )
-from compressor.testing.problems import Rehearsal
+from compressor.testing.problems import DryRun
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.pruning.magnitude import Magnitude
@@ -91,7 +91,7 @@ def make_problem(offer: Offer) -> Problem:
 def test_whatever_a_schedule_decides_holds_for_the_whole_unit(case: str) -> None:
     schedule, offer = SCHEDULES[case]
     problem = make_problem(offer)
-    rehearsal = Rehearsal(problem)
+    rehearsal = DryRun(problem)
     rehearsal.play(FusedSchedule(schedule))
     kept = rehearsal.kept
     assert kept and len({name.rpartition(".")[2] for name in kept}) > 1
@@ -209,7 +209,7 @@ def test_rows_of_several_lengths_are_refused_and_equal_ones_work() -> None:
         problem = replace(make_problem(RANGE), components=components, offers=offers)
         assert {offer.by_row for offer in fuse(components).problem(problem).offers["a"].values()} == {True, works}
         if works:
-            rehearsal = Rehearsal(problem)
+            rehearsal = DryRun(problem)
             rehearsal.play(FusedSchedule(budget))
             rows = {c.name: treatment.rows for c in components if (treatment := rehearsal.kept.get(c.name))}
             assert all(len(rows[c.name] or ()) == c.shape[0] for c in components)

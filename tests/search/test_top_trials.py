@@ -31,12 +31,12 @@ from compressor.contracts import (
 )
 from compressor.errors import ConfigError, PluginError
 from compressor.evaluation.bootstrap import summarize
-from compressor.evaluation.evaluator import Statistics, Sweep
+from compressor.evaluation.evaluator import Evaluator, Statistics
 from compressor.evaluation.trials import Trial
 from compressor.plugins import installed
 from compressor.progress import Silent
 from compressor.search.session import Search
-from compressor.search.surrogate import Screen
+from compressor.search.surrogate import Surrogate
 from compressor.settings import (
     ComponentSettings,
     DataSettings,
@@ -102,12 +102,12 @@ def folder(tmp_path: Path) -> Path:
 def make_search(folder: Path, data: Array, how: SweepSettings, metric: Metric | None = None, **given: Any) -> Any:  # noqa: ANN401
     metric = metric or Fdtm()
     nothing: Any = None
-    sweeps: Any = {Prefixes.SEARCH: FakeSweep(data, [])}
+    evaluators: Any = {Prefixes.SEARCH: FakeSweep(data, [])}
     return FakeSearch(
         model=nothing,
         metrics={metric.name: metric, "kl": Kl()},
         treatments=Treatments({}, installed().compressors),
-        sweeps=sweeps,
+        evaluators=evaluators,
         folder=folder,
         progress=Silent(),
         on_round=lambda *_: None,
@@ -131,7 +131,7 @@ def test_trials_are_compared_sequence_by_sequence(tmp_path: Path) -> None:
 
 
 def ask(search: Search, count: int, statistic: str = "mean", bounds: Sequence[float | None] = ()) -> Any:  # noqa: ANN401
-    trials = [plan_of(index) for index in range(len(search.sweeps[Prefixes.SEARCH].data))]  # type: ignore[attr-defined]
+    trials = [plan_of(index) for index in range(len(search.evaluators[Prefixes.SEARCH].data))]  # type: ignore[attr-defined]
     return search.answer(BestRequest(trials, next(iter(search.metrics)), count, statistic, bounds))
 
 
@@ -187,7 +187,7 @@ def test_bounds_save_passes_and_what_is_measured_is_noted(folder: Path) -> None:
     answer = ask(search, 4, bounds=[20.0, 20.0, None, None, None, None])
     assert {*answer.chosen} == {2, 3, 4, 5} and answer.scores[:2] == (None, None)
     assert search.trials == 4 and search.savings.skipped == 2
-    assert search.passes == len(search.sweeps[Prefixes.SEARCH].asked) == 4
+    assert search.passes == len(search.evaluators[Prefixes.SEARCH].asked) == 4
     lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
     assert sorted(int(*line["plan"]) for line in lines) == [2, 3, 4, 5]
     assert {line["scores"]["kl"]["n"] for line in lines} == {64}
@@ -236,7 +236,9 @@ def test_the_audit_measures_whole_trials_drawn_by_the_seed(folder: Path) -> None
         answer = ask(search, 12, bounds=[None] * 12 + [20.0] * 12)
         drawn.append([index for index in range(12, 24) if answer.scores[index] is not None])
         for index in drawn[-1]:
-            pieces = [range(64)[start:stop] for i, start, stop in search.sweeps[Prefixes.SEARCH].asked if i == index]
+            pieces = [
+                range(64)[start:stop] for i, start, stop in search.evaluators[Prefixes.SEARCH].asked if i == index
+            ]
             assert pieces == [range(64)]
     assert len(drawn[0]) == 3 and drawn[0] == drawn[1] != drawn[2]
 
@@ -297,7 +299,7 @@ def test_no_more_than_the_tolerance_is_lost(screen: str | None, folder: Path) ->
 def test_what_is_special_about_a_treatment_is_learned(folder: Path) -> None:
     """Its own measured effect counts when plans with it are predicted, in another question of the same round."""
     rng = np.random.default_rng(0)
-    screen, off = Screen(), {"0": 3.0}
+    screen, off = Surrogate(), {"0": 3.0}
     costs = {str(index): float(cost) for index, cost in enumerate(rng.uniform(1, 2, size=12))}
     estimates = {name: Estimate(np.full((4, 1), cost)) for name, cost in costs.items()}
     plans = [plan for a in range(12) for b in range(a) if (plan := {**plan_of(a), **plan_of(b)})]
@@ -372,13 +374,13 @@ def test_only_a_racing_setting_that_somebody_gave_is_warned_of(caplog: pytest.Lo
 def test_a_question_about_a_model_costs_what_it_says(tmp_path: Path) -> None:
     bench = make_bench("llama", tmp_path, count=20)
     metrics: dict[str, Metric] = {"kl": Kl(), "fdtm": Fdtm()}
-    sweep = Sweep(bench.model, bench.reference, metrics)
+    evaluator = Evaluator(bench.model, bench.reference, metrics)
     how = replace(APPROXIMATE, screen="kl", audit=1)
     search = Search(
         model=bench.model,
         metrics=metrics,
         treatments=bench.treatments,
-        sweeps={Prefixes.SEARCH: sweep},
+        evaluators={Prefixes.SEARCH: evaluator},
         folder=tmp_path,
         progress=Silent(),
         on_round=lambda *_: None,

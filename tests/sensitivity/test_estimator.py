@@ -10,8 +10,8 @@ import torch
 from compressor.contracts import EstimableMetric, EstimateRequest, Treatment
 from compressor.data.reference import Reference
 from compressor.models import Model, load_model
-from compressor.sensitivity.estimator import Sensitivity
-from compressor.sensitivity.gradients import Walk
+from compressor.sensitivity.estimator import GradientEstimator
+from compressor.sensitivity.gradients import LayerwiseGradients
 from compressor.settings import DType, ModelSettings
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.margin_noise import MarginNoise
@@ -100,7 +100,7 @@ def test_rows_alone_are_the_rows_of_all(tmp_path: Path) -> None:
             assert not together.rows[:, 1].any()
 
 
-class OneByOne(Walk):
+class OneByOne(LayerwiseGradients):
     def __init__(self, model: Model, names: Sequence[str]) -> None:
         super().__init__(model, names)
         self.at_once = 1
@@ -152,7 +152,7 @@ def test_other_seeds_draw_otherwise(tmp_path: Path) -> None:
     options = bench.everywhere(PRUNED)
     request = EstimateRequest(options, "margin_noise")
     first, again, other = (
-        Sensitivity(bench.model, bench.reference, bench.treatments, MarginNoise(), seed=seed).estimate(request)
+        GradientEstimator(bench.model, bench.reference, bench.treatments, MarginNoise(), seed=seed).estimate(request)
         for seed in (0, 0, 1)
     )
     for name in options:

@@ -27,7 +27,7 @@ from compressor.contracts import (
 from compressor.data.reference import Reference, build_reference
 from compressor.models import Model, load_model
 from compressor.plugins import installed
-from compressor.sensitivity.estimator import Sensitivity
+from compressor.sensitivity.estimator import GradientEstimator
 from compressor.settings import ComponentSettings, ModelSettings
 from compressor_plugins.metrics.margin_noise import MarginNoise
 from compressor_plugins.pruning.masks import PrunedWeight
@@ -93,7 +93,7 @@ class Bench:
         self, objective: EstimableMetric, options: Mapping[str, Sequence[Treatment | None]], **given: object
     ) -> dict[str, Estimate]:
         request = EstimateRequest(options, objective.name, **given)
-        return Sensitivity(self.model, self.reference, self.treatments, objective).estimate(request)
+        return GradientEstimator(self.model, self.reference, self.treatments, objective).estimate(request)
 
     def everywhere(self, *options: Treatment | None) -> Options:
         return {name: list(options) for name in self.model.components}
@@ -146,10 +146,10 @@ class Oracle:
 
     def slopes(self, name: str, scalar: Tensor) -> Tensor:
         """`[out, in]`: the gradient of a number by a component's weight."""
-        slot = self.model.slots[name]
-        (gradient,) = torch.autograd.grad(scalar, slot.parameter, retain_graph=True, allow_unused=True)
-        gradient = torch.zeros_like(slot.parameter) if gradient is None else gradient
-        return slot.part(gradient).reshape(slot.component.shape)
+        weight_view = self.model.weight_views[name]
+        (gradient,) = torch.autograd.grad(scalar, weight_view.parameter, retain_graph=True, allow_unused=True)
+        gradient = torch.zeros_like(weight_view.parameter) if gradient is None else gradient
+        return weight_view.part(gradient).reshape(weight_view.component.shape)
 
     def change(self, name: str, option: Treatment | None) -> Tensor:
         """`[out, in]` in float64: what an option adds to the weight that is there now."""
@@ -178,7 +178,7 @@ class Oracle:
 
     def changes(self, objective: EstimableMetric, name: str, options: Sequence[Treatment | None]) -> np.ndarray:
         """`[sequence, option]`: ⟨∂ value, Δ⟩ + ⟨∂ probe, Δ⟩²."""
-        parameter = self.model.slots[name].parameter.requires_grad_(True)
+        parameter = self.model.weight_views[name].parameter.requires_grad_(True)
         found = []
         for index in range(len(self.base)):
             value, probe = (self.slopes(name, scalar) for scalar in self.scalars(objective, index))

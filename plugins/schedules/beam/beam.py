@@ -22,7 +22,7 @@ from compressor.errors import ConfigError
 
 from ..rankers import Statistic, check_ranker
 from .moves import State, list_moves
-from .size_bounds import Storage, measure_storage
+from .size_bounds import SizeBounds, measure_size_bounds
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Beam(Schedule):
         depths = self._check_numbers(problem)
         storage = None
         if self.bits is not None:
-            storage = measure_storage(problem, moves, (yield SizeRequest(moves.options)), self.bits)
+            storage = measure_size_bounds(problem, moves, (yield SizeRequest(moves.options)), self.bits)
         beam, known, curve = [0], dict[State, float](), list[Waypoint]()
         best, reason, final = dict[str, Treatment](), "", 0
         for _ in range(depths):
@@ -106,7 +106,7 @@ class Beam(Schedule):
             raise ConfigError(f"`schedule.bits` must be above 0, got {self.bits:g}; give the mean over weights")
         return self.count or every
 
-    def _tell_missed(self, storage: Storage, final: State) -> str:
+    def _tell_missed(self, storage: SizeBounds, final: State) -> str:
         """That `bits` were not reached, which only `count` and `floor` prevent."""
         given = [name for name in ("count", "floor") if getattr(self, name) is not None]
         return (

@@ -11,7 +11,7 @@ from .moves import Moves, State
 
 
 @dataclass(frozen=True)
-class Storage:
+class SizeBounds:
     """Packed bits of all components as they are, and by how much each move changes them; `limit` is per weight.
 
     `least` are the bits where every component takes its smallest option, and `losses` by how much each move misses it.
@@ -38,7 +38,7 @@ def add_moves(state: State, values: Sequence[int]) -> int:
     return sum(value for index, value in enumerate(values) if state >> index & 1)
 
 
-def measure_storage(problem: Problem, moves: Moves, sizes: Mapping[str, Sequence[int]], limit: float) -> Storage:
+def measure_size_bounds(problem: Problem, moves: Moves, sizes: Mapping[str, Sequence[int]], limit: float) -> SizeBounds:
     """From the bits of `moves.options`; raises ConfigError where no plan takes as little as `limit` per weight."""
     parameters = sum(component.parameters for component in problem.components)
     least = sum(min(bits) for bits in sizes.values())
@@ -49,4 +49,4 @@ def measure_storage(problem: Problem, moves: Moves, sizes: Mapping[str, Sequence
         )
     changes = [option - sizes[name][0] for name in moves.options for option in sizes[name][1:]]
     losses = [option - min(sizes[name]) for name in moves.options for option in sizes[name][1:]]
-    return Storage(sum(bits[0] for bits in sizes.values()), changes, least, losses, parameters, limit)
+    return SizeBounds(sum(bits[0] for bits in sizes.values()), changes, least, losses, parameters, limit)

@@ -11,8 +11,8 @@ from compressor.errors import ConfigError, suggest
 
 from .discrete import make_choices
 from .limits import Unit, read_limits
-from .questions import Inquiry
-from .round import Planning
+from .questions import Questions
+from .round import BudgetRound
 
 
 class EstimateBy(enum.Enum):
@@ -73,7 +73,7 @@ class Budget(Schedule):
         for limit in limits:
             choices = make_choices(problem, floor, by_row)
             on_disk = limit.unit is Unit.bytes
-            planning = Planning(Inquiry(choices, self.objective, limit.in_bits, on_disk, measured, by_row), limit)
+            planning = BudgetRound(Questions(choices, self.objective, limit.in_bits, on_disk, measured, by_row), limit)
             plan = yield from planning.run(self.corrections)
             singles = {self.objective: planning.singles}
             notes, last = tuple(planning.notes), limit is limits[-1]

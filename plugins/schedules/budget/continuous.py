@@ -14,7 +14,7 @@ HERE = int(np.flatnonzero(OFFSETS == 0)[0])
 
 
 @dataclass(frozen=True)
-class Amounts(Choices):
+class ContinuousChoices(Choices):
     """The amounts of one compressor, of matrices or, `by_row`, of their rows."""
 
     compressor: str

@@ -9,7 +9,7 @@ import numpy as np
 
 from compressor.contracts import Component, Plan, Problem, Treatment
 
-from .continuous import Amounts
+from .continuous import ContinuousChoices
 from .convex_hull import Array
 from .knapsack import choose
 from .mixed_integer import Menu
@@ -20,7 +20,7 @@ SAME = 1e-9
 
 
 @dataclass(frozen=True)
-class Menus(Choices):
+class DiscreteChoices(Choices):
     """The options of all compressors, by increasing amount, None among them."""
 
     def begin(self) -> Options:
@@ -130,5 +130,5 @@ def make_choices(problem: Problem, floor: Values, by_row: bool) -> Choices:
     if len(problem.offers) == 1:
         (compressor,) = problem.offers
         if all(offer.is_range for offer in problem.offers[compressor].values()):
-            return Amounts(problem, floor, compressor, by_row)
-    return Menus(problem, floor)
+            return ContinuousChoices(problem, floor, compressor, by_row)
+    return DiscreteChoices(problem, floor)

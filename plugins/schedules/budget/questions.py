@@ -19,7 +19,7 @@ Estimates = Mapping[str, Estimate]
 
 
 @dataclass(frozen=True)
-class Inquiry:
+class Questions:
     """The questions of a round, of costs by `objective`; methods that say what they ask are generators of requests."""
 
     choices: Choices

@@ -8,7 +8,7 @@ from .additivity import add_singles
 from .convex_hull import Array
 from .limits import Limit
 from .options import Table
-from .questions import Asks, Estimates, Inquiry, merge
+from .questions import Asks, Estimates, Questions, merge
 
 FIRST_PREFIXES = 32
 """Prefixes that are estimated on before a plan is made; then twice as many, until it settles."""
@@ -23,10 +23,10 @@ TIGHTER = 3
 
 
 @dataclass
-class Planning:
+class BudgetRound:
     """Finds the plan of one round. What asks is a generator of requests, which returns the plan and what it stores."""
 
-    inquiry: Inquiry
+    inquiry: Questions
     limit: Limit
     notes: list[str] = field(default_factory=list)
     """What a person should know of the plan."""

@@ -28,8 +28,8 @@ class Evolution(Schedule):
 
     A switch takes less of one component and more of another. A range of amounts moves by the same number of weights
     everywhere (`Steps`), so the mean amount stays; fixed levels move by one option, of one compressor or several,
-    within the packed bits of the uniform allocation (`Levels`), or within `bits` per weight, scales counted, in place
-    of `targets`. Without either half is taken, of fixed levels the middle of what they reach.
+    within the packed bits of the uniform allocation (`FixedLevels`), or within `bits` per weight, scales counted, in
+    place of `targets`. Without either half is taken, of fixed levels the middle of what they reach.
 
     The preset small makes 80 generations of 16, survivors 3, 1, 1 on 256, 1024, 4096 tokens: as much as 220 trials on
     64 prefixes of 64 tokens. The preset published is the authors': to prune 400 generations of 64, survivors 8, 2, 1

@@ -17,7 +17,7 @@ LEAST_RETURN = 0.8
 
 
 @dataclass(frozen=True)
-class Levels(Space):
+class FixedLevels(Space):
     """States of at most `budget` packed bits.
 
     A switch lowers random levels, then raises random ones until it is within the budget. It does not work out where
@@ -64,7 +64,7 @@ class Levels(Space):
         return tuple(levels.tolist()) if given >= LEAST_RETURN * taken else None
 
 
-def make_levels(ladder: Ladder, span: Span, current: Vector, target: float | None, bits: float | None) -> Levels:
+def make_levels(ladder: Ladder, span: Span, current: Vector, target: float | None, bits: float | None) -> FixedLevels:
     """Levels that take no less than `current` `[component]`, within the bits of the uniform allocation at `target`.
 
     Without a target the budget is `bits` per weight; raises ConfigError where that is out of reach.
@@ -73,8 +73,8 @@ def make_levels(ladder: Ladder, span: Span, current: Vector, target: float | Non
     lowest = np.minimum(ladder.floor(current), highest)
     if target is not None:
         budget = ladder.interpolate(add_uniformly(span, current, target))
-        return Levels(lowest, highest, ladder, budget)
-    space = Levels(lowest, highest, ladder, math.floor((bits or 0.0) * span.parameters.sum() + Offer.TOLERANCE))
+        return FixedLevels(lowest, highest, ladder, budget)
+    space = FixedLevels(lowest, highest, ladder, math.floor((bits or 0.0) * span.parameters.sum() + Offer.TOLERANCE))
     least = int(space.cost(highest).sum())
     if least > space.budget:
         nearest = math.ceil(least / span.parameters.sum() * 1e4) / 1e4

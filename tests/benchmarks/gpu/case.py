@@ -15,12 +15,12 @@ from compressor.contracts import EstimateRequest, Metric, Treatment
 from compressor.data.reference import Reference, build_reference
 from compressor.data.texts import sample_sequences
 from compressor.evaluation.engine import Engine
-from compressor.evaluation.evaluator import Statistics, Sweep
-from compressor.evaluation.layer_replay import Replay
+from compressor.evaluation.evaluator import Evaluator, Statistics
+from compressor.evaluation.layer_replay import LayerReplay
 from compressor.evaluation.trials import Trial
-from compressor.models import Model, Product, load_model
+from compressor.models import Model, Replacement, load_model
 from compressor.plugins import installed
-from compressor.sensitivity.estimator import Sensitivity
+from compressor.sensitivity.estimator import GradientEstimator
 from compressor.sensitivity.shrinkage import steady_changes
 from compressor.settings import Device, DType, ModelSettings, SweepMode
 
@@ -70,13 +70,13 @@ class Case:
 
     def open_sweep(
         self, metrics: Sequence[str], joint: int | None = None, plain: bool = False, reference: Reference | None = None
-    ) -> Sweep:
+    ) -> Evaluator:
         """A sweep over the reference: by the engine, `joint` trials at once, or by a plain forward pass per trial."""
         mode = SweepMode.plain if plain else SweepMode.exact
-        sweep = Sweep(self.model, reference or self.reference, make_metrics(metrics), mode=mode)
+        evaluator = Evaluator(self.model, reference or self.reference, make_metrics(metrics), mode=mode)
         if joint is not None:
-            sweep.engine = Engine(Replay(self.model), joint)
-        return sweep
+            evaluator.engine = Engine(LayerReplay(self.model), joint)
+        return evaluator
 
     def make_trials(self, compressor: str, amount: float | None = None) -> list[Trial]:
         """One trial for each of some components spread over the model; `amount` None is the first that is offered."""
@@ -84,7 +84,7 @@ class Case:
         names = list(self.model.components)
         names = names[:: max(1, len(names) // self.most_trials)][: self.most_trials]
 
-        def make(name: str) -> Tensor | Product:
+        def make(name: str) -> Tensor | Replacement:
             offered = installed().compressors[compressor]().offer(self.model.components[name])
             chosen = Treatment(compressor, offered.levels[0] if amount is None else amount)
             return treatments.compress_one(self.model, name, chosen).dense()
@@ -103,7 +103,7 @@ class Case:
             options[name] = [Treatment(key, float(amount)) for key, found in amounts.items() for amount in found]
         treatments = Treatments(configured, installed().compressors)
         metric = installed().metrics[objective]()
-        sensitivity = Sensitivity(self.model, self.reference, treatments, metric)
+        sensitivity = GradientEstimator(self.model, self.reference, treatments, metric)
         return steady_changes(sensitivity.estimate(EstimateRequest(options, objective)))
 
 

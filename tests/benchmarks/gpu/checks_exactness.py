@@ -7,7 +7,7 @@ import torch
 
 from compressor.compression.apply import Treatments
 from compressor.contracts import Context, Treatment
-from compressor.evaluation.layer_replay import Replay
+from compressor.evaluation.layer_replay import LayerReplay
 from compressor.evaluation.trials import Trial
 from compressor.plugins import installed
 from compressor.settings import DType
@@ -24,7 +24,7 @@ ALIKE = 0.01
 def check_replay(case: Case) -> Iterator[Result]:
     """Do the layers, run one by one, give the bits of the whole forward pass? If not, the engine is not used."""
     with Clock() as clock:
-        replay = Replay(case.model)
+        replay = LayerReplay(case.model)
     yield Result(True, {"splits positions": replay.splits, **clock.facts()})
 
 

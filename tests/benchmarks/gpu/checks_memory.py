@@ -8,7 +8,7 @@ import torch
 from compressor.compression.apply import Treatments
 from compressor.contracts import EstimateRequest, Treatment
 from compressor.plugins import installed
-from compressor.sensitivity.estimator import Sensitivity
+from compressor.sensitivity.estimator import GradientEstimator
 
 from .case import CONTINUATION_TOKENS, Case, find_differences
 from .instruments import Clock
@@ -25,7 +25,7 @@ def check_correction(case: Case) -> Iterator[Result]:
     }
     plan = {name: chosen[1] for name, chosen in options.items() if chosen[1] is not None}
     treatments = Treatments(configured, installed().compressors)
-    sensitivity = Sensitivity(model, case.reference, treatments, installed().metrics["kl"](), is_base=False)
+    sensitivity = GradientEstimator(model, case.reference, treatments, installed().metrics["kl"](), is_base=False)
     with Clock() as clock:
         sensitivity.estimate(EstimateRequest(options, "kl", plan))
     facts = {"prefixes": len(case.reference.tokens), **clock.facts()}
@@ -39,17 +39,17 @@ def check_out_of_memory(case: Case) -> Iterator[Result]:
     model = case.model
     before = {name: model.read(name).cpu() for name in [*model.components][:4]}
     trials = case.make_trials("int8")
-    sweep = case.open_sweep(["fdtm"], joint=64)
-    expected = sweep.score_all(trials)
+    evaluator = case.open_sweep(["fdtm"], joint=64)
+    expected = evaluator.score_all(trials)
     logits_bytes = len(case.reference.tokens) * CONTINUATION_TOKENS * model.vocabulary * model.dtype.itemsize
     passed = True if model.device.type == "cuda" else None
     try:
         with limited_memory(model.device, 4 * logits_bytes):
-            facts = {"differences": find_differences(sweep.score_all(trials), expected)}
+            facts = {"differences": find_differences(evaluator.score_all(trials), expected)}
     except Exception as error:
         passed, facts = False, dict(describe_error(error).facts)
     whole = all(torch.equal(model.read(name).cpu(), weight) for name, weight in before.items())
-    facts |= {"at once afterwards": sweep.engine and sweep.engine.joint, "model is whole": whole}
+    facts |= {"at once afterwards": evaluator.engine and evaluator.engine.joint, "model is whole": whole}
     yield Result(passed if whole else False, facts)
 
 

@@ -115,12 +115,12 @@ def check_decoding(case: Case, tokens: int = 8) -> Iterator[Result]:
 def check_scoring(case: Case) -> Iterator[Result]:
     """Every metric on the model as it stands."""
     for reference in list_references(case):
-        sweep = case.open_sweep(EVERY_METRIC, reference=reference)
-        sweep.score_current()
+        evaluator = case.open_sweep(EVERY_METRIC, reference=reference)
+        evaluator.score_current()
         with Clock() as clock:
-            sweep.score_current()
+            evaluator.score_current()
         speed = {"tokens/s": reference.tokens.numel() / clock.seconds}
-        facts = {**clock.facts(), **speed, **count_synchronisations(sweep.score_current)}
+        facts = {**clock.facts(), **speed, **count_synchronisations(evaluator.score_current)}
         yield Result(True, facts, f"batches of {reference.batch}")
 
 
@@ -128,15 +128,15 @@ def check_trials(case: Case, peaks: Peaks) -> Iterator[Result]:
     """Pruned single components, by the engine and by a plain forward pass for each."""
     for reference in list_references(case):
         trials = case.make_trials("magnitude", 0.5)
-        sweep, part = case.open_sweep(["fdtm", "kl"], reference=reference), f"batches of {reference.batch}"
+        evaluator, part = case.open_sweep(["fdtm", "kl"], reference=reference), f"batches of {reference.batch}"
         with Clock() as clock:
-            sweep.score_all(trials[:2])
+            evaluator.score_all(trials[:2])
         yield Result(True, clock.facts(), f"{part}, first two trials with the engine's proof")
         with Clock() as clock:
-            sweep.score_all(trials)
+            evaluator.score_all(trials)
         facts = {"trials": len(trials), "seconds per trial": clock.seconds / len(trials), **clock.facts()}
-        facts |= {"at once": sweep.engine and sweep.engine.joint}
-        yield Result(True, facts | count_synchronisations(partial(sweep.score_all, trials[:2])), part)
+        facts |= {"at once": evaluator.engine and evaluator.engine.joint}
+        yield Result(True, facts | count_synchronisations(partial(evaluator.score_all, trials[:2])), part)
         plain = case.open_sweep(["fdtm", "kl"], plain=True, reference=reference)
         with Clock() as clock:
             plain.score_all(trials)

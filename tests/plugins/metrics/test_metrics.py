@@ -13,7 +13,7 @@ from compressor.data.reference import build_reference
 from compressor.errors import ConfigError, PluginError
 from compressor.evaluation.batches import read_statistics
 from compressor.evaluation.bootstrap import compare_paired, summarize
-from compressor.evaluation.evaluator import Sweep
+from compressor.evaluation.evaluator import Evaluator
 from compressor.models import load_model
 from compressor.sensitivity.margin_law import expected_fdt
 from compressor.settings import ModelSettings
@@ -280,15 +280,15 @@ def test_margins_cost_no_forward_pass_of_their_own(monkeypatch: pytest.MonkeyPat
     reference = build_reference(model, prefixes, 8, batch=4)
     reference.remember_distribution(model)
     metrics: dict[str, Metric] = {"fdtm": Fdtm(), "margin_noise": MarginNoise(), "expected_fdtm": ExpectedFdtm()}
-    sweep = Sweep(model, reference, metrics)
+    evaluator = Evaluator(model, reference, metrics)
     calls: list[str] = []
     whole, head = model.logits, model.project
     monkeypatch.setattr(model, "logits", lambda *given: calls.append("forward") or whole(*given))
     monkeypatch.setattr(model, "project", lambda *given: calls.append("head") or head(*given))
-    first = sweep.score_current()
+    first = evaluator.score_current()
     assert calls.count("forward") == 2
     assert calls.count("head") == 2
     assert (first["fdtm"] == 8).all() and (first["margin_noise"] == 0).all()
     calls.clear()
-    sweep.score_current()
+    evaluator.score_current()
     assert calls == ["forward", "forward"]

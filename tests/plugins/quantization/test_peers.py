@@ -57,7 +57,7 @@ def test_mixed_products_are_those_of_bitsandbytes(seed: int) -> None:
     integers, steps, columns = functional.int8_vectorwise_quant(inputs.clone(), threshold=6.0)
     assert columns.tolist() == ours.kept.nonzero().flatten().tolist() == kept.tolist()
     others = ~ours.kept
-    treated = ours.treat(inputs.float())
+    treated = ours.input_transform(inputs.float())
     gap = treated[:, others] * 127 / steps[:, None] - integers[:, others]
     assert (gap.abs() < 1e-3).double().mean() >= 0.999 and gap.abs().max() < 1.001
     zeroed = weight.masked_fill(ours.kept, 0)

@@ -104,7 +104,7 @@ def test_the_ratio_is_that_of_plain_forward_passes(metric: str, tmp_path: Path) 
     record, (made,) = run(tmp_path, schedule, Int8(), Int4(group=16))
     kept: Plan = made.search.kept
     base = load_model(ModelSettings(path=str(tmp_path / "base")))
-    reference = made.sweeps[Prefixes.SEARCH].reference
+    reference = made.evaluators[Prefixes.SEARCH].reference
     weights = {name: made.model.read(name) for name in kept}
     whole, *singles = (
         measure_effect(base, reference.tokens, reference.prefix_tokens, chosen, metric)
@@ -125,7 +125,7 @@ def test_blocks_of_prefixes_count_as_one(
     schedule = Budget(bits=6.0, objective=metric, estimate=EstimateBy.measured, corrections=0)
     record, (made,) = run(tmp_path, schedule, Int8(), Int4(group=16))
     base = load_model(ModelSettings(path=str(tmp_path / "base")))
-    reference = made.sweeps[Prefixes.SEARCH].reference
+    reference = made.evaluators[Prefixes.SEARCH].reference
     weights = {name: made.model.read(name) for name in made.search.kept}
     whole, *singles = (
         measure_effect(base, reference.tokens[:used], reference.prefix_tokens, chosen, metric)

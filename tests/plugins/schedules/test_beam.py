@@ -26,7 +26,7 @@ from compressor.contracts import (
 )
 from compressor.errors import ConfigError
 from compressor.search.best import choose_best
-from compressor.testing.problems import Rehearsal, flat_score
+from compressor.testing.problems import DryRun, flat_score
 from compressor_plugins.schedules.beam.beam import Beam
 from compressor_plugins.schedules.rankers import Statistic
 
@@ -36,7 +36,7 @@ INT8 = Offer(levels=(0.5,))
 
 
 @dataclass
-class Additive(Rehearsal):
+class Additive(DryRun):
     """Every treatment costs what `costs` says, by component and amount; a plan costs the sum, and `extra` for a pair.
 
     All trials have scores, as in an exact run.
@@ -72,11 +72,11 @@ def play(problem: Problem, schedule: Beam, **given: Any) -> Additive:  # noqa: A
     return rehearsal
 
 
-def asked(rehearsal: Rehearsal) -> list[BestRequest]:
+def asked(rehearsal: DryRun) -> list[BestRequest]:
     return [request for request in rehearsal.requests if isinstance(request, BestRequest)]
 
 
-def kept(rehearsal: Rehearsal) -> KeepRequest:
+def kept(rehearsal: DryRun) -> KeepRequest:
     (request,) = (request for request in rehearsal.requests if isinstance(request, KeepRequest))
     return request
 
@@ -147,7 +147,7 @@ def test_bounds_are_the_worst_of_the_plans_inside(ranker: str, worst: Any) -> No
 
 def test_what_was_dropped_gives_no_bound() -> None:
     """A run that measured only what it chose: a plan is bounded by those that went on."""
-    rehearsal = Rehearsal(make_problem(4))
+    rehearsal = DryRun(make_problem(4))
     rehearsal.play(Beam(1, "kl"))
     _, second, *_ = asked(rehearsal)
     assert len(second.trials) == 3 and len(set(second.bounds)) == 1 and None not in second.bounds

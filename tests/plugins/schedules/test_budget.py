@@ -27,7 +27,7 @@ from compressor.contracts import (
     Treatment,
 )
 from compressor.errors import ConfigError
-from compressor.testing.problems import COMPONENTS, OFFERS, Rehearsal, flat_score, make_problem
+from compressor.testing.problems import COMPONENTS, OFFERS, DryRun, flat_score, make_problem
 from compressor_plugins.schedules.budget.budget import Budget, EstimateBy, Granularity
 from compressor_plugins.schedules.budget.round import is_cheaper
 
@@ -39,7 +39,7 @@ LEVELS = [index / 20 for index in range(21)]
 
 
 @dataclass
-class Uneven(Rehearsal):
+class Uneven(DryRun):
     """Random hardnesses; what `round` does costs half of what `prune` does at the same amount."""
 
     def hardness(self) -> dict[str, float]:
@@ -114,7 +114,7 @@ def play(schedule: Budget, *compressors: str, cls: type[Any] = Uneven, seed: int
     return rehearsal
 
 
-def requests_of(rehearsal: Rehearsal, kind: type[Any]) -> list[Any]:
+def requests_of(rehearsal: DryRun, kind: type[Any]) -> list[Any]:
     return [request for request in rehearsal.requests if isinstance(request, kind)]
 
 
@@ -253,7 +253,7 @@ def test_bytes_are_those_of_the_whole_checkpoint(size: int) -> None:
     assert size - (bits / 8 + 376) < 160 * (2 + 0.5) / 8 + 1  # less than what one level of the largest would take
 
 
-def plans_of(rehearsal: Rehearsal) -> list[Plan]:
+def plans_of(rehearsal: DryRun) -> list[Plan]:
     return [request.plan for request in requests_of(rehearsal, KeepRequest)]
 
 
@@ -389,7 +389,7 @@ class Unsure(Uneven):
         return answer
 
 
-def ranges_of(rehearsal: Rehearsal) -> list[tuple[int, int]]:
+def ranges_of(rehearsal: DryRun) -> list[tuple[int, int]]:
     return [(request.start, request.stop) for request in requests_of(rehearsal, EstimateRequest)]
 
 
@@ -412,7 +412,7 @@ def test_corrections_estimate_on_the_prefixes_on_which_the_plan_settled() -> Non
 
 
 @dataclass
-class RowByRow(Rehearsal):
+class RowByRow(DryRun):
     """damage = Σ_c Σ_r h_cr a_cr² / Σ h, and estimates say it row by row."""
 
     def hardness_of(self, name: str) -> Any:  # noqa: ANN401 - an array
@@ -554,7 +554,7 @@ def test_everything_can_be_taken() -> None:
 def test_without_targets_it_takes_half_or_what_there_is(compressor: str, target: float) -> None:
     offers = {"little": {component.name: Offer(high=0.3) for component in COMPONENTS}}
     problem = make_problem([compressor], KL) if compressor in OFFERS else replace(make_problem([], KL), offers=offers)
-    rehearsal = Rehearsal(problem)
+    rehearsal = DryRun(problem)
     rehearsal.play(Budget())
     assert requests_of(rehearsal, KeepRequest)[0].target == pytest.approx(target)
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.contracts import Better, Component, Offer, Problem, Treatment
-from compressor_plugins.schedules.budget.continuous import Amounts
-from compressor_plugins.schedules.budget.discrete import Menus
+from compressor_plugins.schedules.budget.continuous import ContinuousChoices
+from compressor_plugins.schedules.budget.discrete import DiscreteChoices
 from compressor_plugins.schedules.budget.options import OFFSETS, Option, Options, Table
 
 PRUNE, INT8, INT4 = Offer(by_row=True), Offer(levels=(0.5,)), Offer(levels=(0.75,))
@@ -21,9 +21,9 @@ def make_problem(offers: Mapping[str, Offer], *widths: int) -> Problem:
     return Problem(components, {n: dict.fromkeys(names, offer) for n, offer in offers.items()}, {"kl": Better.LOWER}, 8)
 
 
-def make_menus(offers: Mapping[str, Offer], *widths: int, floor: float = 0.0) -> Menus:
+def make_menus(offers: Mapping[str, Offer], *widths: int, floor: float = 0.0) -> DiscreteChoices:
     problem = make_problem(offers, *widths)
-    return Menus(problem, {component.name: np.array([floor]) for component in problem.components})
+    return DiscreteChoices(problem, {component.name: np.array([floor]) for component in problem.components})
 
 
 def amounts_of(options: Sequence[Option], compressor: str) -> list[float]:
@@ -83,7 +83,7 @@ def test_what_is_taken_is_among_the_options_near_it(width: int, amount: float, f
     assert again.count(now) == 1 and menus.near({"c0": again[-1]})["c0"].count(again[-1]) == 1
 
 
-def make_table(menus: Menus, options: Options, costs: Mapping[str, Mapping[str, float]]) -> Table:
+def make_table(menus: DiscreteChoices, options: Options, costs: Mapping[str, Mapping[str, float]]) -> Table:
     """Costs of a compressor are a number times the amount; nothing where it stays."""
     found = {
         name: np.array([[costs[name].get(o.compressor, 9.0) * o.amount if o else 0.0 for o in listed]])
@@ -115,7 +115,7 @@ def test_components_without_costs_stay_in_the_plan() -> None:
     known = Table(options, table.sizes, {"c1": table.costs["c1"]})
     assert menus.solve(known, 30.0, plan) == {"c0": plan["c0"], "c1": Treatment("int4", 0.75)}
     problem = menus.problem
-    amounts = Amounts(
+    amounts = ContinuousChoices(
         make_problem({"prune": PRUNE}, 10, 10), {c.name: np.zeros(1) for c in problem.components}, "prune"
     )
     pruned = {"c0": Treatment("prune", 0.5), "c1": Treatment("prune", 0.5)}
@@ -143,6 +143,6 @@ def test_distance_is_a_mean_over_weights_and_another_compressor_is_far() -> None
     assert menus.distance(first, first) == 0
     assert menus.distance(first, {}) == pytest.approx(0.3 / 4)
     assert menus.distance(first, {"c0": Treatment("int8", 0.5)}) == pytest.approx(1 / 4)
-    rows = Amounts(make_problem({"prune": PRUNE}, 10), {"c0": np.zeros(4)}, "prune", by_row=True)
+    rows = ContinuousChoices(make_problem({"prune": PRUNE}, 10), {"c0": np.zeros(4)}, "prune", by_row=True)
     up, down = (Treatment("prune", 0.5, rows=rows) for rows in ((0.4, 0.4, 0.6, 0.6), (0.6, 0.6, 0.4, 0.4)))
     assert rows.distance({"c0": up}, {"c0": down}) == pytest.approx(0.2)

@@ -26,9 +26,9 @@ from compressor.contracts import (
     Treatment,
 )
 from compressor.errors import ConfigError
-from compressor.testing.problems import Rehearsal, flat_score, make_problem
+from compressor.testing.problems import DryRun, flat_score, make_problem
 from compressor_plugins.schedules.evolution.evolution import Evolution
-from compressor_plugins.schedules.evolution.fixed_levels import Levels
+from compressor_plugins.schedules.evolution.fixed_levels import FixedLevels
 from compressor_plugins.schedules.evolution.ladder import make_ladder
 from compressor_plugins.schedules.evolution.mutations import State, add_uniformly, make_steps
 from compressor_plugins.schedules.evolution.presets import Preset, choose_effort
@@ -40,7 +40,7 @@ QUICK: dict[str, Any] = {"generations": 6, "offspring": 5, "survivors": [3, 1, 1
 
 
 @dataclass
-class Scaled(Rehearsal):
+class Scaled(DryRun):
     """Packed bits with scales: half a bit per weight on top."""
 
     def size(self, name: str, treatment: Treatment) -> int:
@@ -53,7 +53,7 @@ class Scaled(Rehearsal):
 
 
 @dataclass
-class Noted(Rehearsal):
+class Noted(DryRun):
     """Scores by the number of prefixes: what few of them say is noise."""
 
     values: dict[tuple[str, int | None], float] = field(default_factory=dict)
@@ -73,17 +73,17 @@ def problem_of(sizes: Sequence[int], offer: Offer, seed: int = 0, *compressors: 
     return Problem(components, dict.fromkeys(compressors or ("prune",), offers), KL, 32, seed, prefixes=8)
 
 
-def play(problem: Problem, schedule: Evolution, cls: type[Rehearsal] = Rehearsal) -> Any:  # noqa: ANN401 - `cls`
+def play(problem: Problem, schedule: Evolution, cls: type[DryRun] = DryRun) -> Any:  # noqa: ANN401 - `cls`
     rehearsal = cls(problem)
     rehearsal.play(schedule, limit=10_000)
     return rehearsal
 
 
-def trials_of(rehearsal: Rehearsal) -> list[Plan]:
+def trials_of(rehearsal: DryRun) -> list[Plan]:
     return [t for request in rehearsal.requests if isinstance(request, ScoreRequest) for t in request.trials]
 
 
-def kept_by(rehearsal: Rehearsal) -> list[KeepRequest]:
+def kept_by(rehearsal: DryRun) -> list[KeepRequest]:
     return [request for request in rehearsal.requests if isinstance(request, KeepRequest)]
 
 
@@ -263,12 +263,12 @@ def test_the_first_parent_is_the_common_level_filled_up() -> None:
     assert widths == [3] * 6 + [4] * 2  # 3.5 bits with scales, and a quarter more: two of eight take one bit more
 
 
-def levels_of(sizes: Sequence[int], bits: int) -> Levels:
+def levels_of(sizes: Sequence[int], bits: int) -> FixedLevels:
     """Components with levels of 8, 6, 4, 3, 2 bits, a budget of `bits` each."""
     options = {str(index): [Treatment("rtn", level) for level in WIDTHS.levels] for index in range(len(sizes))}
     packed = {str(index): [size * width for width in (2, 3, 4, 6, 8)] for index, size in enumerate(sizes)}
     ladder = make_ladder(options, packed)
-    return Levels(np.zeros(len(sizes), dtype=np.int64), ladder.tops, ladder, sum(sizes) * bits)
+    return FixedLevels(np.zeros(len(sizes), dtype=np.int64), ladder.tops, ladder, sum(sizes) * bits)
 
 
 def test_a_switch_that_gives_too_little_for_what_it_takes_does_not_work_out() -> None:
@@ -290,7 +290,7 @@ def test_a_switch_of_levels_makes_at_most_ten_changes() -> None:
 
 
 @dataclass(frozen=True)
-class Counted(Levels):
+class Counted(FixedLevels):
     """Notes how many flips are asked for."""
 
     flips: list[int] = field(default_factory=list)
