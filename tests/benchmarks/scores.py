@@ -40,7 +40,7 @@ def compare(found: Sequence[Statistics], others: Sequence[Statistics]) -> dict[s
 
 
 def tally(rows: Iterable[Mapping[str, Any]], kind: str, baseline: str) -> Iterator[dict[str, Any]]:
-    """By `kind`, a column, in how many rows each difference from the baseline is better or worse; else its interval holds 0.
+    """By `kind`, a column: in how many rows each difference is better, worse, or has 0 in its interval.
 
     Differences are those of `compare`, named `metric − baseline`.
     """
