@@ -57,11 +57,6 @@ class LayerPrefetch:
                 if module is not layer or any(True for _ in layer.parameters(recurse=False)):
                     module.register_forward_pre_hook(partial(self._arrive, index))
 
-    @property
-    def resident(self) -> list[int]:
-        """The layers that are on the device, and the one that is on its way."""
-        return [*self._visits, *([] if self._coming is None else [self._coming[0]])]
-
     def _arrive(self, index: int, module: nn.Module, inputs: object) -> None:
         self.bring(index)
 
