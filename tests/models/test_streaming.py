@@ -375,7 +375,7 @@ def test_a_resident_model_is_the_model(family: str, tmp_path: Path) -> None:
 
 def test_layers_come_and_go_with_the_walk(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens, courier = stream(deep), draw_tokens(2), Courier()
-    monkeypatch.setattr("compressor.models.residency.ThreadPoolExecutor", lambda *arguments: courier)
+    monkeypatch.setattr("compressor.models.layer_prefetch.ThreadPoolExecutor", lambda *arguments: courier)
     settle(model)
     seen = watch_layers(model, courier)
     model.logits(tokens, 2)

@@ -115,7 +115,7 @@ def test_it_makes_no_difference_how_many_are_walked_at_once(
     at = {next(iter(options)): FOUR}
     together = bench.estimate(objective, options, at=at)
     smaller = Bench(bench.model, make_reference(bench.model, batch=3)).estimate(objective, options, at=at)
-    monkeypatch.setattr("compressor.sensitivity.estimator.Walk", OneByOne)
+    monkeypatch.setattr("compressor.sensitivity.estimator.LayerwiseGradients", OneByOne)
     alone = bench.estimate(objective, options, at=at)
     for name in options:
         assert_near(together[name].changes, alone[name].changes, 1e-4, name)
