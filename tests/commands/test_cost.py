@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from compressor import resources
-from compressor.artifacts.run_record import Expense, ExpenseRecord, Record
+from compressor.artifacts.run_record import Record, RunCost, RunCostRecord
 from compressor.commands import cost
 from compressor.contracts import (
     BestRequest,
@@ -333,13 +333,13 @@ def test_a_page_of_a_run_without_a_forecast_says_nothing() -> None:
 
 
 def test_expense_in_words() -> None:
-    whole = Expense(480, 480.0, 185.0, 1_200_000_000, 12_000_000)
+    whole = RunCost(480, 480.0, 185.0, 1_200_000_000, 12_000_000)
     assert tell_expense(whole) == "480 trials, 3 min 05 s, 1.2 GB of memory, 12 MB on disk"
     assert tell_forecast(whole).startswith("about 480 trials")
-    left = Expense(1000, 2000.4, None, None, 12, at_least=True)
+    left = RunCost(1000, 2000.4, None, None, 12, at_least=True)
     assert tell_forecast(left) == "at least 1,000 trials, 2,000 forward passes, 12 bytes on disk"
-    assert tell_expense(Expense(0, 0.0, None, None, 12)) == "12 bytes on disk"
-    assert ExpenseRecord(whole).actual is None
+    assert tell_expense(RunCost(0, 0.0, None, None, 12)) == "12 bytes on disk"
+    assert RunCostRecord(whole).actual is None
 
 
 def test_memory_is_read_where_linux_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
