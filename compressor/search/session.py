@@ -33,6 +33,7 @@ from compressor.models import Model
 from compressor.search.applied_plan import AppliedPlan
 from compressor.search.estimating import Estimator
 from compressor.search.fused_components import open_dialogue
+from compressor.search.ledger import Ledger
 from compressor.search.rounds import Rounds
 from compressor.search.top_trials import TopTrials
 from compressor.search.trial_scoring import TrialScorer
@@ -68,6 +69,11 @@ class Session:
         """Gathers what compressors need to know of inputs."""
         return self.applied.calibrator
 
+    @property
+    def ledger(self) -> Ledger:
+        """What the round that is going on has cost."""
+        return self.scorer.ledger
+
     def begin(self, schedule: Schedule) -> tuple[Dialogue, Oracle]:
         """A dialogue with a schedule, which checks its options now, and who answers it."""
         self.treatments.find_needs(self.treatments.configured)
@@ -77,7 +83,7 @@ class Session:
 
     def run(self, dialogue: Dialogue, oracle: Oracle) -> None:
         """Answer the schedule until it is done; raises ConfigError where it keeps no plan."""
-        self.scorer.ledger.began = time.monotonic()
+        self.ledger.began = time.monotonic()
         for _ in dialogue.converse(oracle):
             pass
         if not self.rounds.records:

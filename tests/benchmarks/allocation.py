@@ -64,23 +64,23 @@ def find_plan(run: Run, method: Method, budget: float, remembered: dict[str, tup
 
     What was measured is remembered: trials of single components are the same for several schedules and budgets.
     """
-    dialogue: Dialogue = run.search.begin(method.make(budget))
+    dialogue: Dialogue = run.session.begin(method.make(budget))
     total = 0.0
     while not isinstance(request := dialogue.propose(), KeepRequest):
         assert request is not None
-        run.search.passes = 0.0
+        run.session.ledger.passes = 0.0
         measures = isinstance(request, ScoreRequest) or (isinstance(request, EstimateRequest) and request.measured)
-        key = repr((request, run.search.prefixes)) if measures else ""
+        key = repr((request, run.session.prefixes)) if measures else ""
         if key in remembered:
-            answer, run.search.passes = remembered[key]
+            answer, run.session.ledger.passes = remembered[key]
         elif isinstance(request, EstimateRequest) and method.heuristic:
             answer = charge_options(run, request, method.heuristic)
-            run.search.spend(4, request.start, request.stop)
+            run.session.ledger.spend(4, request.start, request.stop)
         else:
-            answer = run.search.answer(request)
+            answer = request.ask(run.session)
         if key:
-            remembered[key] = answer, run.search.passes
-        total += run.search.passes * run.search.prefixes / PREFIXES
+            remembered[key] = answer, run.session.ledger.passes
+        total += run.session.ledger.passes * run.session.prefixes / PREFIXES
         dialogue.tell(answer)
     return request.plan, total
 
@@ -91,7 +91,7 @@ def limit_prefixes(run: Run, whole: Evaluator, prefixes: int) -> None:
     assert reference.hidden is not None
     first = replace(reference, tokens=reference.tokens[:prefixes], hidden=reference.hidden[:prefixes], runners={})
     run.evaluators[Prefixes.SEARCH] = replace(whole, reference=first)
-    run.search.prefixes = prefixes
+    run.session.prefixes = prefixes
 
 
 def measure_group(group: Group, model: str, seed: int, proof: int, wanted: set[Key]) -> Iterator[tuple[Key, Measured]]:
@@ -108,7 +108,7 @@ def measure_group(group: Group, model: str, seed: int, proof: int, wanted: set[K
             limit_prefixes(run, whole, method.prefixes)
             with patch.object(continuous, "LEVELS", np.arange(method.amounts) / (method.amounts - 1)):
                 plan, passes = find_plan(run, method, adapt_budget(run, budget), remembered)
-            (statistics,) = run.evaluators[Prefixes.PROOF].score_all([run.search.make_trial(plan)])
+            (statistics,) = run.evaluators[Prefixes.PROOF].score_all([plan])
             yield (model, text, name, seed), Measured(statistics, passes)
 
 
@@ -118,7 +118,7 @@ def adapt_budget(run: Run, budget: float) -> float:
         return budget
     width = int(budget)
     plan = {c.name: Treatment("rtn", 1 - width / c.stored_bits) for c in run.model.components.values()}
-    sizes = run.search.answer(SizeRequest({name: [treatment] for name, treatment in plan.items()}))
+    sizes = run.session.sizes(SizeRequest({name: [treatment] for name, treatment in plan.items()}))
     parameters = sum(component.parameters for component in run.model.components.values())
     return max(budget, sum(bits for (bits,) in sizes.values()) / parameters)
 

@@ -63,7 +63,7 @@ class Found:
         taken = case.task.count(allocation)
         assert taken <= case.task.budgets[number], f"{taken} bits of {case.task.budgets[number]}"
         plan = {component: FORMATS[form] for component, form in allocation.items()}
-        (statistics,) = case.run.evaluators[Prefixes.PROOF].score_all([case.run.search.make_trial(plan)], METRICS)
+        (statistics,) = case.run.evaluators[Prefixes.PROOF].score_all([plan], METRICS)
         budget = case.budgets[number]
         self.bits[budget], self.statistics[budget] = taken / case.task.parameters, statistics
 
@@ -75,11 +75,11 @@ def search_here(case: Case) -> dict[str, Found]:
     for method, corrections in CORRECTIONS.items():
         found = answers[method] = Found(1.0, 0.0)
         for number, budget in enumerate(case.budgets):
-            dialogue = run.search.begin(Budget(bits=budget, corrections=corrections))
+            dialogue = run.session.begin(Budget(bits=budget, corrections=corrections))
             with counted(run.model.network.model.layers) as cost:
                 while not isinstance(request := dialogue.propose(), KeepRequest):
                     assert request is not None
-                    dialogue.tell(run.search.answer(request))
+                    dialogue.tell(request.ask(run.session))
             found.add(case, number, {name: names[treatment.compressor] for name, treatment in request.plan.items()})
             found.passes += cost.total / case.one_pass / len(case.budgets)
             found.seconds += cost.seconds / len(case.budgets)

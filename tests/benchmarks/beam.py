@@ -56,14 +56,14 @@ WAYS = {
 def search(run: Run, way: Way, width: int) -> tuple[KeepRequest, float, float]:
     """What the schedule would keep after all depths, and what it took: passes over 64 prefixes, CPU seconds."""
     began = time.process_time()
-    run.search.settings, run.search.passes, run.search.trials = way.settings, 0.0, 0
-    run.search.savings, run.search.screen = ApproximationTotals(), Surrogate()
+    run.session.settings, run.session.ledger.passes, run.session.ledger.trials = way.settings, 0.0, 0
+    run.session.ledger.approximation, run.session.top_trials.surrogate = ApproximationTotals(), Surrogate()
     run.evaluators[Prefixes.SEARCH].mode = way.settings.mode
-    dialogue = run.search.begin(Beam(width=width, ranker=way.ranker, statistic=way.statistic))
+    dialogue = run.session.begin(Beam(width=width, ranker=way.ranker, statistic=way.statistic))
     while not isinstance(request := dialogue.propose(), KeepRequest):
         assert request is not None
-        dialogue.tell(run.search.answer(request))
-    return request, run.search.passes * way.prefixes / PREFIXES, time.process_time() - began
+        dialogue.tell(request.ask(run.session))
+    return request, run.session.ledger.passes * way.prefixes / PREFIXES, time.process_time() - began
 
 
 def measure_model(model: str, seed: int, width: int, proof: int, names: list[str]) -> Iterator[dict[str, Any]]:
@@ -75,14 +75,14 @@ def measure_model(model: str, seed: int, width: int, proof: int, names: list[str
             way = WAYS[name]
             limit_prefixes(run, whole, way.prefixes)
             kept, passes, seconds = search(run, way, width)
-            row = {"model": model, "seed": seed, "way": name, "trials": run.search.trials, "passes": passes}
-            row |= {"CPU s": seconds, "saved": run.search.savings.describe() or ""}
+            row = {"model": model, "seed": seed, "way": name, "trials": run.session.ledger.trials, "passes": passes}
+            row |= {"CPU s": seconds, "saved": run.session.ledger.approximation.describe() or ""}
             depths = [round(share * len(run.model.components)) for share in DEPTHS]
-            trials = [run.search.make_trial(kept.curve[depth - 1].plan) for depth in depths]
+            trials = [kept.curve[depth - 1].plan for depth in depths]
             for depth, found in zip(
                 depths, run.evaluators[Prefixes.PROOF].score_all(trials, ["fdtm", "kl"]), strict=True
             ):
-                scores = run.search.summarize(found)
+                scores = run.session.scorer.summarize(found)
                 row[f"FDT75 at {depth}"] = [getattr(scores["fdtm"], field) for field in ("p75", "p75_low", "p75_high")]
                 row[f"KL at {depth}"] = scores["kl"].mean
             yield row

@@ -63,12 +63,12 @@ def measure_seed(model: str, order: Order, seed: int, options: argparse.Namespac
         names, components = choose_components(run), run.model.components
         treated = {name: 1 - 4 / components[name].stored_bits for name in names}
         proof = run.evaluators[Prefixes.PROOF]
-        rounded = run.search.make_trial({name: Treatment("int4", amount) for name, amount in treated.items()})
+        rounded = {name: Treatment("int4", amount) for name, amount in treated.items()}
         found["round to nearest"] = Outcome(proof.score_all([rounded], METRICS)[0])
         if peer := compress_there(run, model, compressor, names, options.environments):
             found[BASELINE] = peer
         began, busy = time.perf_counter(), time.process_time()
-        run.search.apply({name: Treatment("gptq", amount) for name, amount in treated.items()})
+        run.session.applied.apply({name: Treatment("gptq", amount) for name, amount in treated.items()}, is_last=True)
         seconds = time.perf_counter() - began, time.process_time() - busy
         found["gptq"] = Outcome(proof.score_current(METRICS), *seconds)
     return found

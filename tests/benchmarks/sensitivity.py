@@ -43,7 +43,7 @@ def measure_here(model: str, prefixes: int, repeat: int, estimates: bool) -> dic
             seconds["forward"].append(time.perf_counter() - began)
             if estimates:
                 began = time.perf_counter()
-                run.search.answer(EstimateRequest(options, "kl"))
+                run.session.estimate(EstimateRequest(options, "kl"))
                 seconds["estimate"].append(time.perf_counter() - began)
         parameters = run.model.base_parameters
     medians = {name: statistics.median(values) for name, values in seconds.items() if values}

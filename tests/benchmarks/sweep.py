@@ -54,7 +54,7 @@ DOWNSTREAM = {
 def list_trials(run: Run, target: float) -> list[Trial]:
     """Two for every component, as Algorithm 1 has them."""
     amounts = (target / 2, min(1.0, target * 3 / 2))
-    return [run.search.make_trial({name: Treatment("magnitude", a)}) for name in run.model.components for a in amounts]
+    return [{name: Treatment("magnitude", a)} for name in run.model.components for a in amounts]
 
 
 def list_depth(run: Run, target: float, width: int = 10) -> list[Trial]:
@@ -66,7 +66,7 @@ def list_depth(run: Run, target: float, width: int = 10) -> list[Trial]:
         out, others = str(rng.choice(sorted(common))), sorted({*names} - common)
         beam.append((common - {out}) | {str(rng.choice(others))})
     plans = dict.fromkeys(frozenset(plan | {name}) for plan in beam for name in names if name not in plan)
-    return [run.search.make_trial(dict.fromkeys(sorted(plan), Treatment("magnitude", target / 2))) for plan in plans]
+    return [run.session.make_trial(dict.fromkeys(sorted(plan), Treatment("magnitude", target / 2))) for plan in plans]
 
 
 def generate_and_compare(run: Run, trial: Trial) -> list[int]:
