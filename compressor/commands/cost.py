@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import gcd
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -68,6 +68,7 @@ CHANGE = 4
 class ImprovingDamage:
     """Additive damage that halves with every scored request, while estimates find other components hard each time."""
 
+    adds_up: ClassVar[bool] = True
     turns: Sequence[AdditiveDamage]
     scored: int = 0
     estimated: int = 0

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,9 @@ MOST_REQUESTS = 1000
 
 
 class Damage(Protocol):
-    """How much a plan is made out to harm a model."""
+    """How much a plan is made out to harm a model; with `adds_up`, components do so independently of one another."""
+
+    adds_up: ClassVar[bool]
 
     def of(self, plan: Plan) -> float:
         """In [0, 1]; 0 for the empty plan."""
@@ -50,6 +52,7 @@ class Damage(Protocol):
 class AdditiveDamage:
     """damage(plan) = Σ_c h_c a_c² / Σ_c h_c, with a hardness h_c that differs between components."""
 
+    adds_up: ClassVar[bool] = True
     hardness: Mapping[str, float]
 
     @classmethod
@@ -57,9 +60,13 @@ class AdditiveDamage:
         """Hardness 1, 2, 3, 1, … times the number of weights; another `turn` makes other components hard."""
         return cls({c.name: (1 + (index + turn) % 3) * c.parameters for index, c in enumerate(components)})
 
+    @cached_property
+    def total(self) -> float:
+        """The hardness of all components."""
+        return sum(self.hardness.values())
+
     def of(self, plan: Plan) -> float:
-        total = sum(self.hardness.values())
-        return sum(self.hardness[name] * treatment.amount**2 for name, treatment in plan.items()) / total
+        return sum(self.hardness[name] * treatment.amount**2 for name, treatment in plan.items()) / self.total
 
 
 @dataclass
@@ -146,9 +153,12 @@ class DryRun:
         if request.objective not in (self.problem.better if request.measured else self.problem.estimable):
             raise PluginError(f"`{request.objective}` cannot be estimated, only {sorted(self.problem.estimable)} can")
         self.check_plan(request.at)
-        before = {**self.kept, **request.at}
+        whole = {**self.kept, **request.at}
         answer = {}
         for name, options in request.options.items():
+            before = whole
+            if self.made_up is not None and self.made_up.adds_up:  # the other components make no difference
+                before = {name: whole[name]} if name in whole else {}
             changes = np.array([self.damage(self._replace(before, name, option)) for option in options])
             changes -= self.damage(before)
             if self.problem.better[request.objective] is Better.HIGHER:
