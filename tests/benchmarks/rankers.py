@@ -25,9 +25,7 @@ import numpy as np
 from compressor.commands.run import Run
 from compressor.contracts import (
     Compressor,
-    Dialogue,
     EstimateRequest,
-    KeepRequest,
     Prefixes,
     Score,
     ScoreRequest,
@@ -46,7 +44,7 @@ from compressor_plugins.schedules.beam.beam import Beam
 from compressor_plugins.schedules.rankers import Statistic
 
 from .keeping import Keep
-from .runs import MODELS, open_run
+from .runs import MODELS, Undecided, decide, open_run
 from .scores import METRICS, compare, count_verdicts, describe
 
 COUNTS = (0.1, 0.25, 0.5, 0.75)
@@ -110,12 +108,8 @@ def measure_singles(run: Run, treatments: Mapping[str, Treatment], rankers: Iter
 
 def search_greedily(run: Run, beam: Beam) -> list[str]:
     """The components in the order in which a beam of width 1 takes them."""
-    dialogue: Dialogue = run.session.begin(beam)
-    while not isinstance(request := dialogue.propose(), KeepRequest):
-        assert request is not None
-        dialogue.tell(request.ask(run.session))
     order: list[str] = []
-    for waypoint in request.curve:
+    for waypoint in decide(Undecided(run.session), beam).curve:
         order += [name for name in waypoint.plan if name not in order]
     return order
 

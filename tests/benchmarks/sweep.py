@@ -66,7 +66,7 @@ def list_depth(run: Run, target: float, width: int = 10) -> list[Trial]:
         out, others = str(rng.choice(sorted(common))), sorted({*names} - common)
         beam.append((common - {out}) | {str(rng.choice(others))})
     plans = dict.fromkeys(frozenset(plan | {name}) for plan in beam for name in names if name not in plan)
-    return [run.session.make_trial(dict.fromkeys(sorted(plan), Treatment("magnitude", target / 2))) for plan in plans]
+    return [dict.fromkeys(sorted(plan), Treatment("magnitude", target / 2)) for plan in plans]
 
 
 def generate_and_compare(run: Run, trial: Trial) -> list[int]:
