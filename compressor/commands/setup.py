@@ -8,6 +8,7 @@ from pathlib import Path
 from compressor.artifacts.run_record import ReferenceRecord, RoundRecord
 from compressor.compression.apply import Treatments
 from compressor.compression.calibrator import Calibrator
+from compressor.compression.trial_weights import TrialWeights
 from compressor.contracts import EstimableMetric, Metric, Prefixes, Problem, Reads
 from compressor.data import texts
 from compressor.data.reference import build_reference, cache_folder
@@ -33,12 +34,16 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class RunSetup:
-    """A model with its metrics and treatments; `evaluators` are over the prefixes whose reference was built."""
+    """A model with its metrics and treatments; `evaluators` are over the prefixes whose reference was built.
+
+    `trial_weights` make the weights of trials.
+    """
 
     settings: Settings
     model: Model
     metrics: dict[str, Metric]
     treatments: Treatments
+    trial_weights: TrialWeights
     evaluators: dict[Prefixes, Evaluator] = field(default_factory=dict)
 
     def take_reference_steps(self, wanted: Sequence[Prefixes]) -> Iterator[None]:
@@ -60,7 +65,9 @@ class RunSetup:
             )
             if any(metric.reads & Reads.BASE for metric in self.metrics.values()):
                 reference.remember_distribution(model)
-            self.evaluators[which] = Evaluator(model, reference, self.metrics, windows, settings.sweep.mode)
+            self.evaluators[which] = Evaluator(
+                model, reference, self.metrics, self.trial_weights, windows, settings.sweep.mode
+            )
             yield
 
     def describe_reference(self, which: Prefixes) -> ReferenceRecord:
@@ -93,7 +100,7 @@ class RunSetup:
             self.model, self.treatments, lambda: self.evaluators[Prefixes.SEARCH].reference, progress, ledger.spend
         )
         files, starting_values = FileSizes(self.model, settings.export.format), StartingValues(self.metrics)
-        applied = AppliedPlan(self.model, self.treatments, calibrator, files)
+        applied = AppliedPlan(self.model, self.treatments, calibrator, self.trial_weights, files)
         cache_bytes = read_limit() if settings.sweep.cache else 0
         estimator = Estimator(applied, scorer, starting_values, remarks, cache_bytes)
         return Session(
@@ -132,7 +139,8 @@ def open_setup(settings: Settings, plugins: Plugins, needs: Sequence[str], progr
         metrics.setdefault(name, plugins.metrics[name]())
     model = watch(progress, "loading the model", lambda: load_model(settings.model, settings.components))
     texts.check_settings(settings.data, model.context)
-    return RunSetup(settings, model, metrics, Treatments(settings.compressor, plugins.compressors, settings.seed))
+    treatments = Treatments(settings.compressor, plugins.compressors, settings.seed)
+    return RunSetup(settings, model, metrics, treatments, TrialWeights(model, treatments))
 
 
 def check_numbers(settings: Settings) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from compressor.compression.apply import Treatments, check_names, make_replacement
 from compressor.compression.calibrator import Calibrator
+from compressor.compression.trial_weights import TrialWeights
 from compressor.contracts import CompressedWeight, Grid, Plan, SizeRequest, Treatment
 from compressor.export import FileSizes
 from compressor.models import Model
@@ -21,6 +22,7 @@ class AppliedPlan:
     model: Model
     treatments: Treatments
     calibrator: Calibrator
+    trial_weights: TrialWeights
     files: FileSizes
     kept: dict[str, Treatment] = field(default_factory=dict)
     packed_bits: dict[str, int] = field(default_factory=dict)
@@ -44,6 +46,7 @@ class AppliedPlan:
             self.calibrator.prepare_layer(part, layer)
             self._write(part)
         self.calibrator.forget()
+        self.trial_weights.forget()
         if is_last:
             self.model.held.clear()
         self.kept.update(plan)

@@ -252,7 +252,7 @@ def test_groups_and_files_change_nothing(family: str, tmp_path: Path, monkeypatc
     whole = take(bench)
     assert whole.passes == 1
     monkeypatch.setattr(calibration, "AT_ONCE", 3 * 4 * 32 * 32)
-    monkeypatch.setattr(calibration, "Spill", lambda limit: TensorSpill(5000))
+    monkeypatch.setattr(calibration, "TensorSpill", lambda limit: TensorSpill(5000))
     parts = take(bench)
     assert parts.passes > 2 and parts.spill.held <= 5000
     for name in bench.model.components:

@@ -32,7 +32,6 @@ from compressor.contracts import (
 from compressor.errors import ConfigError, PluginError
 from compressor.evaluation.bootstrap import summarize
 from compressor.evaluation.evaluator import Statistics
-from compressor.evaluation.trials import Trial
 from compressor.plugins import installed
 from compressor.progress import Silent
 from compressor.search.ledger import Ledger
@@ -75,10 +74,10 @@ class FakeSweep:
     asked: list[tuple[int, int, int | None]]
 
     def score(
-        self, trials: Sequence[Trial], names: Sequence[str], start: int = 0, stop: int | None = None
+        self, trials: Sequence[Plan], names: Sequence[str], start: int = 0, stop: int | None = None
     ) -> Iterator[tuple[int, Statistics]]:
         for number, trial in reversed([*enumerate(trials)]):
-            (index,) = map(int, trial.names)
+            (index,) = map(int, trial)
             self.asked.append((index, start, stop))
             yield number, dict.fromkeys(names, self.data[index, start:stop, None])
 

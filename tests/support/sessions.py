@@ -6,6 +6,7 @@ from typing import Any
 
 from compressor.commands.setup import RunSetup
 from compressor.compression.apply import Treatments
+from compressor.compression.trial_weights import TrialWeights
 from compressor.contracts import Metric, Prefixes
 from compressor.data.reference import Reference
 from compressor.evaluation.evaluator import Evaluator
@@ -28,5 +29,6 @@ def open_session(
     data = DataSettings(prefixes=prefixes, continuation_tokens=tokens)
     nothing: Any = None
     settings = Settings({}, {}, nothing, data=data, sweep=sweep or SweepSettings(cache=False))
-    evaluators = {Prefixes.SEARCH: Evaluator(model, reference, metrics)}
-    return RunSetup(settings, model, dict(metrics), treatments, evaluators).open_session(folder, Silent())
+    setup = RunSetup(settings, model, dict(metrics), treatments, TrialWeights(model, treatments))
+    setup.evaluators[Prefixes.SEARCH] = Evaluator(model, reference, metrics, setup.trial_weights)
+    return setup.open_session(folder, Silent())
