@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.compression import calibration
+from compressor.compression import calibration, calibrator
 from compressor.compression.calibration import TOKENS, Calibration, gather
 from compressor.contracts import (
     Component,
@@ -34,7 +34,6 @@ from compressor.models.matmul_inputs import MatmulInputs, pair_matrices
 from compressor.models.tensor_spill import TensorSpill
 from compressor.plugins import installed
 from compressor.registry import Registry
-from compressor.search import trial_scoring
 from compressor.search.session import Session
 from compressor.settings import ComponentSettings, DType, ModelSettings
 from compressor_plugins.metrics.kl import Kl
@@ -448,7 +447,7 @@ def test_a_plan_may_name_a_compressor_that_is_not_configured(bench: Bench, tmp_p
 def test_nothing_is_gathered_where_nothing_needs_it(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial_scoring, "gather", lambda *_: 1 / 0)
+    monkeypatch.setattr(calibrator, "gather", lambda *_: 1 / 0)
     session = search_on(bench, folder=tmp_path)
     plan = {name: Treatment("int8", 0.75) for name in bench.model.components}
     session.score(ScoreRequest([plan], ["kl"]))

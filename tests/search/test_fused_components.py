@@ -28,7 +28,7 @@ from compressor.contracts import (
 from compressor.errors import ConfigError
 from compressor.models import load_model
 from compressor.plugins import installed
-from compressor.search.fused_components import fuse, name_unit, open_dialogue
+from compressor.search.fused_components import FusedOracle, fuse, name_unit, open_dialogue
 from compressor.settings import (
     ComponentSettings,
     DataSettings,
@@ -154,19 +154,33 @@ def test_answers_are_sums_over_members() -> None:
     members = [member.name for member in fusion.units[unit]]
     options = {unit: [Treatment("a", 0.5), None], alone: [Treatment("a", 0.5)]}
     request = EstimateRequest(options, "kl", at={unit: Treatment("a", 0.75)}, by_row=True)
-    expanded = fusion.expand(request)
-    assert isinstance(expanded, EstimateRequest)
+    numbered = Numbered(make_problem(RANGE))
+    oracle = FusedOracle(numbered, fusion)
+    found = oracle.estimate(request)
+    (expanded,) = numbered.asked
     assert {*expanded.options} == {*members, alone} and {*expanded.at} == {*members}
-    answer = {
-        name: Estimate(np.full((3, len(chosen)), number), np.full((2, len(chosen)), number), reached=number == 1)
-        for number, (name, chosen) in enumerate(expanded.options.items())
-    }
-    found = fusion.fold(request, answer)
     assert [*found] == [unit, alone]
     assert (found[unit].changes == 0 + 1 + 2).all() and found[unit].changes.shape == (3, 2)
     assert found[unit].rows[:, 0].tolist() == [0, 0, 1, 1, 2, 2] and found[unit].reached and not found[alone].reached
-    sizes = {name: [10, 20][: len(chosen)] for name, chosen in expanded.options.items()}
-    assert fusion.fold(SizeRequest(options), sizes) == {unit: [30, 60], alone: [10]}
+    assert oracle.sizes(SizeRequest(options)) == {unit: [30, 60], alone: [10]}
+
+
+@dataclass
+class Numbered(DryRun):
+    """The i-th component of a request changes the objective by i; its options store 10 and 20 bits."""
+
+    asked: list[Any] = field(default_factory=list)
+
+    def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
+        self.asked.append(request)
+        return {
+            name: Estimate(np.full((3, len(chosen)), number), np.full((2, len(chosen)), number), reached=number == 1)
+            for number, (name, chosen) in enumerate(request.options.items())
+        }
+
+    def sizes(self, request: SizeRequest) -> dict[str, list[int]]:
+        self.asked.append(request)
+        return {name: [10, 20, 30][: len(chosen)] for name, chosen in request.options.items()}
 
 
 def test_rows_go_to_their_members() -> None:
@@ -183,8 +197,9 @@ def test_rows_of_options_go_to_their_members_too() -> None:
     rows = [tuple(np.linspace(0, last, 16).tolist()) for last in (0.5, 1.0)]
     options = {"model.layers.0.self_attn.qkv": [None, *(Treatment("a", sum(r) / 16, rows=r) for r in rows)]}
     for request in (EstimateRequest(options, "kl", by_row=True), SizeRequest(options)):
-        expanded = fusion.expand(request)
-        assert isinstance(expanded, EstimateRequest | SizeRequest)
+        numbered = Numbered(make_problem(RANGE))
+        request.ask(FusedOracle(numbered, fusion))
+        (expanded,) = numbered.asked
         found = dict(zip("qkv", expanded.options.values(), strict=True))
         assert [choices[0] for choices in found.values()] == [None] * 3
         for place, expected in enumerate(rows, 1):

@@ -215,7 +215,7 @@ def test_bounds_say_where_to_stop(folder: Path) -> None:
         and session.ledger.approximation.violations == 0
     )
     everything = make_session(folder, np.repeat(values[:, None], 8, axis=1), APPROXIMATE)
-    assert ask(everything, 2).chosen == (0, 1) and everything.savings.measured == 40
+    assert ask(everything, 2).chosen == (0, 1) and everything.ledger.approximation.measured == 40
 
 
 def test_lower_may_be_better(folder: Path) -> None:
@@ -407,9 +407,11 @@ def test_a_question_about_a_model_costs_what_it_says(tmp_path: Path) -> None:
     session.keep(KeepRequest(trials[found.chosen[0]]))
     assert session.rounds.notes == totals.describe()
     assert session.ledger.approximation.trials == 0
-    assert session.best(BestRequest(trials[:1], "kl", 1)).chosen == (0,) and not session.top_trials.surrogate.measured
+    assert session.best(BestRequest(trials[:1], "kl", 1)).chosen == (0,)
+    fresh = session.top_trials.surrogate  # of the new round: it has seen one trial, and no prediction was asked for
+    assert not fresh.options and [len(known) for known in fresh.measured.values()] == [1]
     assert session.rounds.notes[0].startswith(
-        f"Approximate session: {totals.measured} of 12 trials were measured on all"
+        f"Approximate search: {totals.measured} of 12 trials were measured on all"
     )
 
 
@@ -433,7 +435,7 @@ def test_an_approximate_run_finds_the_exact_plan_or_says_that_it_missed(tmp_path
     close = run(tmp_path / "approximate", SweepSettings(mode=SweepMode.approximate, screen="kl"))
     plans = [(tmp_path / name / "plan.json").read_text() for name in ("exact", "approximate")]
     assert not any(note.startswith("Approximate search") for note in exact.notes)
-    (note,) = (note for note in close.notes if note.startswith("Approximate session: "))
+    (note,) = (note for note in close.notes if note.startswith("Approximate search: "))
     assert plans[0] == plans[1] or not note.endswith("of these among the best: 0.")
     curve = json.loads((tmp_path / "approximate" / "report.json").read_text())["rounds"][0]["curve"]
     assert [point["components"] for point in curve] == [1, 2, 3] == [len(point["plan"]) for point in curve]
