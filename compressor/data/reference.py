@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from compressor.artifacts.files import write_bytes
 from compressor.contracts import Readout, Runners
 from compressor.errors import ModelError, OutputError
 from compressor.models import Model
@@ -179,16 +180,7 @@ def write_reference(reference: Reference, path: Path) -> None:
     metadata = {
         name: str(getattr(reference, name)) for name in ("prefix_tokens", "batch", "near_ties", "mended", "noise_floor")
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            safetensors.torch.save_file({"tokens": reference.tokens.contiguous()}, partial, metadata)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise OutputError(f"cannot write {path}: {error}; free some space or choose another folder") from None
+    write_bytes(path, safetensors.torch.save({"tokens": reference.tokens.contiguous()}, metadata))
 
 
 def read_cached(path: Path, batch: int) -> Reference | None:
