@@ -5,9 +5,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
-STATUS, MEMORY = Path("/proc/self/status"), Path("/proc/meminfo")
+STATUS = Path("/proc/self/status")
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Where a container says how much memory it may use: in version 2 and in version 1 of cgroups."""
 
@@ -26,19 +27,20 @@ def read_memory(device: torch.device) -> Memory | None:
     if device.type == "cuda":
         available = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         return Memory(torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device), available)
-    used, peak, free = read_size(STATUS, "VmRSS"), read_size(STATUS, "VmHWM"), read_size(MEMORY, "MemAvailable")
-    if used is None or free is None:
+    try:
+        used, free = psutil.Process().memory_info().rss, psutil.virtual_memory().available
+    except (psutil.Error, OSError, NotImplementedError):
         return None
-    return Memory(used, max(used, peak or 0), min([used + free, *read_limits()]))
+    return Memory(used, max(used, read_peak()), min([used + free, *read_limits()]))
 
 
-def read_size(path: Path, name: str) -> int | None:
-    """Bytes from a line `name: 12 kB` of a file of Linux; None where there is no such line."""
+def read_peak() -> int:
+    """The most bytes that this process has used; 0 where the system is not Linux. psutil does not know it there."""
     with suppress(OSError, ValueError):
-        for line in path.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith(f"{name}:"):
+        for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
-    return None
+    return 0
 
 
 def read_limits() -> list[int]:
