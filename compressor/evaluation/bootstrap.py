@@ -1,4 +1,8 @@
-"""From statistics per sequence to a score with bootstrap intervals, and paired differences of two models."""
+"""From statistics per sequence to a score with bootstrap intervals, and paired differences of two models.
+
+numpy, not scipy.stats.bootstrap: with the same resamples that gives intervals that differ in the last bit, takes four
+times as long and twice the memory, and cannot use one set of resamples for all metrics.
+"""
 
 import functools
 
