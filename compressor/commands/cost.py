@@ -140,8 +140,8 @@ def look_ahead(search: Search, schedule: Schedule, folder: Path, copies: int = 1
     if not rehearse(tally, schedule):
         return None
     rates = probe(search, tuple(schedule.ranks_by()) or tuple(search.metrics), tally)
-    saved = find_saved_dtype(search)
-    return Outlook(search, folder, tally.work, saved, rates, read_memory(search.model.device), copies)
+    saved, memory = find_saved_dtype(search), search.memory.limit(read_memory(search.model.device))
+    return Outlook(search, folder, tally.work, saved, rates, memory, copies)
 
 
 def find_saved_dtype(search: Search) -> torch.dtype:

@@ -15,6 +15,7 @@ from compressor.evaluation.evaluator import Evaluator
 from compressor.models import Model, load_model
 from compressor.plugins import Plugins
 from compressor.progress import Progress, watch
+from compressor.resources import MemoryBudget, make_budget, parse_bytes
 from compressor.search.session import Search
 from compressor.sensitivity.cache import read_limit
 from compressor.settings import Settings, SweepMode, SweepSettings
@@ -30,6 +31,7 @@ class RunSetup:
     model: Model
     metrics: dict[str, Metric]
     treatments: Treatments
+    memory: MemoryBudget
     evaluators: dict[Prefixes, Evaluator] = field(default_factory=dict)
 
     def take_reference_steps(self, wanted: Sequence[Prefixes]) -> Iterator[None]:
@@ -51,7 +53,8 @@ class RunSetup:
             )
             if any(metric.reads & Reads.BASE for metric in self.metrics.values()):
                 reference.remember_distribution(model)
-            self.evaluators[which] = Evaluator(model, reference, self.metrics, windows, settings.sweep.mode)
+            mode, memory = settings.sweep.mode, self.memory
+            self.evaluators[which] = Evaluator(model, reference, self.metrics, windows, mode, memory=memory)
             yield
 
     def describe_reference(self, which: Prefixes) -> ReferenceRecord:
@@ -94,19 +97,22 @@ class RunSetup:
             fuses=self.settings.fuses,
             form=self.settings.export.format,
             cache_bytes=read_limit() if self.settings.sweep.cache else 0,
+            memory=self.memory,
         )
 
 
 def open_setup(settings: Settings, plugins: Plugins, needs: Sequence[str], progress: Progress) -> RunSetup:
     """Load what the settings name, and the metrics in `needs`; raises for whatever settings get wrong."""
     check_numbers(settings)
+    given = [parse_bytes(f"memory.{name}", getattr(settings.memory, name)) for name in ("device", "host")]
     warn_of_removed(settings.sweep)
     metrics: dict[str, Metric] = dict(settings.metric)
     for name in [*needs, *check_screen(settings.sweep, plugins)]:
         metrics.setdefault(name, plugins.metrics[name]())
     model = watch(progress, "loading the model", lambda: load_model(settings.model, settings.components))
     texts.check_settings(settings.data, model.context)
-    return RunSetup(settings, model, metrics, Treatments(settings.compressor, plugins.compressors, settings.seed))
+    treatments = Treatments(settings.compressor, plugins.compressors, settings.seed)
+    return RunSetup(settings, model, metrics, treatments, make_budget(model.device, *given))
 
 
 def check_numbers(settings: Settings) -> None:

@@ -23,7 +23,10 @@ FORMAT = 1
 NEAR_TIE = 4.0
 """Two logits nearer than this many rounding steps of the larger one count as a near tie."""
 LOGITS_AT_ONCE = 1 << 24
-"""Logits that one batch may give when the batch size is chosen automatically."""
+"""Logits that one batch may give when the batch size is chosen automatically.
+
+A constant, not a share of the memory budget: rounding depends on the shape of a batch, and so the base's tokens do.
+"""
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 8192}
 """Tokens of such a batch: on a CPU activations should stay in its caches, a GPU wants large products."""
 

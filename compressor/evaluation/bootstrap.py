@@ -15,7 +15,7 @@ from compressor.errors import PluginError
 RESAMPLES = 1000
 LEVEL = (2.5, 97.5)
 CHUNK = 1 << 22
-"""Numbers that one resampling step may hold."""
+"""Numbers that one resampling step may hold. A constant: a metric may round differently for other shapes."""
 
 
 @functools.lru_cache(maxsize=8)

@@ -17,6 +17,7 @@ from compressor.evaluation.layer_replay import CannotReplay, LayerReplay
 from compressor.evaluation.streaming_engine import StreamingEngine
 from compressor.evaluation.trials import Trial
 from compressor.models import Model
+from compressor.resources import MemoryBudget
 from compressor.settings import SweepMode
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Evaluator:
     windows: Mapping[str, Windows] = field(default_factory=dict)
     mode: SweepMode = SweepMode.exact
     engine: Engine | None = field(default=None, repr=False)
+    memory: MemoryBudget = field(default_factory=MemoryBudget)
 
     def score(
         self, trials: Sequence[Trial], names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
@@ -91,7 +93,8 @@ class Evaluator:
         if self.mode is not SweepMode.plain and self.engine is None:
             try:
                 streams = self.model.mapped_weights is not None
-                self.engine = (StreamingEngine if streams else Engine)(LayerReplay(self.model))
+                replay = LayerReplay(self.model)
+                self.engine = StreamingEngine(replay, self.memory) if streams else Engine(replay)
             except CannotReplay as error:
                 self.mode = SweepMode.plain
                 name = type(self.model.network).__name__

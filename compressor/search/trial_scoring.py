@@ -34,6 +34,7 @@ from compressor.evaluation.evaluator import Evaluator, Statistics
 from compressor.evaluation.trials import Trial
 from compressor.models import Model, Replacement
 from compressor.progress import Progress, watch
+from compressor.resources import MemoryBudget
 from compressor.search.ledger import ApproximationTotals
 from compressor.search.surrogate import Surrogate
 from compressor.sensitivity.cache import EstimateCache, Known, estimates_folder
@@ -42,9 +43,6 @@ from compressor.settings import SweepSettings
 
 PASSES_OF_WALK = 4
 """A walk back is a forward pass, a second one layer by layer, and gradients of inputs and of weights."""
-
-REMEMBERED = 1 << 33
-"""Packed bits of weights that are remembered in a round."""
 
 
 @dataclass(kw_only=True)
@@ -56,7 +54,8 @@ class Scorer:
     plans it has tried, `recalled` how many options were known from earlier runs; such answers may take `cache_bytes` on
     disk. `settings` say how the best of many trials are found, `savings` what that has saved in the round, `screen`
     what it knows of treatments, `makers` make the weights of treatments, and `made` are some of these. `levels` are the
-    metrics' first statistics at the start of the round, of the first search prefixes, as many as were measured.
+    metrics' first statistics at the start of the round, of the first search prefixes, as many as were measured. The
+    budget `memory` limits calibration data and what `made` holds.
     """
 
     model: Model
@@ -80,6 +79,7 @@ class Scorer:
     makers: dict[Hashable, Callable[[], Replacement]] = field(default_factory=dict, repr=False)
     levels: dict[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
     made: dict[Hashable, CompressedWeight] = field(default_factory=dict, repr=False)
+    memory: MemoryBudget = field(default_factory=MemoryBudget)
 
     def calibrate(self, compressors: Iterable[str]) -> None:
         """Gather what the compressors of these names need of all components, where it is not there already.
@@ -109,7 +109,8 @@ class Scorer:
     def gather(self, components: Collection[str], names: Collection[str], last: int | None = None) -> Calibration:
         """Statistics of some components, of the model as it stands; no layer behind `last` is run."""
         reference, description = self.evaluators[Prefixes.SEARCH].reference, f"round {self.round}: calibrating"
-        found = watch(self.progress, description, lambda: gather(self.model, reference, components, names, last))
+        work = partial(gather, self.model, reference, components, names, last, self.memory)
+        found = watch(self.progress, description, work)
         self.spend(found.passes, 0, None)
         return found
 
@@ -224,8 +225,8 @@ class Scorer:
         if key in self.made:
             return make_replacement(self.made[key])
         compressed = self.treatments.compress(self.model, {name: treatment})[name]
-        held = sum(made.bits for made in self.made.values())
-        if key and self.treatments.resolve(treatment).needs and held + compressed.bits <= REMEMBERED:
+        held = sum(made.bits for made in self.made.values()) + compressed.bits
+        if key and self.treatments.resolve(treatment).needs and held <= 8 * self.memory.compressed_weights:
             self.made[key] = compressed
         return make_replacement(compressed)
 
