@@ -28,7 +28,7 @@ from compressor.report.forecast_report import JSON_NAME, write_forecast
 from compressor.search.predicted_plan import TARGETS, Allocation, open_dialogue
 from compressor.search.session import Search
 from compressor.search.trial_scoring import note_cached
-from compressor.sensitivity.cost_table import CostTable, list_options, make_cost_table
+from compressor.sensitivity.cost_table import CostTable, make_cost_table, sample_options
 from compressor.sensitivity.expected_fdt import Law, read_law
 from compressor.sensitivity.margin_law import TRUSTED_NOISE
 from compressor.settings import Settings
@@ -101,7 +101,7 @@ class Forecast:
         """What all options of all components do to an objective, from one estimate of each objective."""
         if objective not in self.predictions:
             components, offers = self.bench.model.components, self.search.treatments.offers(self.bench.model)
-            grid = {name: list_options(offers, name) for name in components}
+            grid = {name: sample_options(offers, name) for name in components}
             estimates = self.search.answer(EstimateRequest(grid, objective))
             sizes = self.search.answer(SizeRequest(grid))
             self.predictions[objective] = make_cost_table(components, offers, grid, estimates, sizes)

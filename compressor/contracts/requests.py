@@ -192,14 +192,14 @@ def list_compressors(request: Request) -> set[str]:
         case ScoreRequest() | BestRequest():
             return {treatment.compressor for plan in request.trials for treatment in plan.values()}
         case EstimateRequest():
-            return {treatment.compressor for treatment in request.at.values()} | list_options(request.options)
+            return {treatment.compressor for treatment in request.at.values()} | find_compressors(request.options)
         case SizeRequest():
-            return list_options(request.options)
+            return find_compressors(request.options)
         case _:
             return set()
 
 
-def list_options(options: Mapping[str, Sequence[Treatment | None]]) -> set[str]:
+def find_compressors(options: Mapping[str, Sequence[Treatment | None]]) -> set[str]:
     """The compressors among the options of components."""
     return {treatment.compressor for choices in options.values() for treatment in choices if treatment is not None}
 

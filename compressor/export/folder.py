@@ -43,7 +43,7 @@ class Exported:
         return self.path.name if self.path.is_file() else "The saved model"
 
 
-def choose_dtype(model: Model) -> torch.dtype:
+def choose_saved_dtype(model: Model) -> torch.dtype:
     """The dtype that was scored, or the checkpoint's own if that is narrower and holds every weight exactly."""
     stored = model.stored_dtype
     if stored.itemsize < model.dtype.itemsize:
