@@ -263,7 +263,7 @@ def forecast_cost(
     if is_whole is None:
         return None
     saved, seconds_per_weight = try_compressors(session)
-    memory = read_memory(session.model.device)
+    memory = session.calibrator.memory.limit(read_memory(session.model.device))
     return CostForecast(session, folder, work, is_whole, saved, copies, seconds_per_pass, seconds_per_weight, memory)
 
 

@@ -28,7 +28,7 @@ from compressor.report.forecast_report import JSON_NAME, write_forecast
 from compressor.search.ledger import describe_cached
 from compressor.search.predicted_plan import TARGETS, PredictedOracle, check_predictable, find_plan
 from compressor.search.session import Session
-from compressor.sensitivity.cost_table import CostTable, list_options, make_cost_table
+from compressor.sensitivity.cost_table import CostTable, make_cost_table, sample_options
 from compressor.sensitivity.expected_fdt import Law, read_law
 from compressor.sensitivity.margin_law import TRUSTED_NOISE
 from compressor.settings import Settings
@@ -101,7 +101,7 @@ class Forecast:
         """What all options of all components do to an objective, from one estimate of each objective."""
         if objective not in self.predictions:
             components, offers = self.bench.model.components, self.session.problem.offers
-            grid = {name: list_options(offers, name) for name in components}
+            grid = {name: sample_options(offers, name) for name in components}
             estimates = self.session.estimate(EstimateRequest(grid, objective))
             sizes = self.session.sizes(SizeRequest(grid))
             self.predictions[objective] = make_cost_table(components, offers, grid, estimates, sizes)

@@ -18,6 +18,7 @@ from compressor.export import FileSizes
 from compressor.models import Model, load_model
 from compressor.plugins import Plugins
 from compressor.progress import Progress, watch
+from compressor.resources import MemoryBudget, make_budget, parse_bytes
 from compressor.search.additivity import StartingValues
 from compressor.search.applied_plan import AppliedPlan
 from compressor.search.estimating import Estimator
@@ -44,6 +45,7 @@ class RunSetup:
     metrics: dict[str, Metric]
     treatments: Treatments
     trial_weights: TrialWeights
+    memory: MemoryBudget
     evaluators: dict[Prefixes, Evaluator] = field(default_factory=dict)
 
     def take_reference_steps(self, wanted: Sequence[Prefixes]) -> Iterator[None]:
@@ -65,8 +67,9 @@ class RunSetup:
             )
             if any(metric.reads & Reads.BASE for metric in self.metrics.values()):
                 reference.remember_distribution(model)
+            mode, memory = settings.sweep.mode, self.memory
             self.evaluators[which] = Evaluator(
-                model, reference, self.metrics, self.trial_weights, windows, settings.sweep.mode
+                model, reference, self.metrics, self.trial_weights, windows, mode, memory=memory
             )
             yield
 
@@ -97,7 +100,12 @@ class RunSetup:
         ledger = Ledger(settings.data.prefixes)
         scorer = TrialScorer(self.evaluators, self.metrics, ledger, progress, folder, settings.seed)
         calibrator = Calibrator(
-            self.model, self.treatments, lambda: self.evaluators[Prefixes.SEARCH].reference, progress, ledger.spend
+            self.model,
+            self.treatments,
+            lambda: self.evaluators[Prefixes.SEARCH].reference,
+            progress,
+            ledger.spend,
+            self.memory,
         )
         files, starting_values = FileSizes(self.model, settings.export.format), StartingValues(self.metrics)
         applied = AppliedPlan(self.model, self.treatments, calibrator, self.trial_weights, files)
@@ -133,6 +141,7 @@ class RunSetup:
 def open_setup(settings: Settings, plugins: Plugins, needs: Sequence[str], progress: Progress) -> RunSetup:
     """Load what the settings name, and the metrics in `needs`; raises for whatever settings get wrong."""
     check_numbers(settings)
+    given = [parse_bytes(f"memory.{name}", getattr(settings.memory, name)) for name in ("device", "host")]
     warn_of_removed(settings.sweep)
     metrics: dict[str, Metric] = dict(settings.metric)
     for name in [*needs, *check_screen(settings.sweep, plugins)]:
@@ -140,7 +149,10 @@ def open_setup(settings: Settings, plugins: Plugins, needs: Sequence[str], progr
     model = watch(progress, "loading the model", lambda: load_model(settings.model, settings.components))
     texts.check_settings(settings.data, model.context)
     treatments = Treatments(settings.compressor, plugins.compressors, settings.seed)
-    return RunSetup(settings, model, metrics, treatments, TrialWeights(model, treatments))
+    memory = make_budget(model.device, *given)
+    return RunSetup(
+        settings, model, metrics, treatments, TrialWeights(model, treatments, memory.compressed_weights), memory
+    )
 
 
 def check_numbers(settings: Settings) -> None:

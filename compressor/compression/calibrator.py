@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from compressor.compression.apply import Treatments
 from compressor.compression.calibration import Calibration, gather
@@ -10,6 +11,7 @@ from compressor.contracts import Plan
 from compressor.data.reference import Reference
 from compressor.models import Model
 from compressor.progress import Progress, watch
+from compressor.resources import MemoryBudget
 
 
 @dataclass
@@ -17,7 +19,7 @@ class Calibrator:
     """Keeps `treatments.calibration` up to date for the model as it stands.
 
     `reference` gives what is read to calibrate; it may be built after this object. `on_passes` is told how many forward
-    passes over all search prefixes each gathering took.
+    passes over all search prefixes each gathering took. `memory` limits what is gathered at once.
     """
 
     model: Model
@@ -25,6 +27,7 @@ class Calibrator:
     reference: Callable[[], Reference]
     progress: Progress
     on_passes: Callable[[float], None]
+    memory: MemoryBudget = field(default_factory=MemoryBudget)
 
     def prepare(self, compressors: Iterable[str]) -> None:
         """Gather what compressors of these names need of all components, unless it is known.
@@ -62,6 +65,7 @@ class Calibrator:
 
     def _gather(self, components: Collection[str], names: Collection[str], last: int | None = None) -> Calibration:
         reference = self.reference()
-        found = watch(self.progress, "calibrating", lambda: gather(self.model, reference, components, names, last))
+        work = partial(gather, self.model, reference, components, names, last, self.memory)
+        found = watch(self.progress, "calibrating", work)
         self.on_passes(found.passes)
         return found

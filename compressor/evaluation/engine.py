@@ -26,7 +26,11 @@ Branch = tuple[int, Tensor]
 """The number of a trial and its hidden states `[sequence, length, width]`."""
 
 HELD = 1 << 28
-"""Bytes of trial weights that are held at once; one trial may need more."""
+"""Bytes of trial weights that are held at once; one trial may need more.
+
+A constant, not a share of the memory budget: which trials are held at once decides which go on as one batch on a GPU,
+and the rounding of its kernels depends on the shape of the batch.
+"""
 LEADING_SHARE = 0.5
 """Of the layers of a trial of which only leading tokens are read, about: it stops where they are known."""
 

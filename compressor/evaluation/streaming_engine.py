@@ -17,9 +17,7 @@ from compressor.evaluation.layer_replay import LayerReplay
 from compressor.evaluation.module_cache import ModuleCache
 from compressor.evaluation.weight_source import WeightSource
 from compressor.models.tensor_spill import TensorSpill
-
-WAITING = 1 << 32
-"""Bytes of hidden states that wait in memory; more of them go to disk."""
+from compressor.resources import MemoryBudget
 
 
 @dataclass(frozen=True)
@@ -31,19 +29,22 @@ class Node:
 
 
 class StreamingEngine(Engine):
-    """Scores trials layer by layer; their statistics come at the end, all at once."""
+    """Scores trials layer by layer; their statistics come at the end, all at once.
+
+    Hidden states are on the host as far as the budget `memory` allows, and else on disk.
+    """
 
     def __init__(
-        self, replay: LayerReplay, weight_source: WeightSource, joint: int | None = None, waiting: int = WAITING
+        self, replay: LayerReplay, weight_source: WeightSource, memory: MemoryBudget, joint: int | None = None
     ) -> None:
         super().__init__(replay, weight_source, joint)
-        self.waiting = waiting
+        self.memory = memory
 
     def score(self, trials: Mapping[int, Plan], batches: Sequence[Batch]) -> Iterator[tuple[int, list[Found]]]:
         """What each trial gives on each batch, with its number."""
         states, keys = [self.enter(batch) for batch in batches], itertools.count()
         nodes = [Node(next(keys), [*trials])] if trials else []
-        with TensorSpill(self.waiting) as hidden_states:
+        with TensorSpill(self.memory.hidden_states) as hidden_states:
             for node in nodes:
                 for place, state in enumerate(states):
                     hidden_states.put((place, node.key), state.hidden)

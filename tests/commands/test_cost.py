@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import torch
 
-from compressor import resources
 from compressor.artifacts.run_record import Record, RunCost, RunCostRecord
 from compressor.commands import cost
 from compressor.commands.cost import WorkCounter, count_work, fold_rows
@@ -325,27 +323,3 @@ def test_expense_in_words() -> None:
     assert tell_forecast(left) == "at least 1,000 trials, 2,000 forward passes, 12 bytes on disk"
     assert tell_expense(RunCost(0, 0.0, None, None, 12)) == "12 bytes on disk"
     assert RunCostRecord(whole).actual is None
-
-
-def test_memory_is_read_where_linux_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    status, memory, limit = tmp_path / "status", tmp_path / "meminfo", tmp_path / "limit"
-    status.write_text("Name:\tpython\nVmHWM:\t    300 kB\nVmRSS:\t    200 kB\n")
-    memory.write_text("MemTotal:  900 kB\nMemAvailable:    500 kB\n")
-    limit.write_text("max\n")
-    for name, path in (("STATUS", status), ("MEMORY", memory), ("CGROUP_LIMITS", (limit, tmp_path / "absent"))):
-        monkeypatch.setattr(resources, name, path)
-    cpu = torch.device("cpu")
-    assert resources.read_memory(cpu) == Memory(200 * 1024, 300 * 1024, 700 * 1024)
-    limit.write_text("409600\n")
-    assert resources.read_memory(cpu) == Memory(200 * 1024, 300 * 1024, 400 * 1024)
-    memory.unlink()
-    assert resources.read_memory(cpu) is None
-
-
-def test_this_machine_has_memory_and_a_disk(tmp_path: Path) -> None:
-    found = resources.read_memory(torch.device("cpu"))
-    if found is not None:
-        assert 0 < found.used <= found.peak and found.used < found.available
-    (tmp_path / "inner").mkdir()
-    (tmp_path / "inner" / "file").write_bytes(b"12345")
-    assert resources.measure_folder(tmp_path) == 5 and resources.read_free_disk(tmp_path) > 0

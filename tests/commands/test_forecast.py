@@ -29,7 +29,7 @@ from compressor.plugins import installed
 from compressor.report.forecast_page import make_forecast_page
 from compressor.report.forecast_report import summarize_forecast, write_forecast
 from compressor.report.forecast_text import list_forecast_facts
-from compressor.sensitivity.cost_table import CostTable, Options, list_options
+from compressor.sensitivity.cost_table import CostTable, Options, sample_options
 from compressor.sensitivity.estimator import GradientEstimator
 from compressor.sensitivity.expected_fdt import Law
 from compressor.sensitivity.margin_law import NOISE_GRID, TRUSTED_NOISE, read_table
@@ -210,7 +210,7 @@ def test_a_point_is_what_an_estimate_of_its_plan_says(made: Forecast, compressor
         made.bench.model, made.bench.evaluators[Prefixes.SEARCH].reference, made.bench.treatments, MarginNoise()
     )
     offers = made.session.treatments.offers(made.bench.model)
-    grid = {name: list_options(offers, name) for name in plan}
+    grid = {name: sample_options(offers, name) for name in plan}
     found = steady_changes(sensitivity.estimate(EstimateRequest(grid, "margin_noise")))
     squares = sum(found[name][:, grid[name].index(option)] for name, option in plan.items())
     last = made.record.curves[compressor][-1]

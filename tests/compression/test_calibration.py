@@ -31,9 +31,9 @@ from compressor.models import Model, load_model
 from compressor.models.architectures import is_linear
 from compressor.models.components import find_layers
 from compressor.models.matmul_inputs import MatmulInputs, pair_matrices
-from compressor.models.tensor_spill import TensorSpill
 from compressor.plugins import installed
 from compressor.registry import Registry
+from compressor.resources import MemoryBudget
 from compressor.search.session import Session
 from compressor.settings import ComponentSettings, DType, ModelSettings
 from compressor_plugins.metrics.kl import Kl
@@ -246,13 +246,11 @@ def test_a_matrix_has_inputs_on_one_side_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral", "gpt2"])
-def test_groups_and_files_change_nothing(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_and_files_change_nothing(family: str, tmp_path: Path) -> None:
     bench = make_bench(family, tmp_path)
     whole = take(bench)
     assert whole.passes == 1
-    monkeypatch.setattr(calibration, "AT_ONCE", 3 * 4 * 32 * 32)
-    monkeypatch.setattr(calibration, "TensorSpill", lambda limit: TensorSpill(5000))
-    parts = take(bench)
+    parts = take(bench, memory=MemoryBudget(device=16 * 3 * 4 * 32 * 32, host=8 * 5000))
     assert parts.passes > 2 and parts.spill.held <= 5000
     for name in bench.model.components:
         first, second = whole.read(name, ALL), parts.read(name, ALL)

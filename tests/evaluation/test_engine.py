@@ -24,6 +24,7 @@ from compressor.evaluation.streaming_engine import StreamingEngine
 from compressor.models import Model, load_model
 from compressor.models.patching import patched
 from compressor.models.tensor_spill import TensorSpill
+from compressor.resources import MemoryBudget
 from compressor.settings import ComponentSettings, DataSettings, DType, ModelSettings, SweepMode
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
@@ -210,7 +211,9 @@ def test_a_procession_scores_as_by_plain_passes(tmp_path: Path, family: str, joi
     model = load(tmp_path, family, **({"n_layer": 3} if family == "gpt2" else {"num_hidden_layers": 3}))
     before = snapshot(model)
     evaluator, trials = make_sweep(model), make_trials(model)
-    evaluator.engine = StreamingEngine(LayerReplay(model), evaluator.weight_source, joint=joint, waiting=40_000)
+    evaluator.engine = StreamingEngine(
+        LayerReplay(model), evaluator.weight_source, MemoryBudget(host=8 * 40_000), joint
+    )
     exact, plain = score_both(evaluator, trials)
     if joint == 1:
         assert_same_bits(exact, plain)
@@ -237,7 +240,7 @@ def note_visit(visits: list[int], index: int, forward: Callable[..., torch.Tenso
 def test_a_procession_reads_every_layer_once(tmp_path: Path) -> None:
     model = load(tmp_path, num_hidden_layers=4)
     evaluator, visits = make_sweep(model), list[int]()
-    evaluator.engine = StreamingEngine(LayerReplay(model), evaluator.weight_source)
+    evaluator.engine = StreamingEngine(LayerReplay(model), evaluator.weight_source, MemoryBudget())
     for index, layer in enumerate(model.network.model.layers):
         layer.forward = partial(note_visit, visits, index, layer.forward)
     evaluator.score_all(make_trials(model)[:-1], ["fdtm"])

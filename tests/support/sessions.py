@@ -12,6 +12,7 @@ from compressor.data.reference import Reference
 from compressor.evaluation.evaluator import Evaluator
 from compressor.models import Model
 from compressor.progress import Silent
+from compressor.resources import MemoryBudget
 from compressor.search.session import Session
 from compressor.settings import DataSettings, Settings, SweepSettings
 
@@ -29,6 +30,8 @@ def open_session(
     data = DataSettings(prefixes=prefixes, continuation_tokens=tokens)
     nothing: Any = None
     settings = Settings({}, {}, nothing, data=data, sweep=sweep or SweepSettings(cache=False))
-    setup = RunSetup(settings, model, dict(metrics), treatments, TrialWeights(model, treatments))
+    setup = RunSetup(
+        settings, model, dict(metrics), treatments, TrialWeights(model, treatments, 1 << 30), MemoryBudget()
+    )
     setup.evaluators[Prefixes.SEARCH] = Evaluator(model, reference, metrics, setup.trial_weights)
     return setup.open_session(folder, Silent())

@@ -11,7 +11,7 @@ from compressor.errors import ConfigError, suggest
 
 from ..targets import Span, choose_span
 from .fixed_levels import make_levels
-from .ladder import list_options, make_ladder, span_options
+from .ladder import list_levels, make_ladder, span_options
 from .mutations import Space, State, make_steps
 from .presets import Effort, Preset, choose_effort
 
@@ -55,7 +55,7 @@ class Evolution(Schedule):
         return (self.objective,)
 
     def search(self, problem: Problem) -> Search:
-        options = list_options(problem)
+        options = list_levels(problem)
         span = span_options(problem, options) if options else choose_span(problem, self.name)
         targets = self._check_targets(span, fixed=bool(options))
         given = {name: getattr(self, name) for name in ("generations", "offspring", "survivors", "tokens", "step")}

@@ -73,7 +73,7 @@ class Case:
     ) -> Evaluator:
         """A sweep over the reference: by the engine, `joint` trials at once, or by a plain forward pass per trial."""
         mode = SweepMode.plain if plain else SweepMode.exact
-        weights = TrialWeights(self.model, Treatments({}, installed().compressors))
+        weights = TrialWeights(self.model, Treatments({}, installed().compressors), 1 << 30)
         evaluator = Evaluator(self.model, reference or self.reference, make_metrics(metrics), weights, mode=mode)
         if joint is not None:
             evaluator.engine = Engine(LayerReplay(self.model), weights, joint)
