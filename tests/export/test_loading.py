@@ -216,7 +216,7 @@ def test_a_run_is_generated_again_token_for_token(tmp_path: Path) -> None:
 
 def test_what_the_quickstart_shows_runs_as_it_stands(tmp_path: Path) -> None:
     """Both snippets, on a run whose export is packed."""
-    text = (Path(__file__).parents[1] / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "quickstart.md").read_text(encoding="utf-8")
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(snippets) == 2 and "compressor.load(" in snippets[0] and "assert agrees ==" in snippets[1]
     settings = make_settings(Uniform(), Int8(activations=Activations.token), export=ExportSettings())
@@ -265,7 +265,7 @@ class Shifted(Int4):
 class Drawn:
     grid: Grid
     bits = 0
-    treat = None
+    input_transform = None
 
     def dense(self) -> Tensor:
         return self.grid.decode(torch.float32)
