@@ -3,6 +3,7 @@
 import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from compressor.artifacts.run_record import Record
 from compressor.errors import OutputError
 from compressor.report.formatting import (
     MISSING,
+    find_decimals,
     format_bytes,
     format_estimate,
-    format_interval,
     format_number,
     format_percent,
 )
-from compressor.report.run_report import JSON_NAME, read_report
+from compressor.report.run_report import JSON_NAME, choose_metrics, read_report
 
 COMPARISON_NAME = "comparison.json"
 FIELDS = ("amount", "sparsity", "bits_per_weight", "packed_bits_per_weight", "bytes")
@@ -56,18 +57,22 @@ def write_comparison(folder: Path) -> list[Row]:
 
 
 def comparison_table(rows: Sequence[Row]) -> Table:
-    """The rows as a table; what went wrong has a column where anything did."""
-    metrics = list(dict.fromkeys(name for row in rows for name in row["scores"]))
-    table = Table(box=box.SIMPLE_HEAD)
+    """The rows as a table of 80 columns: the settings that differ, the size and four metrics; the others are in
+    comparison.json.
+
+    Key names are as short as they are unique; `±` is the longer side of the 95 % interval.
+    """
+    metrics, _ = choose_metrics(list(dict.fromkeys(name for row in rows for name in row["scores"])))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
     table.add_column("run", no_wrap=True)
-    table.add_column("settings")
-    for heading in ("amount", "bits per weight", "size", *metrics):
+    table.add_column("settings", overflow="fold", min_width=8)
+    for heading in ("removed", "bits", "size", *metrics):
         # A heading may come from a plugin's name: as Text, its brackets are no markup.
-        table.add_column(Text(heading), justify="right")
+        table.add_column(Text(heading), justify="right", no_wrap=heading not in metrics)
     has_failures = any(row["status"] != "done" for row in rows)
     if has_failures:
-        table.add_column("what went wrong")
-    for row in rows:
+        table.add_column("what went wrong", overflow="fold")
+    for row, settings in zip(rows, shorten_settings(rows), strict=True):
         cells = [
             format_percent(row["amount"], fixed=True),
             format_number(row["packed_bits_per_weight"], 2),
@@ -75,8 +80,21 @@ def comparison_table(rows: Sequence[Row]) -> Table:
             *(_format_mean(row["scores"].get(name)) for name in metrics),
         ]
         wrong = [_describe_failure(row)] if has_failures else []
-        table.add_row(*(Text(cell) for cell in (str(row["job"]), " ".join(row["overrides"]), *cells, *wrong)))
+        table.add_row(*(Text(cell) for cell in (str(row["job"]), settings, *cells, *wrong)))
     return table
+
+
+def shorten_settings(rows: Sequence[Row]) -> list[str]:
+    """The overrides of each row, a line for each; `schedule.targets=…` is `targets=…` where no other key ends so."""
+    keys = {override.partition("=")[0] for row in rows for override in row["overrides"]}
+    ends = Counter(key.rpartition(".")[2] for key in keys)
+
+    def shorten(override: str) -> str:
+        key, equals, value = override.partition("=")
+        end = key.rpartition(".")[2]
+        return f"{end if ends[end] == 1 else key}{equals}{value}"
+
+    return ["\n".join(shorten(override) for override in row["overrides"]) for row in rows]
 
 
 def _find_jobs(place: Path) -> list[Path]:
@@ -132,7 +150,10 @@ def _format_mean(score: Mapping[str, float | None] | None) -> str:
     mean, low, high = (math.nan if (value := score[key]) is None else value for key in ("mean", "low", "high"))
     if math.isnan(mean):
         return MISSING
-    return f"{format_estimate(mean, low, high)} ({format_interval(low, high)})"
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return format_number(mean)
+    side = format_number(max(high - mean, mean - low), find_decimals(low, high))
+    return f"{format_estimate(mean, low, high)} ±{side}"
 
 
 def _describe_failure(row: Row) -> str:
