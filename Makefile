@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/installed
 
-.PHONY: run test bench lint clean
+# For `make gpu`, which installs nothing: the environment of `make run` where it exists, else any Python with torch.
+GPU_PYTHON ?= $(firstword $(wildcard $(VENV)/bin/python) python3)
+
+.PHONY: run test bench gpu lint clean
 
 run: $(STAMP)
 	$(VENV)/bin/compressor run
@@ -14,6 +17,9 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	$(VENV)/bin/python -m tests.benchmarks
+
+gpu:
+	PYTHON=$(GPU_PYTHON) bash tests/benchmarks/gpu/run.sh $(GPU_ARGUMENTS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -5,7 +5,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from omegaconf import OmegaConf
 
@@ -94,3 +94,21 @@ class Registry(Mapping[str, type[T]]):
 
     def __len__(self) -> int:
         return len(self.entries)
+
+
+def option_names(cls: type[Compressor]) -> list[str]:
+    """The fields of a compressor's class; the registry has checked that it is a dataclass."""
+    assert dataclasses.is_dataclass(cls)
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def build_options(cls: type[Compressor], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of a plan file as a dataclass's field types, enums by name."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(cls), dict(options))
+        built = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    return {name: getattr(built, name) for name in option_names(cls)}

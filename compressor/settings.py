@@ -100,17 +100,18 @@ class ComponentSettings:
 class SweepSettings:
     """How trials are scored. `batch` sequences go through the model at once; None chooses by vocabulary and length.
 
-    The rest counts in the approximate mode. A trial is dropped when after some of the prefixes it cannot be among the
-    best (`racing`), when the metric `screen` predicts that it is not, both with error probability `delta`, or when what
-    is known of smaller plans bounds it (`lazy`). None of these looks for a trial that is better than the last one kept
-    by less than `tolerance` of its value. `audit` dropped trials of each question are measured all the same.
+    The rest counts in the approximate mode. A trial is dropped when the metric `screen` predicts that it is not among
+    the best, or when the scores of smaller plans bound it (`lazy`). `delta` is the probability that the screen drops a
+    trial that is among the best. Neither looks for a trial that is better than the last one kept by less than
+    `tolerance` of its value. `audit` dropped trials of each question are measured too. `racing` was removed: the name
+    is accepted and ignored, with a warning.
 
     With `cache`, what single treatments of the base do is kept on disk, and not asked again by another run.
     """
 
     mode: SweepMode = SweepMode.exact
     batch: int | None = None
-    racing: bool = True
+    racing: bool | None = None
     delta: float = 0.05
     lazy: bool = True
     tolerance: float = 0.0

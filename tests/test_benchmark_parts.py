@@ -14,7 +14,7 @@ from tests.benchmarks.int8share import Ordered, cumulate, describe_last, find_sh
 from tests.benchmarks.keeping import Keep
 from tests.benchmarks.peers.task import Task, counted
 from tests.benchmarks.scores import compare_p75, count_verdicts
-from tests.families import make_network
+from tests.support.families import make_network
 
 
 def test_token_layers_are_counted_however_layers_are_called() -> None:

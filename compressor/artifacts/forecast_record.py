@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from compressor.artifacts.run_record import ReferenceRecord
-from compressor.contracts.types import Score
+from compressor.contracts import Score
 
 
 @dataclass

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.artifacts.files import remove_file, write_bytes, write_json
-from compressor.contracts.types import Plan, Treatment
+from compressor.contracts import Plan, Treatment
 from compressor.errors import PlanError, suggest
 
 KEYS = tuple(f.name for f in fields(Treatment))

@@ -8,8 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from compressor.contracts import Metric
-from compressor.contracts.types import Score
+from compressor.contracts import Metric, Score
 
 
 @dataclass

@@ -16,13 +16,12 @@ from pathlib import Path
 import torch
 
 from compressor.artifacts.run_record import Expense, Record
-from compressor.compression.apply import take_product
-from compressor.contracts import Prefixes, Problem, Schedule
-from compressor.contracts.types import Offer, Plan, Treatment
+from compressor.compression.apply import make_replacement
+from compressor.contracts import Offer, Plan, Prefixes, Problem, Schedule, Treatment
 from compressor.errors import CompressorError, ConfigError
 from compressor.evaluation.trials import Trial
 from compressor.export import holds_exactly
-from compressor.models import Product
+from compressor.models import Replacement
 from compressor.models.components import find_layers
 from compressor.progress import watch
 from compressor.report.formatting import format_bytes
@@ -72,7 +71,7 @@ class Outlook:
     def expense(self) -> Expense:
         """As it is recorded."""
         work, rates, memory = self.work, self.rates, self.memory
-        batch = self.search.sweeps[Prefixes.SEARCH].reference.batch
+        batch = self.search.evaluators[Prefixes.SEARCH].reference.batch
         return Expense(
             trials=work.trials,
             passes=work.passes,
@@ -97,7 +96,7 @@ class Outlook:
 
     def count_disk(self) -> int:
         """Bytes of all copies of the saved model, of the reference and of the lines of scores."""
-        model, tokens = self.search.model, self.search.sweeps[Prefixes.PROOF].reference.tokens
+        model, tokens = self.search.model, self.search.evaluators[Prefixes.PROOF].reference.tokens
         every = sum(component.parameters for component in model.components.values())
         wider = self.saved.itemsize - model.stored_dtype.itemsize
         saved = model.stored_bytes + wider * (self.work.kept if self.work.whole else every)
@@ -114,7 +113,9 @@ class Outlook:
         if self.memory is None:
             return
         needed, available = self.memory.used + self.count_memory(1), self.memory.available
-        if needed > available and self.search.model.pages is None:  # what is streamed leaves when memory is short
+        if (
+            needed > available and self.search.model.mapped_weights is None
+        ):  # what is streamed leaves when memory is short
             raise ConfigError(
                 f"the run needs {format_bytes(needed)} of memory, and can have {format_bytes(available)}; "
                 f"{self._find_fitting(available) or f'free {format_bytes(needed - available)}'}"
@@ -134,7 +135,7 @@ class Outlook:
 def look_ahead(search: Search, schedule: Schedule, folder: Path, copies: int = 1) -> Outlook | None:
     """What to expect of a search by this schedule whose result is saved in so many forms; None without a rehearsal."""
     layers = len(find_layers(search.model.network)[1])
-    shares = search.sweeps[Prefixes.SEARCH].mode is not SweepMode.plain
+    shares = search.evaluators[Prefixes.SEARCH].mode is not SweepMode.plain
     tally = Tally(fold_rows(search.describe_problem()), layers=layers, shares=shares)
     if not rehearse(tally, schedule):
         return None
@@ -151,7 +152,7 @@ def find_saved_dtype(search: Search) -> torch.dtype:
         with suppress(CompressorError):
             plan = {smallest: Treatment(compressor, find_middle(offers[smallest]))}
             with search.calibrated(plan):
-                products = make_products(search, plan)
+                products = make_replacements(search, plan)
             if not holds_exactly(model.stored_dtype, products[smallest].weight):
                 return model.dtype
     return model.stored_dtype
@@ -159,9 +160,9 @@ def find_saved_dtype(search: Search) -> torch.dtype:
 
 def probe(search: Search, names: Sequence[str], tally: Tally) -> Rates | None:
     """Rates from two real trials, scored by the metrics `names`; None where that costs too much or cannot be done."""
-    sweep, work = search.sweeps[Prefixes.SEARCH], tally.work
+    evaluator, work = search.evaluators[Prefixes.SEARCH], tally.work
     reads_text = any(search.metrics[name].text() is not None for name in names)
-    stop = search.prefixes if reads_text else min(search.prefixes, sweep.reference.batch)
+    stop = search.prefixes if reads_text else min(search.prefixes, evaluator.reference.batch)
     if work.runs < WORTH or PROBE * stop / search.prefixes > SHARE * work.runs:
         return None
     try:
@@ -178,7 +179,7 @@ def time_trials(search: Search, names: Sequence[str], stop: int, tally: Tally) -
         return None
     search.calibrate(search.treatments.configured)
     began = time.perf_counter()
-    trials = [Trial.of(make_products(search, plan)) for plan in plans]
+    trials = [Trial.of(make_replacements(search, plan)) for plan in plans]
     per_weight = (time.perf_counter() - began) / sum(map(tally.weigh, plans))
     groups = [trials] if tally.work.together > 1 else [[trial] for trial in trials]
     score_groups(search, groups, names, 1)  # what happens only once, as the proof of the engine, is not to count
@@ -196,8 +197,8 @@ def choose_plans(problem: Problem) -> list[Plan]:
     return [{name: Treatment(compressor, find_middle(offers[name]))} for compressor, offers in first for name in ends]
 
 
-def make_products(search: Search, plan: Plan) -> dict[str, Product]:
-    return {name: take_product(weight) for name, weight in search.treatments.compress(search.model, plan).items()}
+def make_replacements(search: Search, plan: Plan) -> dict[str, Replacement]:
+    return {name: make_replacement(weight) for name, weight in search.treatments.compress(search.model, plan).items()}
 
 
 def find_middle(offer: Offer) -> float:
@@ -208,7 +209,7 @@ def find_middle(offer: Offer) -> float:
 def score_groups(search: Search, groups: Sequence[Sequence[Trial]], names: Sequence[str], stop: int) -> None:
     """Score trials, those of a group together; scores are not looked at."""
     for trials in groups:
-        deque(search.sweeps[Prefixes.SEARCH].score(trials, names, 0, stop), maxlen=0)
+        deque(search.evaluators[Prefixes.SEARCH].score(trials, names, 0, stop), maxlen=0)
 
 
 def sum_up(record: Record, search: Search, folder: Path) -> Expense:

@@ -18,18 +18,17 @@ from compressor.artifacts.forecast_record import (
 )
 from compressor.artifacts.plan_file import plan_to_json
 from compressor.artifacts.run_record import collect_versions, time_phase
-from compressor.commands.setup import Workbench, open_workbench
+from compressor.commands.setup import RunSetup, open_setup
 from compressor.compression.amounts import mean_amount
-from compressor.contracts import EstimateRequest, Prefixes, SizeRequest
-from compressor.contracts.types import Plan
+from compressor.contracts import EstimateRequest, Plan, Prefixes, SizeRequest
 from compressor.errors import ConfigError, OutputError
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent
 from compressor.report.forecast_report import JSON_NAME, write_forecast
 from compressor.search.predicted_plan import TARGETS, Allocation, open_dialogue
 from compressor.search.session import Search
-from compressor.search.trial_scoring import tell_recalled
-from compressor.sensitivity.cost_table import Predictions, list_options, make_predictions
+from compressor.search.trial_scoring import note_cached
+from compressor.sensitivity.cost_table import CostTable, list_options, make_cost_table
 from compressor.sensitivity.expected_fdt import Law, read_law
 from compressor.sensitivity.margin_law import TRUSTED_NOISE
 from compressor.settings import Settings
@@ -52,10 +51,10 @@ class Forecast:
     folder: Path
     record: ForecastRecord
     progress: Progress = field(default_factory=Silent)
-    bench: Workbench = field(init=False)
+    bench: RunSetup = field(init=False)
     search: Search = field(init=False)
     law: Law = field(init=False)
-    predictions: dict[str, Predictions] = field(init=False, default_factory=dict)
+    predictions: dict[str, CostTable] = field(init=False, default_factory=dict)
 
     def execute(self) -> ForecastRecord:
         """Every phase in order; the record is complete afterwards."""
@@ -65,7 +64,7 @@ class Forecast:
             self.build_reference()
         with time_phase(self.record, "estimate"):
             self.describe_components(self.predict(NOISE))
-        self.record.notes.extend(tell_recalled(self.search.recalled))
+        self.record.notes.extend(note_cached(self.search.recalled))
         with time_phase(self.record, "curves"):
             points = self.draw_curves(self.predict(NOISE))
         with time_phase(self.record, "check"):
@@ -78,7 +77,7 @@ class Forecast:
         if check < 0:
             raise ConfigError(f"`forecast.check` must not be negative, got {check}; 0 checks nothing")
         needs = [*settings.schedule.ranks_by(), NOISE, *([COUNTED] if check else [])]
-        self.bench = open_workbench(settings, self.plugins, needs, self.progress)
+        self.bench = open_setup(settings, self.plugins, needs, self.progress)
         self.search = self.bench.make_search(self.folder, self.progress, lambda *_: None, [], self.record.notes)
         first = next(iter(getattr(settings.schedule, TARGETS, [])), SMALLEST_AMOUNT)
         open_dialogue(settings.schedule, self.search, first)
@@ -95,20 +94,20 @@ class Forecast:
         """What the base says after the prefixes to search on, and how firmly: the law needs no more."""
         steps = self.bench.take_reference_steps([Prefixes.SEARCH])
         deque(self.progress.track(steps, "what the base says", 3), maxlen=0)
-        self.law = read_law(self.bench.sweeps[Prefixes.SEARCH].reference, self.bench.model, self.settings.seed)
+        self.law = read_law(self.bench.evaluators[Prefixes.SEARCH].reference, self.bench.model, self.settings.seed)
         self.record.reference = self.bench.describe_reference(Prefixes.SEARCH)
 
-    def predict(self, objective: str) -> Predictions:
+    def predict(self, objective: str) -> CostTable:
         """What all options of all components do to an objective, from one estimate of each objective."""
         if objective not in self.predictions:
             components, offers = self.bench.model.components, self.search.treatments.offers(self.bench.model)
             grid = {name: list_options(offers, name) for name in components}
             estimates = self.search.answer(EstimateRequest(grid, objective))
             sizes = self.search.answer(SizeRequest(grid))
-            self.predictions[objective] = make_predictions(components, offers, grid, estimates, sizes)
+            self.predictions[objective] = make_cost_table(components, offers, grid, estimates, sizes)
         return self.predictions[objective]
 
-    def describe_components(self, known: Predictions) -> None:
+    def describe_components(self, known: CostTable) -> None:
         """Every option of every component into the record, and which components nothing is known of."""
         for name, component in self.bench.model.components.items():
             options = []
@@ -130,7 +129,7 @@ class Forecast:
                 "treatment counts as no change; more prefixes may reach them."
             )
 
-    def draw_curves(self, known: Predictions) -> Points:
+    def draw_curves(self, known: CostTable) -> Points:
         """A plan for every size, of all compressors together and of each alone; returns the points of the former."""
         names = list(self.search.treatments.configured)
         sets = [names, *([name] for name in names if len(names) > 1)]
@@ -148,7 +147,7 @@ class Forecast:
         self.record.curves = {group[0]: [p for p, _ in points] for group, points in curves.items() if len(group) == 1}
         return together
 
-    def allocate(self, compressors: Sequence[str], known: Predictions) -> Allocation:
+    def allocate(self, compressors: Sequence[str], known: CostTable) -> Allocation:
         """The schedule's own choice between some of the compressors, from the mean over all prefixes as if one."""
         configured = {name: self.settings.compressor[name] for name in compressors}
         treatments = replace(self.search.treatments, configured=configured)
@@ -163,7 +162,7 @@ class Forecast:
         count = SIZES if reach > SMALLEST_AMOUNT else 1
         return [float(amount) for amount in np.linspace(min(SMALLEST_AMOUNT, reach), reach, count)]
 
-    def describe(self, plan: Plan, known: Predictions) -> PointForecast:
+    def describe(self, plan: Plan, known: CostTable) -> PointForecast:
         """The point of a plan on the curve."""
         model, expected = self.bench.model, self.law.expect(known.change(plan))
         bits = self.mean_bits({name: known.bits(name, treatment) for name, treatment in plan.items()})
@@ -200,7 +199,7 @@ class Forecast:
                 "the law is trusted."
             )
         trials = [self.search.make_trial(plan) for _, plan in chosen]
-        scored = self.bench.sweeps[Prefixes.SEARCH].score(trials)
+        scored = self.bench.evaluators[Prefixes.SEARCH].score(trials)
         found = dict(self.progress.track(scored, "checking plans", len(trials)))
         for number, (point, _) in enumerate(chosen):
             scores, measured = self.search.summarize(found[number]), float(found[number][NOISE][:, 0].mean())

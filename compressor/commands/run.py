@@ -20,14 +20,13 @@ from compressor.artifacts.run_record import (
     time_phase,
 )
 from compressor.commands.cost import look_ahead, sum_up
-from compressor.commands.setup import Workbench, open_workbench
+from compressor.commands.setup import RunSetup, open_setup
 from compressor.compression.amounts import describe_components, describe_final
-from compressor.contracts import Dialogue, Metric, Prefixes
-from compressor.contracts.types import Score
+from compressor.contracts import Dialogue, Metric, Prefixes, Score
 from compressor.data.reference import write_reference
 from compressor.errors import CompressorError, OutputError
 from compressor.evaluation.bootstrap import values_per_sequence
-from compressor.evaluation.evaluator import Sweep
+from compressor.evaluation.evaluator import Evaluator
 from compressor.models import Model
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent, watch
@@ -48,10 +47,10 @@ class Run:
     tracker: Tracker
     record: Record
     progress: Progress = field(default_factory=Silent)
-    bench: Workbench = field(init=False)
+    bench: RunSetup = field(init=False)
     model: Model = field(init=False)
     metrics: dict[str, Metric] = field(init=False)
-    sweeps: dict[Prefixes, Sweep] = field(init=False)
+    evaluators: dict[Prefixes, Evaluator] = field(init=False)
     search: Search = field(init=False)
     dialogue: Dialogue = field(init=False)
 
@@ -78,8 +77,8 @@ class Run:
         """Model, metrics, compressors and schedule; whatever settings get wrong is found here, before any work."""
         settings = self.settings
         export.check_format(settings.export.format)
-        bench = self.bench = open_workbench(settings, self.plugins, settings.schedule.ranks_by(), self.progress)
-        self.model, self.metrics, self.sweeps = bench.model, bench.metrics, bench.sweeps
+        bench = self.bench = open_setup(settings, self.plugins, settings.schedule.ranks_by(), self.progress)
+        self.model, self.metrics, self.evaluators = bench.model, bench.metrics, bench.evaluators
         if settings.export.gguf:
             export.check_gguf(self.model)
         self.record.metrics = {name: MetricRecord.of(metric) for name, metric in self.metrics.items()}
@@ -97,10 +96,10 @@ class Run:
     def take_reference_steps(self) -> Iterator[None]:
         """A reference for each set of prefixes, then the base's own scores; yields after each step."""
         yield from self.bench.take_reference_steps(tuple(Prefixes))
-        write_reference(self.sweeps[Prefixes.PROOF].reference, self.folder / "reference.safetensors")
-        self.record.noise_floor = min(sweep.reference.noise_floor for sweep in self.sweeps.values())
+        write_reference(self.evaluators[Prefixes.PROOF].reference, self.folder / "reference.safetensors")
+        self.record.noise_floor = min(evaluator.reference.noise_floor for evaluator in self.evaluators.values())
         self.record.reference = self.bench.describe_reference(Prefixes.PROOF)
-        self.record.base["scores"] = self.search.summarize(self.sweeps[Prefixes.PROOF].score_current())
+        self.record.base["scores"] = self.search.summarize(self.evaluators[Prefixes.PROOF].score_current())
         yield
 
     def foresee(self) -> None:
@@ -114,14 +113,14 @@ class Run:
 
     def prove(self) -> dict[str, Score]:
         """Score the result on fresh prefixes; one line a prefix in sequences.jsonl."""
-        sweep = self.sweeps[Prefixes.PROOF]
-        statistics = watch(self.progress, "scoring the result on fresh prefixes", sweep.score_current)
+        evaluator = self.evaluators[Prefixes.PROOF]
+        statistics = watch(self.progress, "scoring the result on fresh prefixes", evaluator.score_current)
         columns = {
             name: values_per_sequence(metric, statistics[name])
             for name, metric in self.metrics.items()
             if metric.text() is None
         }
-        for index in range(len(sweep.reference.tokens)):
+        for index in range(len(evaluator.reference.tokens)):
             line = {"index": index} | {name: float(values[index]) for name, values in columns.items()}
             append_json_line(self.folder / "sequences.jsonl", line)
         return self.search.summarize(statistics)
@@ -179,13 +178,13 @@ class Run:
         """Load the saved model again and compare, if wanted; raises OutputError where it is not what was scored."""
         if not self.settings.export.verify:
             return None
-        reference, trust = self.sweeps[Prefixes.PROOF].reference, self.settings.model.trust_remote_code
+        reference, trust = self.evaluators[Prefixes.PROOF].reference, self.settings.model.trust_remote_code
         verification = watch(
             self.progress,
             "checking the saved model",
             lambda: export.verify(exported, self.model, reference.tokens, reference.prefix_tokens, trust),
         )
-        is_whole = not export.list_untreated(self.model, exported)
+        is_whole = not export.list_untransformed(self.model, exported)
         self.record.notes.append(export.tell(exported.title, verification, is_whole))
         return verification
 

@@ -1,5 +1,6 @@
 """What every command that looks at a model sets up first: the model, what measures it, and what the base says."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from compressor.contracts import EstimableMetric, Metric, Prefixes, Reads
 from compressor.data import texts
 from compressor.data.reference import build_reference, cache_folder
 from compressor.errors import ConfigError, suggest
-from compressor.evaluation.evaluator import Sweep
+from compressor.evaluation.evaluator import Evaluator
 from compressor.models import Model, load_model
 from compressor.plugins import Plugins
 from compressor.progress import Progress, watch
@@ -18,16 +19,18 @@ from compressor.search.session import Search
 from compressor.sensitivity.cache import read_limit
 from compressor.settings import Settings, SweepMode, SweepSettings
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
-class Workbench:
-    """A model with its metrics and treatments; `sweeps` are over the prefixes whose reference was built."""
+class RunSetup:
+    """A model with its metrics and treatments; `evaluators` are over the prefixes whose reference was built."""
 
     settings: Settings
     model: Model
     metrics: dict[str, Metric]
     treatments: Treatments
-    sweeps: dict[Prefixes, Sweep] = field(default_factory=dict)
+    evaluators: dict[Prefixes, Evaluator] = field(default_factory=dict)
 
     def take_reference_steps(self, wanted: Sequence[Prefixes]) -> Iterator[None]:
         """Prefixes, windows of text, a reference for each of `wanted`; yields after each, 2 + len(wanted) times."""
@@ -48,13 +51,13 @@ class Workbench:
             )
             if any(metric.reads & Reads.BASE for metric in self.metrics.values()):
                 reference.remember_distribution(model)
-            self.sweeps[which] = Sweep(model, reference, self.metrics, windows, settings.sweep.mode)
+            self.evaluators[which] = Evaluator(model, reference, self.metrics, windows, settings.sweep.mode)
             yield
 
     def describe_reference(self, which: Prefixes) -> ReferenceRecord:
         """What is scored on these prefixes."""
-        settings, sweep = self.settings.data, self.sweeps[which]
-        reference = sweep.reference
+        settings, evaluator = self.settings.data, self.evaluators[which]
+        reference = evaluator.reference
         return ReferenceRecord(
             source=settings.path or settings.name or "sampled from the base",
             prefixes=len(reference.tokens),
@@ -62,7 +65,7 @@ class Workbench:
             continuation_tokens=reference.continuation_tokens,
             near_ties=reference.near_ties,
             mended=reference.mended,
-            perplexity_text="; ".join(windows.source for windows in sweep.windows.values()) or None,
+            perplexity_text="; ".join(windows.source for windows in evaluator.windows.values()) or None,
         )
 
     def make_search(
@@ -78,7 +81,7 @@ class Workbench:
             model=self.model,
             metrics=self.metrics,
             treatments=self.treatments,
-            sweeps=self.sweeps,
+            evaluators=self.evaluators,
             folder=folder,
             progress=progress,
             on_round=on_round,
@@ -94,15 +97,16 @@ class Workbench:
         )
 
 
-def open_workbench(settings: Settings, plugins: Plugins, needs: Sequence[str], progress: Progress) -> Workbench:
+def open_setup(settings: Settings, plugins: Plugins, needs: Sequence[str], progress: Progress) -> RunSetup:
     """Load what the settings name, and the metrics in `needs`; raises for whatever settings get wrong."""
     check_numbers(settings)
+    warn_of_removed(settings.sweep)
     metrics: dict[str, Metric] = dict(settings.metric)
     for name in [*needs, *check_screen(settings.sweep, plugins)]:
         metrics.setdefault(name, plugins.metrics[name]())
     model = watch(progress, "loading the model", lambda: load_model(settings.model, settings.components))
     texts.check_settings(settings.data, model.context)
-    return Workbench(settings, model, metrics, Treatments(settings.compressor, plugins.compressors, settings.seed))
+    return RunSetup(settings, model, metrics, Treatments(settings.compressor, plugins.compressors, settings.seed))
 
 
 def check_numbers(settings: Settings) -> None:
@@ -120,6 +124,12 @@ def check_numbers(settings: Settings) -> None:
         )
     if settings.sweep.audit < 0:
         raise ConfigError(f"`sweep.audit` must not be negative, got {settings.sweep.audit}; 0 audits nothing")
+
+
+def warn_of_removed(settings: SweepSettings) -> None:
+    """One warning for a setting that no longer has an effect, where somebody gave it a value."""
+    if settings.racing is not None:
+        log.warning("`sweep.racing` is ignored: racing was removed, because it measured no gain; leave the setting out")
 
 
 def check_screen(settings: SweepSettings, plugins: Plugins) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from compressor.artifacts.run_record import ComponentRecord, FinalRecord
-from compressor.contracts.types import Component, Plan, Score
+from compressor.contracts import Component, Plan, Score
 from compressor.models import Model
 
 

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from compressor.compression.calibration import Calibration, check_needs
-from compressor.contracts import CompressedWeight, Compressor, Context
-from compressor.contracts.types import Component, Offer, Plan, Treatment
+from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, Plan, Treatment
 from compressor.errors import CompressorError, ConfigError, PlanError, PluginError, suggest
-from compressor.models import Model, Product
-from compressor.options import build_options, option_names
-from compressor.registry import Registry
+from compressor.models import Model, Replacement
+from compressor.registry import Registry, build_options, option_names
 
 
 @dataclass
@@ -114,7 +112,7 @@ class Treatments:
             with named_by(self.installed, compressor, component.name):
                 for compressed in self._apply(compressor, offer, weight, chosen, context, by_row):
                     check_dense(compressed.dense(), weight)
-                    check_treat(compressed, compressor)
+                    check_input_transform(compressed, compressor)
                     yield compressed
 
     def _apply(
@@ -236,12 +234,12 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
 
 
-def check_treat(compressed: CompressedWeight, compressor: Compressor) -> None:
+def check_input_transform(compressed: CompressedWeight, compressor: Compressor) -> None:
     """A compressor must say beforehand that its weights treat their inputs."""
-    if compressed.treat is not None and not compressor.treats_inputs:
-        raise ValueError("its weights treat their inputs, and `treats_inputs` must then be True")
+    if compressed.input_transform is not None and not compressor.transforms_inputs:
+        raise ValueError("its weights treat their inputs, and `transforms_inputs` must then be True")
 
 
-def take_product(compressed: CompressedWeight) -> Product:
+def make_replacement(compressed: CompressedWeight) -> Replacement:
     """What a compressed weight is on a model."""
-    return Product(compressed.dense(), compressed.treat)
+    return Replacement(compressed.dense(), compressed.input_transform)

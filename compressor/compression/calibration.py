@@ -25,9 +25,9 @@ from compressor.data.reference import Reference
 from compressor.errors import ModelError, PluginError, suggest
 from compressor.models import Model
 from compressor.models.components import find_layers
-from compressor.models.matmul_inputs import Products, experts_apart
-from compressor.models.tensor_spill import Spill
-from compressor.models.weight_views import Slot
+from compressor.models.matmul_inputs import MatmulInputs, experts_apart
+from compressor.models.tensor_spill import TensorSpill
+from compressor.models.weight_views import WeightView
 
 AT_ONCE = 1 << 30
 """Bytes of statistics that one forward pass gathers on the device; a single component may need more."""
@@ -75,7 +75,7 @@ class Calibration:
     names: frozenset[str]
     sources: Mapping[str, str]
     passes: float = 0.0
-    spill: Spill = field(default_factory=lambda: Spill(WAITING), repr=False)
+    spill: TensorSpill = field(default_factory=lambda: TensorSpill(WAITING), repr=False)
 
     def __post_init__(self) -> None:
         weakref.finalize(self, self.spill.__exit__)
@@ -96,9 +96,9 @@ def gather(
     not finite.
     """
     wanted = frozenset(names) | {TOKENS}
-    slots = {name: model.slots[name] for name in components}
-    with experts_apart(model.network, slots):
-        gathering = _Gathering(model, reference, slots, wanted, last)
+    weight_views = {name: model.weight_views[name] for name in components}
+    with experts_apart(model.network, weight_views):
+        gathering = _Gathering(model, reference, weight_views, wanted, last)
         sources = gathering.find_sources()
         calibration = Calibration(wanted, sources)
         for group in gathering.list_groups(dict.fromkeys(sources.values())):
@@ -116,7 +116,7 @@ class _Gathering:
 
     model: Model
     reference: Reference
-    slots: Mapping[str, Slot]
+    weight_views: Mapping[str, WeightView]
     names: frozenset[str]
     last: int | None
     used: set[str] = field(default_factory=set)
@@ -130,7 +130,7 @@ class _Gathering:
 
     def find_sources(self) -> dict[str, str]:
         """For each component the first that has the very same inputs, by a pass over a few tokens."""
-        heard: dict[str, list[object]] = {name: [] for name in self.slots}
+        heard: dict[str, list[object]] = {name: [] for name in self.weight_views}
         kept: list[Tensor] = []  # so that no two tensors have one address
 
         def hear(names: Sequence[str], inputs: Tensor) -> None:
@@ -139,7 +139,7 @@ class _Gathering:
                 heard[name].append((inputs.data_ptr(), inputs.shape, inputs.stride(), inputs._version))
 
         sequences, length = PROBE
-        with self._watched(self.slots, hear):
+        with self._watched(self.weight_views, hear):
             self._run(self.reference.tokens[:sequences, :length])
         first: dict[object, str] = {}
         return {name: first.setdefault(tuple(calls) or name, name) for name, calls in heard.items()}
@@ -149,7 +149,7 @@ class _Gathering:
         group: list[str] = []
         held = 0
         for source in sources:
-            width = self.slots[source].component.shape[1]
+            width = self.weight_views[source].component.shape[1]
             size = sum(torch.Size(STATISTICS[name].shape(width)).numel() * 4 for name in self.names)
             if group and held + size > AT_ONCE:
                 yield group
@@ -163,7 +163,7 @@ class _Gathering:
         """Source -> name -> statistic, by one forward pass over all sequences."""
         totals: dict[str, dict[str, Tensor]] = {}
         for source in group:
-            width, device = self.slots[source].component.shape[1], self.model.device
+            width, device = self.weight_views[source].component.shape[1], self.model.device
             totals[source] = {
                 name: torch.zeros(STATISTICS[name].shape(width), dtype=STATISTICS[name].dtype, device=device)
                 for name in self.names
@@ -175,7 +175,7 @@ class _Gathering:
                 for name, total in totals[source].items():
                     STATISTICS[name].add(total, rows)
 
-        with self._watched({source: self.slots[source] for source in group}, hear):
+        with self._watched({source: self.weight_views[source] for source in group}, hear):
             for _, tokens in self.reference.batches():
                 self._run(tokens[:, :-1])
         for source, found in totals.items():
@@ -195,7 +195,7 @@ class _Gathering:
 
     def check_seen(self) -> None:
         """Raise ModelError for a component that is used, and no product shows by what."""
-        for name in self.slots:
+        for name in self.weight_views:
             if name in self.used - self.seen:
                 raise ModelError(
                     f"the inputs of `{name}` cannot be seen: its matrix is used, and not in a matrix product; exclude "
@@ -203,10 +203,12 @@ class _Gathering:
                 )
 
     @contextmanager
-    def _watched(self, slots: Mapping[str, Slot], hear: Callable[[Sequence[str], Tensor], None]) -> Iterator[None]:
+    def _watched(
+        self, weight_views: Mapping[str, WeightView], hear: Callable[[Sequence[str], Tensor], None]
+    ) -> Iterator[None]:
         """Inside, products are heard, and the model stops behind the last layer that is wanted."""
         layers = find_layers(self.model.network)[1]
-        products = Products(slots, hear)
+        products = MatmulInputs(weight_views, hear)
         handle = None if self.last is None else layers[self.last].register_forward_hook(_stop)
         try:
             with products:

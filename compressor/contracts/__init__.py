@@ -1,11 +1,13 @@
-"""The three contracts: Metric, Compressor, Schedule. A method class is a dataclass; its fields are its parameters.
+"""What plugins implement and exchange: Metric, Compressor, Schedule, and the types that pass between them and a run.
 
-Nothing here imports torch: plugin modules are imported for `--help` and for schedules that never see a tensor.
+A plugin class is a dataclass; its fields are its options. Nothing here imports torch: plugin modules are imported for
+`--help`, and by schedules that never see a tensor.
 """
 
-from compressor.contracts.compressor import CompressedWeight, Compressor, Context, Treat
+from compressor.contracts.compressor import CompressedWeight, Compressor, Context, InputTransform
 from compressor.contracts.metric import EstimableMetric, Metric, TextWindows
-from compressor.contracts.quantized import Grid, TokenRounding
+from compressor.contracts.outputs import Readout, Runners
+from compressor.contracts.quantized import Grid, Scheme, Strategy, TokenRounding
 from compressor.contracts.requests import (
     Best,
     BestRequest,
@@ -22,12 +24,13 @@ from compressor.contracts.requests import (
     Waypoint,
 )
 from compressor.contracts.schedule import Dialogue, Schedule
-from compressor.contracts.types import Better, Reads, Scores
+from compressor.contracts.types import Better, Component, Offer, Plan, Reads, Score, Scores, Treatment
 
 __all__ = [
     "Best",
     "BestRequest",
     "Better",
+    "Component",
     "CompressedWeight",
     "Compressor",
     "Context",
@@ -37,19 +40,27 @@ __all__ = [
     "Estimate",
     "EstimateRequest",
     "Grid",
+    "InputTransform",
     "KeepRequest",
     "Metric",
+    "Offer",
+    "Plan",
     "Prefixes",
     "Problem",
+    "Readout",
     "Reads",
     "Request",
+    "Runners",
     "Schedule",
+    "Scheme",
+    "Score",
     "ScoreRequest",
     "Scores",
     "Search",
     "SizeRequest",
+    "Strategy",
     "TextWindows",
     "TokenRounding",
-    "Treat",
+    "Treatment",
     "Waypoint",
 ]

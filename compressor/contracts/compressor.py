@@ -14,7 +14,7 @@ from compressor.errors import PlanError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Treat = Callable[["Tensor"], "Tensor"]
+InputTransform = Callable[["Tensor"], "Tensor"]
 """What becomes of inputs `[..., in]` before a matrix product: as many, of the same dtype, each token by itself."""
 
 
@@ -46,11 +46,7 @@ class CompressedWeight(ABC):
     @property
     @abstractmethod
     def bits(self) -> int:
-        """Bits of all packed tensors, scales included."""
-
-    @abstractmethod
-    def tensors(self) -> dict[str, Tensor]:
-        """The packed tensors, by the suffix that names them."""
+        """Bits that the packed weight takes: its integers, scales, zero points and whatever else `dense` needs."""
 
     @property
     def grid(self) -> Grid | None:
@@ -58,10 +54,10 @@ class CompressedWeight(ABC):
         return None
 
     @property
-    def treat(self) -> Treat | None:
+    def input_transform(self) -> InputTransform | None:
         """What becomes of the inputs before the matrix product, simulated in their own dtype; None leaves them.
 
-        A pure function of inputs `[..., in]`, in which each token is by itself. Only where `treats_inputs` says so.
+        A pure function of inputs `[..., in]`, in which each token is by itself. Only where `transforms_inputs` says so.
         """
         return None
 
@@ -77,7 +73,7 @@ class Compressor(ABC):
     trials are compressed by the statistics of the model as it stands."""
 
     @property
-    def treats_inputs(self) -> bool:
+    def transforms_inputs(self) -> bool:
         """May its weights `treat` their inputs, with these options? Then a run checks first that inputs can be seen."""
         return False
 

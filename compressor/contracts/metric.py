@@ -54,13 +54,6 @@ class Metric(ABC):
         mean: NDArray[np.float64] = statistics[..., 0].mean(axis=-1)
         return mean
 
-    def value_range(self, tokens: int) -> tuple[float, float] | None:
-        """The least and the largest value of a sequence with a continuation of `tokens`, if `aggregate` is their mean.
-
-        None where there are no such limits, or it is not. Bounds on the mean of all prefixes then need no assumption.
-        """
-        return None
-
     def text(self) -> TextWindows | None:
         """None to be scored on the base's continuations, else the text to be scored on."""
         return None

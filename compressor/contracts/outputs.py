@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts.types import Reads
 from compressor.errors import PluginError
 
-Runners = dict[int, tuple[Tensor, Tensor]]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Runners = dict[int, tuple["Tensor", "Tensor"]]
 """Count -> ids and margins of so many runners-up."""
 
 

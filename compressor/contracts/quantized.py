@@ -35,18 +35,13 @@ class TokenRounding:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """x̂ `[..., in]`, in the dtype of `inputs`."""
-        integers, scales = self.split(inputs)
-        rounded: Tensor = integers * scales
-        return rounded
-
-    def split(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """q `[..., in]` and s `[..., 1]`, in the dtype of `inputs`."""
         import torch
 
         limit = 2 ** (self.bits - 1)
         scales = inputs.abs().amax(-1, keepdim=True) / (limit - 0.5)
         scales = scales.masked_fill(scales == 0, torch.finfo(inputs.dtype).eps)
-        return (inputs / scales).clamp(-limit, limit - 1).round(), scales
+        rounded: Tensor = (inputs / scales).clamp(-limit, limit - 1).round() * scales
+        return rounded
 
 
 @dataclass(frozen=True)

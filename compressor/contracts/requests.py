@@ -112,9 +112,10 @@ class Estimate:
 
     `changes` `[sequence, option]` of the objective's first statistic, `line` being their first-order part. `apart` is
     `changes` with the output rows taken apart, the sum of their squares in place of the square of their sum: far
-    steadier, and blind to what rows do together; `compressor.sensitivity.shrinkage` makes one of the two. `rows` `[row, option]`,
-    if asked for, is the change by each row alone, a mean over sequences. What was measured has `changes` only.
-    `reached` is False where no token of the prefixes came to the component, so that nothing is known of it.
+    steadier, and blind to what rows do together; `compressor.sensitivity.shrinkage` makes one of the two. `rows`
+    `[row, option]`, if asked for, is the change by each row alone, a mean over sequences. What was measured has
+    `changes` only. `reached` is False where no token of the prefixes came to the component, so that nothing is known
+    of it.
     """
 
     changes: NDArray[np.float64]

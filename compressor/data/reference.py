@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from compressor.contracts.outputs import Readout, Runners
+from compressor.contracts import Readout, Runners
 from compressor.errors import ModelError, OutputError
 from compressor.models import Model
 

@@ -9,8 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from compressor.contracts import Metric, Reads
-from compressor.contracts.outputs import Readout
+from compressor.contracts import Metric, Readout, Reads
 from compressor.data.reference import Reference
 from compressor.errors import CompressorError, ModelError, PluginError
 from compressor.models import Model

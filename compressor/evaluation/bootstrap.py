@@ -5,8 +5,7 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.contracts import Metric
-from compressor.contracts.types import Score
+from compressor.contracts import Metric, Score
 from compressor.errors import PluginError
 
 RESAMPLES = 1000

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from compressor.contracts.outputs import Readout
+from compressor.contracts import Readout
 from compressor.evaluation.batches import Batch, Found
-from compressor.evaluation.first_divergence import LeadingTokens
-from compressor.evaluation.layer_replay import Entry, Replay
-from compressor.evaluation.module_cache import Memo
+from compressor.evaluation.first_divergence import FirstDivergence
+from compressor.evaluation.layer_replay import Entry, LayerReplay
+from compressor.evaluation.module_cache import ModuleCache
 from compressor.evaluation.trials import Branching, Trial, Weights
-from compressor.models.input_transforms import Product
+from compressor.models.input_transforms import Replacement
 
 Branch = tuple[int, Tensor]
 """The number of a trial and its hidden states `[sequence, length, width]`."""
@@ -32,7 +32,7 @@ LEADING_SHARE = 0.5
 
 
 @dataclass
-class Course:
+class BatchState:
     """A batch on its way through the layers: `hidden` is what enters the layer that the walk has come to."""
 
     batch: Batch
@@ -47,7 +47,7 @@ class Engine:
     On a CPU one at a time: the same kernels on the same shapes give the same bits as plain forward passes.
     """
 
-    def __init__(self, replay: Replay, joint: int | None = None) -> None:
+    def __init__(self, replay: LayerReplay, joint: int | None = None) -> None:
         self.replay, self.model = replay, replay.model
         self.branching = Branching(replay.spans, len(replay.layers), replay.entangled)
         self.joint = joint or (1 if self.model.device.type == "cpu" else 64)
@@ -61,69 +61,71 @@ class Engine:
         yield from self._walk(0, [self.enter(batch) for batch in batches], trials)
 
     def _walk(
-        self, start: int, courses: Sequence[Course], trials: Mapping[int, Trial]
+        self, start: int, states: Sequence[BatchState], trials: Mapping[int, Trial]
     ) -> Iterator[tuple[int, list[Found]]]:
         """Trials on the model as it stands now, which all change it in the layer `start` or later, or not at all."""
         waiting = self.branching.sort(trials)
-        yield from self._end(start, courses, waiting.pop(len(self.replay.layers), []))
+        yield from self._end(start, states, waiting.pop(len(self.replay.layers), []))
         for index in range(start, max(waiting, default=-1) + 1):
-            alone, alike = self._part(index, trials, waiting.pop(index, []), courses)
+            alone, alike = self._part(index, trials, waiting.pop(index, []), states)
             for group in self.make_weights(trials, alone):
                 found: dict[int, list[Found]] = {number: [] for number in group}
-                for course in courses:
-                    self._branch_off(index, course, group, found)
+                for state in states:
+                    self._branch_off(index, state, group, found)
                 yield from found.items()
             for numbers in alike:
-                yield from self._branch_off_together(index, courses, {number: trials[number] for number in numbers})
-            for course in courses if waiting else ():
-                self.advance(index, course)
+                yield from self._branch_off_together(index, states, {number: trials[number] for number in numbers})
+            for state in states if waiting else ():
+                self.advance(index, state)
 
     def _branch_off_together(
-        self, index: int, courses: Sequence[Course], trials: Mapping[int, Trial]
+        self, index: int, states: Sequence[BatchState], trials: Mapping[int, Trial]
     ) -> Iterator[tuple[int, list[Found]]]:
         """Trials that change the layer `index` alike: it is run once, and they part behind it."""
         first = next(iter(trials.values()))
         names = self.branching.find_changes(index, first)
         with self.model.swapped(first.make(names)):
             behind = [
-                Course(course.batch, self.replay.run(index, course.entries[1], course.hidden), course.entries)
-                for course in courses
+                BatchState(state.batch, self.replay.run(index, state.entries[1], state.hidden), state.entries)
+                for state in states
             ]
             rest = {number: trial.without(names) for number, trial in trials.items()}
             yield from self._walk(index + 1, behind, rest)
 
-    def _end(self, start: int, courses: Sequence[Course], numbers: Sequence[int]) -> Iterator[tuple[int, list[Found]]]:
+    def _end(
+        self, start: int, states: Sequence[BatchState], numbers: Sequence[int]
+    ) -> Iterator[tuple[int, list[Found]]]:
         """Trials that are the model as it stands now: all the same, from the layer `start` on."""
         if not numbers:
             return
         found: dict[int, list[Found]] = {numbers[0]: []}
-        for course in courses:
-            with course.batch.opened() as read:
-                self._finish(start, course, [(numbers[0], course.hidden)], read, found)
+        for state in states:
+            with state.batch.opened() as read:
+                self._finish(start, state, [(numbers[0], state.hidden)], read, found)
         yield from ((number, found[numbers[0]]) for number in numbers)
 
     def _part(
-        self, index: int, trials: Mapping[int, Trial], numbers: Sequence[int], courses: Sequence[Course]
+        self, index: int, trials: Mapping[int, Trial], numbers: Sequence[int], states: Sequence[BatchState]
     ) -> tuple[list[int], list[list[int]]]:
         """Of trials that first change the layer `index`: those that go alone, and those that go together."""
-        only_leading = self.replay.splits and all(course.batch.only_leading for course in courses)
+        only_leading = self.replay.splits and all(state.batch.only_leading for state in states)
         return self.branching.part(index, trials, numbers, LEADING_SHARE if only_leading else 1.0)
 
-    def enter(self, batch: Batch) -> Course:
+    def enter(self, batch: Batch) -> BatchState:
         entry = self.replay.enter(batch.tokens)
-        return Course(batch, entry.hidden, {1: entry})
+        return BatchState(batch, entry.hidden, {1: entry})
 
-    def advance(self, index: int, course: Course) -> None:
+    def advance(self, index: int, state: BatchState) -> None:
         """Bring the model as it stands behind a layer."""
-        if course.following is None:
-            course.following = self.replay.run(index, course.entries[1], course.hidden)
-        course.hidden, course.following = course.following, None
+        if state.following is None:
+            state.following = self.replay.run(index, state.entries[1], state.hidden)
+        state.hidden, state.following = state.following, None
 
-    def repeat(self, course: Course, times: int) -> Entry:
+    def repeat(self, state: BatchState, times: int) -> Entry:
         """The entry of so many branches together."""
-        if times not in course.entries:
-            course.entries[times] = self.replay.enter(course.batch.tokens.repeat(times, 1))
-        return course.entries[times]
+        if times not in state.entries:
+            state.entries[times] = self.replay.enter(state.batch.tokens.repeat(times, 1))
+        return state.entries[times]
 
     def make_weights(
         self, trials: Mapping[int, Trial], numbers: Sequence[int], names: Collection[str] | None = None
@@ -141,58 +143,60 @@ class Engine:
             yield group
 
     def _branch_off(
-        self, index: int, course: Course, group: Mapping[int, Weights], found: Mapping[int, list[Found]]
+        self, index: int, state: BatchState, group: Mapping[int, Weights], found: Mapping[int, list[Found]]
     ) -> None:
         """Run trials that first change the layer `index` from there to their statistics."""
-        if course.batch.only_leading and self.replay.splits:
-            parted = {number: weights for number, weights in group.items() if not self.treats_inputs(weights)}
+        if state.batch.only_leading and self.replay.splits:
+            parted = {number: weights for number, weights in group.items() if not self.transforms_inputs(weights)}
             if parted:
-                self._count_leading(index, course, parted, found)
+                self._count_leading(index, state, parted, found)
             group = {number: weights for number, weights in group.items() if number not in parted}
             if not group:
                 return
-        memo, entry = Memo(self.replay.layers[index]), course.entries[1]
+        memo, entry = ModuleCache(self.replay.layers[index]), state.entries[1]
         with memo.recording():
-            course.following = self.replay.run(index, entry, course.hidden)
+            state.following = self.replay.run(index, entry, state.hidden)
         changed: dict[int, list[Branch]] = {}
-        with course.batch.opened() as read:
+        with state.batch.opened() as read:
             for number, weights in group.items():
                 last = max(self.replay.spans[name][1] for name in weights)
                 with self.model.swapped(weights):
                     with memo.serving(self.find_owners(weights)):
-                        hidden = self.replay.run(index, entry, course.hidden)
+                        hidden = self.replay.run(index, entry, state.hidden)
                     for later in range(index + 1, last + 1):
                         hidden = self.replay.run(later, entry, hidden)
                 together = changed.setdefault(last, [])
                 together.append((number, hidden))
                 if len(together) >= self.joint:
-                    self._finish(last + 1, course, changed.pop(last), read, found)
+                    self._finish(last + 1, state, changed.pop(last), read, found)
             for last, together in changed.items():
-                self._finish(last + 1, course, together, read, found)
+                self._finish(last + 1, state, together, read, found)
 
     def _count_leading(
-        self, index: int, course: Course, group: Mapping[int, Weights], found: Mapping[int, list[Found]]
+        self, index: int, state: BatchState, group: Mapping[int, Weights], found: Mapping[int, list[Found]]
     ) -> None:
         """The same where only the first divergence is asked for."""
-        batch = course.batch
-        leading = LeadingTokens(self.replay, index, batch.tokens, course.hidden, batch.said)
+        batch = state.batch
+        leading = FirstDivergence(self.replay, index, batch.tokens, state.hidden, batch.said)
         with batch.opened() as read:
             for number, weights in group.items():
                 with self.model.swapped(weights):
                     count = leading.count(self.find_owners(weights))
                 found[number].append(read(Readout(_refuse_logits, batch.said, leading=count)))
 
-    def treats_inputs(self, weights: Weights) -> bool:
+    def transforms_inputs(self, weights: Weights) -> bool:
         """Would these, or others on the model, treat inputs? Rounding then hangs on the last bit of a position."""
-        return bool(self.model.treats) or any(Product.of(weight).treat for weight in weights.values())
+        return bool(self.model.input_transforms) or any(
+            Replacement.of(weight).input_transform for weight in weights.values()
+        )
 
     def find_owners(self, weights: Weights) -> set[nn.Module]:
-        return {self.model.slots[name].owner for name in weights}
+        return {self.model.weight_views[name].owner for name in weights}
 
     def _finish(
         self,
         index: int,
-        course: Course,
+        state: BatchState,
         together: Sequence[Branch],
         read: Callable[[Readout], Found],
         found: Mapping[int, list[Found]],
@@ -200,18 +204,18 @@ class Engine:
         """Run branches on through the layers from `index`, which they leave as they are, and read what they say."""
 
         def go_on(members: Sequence[Branch]) -> None:
-            entry, hidden = self.repeat(course, len(members)), join_branches(members)
+            entry, hidden = self.repeat(state, len(members)), join_branches(members)
             for later in range(index, len(self.replay.layers)):
                 hidden = self.replay.run(later, entry, hidden)
-            for number, candidate in self.leave(course, members, hidden):
+            for number, candidate in self.leave(state, members, hidden):
                 found[number].append(read(candidate))
 
         self.fit(together, go_on)
 
-    def leave(self, course: Course, members: Sequence[Branch], hidden: Tensor) -> Iterator[tuple[int, Readout]]:
+    def leave(self, state: BatchState, members: Sequence[Branch], hidden: Tensor) -> Iterator[tuple[int, Readout]]:
         """What each of the branches says, from what the last layer gave for all of them."""
-        batch = course.batch
-        logits = self.replay.leave(self.repeat(course, len(members)), hidden, batch.said.shape[1])
+        batch = state.batch
+        logits = self.replay.leave(self.repeat(state, len(members)), hidden, batch.said.shape[1])
         for (number, _), own in zip(members, logits.split(len(batch.tokens)), strict=True):
             yield number, Readout(own, batch.said, batch.counted)
 

@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compressor.contracts import Metric
-from compressor.contracts.outputs import Readout
+from compressor.contracts import Metric, Readout
 from compressor.data.reference import Reference
 from compressor.data.texts import Windows
 from compressor.evaluation.batches import Batch, Continuations, Found, Text
 from compressor.evaluation.engine import Engine
-from compressor.evaluation.layer_replay import CannotReplay, Replay
-from compressor.evaluation.streaming_engine import Procession
+from compressor.evaluation.layer_replay import CannotReplay, LayerReplay
+from compressor.evaluation.streaming_engine import StreamingEngine
 from compressor.evaluation.trials import Trial
 from compressor.models import Model
 from compressor.settings import SweepMode
@@ -27,7 +26,7 @@ Statistics = dict[str, NDArray[np.float64]]
 
 
 @dataclass
-class Sweep:
+class Evaluator:
     """Scores candidates against one reference.
 
     `windows` holds the text of each metric that reads text instead of continuations.
@@ -91,8 +90,8 @@ class Sweep:
         """The engine of this model, proven at its first use; None where trials must be plain forward passes."""
         if self.mode is not SweepMode.plain and self.engine is None:
             try:
-                streams = self.model.pages is not None
-                self.engine = (Procession if streams else Engine)(Replay(self.model))
+                streams = self.model.mapped_weights is not None
+                self.engine = (StreamingEngine if streams else Engine)(LayerReplay(self.model))
             except CannotReplay as error:
                 self.mode = SweepMode.plain
                 name = type(self.model.network).__name__

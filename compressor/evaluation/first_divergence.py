@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from compressor.evaluation.layer_replay import Replay
-from compressor.evaluation.module_cache import Memo
+from compressor.evaluation.layer_replay import LayerReplay
+from compressor.evaluation.module_cache import ModuleCache
 
 
 def split_positions(length: int, keep: int) -> list[int]:
@@ -22,20 +22,20 @@ def split_positions(length: int, keep: int) -> list[int]:
     return stops
 
 
-class LeadingTokens:
+class FirstDivergence:
     """Counts them for trials that first change the layer `index`.
 
     `hidden` `[sequence, length, width]` is what enters that layer after `tokens` `[sequence, length]`, of which the
     last positions should predict `said` `[sequence, keep]`.
     """
 
-    def __init__(self, replay: Replay, index: int, tokens: Tensor, hidden: Tensor, said: Tensor) -> None:
+    def __init__(self, replay: LayerReplay, index: int, tokens: Tensor, hidden: Tensor, said: Tensor) -> None:
         self.replay, self.index, self.tokens, self.said = replay, index, tokens, said
         self.hidden = hidden
         self.stops = split_positions(tokens.shape[1], said.shape[1])
         self._entry = replay.enter(tokens[:, : self.stops[0]], 0)
         self._first = hidden[:, : self.stops[0]]
-        self._memo, self._cache = Memo(replay.layers[index]), replay.make_cache()
+        self._memo, self._cache = ModuleCache(replay.layers[index]), replay.make_cache()
         with self._memo.recording():
             replay.run(index, self._entry, self._first, self._cache)
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
-from compressor.evaluation.module_cache import Memo
+from compressor.evaluation.module_cache import ModuleCache
 from compressor.models.components import find_layers
 from compressor.models.forward import run_network
 from compressor.models.model import Model
-from compressor.models.patching import detoured
+from compressor.models.patching import patched
 
 log = logging.getLogger(__name__)
 PROOF = (2, 7)
@@ -50,7 +50,7 @@ class Entry:
     cache: Cache | None = None
 
 
-class Replay:
+class LayerReplay:
     """The decoder layers of `model`, each to be run on its own; raises CannotReplay where that is not the model.
 
     `spans` is, by component, the first and the last layer that use its parameter; components that are used outside of
@@ -123,7 +123,7 @@ class Replay:
         def forward(index: int, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever a family passes
             return self._forms[index](stand_in(index, arguments, named))
 
-        with detoured({layer: partial(forward, index) for index, layer in enumerate(self.layers)}):
+        with patched({layer: partial(forward, index) for index, layer in enumerate(self.layers)}):
             yield
 
     def _find_forms(self) -> list[Callable[[Tensor], Any]]:
@@ -155,14 +155,16 @@ class Replay:
             if module not in layers:
                 held -= {id(parameter) for parameter in module.parameters(recurse=False)}
         found = {
-            name: inside[id(slot.parameter)] for name, slot in self.model.slots.items() if id(slot.parameter) in held
+            name: inside[id(weight_view.parameter)]
+            for name, weight_view in self.model.weight_views.items()
+            if id(weight_view.parameter) in held
         }
         return {name: (min(layers), max(layers)) for name, layers in found.items()}
 
     def _find_entangled(self) -> frozenset[str]:
         places: dict[tuple[int, int], list[str]] = {}
-        for name, slot in self.model.slots.items():
-            places.setdefault((id(slot.parameter), int(slot.view().storage_offset())), []).append(name)
+        for name, weight_view in self.model.weight_views.items():
+            places.setdefault((id(weight_view.parameter), int(weight_view.view().storage_offset())), []).append(name)
         return frozenset(name for names in places.values() if len(names) > 1 for name in names)
 
     def _prove(self) -> None:
@@ -179,12 +181,12 @@ class Replay:
         self._compare(entry, hidden[-1], keep, "its layers")
         for name in self._choose_witnesses():
             first = self.spans[name][0]
-            memo = Memo(self.layers[first])
+            memo = ModuleCache(self.layers[first])
             with memo.recording():
                 self.run(first, entry, hidden[first])
             weight = self.model.read(name)
             with self.model.swapped({name: weight * 0.5}):
-                with memo.serving([self.model.slots[name].owner]):
+                with memo.serving([self.model.weight_views[name].owner]):
                     branch = self.run(first, entry, hidden[first])
                 for index in range(first + 1, len(self.layers)):
                     branch = self.run(index, entry, branch)
@@ -226,7 +228,7 @@ class Replay:
         """A component of each layer, and one of each kind, in turn."""
         by_layer: dict[int, dict[str, str]] = {}
         for name, (first, _) in self.spans.items():
-            by_layer.setdefault(first, {}).setdefault(self.model.slots[name].component.kind, name)
+            by_layer.setdefault(first, {}).setdefault(self.model.weight_views[name].component.kind, name)
         for turn, kinds in enumerate(by_layer.values()):
             names = list(kinds.values())
             extra = max(len(names) - len(by_layer), 0) // len(by_layer) + 1

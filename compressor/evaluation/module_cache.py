@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.models.patching import detoured
+from compressor.models.patching import patched
 
 
 @dataclass
@@ -24,7 +24,7 @@ class _Call:
     times: int = 1
 
 
-class Memo:
+class ModuleCache:
     """Remembers one run of `layer`, and serves modules from it in another run with the same input, bit for bit.
 
     A module is served where nothing that was computed before it has changed: it ended before the first changed module
@@ -42,7 +42,7 @@ class Memo:
     def recording(self) -> Iterator[None]:
         """Inside, the layer runs once and every module's call is remembered."""
         self._calls.clear()
-        with detoured({module: self._record(module, module.forward) for module in self._modules}):
+        with patched({module: self._record(module, module.forward) for module in self._modules}):
             yield
         for call in self._calls.values():
             if call.times != 1 or call.versions != _read_versions([*call.inputs, call.output]):
@@ -63,7 +63,7 @@ class Memo:
                 touched.add(owner)
                 owner = self._above.get(owner)
         known = {module: call for module, call in self._calls.items() if call.ended >= 0 and module not in touched}
-        with detoured({module: _serve(call, module.forward, call.ended < first) for module, call in known.items()}):
+        with patched({module: _serve(call, module.forward, call.ended < first) for module, call in known.items()}):
             yield
 
     def _record(self, module: nn.Module, own: Callable[..., Any]) -> Callable[..., Any]:

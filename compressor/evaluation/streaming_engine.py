@@ -10,13 +10,13 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from compressor.contracts.outputs import Readout
+from compressor.contracts import Readout
 from compressor.evaluation.batches import Batch, Found
-from compressor.evaluation.engine import Branch, Course, Engine, join_branches
-from compressor.evaluation.layer_replay import Replay
-from compressor.evaluation.module_cache import Memo
+from compressor.evaluation.engine import BatchState, Branch, Engine, join_branches
+from compressor.evaluation.layer_replay import LayerReplay
+from compressor.evaluation.module_cache import ModuleCache
 from compressor.evaluation.trials import Trial
-from compressor.models.tensor_spill import Spill
+from compressor.models.tensor_spill import TensorSpill
 
 WAITING = 1 << 32
 """Bytes of hidden states that wait in memory; more of them go to disk."""
@@ -30,32 +30,32 @@ class Node:
     numbers: Sequence[int]
 
 
-class Procession(Engine):
+class StreamingEngine(Engine):
     """Scores trials layer by layer; their statistics come at the end, all at once."""
 
-    def __init__(self, replay: Replay, joint: int | None = None, waiting: int = WAITING) -> None:
+    def __init__(self, replay: LayerReplay, joint: int | None = None, waiting: int = WAITING) -> None:
         super().__init__(replay, joint)
         self.waiting = waiting
 
     def score(self, trials: Mapping[int, Trial], batches: Sequence[Batch]) -> Iterator[tuple[int, list[Found]]]:
         """What each trial gives on each batch, with its number."""
-        courses, keys = [self.enter(batch) for batch in batches], itertools.count()
+        states, keys = [self.enter(batch) for batch in batches], itertools.count()
         nodes = [Node(next(keys), [*trials])] if trials else []
-        with Spill(self.waiting) as states:
+        with TensorSpill(self.waiting) as hidden_states:
             for node in nodes:
-                for place, course in enumerate(courses):
-                    states.put((place, node.key), course.hidden)
+                for place, state in enumerate(states):
+                    hidden_states.put((place, node.key), state.hidden)
             for index in range(len(self.replay.layers)):
                 unchanged, changed = list[Node](), list[Node]()
                 for node in nodes:
                     same, others = self._split(index, node, trials, keys)
-                    self._pass_changed(index, node, others, trials, courses, states)
+                    self._pass_changed(index, node, others, trials, states, hidden_states)
                     if not same:
-                        self._forget(node, courses, states)
+                        self._forget(node, states, hidden_states)
                     unchanged, changed = unchanged + same, changed + others
-                self._pass_unchanged(index, unchanged, courses, states)
+                self._pass_unchanged(index, unchanged, states, hidden_states)
                 nodes = unchanged + changed
-            yield from self._read(nodes, courses, states)
+            yield from self._read(nodes, states, hidden_states)
 
     def _split(
         self, index: int, node: Node, trials: Mapping[int, Trial], keys: Iterator[int]
@@ -79,59 +79,64 @@ class Procession(Engine):
         node: Node,
         others: Sequence[Node],
         trials: Mapping[int, Trial],
-        courses: Sequence[Course],
-        states: Spill,
+        states: Sequence[BatchState],
+        hidden_states: TensorSpill,
     ) -> None:
         """Trials that change this layer leave the node, each group in its own way."""
         for group in self.make_weights(trials, [other.numbers[0] for other in others], self._find_used(index)):
-            for place, course in enumerate(courses):
-                hidden, memo = states.get((place, node.key)).to(self.model.device), Memo(self.replay.layers[index])
+            for place, state in enumerate(states):
+                hidden, memo = (
+                    hidden_states.get((place, node.key)).to(self.model.device),
+                    ModuleCache(self.replay.layers[index]),
+                )
                 if len(group) > 1:
                     with memo.recording():
-                        self.replay.run(index, course.entries[1], hidden)
+                        self.replay.run(index, state.entries[1], hidden)
                 for other in others:
                     if (weights := group.get(other.numbers[0])) is not None:
                         with self.model.swapped(weights), memo.serving(self.find_owners(weights)):
-                            states.put((place, other.key), self.replay.run(index, course.entries[1], hidden))
+                            hidden_states.put((place, other.key), self.replay.run(index, state.entries[1], hidden))
 
-    def _pass_unchanged(self, index: int, nodes: Sequence[Node], courses: Sequence[Course], states: Spill) -> None:
+    def _pass_unchanged(
+        self, index: int, nodes: Sequence[Node], states: Sequence[BatchState], hidden_states: TensorSpill
+    ) -> None:
         """The others run it together."""
-        for place, course in enumerate(courses):
+        for place, state in enumerate(states):
 
-            def go_on(members: Sequence[Branch], place: int = place, course: Course = course) -> None:
-                entry = self.repeat(course, len(members))
+            def go_on(members: Sequence[Branch], place: int = place, state: BatchState = state) -> None:
+                entry = self.repeat(state, len(members))
                 hidden = self.replay.run(index, entry, join_branches(members))
-                for (key, _), own in zip(members, hidden.split(len(course.batch.tokens)), strict=True):
-                    states.put((place, key), own)
+                for (key, _), own in zip(members, hidden.split(len(state.batch.tokens)), strict=True):
+                    hidden_states.put((place, key), own)
 
-            for members in self._gather(place, nodes, states):
+            for members in self._gather(place, nodes, hidden_states):
                 self.fit(members, go_on)
 
-    def _forget(self, node: Node, courses: Sequence[Course], states: Spill) -> None:
-        for place in range(len(courses)):
-            states.drop((place, node.key))
+    def _forget(self, node: Node, states: Sequence[BatchState], hidden_states: TensorSpill) -> None:
+        for place in range(len(states)):
+            hidden_states.drop((place, node.key))
 
-    def _gather(self, place: int, nodes: Sequence[Node], states: Spill) -> Iterator[list[Branch]]:
+    def _gather(self, place: int, nodes: Sequence[Node], hidden_states: TensorSpill) -> Iterator[list[Branch]]:
         """As many nodes on a batch as may go together, back on the device."""
         start = 0
         while start < len(nodes):
             chosen = nodes[start : start + self.joint]
             start += len(chosen)
-            yield [(node.key, states.get((place, node.key)).to(self.model.device)) for node in chosen]
+            yield [(node.key, hidden_states.get((place, node.key)).to(self.model.device)) for node in chosen]
 
     def _read(
-        self, nodes: Sequence[Node], courses: Sequence[Course], states: Spill
+        self, nodes: Sequence[Node], states: Sequence[BatchState], hidden_states: TensorSpill
     ) -> Iterator[tuple[int, list[Found]]]:
         found: dict[int, list[Found]] = {node.key: [] for node in nodes}
-        for place, course in enumerate(courses):
-            with course.batch.opened() as read:
+        for place, state in enumerate(states):
+            with state.batch.opened() as read:
 
                 def go_on(
-                    members: Sequence[Branch], course: Course = course, read: Callable[[Readout], Found] = read
+                    members: Sequence[Branch], state: BatchState = state, read: Callable[[Readout], Found] = read
                 ) -> None:
-                    for key, candidate in self.leave(course, members, join_branches(members)):
+                    for key, candidate in self.leave(state, members, join_branches(members)):
                         found[key].append(read(candidate))
 
-                for members in self._gather(place, nodes, states):
+                for members in self._gather(place, nodes, hidden_states):
                     self.fit(members, go_on)
         yield from ((number, found[node.key]) for node in nodes for number in node.numbers)

@@ -8,9 +8,9 @@ from functools import partial
 
 from torch import Tensor
 
-from compressor.models import Product
+from compressor.models import Replacement
 
-Weights = Mapping[str, Tensor | Product]
+Weights = Mapping[str, Tensor | Replacement]
 """Component name -> dense weight `[out, in]`, which may come with what becomes of its inputs."""
 
 
@@ -22,7 +22,7 @@ class Trial:
     maker for a component have the same there.
     """
 
-    makers: Mapping[str, Callable[[], Tensor | Product]]
+    makers: Mapping[str, Callable[[], Tensor | Replacement]]
 
     @classmethod
     def of(cls, weights: Weights) -> Trial:
@@ -38,7 +38,7 @@ class Trial:
         """The rest of its changes."""
         return Trial({name: maker for name, maker in self.makers.items() if name not in names})
 
-    def make(self, names: Collection[str] | None = None) -> dict[str, Tensor | Product]:
+    def make(self, names: Collection[str] | None = None) -> dict[str, Tensor | Replacement]:
         """The weights, or those of `names` only."""
         return {name: maker() for name, maker in self.makers.items() if names is None or name in names}
 
@@ -99,5 +99,5 @@ class Branching:
         return alone, together
 
 
-def _give(weight: Tensor | Product) -> Tensor | Product:
+def _give(weight: Tensor | Replacement) -> Tensor | Replacement:
     return weight

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.contracts.quantized import Grid
-from compressor.contracts.types import Plan
+from compressor.contracts import Grid, Plan
 from compressor.errors import ConfigError, suggest
 from compressor.export import gguf
 from compressor.export.compressed_tensors import (
@@ -18,7 +17,7 @@ from compressor.export.dense import DENSE, save_dense
 from compressor.export.file_sizes import FileSizes
 from compressor.export.folder import Exported, holds_exactly
 from compressor.export.gguf import check_gguf
-from compressor.export.packable_modules import NO_GRID, tell_dense
+from compressor.export.packable_modules import NO_GRID, note_dense
 from compressor.export.packed import pack_modules, save_compressed
 from compressor.export.verification import tell, verify
 from compressor.models import Model
@@ -59,29 +58,29 @@ def save(
         if is_installed():
             packing = pack_modules(model, grids)
             exported = save_compressed(model, folder, plan, provenance, packing) if packing.schemes else None
-            notes = tell_dense(packing.reasons)
+            notes = note_dense(packing.reasons)
         else:
-            notes = tell_missing(grids)
+            notes = note_missing_package(grids)
     elif name == COMPRESSED_TENSORS:
         notes = [NOTHING]
     exported = exported or save_dense(model, folder, plan, provenance)
-    return add_notes(exported, [*notes, *tell_untreated(model, exported)])
+    return add_notes(exported, [*notes, *note_untransformed(model, exported)])
 
 
 def save_gguf(model: Model, path: Path, grids: Mapping[str, Grid | None]) -> Exported:
     """Write a model that `check_gguf` has let pass to one file, for llama.cpp; `grids` as `save` takes them."""
     exported = gguf.save_gguf(model, path, grids)
-    return add_notes(exported, tell_untreated(model, exported))
+    return add_notes(exported, note_untransformed(model, exported))
 
 
-def list_untreated(model: Model, exported: Exported) -> list[str]:
+def list_untransformed(model: Model, exported: Exported) -> list[str]:
     """The components whose inputs are treated in the scored model, and not in the saved one."""
-    return [name for name in model.treats.names if name not in exported.treated]
+    return [name for name in model.input_transforms.names if name not in exported.treated]
 
 
-def tell_untreated(model: Model, exported: Exported) -> list[str]:
+def note_untransformed(model: Model, exported: Exported) -> list[str]:
     """That the saved model is not all of the scored one."""
-    if not (names := list_untreated(model, exported)):
+    if not (names := list_untransformed(model, exported)):
         return []
     return [
         f"{exported.title} is not all that was scored: {len(names)} components, `{names[0]}` first, treated their "
@@ -94,11 +93,11 @@ def add_notes(exported: Exported, notes: list[str]) -> Exported:
     return dataclasses.replace(exported, notes=(*exported.notes, *notes))
 
 
-def tell_missing(grids: Mapping[str, Grid | None]) -> list[str]:
+def note_missing_package(grids: Mapping[str, Grid | None]) -> list[str]:
     """That components are dense for want of a package."""
     count = sum(grid is not None for grid in grids.values())
     if not count:
-        return tell_dense(dict.fromkeys(grids, NO_GRID))
+        return note_dense(dict.fromkeys(grids, NO_GRID))
     return [
         f"The integers of {count} components are saved as dense weights, for the package {COMPRESSED_TENSORS} is "
         "missing: pip install 'compressor[export]'."

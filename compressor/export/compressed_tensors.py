@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from compressor.contracts.quantized import Grid, Scheme, Strategy
+from compressor.contracts import Grid, Scheme, Strategy
 from compressor.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.contracts.types import Plan
+from compressor.contracts import Plan
 from compressor.export.folder import (
     Exported,
     cast_state,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from compressor.contracts.quantized import Grid
+from compressor.contracts import Grid
 from compressor.export.compressed_tensors import is_installed
 from compressor.export.dense import DENSE
 from compressor.export.folder import choose_stored, holds_exactly
@@ -28,7 +28,7 @@ from compressor.export.packable_modules import (
 )
 from compressor.export.packed import pack_weight
 from compressor.models import Model
-from compressor.models.weight_views import Slot
+from compressor.models.weight_views import WeightView
 
 NEVER = "the export saves every weight in full"
 FRAME = len('{"__metadata__":{"format":"pt"},}') + 8 + 7
@@ -65,7 +65,7 @@ class FileSizes:
     @cached_property
     def rest(self) -> int:
         """Bytes of all that belongs to no component, with the headers' frames."""
-        inside = {id(slots[0].parameter) for slots, _ in self._matrices.values()}
+        inside = {id(weight_views[0].parameter) for weight_views, _ in self._matrices.values()}
         parameters = dict(self.model.network.named_parameters(remove_duplicate=False))
         total = FRAME * (1 + self._largest // SHARD)
         for name, tensor in self.model.network.state_dict().items():
@@ -82,22 +82,22 @@ class FileSizes:
         `weight` `[out, in]` is what is scored, `bits` what its compressor stores, None if it is untreated, `grid` its
         integers if it has some.
         """
-        slots, obstacle = self._matrices[name]
+        weight_views, obstacle = self._matrices[name]
         component = self.model.components[name]
         if obstacle is None and bits is not None and bits < component.parameters * component.stored_bits:
-            packed = self._count_packed(slots, weight, grid)
+            packed = self._count_packed(weight_views, weight, grid)
             if packed is not None:
                 return packed
-        parameter, dtype = slots[0].parameter, choose_stored(self.model, weight)
-        entry = self._count_entry(self._find_path(slots), parameter.shape, dtype)
+        parameter, dtype = weight_views[0].parameter, choose_stored(self.model, weight)
+        entry = self._count_entry(self._find_path(weight_views), parameter.shape, dtype)
         whole = 8 * (parameter.numel() * dtype.itemsize + entry)
-        return math.ceil(whole * component.parameters / count_covered(slots))
+        return math.ceil(whole * component.parameters / count_covered(weight_views))
 
-    def _count_packed(self, slots: Sequence[Slot], weight: Tensor, grid: Grid | None) -> int | None:
+    def _count_packed(self, weight_views: Sequence[WeightView], weight: Tensor, grid: Grid | None) -> int | None:
         """As `count_bits`, of a weight that is packed; None for one that stays dense."""
-        if grid is None or find_fault(grid, len(slots)) is not None:
+        if grid is None or find_fault(grid, len(weight_views)) is not None:
             return None
-        if grid.inputs is not None and id(slots[0].owner) in self._flat:
+        if grid.inputs is not None and id(weight_views[0].owner) in self._flat:
             return None
         stored, dtypes = self.model.stored_dtype, [self.model.dtype]
         # What all components become decides in which of the two a saved model is loaded.
@@ -107,12 +107,12 @@ class FileSizes:
             return None
         packed = found[0]
         assert not isinstance(packed, str)
-        stem, out = self._find_path(slots).removesuffix("weight"), len(slots[0].parameter)
+        stem, out = self._find_path(weight_views).removesuffix("weight"), len(weight_views[0].parameter)
         entries = 0
         for suffix, tensor in packed.tensors.items():
             shape = [out, *tensor.shape[1:]] if tensor.ndim > 1 else tensor.shape
             entries += self._count_entry(stem + suffix, shape, tensor.dtype)
-        return 8 * (sum(tensor.nbytes for tensor in packed.tensors.values()) + math.ceil(entries / len(slots)))
+        return 8 * (sum(tensor.nbytes for tensor in packed.tensors.values()) + math.ceil(entries / len(weight_views)))
 
     def _count_entry(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> int:
         """Bytes of what a header says of one tensor, at most."""
@@ -123,21 +123,23 @@ class FileSizes:
         return len(text.encode()) - 1 + 2 * digits + 1 + self._growth
 
     @cached_property
-    def _matrices(self) -> dict[str, tuple[list[Slot], str | None]]:
+    def _matrices(self) -> dict[str, tuple[list[WeightView], str | None]]:
         """Component -> all components of its parameter, and why that cannot be packed, None if it can."""
         uses = count_uses(self.model.network)
         never = NEVER if self.form == DENSE or not is_installed() else None
         never = never or (MERGED if merges_weights(self.model.network) else None)
-        groups = [(slots, never or find_obstacle(slots, uses)) for slots in group_slots(self.model)]
-        return {slot.component.name: group for group in groups for slot in group[0]}
+        groups = [
+            (weight_views, never or find_obstacle(weight_views, uses)) for weight_views in group_slots(self.model)
+        ]
+        return {weight_view.component.name: group for group in groups for weight_view in group[0]}
 
     @cached_property
     def _flat(self) -> set[int]:
         return find_flat(self.model)
 
-    def _find_path(self, slots: Sequence[Slot]) -> str:
+    def _find_path(self, weight_views: Sequence[WeightView]) -> str:
         """The name of the parameter that the slots are parts of."""
-        return self._names[id(slots[0].parameter)]
+        return self._names[id(weight_views[0].parameter)]
 
     @cached_property
     def _names(self) -> dict[int, str]:

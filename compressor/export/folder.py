@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compressor.artifacts.files import write_json
 from compressor.artifacts.plan_file import ROWS_FILE, plan_to_json, write_rows
-from compressor.contracts.types import Plan
+from compressor.contracts import Plan
 from compressor.errors import OutputError
 from compressor.models import Model
 from compressor.models.loading import quiet_loading
@@ -84,11 +84,11 @@ def count_bits(model: Model, state: Mapping[str, Tensor]) -> dict[str, float]:
     """Bits of one weight of each component in `state`, where a module's `weight` may be packed in several tensors."""
     paths = {id(parameter): name for name, parameter in model.network.named_parameters()}
     answer = {}
-    for name, slot in model.slots.items():
-        path = paths[id(slot.parameter)]
+    for name, weight_view in model.weight_views.items():
+        path = paths[id(weight_view.parameter)]
         whole = [state[path]] if path in state else []
         tensors = [*whole, *([] if whole and whole[0].is_floating_point() else find_packed(state, path))]
-        answer[name] = 8 * sum(tensor.nbytes for tensor in tensors) / slot.parameter.numel()
+        answer[name] = 8 * sum(tensor.nbytes for tensor in tensors) / weight_view.parameter.numel()
     return answer
 
 

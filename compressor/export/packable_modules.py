@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter
 
-from compressor.contracts.quantized import Grid, Strategy
+from compressor.contracts import Grid, Strategy
 from compressor.models import Model
-from compressor.models.weight_views import Slot
+from compressor.models.weight_views import WeightView
 
 NOT_LINEAR = "the format packs plain linear modules, and not Conv1D, embeddings or stacked experts"
 SHARED = "another module shares the weight"
@@ -40,16 +40,16 @@ def sort_components(model: Model, grids: Mapping[str, Grid | None]) -> Sorted:
     uses = count_uses(model.network)
     paths = {id(module): path for path, module in model.network.named_modules()}
     packed, reasons = dict[str, Grid](), dict[str, str]()
-    flat = find_flat(model) if model.treats else set()
-    for slots in group_slots(model):
-        treated = [slot.component.name for slot in slots if slot.component.name in grids]
+    flat = find_flat(model) if model.input_transforms else set()
+    for weight_views in group_slots(model):
+        treated = [weight_view.component.name for weight_view in weight_views if weight_view.component.name in grids]
         if not treated:
             continue
-        found = find_obstacle(slots, uses) or join_grids(slots, grids)
+        found = find_obstacle(weight_views, uses) or join_grids(weight_views, grids)
         if isinstance(found, Grid):
-            found = find_untreatable(model, found, slots, flat) or found
+            found = find_untransformable(model, found, weight_views, flat) or found
         if isinstance(found, Grid):
-            packed[paths[id(slots[0].owner)]] = found
+            packed[paths[id(weight_views[0].owner)]] = found
         else:
             reasons |= dict.fromkeys(treated, found)
     return Sorted(packed, reasons)
@@ -60,20 +60,22 @@ def count_uses(network: nn.Module) -> Counter[int]:
     return Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
 
 
-def find_obstacle(slots: Sequence[Slot], uses: Mapping[int, int]) -> str | None:
+def find_obstacle(weight_views: Sequence[WeightView], uses: Mapping[int, int]) -> str | None:
     """Why a parameter, all of whose components are `slots`, cannot be packed whatever is done to it; None if it can."""
-    if type(slots[0].owner) is not nn.Linear:  # others may read their weight by themselves
+    if type(weight_views[0].owner) is not nn.Linear:  # others may read their weight by themselves
         return NOT_LINEAR
-    if uses[id(slots[0].parameter)] > 1:
+    if uses[id(weight_views[0].parameter)] > 1:
         return SHARED
-    return None if count_covered(slots) == slots[0].parameter.numel() else PARTS
+    return None if count_covered(weight_views) == weight_views[0].parameter.numel() else PARTS
 
 
-def find_untreatable(model: Model, grid: Grid, slots: Sequence[Slot], flat: Collection[int]) -> str | None:
+def find_untransformable(
+    model: Model, grid: Grid, weight_views: Sequence[WeightView], flat: Collection[int]
+) -> str | None:
     """Why the grid of the slots' parameter cannot be packed for what is done to its inputs; None if it can."""
-    if grid.inputs is not None and id(slots[0].owner) in flat:
+    if grid.inputs is not None and id(weight_views[0].owner) in flat:
         return FLAT
-    alike = all(model.treats.find(slot.component.name) == grid.inputs for slot in slots)
+    alike = all(model.input_transforms.find(weight_view.component.name) == grid.inputs for weight_view in weight_views)
     return None if alike else INPUTS
 
 
@@ -86,37 +88,37 @@ def find_fault(grid: Grid | None, parts: int) -> str | None:
     return ONE_SCALE if parts > 1 and grid.scheme.strategy is Strategy.tensor else None
 
 
-def count_covered(slots: Sequence[Slot]) -> int:
+def count_covered(weight_views: Sequence[WeightView]) -> int:
     """How many weights of their parameter the slots have together."""
-    return sum(slot.component.parameters for slot in slots)
+    return sum(weight_view.component.parameters for weight_view in weight_views)
 
 
-def group_slots(model: Model) -> Iterator[list[Slot]]:
+def group_slots(model: Model) -> Iterator[list[WeightView]]:
     """The components of one parameter together, in order."""
-    groups: dict[int, list[Slot]] = {}
-    for slot in model.slots.values():
-        groups.setdefault(id(slot.parameter), []).append(slot)
+    groups: dict[int, list[WeightView]] = {}
+    for weight_view in model.weight_views.values():
+        groups.setdefault(id(weight_view.parameter), []).append(weight_view)
     yield from groups.values()
 
 
-def join_grids(slots: Sequence[Slot], grids: Mapping[str, Grid | None]) -> Grid | str:
+def join_grids(weight_views: Sequence[WeightView], grids: Mapping[str, Grid | None]) -> Grid | str:
     """The grid of a whole parameter that the slots are parts of; a reason where there is none."""
-    found = [grids.get(slot.component.name) for slot in slots]
+    found = [grids.get(weight_view.component.name) for weight_view in weight_views]
     parts = [grid for grid in found if grid is not None]
-    faults = [fault for grid in parts if (fault := find_fault(grid, len(slots))) is not None]
+    faults = [fault for grid in parts if (fault := find_fault(grid, len(weight_views))) is not None]
     if faults or not parts:
         return faults[0] if faults else NO_GRID
-    if len(parts) < len(slots) or len({(grid.scheme, grid.scales.dtype) for grid in parts}) > 1:
+    if len(parts) < len(weight_views) or len({(grid.scheme, grid.scales.dtype) for grid in parts}) > 1:
         return PARTS
     if len(parts) == 1:
         return parts[0]
-    shape = slots[0].parameter.shape
+    shape = weight_views[0].parameter.shape
 
     def join(tensors: Sequence[Tensor]) -> Tensor:
         """Rows of the parts where the module has them; every row of a part goes as a whole."""
         joined = tensors[0].new_empty(shape[0], tensors[0].shape[1])
-        for slot, tensor in zip(slots, tensors, strict=True):
-            view = slot.part(joined)
+        for weight_view, tensor in zip(weight_views, tensors, strict=True):
+            view = weight_view.part(joined)
             view.copy_(tensor.reshape(view.shape))
         return joined
 
@@ -161,7 +163,7 @@ def list_linears(network: nn.Module) -> list[str]:
     return [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
 
 
-def tell_dense(reasons: Mapping[str, str], where: str = "saved") -> list[str]:
+def note_dense(reasons: Mapping[str, str], where: str = "saved") -> list[str]:
     """Which components are dense though their treatment takes fewer bits: a note for each reason."""
     notes = []
     for reason in dict.fromkeys(reasons.values()):

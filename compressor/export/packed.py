@@ -11,8 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from compressor.contracts.quantized import Grid, Scheme
-from compressor.contracts.types import Plan
+from compressor.contracts import Grid, Plan, Scheme
 from compressor.export.compressed_tensors import (
     COMPRESSED_TENSORS,
     describe_format,
@@ -92,7 +91,7 @@ def pack_modules(model: Model, grids: Mapping[str, Grid | None]) -> Packing:
         module = model.network.get_submodule(path)
         packed = pack_weight(grid, module.weight.detach(), dtype)
         if isinstance(packed, str):
-            inside = [name for name, slot in model.slots.items() if slot.owner is module]
+            inside = [name for name, weight_view in model.weight_views.items() if weight_view.owner is module]
             packing.reasons.update(dict.fromkeys(inside, packed))
         else:
             packing.schemes[path], packing.tensors[path] = packed.scheme, packed.tensors
@@ -131,7 +130,7 @@ def save_compressed(
 
     size = write_folder(model, folder, plan, provenance, state, describe)
     owners = {id(model.network.get_submodule(path)) for path in schemes}
-    packed = frozenset(name for name, slot in model.slots.items() if id(slot.owner) in owners)
-    treated = packed & {*model.treats.names}
+    packed = frozenset(name for name, weight_view in model.weight_views.items() if id(weight_view.owner) in owners)
+    treated = packed & {*model.input_transforms.names}
     notes = (*tell_widened(packing), *tell_vllm(model, schemes))
     return Exported(folder, COMPRESSED_TENSORS, dtype, size, count_bits(model, state), packed, treated, notes)

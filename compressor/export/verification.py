@@ -55,7 +55,7 @@ def verify(
         "trust_remote_code": trust_remote_code,
     }
     said = ask_saved(exported.path, chosen, request)
-    with model.treats.only(exported.treated):
+    with model.input_transforms.only(exported.treated):
         scored = model.logits(chosen, width).cpu()
     if said.shape != scored.shape:
         raise reject(exported.path, f"has logits {list(said.shape)}, not {list(scored.shape)}")

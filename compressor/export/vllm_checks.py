@@ -7,7 +7,7 @@ lists the sizes of groups.
 
 from collections.abc import Mapping
 
-from compressor.contracts.quantized import Scheme, Strategy
+from compressor.contracts import Scheme, Strategy
 from compressor.export.packable_modules import list_linears
 from compressor.models import Model
 from compressor.models.architectures import name_kind

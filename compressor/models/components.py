@@ -11,11 +11,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from compressor.contracts.types import Component
+from compressor.contracts import Component
 from compressor.errors import ConfigError, ModelError, suggest
 from compressor.models import architectures
 from compressor.models.architectures import Part
-from compressor.models.weight_views import Slot
+from compressor.models.weight_views import WeightView
 
 
 def find_components(
@@ -23,7 +23,7 @@ def find_components(
     stored_bits: Mapping[str, int] | int,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-) -> dict[str, Slot]:
+) -> dict[str, WeightView]:
     """Slots by component name, ordered by layer and then as the model has them.
 
     `stored_bits` are the bits of one weight on disk, for all parameters or by parameter name. `include` and `exclude`
@@ -33,14 +33,14 @@ def find_components(
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     shared: set[int] = set()
 
-    def build(name: str, kind: str, layer: int | None, place: _Place, part: Part) -> Slot:
+    def build(name: str, kind: str, layer: int | None, place: _Place, part: Part) -> WeightView:
         parameter = place.parameter
         bits = stored_bits if isinstance(stored_bits, int) else stored_bits[names[id(parameter)]]
         view = part(parameter.detach())
         component = Component(name, kind, layer, (architectures.count_rows(view), view.shape[-1]), bits)
-        return Slot(component, place.owner, place.attribute, part)
+        return WeightView(component, place.owner, place.attribute, part)
 
-    slots: dict[str, Slot] = {}
+    weight_views: dict[str, WeightView] = {}
     prefix, layers = find_layers(network)
     config = network.config.get_text_config()
     for index, layer in enumerate(layers):
@@ -49,12 +49,12 @@ def find_components(
                 continue
             shared.add(id(place.parameter))
             for name, kind, part in place.components(f"{prefix}.{index}.", config):
-                slots[name] = build(name, kind, index, place, part)
+                weight_views[name] = build(name, kind, index, place, part)
     outer = {
         name: build(name, kind, None, place, architectures.keep_orientation)
         for name, kind, place in _find_outer(network)
     }
-    return _select_slots(slots, outer, include, exclude)
+    return _select_slots(weight_views, outer, include, exclude)
 
 
 def find_layers(network: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -145,25 +145,25 @@ def _find_outer(network: PreTrainedModel) -> Iterator[tuple[str, str, _Place]]:
 
 
 def _select_slots(
-    slots: dict[str, Slot], outer: dict[str, Slot], include: Sequence[str], exclude: Sequence[str]
-) -> dict[str, Slot]:
-    names = [*outer, *slots]
-    wanted = _match_names("include", include, names) if include else set(slots)
+    weight_views: dict[str, WeightView], outer: dict[str, WeightView], include: Sequence[str], exclude: Sequence[str]
+) -> dict[str, WeightView]:
+    names = [*outer, *weight_views]
+    wanted = _match_names("include", include, names) if include else set(weight_views)
     unwanted = _match_names("exclude", exclude, names)
     kept = [name for name in names if name in wanted - unwanted]
     if not kept:
         raise ConfigError(
             f"`components.exclude` {list(exclude)!r} leaves no component; at least one must stay, exclude fewer"
         )
-    chosen: dict[str, Slot] = {}
+    chosen: dict[str, WeightView] = {}
     taken: set[int] = set()
     for name in kept:
-        slot = outer.get(name) or slots[name]
-        parameter = id(getattr(slot.owner, slot.attribute))
+        weight_view = outer.get(name) or weight_views[name]
+        parameter = id(getattr(weight_view.owner, weight_view.attribute))
         if name in outer and parameter in taken:
             continue
         taken.add(parameter)
-        chosen[name] = slot
+        chosen[name] = weight_view
     return chosen
 
 

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from compressor.errors import ModelError
 from compressor.models.components import find_layers
-from compressor.models.patching import detoured
+from compressor.models.patching import patched
 
 
 def run_network(
@@ -58,7 +58,7 @@ def run_head(network: PreTrainedModel, hidden: Tensor) -> Tensor:
     if body is None:
         raise _refuse_halves(network)
     answers = [_Handed(last_hidden_state=hidden.contiguous())]
-    with detoured({body: lambda *args, **kwargs: answers.pop()}):
+    with patched({body: lambda *args, **kwargs: answers.pop()}):
         tokens = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
         logits: Tensor | None = network(input_ids=tokens, use_cache=False).logits
     if answers or logits is None:

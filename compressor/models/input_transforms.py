@@ -12,24 +12,24 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compressor.contracts import Treat
-from compressor.models.matmul_inputs import Products, expert_by_expert
-from compressor.models.matmul_transform import Treated, TreatedProducts
-from compressor.models.patching import detoured
-from compressor.models.weight_views import Slot
+from compressor.contracts import InputTransform
+from compressor.models.matmul_inputs import MatmulInputs, expert_by_expert
+from compressor.models.matmul_transform import MatmulTransform, Treated
+from compressor.models.patching import patched
+from compressor.models.weight_views import WeightView
 
 
 @dataclass(frozen=True)
-class Product:
+class Replacement:
     """A weight `[out, in]`, and what becomes of the inputs `[..., in]` that it is multiplied with: None leaves them."""
 
     weight: Tensor
-    treat: Treat | None = None
+    input_transform: InputTransform | None = None
 
     @classmethod
-    def of(cls, weight: Tensor | Product) -> Product:
+    def of(cls, weight: Tensor | Replacement) -> Replacement:
         """A mere weight leaves its inputs as they are."""
-        return weight if isinstance(weight, Product) else cls(weight)
+        return weight if isinstance(weight, Replacement) else cls(weight)
 
     @property
     def nbytes(self) -> int:
@@ -37,15 +37,15 @@ class Product:
         return self.weight.nbytes
 
 
-class Treats:
+class InputTransforms:
     """Which components of a network treat their inputs, and the forward passes that do it for them.
 
     A module that holds the parameter of such a component computes by another forward; the others are let be.
     """
 
-    def __init__(self, network: nn.Module, slots: Mapping[str, Slot]) -> None:
-        self._network, self._slots = network, slots
-        self._given: dict[str, Treat | None] = {}
+    def __init__(self, network: nn.Module, weight_views: Mapping[str, WeightView]) -> None:
+        self._network, self._slots = network, weight_views
+        self._given: dict[str, InputTransform | None] = {}
         self._installed = ExitStack()
 
     def __bool__(self) -> bool:
@@ -55,19 +55,19 @@ class Treats:
     @property
     def names(self) -> list[str]:
         """The components that treat their inputs."""
-        return [name for name, treat in self._given.items() if treat is not None]
+        return [name for name, input_transform in self._given.items() if input_transform is not None]
 
-    def find(self, name: str) -> Treat | None:
+    def find(self, name: str) -> InputTransform | None:
         """What becomes of the inputs of a component."""
         return self._given.get(name)
 
-    def put(self, treats: Mapping[str, Treat | None]) -> None:
+    def put(self, treats: Mapping[str, InputTransform | None]) -> None:
         """Have these components treat their inputs so from now on; where weights share memory the last one counts."""
-        others = {name: treat for name, treat in self._given.items() if name not in treats}
+        others = {name: input_transform for name, input_transform in self._given.items() if name not in treats}
         self._set(others | dict(treats))
 
     @contextmanager
-    def swapped(self, treats: Mapping[str, Treat | None]) -> Iterator[None]:
+    def swapped(self, treats: Mapping[str, InputTransform | None]) -> Iterator[None]:
         """Inside as by `put`, afterwards as before."""
         before = self._given
         try:
@@ -80,8 +80,8 @@ class Treats:
         """Inside, of those that treat their inputs now only these do."""
         return self.swapped({name: None for name in self.names if name not in names})
 
-    def _set(self, treats: dict[str, Treat | None]) -> None:
-        treats = treats if any(treat is not None for treat in treats.values()) else {}
+    def _set(self, treats: dict[str, InputTransform | None]) -> None:
+        treats = treats if any(input_transform is not None for input_transform in treats.values()) else {}
         if not treats and not self._given:
             return
         self._installed.close()
@@ -90,26 +90,30 @@ class Treats:
 
 
 @contextmanager
-def _computing(network: nn.Module, slots: Mapping[str, Slot], treats: Mapping[str, Treat | None]) -> Iterator[None]:
+def _computing(
+    network: nn.Module, weight_views: Mapping[str, WeightView], treats: Mapping[str, InputTransform | None]
+) -> Iterator[None]:
     """Inside, modules that hold the parameters of components that treat their inputs multiply treated inputs."""
     by_parameter: dict[int, list[Treated]] = {}
-    for name, treat in treats.items():
-        by_parameter.setdefault(id(slots[name].parameter), []).append((slots[name], treat))
-    wanted = {key: own for key, own in by_parameter.items() if any(treat is not None for _, treat in own)}
+    for name, input_transform in treats.items():
+        by_parameter.setdefault(id(weight_views[name].parameter), []).append((weight_views[name], input_transform))
+    wanted = {
+        key: own for key, own in by_parameter.items() if any(input_transform is not None for _, input_transform in own)
+    }
     forwards: dict[nn.Module, Callable[..., Any]] = {}
     for module in network.modules():
         held = {id(parameter) for parameter in module.parameters(recurse=False)} & wanted.keys()
         if held:
-            products = TreatedProducts({key: wanted[key] for key in held})
-            forwards[module] = partial(_run_treated, module, module.forward, products)
-    with detoured(forwards):
+            products = MatmulTransform({key: wanted[key] for key in held})
+            forwards[module] = partial(_run_transformed, module, module.forward, products)
+    with patched(forwards):
         yield
 
 
-def _run_treated(
+def _run_transformed(
     module: nn.Module,
     own: Callable[..., Any],
-    products: TreatedProducts,
+    products: MatmulTransform,
     *args: Any,  # noqa: ANN401 - whatever a module takes and gives
     **named: Any,  # noqa: ANN401
 ) -> Any:  # noqa: ANN401
@@ -117,9 +121,14 @@ def _run_treated(
         return own(*args, **named)
 
 
-def find_untreatable(network: PreTrainedModel, slots: Mapping[str, Slot], run: Callable[[], object]) -> set[str]:
+def find_untransformable(
+    network: PreTrainedModel, weight_views: Mapping[str, WeightView], run: Callable[[], object]
+) -> set[str]:
     """The components whose inputs no treat would reach, or not all of them, in a forward pass by `run`."""
-    places = {name: (id(slot.parameter), int(slot.view().storage_offset())) for name, slot in slots.items()}
+    places = {
+        name: (id(weight_view.parameter), int(weight_view.view().storage_offset()))
+        for name, weight_view in weight_views.items()
+    }
     reached, multiplied = Counter[tuple[int, int]](), Counter[str]()
 
     def note(name: str, inputs: Tensor) -> Tensor:
@@ -129,8 +138,8 @@ def find_untreatable(network: PreTrainedModel, slots: Mapping[str, Slot], run: C
     def hear(names: Collection[str], inputs: Tensor) -> None:
         multiplied.update(names)
 
-    products = Products(slots, hear)
-    with _computing(network, slots, {name: partial(note, name) for name in slots}), products:
+    products = MatmulInputs(weight_views, hear)
+    with _computing(network, weight_views, {name: partial(note, name) for name in weight_views}), products:
         run()
     seen = {parameter for parameter, _ in reached}
     return {name for name in products.used if places[name][0] not in seen or reached[places[name]] < multiplied[name]}

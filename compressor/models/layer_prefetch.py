@@ -30,7 +30,7 @@ class _Visit:
     arrived: torch.cuda.Event | None = None
 
 
-class Residency:
+class LayerPrefetch:
     """Moves `network` to `device`, but for what only one of `layers` uses: that visits.
 
     `release` gets every tensor at home that was written to. What is written to a parameter counts wherever it is.
@@ -56,11 +56,6 @@ class Residency:
                 # Not the layer itself: where others compute in its place, it has nothing to do here.
                 if module is not layer or any(True for _ in layer.parameters(recurse=False)):
                     module.register_forward_pre_hook(partial(self._arrive, index))
-
-    @property
-    def resident(self) -> list[int]:
-        """The layers that are on the device, and the one that is on its way."""
-        return [*self._visits, *([] if self._coming is None else [self._coming[0]])]
 
     def _arrive(self, index: int, module: nn.Module, inputs: object) -> None:
         self.bring(index)

@@ -48,7 +48,7 @@ class _Place:
     stored: Tensor
 
 
-class Pages:
+class MappedWeights:
     """The `tensors` of safetensors files, by name: views into the mapped files.
 
     A tensor that does not lie at a multiple of its item size, which a processor cannot be given, is a copy.
@@ -138,13 +138,13 @@ def choose_streamed_dtype(wanted: DType, stored: str) -> torch.dtype:
 
 def stream_network(
     folder: Path, config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool, files: Iterable[Path]
-) -> tuple[PreTrainedModel, Pages]:
+) -> tuple[PreTrainedModel, MappedWeights]:
     """The network on the CPU, its parameters in `files`, and what maps them.
 
     Tensors of another dtype than `dtype` are copied. Raises ModelError unless the folder gives the network every
     tensor, all finite, each as the network has it.
     """
-    pages = Pages(files)
+    pages = MappedWeights(files)
     try:
         with torch.device("meta"):
             blank = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)

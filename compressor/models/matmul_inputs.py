@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from compressor.models.architectures import is_linear
-from compressor.models.weight_views import Slot
+from compressor.models.weight_views import WeightView
 
 PRODUCTS: dict[Any, tuple[int, bool]] = {
     functional.linear: (0, True),
@@ -33,19 +33,19 @@ Hear = Callable[[Sequence[str], Tensor], None]
 """Gets components that share a product, and what they are multiplied with, `[token, in]`."""
 
 
-class Products(TorchFunctionMode):
+class MatmulInputs(TorchFunctionMode):
     """Inside, `hear` gets the inputs `[token, in]` of every product with the matrix of a component of `slots`.
 
     A component is heard of once for each product, and not at all where no token comes to it. `used` and `seen` are the
     components whose parameter was used in any way, and those whose parameter was seen in a product.
     """
 
-    def __init__(self, slots: Mapping[str, Slot], hear: Hear) -> None:
+    def __init__(self, weight_views: Mapping[str, WeightView], hear: Hear) -> None:
         super().__init__()
         self._hear = hear
-        self._slots: dict[int, list[tuple[str, Slot]]] = {}
-        for name, slot in slots.items():
-            self._slots.setdefault(id(slot.parameter), []).append((name, slot))
+        self._slots: dict[int, list[tuple[str, WeightView]]] = {}
+        for name, weight_view in weight_views.items():
+            self._slots.setdefault(id(weight_view.parameter), []).append((name, weight_view))
         self._found: dict[tuple[Any, ...], list[str]] = {}
         self._used: set[int] = set()
         self._seen: set[int] = set()
@@ -93,8 +93,8 @@ class Products(TorchFunctionMode):
         if key not in self._found:
             lowest, highest = find_extent(matrix)
             self._found[key] = []
-            for name, slot in self._slots[id(parameter)]:
-                view = slot.view()
+            for name, weight_view in self._slots[id(parameter)]:
+                view = weight_view.view()
                 low, high = find_extent(view)
                 if (
                     lowest <= low <= high <= highest
@@ -130,12 +130,12 @@ def find_extent(view: Tensor) -> tuple[int, int]:
 
 
 @contextmanager
-def experts_apart(network: PreTrainedModel, slots: Mapping[str, Slot]) -> Iterator[None]:
+def experts_apart(network: PreTrainedModel, weight_views: Mapping[str, WeightView]) -> Iterator[None]:
     """Inside, stacked experts are multiplied one by one, where the family lets one choose; a fused kernel shows none.
 
     Nothing is switched for components that are all modules of their own.
     """
-    if all(is_linear(slot.owner) for slot in slots.values()):
+    if all(is_linear(weight_view.owner) for weight_view in weight_views.values()):
         yield
         return
     before = network.get_experts_implementation()

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, has_torch_function
 
-from compressor.contracts import Treat
+from compressor.contracts import InputTransform
 from compressor.models.matmul_inputs import PRODUCTS
-from compressor.models.weight_views import Slot
+from compressor.models.weight_views import WeightView
 
-Treated = tuple[Slot, Treat | None]
+Treated = tuple[WeightView, InputTransform | None]
 """A component and what becomes of its inputs."""
-Rows = Sequence[tuple[Treat, Tensor | None]]
+Rows = Sequence[tuple[InputTransform, Tensor | None]]
 """Treats, and which rows `[..., out]` of some matrices have each; None for all of them."""
 
 
-class TreatedProducts(TorchFunctionMode):
+class MatmulTransform(TorchFunctionMode):
     """Inside, products with the matrices of components have treated inputs, for the rows of these components only.
 
     `treated` are the components of each parameter, by the id of that. A mode outside of this one hears of each product
@@ -77,8 +77,12 @@ class TreatedProducts(TorchFunctionMode):
         is_silent = rows[0][1] is None and not has_torch_function((inputs,))
         result = None if is_silent else multiply(factors)
         with torch._C.DisableTorchFunction():
-            for treat, own in rows:
-                treated = _pass_through(treat, inputs.mT).mT if is_turned else _pass_through(treat, inputs)
+            for input_transform, own in rows:
+                treated = (
+                    _pass_through(input_transform, inputs.mT).mT
+                    if is_turned
+                    else _pass_through(input_transform, inputs)
+                )
                 product = multiply([*factors[:place], treated, *factors[place + 1 :]])
                 if own is None or result is None:
                     return product
@@ -107,19 +111,23 @@ def assign_rows(matrices: Tensor, start: int, treated: Sequence[Treated]) -> Row
     """
     owner = torch.full(matrices.shape[:-1], -1)
     places = list_places(matrices.shape[:-1], matrices.stride()[:-1], start)
-    treats: list[Treat] = []
-    for slot, treat in treated:
-        view = slot.view()
+    treats: list[InputTransform] = []
+    for weight_view, input_transform in treated:
+        view = weight_view.view()
         if view.shape[-1] != matrices.shape[-1] or view.stride(-1) != matrices.stride(-1):
             continue
-        offset = int(view.storage_offset()) - int(slot.parameter.storage_offset())
+        offset = int(view.storage_offset()) - int(weight_view.parameter.storage_offset())
         own = list_places(view.shape[:-1], view.stride()[:-1], offset).flatten()
-        number = next((number for number, known in enumerate(treats) if known is treat), len(treats))
-        if treat is not None and number == len(treats):
-            treats.append(treat)
-        owner[torch.isin(places, own)] = -1 if treat is None else number
-    found = [(treat, owner == number) for number, treat in enumerate(treats)]
-    return [(treat, None if rows.all() else rows.to(matrices.device)) for treat, rows in found if rows.any()]
+        number = next((number for number, known in enumerate(treats) if known is input_transform), len(treats))
+        if input_transform is not None and number == len(treats):
+            treats.append(input_transform)
+        owner[torch.isin(places, own)] = -1 if input_transform is None else number
+    found = [(input_transform, owner == number) for number, input_transform in enumerate(treats)]
+    return [
+        (input_transform, None if rows.all() else rows.to(matrices.device))
+        for input_transform, rows in found
+        if rows.any()
+    ]
 
 
 def list_places(shape: Sequence[int], strides: Sequence[int], start: int) -> Tensor:
@@ -134,14 +142,14 @@ class _PassThrough(torch.autograd.Function):
     """Treats inputs, and hands their gradient on as it is: rounding has none of its own."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, treat: Treat) -> Tensor:  # noqa: ANN401 - torch's own
-        return treat(inputs)
+    def forward(ctx: Any, inputs: Tensor, input_transform: InputTransform) -> Tensor:  # noqa: ANN401 - torch's own
+        return input_transform(inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's own
         return gradients[0], None
 
 
-def _pass_through(treat: Treat, inputs: Tensor) -> Tensor:
-    treated: Tensor = _PassThrough.apply(inputs, treat)  # type: ignore[no-untyped-call]
+def _pass_through(input_transform: InputTransform, inputs: Tensor) -> Tensor:
+    treated: Tensor = _PassThrough.apply(inputs, input_transform)  # type: ignore[no-untyped-call]
     return treated

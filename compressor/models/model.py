@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from compressor.contracts.types import Component
+from compressor.contracts import Component
 from compressor.errors import PlanError
 from compressor.models import checkpoint, loading
 from compressor.models.components import find_components, find_layers
 from compressor.models.forward import run_body, run_head, run_network
-from compressor.models.input_transforms import Product, Treats, find_untreatable
-from compressor.models.layer_prefetch import OnDevice, Residency
-from compressor.models.mapped_weights import Pages, choose_streamed_dtype, stream_network
+from compressor.models.input_transforms import InputTransforms, Replacement, find_untransformable
+from compressor.models.layer_prefetch import LayerPrefetch, OnDevice
+from compressor.models.mapped_weights import MappedWeights, choose_streamed_dtype, stream_network
 from compressor.models.placement import choose_device, choose_dtype
-from compressor.models.weight_views import Slot, find_slot, swapped
+from compressor.models.weight_views import WeightView, find_weight_view, swapped
 from compressor.settings import ComponentSettings, ModelSettings
 
 STORED_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -43,7 +43,7 @@ class Model:
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     folder: Path
-    slots: dict[str, Slot]
+    weight_views: dict[str, WeightView]
     device: torch.device
     dtype: torch.dtype
     vocabulary: int
@@ -53,7 +53,7 @@ class Model:
     base_parameters: int
     stored_bytes: int
     stored_dtype: torch.dtype
-    pages: Pages | None = None
+    mapped_weights: MappedWeights | None = None
     trusts_code: bool = False
     held: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -61,69 +61,73 @@ class Model:
     def head_is_component(self) -> bool:
         """Can a treatment change the LM head, by its own name or as the tied embedding?"""
         head = self.network.get_output_embeddings().weight
-        return any(getattr(slot.owner, slot.attribute) is head for slot in self.slots.values())
+        return any(
+            getattr(weight_view.owner, weight_view.attribute) is head for weight_view in self.weight_views.values()
+        )
 
     @property
     def components(self) -> dict[str, Component]:
         """By name, in order."""
-        return {name: slot.component for name, slot in self.slots.items()}
+        return {name: weight_view.component for name, weight_view in self.weight_views.items()}
 
     def read(self, name: str) -> Tensor:
         """A copy of the component's weight `[out, in]`."""
-        return find_slot(self.slots, name).read().to(self.device)
+        return find_weight_view(self.weight_views, name).read().to(self.device)
 
     def hold(self, names: Collection[str]) -> None:
         """Keep the weights `[out, in]` of these components in `held`, on the host; what is there already stays."""
-        self.held |= {name: find_slot(self.slots, name).read().cpu() for name in names if name not in self.held}
+        self.held |= {
+            name: find_weight_view(self.weight_views, name).read().cpu() for name in names if name not in self.held
+        }
 
     @functools.cached_property
-    def treats(self) -> Treats:
+    def input_transforms(self) -> InputTransforms:
         """Which components treat their inputs now, and how."""
-        return Treats(self.network, self.slots)
+        return InputTransforms(self.network, self.weight_views)
 
-    def write(self, name: str, weight: Tensor | Product) -> None:
+    def write(self, name: str, weight: Tensor | Replacement) -> None:
         """Set the component's weight `[out, in]` for good; its inputs are treated from now on if it is such a product.
 
         Raises PlanError where they cannot be.
         """
-        product = Product.of(weight)
-        self.check_treatable([name] if product.treat else [])
-        find_slot(self.slots, name).write(product.weight)
-        self.treats.put({name: product.treat})
+        product = Replacement.of(weight)
+        self.check_transformable([name] if product.input_transform else [])
+        find_weight_view(self.weight_views, name).write(product.weight)
+        self.input_transforms.put({name: product.input_transform})
 
     @contextmanager
-    def swapped(self, weights: Mapping[str, Tensor | Product]) -> Iterator[Mapping[str, Tensor]]:
+    def swapped(self, weights: Mapping[str, Tensor | Replacement]) -> Iterator[Mapping[str, Tensor]]:
         """Inside, the components have the given weights `[out, in]`; afterwards they have their own, bit for bit.
 
         Gives those that they had. What becomes of inputs is swapped with the weight: a mere weight leaves them as they
         are. Raises PlanError for inputs that cannot be treated.
         """
-        products = {name: Product.of(weight) for name, weight in weights.items()}
-        self.check_treatable([name for name, product in products.items() if product.treat])
-        treats = {name: product.treat for name, product in products.items()}
+        products = {name: Replacement.of(weight) for name, weight in weights.items()}
+        self.check_transformable([name for name, product in products.items() if product.input_transform])
+        treats = {name: product.input_transform for name, product in products.items()}
         try:
             dense = {name: product.weight for name, product in products.items()}
-            with swapped(self.slots, dense) as originals, self.treats.swapped(treats):
-                yield originals if self.pages is None else OnDevice(originals, self.device)
+            with swapped(self.weight_views, dense) as originals, self.input_transforms.swapped(treats):
+                yield originals if self.mapped_weights is None else OnDevice(originals, self.device)
         finally:
-            if self.pages is not None:
-                written = [self.slots[name].parameter for name in self.slots.keys() & weights.keys()]
+            if self.mapped_weights is not None:
+                written = [self.weight_views[name].parameter for name in self.weight_views.keys() & weights.keys()]
                 for parameter in {id(parameter): parameter for parameter in written}.values():
-                    self.pages.release(parameter)
+                    self.mapped_weights.release(parameter)
 
-    def check_treatable(self, names: Collection[str]) -> None:
+    def check_transformable(self, names: Collection[str]) -> None:
         """Raise PlanError for a component whose inputs cannot be treated."""
         for name in names:
-            if name in self._untreatable:
+            if name in self._untransformable:
                 raise PlanError(
                     f"the inputs of `{name}` cannot be treated: its matrix is used otherwise than by a matrix product "
                     "in its own module; exclude it by components.exclude, or leave its inputs alone"
                 )
 
     @functools.cached_property
-    def _untreatable(self) -> set[str]:
+    def _untransformable(self) -> set[str]:
         tokens = torch.arange(loading.PROBE_TOKENS)[None] % self.vocabulary
-        return find_untreatable(self.network, self.slots, lambda: self.logits(tokens, tokens.shape[1]))
+        return find_untransformable(self.network, self.weight_views, lambda: self.logits(tokens, tokens.shape[1]))
 
     def content_hash(self) -> str:
         """sha256 over config.json, the weight files and the code that is trusted, made once."""
@@ -196,7 +200,7 @@ def load_model(settings: ModelSettings, components: ComponentSettings | None = N
         weight_files = checkpoint.find_weight_files(folder)
         tensors = checkpoint.read_tensors(weight_files)
         common = checkpoint.find_common_tensor(tensors.values()).dtype
-        network, dtype, pages = _load_network(settings, folder, config, device, weight_files, common)
+        network, dtype, mapped_weights = _load_network(settings, folder, config, device, weight_files, common)
         vocabulary = loading.probe_network(network)
         tokenizer = loading.load_tokenizer(folder, settings.trust_remote_code)
         bos = _find_number((tokenizer, "bos_token_id"), (config.get_text_config(), "bos_token_id"))
@@ -206,7 +210,7 @@ def load_model(settings: ModelSettings, components: ComponentSettings | None = N
         network=network,
         tokenizer=tokenizer,
         folder=folder,
-        slots=find_components(network, stored_bits, chosen.include, chosen.exclude),
+        weight_views=find_components(network, stored_bits, chosen.include, chosen.exclude),
         device=device,
         dtype=dtype,
         vocabulary=vocabulary,
@@ -216,7 +220,7 @@ def load_model(settings: ModelSettings, components: ComponentSettings | None = N
         base_parameters=sum(parameter.numel() for parameter in network.parameters()),
         stored_bytes=sum(path.stat().st_size for path in weight_files),
         stored_dtype=STORED_DTYPES.get(common, torch.float32),
-        pages=pages,
+        mapped_weights=mapped_weights,
         trusts_code=settings.trust_remote_code,
     )
 
@@ -228,18 +232,18 @@ def _load_network(
     device: torch.device,
     files: Sequence[Path],
     stored: str,
-) -> tuple[PreTrainedModel, torch.dtype, Pages | None]:
+) -> tuple[PreTrainedModel, torch.dtype, MappedWeights | None]:
     """The network, in evaluation mode and frozen, its dtype, and what maps its weights if they stay on disk."""
     if not settings.stream:
         dtype = choose_dtype(settings.dtype, device, STORED_DTYPES.get(stored, torch.float32))
         network = loading.load_network(folder, config, dtype, settings.trust_remote_code)
         return network.to(device).eval().requires_grad_(False), dtype, None
     dtype = choose_streamed_dtype(settings.dtype, stored)
-    network, pages = stream_network(folder, config, dtype, settings.trust_remote_code, files)
+    network, mapped_weights = stream_network(folder, config, dtype, settings.trust_remote_code, files)
     network.eval().requires_grad_(False)
     if device.type != "cpu":
-        Residency(network, find_layers(network)[1], device, pages.release)
-    return network, dtype, pages
+        LayerPrefetch(network, find_layers(network)[1], device, mapped_weights.release)
+    return network, dtype, mapped_weights
 
 
 def _find_number(*places: tuple[Any, str]) -> int | None:

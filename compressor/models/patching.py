@@ -10,7 +10,7 @@ from torch import nn
 
 
 @contextmanager
-def detoured(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+def patched(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Inside, each module computes by the function given; afterwards it has the forward that it had."""
     before = {module: module.__dict__.get("forward") for module in forwards}
     try:

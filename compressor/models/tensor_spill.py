@@ -13,7 +13,7 @@ from torch import Tensor
 from compressor.errors import OutputError
 
 
-class Spill:
+class TensorSpill:
     """Keeps tensors on the host by key; at most `limit` bytes of them in memory. Use it as a context manager."""
 
     def __init__(self, limit: int) -> None:
@@ -24,7 +24,7 @@ class Spill:
         self._numbers = itertools.count()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def __enter__(self) -> Spill:
+    def __enter__(self) -> TensorSpill:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from compressor.contracts.types import Component
+from compressor.contracts import Component
 from compressor.errors import PlanError, suggest
 from compressor.models import architectures
 from compressor.models.architectures import Part
 
 
 @dataclass(frozen=True)
-class Slot:
+class WeightView:
     """A component and the way to its weight: `part` of the parameter `attribute` of the module `owner`."""
 
     component: Component
@@ -69,27 +69,27 @@ class Slot:
 
 
 @contextmanager
-def swapped(slots: Mapping[str, Slot], weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+def swapped(weight_views: Mapping[str, WeightView], weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Inside, the named components have the given weights `[out, in]`; afterwards the model is what it was.
 
     Gives the weights that they had, `[out, in]`.
 
     Components may share storage: each is saved just before it is written, and they are restored in reverse order.
     """
-    chosen = [(find_slot(slots, name), weight) for name, weight in weights.items()]
-    saved: list[tuple[Slot, Tensor]] = []
+    chosen = [(find_weight_view(weight_views, name), weight) for name, weight in weights.items()]
+    saved: list[tuple[WeightView, Tensor]] = []
     try:
-        for slot, weight in chosen:
-            saved.append((slot, slot.save_bits()))
-            slot.write(weight)
-        yield {slot.component.name: slot.read_bits(bits) for slot, bits in saved}
+        for weight_view, weight in chosen:
+            saved.append((weight_view, weight_view.save_bits()))
+            weight_view.write(weight)
+        yield {weight_view.component.name: weight_view.read_bits(bits) for weight_view, bits in saved}
     finally:
-        for slot, bits in reversed(saved):
-            slot.restore_bits(bits)
+        for weight_view, bits in reversed(saved):
+            weight_view.restore_bits(bits)
 
 
-def find_slot(slots: Mapping[str, Slot], name: str) -> Slot:
+def find_weight_view(weight_views: Mapping[str, WeightView], name: str) -> WeightView:
     """The slot of that name; raises PlanError with near misses."""
-    if name not in slots:
-        raise PlanError(f"the model has no component `{name}`; {suggest(name, slots)}")
-    return slots[name]
+    if name not in weight_views:
+        raise PlanError(f"the model has no component `{name}`; {suggest(name, weight_views)}")
+    return weight_views[name]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from compressor.artifacts.forecast_record import ForecastRecord
 from compressor.artifacts.run_record import Expense, MetricRecord, Record
-from compressor.contracts.types import Score
+from compressor.contracts import Score
 
 MISSING = "–"
 EMBEDDED = "the embedded tiny model"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.artifacts.run_record import ComponentRecord, Record
-from compressor.contracts.types import Score
+from compressor.contracts import Score
 from compressor.report.formatting import (
     MISSING,
     base_mean,

@@ -99,9 +99,8 @@ def make_key(entries: Iterable[tuple[str, str]], title: str) -> "alt.LayerChart"
     squares = base.mark_square(size=160, opacity=1, aria=False, stroke=INK, strokeWidth=0.5)
     labels = base.mark_text(align="left", dx=11, aria=False, fill=INK)
     heading = alt.TitleParams(text=title, anchor="start", fontWeight="normal", fontSize=12, offset=6)
-    return alt.layer(
-        squares.encode(fill=alt.Fill("color:N", scale=None)), labels.encode(text="label:N"), title=heading
-    ).properties(width=step * max(1, len(rows)), height=18)
+    layers = [squares.encode(fill=alt.Fill("color:N", scale=None)), labels.encode(text="label:N")]
+    return alt.LayerChart(layers, title=heading, width=step * max(1, len(rows)), height=18)
 
 
 def _convert(chart: "alt.TopLevelMixin", label: str) -> ElementTree.Element:

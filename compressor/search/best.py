@@ -4,19 +4,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compressor.contracts import Best, BestRequest
-from compressor.contracts.types import Better, Scores
+from compressor.contracts import Best, BestRequest, Better, Scores
 from compressor.errors import PluginError
-from compressor.racing import PERCENTILES
+
+STATISTICS = ("mean", "min", "p25", "median", "p75", "max")
+"""The statistics of a score that can decide which trials are best."""
 
 
 def check_request(request: BestRequest) -> None:
     """Raise PluginError for numbers that do not fit one another."""
     if request.count < 1:
         raise PluginError(f"a request for the best needs a `count` of at least 1, got {request.count}; ask for one")
-    if request.statistic != "mean" and request.statistic not in PERCENTILES:
-        known = ", ".join(["mean", *PERCENTILES])
-        raise PluginError(f"`statistic` must be one of {known}, got `{request.statistic}`; ask for one of these")
+    if request.statistic not in STATISTICS:
+        raise PluginError(
+            f"`statistic` must be one of {', '.join(STATISTICS)}, got `{request.statistic}`; ask for one of these"
+        )
     if request.bounds and len(request.bounds) != len(request.trials):
         raise PluginError(
             f"`bounds` must have one for each of {len(request.trials)} trials, got {len(request.bounds)}; None is one"

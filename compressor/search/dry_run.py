@@ -13,25 +13,30 @@ from compressor.contracts import (
     Best,
     BestRequest,
     Better,
+    Component,
     CountRequest,
     Dialogue,
     Estimate,
     EstimateRequest,
     KeepRequest,
+    Offer,
+    Plan,
     Prefixes,
     Problem,
     Request,
     Schedule,
+    Score,
     ScoreRequest,
+    Scores,
     SizeRequest,
+    Treatment,
 )
-from compressor.contracts.types import Component, Offer, Plan, Score, Scores, Treatment
 from compressor.errors import PlanError, PluginError
 from compressor.search.best import check_request, choose_best
 
 
 @dataclass
-class Rehearsal:
+class DryRun:
     """One rehearsed run of a schedule: its requests and their answers, and what is on the imagined model by now.
 
     damage(plan) = Σ_c h_c a_c² / Σ_c h_c, in [0, 1], with a hardness h_c that differs between components. Metrics that

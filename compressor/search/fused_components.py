@@ -19,18 +19,21 @@ from numpy.typing import NDArray
 
 from compressor.contracts import (
     BestRequest,
+    Component,
     CountRequest,
     Estimate,
     EstimateRequest,
     KeepRequest,
+    Offer,
+    Plan,
     Problem,
     Request,
     Schedule,
     ScoreRequest,
     Search,
     SizeRequest,
+    Treatment,
 )
-from compressor.contracts.types import Component, Offer, Plan, Treatment
 
 TOGETHER = {**dict.fromkeys(("query", "key", "value"), "qkv"), **dict.fromkeys(("gate", "up"), "gate_up")}
 """Kind -> what the matrices of one module that go with it are called together."""

@@ -10,15 +10,15 @@ from compressor.contracts import (
     Dialogue,
     EstimateRequest,
     KeepRequest,
+    Plan,
     Request,
     Schedule,
     ScoreRequest,
     SizeRequest,
 )
-from compressor.contracts.types import Plan
 from compressor.errors import ConfigError
 from compressor.search.session import Search
-from compressor.sensitivity.cost_table import Predictions
+from compressor.sensitivity.cost_table import CostTable
 
 TARGETS = "targets"
 """The option by which a schedule is told the mean amount to reach."""
@@ -33,8 +33,8 @@ class Allocation:
 
     schedule: Schedule
     search: Search
-    known: Predictions
-    predict: Callable[[str], Predictions]
+    known: CostTable
+    predict: Callable[[str], CostTable]
     answers: list[tuple[Request, Any]] = field(default_factory=list)
 
     def find_plan(self, amount: float) -> Plan:

@@ -12,7 +12,7 @@ import numpy as np
 from compressor.artifacts.plan_file import plan_to_json
 from compressor.artifacts.run_record import CurvePoint, RoundRecord
 from compressor.compression.amounts import amount_of, mean_amount, treated_share
-from compressor.compression.apply import Treatments, check_names, take_product
+from compressor.compression.apply import Treatments, check_names, make_replacement
 from compressor.contracts import (
     BestRequest,
     CountRequest,
@@ -22,6 +22,7 @@ from compressor.contracts import (
     EstimateRequest,
     Grid,
     KeepRequest,
+    Plan,
     Prefixes,
     Problem,
     Request,
@@ -31,16 +32,15 @@ from compressor.contracts import (
     Waypoint,
 )
 from compressor.contracts.requests import list_compressors
-from compressor.contracts.types import Plan
 from compressor.errors import ConfigError
 from compressor.evaluation.evaluator import Statistics
 from compressor.export import AUTO, FileSizes
 from compressor.models import Model
 from compressor.search.fused_components import FusedSchedule, name_matrix, name_unit
-from compressor.search.ledger import Savings
-from compressor.search.surrogate import Screen
+from compressor.search.ledger import ApproximationTotals
+from compressor.search.surrogate import Surrogate
 from compressor.search.top_trials import find_best
-from compressor.search.trial_scoring import Scorer, tell_recalled
+from compressor.search.trial_scoring import Scorer, note_cached
 
 
 @dataclass(kw_only=True)
@@ -70,8 +70,8 @@ class Search(Scorer):
     def begin(self, schedule: Schedule) -> Dialogue:
         """Open the dialogue with a schedule, which checks its options now, before anything costs time."""
         self.treatments.find_needs(self.treatments.configured)
-        if any(compressor.treats_inputs for compressor in self.treatments.configured.values()):
-            self.model.check_treatable(self.model.slots)
+        if any(compressor.transforms_inputs for compressor in self.treatments.configured.values()):
+            self.model.check_transformable(self.model.weight_views)
         return Dialogue(self.adapt(schedule), self.describe_problem())
 
     def adapt(self, schedule: Schedule) -> Schedule:
@@ -137,7 +137,7 @@ class Search(Scorer):
 
     def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
         """As every scorer does; a note says what a prediction leaves out."""
-        note = tell_unseen(self.treatments, request)
+        note = note_ignored_inputs(self.treatments, request)
         self.notes.extend([note] if note and note not in self.notes else [])
         return super().estimate(request)
 
@@ -149,7 +149,7 @@ class Search(Scorer):
             self.model.held.clear()
         self.kept.update(plan)
         self.most_bytes = request.most_bytes
-        statistics = self.sweeps[Prefixes.SEARCH].score_current()
+        statistics = self.evaluators[Prefixes.SEARCH].score_current()
         round_record = RoundRecord(
             target=request.target,
             amount=mean_amount(self.model.components, self.kept),
@@ -161,13 +161,13 @@ class Search(Scorer):
             additivity=self.compare_whole(request.singles, statistics),
         )
         saved = self.savings.describe()
-        self.notes.extend([*request.notes, *([saved] if saved else []), *tell_recalled(self.recalled)])
+        self.notes.extend([*request.notes, *([saved] if saved else []), *note_cached(self.recalled)])
         self.trials, self.recalled, self.passes, self.began = 0, 0, 0.0, time.monotonic()
-        self.savings, self.screen = Savings(), Screen()
+        self.savings, self.screen = ApproximationTotals(), Surrogate()
         self.rounds.append(round_record)
         self.round = len(self.rounds) + 1
         self.on_round(len(self.rounds), round_record)
-        self.progress.say(tell_round(len(self.rounds), round_record))
+        self.progress.say(describe_round(len(self.rounds), round_record))
         return {name: amount_of(self.kept, name) for name in self.model.components}
 
     def compare_whole(self, singles: Mapping[str, float], statistics: Statistics) -> float | None:
@@ -211,7 +211,7 @@ class Search(Scorer):
     def write(self, plan: Plan) -> None:
         """Compress by the statistics that there are now, and write."""
         for name, weight in self.treatments.compress(self.model, plan).items():
-            self.model.write(name, take_product(weight))
+            self.model.write(name, make_replacement(weight))
             self.packed_bits[name], self.grids[name] = weight.bits, weight.grid and weight.grid.to("cpu")
 
     def describe_waypoint(self, waypoint: Waypoint) -> CurvePoint:
@@ -221,10 +221,10 @@ class Search(Scorer):
         return CurvePoint(len(plan), share, waypoint.metric, waypoint.value, plan, waypoint.statistic)
 
 
-def tell_unseen(treatments: Treatments, request: EstimateRequest) -> str | None:
+def note_ignored_inputs(treatments: Treatments, request: EstimateRequest) -> str | None:
     """That predictions are too good for compressors that treat inputs, if some of the options are theirs."""
     options = (option for choices in request.options.values() for option in choices if option is not None)
-    compressors = dict.fromkeys(option.compressor for option in options if treatments.resolve(option).treats_inputs)
+    compressors = dict.fromkeys(option.compressor for option in options if treatments.resolve(option).transforms_inputs)
     if request.measured or not compressors:
         return None
     return (
@@ -242,7 +242,7 @@ def list_layers(model: Model, names: Collection[str]) -> Iterator[tuple[int | No
     yield from sorted(inside.items(), key=lambda item: math.inf if item[0] is None else item[0])
 
 
-def tell_round(number: int, record: RoundRecord) -> str:
+def describe_round(number: int, record: RoundRecord) -> str:
     """`round 1 kept: amount 0.400, additivity 0.93`."""
     text = f"round {number} kept: amount {record.amount:.3f}"
     return text if record.additivity is None else f"{text}, additivity {record.additivity:.2f}"

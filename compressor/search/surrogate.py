@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.contracts import Estimate, EstimateRequest
-from compressor.contracts.types import Plan, Treatment
+from compressor.contracts import Estimate, EstimateRequest, Plan, Treatment
 from compressor.search.kriging import Trials, krige
 from compressor.sensitivity.shrinkage import steady_changes
 
@@ -18,7 +17,7 @@ REMEMBERED = 256
 
 
 @dataclass
-class Screen:
+class Surrogate:
     """What treatments are predicted to do to the model as it is in this round, and what trials of them did.
 
     Each treatment is asked about once; `estimates` of a component are for its `options`, in order. `measured` are plans

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from compressor.artifacts.files import append_json_line
 from compressor.artifacts.plan_file import plan_to_json
-from compressor.compression.apply import Treatments, take_product
+from compressor.compression.apply import Treatments, make_replacement
 from compressor.compression.calibration import Calibration, gather
 from compressor.contracts import (
     CompressedWeight,
@@ -20,21 +20,24 @@ from compressor.contracts import (
     Estimate,
     EstimateRequest,
     Metric,
+    Plan,
     Prefixes,
+    Score,
     ScoreRequest,
+    Scores,
+    Treatment,
 )
 from compressor.contracts.requests import list_measured
-from compressor.contracts.types import Plan, Score, Scores, Treatment
 from compressor.errors import ConfigError
 from compressor.evaluation.bootstrap import join_blocks, summarize
-from compressor.evaluation.evaluator import Statistics, Sweep
+from compressor.evaluation.evaluator import Evaluator, Statistics
 from compressor.evaluation.trials import Trial
-from compressor.models import Model, Product
+from compressor.models import Model, Replacement
 from compressor.progress import Progress, watch
-from compressor.search.ledger import Savings
-from compressor.search.surrogate import Screen
+from compressor.search.ledger import ApproximationTotals
+from compressor.search.surrogate import Surrogate
 from compressor.sensitivity.cache import EstimateCache, Known, estimates_folder
-from compressor.sensitivity.estimator import Sensitivity
+from compressor.sensitivity.estimator import GradientEstimator
 from compressor.settings import SweepSettings
 
 PASSES_OF_WALK = 4
@@ -59,7 +62,7 @@ class Scorer:
     model: Model
     metrics: Mapping[str, Metric]
     treatments: Treatments
-    sweeps: Mapping[Prefixes, Sweep]
+    evaluators: Mapping[Prefixes, Evaluator]
     folder: Path
     progress: Progress
     tokens: int
@@ -72,9 +75,9 @@ class Scorer:
     passes: float = 0.0
     recalled: int = 0
     cache_bytes: int = 0
-    savings: Savings = field(default_factory=Savings)
-    screen: Screen = field(default_factory=Screen)
-    makers: dict[Hashable, Callable[[], Product]] = field(default_factory=dict, repr=False)
+    savings: ApproximationTotals = field(default_factory=ApproximationTotals)
+    screen: Surrogate = field(default_factory=Surrogate)
+    makers: dict[Hashable, Callable[[], Replacement]] = field(default_factory=dict, repr=False)
     levels: dict[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
     made: dict[Hashable, CompressedWeight] = field(default_factory=dict, repr=False)
 
@@ -105,7 +108,7 @@ class Scorer:
 
     def gather(self, components: Collection[str], names: Collection[str], last: int | None = None) -> Calibration:
         """Statistics of some components, of the model as it stands; no layer behind `last` is run."""
-        reference, description = self.sweeps[Prefixes.SEARCH].reference, f"round {self.round}: calibrating"
+        reference, description = self.evaluators[Prefixes.SEARCH].reference, f"round {self.round}: calibrating"
         found = watch(self.progress, description, lambda: gather(self.model, reference, components, names, last))
         self.spend(found.passes, 0, None)
         return found
@@ -122,7 +125,7 @@ class Scorer:
     def run_trials(self, request: ScoreRequest) -> list[tuple[Statistics, dict[str, Score]]]:
         """Statistics and scores of each trial, in order."""
         trials = [self.make_trial(plan) for plan in request.trials]
-        found = self.sweeps[request.prefixes].score(trials, request.metrics, request.start, request.stop)
+        found = self.evaluators[request.prefixes].score(trials, request.metrics, request.start, request.stop)
         description = f"round {self.round}: scoring trials"
         answers, began = dict[int, tuple[Statistics, dict[str, Score]]](), time.monotonic()
         for number, statistics in self.progress.track(found, description, len(trials)):
@@ -166,18 +169,20 @@ class Scorer:
         """Where answers to such requests are kept; None where nothing is, or the model is no more the base."""
         if not self.cache_bytes or self.kept or request.at:
             return None
-        sweep, metric = self.sweeps[Prefixes.SEARCH], self.metrics[request.objective]
+        evaluator, metric = self.evaluators[Prefixes.SEARCH], self.metrics[request.objective]
         return EstimateCache(
-            estimates_folder(), self.cache_bytes, self.model, sweep.reference, self.treatments, metric,
-            sweep.windows.get(request.objective), sweep.mode.value, self.seed,
+            estimates_folder(), self.cache_bytes, self.model, evaluator.reference, self.treatments, metric,
+            evaluator.windows.get(request.objective), evaluator.mode.value, self.seed,
         )  # fmt: skip
 
     def predict(self, request: EstimateRequest) -> dict[str, Estimate]:
         """What one backward pass says of options."""
-        objective, sweep = self.metrics[request.objective], self.sweeps[Prefixes.SEARCH]
+        objective, evaluator = self.metrics[request.objective], self.evaluators[Prefixes.SEARCH]
         if not isinstance(objective, EstimableMetric):
             raise ConfigError(f"metric `{request.objective}` cannot be estimated; measure it, or choose another")
-        sensitivity = Sensitivity(self.model, sweep.reference, self.treatments, objective, not self.kept, self.seed)
+        sensitivity = GradientEstimator(
+            self.model, evaluator.reference, self.treatments, objective, not self.kept, self.seed
+        )
         description = f"round {self.round}: estimating options"
         answer = watch(self.progress, description, lambda: sensitivity.estimate(request))
         self.spend(sensitivity.walks(request) * PASSES_OF_WALK, request.start, request.stop)
@@ -188,7 +193,7 @@ class Scorer:
         metrics, trials = (request.objective,), list_measured(request)
         made = [self.make_trial(plan) for plan in trials]
         description = f"round {self.round}: measuring options"
-        scored = self.sweeps[Prefixes.SEARCH].score(made, metrics, request.start, request.stop)
+        scored = self.evaluators[Prefixes.SEARCH].score(made, metrics, request.start, request.stop)
         found = dict(self.progress.track(scored, description, len(made)))
         now, *values = (found[number][request.objective][:, 0] for number in range(len(made)))
         self.trials += len(trials)
@@ -208,27 +213,27 @@ class Scorer:
         """A trial of the plan; those of the same treatment of a component have the same maker of its weight."""
         return Trial({name: self.find_maker(name, treatment) for name, treatment in plan.items()})
 
-    def find_maker(self, name: str, treatment: Treatment) -> Callable[[], Product]:
-        maker = partial(self.make_product, name, treatment)
+    def find_maker(self, name: str, treatment: Treatment) -> Callable[[], Replacement]:
+        maker = partial(self.make_replacement_of, name, treatment)
         key = identify(name, treatment)
         return maker if key is None else self.makers.setdefault(key, maker)
 
-    def make_product(self, name: str, treatment: Treatment) -> Product:
+    def make_replacement_of(self, name: str, treatment: Treatment) -> Replacement:
         """What a treatment makes of a component; what is made from statistics is remembered, for that takes long."""
         key = identify(name, treatment)
         if key in self.made:
-            return take_product(self.made[key])
+            return make_replacement(self.made[key])
         compressed = self.treatments.compress(self.model, {name: treatment})[name]
         held = sum(made.bits for made in self.made.values())
         if key and self.treatments.resolve(treatment).needs and held + compressed.bits <= REMEMBERED:
             self.made[key] = compressed
-        return take_product(compressed)
+        return make_replacement(compressed)
 
     def summarize(self, statistics: Statistics) -> dict[str, Score]:
         return {name: summarize(self.metrics[name], rows, self.seed) for name, rows in statistics.items()}
 
 
-def tell_recalled(count: int) -> list[str]:
+def note_cached(count: int) -> list[str]:
     """A note on options that were known; none where there were none."""
     if not count:
         return []

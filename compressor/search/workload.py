@@ -16,16 +16,17 @@ from compressor.contracts import (
     BestRequest,
     EstimateRequest,
     KeepRequest,
+    Plan,
     Prefixes,
     Problem,
     Request,
     Schedule,
     ScoreRequest,
     SizeRequest,
+    Treatment,
 )
 from compressor.contracts.requests import list_measured
-from compressor.contracts.types import Plan, Treatment
-from compressor.search.dry_run import Rehearsal
+from compressor.search.dry_run import DryRun
 from compressor.search.trial_scoring import PASSES_OF_WALK, share_prefixes
 from compressor.sensitivity.estimator import KEPT_NUMBERS, count_walks
 
@@ -60,7 +61,7 @@ class Work:
 
 
 @dataclass
-class Tally(Rehearsal):
+class Tally(DryRun):
     """A rehearsal that adds up its work, on a model of `layers` layers; `shares` says that trials share work.
 
     Where a search depends on what it is told this is about the most: every score is twice as good as those before, and

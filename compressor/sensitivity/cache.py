@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from compressor.artifacts.files import write_bytes
 from compressor.compression.apply import Treatments
-from compressor.contracts import Compressor, Estimate, EstimateRequest, Metric
-from compressor.contracts.types import Treatment
+from compressor.contracts import Compressor, Estimate, EstimateRequest, Metric, Treatment
 from compressor.data.reference import Reference, cache_folder
 from compressor.data.texts import Windows
 from compressor.errors import ConfigError, OutputError
@@ -114,7 +113,7 @@ class EstimateCache:
         modules = {type(self.metric).__module__, *(type(c).__module__ for c in self._list_compressors(request))}
         return [
             FORMAT, versions, hash_sources(frozenset({__name__, *modules})), model.content_hash(), str(model.dtype),
-            model.device.type, cuda, torch.get_num_threads(), model.pages is not None,
+            model.device.type, cuda, torch.get_num_threads(), model.mapped_weights is not None,
             [repr(component) for component in model.components.values()],
             list(reference.tokens.shape), reference.prefix_tokens, reference.batch,
             repr(self.metric), compressors, self.treatments.seed, self.seed, self.mode,

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.contracts import Estimate, EstimateRequest, SizeRequest
-from compressor.contracts.types import Component, Offer, Plan, Treatment
+from compressor.contracts import Component, Estimate, EstimateRequest, Offer, Plan, SizeRequest, Treatment
 from compressor.errors import ConfigError
 from compressor.sensitivity.shrinkage import steady_changes
 
@@ -47,7 +46,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Predictions:
+class CostTable:
     """Component -> compressor -> options; `reached` says of which components anything is known at all."""
 
     components: Mapping[str, Component]
@@ -128,13 +127,13 @@ def list_amounts(offer: Offer) -> list[float]:
     return sorted({round(float(amount), 12) for amount in np.linspace(offer.low, offer.high, STEPS + 1)})
 
 
-def make_predictions(
+def make_cost_table(
     components: Mapping[str, Component],
     offers: Mapping[str, Mapping[str, Offer]],
     grid: Mapping[str, Sequence[Treatment]],
     estimates: Mapping[str, Estimate],
     sizes: Mapping[str, Sequence[int]],
-) -> Predictions:
+) -> CostTable:
     """From the estimates and the sizes in bits of a `grid` of options."""
     changes = steady_changes(estimates)
     options: dict[str, dict[str, Options]] = {}
@@ -150,4 +149,4 @@ def make_predictions(
             )
     reached = {name: estimate.reached for name, estimate in estimates.items()}
     sequences = len(next(iter(estimates.values())).changes)
-    return Predictions(components, options, reached, sequences)
+    return CostTable(components, options, reached, sequences)

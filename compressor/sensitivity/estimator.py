@@ -17,14 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.compression.apply import Treatments, read_untreated, take_product
-from compressor.contracts import EstimableMetric, Estimate, EstimateRequest
-from compressor.contracts.outputs import Readout
-from compressor.contracts.types import Treatment
+from compressor.compression.apply import Treatments, make_replacement, read_untreated
+from compressor.contracts import EstimableMetric, Estimate, EstimateRequest, Readout, Treatment
 from compressor.data.reference import Reference
 from compressor.errors import ModelError
 from compressor.models import Model
-from compressor.sensitivity.gradients import Walk
+from compressor.sensitivity.gradients import LayerwiseGradients
 
 KEPT_NUMBERS = 1 << 27
 """Numbers that weight changes may hold from one walk to the next; others are made anew."""
@@ -33,7 +31,7 @@ Scalar = Callable[[Readout, Readout], Tensor]
 
 
 @dataclass
-class Sensitivity:
+class GradientEstimator:
     """Estimates what treatments of `model` do to `objective` on the sequences of `reference`.
 
     `is_base` says that the model as it stands is the base itself.
@@ -50,8 +48,8 @@ class Sensitivity:
         """The answer to a request; raises ModelError that names a component whose gradient is not finite."""
         self.treatments.check_repeatable(self.model, request.options)
         compressed = self.treatments.compress(self.model, request.at)
-        current = {name: take_product(weight) for name, weight in compressed.items()}
-        walk = Walk(self.model, list(request.options))
+        current = {name: make_replacement(weight) for name, weight in compressed.items()}
+        walk = LayerwiseGradients(self.model, list(request.options))
         totals = {name: Total() for name in request.options}
         with self.model.swapped(current) as originals:
             changes = Changes(self.model, self.treatments, request.options, originals)
@@ -88,7 +86,7 @@ class Sensitivity:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + start) % 2**63)
         return lambda candidate, base: self.objective.probe(candidate, base, generator)
 
-    def _project(self, walk: Walk, read: Scalar, start: int, rows: Tensor, onto: "Projections") -> None:
+    def _project(self, walk: LayerwiseGradients, read: Scalar, start: int, rows: Tensor, onto: "Projections") -> None:
         """One walk: the gradients of what `read` gives for each sequence, projected on every change."""
         base = self.reference.base_readout(start, len(rows), self.model)
 

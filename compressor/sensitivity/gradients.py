@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from compressor.contracts import Treat
+from compressor.contracts import InputTransform
 from compressor.models import Model
 from compressor.models.architectures import is_linear, weight_gradient
 from compressor.models.components import find_layers
-from compressor.models.patching import detoured
-from compressor.models.weight_views import Slot
+from compressor.models.patching import patched
+from compressor.models.weight_views import WeightView
 
 PROBE = (2, 3)
 """Sequences and tokens of the forward pass that finds out how modules are called."""
@@ -47,7 +47,7 @@ class _Tap(torch.autograd.Function):
         return None, None, gradients[0], None
 
 
-class Walk:
+class LayerwiseGradients:
     """Walks `model` backwards and visits the components `names`.
 
     `at_once` is how many sequences one walk can take: None for any number, 1 for models that mix sequences.
@@ -55,16 +55,16 @@ class Walk:
 
     def __init__(self, model: Model, names: Collection[str]) -> None:
         self.model = model
-        self.places: dict[tuple[int, str], list[Slot]] = {}
+        self.places: dict[tuple[int, str], list[WeightView]] = {}
         for name in names:
-            slot = model.slots[name]
-            self.places.setdefault((id(slot.owner), slot.attribute), []).append(slot)
+            weight_view = model.weight_views[name]
+            self.places.setdefault((id(weight_view.owner), weight_view.attribute), []).append(weight_view)
         uses = Counter(id(parameter) for _, parameter in model.network.named_parameters(remove_duplicate=False))
         shapes = self._probe()
         self.tapped = {
             place
-            for place, slots in self.places.items()
-            if len(shapes[place]) == 1 and is_linear(slots[0].owner) and uses[id(slots[0].parameter)] == 1
+            for place, weight_views in self.places.items()
+            if len(shapes[place]) == 1 and is_linear(weight_views[0].owner) and uses[id(weight_views[0].parameter)] == 1
         }
         apart = all(shapes[place][0][:2] == PROBE and len(shapes[place][0]) > 2 for place in self.tapped)
         self.at_once = None if apart and len(self.tapped) == len(self.places) else 1
@@ -77,11 +77,11 @@ class Walk:
         """
         with ExitStack() as stack, torch.enable_grad():
             anchor = torch.zeros((), device=self.model.device, requires_grad=True)
-            for place, slots in self.places.items():
+            for place, weight_views in self.places.items():
                 if place in self.tapped:
-                    stack.enter_context(self._tapped(slots, anchor, visit))
+                    stack.enter_context(self._tapped(weight_views, anchor, visit))
                 else:
-                    stack.enter_context(self._watched(slots, visit))
+                    stack.enter_context(self._watched(weight_views, visit))
             stack.enter_context(checkpointed(find_layers(self.model.network)[1]))
             scalar(self.model.traced_logits(tokens, keep)).sum().backward()
 
@@ -94,15 +94,15 @@ class Walk:
                 shapes[place].append(inputs[0].shape)
 
         with ExitStack() as stack:
-            for place, slots in self.places.items():
+            for place, weight_views in self.places.items():
                 hook = functools.partial(lambda place, _, inputs: note(place, inputs), place)
-                handle = slots[0].owner.register_forward_pre_hook(hook)
+                handle = weight_views[0].owner.register_forward_pre_hook(hook)
                 stack.callback(handle.remove)
             self.model.logits(torch.zeros(PROBE, dtype=torch.long), 1)
         return shapes
 
     @contextmanager
-    def _tapped(self, slots: list[Slot], anchor: Tensor, visit: Visit) -> Iterator[None]:
+    def _tapped(self, weight_views: list[WeightView], anchor: Tensor, visit: Visit) -> Iterator[None]:
         """A tap behind the linear module of these components."""
         limit = max(GRADIENT_NUMBERS, self.model.base_parameters // 8)
 
@@ -112,37 +112,37 @@ class Walk:
             step = max(1, limit // (x.shape[-1] * d.shape[-1]))
             for start in range(0, count, step):
                 rows = slice(start, min(count, start + step))
-                for treat, parts in self._sort_by_treat(slots):
-                    seen = x[rows] if treat is None else treat(x[rows])
-                    self._visit_parts(parts, rows, weight_gradient(slots[0].owner, seen, d[rows]), visit)
+                for input_transform, parts in self._sort_by_treat(weight_views):
+                    seen = x[rows] if input_transform is None else input_transform(x[rows])
+                    self._visit_parts(parts, rows, weight_gradient(weight_views[0].owner, seen, d[rows]), visit)
 
         def tap(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
             tapped: Tensor = _Tap.apply(anchor, inputs[0], outputs, hear)  # type: ignore[no-untyped-call]
             return tapped
 
-        handle = slots[0].owner.register_forward_hook(tap)
+        handle = weight_views[0].owner.register_forward_hook(tap)
         try:
             yield
         finally:
             handle.remove()
 
-    def _sort_by_treat(self, slots: list[Slot]) -> list[tuple[Treat | None, list[Slot]]]:
+    def _sort_by_treat(self, weight_views: list[WeightView]) -> list[tuple[InputTransform | None, list[WeightView]]]:
         """Components of a matrix that are multiplied with the same inputs."""
-        groups: dict[int, tuple[Treat | None, list[Slot]]] = {}
-        for slot in slots:
-            treat = self.model.treats.find(slot.component.name)
-            groups.setdefault(id(treat), (treat, []))[1].append(slot)
+        groups: dict[int, tuple[InputTransform | None, list[WeightView]]] = {}
+        for weight_view in weight_views:
+            input_transform = self.model.input_transforms.find(weight_view.component.name)
+            groups.setdefault(id(input_transform), (input_transform, []))[1].append(weight_view)
         return [*groups.values()]
 
     @contextmanager
-    def _watched(self, slots: list[Slot], visit: Visit) -> Iterator[None]:
+    def _watched(self, weight_views: list[WeightView], visit: Visit) -> Iterator[None]:
         """Autograd's own gradient of a parameter, taken away as soon as it is there."""
-        parameter = slots[0].parameter
+        parameter = weight_views[0].parameter
 
         def take(accumulated: Tensor) -> None:
             gradient, accumulated.grad = accumulated.grad, None
             assert gradient is not None
-            self._visit_parts(slots, slice(0, 1), gradient[None], visit)
+            self._visit_parts(weight_views, slice(0, 1), gradient[None], visit)
 
         parameter.requires_grad_(True)
         handle = parameter.register_post_accumulate_grad_hook(take)
@@ -153,17 +153,17 @@ class Walk:
             parameter.requires_grad_(False)
             parameter.grad = None
 
-    def _visit_parts(self, slots: list[Slot], rows: slice, gradients: Tensor, visit: Visit) -> None:
+    def _visit_parts(self, weight_views: list[WeightView], rows: slice, gradients: Tensor, visit: Visit) -> None:
         """Each component's part of the gradients `[sequence, *parameter]` of the matrix that holds it."""
         with torch.no_grad():
-            for slot in slots:
-                parts = torch.vmap(slot.part)(gradients)
-                visit(slot.component.name, rows, parts.reshape(len(gradients), *slot.component.shape))
+            for weight_view in weight_views:
+                parts = torch.vmap(weight_view.part)(gradients)
+                visit(weight_view.component.name, rows, parts.reshape(len(gradients), *weight_view.component.shape))
 
 
 @contextmanager
 def checkpointed(layers: nn.ModuleList) -> Iterator[None]:
     """Inside, each layer keeps only its input for the backward pass, and is computed again there."""
     run = functools.partial(functools.partial, checkpoint)
-    with detoured({layer: run(layer.forward, use_reentrant=False, preserve_rng_state=False) for layer in layers}):
+    with patched({layer: run(layer.forward, use_reentrant=False, preserve_rng_state=False) for layer in layers}):
         yield

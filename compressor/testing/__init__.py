@@ -10,7 +10,7 @@ override the fixture `plugin` in place of the attribute `instance`. Needs pytest
 from compressor.testing.checkpoint import make_tiny_checkpoint
 from compressor.testing.compressors import CompressorContract
 from compressor.testing.metrics import MetricContract
-from compressor.testing.problems import Rehearsal
+from compressor.testing.problems import DryRun
 from compressor.testing.schedules import ScheduleContract
 
-__all__ = ["CompressorContract", "MetricContract", "Rehearsal", "ScheduleContract", "make_tiny_checkpoint"]
+__all__ = ["CompressorContract", "DryRun", "MetricContract", "ScheduleContract", "make_tiny_checkpoint"]

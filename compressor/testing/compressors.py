@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from compressor.contracts import Compressor, Context
-from compressor.contracts.types import Component
+from compressor.contracts import Component, Compressor, Context
 from compressor.errors import PlanError
 from compressor.testing.inputs import InputsContract
 from compressor.testing.plugin_contract import randomness_untouched, same_bits
@@ -128,19 +127,23 @@ class CompressorContract(InputsContract):
             assert same_bits(compressed.dense(), alone.dense()), f"amount {amount} is another one among many"
             assert compressed.bits == alone.bits, f"amount {amount} takes other bits among many"
 
-    def test_bits_are_those_of_the_tensors(self, plugin: Compressor, weight: Tensor) -> None:
-        """`bits` is positive and counts what `tensors()` hold, padded by less than a byte each; a larger amount never
-        takes more bits."""
+    def test_bits_count_what_is_stored(self, plugin: Compressor, weight: Tensor) -> None:
+        """`bits` is positive, and a larger amount never takes more bits. A `grid`, where there is one, is counted
+        exactly: its integers, scales and zero points, each padded by less than a byte."""
         before = float("inf")
         for amount in self.amounts(plugin, weight):
             compressed = plugin.compress(weight, amount, self.context(weight))
-            tensors = compressed.tensors().values()
-            spare = 8 * sum(tensor.numel() * tensor.element_size() for tensor in tensors) - compressed.bits
             assert 0 < compressed.bits <= before, (
                 f"amount {amount} takes {compressed.bits} bits, the one below {before}"
             )
-            assert 0 <= spare < 8 * len(tensors), f"the tensors hold {spare} bits more than `bits` says"
             before = compressed.bits
+            if (grid := compressed.grid) is not None:
+                integers = [grid.integers, *([] if grid.zeros is None else [grid.zeros])]
+                stored = grid.bits * sum(part.numel() for part in integers) + 8 * grid.scales.nbytes
+                padding = compressed.bits - stored
+                assert 0 <= padding < 8 * (1 + len(integers)), (
+                    f"amount {amount} takes {compressed.bits} bits, its grid {stored}"
+                )
 
     def test_amount_zero_changes_nothing(self, plugin: Compressor, weight: Tensor) -> None:
         """Where a range begins at 0, amount 0 leaves every bit of the weight."""

@@ -42,24 +42,30 @@ class InputsContract(PluginContract, ABC):
         """What is tried of what is offered."""
 
     def test_treated_inputs_are_announced(self, plugin: Compressor, weight: Tensor) -> None:
-        """Where `treats_inputs` is False no weight has a `treat`; a `grid` says the same of inputs as `treat`."""
+        """Where `transforms_inputs` is False no weight has a `treat`; a `grid` says the same of inputs as `treat`."""
         for compressed in self.weights(plugin, weight):
-            assert plugin.treats_inputs or compressed.treat is None, "`treats_inputs` must say that inputs are treated"
+            assert plugin.transforms_inputs or compressed.input_transform is None, (
+                "`transforms_inputs` must say that inputs are treated"
+            )
             if (grid := compressed.grid) is None:
                 continue
-            assert (grid.inputs is None) == (compressed.treat is None), "`grid.inputs` and `treat` must go together"
-            if grid.inputs is not None and compressed.treat is not None:
+            assert (grid.inputs is None) == (compressed.input_transform is None), (
+                "`grid.inputs` and `treat` must go together"
+            )
+            if grid.inputs is not None and compressed.input_transform is not None:
                 inputs = make_inputs(weight.shape[1], weight.dtype)
-                assert same_bits(grid.inputs(inputs), compressed.treat(inputs)), "`grid.inputs` is another treat"
+                assert same_bits(grid.inputs(inputs), compressed.input_transform(inputs)), (
+                    "`grid.inputs` is another treat"
+                )
 
     def test_treated_inputs_stand_in_for_the_inputs(self, plugin: Compressor, weight: Tensor) -> None:
         """`treat` gives as many finite numbers of the same dtype; none for none."""
         for compressed in self.weights(plugin, weight):
-            if (treat := compressed.treat) is None:
+            if (input_transform := compressed.input_transform) is None:
                 continue
             inputs = make_inputs(weight.shape[1], weight.dtype)
             for given in (inputs, inputs[0], inputs[0, 0], inputs[:0]):
-                found = treat(given)
+                found = input_transform(given)
                 assert (found.shape, found.dtype, found.device) == (given.shape, given.dtype, given.device)
                 assert found.isfinite().all(), "treated inputs hold NaN or infinity"
 
@@ -68,22 +74,26 @@ class InputsContract(PluginContract, ABC):
         inputs = make_inputs(weight.shape[1], weight.dtype)
         before = inputs.clone()
         for compressed, again in zip(self.weights(plugin, weight), self.weights(plugin, weight), strict=True):
-            if compressed.treat is None or again.treat is None:
-                assert compressed.treat is again.treat, "the same weight treats its inputs only once"
+            if compressed.input_transform is None or again.input_transform is None:
+                assert compressed.input_transform is again.input_transform, (
+                    "the same weight treats its inputs only once"
+                )
                 continue
             with randomness_untouched():
-                first = compressed.treat(inputs).clone()
-            assert same_bits(first, compressed.treat(inputs)), "the same inputs give another result the second time"
-            assert same_bits(first, again.treat(inputs)), "the same weight treats its inputs in another way"
+                first = compressed.input_transform(inputs).clone()
+            assert same_bits(first, compressed.input_transform(inputs)), (
+                "the same inputs give another result the second time"
+            )
+            assert same_bits(first, again.input_transform(inputs)), "the same weight treats its inputs in another way"
             assert same_bits(inputs, before), "the inputs that were given were changed"
 
     def test_every_token_is_treated_by_itself(self, plugin: Compressor, weight: Tensor) -> None:
         """What becomes of a token does not depend on the others: trials are scored in batches of any size."""
         inputs = make_inputs(weight.shape[1], weight.dtype)
         for compressed in self.weights(plugin, weight):
-            if compressed.treat is None:
+            if compressed.input_transform is None:
                 continue
-            together = compressed.treat(inputs)
+            together = compressed.input_transform(inputs)
             for sequence, position in itertools.product(*map(range, inputs.shape[:2])):
-                alone = compressed.treat(inputs[sequence : sequence + 1, position : position + 1])
+                alone = compressed.input_transform(inputs[sequence : sequence + 1, position : position + 1])
                 assert same_bits(together[sequence, position], alone[0, 0]), "a token depends on the tokens beside it"

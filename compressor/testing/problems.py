@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from compressor.contracts import Better, Problem
-from compressor.contracts.types import Component, Offer
-from compressor.search.dry_run import Rehearsal, flat_score
+from compressor.contracts import Better, Component, Offer, Problem
+from compressor.search.dry_run import DryRun, flat_score
 
-__all__ = ["COMPONENTS", "OFFERS", "Rehearsal", "flat_score", "make_problem"]
+__all__ = ["COMPONENTS", "OFFERS", "DryRun", "flat_score", "make_problem"]
 
 COMPONENTS = (
     Component("model.layers.0.self_attn.q_proj", "query", 0, (8, 8), 16),

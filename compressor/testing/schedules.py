@@ -15,7 +15,7 @@ from compressor.contracts import Better, Dialogue, KeepRequest, Problem, Schedul
 from compressor.errors import ConfigError, PlanError
 from compressor.plugins import installed
 from compressor.testing.plugin_contract import PluginContract, randomness_untouched
-from compressor.testing.problems import Rehearsal, make_problem
+from compressor.testing.problems import DryRun, make_problem
 
 COMPRESSORS = (("prune",), ("round",), ("prune", "round"))
 
@@ -47,7 +47,7 @@ class ScheduleContract(PluginContract):
         better = {name: metrics[name].better if name in metrics else Better.LOWER for name in plugin.ranks_by()}
         return [make_problem(compressors, better) for compressors in COMPRESSORS]
 
-    def rehearse(self, plugin: Schedule, proof_shift: float = 0.0) -> list[Rehearsal]:
+    def rehearse(self, plugin: Schedule, proof_shift: float = 0.0) -> list[DryRun]:
         """A finished rehearsal of every problem that the schedule does not refuse; PluginError for a bad request."""
         found = []
         for problem in self.problems(plugin):
@@ -55,7 +55,7 @@ class ScheduleContract(PluginContract):
                 Dialogue(plugin, problem)
             except (ConfigError, PlanError):
                 continue
-            rehearsal = Rehearsal(problem, proof_shift)
+            rehearsal = DryRun(problem, proof_shift)
             rehearsal.play(plugin, self.requests)
             found.append(rehearsal)
         assert found, f"schedule `{plugin.name}` refuses every problem; override `problems` with one that it takes"

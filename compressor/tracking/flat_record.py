@@ -6,7 +6,7 @@ from typing import Any
 
 from compressor.artifacts.files import to_strict
 from compressor.artifacts.run_record import ComponentRecord, Record, RoundRecord
-from compressor.contracts.types import Score
+from compressor.contracts import Score
 
 SUFFIXES = {"mean": "", "low": "_low", "high": "_high", "p75": "_p75"}
 """Statistic -> what it adds to the name of its metric."""

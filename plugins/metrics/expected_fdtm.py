@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from compressor.contracts.outputs import Readout
+    from compressor.contracts import Readout
 
 
 @dataclass

@@ -10,7 +10,7 @@ from compressor.contracts import Better, Metric, Reads
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compressor.contracts.outputs import Readout
+    from compressor.contracts import Readout
 
 
 @dataclass
@@ -31,6 +31,3 @@ class Fdtm(Metric):
 
     def statistics(self, candidate: Readout, base: Readout) -> Tensor:
         return candidate.leading.double()[:, None]
-
-    def value_range(self, tokens: int) -> tuple[float, float]:
-        return 0.0, float(tokens)

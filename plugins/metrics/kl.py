@@ -11,7 +11,7 @@ from compressor.contracts import Better, EstimableMetric, Reads
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from compressor.contracts.outputs import Readout
+    from compressor.contracts import Readout
 
 
 @dataclass

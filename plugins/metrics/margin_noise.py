@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Generator, Tensor
 
-    from compressor.contracts.outputs import Readout
+    from compressor.contracts import Readout
 
 CLOSENESS = 0.25
 """Margins of so many logits, or fewer, count fully; docs/margin-law.md has what was measured."""

@@ -10,7 +10,7 @@ from compressor.contracts import Better, Metric, Reads
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compressor.contracts.outputs import Readout
+    from compressor.contracts import Readout
 
 
 @dataclass
@@ -30,6 +30,3 @@ class Sdtm(Metric):
 
     def statistics(self, candidate: Readout, base: Readout) -> Tensor:
         return (candidate.predicted != candidate.tokens).sum(-1, keepdim=True).double()
-
-    def value_range(self, tokens: int) -> tuple[float, float]:
-        return 0.0, float(tokens)

@@ -8,11 +8,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import CompressedWeight, Compressor, Context
-from compressor.contracts.types import Component, Offer
+from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer
 from compressor.errors import ConfigError, ModelError
 
-from .masking import PrunedWeight, lowest, lowest_of_matrix, lowest_of_matrix_each, lowest_of_rows, prune
+from .masks import (
+    PrunedWeight,
+    lowest,
+    lowest_of_matrix,
+    lowest_of_matrix_each,
+    lowest_of_rows,
+    prune,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Compressor, Context
-from compressor.contracts.types import Component, Offer
+from compressor.contracts import Component, Compressor, Context, Offer
 
-from .masking import PrunedWeight, lowest_of_matrix, lowest_of_rows, prune
+from .masks import PrunedWeight, lowest_of_matrix, lowest_of_rows, prune
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compressor.contracts import CompressedWeight, Grid
-from compressor.contracts.types import Component
+from compressor.contracts import Component, CompressedWeight, Grid
 
-from .clipping import search_clip
-from .integers import check_finite, fit_scales, join_groups, scales_dtype, split_groups, working_dtype
-from .packing import pack
+from .clip_search import search_clip
+from .symmetric import (
+    check_finite,
+    fit_scales,
+    join_groups,
+    scales_dtype,
+    split_groups,
+    working_dtype,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -42,11 +47,6 @@ class AffineWeight(CompressedWeight):
     def bits(self) -> int:
         zero = self.zeros.itemsize * 8 if self.zeros.is_floating_point() else self.bits_each
         return self.integers.numel() * self.bits_each + self.scales.numel() * (self.scales.itemsize * 8 + zero)
-
-    def tensors(self) -> dict[str, Tensor]:
-        zeros = self.zeros if self.zeros.is_floating_point() else pack(self.zeros, self.bits_each)
-        packed = pack(self.integers, self.bits_each)
-        return {"weight_packed": packed, "weight_scale": self.scales, "weight_zero_point": zeros}
 
     @property
     def grid(self) -> Grid | None:

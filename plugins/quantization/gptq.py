@@ -8,12 +8,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Compressor, Context
-from compressor.contracts.types import Component, Offer
+from compressor.contracts import Component, Compressor, Context, Offer
 from compressor.errors import ConfigError
 
-from .integers import IntegerWeight, check_group, check_widths, choose_bits, offer_bits, round_to_grid
-from .second_order import factor_hessian, note_tokens, round_columns
+from .gptq_rounding import factor_hessian, note_tokens, round_columns
+from .symmetric import (
+    IntegerWeight,
+    check_group,
+    check_widths,
+    choose_bits,
+    offer_bits,
+    round_to_grid,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor

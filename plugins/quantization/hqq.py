@@ -6,13 +6,12 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Compressor, Context
-from compressor.contracts.types import Component, Offer
+from compressor.contracts import Component, Compressor, Context, Offer
 from compressor.errors import ConfigError
 
 from .affine import AffineWeight, decode_affine, find_range, fit_range, place_affine
-from .clipping import keep_better
-from .integers import (
+from .clip_search import keep_better
+from .symmetric import (
     check_group,
     check_widths,
     choose_bits,

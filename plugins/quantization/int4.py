@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import CompressedWeight, Compressor, Context
-from compressor.contracts.types import Component, Offer
+from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer
 
 from .affine import round_to_affine_grid
-from .integers import check_group, choose_bits, offer_bits, round_to_grid
+from .symmetric import check_group, choose_bits, offer_bits, round_to_grid
 
 if TYPE_CHECKING:
     from torch import Tensor

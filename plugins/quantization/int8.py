@@ -6,11 +6,16 @@ import enum
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Compressor, Context, TokenRounding
-from compressor.contracts.types import Component, Offer
+from compressor.contracts import Component, Compressor, Context, Offer, TokenRounding
 from compressor.errors import ConfigError
 
-from .integers import IntegerWeight, check_group, choose_bits, offer_bits, round_to_grid
+from .symmetric import (
+    IntegerWeight,
+    check_group,
+    choose_bits,
+    offer_bits,
+    round_to_grid,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +62,7 @@ class Int8(Compressor):
     name: ClassVar[str] = "int8"
 
     @property
-    def treats_inputs(self) -> bool:
+    def transforms_inputs(self) -> bool:
         return self.activations is Activations.token
 
     def offer(self, component: Component) -> Offer:
@@ -75,4 +80,4 @@ class Int8(Compressor):
             found = round_to_grid(weight, bits, out * width, 1, context.component, balanced=True)
         else:
             found = round_to_grid(weight, bits, self.group or width, out, context.component, balanced=True)
-        return replace(found, inputs=INPUTS) if self.treats_inputs else found
+        return replace(found, inputs=INPUTS) if self.transforms_inputs else found

@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import CompressedWeight, Compressor, Context
-from compressor.contracts.types import Component, Offer
+from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer
 from compressor.errors import ConfigError
 
-from .integers import IntegerWeight, check_finite, choose_bits, offer_bits, round_to_grid, working_dtype
-from .packing import pack
+from .symmetric import (
+    IntegerWeight,
+    check_finite,
+    choose_bits,
+    offer_bits,
+    round_to_grid,
+    working_dtype,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,18 +58,13 @@ class MixedWeight(CompressedWeight):
 
     @property
     def bits(self) -> int:
-        return 8 * sum(tensor.nbytes for tensor in self.tensors().values())
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {
-            "weight_packed": pack(self.others.integers[:, ~self.kept], self.others.bits_each),
-            "weight_scale": self.others.scales,
-            "weight_kept": self.columns,
-            "kept": self.kept.nonzero().flatten().int(),
-        }
+        """Of the other columns, integers and scales; of the kept ones, values and an index of 32 bits each."""
+        others, kept = self.others, self.columns.shape[1]
+        integers = (others.integers.numel() - self.columns.numel()) * others.bits_each
+        return integers + 8 * (others.scales.nbytes + self.columns.nbytes) + 32 * kept
 
     @property
-    def treat(self) -> MixedInputs:
+    def input_transform(self) -> MixedInputs:
         return MixedInputs(self.kept)
 
 
@@ -90,7 +90,7 @@ class LlmInt8(Compressor):
     needs: ClassVar[frozenset[str]] = frozenset({"absmax"})
 
     @property
-    def treats_inputs(self) -> bool:
+    def transforms_inputs(self) -> bool:
         return True
 
     def offer(self, component: Component) -> Offer:

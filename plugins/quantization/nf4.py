@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Compressor, Context
-from compressor.contracts.types import Component, Offer
+from compressor.contracts import Component, Compressor, Context, Offer
 
-from .integers import (
+from .normal_float import NormalFloatWeight, QuantizedScales, find_nearest, quantize_scales
+from .symmetric import (
     check_finite,
     check_group,
     choose_bits,
@@ -19,7 +19,6 @@ from .integers import (
     split_groups,
     working_dtype,
 )
-from .normal_float import NormalFloatWeight, QuantizedScales, find_nearest, quantize_scales
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from compressor.contracts import CompressedWeight
 
-from .integers import fit_scales, join_groups, split_groups, working_dtype
-from .packing import pack
+from .symmetric import fit_scales, join_groups, split_groups, working_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +35,10 @@ class QuantizedScales:
     codes: Tensor
     steps: Tensor
     mean: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.steps.nbytes + self.mean.nbytes
 
     def decode(self, dtype: torch.dtype) -> Tensor:
         import torch
@@ -79,18 +82,7 @@ class NormalFloatWeight(CompressedWeight):
 
     @property
     def bits(self) -> int:
-        return self.indices.numel() * 4 + sum(
-            8 * part.numel() * part.itemsize for part in self.scale_tensors().values()
-        )
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"weight_packed": pack(self.indices - 8, 4), **self.scale_tensors()}
-
-    def scale_tensors(self) -> dict[str, Tensor]:
-        found = self.scales
-        if isinstance(found, QuantizedScales):
-            return {"weight_scale": found.codes, "weight_scale_step": found.steps, "weight_scale_mean": found.mean}
-        return {"weight_scale": found}
+        return 4 * self.indices.numel() + 8 * self.scales.nbytes
 
 
 def find_nearest(groups: Tensor, scales: Tensor) -> Tensor:

@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Compressor, Context
-from compressor.contracts.types import Component, Offer
+from compressor.contracts import Component, Compressor, Context, Offer
 
-from .integers import IntegerWeight, check_group, check_widths, choose_bits, offer_bits, round_to_grid
+from .symmetric import (
+    IntegerWeight,
+    check_group,
+    check_widths,
+    choose_bits,
+    offer_bits,
+    round_to_grid,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor

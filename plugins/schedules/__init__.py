@@ -5,9 +5,9 @@ from collections.abc import Callable
 from compressor import hookimpl
 from compressor.contracts import Schedule
 
-from .beam import Beam
-from .budget import Budget
-from .evolution import Evolution
+from .beam.beam import Beam
+from .budget.budget import Budget
+from .evolution.evolution import Evolution
 from .fdt_allocation import FdtAllocation
 from .global_threshold import GlobalThreshold
 from .plan import ReplayedPlan

@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from compressor.contracts import KeepRequest, Problem, Schedule, ScoreRequest, Search
-from compressor.contracts.types import Scores, Treatment
+from compressor.contracts import KeepRequest, Problem, Schedule, ScoreRequest, Scores, Search, Treatment
 
 from . import water_filling
 from .rankers import Statistic, check_ranker

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from compressor.artifacts.plan_file import read_plan
-from compressor.contracts import KeepRequest, Problem, Schedule, Search
-from compressor.contracts.types import Treatment
+from compressor.contracts import KeepRequest, Problem, Schedule, Search, Treatment
 from compressor.errors import ConfigError, PlanError, suggest
 from compressor.plugins import installed
 

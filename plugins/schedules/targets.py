@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.contracts import Problem
-from compressor.contracts.types import Offer, Treatment
+from compressor.contracts import Offer, Problem, Treatment
 from compressor.errors import ConfigError
 
 Vector = NDArray[np.float64]

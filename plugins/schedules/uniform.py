@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from compressor.contracts import KeepRequest, Problem, Schedule, Search
-from compressor.contracts.types import Offer, Treatment
+from compressor.contracts import KeepRequest, Offer, Problem, Schedule, Search, Treatment
 from compressor.errors import ConfigError
 
 from .targets import DEFAULT_TARGET, check_order, choose_offers

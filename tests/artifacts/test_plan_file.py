@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compressor.artifacts.plan_file import plan_to_json, read_plan, write_plan
-from compressor.contracts.types import Treatment
+from compressor.contracts import Treatment
 from compressor.errors import OutputError, PlanError
 
 names = st.from_regex(r"[a-z][a-z0-9_]*", fullmatch=True)

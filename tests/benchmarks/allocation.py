@@ -27,15 +27,16 @@ from compressor.contracts import (
     Dialogue,
     EstimateRequest,
     KeepRequest,
+    Plan,
     Prefixes,
     ScoreRequest,
     SizeRequest,
+    Treatment,
 )
-from compressor.contracts.types import Plan, Treatment
 from compressor.evaluation.bootstrap import compare_paired, summarize
-from compressor.evaluation.evaluator import Statistics, Sweep
+from compressor.evaluation.evaluator import Evaluator, Statistics
 from compressor.plugins import installed
-from compressor_plugins.schedules import amounts
+from compressor_plugins.schedules.budget import continuous
 
 from .allocation_methods import BUDGETS, GROUPS, PREFIXES, PRUNING, Group, Method
 from .allocation_page import SHOWN, render_page
@@ -84,12 +85,12 @@ def find_plan(run: Run, method: Method, budget: float, remembered: dict[str, tup
     return request.plan, total
 
 
-def limit_prefixes(run: Run, whole: Sweep, prefixes: int) -> None:
+def limit_prefixes(run: Run, whole: Evaluator, prefixes: int) -> None:
     """Let searches see only the first so many of the search prefixes of `whole`."""
     reference = whole.reference
     assert reference.hidden is not None
     first = replace(reference, tokens=reference.tokens[:prefixes], hidden=reference.hidden[:prefixes], runners={})
-    run.sweeps[Prefixes.SEARCH] = replace(whole, reference=first)
+    run.evaluators[Prefixes.SEARCH] = replace(whole, reference=first)
     run.search.prefixes = prefixes
 
 
@@ -99,15 +100,15 @@ def measure_group(group: Group, model: str, seed: int, proof: int, wanted: set[K
         return
     prefixes = max(method.prefixes for method in group.methods.values())
     with open_run(model, [group.compressor], METRICS, seed=seed, prefixes=prefixes, proof_prefixes=proof) as run:
-        whole = run.sweeps[Prefixes.SEARCH]
+        whole = run.evaluators[Prefixes.SEARCH]
         remembered: dict[str, tuple[Any, float]] = {}
         for (text, budget), (name, method) in itertools.product(group.budgets.items(), group.methods.items()):
             if (model, text, name, seed) not in wanted:
                 continue
             limit_prefixes(run, whole, method.prefixes)
-            with patch.object(amounts, "LEVELS", np.arange(method.amounts) / (method.amounts - 1)):
+            with patch.object(continuous, "LEVELS", np.arange(method.amounts) / (method.amounts - 1)):
                 plan, passes = find_plan(run, method, adapt_budget(run, budget), remembered)
-            (statistics,) = run.sweeps[Prefixes.PROOF].score_all([run.search.make_trial(plan)])
+            (statistics,) = run.evaluators[Prefixes.PROOF].score_all([run.search.make_trial(plan)])
             yield (model, text, name, seed), Measured(statistics, passes)
 
 

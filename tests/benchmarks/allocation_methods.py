@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compressor.contracts import Compressor, KeepRequest, Problem, Schedule, Search
-from compressor.contracts.types import Treatment
+from compressor.contracts import Compressor, KeepRequest, Problem, Schedule, Search, Treatment
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.rtn import Rtn
-from compressor_plugins.schedules.budget import Budget, EstimateBy, Granularity
-from compressor_plugins.schedules.evolution import Evolution
+from compressor_plugins.schedules.budget.budget import Budget, EstimateBy, Granularity
+from compressor_plugins.schedules.evolution.evolution import Evolution
 from compressor_plugins.schedules.fdt_allocation import FdtAllocation, Statistic
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.uniform import Uniform

@@ -30,7 +30,7 @@ from transformers import AutoTokenizer
 
 from compressor.contracts import KeepRequest, Prefixes
 from compressor.evaluation.evaluator import Statistics
-from compressor_plugins.schedules.budget import Budget
+from compressor_plugins.schedules.budget.budget import Budget
 
 from .asking import ask_peer
 from .keeping import Keep
@@ -63,7 +63,7 @@ class Found:
         taken = case.task.count(allocation)
         assert taken <= case.task.budgets[number], f"{taken} bits of {case.task.budgets[number]}"
         plan = {component: FORMATS[form] for component, form in allocation.items()}
-        (statistics,) = case.run.sweeps[Prefixes.PROOF].score_all([case.run.search.make_trial(plan)], METRICS)
+        (statistics,) = case.run.evaluators[Prefixes.PROOF].score_all([case.run.search.make_trial(plan)], METRICS)
         budget = case.budgets[number]
         self.bits[budget], self.statistics[budget] = taken / case.task.parameters, statistics
 

@@ -3,8 +3,8 @@
     python -m tests.benchmarks beam [--models NAME …] [--seeds 0] [--width 10] [--proof 256]
 
 Which matrices may go to int4 (groups of 32), one more at every depth. `exact` ranks by FDT75 on 64 prefixes of 32 + 64
-tokens and measures every plan; the others take it in steps: `bounds` and `race` on the same prefixes and ranker,
-`screen` by one backward pass for KL before that, and `law` ranks by the expected FDT on 16 prefixes, or on 8, in place
+tokens and measures every plan; the others measure fewer: `bounds` on the same prefixes and ranker, `screen` with
+predictions of one backward pass for KL besides, and `law` ranks by the expected FDT on 16 prefixes, or on 8, in place
 of the counted one on 64, with a tolerance of 3 %. The best plan of some depths is then counted on fresh prefixes, with
 95 % intervals of FDT75.
 """
@@ -17,11 +17,11 @@ from typing import Any
 
 from compressor.commands.run import Run
 from compressor.contracts import KeepRequest, Prefixes
-from compressor.search.ledger import Savings
-from compressor.search.surrogate import Screen
+from compressor.search.ledger import ApproximationTotals
+from compressor.search.surrogate import Surrogate
 from compressor.settings import SweepMode, SweepSettings
 from compressor_plugins.quantization.int4 import Int4
-from compressor_plugins.schedules.beam import Beam
+from compressor_plugins.schedules.beam.beam import Beam
 from compressor_plugins.schedules.rankers import Statistic
 
 from .allocation import PREFIXES, limit_prefixes
@@ -46,8 +46,7 @@ LAW = SweepSettings(APPROXIMATE, screen="kl", tolerance=0.03)
 WAYS = {
     "plain": Way(SweepSettings(SweepMode.plain)),
     "exact": Way(SweepSettings(SweepMode.exact)),
-    "bounds": Way(SweepSettings(APPROXIMATE, racing=False)),
-    "bounds, race": Way(SweepSettings(APPROXIMATE)),
+    "bounds": Way(SweepSettings(APPROXIMATE)),
     "bounds, screen": Way(SweepSettings(APPROXIMATE, screen="kl")),
     "law": Way(LAW, "expected_fdtm", Statistic.mean, 16),
     "law, 8 prefixes": Way(LAW, "expected_fdtm", Statistic.mean, 8),
@@ -58,8 +57,8 @@ def search(run: Run, way: Way, width: int) -> tuple[KeepRequest, float, float]:
     """What the schedule would keep after all depths, and what it took: passes over 64 prefixes, CPU seconds."""
     began = time.process_time()
     run.search.settings, run.search.passes, run.search.trials = way.settings, 0.0, 0
-    run.search.savings, run.search.screen = Savings(), Screen()
-    run.sweeps[Prefixes.SEARCH].mode = way.settings.mode
+    run.search.savings, run.search.screen = ApproximationTotals(), Surrogate()
+    run.evaluators[Prefixes.SEARCH].mode = way.settings.mode
     dialogue = run.search.begin(Beam(width=width, ranker=way.ranker, statistic=way.statistic))
     while not isinstance(request := dialogue.propose(), KeepRequest):
         assert request is not None
@@ -71,7 +70,7 @@ def measure_model(model: str, seed: int, width: int, proof: int, names: list[str
     """A row for each way."""
     metrics = ["fdtm", "kl", "expected_fdtm"]
     with open_run(model, [Int4()], metrics, seed=seed, prefixes=PREFIXES, proof_prefixes=proof) as run:
-        whole = run.sweeps[Prefixes.SEARCH]
+        whole = run.evaluators[Prefixes.SEARCH]
         for name in names:
             way = WAYS[name]
             limit_prefixes(run, whole, way.prefixes)
@@ -80,7 +79,9 @@ def measure_model(model: str, seed: int, width: int, proof: int, names: list[str
             row |= {"CPU s": seconds, "saved": run.search.savings.describe() or ""}
             depths = [round(share * len(run.model.components)) for share in DEPTHS]
             trials = [run.search.make_trial(kept.curve[depth - 1].plan) for depth in depths]
-            for depth, found in zip(depths, run.sweeps[Prefixes.PROOF].score_all(trials, ["fdtm", "kl"]), strict=True):
+            for depth, found in zip(
+                depths, run.evaluators[Prefixes.PROOF].score_all(trials, ["fdtm", "kl"]), strict=True
+            ):
                 scores = run.search.summarize(found)
                 row[f"FDT75 at {depth}"] = [getattr(scores["fdtm"], field) for field in ("p75", "p75_low", "p75_high")]
                 row[f"KL at {depth}"] = scores["kl"].mean

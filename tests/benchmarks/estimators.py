@@ -4,7 +4,8 @@
 
 Every component alone, pruned by 20, 35 and 50 %: the cost from 64 prefixes against the unbiased one from 448 others, as
 the root mean square of the logarithm of their ratio over components and amounts, the common factor taken out. Square
-of sums and sum of squares are the two of `compressor.sensitivity.shrinkage`, `steady` what it makes of them, `trace` the Hessian's.
+of sums and sum of squares are the two of `compressor.sensitivity.shrinkage`, `steady` what it makes of them, `trace`
+the Hessian's.
 """
 
 import argparse
@@ -14,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.contracts import EstimateRequest
-from compressor.contracts.types import Treatment
+from compressor.contracts import EstimateRequest, Treatment
 from compressor.sensitivity.shrinkage import steady_changes
 from compressor_plugins.pruning.magnitude import Magnitude
 

@@ -23,8 +23,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from compressor.commands.run import Run
-from compressor.contracts import Prefixes
-from compressor.contracts.types import Treatment
+from compressor.contracts import Prefixes, Treatment
 from compressor.evaluation.evaluator import Statistics
 from compressor.evaluation.trials import Trial
 from compressor_plugins.quantization.gptq import Gptq, Order
@@ -63,7 +62,7 @@ def measure_seed(model: str, order: Order, seed: int, options: argparse.Namespac
     with open_run(model, [compressor, Int4(group=GROUP)], METRICS, seed=seed, **prefixes) as run:
         names, components = choose_components(run), run.model.components
         treated = {name: 1 - 4 / components[name].stored_bits for name in names}
-        proof = run.sweeps[Prefixes.PROOF]
+        proof = run.evaluators[Prefixes.PROOF]
         rounded = run.search.make_trial({name: Treatment("int4", amount) for name, amount in treated.items()})
         found["round to nearest"] = Outcome(proof.score_all([rounded], METRICS)[0])
         if peer := compress_there(run, model, compressor, names, options.environments):
@@ -79,7 +78,7 @@ def compress_there(
     run: Run, model: str, compressor: Gptq, names: list[str], environments: Path | None
 ) -> Outcome | None:
     """Weights by llmcompressor, put on the model for the time of a trial."""
-    tokens = run.sweeps[Prefixes.SEARCH].reference.tokens[:, :-1].tolist()
+    tokens = run.evaluators[Prefixes.SEARCH].reference.tokens[:, :-1].tolist()
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "weights.safetensors")
         rounding = Rounding(
@@ -91,7 +90,7 @@ def compress_there(
             return None
         weights = load_file(path)
     trial = Trial({name: lambda name=name: weights[name] for name in names})
-    (statistics,) = run.sweeps[Prefixes.PROOF].score_all([trial], METRICS)
+    (statistics,) = run.evaluators[Prefixes.PROOF].score_all([trial], METRICS)
     return Outcome(statistics, answer["seconds"], answer["busy"], answer["version"])
 
 

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from compressor.commands.run import Run
-from compressor.contracts import Estimate, EstimateRequest, Prefixes
-from compressor.contracts.outputs import Readout
+from compressor.contracts import Estimate, EstimateRequest, Prefixes, Readout
 from compressor.sensitivity.estimator import Changes
-from compressor.sensitivity.gradients import Walk
+from compressor.sensitivity.gradients import LayerwiseGradients
 
 
 class Heuristic(enum.Enum):
@@ -27,8 +26,8 @@ class Heuristic(enum.Enum):
 
 def gather_gradients(run: Run, heuristic: Heuristic) -> dict[str, Tensor]:
     """By component, a mean over search prefixes: |∂L/∂W| `[out, in]`, or tr(H)."""
-    reference, objective = run.sweeps[Prefixes.SEARCH].reference, run.metrics["kl"]
-    walk, found = Walk(run.model, list(run.model.components)), dict[str, Tensor]()
+    reference, objective = run.evaluators[Prefixes.SEARCH].reference, run.metrics["kl"]
+    walk, found = LayerwiseGradients(run.model, list(run.model.components)), dict[str, Tensor]()
     draw = torch.Generator().manual_seed(0)
 
     def visit(name: str, rows: slice, gradients: Tensor) -> None:

@@ -29,8 +29,7 @@ from scipy.stats import kurtosis, spearmanr
 
 from compressor.commands.run import Run
 from compressor.compression.calibration import gather
-from compressor.contracts import Prefixes
-from compressor.contracts.types import Treatment
+from compressor.contracts import Prefixes, Treatment
 from compressor_plugins.quantization.int8 import Granularity, Int8
 
 from .keeping import Keep
@@ -63,7 +62,7 @@ def measure_order(run: Run, order: str) -> Ordered:
     names = rank(run, treated, "FDT" if singles is None else "KL", singles, len(treated))
     depths = sorted({round(depth) for depth in np.linspace(1, len(names), min(len(names), DEPTHS))})
     trials = [run.search.make_trial({name: treated[name] for name in names[:depth]}) for depth in depths]
-    found = run.sweeps[Prefixes.PROOF].score_all(trials, ["fdtm"])
+    found = run.evaluators[Prefixes.PROOF].score_all(trials, ["fdtm"])
     parameters = {name: component.parameters for name, component in components.items()}
     leading = np.stack([statistics["fdtm"][:, 0] for statistics in found])
     return Ordered(names, depths, parameters, leading, measure_outliers(run))
@@ -72,7 +71,7 @@ def measure_order(run: Run, order: str) -> Ordered:
 def measure_outliers(run: Run) -> dict[str, dict[str, float]]:
     """Of every component's weights, and of its inputs on the search prefixes."""
     model, found = run.model, {}
-    inputs = gather(model, run.sweeps[Prefixes.SEARCH].reference, list(model.components), ["absmax"])
+    inputs = gather(model, run.evaluators[Prefixes.SEARCH].reference, list(model.components), ["absmax"])
     for name in model.components:
         weight = model.read(name).double().numpy().ravel()
         read = inputs.read(name, ["absmax"])

@@ -28,9 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.commands.run import Run
-from compressor.contracts import Compressor, EstimateRequest, Metric, Prefixes
-from compressor.contracts.outputs import Readout
-from compressor.contracts.types import Plan, Treatment
+from compressor.contracts import Compressor, EstimateRequest, Metric, Plan, Prefixes, Readout, Treatment
 from compressor.evaluation.bootstrap import draw_resamples, summarize
 from compressor.evaluation.evaluator import Statistics
 from compressor.sensitivity.margin_law import expected_sdt, read_table, tabulate_fdt
@@ -92,7 +90,7 @@ def make_compressors() -> list[Compressor]:
 
 def read_base_margins(run: Run, which: Prefixes) -> Tensor:
     """`[sequence, position, runner]` of eight runners-up."""
-    reference = run.sweeps[which].reference
+    reference = run.evaluators[which].reference
     batches = reference.batches()
     return torch.cat([reference.base_readout(start, len(rows), run.model).runners_up(8)[1] for start, rows in batches])
 
@@ -123,7 +121,7 @@ def measure_plans(
         margins = read_base_margins(run, Prefixes.PROOF)
         proven = tabulate_fdt(margins).numpy()
         trials = [run.search.make_trial(plan) for plan in plans.values()]
-        for name, found in zip(plans, run.sweeps[Prefixes.PROOF].score_all(trials), strict=True):
+        for name, found in zip(plans, run.evaluators[Prefixes.PROOF].score_all(trials), strict=True):
             forecast, here = apply_law(searched, predicted[name]), apply_law(proven, predicted[name])
             row = {"model": model, "seed": seed, "plan": name, "σ, one pass": float(np.sqrt(predicted[name].mean()))}
             row |= compare_law(margins, found, seed) | {"one pass": here, "forecast": forecast}

@@ -4,9 +4,8 @@
         [--repeats 5] [--threads 1] [--forms int4 int8 w8a8]
 
 The embedded model, and a Llama with random weights (none with `--layers 0`), dense in float32 and bfloat16, and packed
-by `int4` in groups of 32, by `int8` by row, and by `int8` with inputs in 8 bits too (`w8a8`); packed ones run with
-`kernels="exact"` in float32 and in bfloat16, and with `kernels="torch"` in bfloat16, `w8a8` in float32 as well. Each in
-a process of its own. `held MiB` are all parameters and buffers; `steady MiB` is what belongs to the process alone
+by `int4` in groups of 32, by `int8` by row, and by `int8` with inputs in 8 bits too (`w8a8`), in both dtypes. Each in a
+process of its own. `held MiB` are all parameters and buffers; `steady MiB` is what belongs to the process alone
 (RssAnon) beyond the libraries once the model is loaded, `peak MiB` the most of that over loading and running. Tokens
 per second are those of `prefill` tokens at once (as many as the model's context leaves room for), and of `decode`
 tokens one by one after a single one: the median of `repeats`, and the slowest and the fastest.
@@ -25,7 +24,7 @@ import torch
 
 import compressor
 from compressor import export
-from compressor.compression.apply import take_product
+from compressor.compression.apply import make_replacement
 from compressor.contracts import Compressor, Context
 from compressor.models import load_model
 from compressor.settings import DType, ModelSettings
@@ -41,10 +40,7 @@ FORMS: dict[str, Compressor] = {
     "int8": Int8(),
     "w8a8": Int8(activations=Activations.token),
 }
-DENSE = (("float32", "exact"), ("bfloat16", "exact"))
-PACKED = (*DENSE, ("bfloat16", "torch"))
-WAYS = {"dense": DENSE, "int4": PACKED, "int8": PACKED, "w8a8": (*PACKED, ("float32", "torch"))}
-"""Dtype and kernels with which each is measured."""
+DTYPES = ("float32", "bfloat16")
 
 
 def save_dense(source: str | None, target: str) -> tuple[int, float]:
@@ -60,7 +56,7 @@ def save_packed(source: str, target: str, form: str) -> tuple[int, float]:
     method, grids = FORMS[form], {}
     for name, component in model.components.items():
         compressed = method.compress(model.read(name), method.offer(component).largest, Context(component))
-        model.write(name, take_product(compressed))
+        model.write(name, make_replacement(compressed))
         grids[name] = compressed.grid
     exported = export.save("compressed-tensors", model, Path(target), {}, {}, grids)
     return exported.bytes, len(exported.packed) / len(grids)
@@ -77,14 +73,14 @@ def measure_rates(work: Callable[[], object], tokens: int, repeats: int) -> list
     return [statistics.median(rates), min(rates), max(rates)]
 
 
-def measure_here(folder: str, dtype: str, kernels: str, sizes: dict[str, int]) -> dict[str, Any]:
+def measure_here(folder: str, dtype: str, sizes: dict[str, int]) -> dict[str, Any]:
     """Memory and speed of one folder in this process."""
     torch.set_num_threads(sizes["threads"])
     peak: dict[str, float] = {}
     gc.collect()
     before = read_anonymous()
     with watched_memory(peak), torch.inference_mode():
-        network = compressor.load(folder, device="cpu", dtype=dtype, kernels=kernels)
+        network = compressor.load(folder, device="cpu", dtype=dtype)
         gc.collect()
         steady = read_anonymous() - before
         prefill = min(sizes["prefill"], network.config.max_position_embeddings - sizes["decode"] - 1)
@@ -132,7 +128,7 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
                 packed = f"{scratch}/{name} {form}"
                 folders[form] = packed, *measure_apart(save_packed, dense, packed, form)
             for form, (folder, size, share) in folders.items():
-                for dtype, kernels in WAYS[form]:
+                for dtype in DTYPES:
                     row = {"model": name, "form": form, "packed": share, "folder MiB": size / 2**20}
-                    measured = measure_apart(measure_here, folder, dtype, kernels, sizes)
-                    yield {**row, "dtype": dtype, "kernels": kernels, "threads": options.threads, **measured}
+                    measured = measure_apart(measure_here, folder, dtype, sizes)
+                    yield {**row, "dtype": dtype, "threads": options.threads, **measured}

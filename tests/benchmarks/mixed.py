@@ -10,8 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compressor.commands.run import Run
-from compressor.contracts import Prefixes, SizeRequest
-from compressor.contracts.types import Treatment
+from compressor.contracts import Prefixes, SizeRequest, Treatment
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Int8
 
@@ -35,7 +34,7 @@ class Case:
     @property
     def one_pass(self) -> int:
         """Token-layers of a forward pass over all sequences."""
-        tokens = self.run.sweeps[Prefixes.SEARCH].reference.tokens
+        tokens = self.run.evaluators[Prefixes.SEARCH].reference.tokens
         return tokens[:, :-1].numel() * len(self.run.model.network.model.layers)
 
 
@@ -50,7 +49,7 @@ def open_case(model: str, fused: bool, seed: int, budgets: list[float], prefixes
             bits = count_bits(run)
             parameters = sum(component.parameters for component in run.model.components.values())
             limits = [int(budget * parameters) for budget in budgets]
-            tokens = run.sweeps[Prefixes.SEARCH].reference.tokens[:, :-1].tolist()
+            tokens = run.evaluators[Prefixes.SEARCH].reference.tokens[:, :-1].tolist()
             yield Case(run, Task(folder, tokens, BATCH, GROUP, bits, limits, fused), budgets)
 
 

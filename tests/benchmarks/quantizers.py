@@ -21,15 +21,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from compressor.contracts import CompressedWeight, Compressor, Context
-from compressor.contracts.types import Component
+from compressor.contracts import Component, CompressedWeight, Compressor, Context
 from compressor_plugins.quantization.affine import AffineWeight, fit_range, place_affine
 from compressor_plugins.quantization.gptq import Gptq, Order
 from compressor_plugins.quantization.hqq import Hqq
 from compressor_plugins.quantization.int4 import Int4
-from compressor_plugins.quantization.integers import IntegerWeight, round_to_grid
 from compressor_plugins.quantization.nf4 import Nf4
 from compressor_plugins.quantization.normal_float import NormalFloatWeight
+from compressor_plugins.quantization.symmetric import IntegerWeight, round_to_grid
 
 GROUP = 64
 

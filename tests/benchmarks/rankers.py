@@ -29,10 +29,11 @@ from compressor.contracts import (
     EstimateRequest,
     KeepRequest,
     Prefixes,
+    Score,
     ScoreRequest,
     TextWindows,
+    Treatment,
 )
-from compressor.contracts.types import Score, Treatment
 from compressor.data.texts import make_windows
 from compressor.evaluation.evaluator import Statistics
 from compressor.plugins import installed
@@ -41,7 +42,7 @@ from compressor.settings import DataSettings
 from compressor_plugins.metrics.perplexity import Perplexity
 from compressor_plugins.quantization.gptq import Gptq
 from compressor_plugins.quantization.int8 import Granularity, Int8
-from compressor_plugins.schedules.beam import Beam
+from compressor_plugins.schedules.beam.beam import Beam
 from compressor_plugins.schedules.rankers import Statistic
 
 from .keeping import Keep
@@ -129,7 +130,7 @@ def open_ranking(model: str, compressor: Compressor, seed: int, prefixes: int, p
     with open_run(model, [compressor], metrics, seed=seed, prefixes=prefixes, proof_prefixes=proof) as run:
         fresh = replace(run.settings.data, seed=seed + FRESH_TEXT)
         windows = make_windows(run.model, TextWindows(tokens=proof * length), fresh, None)
-        run.sweeps[Prefixes.PROOF] = replace(run.sweeps[Prefixes.PROOF], windows={"perplexity": windows})
+        run.evaluators[Prefixes.PROOF] = replace(run.evaluators[Prefixes.PROOF], windows={"perplexity": windows})
         run.search.calibrate([compressor.name])
         yield run
 
@@ -161,7 +162,7 @@ def measure_ranker(run: Run, treatments: Mapping[str, Treatment], ranker: str, s
     names = rank(run, treatments, ranker, singles, counts[-1])
     chosen = Chosen(time.process_time() - began, names)
     trials = [run.search.make_trial({name: treatments[name] for name in names[:count]}) for count in counts]
-    found = run.sweeps[Prefixes.PROOF].score_all(trials, METRICS)
+    found = run.evaluators[Prefixes.PROOF].score_all(trials, METRICS)
     chosen.statistics = dict(zip(COUNTS, found, strict=True))
     return chosen
 

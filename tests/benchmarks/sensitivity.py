@@ -16,8 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compressor.contracts import EstimateRequest, Prefixes
-from compressor.contracts.types import Treatment
+from compressor.contracts import EstimateRequest, Prefixes, Treatment
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.rtn import Rtn
 
@@ -40,7 +39,7 @@ def measure_here(model: str, prefixes: int, repeat: int, estimates: bool) -> dic
         seconds: dict[str, list[float]] = {"forward": [], "estimate": []}
         for _ in range(repeat):
             began = time.perf_counter()
-            run.sweeps[Prefixes.SEARCH].score_current(["kl"])
+            run.evaluators[Prefixes.SEARCH].score_current(["kl"])
             seconds["forward"].append(time.perf_counter() - began)
             if estimates:
                 began = time.perf_counter()

@@ -16,8 +16,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from compressor.commands.run import Run
-from compressor.contracts import Compressor, EstimateRequest, Prefixes
-from compressor.contracts.types import Treatment
+from compressor.contracts import Compressor, EstimateRequest, Prefixes, Treatment
 from compressor.sensitivity.shrinkage import steady_changes
 from compressor.settings import DataSettings, DataSource
 from compressor_plugins.pruning.magnitude import Magnitude
@@ -42,11 +41,11 @@ def measure_run(run: Run) -> Iterator[dict[str, Any]]:
     components = run.model.components.values()
     options = {c.name: list(list_treatments(c.stored_bits).values()) for c in components}
     estimates = {name: steady_changes(run.search.answer(EstimateRequest(options, name))) for name in OBJECTIVES}
-    sweep = run.sweeps[Prefixes.SEARCH]
+    evaluator = run.evaluators[Prefixes.SEARCH]
     for index, text in enumerate(list_treatments(16)):
         plan = {name: choices[index] for name, choices in options.items()}
         trials = [plan, *({name: treatment} for name, treatment in plan.items())]
-        together, *found = sweep.score_all([*map(run.search.make_trial, trials)])
+        together, *found = evaluator.score_all([*map(run.search.make_trial, trials)])
         for name in OBJECTIVES:
             single = np.array([statistics[name][:, 0].mean() for statistics in found])
             whole = together[name][:, 0].mean()

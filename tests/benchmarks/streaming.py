@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from compressor.contracts import EstimateRequest, Prefixes
-from compressor.contracts.types import Treatment
+from compressor.contracts import EstimateRequest, Prefixes, Treatment
 from compressor_plugins.pruning.magnitude import Magnitude
 
 from .apart import measure_apart
@@ -58,9 +57,9 @@ def measure_here(folder: str, stream: bool, prefixes: int) -> dict[str, Any]:
     before = read_anonymous()
     sizes = {"prefixes": prefixes, "proof_prefixes": 1, "prefix_tokens": 4, "continuation_tokens": 12}
     with watched_memory(peak), open_run(folder, [Magnitude()], ["kl"], stream=stream, **sizes) as run:
-        sweep, began = run.sweeps[Prefixes.SEARCH], time.perf_counter()
+        evaluator, began = run.evaluators[Prefixes.SEARCH], time.perf_counter()
         trials = [run.search.make_trial({name: Treatment("magnitude", 0.5)}) for name in run.model.components]
-        scored = np.stack([statistics["kl"] for statistics in sweep.score_all(trials)])
+        scored = np.stack([statistics["kl"] for statistics in evaluator.score_all(trials)])
         swept = time.perf_counter()
         options = {name: [Treatment("magnitude", level / 10) for level in range(1, 7)] for name in run.model.components}
         estimates = run.search.answer(EstimateRequest(options, "kl"))

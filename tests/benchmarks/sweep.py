@@ -29,9 +29,8 @@ import numpy as np
 from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.commands.run import Run
-from compressor.contracts import Prefixes
-from compressor.contracts.types import Treatment
-from compressor.evaluation.evaluator import Statistics, Sweep
+from compressor.contracts import Prefixes, Treatment
+from compressor.evaluation.evaluator import Evaluator, Statistics
 from compressor.evaluation.trials import Trial
 from compressor.models.components import find_layers
 from compressor.settings import SweepMode
@@ -72,7 +71,7 @@ def list_depth(run: Run, target: float, width: int = 10) -> list[Trial]:
 
 def generate_and_compare(run: Run, trial: Trial) -> list[int]:
     """FDT of a trial as by two generations; the base's is the reference."""
-    reference = run.sweeps[Prefixes.SEARCH].reference
+    reference = run.evaluators[Prefixes.SEARCH].reference
     found: list[int] = []
     with run.model.swapped(trial.make()):
         for _, batch in reference.batches():
@@ -89,7 +88,7 @@ def count_products(run: Run, leading: Sequence[Array] | None) -> tuple[float, fl
     With `leading` `[trial][sequence]` only positions up to the first divergence are needed. Of attention the half
     counts that a causal mask leaves.
     """
-    model, reference = run.model, run.sweeps[Prefixes.SEARCH].reference
+    model, reference = run.model, run.evaluators[Prefixes.SEARCH].reference
     config, layers = model.network.config, find_layers(model.network)[1]
     keep, sequences = reference.continuation_tokens, len(reference.tokens)
     length = reference.tokens.shape[1] - 1
@@ -130,17 +129,17 @@ def check_equal(one: list[Statistics], other: list[Statistics]) -> bool:
     return all(np.array_equal(a[name], b[name]) for a, b in zip(one, other, strict=True) for name in a)
 
 
-def score(sweep: Sweep, mode: SweepMode, trials: list[Trial], metric: str) -> list[Statistics]:
-    sweep.mode = mode
-    return sweep.score_all(trials, [metric])
+def score(evaluator: Evaluator, mode: SweepMode, trials: list[Trial], metric: str) -> list[Statistics]:
+    evaluator.mode = mode
+    return evaluator.score_all(trials, [metric])
 
 
 def measure_round(run: Run, repeat: int, target: float) -> dict[str, Any]:
     """Seconds, ratios and arithmetic of one round; ratios are medians over repetitions of both, one after the other."""
-    sweep, trials = run.sweeps[Prefixes.SEARCH], list_trials(run, target)
+    evaluator, trials = run.evaluators[Prefixes.SEARCH], list_trials(run, target)
     row: dict[str, Any] = {"trials": len(trials)}
     for label, metric in METRICS.items():
-        pairs, found, expected = compare_modes(sweep, trials, metric, repeat)
+        pairs, found, expected = compare_modes(evaluator, trials, metric, repeat)
         row |= {
             f"plain s, {label}": statistics.median(plain for plain, _ in pairs),
             f"engine s, {label}": statistics.median(exact for _, exact in pairs),
@@ -148,7 +147,7 @@ def measure_round(run: Run, repeat: int, target: float) -> dict[str, Any]:
             f"equal, {label}": check_equal(found, expected),
         }
         leading = [statistics_["fdtm"][:, 0] for statistics_ in found] if metric == "fdtm" else None
-        done = count_done(partial(score, sweep, SweepMode.exact, trials, metric))
+        done = count_done(partial(score, evaluator, SweepMode.exact, trials, metric))
         without, needed = count_products(run, leading)
         row |= {f"floor, {label}": without / needed, f"products, {label}": done / needed}
     return row
@@ -159,7 +158,7 @@ def measure_depth(run: Run, repeat: int, target: float) -> dict[str, Any]:
     deep = list_depth(run, target)
     row: dict[str, Any] = {"trials, depth": len(deep)}
     for label, metric in METRICS.items():
-        pairs, found, expected = compare_modes(run.sweeps[Prefixes.SEARCH], deep, metric, repeat)
+        pairs, found, expected = compare_modes(run.evaluators[Prefixes.SEARCH], deep, metric, repeat)
         row[f"plain / engine, depth, {label}"] = statistics.median(plain / exact for plain, exact in pairs)
         row[f"equal, depth, {label}"] = check_equal(found, expected)
     return row
@@ -167,11 +166,11 @@ def measure_depth(run: Run, repeat: int, target: float) -> dict[str, Any]:
 
 def measure_generation(run: Run, trials: int, target: float) -> dict[str, Any]:
     """Seconds that generating would take for a round, from so many of its trials, by what the engine takes."""
-    sweep, every = run.sweeps[Prefixes.SEARCH], list_trials(run, target)
+    evaluator, every = run.evaluators[Prefixes.SEARCH], list_trials(run, target)
     chosen = every[:: max(1, len(every) // trials)][:trials]
     seconds, said = time_once(lambda: [generate_and_compare(run, trial) for trial in chosen])
-    scored = score(sweep, SweepMode.plain, chosen, "fdtm")
-    engine, _ = time_once(partial(score, sweep, SweepMode.exact, every, "fdtm"))
+    scored = score(evaluator, SweepMode.plain, chosen, "fdtm")
+    engine, _ = time_once(partial(score, evaluator, SweepMode.exact, every, "fdtm"))
     return {
         "generate s": seconds / len(chosen) * len(every),
         "generate / engine": seconds / len(chosen) * len(every) / engine,
@@ -180,14 +179,14 @@ def measure_generation(run: Run, trials: int, target: float) -> dict[str, Any]:
 
 
 def compare_modes(
-    sweep: Sweep, trials: list[Trial], metric: str, repeat: int
+    evaluator: Evaluator, trials: list[Trial], metric: str, repeat: int
 ) -> tuple[list[tuple[float, float]], list[Statistics], list[Statistics]]:
     """Seconds of plain passes and of the engine, each time one after the other, and what both found."""
-    score(sweep, SweepMode.exact, trials[:2], metric)  # the proof of the replay, once
+    score(evaluator, SweepMode.exact, trials[:2], metric)  # the proof of the replay, once
     pairs = []
     for _ in range(repeat):
-        plain, expected = time_once(partial(score, sweep, SweepMode.plain, trials, metric))
-        exact, found = time_once(partial(score, sweep, SweepMode.exact, trials, metric))
+        plain, expected = time_once(partial(score, evaluator, SweepMode.plain, trials, metric))
+        exact, found = time_once(partial(score, evaluator, SweepMode.exact, trials, metric))
         pairs.append((plain, exact))
     return pairs, found, expected
 
@@ -211,7 +210,7 @@ def measure_memory(model: str, prefixes: int, target: float, metric: str, mode: 
     """Peak MiB of opening a model and scoring, in this process, above the libraries."""
     libraries = read_peak()
     with open_run(model, [Magnitude()], [metric], prefixes=prefixes, proof_prefixes=1) as run:
-        score(run.sweeps[Prefixes.SEARCH], SweepMode(mode), list_trials(run, target), metric)
+        score(run.evaluators[Prefixes.SEARCH], SweepMode(mode), list_trials(run, target), metric)
     return read_peak() - libraries
 
 

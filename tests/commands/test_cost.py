@@ -18,15 +18,17 @@ from compressor.commands import cost
 from compressor.contracts import (
     BestRequest,
     Better,
+    Component,
     EstimateRequest,
     KeepRequest,
+    Offer,
     Problem,
     Schedule,
     ScoreRequest,
     Search,
     SizeRequest,
+    Treatment,
 )
-from compressor.contracts.types import Component, Offer, Treatment
 from compressor.errors import ConfigError
 from compressor.report import read_report
 from compressor.report.formatting import tell_expense, tell_forecast
@@ -36,9 +38,9 @@ from compressor.search.workload import Tally, fold_rows, rehearse
 from compressor.settings import ComponentSettings, ExportSettings, Settings, SweepMode, SweepSettings
 from compressor.testing.problems import make_problem
 from compressor_plugins.quantization.int8 import Int8
-from compressor_plugins.schedules.beam import Beam
-from compressor_plugins.schedules.budget import Budget, EstimateBy, Granularity
-from compressor_plugins.schedules.evolution import Evolution
+from compressor_plugins.schedules.beam.beam import Beam
+from compressor_plugins.schedules.budget.budget import Budget, EstimateBy, Granularity
+from compressor_plugins.schedules.evolution.evolution import Evolution
 from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
@@ -119,8 +121,8 @@ def test_corrections_are_counted_at_their_most(tmp_path: Path) -> None:
 
 
 def test_an_approximate_search_costs_no_more_than_its_forecast(tmp_path: Path) -> None:
-    sweep = SweepSettings(mode=SweepMode.approximate, audit=0)
-    record = run(tmp_path, settings_of(Beam(width=2), Int8(), sweep=sweep))
+    evaluator = SweepSettings(mode=SweepMode.approximate, audit=0)
+    record = run(tmp_path, settings_of(Beam(width=2), Int8(), sweep=evaluator))
     assert record.expense is not None and record.expense.actual is not None
     assert record.expense.actual.passes <= record.expense.forecast.passes
 

@@ -20,19 +20,18 @@ from compressor.artifacts.plan_file import read_plan
 from compressor.artifacts.run_record import ReferenceRecord
 from compressor.commands import forecast as module
 from compressor.commands.forecast import Forecast, choose_checks, drop_beaten, execute
-from compressor.contracts import Compressor, EstimateRequest, Prefixes, Schedule
-from compressor.contracts.types import Component, Offer, Treatment
+from compressor.contracts import Component, Compressor, EstimateRequest, Offer, Prefixes, Schedule, Treatment
 from compressor.errors import CompressorError, ConfigError, OutputError
 from compressor.evaluation.bootstrap import draw_resamples, summarize
-from compressor.evaluation.evaluator import Sweep
+from compressor.evaluation.evaluator import Evaluator
 from compressor.evaluation.trials import Trial
 from compressor.models import load_model
 from compressor.plugins import installed
 from compressor.report.forecast_page import make_forecast_page
 from compressor.report.forecast_report import summarize_forecast, write_forecast
 from compressor.report.forecast_text import list_forecast_facts
-from compressor.sensitivity.cost_table import Options, Predictions, list_options
-from compressor.sensitivity.estimator import Sensitivity
+from compressor.sensitivity.cost_table import CostTable, Options, list_options
+from compressor.sensitivity.estimator import GradientEstimator
 from compressor.sensitivity.expected_fdt import Law
 from compressor.sensitivity.margin_law import NOISE_GRID, TRUSTED_NOISE, read_table
 from compressor.sensitivity.shrinkage import steady_changes
@@ -44,13 +43,13 @@ from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.quantization.rtn import Rtn
-from compressor_plugins.schedules.budget import Budget
+from compressor_plugins.schedules.budget.budget import Budget
 from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
-from tests.families import FAMILIES, save_checkpoint
 from tests.report.test_run_page import Page, show
+from tests.support.families import FAMILIES, save_checkpoint
 
 DATA = DataSettings(prefixes=12, prefix_tokens=8, continuation_tokens=16)
 PLANTED = '<script>alert("x")</script>'
@@ -124,18 +123,18 @@ def test_costs_have_bootstrap_intervals() -> None:
     assert np.stack([low, high]) == pytest.approx(np.percentile(means, (2.5, 97.5), axis=0))
 
 
-def make_predictions() -> Predictions:
+def make_cost_table() -> CostTable:
     """Two components: one that offers a range in steps of a half, and one of fixed levels too, never reached."""
     changes = np.array([[0.0, 1.0, 4.0], [0.0, 3.0, 5.0]])
     ranged = Options(Offer(), np.array([0.0, 0.5, 1.0]), changes, np.array([64.0, 40.0, 8.0]))
     fixed = Options(Offer((0.5, 0.75)), np.array([0.5, 0.75]), changes[:, 1:], np.array([32.0, 16.0]))
     components = {name: Component(name, "key", 0, (2, 2), 16) for name in ("a", "b")}
     options = {name: {"prune": ranged, "round": fixed} for name in components}
-    return Predictions(components, options, {"a": True, "b": False}, sequences=2)
+    return CostTable(components, options, {"a": True, "b": False}, sequences=2)
 
 
 def test_between_two_amounts_lies_a_straight_line() -> None:
-    known = make_predictions()
+    known = make_cost_table()
     assert known.change({"a": Treatment("prune", 0.6)}).tolist() == pytest.approx([1.6, 3.4])
     assert known.bits("a", Treatment("prune", 0.25)) == pytest.approx(52)
     assert known.change({"a": Treatment("prune", 0.0)}).tolist() == [0, 0]
@@ -145,7 +144,7 @@ def test_between_two_amounts_lies_a_straight_line() -> None:
 
 
 def test_what_is_not_offered_is_refused() -> None:
-    known = make_predictions()
+    known = make_cost_table()
     for treatment in (Treatment("round", 0.6), Treatment("other", 0.5), Treatment("prune", 0.5, {"scope": "row"})):
         with pytest.raises(CompressorError, match="`a`"):
             known.change({"a": treatment})
@@ -154,7 +153,7 @@ def test_what_is_not_offered_is_refused() -> None:
 
 
 def test_a_component_that_no_token_reached_cannot_be_taken_from() -> None:
-    known = make_predictions()
+    known = make_cost_table()
     assert known.reach(["prune"]) == pytest.approx(0.5)
     assert known.reach(["round"]) == pytest.approx(0.375)
     answer = known.answer_estimate(EstimateRequest({"a": [None, Treatment("prune", 0.5)], "b": [None]}, "margin_noise"))
@@ -207,8 +206,8 @@ def test_together_is_nowhere_worse_than_alone(made: Forecast) -> None:
 def test_a_point_is_what_an_estimate_of_its_plan_says(made: Forecast, compressor: str) -> None:
     plan = {name: Treatment(compressor, made.bench.treatments.configured[compressor].offer(component).levels[0])
             for name, component in made.bench.model.components.items()}  # fmt: skip
-    sensitivity = Sensitivity(
-        made.bench.model, made.bench.sweeps[Prefixes.SEARCH].reference, made.bench.treatments, MarginNoise()
+    sensitivity = GradientEstimator(
+        made.bench.model, made.bench.evaluators[Prefixes.SEARCH].reference, made.bench.treatments, MarginNoise()
     )
     offers = made.search.treatments.offers(made.bench.model)
     grid = {name: list_options(offers, name) for name in plan}
@@ -240,8 +239,8 @@ def test_options_of_a_component_are_what_one_estimate_says(made: Forecast) -> No
 def test_checks_count_what_a_sweep_counts(made: Forecast, tmp_path: Path) -> None:
     assert len(made.record.checks) == 2
     assert made.bench.model.content_hash() == load_model(ModelSettings()).content_hash()
-    reference = made.bench.sweeps[Prefixes.SEARCH].reference
-    sweep = Sweep(made.bench.model, reference, {"fdtm": Fdtm(), "margin_noise": MarginNoise()})
+    reference = made.bench.evaluators[Prefixes.SEARCH].reference
+    evaluator = Evaluator(made.bench.model, reference, {"fdtm": Fdtm(), "margin_noise": MarginNoise()})
     for check in made.record.checks:
         point = next(point for point in made.record.curve if point.amount == check.amount)
         assert point.trusted and check.expected_fdtm == point.expected_fdtm
@@ -251,7 +250,7 @@ def test_checks_count_what_a_sweep_counts(made: Forecast, tmp_path: Path) -> Non
             name: weight.dense()
             for name, weight in made.search.treatments.compress(made.bench.model, read_plan(path)).items()
         }
-        (statistics,) = sweep.score_all([Trial.of(weights)])
+        (statistics,) = evaluator.score_all([Trial.of(weights)])
         assert check.scores["fdtm"] == summarize(Fdtm(), statistics["fdtm"], 0)
         assert check.scores["margin_noise"].mean == pytest.approx(
             float(MarginNoise().aggregate(statistics["margin_noise"]))
@@ -264,13 +263,13 @@ def test_the_backward_pass_runs_once_and_the_model_stays_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = []
-    original = Sensitivity.estimate
+    original = GradientEstimator.estimate
 
-    def estimate(self: Sensitivity, request: EstimateRequest) -> Any:  # noqa: ANN401
+    def estimate(self: GradientEstimator, request: EstimateRequest) -> Any:  # noqa: ANN401
         requests.append(request)
         return original(self, request)
 
-    monkeypatch.setattr(Sensitivity, "estimate", estimate)
+    monkeypatch.setattr(GradientEstimator, "estimate", estimate)
     forecast = open_forecast(tmp_path, make_settings(components=ComponentSettings(include=[r"layers\.1\.mlp"])))
     forecast.load()
     before = [parameter.clone() for parameter in forecast.bench.model.network.parameters()]

@@ -19,7 +19,7 @@ from compressor.commands.config import (
 )
 from compressor.errors import ConfigError
 from compressor.plugins import installed
-from tests.families import save_checkpoint
+from tests.support.families import save_checkpoint
 
 CONF = Path(__file__).parents[2] / "conf"
 SMALL = [
@@ -56,9 +56,19 @@ def test_a_run_ends_with_a_table_and_the_path_of_the_report(tmp_path: Path) -> N
     assert (tmp_path / "out" / ".hydra" / "overrides.yaml").exists()
 
 
+@pytest.mark.parametrize("mode", ["exact", "approximate"])
+def test_a_setting_that_was_removed_is_one_warning(tmp_path: Path, mode: str) -> None:
+    given = ["sweep.racing=true", "sweep.delta=0.1", f"sweep.mode={mode}", "schedule=uniform", "schedule.targets=[0.3]"]
+    done = call(tmp_path, "run", *given, "hydra.run.dir=out", *SMALL)
+    assert done.returncode == 0
+    assert done.stderr == (
+        "WARNING: `sweep.racing` is ignored: racing was removed, because it measured no gain; leave the setting out\n"
+    )
+
+
 def test_a_multirun_ends_in_one_table_and_a_failing_job_stops_no_other(tmp_path: Path) -> None:
-    sweep = ["-m", "schedule=uniform", "schedule.targets=[0.2],[1.5],[0.4]", "hydra.sweep.dir=sweep"]
-    done = call(tmp_path, "run", *sweep, *SMALL)
+    evaluator = ["-m", "schedule=uniform", "schedule.targets=[0.2],[1.5],[0.4]", "hydra.sweep.dir=sweep"]
+    done = call(tmp_path, "run", *evaluator, *SMALL)
     assert done.returncode == 1
     errors = done.stderr.strip().splitlines()
     assert len(errors) == 1 and "1.5" in errors[0]

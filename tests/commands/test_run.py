@@ -35,7 +35,7 @@ from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
 from tests.data.test_reference import generate
 from tests.evaluation.test_evaluator import count_leading
-from tests.families import FAMILIES, save_checkpoint
+from tests.support.families import FAMILIES, save_checkpoint
 
 DATA = DataSettings(prefixes=6, proof_prefixes=5, prefix_tokens=8, continuation_tokens=16)
 METRICS = ("fdtm", "sdtm", "divergent_perplexity", "perplexity", "kl")

@@ -7,15 +7,14 @@ import pytest
 import torch
 
 from compressor.compression.apply import Treatments, is_finite
-from compressor.contracts import CompressedWeight, Compressor, Context
-from compressor.contracts.types import Component, Offer, Treatment
+from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, Treatment
 from compressor.errors import ConfigError, PlanError, PluginError
 from compressor.models import Model, load_model
 from compressor.plugins import installed
 from compressor.settings import ModelSettings
 from compressor_plugins.pruning.magnitude import Magnitude, Scope
 from compressor_plugins.quantization.int8 import Int8
-from tests.families import save_checkpoint
+from tests.support.families import save_checkpoint
 
 
 @pytest.fixture
@@ -83,9 +82,6 @@ class Fixed(CompressedWeight):
 
     def dense(self) -> torch.Tensor:
         return self.value
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {}
 
 
 @dataclass

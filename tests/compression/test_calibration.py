@@ -14,15 +14,26 @@ from torch import Tensor, nn
 
 from compressor.compression import calibration
 from compressor.compression.calibration import TOKENS, Calibration, gather
-from compressor.contracts import Compressor, Context, EstimateRequest, KeepRequest, Prefixes, ScoreRequest, SizeRequest
-from compressor.contracts.types import Component, Offer, Plan, Treatment
+from compressor.contracts import (
+    Component,
+    Compressor,
+    Context,
+    EstimateRequest,
+    KeepRequest,
+    Offer,
+    Plan,
+    Prefixes,
+    ScoreRequest,
+    SizeRequest,
+    Treatment,
+)
 from compressor.errors import ModelError, PlanError, PluginError
-from compressor.evaluation.evaluator import Sweep
+from compressor.evaluation.evaluator import Evaluator
 from compressor.models import Model, load_model
 from compressor.models.architectures import is_linear
 from compressor.models.components import find_layers
-from compressor.models.matmul_inputs import Products, pair_matrices
-from compressor.models.tensor_spill import Spill
+from compressor.models.matmul_inputs import MatmulInputs, pair_matrices
+from compressor.models.tensor_spill import TensorSpill
 from compressor.plugins import installed
 from compressor.progress import Silent
 from compressor.registry import Registry
@@ -30,9 +41,9 @@ from compressor.search import trial_scoring
 from compressor.search.session import Search
 from compressor.settings import ComponentSettings, DType, ModelSettings
 from compressor_plugins.metrics.kl import Kl
-from compressor_plugins.pruning.masking import PrunedWeight
-from tests.estimates import Bench, make_bench, make_reference, make_treatments
-from tests.families import FAMILIES, ODDITIES, save_checkpoint
+from compressor_plugins.pruning.masks import PrunedWeight
+from tests.support.estimates import Bench, make_bench, make_reference, make_treatments
+from tests.support.families import FAMILIES, ODDITIES, save_checkpoint
 
 ALL = ("hessian", "absmax", TOKENS)
 ROUTED = ("mixtral", "qwen3_moe", "qwen2_moe", "dbrx", "granitemoeshared", "gpt_oss")
@@ -45,12 +56,14 @@ def take(bench: Bench, names: Iterable[str] = ALL, **given: Any) -> Calibration:
 @contextmanager
 def overheard(model: Model) -> Iterator[dict[str, list[Tensor]]]:
     """Component -> the inputs `[token, in]` of its module, for modules that are one product."""
-    heard: dict[str, list[Tensor]] = {name: [] for name, slot in model.slots.items() if is_linear(slot.owner)}
+    heard: dict[str, list[Tensor]] = {
+        name: [] for name, weight_view in model.weight_views.items() if is_linear(weight_view.owner)
+    }
 
     def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         heard[name].append(inputs[0].double().reshape(-1, inputs[0].shape[-1]))
 
-    handles = [model.slots[name].owner.register_forward_pre_hook(partial(note, name)) for name in heard]
+    handles = [model.weight_views[name].owner.register_forward_pre_hook(partial(note, name)) for name in heard]
     yield heard
     for handle in handles:
         handle.remove()
@@ -106,7 +119,9 @@ def test_statistics_are_explicit_sums_over_inputs(family: str, tmp_path: Path) -
 @contextmanager
 def routed(model: Model) -> Iterator[dict[str, list[Tensor]]]:
     """Component of a stack -> inputs by a loop over experts, from what the module of the stack is called with."""
-    heard: dict[str, list[Tensor]] = {name: [] for name, slot in model.slots.items() if not is_linear(slot.owner)}
+    heard: dict[str, list[Tensor]] = {
+        name: [] for name, weight_view in model.weight_views.items() if not is_linear(weight_view.owner)
+    }
     by_layer: dict[tuple[int, str, str], str] = {}
     for name in heard:
         component = model.components[name]
@@ -222,10 +237,10 @@ def test_inputs_that_change_on_the_way_are_not_the_same(tmp_path: Path) -> None:
 
 def test_a_matrix_has_inputs_on_one_side_only(tmp_path: Path) -> None:
     """A square one that is multiplied from the other side says nothing of its inputs."""
-    slot = make_bench("llama", tmp_path).model.slots["model.layers.0.self_attn.q_proj"]
-    weight, heard, x = slot.parameter, list[Tensor](), torch.randn(2, 3, 32)
+    weight_view = make_bench("llama", tmp_path).model.weight_views["model.layers.0.self_attn.q_proj"]
+    weight, heard, x = weight_view.parameter, list[Tensor](), torch.randn(2, 3, 32)
     assert weight.shape == (32, 32)
-    with Products({"q": slot}, lambda names, inputs: heard.append(inputs)):
+    with MatmulInputs({"q": weight_view}, lambda names, inputs: heard.append(inputs)):
         others = [x @ weight, weight.T @ x.mT, x @ weight.clone().T, weight + 1, weight.shape, weight.dtype]
         assert len(others) == 6 and not heard
         outputs = [x @ weight.T, nn.functional.linear(x, weight), weight @ x.mT, torch.addmm(x[0], x[1], weight.T)]
@@ -239,7 +254,7 @@ def test_groups_and_files_change_nothing(family: str, tmp_path: Path, monkeypatc
     whole = take(bench)
     assert whole.passes == 1
     monkeypatch.setattr(calibration, "AT_ONCE", 3 * 4 * 32 * 32)
-    monkeypatch.setattr(calibration, "Spill", lambda limit: Spill(5000))
+    monkeypatch.setattr(calibration, "Spill", lambda limit: TensorSpill(5000))
     parts = take(bench)
     assert parts.passes > 2 and parts.spill.held <= 5000
     for name in bench.model.components:
@@ -356,7 +371,7 @@ def make_search(bench: Bench, *compressors: Compressor, folder: Path) -> Search:
         model=bench.model,
         metrics=metrics,
         treatments=treatments,
-        sweeps={Prefixes.SEARCH: Sweep(bench.model, bench.reference, metrics)},
+        evaluators={Prefixes.SEARCH: Evaluator(bench.model, bench.reference, metrics)},
         folder=folder,
         progress=Silent(),
         on_round=lambda *_: None,

@@ -10,12 +10,12 @@ from transformers import GenerationConfig
 from compressor.contracts import Reads
 from compressor.data.reference import Reference, build_reference, read_cached, write_reference
 from compressor.errors import ModelError, OutputError
-from compressor.evaluation.evaluator import Sweep
+from compressor.evaluation.evaluator import Evaluator
 from compressor.models import Model, load_model
 from compressor.settings import DType, ModelSettings
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
-from tests.families import FAMILIES, save_checkpoint
+from tests.support.families import FAMILIES, save_checkpoint
 
 
 def random_prefixes(model: Model, count: int = 6, length: int = 9, seed: int = 0) -> torch.Tensor:
@@ -50,7 +50,7 @@ def test_reference_is_a_fixed_point_of_scoring(tmp_path: Path, family: str, dtyp
     save_checkpoint(family, tmp_path)
     model = load_model(ModelSettings(path=str(tmp_path), dtype=DType(dtype)))
     reference = build_reference(model, random_prefixes(model, count=10), 16, batch=4)
-    statistics = Sweep(model, reference, {"fdtm": Fdtm(), "kl": Kl()}).score_current(["fdtm"])
+    statistics = Evaluator(model, reference, {"fdtm": Fdtm(), "kl": Kl()}).score_current(["fdtm"])
     assert (statistics["fdtm"] == 16).all()
     assert reference.noise_floor == 16
 

@@ -16,22 +16,22 @@ from compressor.data.reference import build_reference
 from compressor.data.texts import make_windows
 from compressor.errors import ModelError
 from compressor.evaluation.engine import Engine
-from compressor.evaluation.evaluator import Sweep
+from compressor.evaluation.evaluator import Evaluator
 from compressor.evaluation.first_divergence import split_positions
-from compressor.evaluation.layer_replay import CannotReplay, Replay
-from compressor.evaluation.module_cache import Memo
-from compressor.evaluation.streaming_engine import Procession
+from compressor.evaluation.layer_replay import CannotReplay, LayerReplay
+from compressor.evaluation.module_cache import ModuleCache
+from compressor.evaluation.streaming_engine import StreamingEngine
 from compressor.evaluation.trials import Trial
 from compressor.models import Model, load_model
-from compressor.models.patching import detoured
-from compressor.models.tensor_spill import Spill
+from compressor.models.patching import patched
+from compressor.models.tensor_spill import TensorSpill
 from compressor.settings import ComponentSettings, DataSettings, DType, ModelSettings, SweepMode
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.perplexity import Perplexity
 from tests.data.test_reference import random_prefixes
 from tests.evaluation.test_evaluator import is_unchanged, snapshot
-from tests.families import FAMILIES, ODDITIES, save_checkpoint
+from tests.support.families import FAMILIES, ODDITIES, save_checkpoint
 
 TOKENS = 12
 EVERY_FAMILY = sorted(FAMILIES | ODDITIES)
@@ -74,7 +74,7 @@ def make_family_tree(model: Model, seed: int, parents: int = 3, children: int = 
     return [Trial(plan) for plan in [*plans, plans[0], plans[-1]]]
 
 
-def make_sweep(model: Model, batch: int = 4, text: bool = False) -> Sweep:
+def make_sweep(model: Model, batch: int = 4, text: bool = False) -> Evaluator:
     metrics: dict[str, Metric] = {"fdtm": Fdtm(), "kl": Kl()}
     reference = build_reference(model, random_prefixes(model, count=6), TOKENS, batch=batch)
     reference.remember_distribution(model)
@@ -83,14 +83,14 @@ def make_sweep(model: Model, batch: int = 4, text: bool = False) -> Sweep:
         metrics["perplexity"] = Perplexity()
         settings = DataSettings(prefix_tokens=9, continuation_tokens=8)
         windows["perplexity"] = make_windows(model, TextWindows(tokens=100), settings, None)
-    return Sweep(model, reference, metrics, windows)
+    return Evaluator(model, reference, metrics, windows)
 
 
-def score_both(sweep: Sweep, trials: list[Trial], **choice: object) -> tuple[list, list]:  # type: ignore[type-arg]
-    exact = sweep.score_all(trials, **choice)  # type: ignore[arg-type]
-    assert sweep.mode is SweepMode.exact, "the model could not be replayed"
-    sweep.mode = SweepMode.plain
-    return exact, sweep.score_all(trials, **choice)  # type: ignore[arg-type]
+def score_both(evaluator: Evaluator, trials: list[Trial], **choice: object) -> tuple[list, list]:  # type: ignore[type-arg]
+    exact = evaluator.score_all(trials, **choice)  # type: ignore[arg-type]
+    assert evaluator.mode is SweepMode.exact, "the model could not be replayed"
+    evaluator.mode = SweepMode.plain
+    return exact, evaluator.score_all(trials, **choice)  # type: ignore[arg-type]
 
 
 def assert_same_bits(found: list, expected: list) -> None:  # type: ignore[type-arg]
@@ -104,8 +104,8 @@ def assert_same_bits(found: list, expected: list) -> None:  # type: ignore[type-
 def test_every_family_scores_as_by_plain_passes(tmp_path: Path, family: str) -> None:
     model = load(tmp_path, family)
     before = snapshot(model)
-    sweep = make_sweep(model)
-    exact, plain = score_both(sweep, make_trials(model))
+    evaluator = make_sweep(model)
+    exact, plain = score_both(evaluator, make_trials(model))
     assert_same_bits(exact, plain)
     assert any(statistics["fdtm"].min() < TOKENS for statistics in plain)
     assert is_unchanged(model, before)
@@ -114,14 +114,14 @@ def test_every_family_scores_as_by_plain_passes(tmp_path: Path, family: str) -> 
 @pytest.mark.parametrize("metrics", [["fdtm", "kl"], ["fdtm"]])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral", "gpt2", "mamba"])
-@pytest.mark.parametrize("order", [Engine, Procession])
+@pytest.mark.parametrize("order", [Engine, StreamingEngine])
 def test_trials_that_are_alike_at_first_score_as_by_plain_passes(
     tmp_path: Path, order: type[Engine], family: str, seed: int, metrics: list[str]
 ) -> None:
     model = load(tmp_path, family, **({"n_layer": 4} if family == "gpt2" else {"num_hidden_layers": 4}))
-    before, sweep = snapshot(model), make_sweep(model)
-    sweep.engine = order(Replay(model))
-    exact, plain = score_both(sweep, make_family_tree(model, seed), names=metrics)
+    before, evaluator = snapshot(model), make_sweep(model)
+    evaluator.engine = order(LayerReplay(model))
+    exact, plain = score_both(evaluator, make_family_tree(model, seed), names=metrics)
     assert_same_bits(exact, plain)
     assert is_unchanged(model, before)
 
@@ -130,11 +130,11 @@ def test_trials_that_are_alike_at_first_score_as_by_plain_passes(
 def test_every_layer_runs_once_for_all_that_are_alike_up_to_it(tmp_path: Path, seed: int) -> None:
     """As many runs of layers as there are different beginnings of trials, no more."""
     model = load(tmp_path, num_hidden_layers=4)
-    sweep, trials = make_sweep(model, batch=6), make_family_tree(model, seed)
-    sweep.engine = Engine(Replay(model))
+    evaluator, trials = make_sweep(model, batch=6), make_family_tree(model, seed)
+    evaluator.engine = Engine(LayerReplay(model))
     beginnings, last = set[object](), 0
     for trial in trials:
-        firsts = {name: sweep.engine.replay.spans[name][0] for name in trial.names}
+        firsts = {name: evaluator.engine.replay.spans[name][0] for name in trial.names}
         last = max(last, min(firsts.values()))
         for index in range(min(firsts.values()), 4):
             changes = frozenset((name, id(trial.makers[name])) for name in trial.names if firsts[name] <= index)
@@ -142,7 +142,7 @@ def test_every_layer_runs_once_for_all_that_are_alike_up_to_it(tmp_path: Path, s
     visits = list[int]()
     for index, layer in enumerate(model.network.model.layers):
         layer.forward = partial(note_visit, visits, index, layer.forward)
-    sweep.score_all(trials, ["kl"])
+    evaluator.score_all(trials, ["kl"])
     unchanged = last + 1  # the model as it stands is run up to where the last trial leaves it
     assert len(beginnings) <= len(visits) <= len(beginnings) + unchanged + 4 * 4  # and where single ones leave a node
 
@@ -155,8 +155,8 @@ def test_deeper_models_prefixes_and_text_score_as_by_plain_passes(tmp_path: Path
         model = load(tmp_path, family, seed=seed, with_tokenizer=True, **layers)
     else:
         model = load(tmp_path, family, seed=seed, with_tokenizer=True, **layers, mlp_only_layers=[2])
-    sweep = make_sweep(model, batch=1 + seed, text=True)
-    exact, plain = score_both(sweep, make_trials(model, seed), start=seed % 3, stop=5)
+    evaluator = make_sweep(model, batch=1 + seed, text=True)
+    exact, plain = score_both(evaluator, make_trials(model, seed), start=seed % 3, stop=5)
     assert_same_bits(exact, plain)
 
 
@@ -177,9 +177,9 @@ def test_low_precision_scores_as_by_plain_passes(tmp_path: Path) -> None:
 def test_branches_that_go_on_together_say_the_same(tmp_path: Path, family: str) -> None:
     """Larger products round otherwise: the last bits may differ, and tokens only where there are near ties."""
     model = load(tmp_path, family)
-    sweep, trials = make_sweep(model), make_trials(model, several=2)
-    sweep.engine = Engine(Replay(model), joint=3)
-    exact, plain = score_both(sweep, trials)
+    evaluator, trials = make_sweep(model), make_trials(model, several=2)
+    evaluator.engine = Engine(LayerReplay(model), joint=3)
+    exact, plain = score_both(evaluator, trials)
     for one, other in zip(exact, plain, strict=True):
         assert np.allclose(one["kl"], other["kl"], rtol=1e-3, atol=1e-6)
         assert np.mean(one["fdtm"] == other["fdtm"]) > 0.95
@@ -189,10 +189,10 @@ def test_branches_that_go_on_together_say_the_same(tmp_path: Path, family: str) 
 def test_positions_that_come_in_parts_count_the_same(tmp_path: Path, family: str) -> None:
     """Where nothing but the first divergence is read; parts of a sequence round otherwise, so near ties may differ."""
     model = load(tmp_path, family)
-    sweep, trials = make_sweep(model), make_trials(model)
-    exact, plain = score_both(sweep, trials, names=["fdtm"])
-    assert sweep.engine is not None
-    assert sweep.engine.replay.splits == (family != "mamba"), "a family's cache was not understood"
+    evaluator, trials = make_sweep(model), make_trials(model)
+    exact, plain = score_both(evaluator, trials, names=["fdtm"])
+    assert evaluator.engine is not None
+    assert evaluator.engine.replay.splits == (family != "mamba"), "a family's cache was not understood"
     found, expected = (np.array([statistics["fdtm"] for statistics in each]) for each in (exact, plain))
     assert np.mean(found == expected) > 0.99
     assert expected.min() < TOKENS / 4 < expected.max()
@@ -213,7 +213,7 @@ def test_positions_split_at_a_quarter_and_twice_as_many_each() -> None:
 def test_low_precision_keeps_positions_together(tmp_path: Path) -> None:
     """There the base agrees with itself in no other shape than that of its reference."""
     save_checkpoint("llama", tmp_path)
-    assert not Replay(load_model(ModelSettings(path=str(tmp_path), dtype=DType.bfloat16))).splits
+    assert not LayerReplay(load_model(ModelSettings(path=str(tmp_path), dtype=DType.bfloat16))).splits
 
 
 @pytest.mark.parametrize("joint", [1, 3])
@@ -222,9 +222,9 @@ def test_a_procession_scores_as_by_plain_passes(tmp_path: Path, family: str, joi
     """Layer by layer for all trials, some of whose hidden states wait on disk."""
     model = load(tmp_path, family, **({"n_layer": 3} if family == "gpt2" else {"num_hidden_layers": 3}))
     before = snapshot(model)
-    sweep, trials = make_sweep(model), make_trials(model)
-    sweep.engine = Procession(Replay(model), joint=joint, waiting=40_000)
-    exact, plain = score_both(sweep, trials)
+    evaluator, trials = make_sweep(model), make_trials(model)
+    evaluator.engine = StreamingEngine(LayerReplay(model), joint=joint, waiting=40_000)
+    exact, plain = score_both(evaluator, trials)
     if joint == 1:
         assert_same_bits(exact, plain)
     assert all(np.allclose(a["kl"], b["kl"], rtol=1e-3, atol=1e-6) for a, b in zip(exact, plain, strict=True))
@@ -235,10 +235,10 @@ def test_a_procession_scores_as_by_plain_passes(tmp_path: Path, family: str, joi
 def test_a_streamed_model_goes_in_procession_and_scores_the_same(tmp_path: Path, family: str) -> None:
     model = load(tmp_path, family)
     streamed = load_model(ModelSettings(path=str(tmp_path), stream=True))
-    plain, sweep = make_sweep(model), make_sweep(streamed)
+    plain, evaluator = make_sweep(model), make_sweep(streamed)
     plain.mode = SweepMode.plain
-    found, expected = sweep.score_all(make_trials(streamed)), plain.score_all(make_trials(model))
-    assert isinstance(sweep.engine, Procession)
+    found, expected = evaluator.score_all(make_trials(streamed)), plain.score_all(make_trials(model))
+    assert isinstance(evaluator.engine, StreamingEngine)
     assert_same_bits(found, expected)
 
 
@@ -249,18 +249,18 @@ def note_visit(visits: list[int], index: int, forward: Callable[..., torch.Tenso
 
 def test_a_procession_reads_every_layer_once(tmp_path: Path) -> None:
     model = load(tmp_path, num_hidden_layers=4)
-    sweep, visits = make_sweep(model), list[int]()
-    sweep.engine = Procession(Replay(model))
+    evaluator, visits = make_sweep(model), list[int]()
+    evaluator.engine = StreamingEngine(LayerReplay(model))
     for index, layer in enumerate(model.network.model.layers):
         layer.forward = partial(note_visit, visits, index, layer.forward)
-    sweep.score_all(make_trials(model)[:-1], ["fdtm"])
+    evaluator.score_all(make_trials(model)[:-1], ["fdtm"])
     assert len(visits) > 100
     assert visits == sorted(visits)
 
 
 def test_what_does_not_fit_in_memory_waits_on_disk(tmp_path: Path) -> None:
     tensors = {key: torch.randn(3, key + 1) for key in range(4)}
-    with Spill(limit=40) as spill:
+    with TensorSpill(limit=40) as spill:
         for key, tensor in tensors.items():
             spill.put(key, tensor)
         spill.put(1, tensors[1] + 1)
@@ -284,7 +284,7 @@ def test_weights_that_are_in_two_components_are_changed_as_by_plain_passes(tmp_p
     layers = model.network.model.layers
     layers[2].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
     first, other = (f"model.layers.{index}.mlp.up_proj" for index in (0, 2))
-    assert Replay(model).entangled == {first, other}
+    assert LayerReplay(model).entangled == {first, other}
     makers = make_trial(model, [first, other, "model.layers.1.mlp.up_proj"], 0).makers
     plans = [[first, other], [first], [first, "model.layers.1.mlp.up_proj"], [other], [first, other]]
     exact, plain = score_both(make_sweep(model), [Trial({name: makers[name] for name in plan}) for plan in plans])
@@ -295,7 +295,7 @@ def test_matrices_that_layers_share_are_changed_in_all_of_them(tmp_path: Path) -
     model = load(tmp_path, "llama", num_hidden_layers=4)
     layers = model.network.model.layers
     layers[2].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
-    assert Replay(model).spans["model.layers.0.mlp.up_proj"] == (0, 2)
+    assert LayerReplay(model).spans["model.layers.0.mlp.up_proj"] == (0, 2)
     trial = make_trial(model, ["model.layers.0.mlp.up_proj"], 0)
     exact, plain = score_both(make_sweep(model), [trial, make_trial(model, ["model.layers.1.mlp.up_proj"], 1)])
     assert_same_bits(exact, plain)
@@ -311,18 +311,18 @@ def note_run(
 def test_nothing_is_computed_that_a_trial_leaves_as_it_is(tmp_path: Path) -> None:
     model = load(tmp_path, "llama", num_hidden_layers=3)
     layers = model.network.model.layers
-    replay = Replay(model)
+    replay = LayerReplay(model)
     entry = replay.enter(torch.zeros(2, 5, dtype=torch.long))
     computed: dict[str, set[str]] = {}
     names = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     inner = {name.rpartition(".")[2]: module for name, module in layers[0].named_modules()}
-    memo = Memo(layers[0])
+    memo = ModuleCache(layers[0])
     with memo.recording():
         replay.run(0, entry, entry.hidden)
     for changed in sorted(names):
         computed[changed] = set()
         watched = {inner[name]: partial(note_run, computed[changed], name, inner[name].forward) for name in names}
-        with detoured(watched), memo.serving([inner[changed]]):
+        with patched(watched), memo.serving([inner[changed]]):
             replay.run(0, entry, entry.hidden)
     mlp = {"gate_proj", "up_proj", "down_proj"}
     assert computed == {
@@ -351,7 +351,7 @@ class Adds(nn.Module):
 def test_what_is_written_to_afterwards_is_computed_again() -> None:
     torch.manual_seed(0)
     layer, x = Adds(), torch.randn(3, 4)
-    memo = Memo(layer)
+    memo = ModuleCache(layer)
     with memo.recording():
         layer(x)
     layer.second.weight *= 2
@@ -364,12 +364,12 @@ def test_what_is_written_to_afterwards_is_computed_again() -> None:
 
 def test_a_failing_trial_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     model = load(tmp_path)
-    sweep, before = make_sweep(model), snapshot(model)
+    evaluator, before = make_sweep(model), snapshot(model)
     names = list(model.components)
     broken = Trial.of({names[-1]: torch.full(model.components[names[-1]].shape, torch.nan)})
     forwards = [module.__dict__.get("forward") for module in model.network.modules()]
     with pytest.raises(ModelError, match="NaN or infinity"):
-        sweep.score_all([make_trial(model, [names[0]], 0), broken])
+        evaluator.score_all([make_trial(model, [names[0]], 0), broken])
     assert is_unchanged(model, before)
     assert forwards == [module.__dict__.get("forward") for module in model.network.modules()]
 
@@ -385,17 +385,17 @@ def test_a_sweep_that_nobody_finishes_leaves_the_model_as_it_was(tmp_path: Path)
 
 def test_what_does_not_fit_together_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(tmp_path)
-    sweep, trials = make_sweep(model), make_trials(model, several=0)
-    sweep.engine = engine = Engine(Replay(model), joint=8)
-    enter = Replay.enter
+    evaluator, trials = make_sweep(model), make_trials(model, several=0)
+    evaluator.engine = engine = Engine(LayerReplay(model), joint=8)
+    enter = LayerReplay.enter
 
-    def fail_when_large(self: Replay, tokens: torch.Tensor) -> object:
+    def fail_when_large(self: LayerReplay, tokens: torch.Tensor) -> object:
         if len(tokens) > 3 * 4:
             raise torch.OutOfMemoryError("too large")
         return enter(self, tokens)
 
-    monkeypatch.setattr(Replay, "enter", fail_when_large)
-    exact, plain = score_both(sweep, trials)
+    monkeypatch.setattr(LayerReplay, "enter", fail_when_large)
+    exact, plain = score_both(evaluator, trials)
     assert engine.joint <= 3
     assert all(np.allclose(a["kl"], b["kl"], rtol=1e-3, atol=1e-6) for a, b in zip(exact, plain, strict=True))
 
@@ -410,12 +410,12 @@ def test_a_model_that_cannot_be_replayed_is_scored_plainly_and_said_so_once(
     layers[0].mlp.register_forward_hook(lambda module, inputs, output: left.append(output) or None)
     layers[2].mlp.register_forward_hook(lambda module, inputs, output: output + left[-1])
     with pytest.raises(CannotReplay, match="do not give its own logits"):
-        Replay(model)
-    sweep, trials = make_sweep(model), make_trials(model, several=0)
-    expected = [sweep.score_all([trial])[0] for trial in trials]
+        LayerReplay(model)
+    evaluator, trials = make_sweep(model), make_trials(model, several=0)
+    expected = [evaluator.score_all([trial])[0] for trial in trials]
     with caplog.at_level(logging.WARNING):
-        found = sweep.score_all(trials)
-        sweep.score_all(trials)
+        found = evaluator.score_all(trials)
+        evaluator.score_all(trials)
     assert_same_bits(found, expected)
     (record,) = caplog.records
     assert record.message.startswith(

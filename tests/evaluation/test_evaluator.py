@@ -7,13 +7,11 @@ import pytest
 import torch
 
 from compressor.compression.apply import Treatments
-from compressor.contracts import Better, Metric, Reads, TextWindows
-from compressor.contracts.outputs import Readout
-from compressor.contracts.types import Treatment
+from compressor.contracts import Better, Metric, Readout, Reads, TextWindows, Treatment
 from compressor.data.reference import build_reference
 from compressor.data.texts import make_windows
 from compressor.errors import ModelError, PluginError
-from compressor.evaluation.evaluator import Sweep
+from compressor.evaluation.evaluator import Evaluator
 from compressor.evaluation.trials import Trial, Weights
 from compressor.models import Model, load_model
 from compressor.plugins import installed
@@ -25,7 +23,7 @@ from compressor_plugins.metrics.perplexity import Perplexity
 from compressor_plugins.metrics.sdtm import Sdtm
 from compressor_plugins.pruning.magnitude import Magnitude
 from tests.data.test_reference import generate, random_prefixes
-from tests.families import FAMILIES, save_checkpoint
+from tests.support.families import FAMILIES, save_checkpoint
 
 TOKENS = 20
 
@@ -61,7 +59,7 @@ def check_against_generate(model: Model, amounts: tuple[float, ...]) -> list[lis
     said = []
     for amount in amounts:
         weights = prune(model, amount)
-        (statistics,) = Sweep(model, reference, {"fdtm": Fdtm()}).score_all([Trial.of(weights)])
+        (statistics,) = Evaluator(model, reference, {"fdtm": Fdtm()}).score_all([Trial.of(weights)])
         with model.swapped(weights):
             candidate = generate(model, prefixes, TOKENS)
         expected = count_leading(reference.tokens[:, 7:], candidate[:, 7:])
@@ -88,7 +86,7 @@ def llama(tmp_path: Path) -> Model:
     return load_model(ModelSettings(path=str(tmp_path)))
 
 
-def make_sweep(model: Model) -> Sweep:
+def make_sweep(model: Model) -> Evaluator:
     metrics: dict[str, Metric] = {
         "fdtm": Fdtm(), "sdtm": Sdtm(), "kl": Kl(), "divergent_perplexity": DivergentPerplexity(),
         "perplexity": Perplexity(),
@@ -96,15 +94,15 @@ def make_sweep(model: Model) -> Sweep:
     reference = build_reference(model, random_prefixes(model), TOKENS, batch=4)
     reference.remember_distribution(model)
     windows = make_windows(model, TextWindows(tokens=200), DataSettings(prefix_tokens=9, continuation_tokens=8), None)
-    return Sweep(model, reference, metrics, {"perplexity": windows})
+    return Evaluator(model, reference, metrics, {"perplexity": windows})
 
 
 def test_one_pass_says_what_plain_passes_in_float64_say(llama: Model) -> None:
     """Every metric from the model's own forward in float64, with none of the engine's parts."""
-    sweep = make_sweep(llama)
+    evaluator = make_sweep(llama)
     weights = prune(llama, 0.2)
-    (found,) = sweep.score_all([Trial.of(weights)])
-    tokens = sweep.reference.tokens
+    (found,) = evaluator.score_all([Trial.of(weights)])
+    tokens = evaluator.reference.tokens
     llama.network.double()
     base = llama.network(tokens[:, :-1]).logits[:, -TOKENS:].log_softmax(-1)
     for name, weight in weights.items():
@@ -115,19 +113,19 @@ def test_one_pass_says_what_plain_passes_in_float64_say(llama: Model) -> None:
     assert found["divergent_perplexity"][:, 0] == pytest.approx(nats.mean(-1).numpy(), rel=1e-4)
     assert found["kl"][:, 0] == pytest.approx((base.exp() * (base - candidate)).sum(-1).mean(-1).numpy(), rel=1e-3)
     assert found["sdtm"][:, 0].tolist() == (candidate.argmax(-1) != target).sum(-1).tolist()
-    rows = sweep.windows["perplexity"].tokens
+    rows = evaluator.windows["perplexity"].tokens
     text = -llama.network(rows[:, :-1]).logits.log_softmax(-1).gather(-1, rows[:, 1:, None])
     assert Perplexity().aggregate(found["perplexity"]) == pytest.approx(text.mean().exp().item(), rel=1e-4)
 
 
 def test_trials_are_independent_and_undone(llama: Model) -> None:
-    sweep, before = make_sweep(llama), snapshot(llama)
+    evaluator, before = make_sweep(llama), snapshot(llama)
     names = list(llama.components)
     plans = [prune(llama, 0.4, [name]) for name in names[:4]]
-    together = sweep.score_all([Trial.of(plan) for plan in plans], ["fdtm", "kl"])
+    together = evaluator.score_all([Trial.of(plan) for plan in plans], ["fdtm", "kl"])
     assert is_unchanged(llama, before)
     for plan, statistics in zip(reversed(plans), reversed(together), strict=True):
-        (alone,) = sweep.score_all([Trial.of(plan)], ["fdtm", "kl"])
+        (alone,) = evaluator.score_all([Trial.of(plan)], ["fdtm", "kl"])
         assert all(np.array_equal(alone[name], statistics[name]) for name in alone)
 
 
@@ -162,12 +160,12 @@ def test_a_broken_metric_is_named_and_the_model_restored(llama: Model, how: str,
     reference = build_reference(llama, random_prefixes(llama), TOKENS, batch=4)
     before = snapshot(llama)
     with pytest.raises(PluginError, match=message):
-        Sweep(llama, reference, {"broken": Broken(how)}).score_all([Trial.of(prune(llama, 0.5))])
+        Evaluator(llama, reference, {"broken": Broken(how)}).score_all([Trial.of(prune(llama, 0.5))])
     assert is_unchanged(llama, before)
 
 
 def test_infinite_logits_of_a_candidate_are_named(llama: Model) -> None:
-    sweep, name = make_sweep(llama), next(iter(llama.components))
+    evaluator, name = make_sweep(llama), next(iter(llama.components))
     weights = {name: torch.full(llama.components[name].shape, 3e38)}
     with pytest.raises((ModelError, PluginError), match="NaN or infinity"):
-        sweep.score_all([Trial.of(weights)])
+        evaluator.score_all([Trial.of(weights)])

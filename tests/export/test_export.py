@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from compressor import export
 from compressor.artifacts.run_record import Record, VerificationRecord
 from compressor.commands.run import Run
-from compressor.compression.apply import take_product
-from compressor.contracts import Compressor, Context
-from compressor.contracts.quantized import Grid, Scheme, Strategy
-from compressor.contracts.types import Component
+from compressor.compression.apply import make_replacement
+from compressor.contracts import Component, Compressor, Context, Grid, Scheme, Strategy
 from compressor.errors import CompressorError, ConfigError
 from compressor.export import compressed_tensors, packed, verification, vllm_checks
 from compressor.models import Model, load_model
@@ -36,7 +34,7 @@ from compressor_plugins.quantization.nf4 import Nf4
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.uniform import Uniform
 from tests.commands.test_run import make_settings, run
-from tests.families import save_checkpoint
+from tests.support.families import save_checkpoint
 
 FAMILIES = ("llama", "qwen3", "gemma3", "phi3", "gpt2", "mixtral")
 MIXED: tuple[Compressor | None, ...] = (
@@ -104,7 +102,7 @@ def treat(model: Model, choose: Callable[[int, Component], Compressor | None]) -
         offer = compressor.offer(component)
         amount = offer.largest if offer.levels else 0.5
         compressed = compressor.compress(model.read(component.name), amount, Context(component))
-        model.write(component.name, take_product(compressed))
+        model.write(component.name, make_replacement(compressed))
         if compressed.bits < component.parameters * component.stored_bits:
             grids[component.name] = compressed.grid
     return grids
@@ -179,21 +177,21 @@ def test_integers_lie_packed_on_disk(shipped: dict[str, Shipped], case: str) -> 
     stored, paths = one.stored, {id(module): path for path, module in one.model.network.named_modules()}
     assert bool(one.exported.packed) == (case not in DENSE)
     half = torch.float16 if one.model.dtype is torch.float16 else torch.bfloat16
-    for name, slot in one.model.slots.items():
-        path, grid = paths[id(slot.owner)], one.grids.get(name)
+    for name, weight_view in one.model.weight_views.items():
+        path, grid = paths[id(weight_view.owner)], one.grids.get(name)
         if name not in one.exported.packed:
             assert f"{path}.weight_packed" not in stored
             continue
         assert grid is not None and f"{path}.weight" not in stored
         grid = grid.without_zeros()
         assert grid is not None
-        packed, (out, width) = stored[f"{path}.weight_packed"], slot.parameter.shape
+        packed, (out, width) = stored[f"{path}.weight_packed"], weight_view.parameter.shape
         assert (packed.dtype, packed.shape) == (torch.int32, (out, -(-width * grid.bits // 32)))
         assert stored[f"{path}.weight_scale"].dtype == grid.scales.dtype == half
         assert stored[f"{path}.weight_shape"].tolist() == [out, width]
         assert f"{path}.weight_zero_point" not in stored
         size = 8 * sum(tensor.nbytes for key, tensor in stored.items() if key.startswith(f"{path}.weight_"))
-        assert one.exported.bits[name] == size / slot.parameter.numel()
+        assert one.exported.bits[name] == size / weight_view.parameter.numel()
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in DENSE])

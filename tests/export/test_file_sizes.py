@@ -15,8 +15,7 @@ import torch
 from compressor import export
 from compressor.artifacts.run_record import Record
 from compressor.commands.run import Run, execute
-from compressor.contracts import Compressor, Context
-from compressor.contracts.quantized import Grid
+from compressor.contracts import Compressor, Context, Grid
 from compressor.errors import CompressorError, ConfigError
 from compressor.export import FileSizes, compressed_tensors
 from compressor.models import Model, load_model
@@ -38,8 +37,8 @@ from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Granularity, Int8
 from compressor_plugins.quantization.nf4 import Nf4
 from compressor_plugins.quantization.rtn import Rtn
-from compressor_plugins.schedules.budget import Budget
-from tests.families import FAMILIES, ODDITIES, save_checkpoint
+from compressor_plugins.schedules.budget.budget import Budget
+from tests.support.families import FAMILIES, ODDITIES, save_checkpoint
 
 TREATMENTS: dict[str, list[Compressor | None]] = {
     "one": [Int4(group=16)],
@@ -160,8 +159,19 @@ def test_parts_of_a_matrix_are_never_in_two_units(family: str, tmp_path: Path) -
             for name, members in fuse(model.components.values(), unit).units.items()
             for member in members
         }
-        for parameter in {id(slot.parameter): slot.parameter for slot in model.slots.values()}.values():
-            assert len({owner[name] for name, slot in model.slots.items() if slot.parameter is parameter}) == 1
+        for parameter in {
+            id(weight_view.parameter): weight_view.parameter for weight_view in model.weight_views.values()
+        }.values():
+            assert (
+                len(
+                    {
+                        owner[name]
+                        for name, weight_view in model.weight_views.items()
+                        if weight_view.parameter is parameter
+                    }
+                )
+                == 1
+            )
 
 
 def run(

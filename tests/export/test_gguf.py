@@ -19,9 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from compressor import export
 from compressor.commands.run import Run
-from compressor.contracts import Compressor
-from compressor.contracts.quantized import Grid
-from compressor.contracts.types import Component
+from compressor.contracts import Component, Compressor, Grid
 from compressor.errors import CompressorError, ConfigError
 from compressor.export.gguf import blocks, vocabulary
 from compressor.models import Model, load_model
@@ -35,7 +33,7 @@ from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.uniform import Uniform
 from tests.commands.test_run import make_settings, run
 from tests.export.test_export import corrupt_file, draw_tokens, treat
-from tests.families import SPECIAL_TOKENS, save_checkpoint
+from tests.support.families import SPECIAL_TOKENS, save_checkpoint
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},

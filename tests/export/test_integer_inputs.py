@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from compressor import export
 from compressor.artifacts.run_record import Record, VerificationRecord
-from compressor.compression.apply import take_product
-from compressor.contracts import Compressor, Context, TokenRounding
-from compressor.contracts.quantized import Scheme, Strategy
-from compressor.contracts.types import Component, Treatment
+from compressor.compression.apply import make_replacement
+from compressor.contracts import Component, Compressor, Context, Scheme, Strategy, TokenRounding, Treatment
 from compressor.errors import ConfigError, PluginError
 from compressor.export import vllm_checks
 from compressor.models import Model, load_model
@@ -23,13 +21,13 @@ from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Activations, Granularity, Int8
 from compressor_plugins.quantization.llm_int8 import LlmInt8, MixedInputs
-from compressor_plugins.schedules.budget import Budget
+from compressor_plugins.schedules.budget.budget import Budget
 from compressor_plugins.schedules.uniform import Uniform
 from tests.commands import test_forecast
 from tests.commands.test_run import make_settings, run
-from tests.estimates import make_treatments
 from tests.export.test_export import NEW, TOKENS, Shipped, draw_tokens, read_by_transformers, treat
-from tests.families import save_checkpoint
+from tests.support.estimates import make_treatments
+from tests.support.families import save_checkpoint
 
 TOKEN = Activations.token
 W8A8: tuple[Compressor | None, ...] = (
@@ -71,15 +69,15 @@ WHOLE = ["llama in float32", "llama in bfloat16", "qwen3 in float32"]
 def test_plain_transformers_gives_the_scored_logits_bit_for_bit(shipped: dict[str, Shipped], case: str) -> None:
     """Inputs are rounded there as they were when the model was scored."""
     one = shipped[case]
-    assert one.exported.format == "compressed-tensors" and one.exported.treated == {*one.model.treats.names}
-    assert len(one.exported.treated) > 5 and not export.list_untreated(one.model, one.exported)
+    assert one.exported.format == "compressed-tensors" and one.exported.treated == {*one.model.input_transforms.names}
+    assert len(one.exported.treated) > 5 and not export.list_untransformed(one.model, one.exported)
     assert torch.equal(one.said["logits"], one.model.logits(draw_tokens(), TOKENS))
     expected = one.model.network.generate(
         draw_tokens(), attention_mask=torch.ones(3, TOKENS, dtype=torch.long), max_new_tokens=NEW,
         min_new_tokens=NEW, do_sample=False,
     )  # fmt: skip
     assert torch.equal(one.said["generated"], expected)
-    with one.model.treats.only([]):
+    with one.model.input_transforms.only([]):
         assert not torch.equal(one.said["logits"], one.model.logits(draw_tokens(), TOKENS))
 
 
@@ -87,12 +85,12 @@ def test_plain_transformers_gives_the_scored_logits_bit_for_bit(shipped: dict[st
 def test_what_cannot_be_shipped_is_said_and_not_compared(shipped: dict[str, Shipped], case: str) -> None:
     """Parts of a fused matrix that differ, tokens in one list, and Conv1D: their inputs are not treated there."""
     one = shipped[case]
-    lacking = export.list_untreated(one.model, one.exported)
+    lacking = export.list_untransformed(one.model, one.exported)
     assert lacking and bool(one.exported.treated) == (case != "gpt2 in float32")
     (note,) = (note for note in one.exported.notes if "not all that was scored" in note)
     assert f"{len(lacking)} components, `{lacking[0]}` first, treated their inputs" in note
     scored = one.model.logits(draw_tokens(), TOKENS)
-    with one.model.treats.only(one.exported.treated):
+    with one.model.input_transforms.only(one.exported.treated):
         assert torch.equal(one.said["logits"], one.model.logits(draw_tokens(), TOKENS))
     assert not torch.equal(one.said["logits"], scored)
     assert torch.equal(scored, one.model.logits(draw_tokens(), TOKENS))
@@ -205,9 +203,9 @@ def test_mixed_products_are_those_of_an_explicit_loop(threshold: float) -> None:
     context = Context(component_of(weight, 32), statistics={"absmax": absmax})
     made = LlmInt8(threshold).compress(weight, 0.75, context)
     kept = [j for j in range(30) if absmax[j] >= threshold]
-    assert made.kept.nonzero().flatten().tolist() == kept == made.tensors()["kept"].tolist()
+    assert made.kept.nonzero().flatten().tolist() == kept
     assert (4 in kept) == (threshold < 20) and (9 in kept) == (threshold <= 7)
-    treated = made.treat(inputs)
+    treated = made.input_transform(inputs)
     assert torch.equal(treated[:, kept], inputs[:, kept])
     # The weights that are kept are halves: of those, not of what they were.
     halves = weight.clone()
@@ -279,7 +277,7 @@ def test_a_compressor_must_announce_that_it_treats_inputs(tmp_path: Path) -> Non
         name = "silent"
 
         @property
-        def treats_inputs(self) -> bool:
+        def transforms_inputs(self) -> bool:
             return False
 
         def compress(self, weight: Tensor, amount: float, context: Context) -> Any:  # noqa: ANN401
@@ -288,7 +286,7 @@ def test_a_compressor_must_announce_that_it_treats_inputs(tmp_path: Path) -> Non
     model: Model = load_model(ModelSettings(path=str(save_checkpoint("llama", tmp_path))))
     treatments = make_treatments(Silent())
     name = next(iter(model.components))
-    with pytest.raises(PluginError, match=r"`silent` failed on .* `treats_inputs` must then be True"):
+    with pytest.raises(PluginError, match=r"`silent` failed on .* `transforms_inputs` must then be True"):
         treatments.compress(model, {name: Treatment("silent", 0.75)})
 
 
@@ -297,15 +295,15 @@ def test_components_of_every_dtype_treat_inputs_on_the_model(tmp_path: Path) -> 
     for dtype in (DType.bfloat16, DType.float16):
         base = save_checkpoint("llama", tmp_path / dtype.value, getattr(torch, dtype.value))
         model = load_model(ModelSettings(path=str(base), dtype=dtype), ComponentSettings(include=["down_proj"]))
-        for name, slot in model.slots.items():
+        for name, weight_view in model.weight_views.items():
             weight = model.read(name)
-            context = Context(slot.component, statistics={"absmax": torch.arange(weight.shape[1]) / 5.0})
+            context = Context(weight_view.component, statistics={"absmax": torch.arange(weight.shape[1]) / 5.0})
             for compressor in (Int8(activations=TOKEN), LlmInt8()):
                 compressed = compressor.compress(weight, 0.5, context)
-                assert is_linear(slot.owner) and compressed.treat is not None
+                assert is_linear(weight_view.owner) and compressed.input_transform is not None
                 inputs = torch.randn(2, 3, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
-                with model.swapped({name: take_product(compressed)}):
-                    found = slot.owner(inputs)
-                expected = torch.nn.functional.linear(compressed.treat(inputs), compressed.dense())
+                with model.swapped({name: make_replacement(compressed)}):
+                    found = weight_view.owner(inputs)
+                expected = torch.nn.functional.linear(compressed.input_transform(inputs), compressed.dense())
                 assert torch.equal(found, expected)
-                assert isinstance(compressed.treat, MixedInputs | TokenRounding)
+                assert isinstance(compressed.input_transform, MixedInputs | TokenRounding)

@@ -1,10 +1,9 @@
-"""Models whose inputs are integers run as they were scored, and by products of integers, against float64."""
+"""Models whose inputs are integers run as they were scored."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,9 @@ from torch import Tensor, nn
 import compressor
 from compressor import export
 from compressor.contracts import Grid, TokenRounding
-from compressor.contracts.quantized import Scheme, Strategy
 from compressor.errors import ModelError
 from compressor.export.loading import packed_linear
-from compressor.export.loading.load import choice, integers
-from compressor.models import Product, load_model
+from compressor.models import Replacement, load_model
 from compressor.settings import DType, ModelSettings
 from compressor_plugins.quantization.int8 import Activations, Int8
 from tests.export.test_export import TOKENS, Shipped, draw_tokens, read_by_transformers
@@ -37,7 +34,7 @@ from tests.export.test_loading import (
     set_group,
     set_weights,
 )
-from tests.families import save_checkpoint
+from tests.support.families import save_checkpoint
 
 TOKEN = Activations.token
 CASES = {
@@ -70,9 +67,9 @@ def test_it_says_what_was_scored_and_what_transformers_says(shipped: dict[str, S
     network = compressor.load(one.exported.path)
     found = logits(network, draw_tokens())
     assert network.dtype == getattr(torch, one.config["dtype"]) and torch.equal(found, one.said["logits"])
-    with one.model.treats.only(one.exported.treated):  # all of them, but for phi3 and opt
+    with one.model.input_transforms.only(one.exported.treated):  # all of them, but for phi3 and opt
         assert torch.equal(found, one.model.logits(draw_tokens(), TOKENS))
-    assert len(one.exported.treated) == len(one.model.treats.names) or case.startswith(("phi3", "opt"))
+    assert len(one.exported.treated) == len(one.model.input_transforms.names) or case.startswith(("phi3", "opt"))
     assert torch.equal(generate(network, draw_tokens()), one.said["generated"])
     for name in one.said.keys() - {"logits", "generated"}:
         assert torch.equal(network.get_submodule(name).weight, one.said[name]), name
@@ -138,133 +135,12 @@ def test_bytes_of_fewer_bits(tmp_path: Path) -> None:
         scales = weight.abs().amax(1, keepdim=True).bfloat16().float() / 8
         whole = (weight / scales).round().clamp(-8, 7).to(torch.int8)
         grid = grids[name] = Grid(whole, scales, 4, weight.shape[1], None, TokenRounding())
-        model.write(name, Product(grid.decode(weight.dtype), grid.inputs))
+        model.write(name, Replacement(grid.decode(weight.dtype), grid.inputs))
     exported = export.save("auto", model, tmp_path / "model", {}, {}, grids)
     assert exported.treated == {*model.components}
     found = logits(compressor.load(exported.path), draw_tokens())
     assert torch.equal(found, model.logits(draw_tokens(), TOKENS))
     assert torch.equal(found, read_by_transformers({exported.path: ""})[exported.path]["logits"])
-
-
-def make_bytes(
-    strategy: Strategy, out: int, width: int, dtype: torch.dtype, bias: bool = False
-) -> packed_linear.ByteLinear:
-    """Every byte there is, by lot, and scales."""
-    draw = torch.Generator().manual_seed(out * width)
-    parameter = nn.Parameter(torch.randn(out, generator=draw).to(dtype), requires_grad=False) if bias else None
-    scheme = Scheme(8, strategy, 16 if strategy is Strategy.group else 0, True, TokenRounding())
-    module = packed_linear.ByteLinear(width, out, parameter, scheme)
-    module.weight_scale = (torch.rand(module.weight_scale.shape, generator=draw) / 64 + 0.001).to(dtype)
-    module.read_integers().random_(-128, 128, generator=draw)
-    module.is_loaded = True
-    return module
-
-
-def multiply_by_hand(module: packed_linear.ByteLinear, inputs: Tensor) -> Tensor:
-    """s_x s_w Σ q_x q_w + b in float64, where q_x is found number by number in the dtype of the inputs."""
-    half = torch.tensor(127.5, dtype=inputs.dtype)
-    answer = []
-    for x in inputs.reshape(-1, inputs.shape[-1]):
-        scale = x.abs().max() / half
-        scale = scale if scale else torch.tensor(1.0, dtype=x.dtype)
-        whole = torch.stack([number / scale for number in x]).round().clamp(-128, 127)
-        sums = module.read_integers().double() @ whole.double()
-        answer.append(sums * scale.double() * module.weight_scale.flatten().double())
-    product = torch.stack(answer).view(*inputs.shape[:-1], module.out_features)
-    return product if module.bias is None else product + module.bias.double()
-
-
-SHAPES = [(40, 48), (33, 63), (1, 2), (7, 3), (129, 257)]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("strategy", [Strategy.channel, Strategy.tensor])
-@pytest.mark.parametrize("bias", [False, True])
-def test_products_of_integers_are_exact_but_for_the_last_rounding(
-    dtype: torch.dtype, strategy: Strategy, bias: bool
-) -> None:
-    draw = torch.Generator().manual_seed(5)
-    for out, width in SHAPES:
-        module = make_bytes(strategy, out, width, dtype, bias)
-        made = choice.choose_kernel(module)
-        assert isinstance(made, integers.IntegerLinear) and torch.equal(made.weight, module.weight)
-        assert made.weight.dtype == dtype
-        for rows in [(1,), (3,), (1, 1), (2, 8), (2, 40), (0,)]:
-            inputs = torch.randn(*rows, width, generator=draw).to(dtype)
-            if len(rows) == 2:
-                inputs[0, 0] = 0  # a token of zeros
-            found = made(inputs)
-            assert found.shape == (*rows, out) and found.dtype == dtype
-            if not inputs.numel():
-                continue
-            exact = multiply_by_hand(module, inputs)
-            size = exact.abs() if module.bias is None else (exact - module.bias).abs() + module.bias.abs()
-            number = torch.finfo(dtype)
-            room = number.eps / 2 * exact.abs() + 2**-22 * size.double() + number.smallest_normal
-            assert bool(((found.double() - exact).abs() <= room).all()), (out, width, rows)
-
-
-def test_the_largest_sums_fit() -> None:
-    """As many products of −128 and −128 as `WIDTHS` allows; a scale of 2 keeps float32 exact."""
-    width = integers.WIDTHS.stop - 1
-    module = make_bytes(Strategy.tensor, 2, width, torch.float32)
-    module.read_integers().fill_(-128)
-    made = choice.choose_kernel(module)
-    assert isinstance(made, integers.IntegerLinear)
-    sums = made.add_up(torch.full((1, width), -128, dtype=torch.int8))
-    assert sums.tolist() == [[2**14 * width] * 2] and 2**14 * (width + 1) == 2**31
-
-
-def test_products_of_integers_are_taken_only_where_they_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (
-        make_bytes(Strategy.group, 32, 64, torch.bfloat16), make_bytes(Strategy.channel, 32, 1, torch.bfloat16),
-        make_bytes(Strategy.channel, 1, integers.WIDTHS.stop, torch.bfloat16),
-        make_bytes(Strategy.channel, 32, 64, torch.float64),
-    ):  # fmt: skip
-        assert choice.choose_kernel(module) is None
-    module = make_bytes(Strategy.channel, 40, 64, torch.float32)
-    multiply = torch._int_mm
-
-    def cut_off(left: Tensor, right: Tensor) -> Tensor:
-        """As instructions do that add up pairs in 16 bits, with inputs shifted by 128."""
-        pairs = (left[:, :, None].int() + 128) * right.int()
-        cut = pairs.view(len(left), -1, 2, right.shape[1]).sum(2).clamp(-(2**15), 2**15 - 1).sum(1)
-        return (cut - 128 * right.int().sum(0)).int()
-
-    assert choice.choose_kernel(module) is not None
-    few = torch.ones(1, 64, dtype=torch.int8)
-    assert torch.equal(cut_off(few, module.read_integers().T // 4), multiply(few, module.read_integers().T // 4))
-    for wrong in (cut_off, lambda left, right: multiply(left, right) + (len(left) == 1)):
-        monkeypatch.setattr(torch, "_int_mm", wrong)
-        assert choice.choose_kernel(module) is None
-
-
-def compare_outputs(module: nn.Module, other: nn.Module, inputs: tuple[Tensor], outputs: Tensor) -> None:
-    """The same up to the rounding of factors and sums."""
-    (given,) = inputs
-    size = nn.functional.linear(given.abs(), other.weight.abs())
-    assert bool(((module(given) - outputs).abs() <= 4 * torch.finfo(given.dtype).eps * size).all())
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_model_runs_by_products_of_integers(shipped: dict[str, Shipped], dtype: str) -> None:
-    """Wherever there is no group. Modules differ by rounding, the model by a step of 1/127 where a number flips."""
-    one = shipped["llama in float32"]
-    exact, fast = (compressor.load(one.exported.path, dtype=dtype, kernels=name) for name in ("exact", "torch"))
-    groups = {path for path, module in find_modules(exact, packed_linear.ByteLinear).items() if module.scheme.group}
-    assert groups == find_modules(fast, packed_linear.ByteLinear).keys() and groups
-    served = find_modules(fast, integers.IntegerLinear)
-    assert served.keys() == find_modules(exact, packed_linear.ByteLinear).keys() - groups and len(served) > 3
-    assert not any(module.training for module in fast.modules())
-    assert count_bytes(find_modules(fast, integers.IntegerLinear)[min(served)]) == count_bytes(
-        exact.get_submodule(min(served))
-    )
-    for path, module in served.items():
-        exact.get_submodule(path).register_forward_hook(partial(compare_outputs, module))
-    for tokens in (draw_tokens(), draw_tokens()[:1, :1]):
-        found, wanted = logits(fast, tokens), logits(exact, tokens)
-        assert 0 < float((found - wanted).abs().max()) < 0.05 * float(wanted.abs().max())
-    assert generate(fast, draw_tokens()).shape == one.said["generated"].shape
 
 
 def set_inputs(**values: object) -> Callable[[dict[str, Any]], None]:

@@ -21,11 +21,9 @@ from torch import Tensor, nn
 
 import compressor
 from compressor import export
-from compressor.contracts import CompressedWeight, Compressor, Context
-from compressor.contracts.quantized import Grid, Scheme, Strategy
+from compressor.contracts import CompressedWeight, Compressor, Context, Grid, Scheme, Strategy
 from compressor.errors import CompressorError, ConfigError, ModelError, OutputError
 from compressor.export.loading import hf_quantizer, packed_linear
-from compressor.export.loading.load import choice, kernels
 from compressor.models import load_model
 from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings
 from compressor_plugins.quantization.int4 import Int4
@@ -34,8 +32,8 @@ from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.uniform import Uniform
 from tests.commands.test_run import make_settings, run
 from tests.export.test_export import NEW, TOKENS, Shipped, draw_tokens, mix, read_by_transformers, treat
-from tests.families import FAMILIES, save_checkpoint
 from tests.models.test_model import REMOTE_CODE, edit_config
+from tests.support.families import FAMILIES, save_checkpoint
 
 CASES = [*FAMILIES, "llama in bfloat16"]
 DENSE = ("gpt2", "mixtral", "qwen3_moe", "falcon")
@@ -218,7 +216,7 @@ def test_a_run_is_generated_again_token_for_token(tmp_path: Path) -> None:
 
 def test_what_the_quickstart_shows_runs_as_it_stands(tmp_path: Path) -> None:
     """Both snippets, on a run whose export is packed."""
-    text = (Path(__file__).parents[2] / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "docs" / "quickstart.md").read_text(encoding="utf-8")
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(snippets) == 2 and "compressor.load(" in snippets[0] and "assert agrees ==" in snippets[1]
     settings = make_settings(Uniform(), Int8(activations=Activations.token), export=ExportSettings())
@@ -303,85 +301,9 @@ def test_numbers_are_unpacked_from_a_string_of_bits(bits: int) -> None:
         assert found.dtype == torch.int8 and torch.equal(found.long() + (1 << bits - 1), numbers)
 
 
-def make_module(scheme: Scheme, out: int, width: int, bias: bool = False) -> packed_linear.PackedLinear:
-    """A module of a bfloat16 model with integers drawn by lot, from all that there are."""
-    draw = torch.Generator().manual_seed(out * width)
-    parameter = nn.Parameter(torch.randn(out, generator=draw).bfloat16(), requires_grad=False) if bias else None
-    module = packed_linear.PackedLinear(width, out, parameter, scheme)
-    module.weight_scale = (torch.rand(module.weight_scale.shape, generator=draw) / 64 + 0.001).bfloat16()
-    top = torch.iinfo(torch.int32)
-    module.weight_packed.random_(top.min, top.max, generator=draw)
-    if not scheme.symmetric:
-        module.weight_zero_point.random_(top.min, top.max, generator=draw)
-    return module
-
-
-CHANNEL, TENSOR = (Scheme(8, strategy, 0, True) for strategy in (Strategy.channel, Strategy.tensor))
-SERVED = {
-    "8 bits by row": (CHANNEL, 40, 48),
-    "8 bits of a matrix": (TENSOR, 33, 64),
-    "4 bits in groups": (Scheme(4, Strategy.group, 32, True), 48, 96),
-    "4 bits in large groups": (Scheme(4, Strategy.group, 512, True), 64, 1024),
-    "4 bits in groups of 96": (Scheme(4, Strategy.group, 96, True), 16, 192),
-    "4 bits by row": (Scheme(4, Strategy.channel, 0, True), 128, 320),
-    "4 bits of a matrix": (Scheme(4, Strategy.tensor, 0, True), 192, 64),
-}
-
-
-@pytest.mark.parametrize("case", SERVED)
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_kernel_has_the_weight_and_nearly_the_product(case: str, bias: bool) -> None:
-    """The weight bit for bit; of few rows the product in float64 but for rounding, of many that of the dense module."""
-    module = make_module(*SERVED[case], bias)
-    made = choice.choose_kernel(module)
-    assert made is not None and not isinstance(made, packed_linear.PackedLinear)
-    weight = module.weight
-    assert weight.dtype == torch.bfloat16 and torch.equal(made.weight, weight)
-    draw = torch.Generator().manual_seed(3)
-    for shape in [(1,), (3,), (1, 1), (2, kernels.ROWS // 2), (0,)]:
-        inputs = torch.randn(*shape, module.in_features, generator=draw).bfloat16()
-        exact, size = (x.double() @ w.double().T for x, w in ((inputs, weight), (inputs.abs(), weight.abs())))
-        if module.bias is not None:
-            exact, size = exact + module.bias.double(), size + module.bias.double().abs()
-        found = made(inputs)
-        assert found.shape == exact.shape and found.dtype == torch.bfloat16
-        assert bool(((found.double() - exact).abs() <= 2**-7 * size).all())
-    many = torch.randn(kernels.ROWS + 1, module.in_features, generator=draw).bfloat16()
-    assert torch.equal(made(many), module(many))
-    single, other = many[:1].float(), made.float()  # the kernel is not for this dtype
-    assert torch.equal(other(single), nn.functional.linear(single, other.weight, other.bias))
-
-
-def test_kernels_are_taken_only_where_they_are_made_for_the_module() -> None:
-    group = Strategy.group
-    refused = [
-        (Scheme(8, group, 32, True), 32, 64), (Scheme(8, Strategy.channel, 0, False), 32, 64), (CHANNEL, 32, 40),
-        (Scheme(7, Strategy.channel, 0, True), 32, 64), (Scheme(4, group, 32, False), 32, 64),
-        (Scheme(4, group, 16, True), 32, 64), (Scheme(3, group, 32, True), 32, 64),
-        (Scheme(4, group, 32, True), 40, 64), (Scheme(4, Strategy.channel, 0, True), 32, 80),
-    ]  # fmt: skip
-    for scheme, out, width in refused:
-        assert choice.choose_kernel(make_module(scheme, out, width)) is None, (scheme, out, width)
-    for dtype in (torch.float32, torch.float16):
-        assert choice.choose_kernel(make_module(CHANNEL, 32, 64).to(dtype)) is None
-
-
-def test_a_kernel_that_says_something_else_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one of another machine may, whose order or rounding is not what is known here."""
-    module = make_module(*SERVED["4 bits in groups"])
-    with monkeypatch.context() as patch:
-        patch.setattr(kernels.Int4Linear, "multiply", lambda self, inputs: (inputs @ self.weight.T) * 1.05)
-        assert choice.choose_kernel(module) is None
-    places = torch.arange(48)
-    with monkeypatch.context() as patch:
-        patch.setattr(kernels, "find_places", lambda out: places.roll(1))
-        assert choice.choose_kernel(module) is None
-    assert choice.choose_kernel(module) is not None
-
-
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
-    """A bfloat16 model of 4 and 8 bits whose widths the kernels are made for; some modules are for none."""
+    """A bfloat16 model of 4 and 8 bits, with scales by row, by matrix and in groups."""
     sorts = (Int4(group=32), Int8(), Int8(granularity=Granularity.tensor), Rtn(bits=[4], group=128), Int8(group=32))
     return export_treated(
         tmp_path_factory.mktemp("wide"), lambda index, component: sorts[index % len(sorts)], dtype=DType.bfloat16,
@@ -389,36 +311,17 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
     )  # fmt: skip
 
 
-def test_a_model_runs_by_kernels_where_there_are_some(wide: Shipped) -> None:
-    exact, fast = (compressor.load(wide.exported.path, kernels=name) for name in ("exact", "torch"))
-    kinds = [type(module).__name__ for module in fast.modules() if isinstance(module, packed_linear.WeightlessLinear)]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"Int4Linear": 6, "Int8Linear": 6, "PackedLinear": 2}
-    assert not any(module.training for module in fast.modules())
-    short, long = draw_tokens()[:1], draw_tokens()
-    assert torch.equal(logits(exact, long), wide.model.logits(long, TOKENS))
-    assert torch.equal(logits(fast, long), logits(exact, long))  # 36 rows at once
-    found, wanted = logits(fast, short), logits(exact, short)
-    assert not torch.equal(found, wanted)
-    assert float((found - wanted).abs().max()) < 0.1 * float(wanted.abs().max())
-    assert generate(fast, short).shape == (1, TOKENS + NEW)
-
-
-def test_kernels_hold_no_more_than_packed_integers_and_wider_scales(wide: Shipped) -> None:
-    exact, fast = (compressor.load(wide.exported.path, kernels=name) for name in ("exact", "torch"))
-    for path, module in fast.named_modules():
-        if not isinstance(module, kernels.KernelLinear):
-            continue
-        was = exact.get_submodule(path)
-        integers = module.integers if isinstance(module, kernels.Int8Linear) else module.words
-        assert integers.nbytes == was.weight_packed.nbytes
-        held = sum(tensor.nbytes for tensor in module.state_dict().values())
-        assert held - integers.nbytes <= 4 * module.out_features * max(1, module.in_features // 32) + 8 * 64
-    assert count_bytes(fast) < 1.15 * count_bytes(exact)
-
-
-def test_kernels_are_for_bfloat16(wide: Shipped) -> None:
-    network = compressor.load(wide.exported.path, dtype="float32", kernels="torch")
-    assert not any(isinstance(module, kernels.KernelLinear) for module in network.modules())
+def test_kernels_that_were_removed_warn_once_and_load_the_exact_model(
+    wide: Shipped, recwarn: pytest.WarningsRecorder
+) -> None:
+    exact = compressor.load(wide.exported.path, kernels="exact")
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r'^`kernels="torch"` was removed from `compressor\.load`; [^\n]+$') as caught:
+        network = compressor.load(wide.exported.path, kernels="torch")
+    assert len(caught) == 1 and caught[0].filename == __file__
+    for tokens in (draw_tokens()[:1], draw_tokens()):
+        wanted = wide.model.logits(tokens, TOKENS)
+        assert torch.equal(logits(network, tokens), wanted) and torch.equal(logits(exact, tokens), wanted)
 
 
 def test_a_packed_model_is_not_saved_again(wide: Shipped, tmp_path: Path) -> None:
@@ -431,7 +334,7 @@ def test_a_packed_model_is_not_saved_again(wide: Shipped, tmp_path: Path) -> Non
 
 def test_a_dense_folder_is_loaded_and_saved_as_ever(tmp_path: Path) -> None:
     folder = save_checkpoint("qwen2", tmp_path / "dense", torch.bfloat16)
-    network = compressor.load(folder, kernels="torch")
+    network = compressor.load(folder)
     own = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert network.dtype == own.dtype == torch.bfloat16
     assert torch.equal(logits(network, draw_tokens()), logits(own.eval(), draw_tokens()))
@@ -595,10 +498,8 @@ def test_code_in_the_folder_runs_only_when_trusted(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-@pytest.mark.parametrize("name", ["exact", "torch"])
-def test_on_a_gpu_every_module_makes_its_weight(wide: Shipped, name: str) -> None:
-    network = compressor.load(wide.exported.path, device="cuda", kernels=name)
-    assert not any(isinstance(module, kernels.KernelLinear) for module in network.modules())
+def test_on_a_gpu_every_module_makes_its_weight(wide: Shipped) -> None:
+    network = compressor.load(wide.exported.path, device="cuda")
     for path, module in compressor.load(wide.exported.path, device="cpu").named_modules():
         if isinstance(module, packed_linear.PackedLinear):
             found = network.get_submodule(path).weight

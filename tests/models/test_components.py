@@ -19,8 +19,8 @@ from transformers.pytorch_utils import Conv1D
 
 from compressor.errors import CompressorError, ConfigError, ModelError, PlanError
 from compressor.models.components import find_components, find_layers
-from compressor.models.weight_views import Slot, swapped
-from tests.families import FAMILIES, ODDITIES, VOCABULARY, make_network
+from compressor.models.weight_views import WeightView, swapped
+from tests.support.families import FAMILIES, ODDITIES, VOCABULARY, make_network
 
 ALL = [*FAMILIES, *ODDITIES]
 ATTENTION = [family for family in ALL if family != "mamba"]
@@ -170,24 +170,31 @@ def draw_tokens(sequences: int = 2, length: int = 6) -> Tensor:
 @pytest.mark.parametrize("family", ALL)
 def test_names_kinds_shapes_and_order(family: str) -> None:
     network = fixed_network(family)
-    slots = find_components(network, 16)
+    weight_views = find_components(network, 16)
     path, expected = FIRST_LAYER[family]
-    first = {name: slot.component for name, slot in slots.items() if slot.component.layer == 0}
+    first = {
+        name: weight_view.component for name, weight_view in weight_views.items() if weight_view.component.layer == 0
+    }
     assert [(name, c.kind, *c.shape) for name, c in first.items()] == [
         (f"{path}.0.{name}", *rest) for name, rest in expected.items()
     ]
-    assert len(slots) == COUNTS.get(family, 2 * len(expected))
-    assert [slot.component.layer for slot in slots.values()] == sorted(s.component.layer or 0 for s in slots.values())
-    assert all(slot.component.name == name and slot.component.stored_bits == 16 for name, slot in slots.items())
+    assert len(weight_views) == COUNTS.get(family, 2 * len(expected))
+    assert [weight_view.component.layer for weight_view in weight_views.values()] == sorted(
+        s.component.layer or 0 for s in weight_views.values()
+    )
+    assert all(
+        weight_view.component.name == name and weight_view.component.stored_bits == 16
+        for name, weight_view in weight_views.items()
+    )
 
 
 @pytest.mark.parametrize("family", ALL)
 def test_components_cover_every_matrix_once(family: str) -> None:
     network = make_network(family)
-    slots = find_components(network, 16)
+    weight_views = find_components(network, 16)
     before = {name: parameter.clone() for name, parameter in network.named_parameters()}
-    for slot in slots.values():
-        slot.view().add_(1000.0)
+    for weight_view in weight_views.values():
+        weight_view.view().add_(1000.0)
     prefix = find_layers(network)[0]
     for name, parameter in network.named_parameters():
         inside = name.startswith(f"{prefix}.") and parameter.dim() > 1
@@ -199,28 +206,28 @@ def test_components_cover_every_matrix_once(family: str) -> None:
 @pytest.mark.parametrize("family", ALL)
 def test_view_read_and_write_agree(family: str) -> None:
     network = make_network(family)
-    for slot in find_components(network, 16).values():
-        view, weight = slot.view(), slot.read()
-        owned = getattr(slot.owner, slot.attribute)
+    for weight_view in find_components(network, 16).values():
+        view, weight = weight_view.view(), weight_view.read()
+        owned = getattr(weight_view.owner, weight_view.attribute)
         assert view.untyped_storage().data_ptr() == owned.untyped_storage().data_ptr()
-        assert weight.is_contiguous() and weight.shape == slot.component.shape
+        assert weight.is_contiguous() and weight.shape == weight_view.component.shape
         assert torch.equal(view.reshape(weight.shape), weight)
         weight += 1.0
-        assert not torch.equal(slot.read(), weight), "reading gives a copy"
-        slot.write(weight)
-        assert torch.equal(slot.read(), weight) and torch.equal(slot.view().reshape(weight.shape), weight)
+        assert not torch.equal(weight_view.read(), weight), "reading gives a copy"
+        weight_view.write(weight)
+        assert torch.equal(weight_view.read(), weight) and torch.equal(weight_view.view().reshape(weight.shape), weight)
 
 
 @pytest.mark.parametrize("family", ALL)
 def test_whole_matrices_are_what_their_module_multiplies_by(family: str) -> None:
     network = fixed_network(family)
     generator = torch.Generator().manual_seed(2)
-    for name, slot in find_components(network, 16).items():
+    for name, weight_view in find_components(network, 16).items():
         if ":" not in name:
-            assert isinstance(slot.owner, nn.Linear | Conv1D)
-            inputs = torch.randn(3, slot.component.shape[1], generator=generator)
-            expected = nn.functional.linear(inputs, slot.read(), slot.owner.bias)
-            torch.testing.assert_close(slot.owner(inputs), expected)
+            assert isinstance(weight_view.owner, nn.Linear | Conv1D)
+            inputs = torch.randn(3, weight_view.component.shape[1], generator=generator)
+            expected = nn.functional.linear(inputs, weight_view.read(), weight_view.owner.bias)
+            torch.testing.assert_close(weight_view.owner(inputs), expected)
 
 
 class WatchAttention(TorchFunctionMode):
@@ -272,8 +279,12 @@ def make_unbiased(family: str) -> PreTrainedModel:
 def test_fused_attention_parts_are_what_attention_gets(family: str) -> None:
     """Of a single token, attention passes on the value, and rotary positions are the identity."""
     network = make_unbiased(family)
-    slots = find_components(network, 16)
-    named = {slot.component.kind: slot for slot in slots.values() if slot.component.layer == 0}
+    weight_views = find_components(network, 16)
+    named = {
+        weight_view.component.kind: weight_view
+        for weight_view in weight_views.values()
+        if weight_view.component.layer == 0
+    }
     with (
         torch.no_grad(),
         WatchAttention() as watch,
@@ -299,8 +310,8 @@ def test_fused_attention_parts_are_what_attention_gets(family: str) -> None:
 )
 def test_fused_gates_are_what_the_mlp_computes(family: str, fused: str, down: str) -> None:
     network = fixed_network(family)
-    slots = find_components(network, 16)
-    gate, up, last = (slots[f"model.layers.0.{name}"] for name in (f"{fused}:gate", f"{fused}:up", down))
+    weight_views = find_components(network, 16)
+    gate, up, last = (weight_views[f"model.layers.0.{name}"] for name in (f"{fused}:gate", f"{fused}:up", down))
     with torch.no_grad(), record_calls(gate.owner) as first, record_calls(last.owner) as second:
         network(draw_tokens())
     inputs = first[0][0][0]
@@ -308,12 +319,14 @@ def test_fused_gates_are_what_the_mlp_computes(family: str, fused: str, down: st
     torch.testing.assert_close(second[0][0][0], expected)
 
 
-def compute_experts(family: str, slots: Mapping[str, Slot], path: str, inputs: Tensor, expert: int) -> Tensor:
+def compute_experts(
+    family: str, weight_views: Mapping[str, WeightView], path: str, inputs: Tensor, expert: int
+) -> Tensor:
     """One expert `[token, width]` by the formula of its family, from components alone."""
     weights = [f"{path}.gate_up_proj:{expert}.gate", f"{path}.gate_up_proj:{expert}.up", f"{path}.down_proj:{expert}"]
     if family == "dbrx":
         weights = [f"{path}.mlp.{leaf}:{expert}" for leaf in ("w1", "v1", "w2")]
-    gate, up, down = (slots[name].read() for name in weights)
+    gate, up, down = (weight_views[name].read() for name in weights)
     gated, raised = inputs @ gate.T, inputs @ up.T
     if family == "gpt_oss":
         gated, raised = gated.clamp(max=7.0), raised.clamp(-7.0, 7.0) + 1
@@ -324,21 +337,21 @@ def compute_experts(family: str, slots: Mapping[str, Slot], path: str, inputs: T
 @pytest.mark.parametrize("family", [f for f, (_, names) in FIRST_LAYER.items() if any("experts." in n for n in names)])
 def test_stacked_experts_are_what_the_layer_computes(family: str) -> None:
     network = make_unbiased(family)
-    slots = find_components(network, 16)
-    path = next(name for name in slots if ".experts." in name).partition(".experts.")[0] + ".experts"
+    weight_views = find_components(network, 16)
+    path = next(name for name in weight_views if ".experts." in name).partition(".experts.")[0] + ".experts"
     with torch.no_grad(), record_calls(network.get_submodule(path)) as calls:
         network(draw_tokens())
     arguments, result = calls[0]
     inputs = arguments[0].reshape(-1, 32)
     if family == "llama4":  # it runs every expert on its own share of the rows
         shares = enumerate(inputs.chunk(3))
-        expected = torch.cat([compute_experts(family, slots, path, share, expert) for expert, share in shares])
+        expected = torch.cat([compute_experts(family, weight_views, path, share, expert) for expert, share in shares])
     else:
         _, chosen, amounts = arguments
         expected = torch.zeros_like(inputs)
         for expert in range(3):
             amount = (amounts * (chosen == expert)).sum(-1, keepdim=True)
-            expected += amount * compute_experts(family, slots, path, inputs, expert)
+            expected += amount * compute_experts(family, weight_views, path, inputs, expert)
     torch.testing.assert_close(result.reshape(-1, 32), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -346,16 +359,20 @@ def test_a_fused_matrix_of_unknown_sizes_is_one_component() -> None:
     network = make_network("phi3")
     attention = network.get_submodule("model.layers.0.self_attn")
     attention.qkv_proj = nn.Linear(32, 61, bias=False)
-    slots = find_components(network, 16)
-    assert slots["model.layers.0.self_attn.qkv_proj"].component.shape == (61, 32)
-    assert slots["model.layers.0.self_attn.qkv_proj"].component.kind == "qkv_proj"
+    weight_views = find_components(network, 16)
+    assert weight_views["model.layers.0.self_attn.qkv_proj"].component.shape == (61, 32)
+    assert weight_views["model.layers.0.self_attn.qkv_proj"].component.kind == "qkv_proj"
 
 
 def test_unknown_names_are_components_of_their_own_kind() -> None:
     network = make_network("llama")
     network.get_submodule("model.layers.1").adapter = nn.Linear(32, 4)
-    slot = find_components(network, 16)["model.layers.1.adapter"]
-    assert (slot.component.kind, slot.component.layer, slot.component.shape) == ("adapter", 1, (4, 32))
+    weight_view = find_components(network, 16)["model.layers.1.adapter"]
+    assert (weight_view.component.kind, weight_view.component.layer, weight_view.component.shape) == (
+        "adapter",
+        1,
+        (4, 32),
+    )
 
 
 def test_a_network_without_layers_is_refused() -> None:
@@ -370,15 +387,15 @@ def test_layers_that_share_a_matrix_offer_it_once() -> None:
     network = make_network("llama")
     first, second = (network.get_submodule(f"model.layers.{index}.mlp") for index in range(2))
     second.up_proj.weight = first.up_proj.weight
-    slots = find_components(network, 16)
-    assert "model.layers.0.mlp.up_proj" in slots and "model.layers.1.mlp.up_proj" not in slots
+    weight_views = find_components(network, 16)
+    assert "model.layers.0.mlp.up_proj" in weight_views and "model.layers.1.mlp.up_proj" not in weight_views
 
 
 def test_stored_bits_by_parameter() -> None:
     network = make_network("gpt2")
     bits = {name: 8 if "c_attn" in name else 32 for name, _ in network.named_parameters()}
-    for name, slot in find_components(network, bits).items():
-        assert slot.component.stored_bits == (8 if "c_attn" in name else 32)
+    for name, weight_view in find_components(network, bits).items():
+        assert weight_view.component.stored_bits == (8 if "c_attn" in name else 32)
 
 
 def assert_one_line(error: BaseException) -> None:
@@ -399,12 +416,12 @@ def test_include_and_exclude() -> None:
 def test_embedding_and_head_are_offered_only_by_name() -> None:
     network = make_network("llama", tie_word_embeddings=False)
     assert not {"lm_head", "model.embed_tokens"} & set(find_components(network, 16))
-    slots = find_components(network, 16, ["lm_head", "embed_tokens", "q_proj"])
-    kinds = Counter(slot.component.kind for slot in slots.values())
+    weight_views = find_components(network, 16, ["lm_head", "embed_tokens", "q_proj"])
+    kinds = Counter(weight_view.component.kind for weight_view in weight_views.values())
     assert kinds == {"lm_head": 1, "embed_tokens": 1, "query": 2}
-    assert slots["lm_head"].component.layer is None
+    assert weight_views["lm_head"].component.layer is None
     assert list(find_components(network, 16, ["lm_head|embed"], ["embed"])) == ["lm_head"]
-    assert torch.equal(slots["lm_head"].read(), network.get_output_embeddings().weight)
+    assert torch.equal(weight_views["lm_head"].read(), network.get_output_embeddings().weight)
 
 
 @pytest.mark.parametrize("pattern", ["lm_head", "wte"])
@@ -449,57 +466,57 @@ def assert_same_state(network: nn.Module, before: Mapping[str, Tensor]) -> None:
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def draw_weights(slots: Mapping[str, Slot], names: list[str]) -> dict[str, Tensor]:
+def draw_weights(weight_views: Mapping[str, WeightView], names: list[str]) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(3)
-    return {name: torch.randn(slots[name].component.shape, generator=generator) for name in names}
+    return {name: torch.randn(weight_views[name].component.shape, generator=generator) for name in names}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ALL)
 def test_a_swap_leaves_no_trace(family: str, dtype: torch.dtype) -> None:
     network = make_network(family).to(dtype)
-    slots = find_components(network, 16)
+    weight_views = find_components(network, 16)
     before = copy_state(network)
-    weights = draw_weights(slots, list(slots))
-    with swapped(slots, weights):
+    weights = draw_weights(weight_views, list(weight_views))
+    with swapped(weight_views, weights):
         for name, weight in weights.items():
-            assert torch.equal(slots[name].read(), weight.to(dtype))
+            assert torch.equal(weight_views[name].read(), weight.to(dtype))
     assert_same_state(network, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_swap_restores_what_no_number_tells(dtype: torch.dtype) -> None:
     network = make_network("gpt2").to(dtype)
-    slots = find_components(network, 16)
-    slot = slots["transformer.h.0.attn.c_attn:k"]
+    weight_views = find_components(network, 16)
+    weight_view = weight_views["transformer.h.0.attn.c_attn:k"]
     integer = torch.int32 if dtype is torch.float32 else torch.int16
     nans = {torch.float32: (0x7F800001, 0x7FC12345), torch.bfloat16: (0x7F81, 0x7FC5), torch.float16: (0x7C01, 0x7E05)}
-    slot.view().view(integer)[0, :2] = torch.tensor(nans[dtype], dtype=integer)  # one of them signals
-    slot.view()[0, 2] = -0.0
+    weight_view.view().view(integer)[0, :2] = torch.tensor(nans[dtype], dtype=integer)  # one of them signals
+    weight_view.view()[0, 2] = -0.0
     before = copy_state(network)
-    with swapped(slots, draw_weights(slots, list(slots))):
+    with swapped(weight_views, draw_weights(weight_views, list(weight_views))):
         pass
     assert_same_state(network, before)
-    assert slot.read()[0, :2].isnan().all() and slot.read()[0, 2].signbit()
+    assert weight_view.read()[0, :2].isnan().all() and weight_view.read()[0, 2].signbit()
 
 
 def test_a_swap_is_undone_after_an_error_inside() -> None:
     network = make_network("phi3")
-    slots = find_components(network, 16)
+    weight_views = find_components(network, 16)
     before = copy_state(network)
-    with pytest.raises(KeyboardInterrupt), swapped(slots, draw_weights(slots, list(slots))):
+    with pytest.raises(KeyboardInterrupt), swapped(weight_views, draw_weights(weight_views, list(weight_views))):
         raise KeyboardInterrupt
     assert_same_state(network, before)
 
 
 def test_a_half_done_swap_is_undone() -> None:
     network = make_network("llama")
-    slots = find_components(network, 16)
+    weight_views = find_components(network, 16)
     before = copy_state(network)
-    weights = draw_weights(slots, list(slots)[:4])
-    weights[list(slots)[3]] = torch.zeros(2, 2)
+    weights = draw_weights(weight_views, list(weight_views)[:4])
+    weights[list(weight_views)[3]] = torch.zeros(2, 2)
     with pytest.raises(PlanError, match=r"`model.layers.0.self_attn.o_proj` must have the shape \[32, 32\]") as caught:
-        swapped(slots, weights).__enter__()
+        swapped(weight_views, weights).__enter__()
     assert_one_line(caught.value)
     assert_same_state(network, before)
 
@@ -507,23 +524,25 @@ def test_a_half_done_swap_is_undone() -> None:
 def test_an_unknown_component_is_refused_with_near_misses() -> None:
     network = make_network("llama")
     before = copy_state(network)
-    slots = find_components(network, 16)
-    weights = draw_weights(slots, list(slots)[:1]) | {"model.layers.0.self_attn.q_prj": torch.zeros(32, 32)}
+    weight_views = find_components(network, 16)
+    weights = draw_weights(weight_views, list(weight_views)[:1]) | {
+        "model.layers.0.self_attn.q_prj": torch.zeros(32, 32)
+    }
     with pytest.raises(PlanError, match=r"did you mean `model\.layers\.0\.self_attn\.q_proj`") as caught:
-        swapped(slots, weights).__enter__()
+        swapped(weight_views, weights).__enter__()
     assert_one_line(caught.value)
     assert_same_state(network, before)
 
 
 def test_overlapping_swaps_are_undone_in_reverse() -> None:
     network = make_network("gpt2")
-    slots = find_components(network, 16, ["lm_head"]) | find_components(network, 16, ["wte"])
-    assert len(slots) == 2
+    weight_views = find_components(network, 16, ["lm_head"]) | find_components(network, 16, ["wte"])
+    assert len(weight_views) == 2
     before = copy_state(network)
-    with swapped(slots, draw_weights(slots, list(slots))):
-        assert torch.equal(slots["lm_head"].read(), slots["transformer.wte"].read())
-        with swapped(slots, {"lm_head": torch.zeros(VOCABULARY, 32)}):
-            assert not slots["transformer.wte"].read().any()
+    with swapped(weight_views, draw_weights(weight_views, list(weight_views))):
+        assert torch.equal(weight_views["lm_head"].read(), weight_views["transformer.wte"].read())
+        with swapped(weight_views, {"lm_head": torch.zeros(VOCABULARY, 32)}):
+            assert not weight_views["transformer.wte"].read().any()
     assert_same_state(network, before)
 
 
@@ -532,13 +551,13 @@ def test_swaps_work_in_every_gradient_mode(mode: Callable[[], AbstractContextMan
     network = make_network("gpt2")
     for parameter in network.parameters():
         parameter.requires_grad_(True)
-    slots = find_components(network, 16)
+    weight_views = find_components(network, 16)
     before = copy_state(network)
-    name = next(iter(slots))
+    name = next(iter(weight_views))
     with mode():
-        with swapped(slots, {name: slots[name].read().requires_grad_() * 2}):
+        with swapped(weight_views, {name: weight_views[name].read().requires_grad_() * 2}):
             network(draw_tokens())
-        copied = slots[name].read()
+        copied = weight_views[name].read()
     assert not copied.is_inference() and not copied.requires_grad
     assert all(p.requires_grad and p.is_leaf and p.grad_fn is None for p in network.parameters())
     assert_same_state(network, before)
@@ -548,14 +567,14 @@ def test_swaps_work_in_every_gradient_mode(mode: Callable[[], AbstractContextMan
 @given(data=st.data(), family=st.sampled_from(["gpt2", "phi3", "mixtral", "falcon_grouped", "gpt_oss"]))
 def test_swaps_of_any_subset_leave_no_trace(data: st.DataObject, family: str) -> None:
     network = fixed_network(family)
-    slots = find_components(network, 16)
-    chosen = data.draw(st.lists(st.sampled_from(sorted(slots)), unique=True, max_size=6))
-    weights = {name: torch.full(slots[name].component.shape, float(index)) for index, name in enumerate(chosen)}
+    weight_views = find_components(network, 16)
+    chosen = data.draw(st.lists(st.sampled_from(sorted(weight_views)), unique=True, max_size=6))
+    weights = {name: torch.full(weight_views[name].component.shape, float(index)) for index, name in enumerate(chosen)}
     before = copy_state(network)
-    untouched = {name: slot.read() for name, slot in slots.items() if name not in chosen}
-    with swapped(slots, weights):
-        assert all(torch.equal(slots[name].read(), weight) for name, weight in weights.items())
-        assert all(torch.equal(slots[name].read(), weight) for name, weight in untouched.items())
+    untouched = {name: weight_view.read() for name, weight_view in weight_views.items() if name not in chosen}
+    with swapped(weight_views, weights):
+        assert all(torch.equal(weight_views[name].read(), weight) for name, weight in weights.items())
+        assert all(torch.equal(weight_views[name].read(), weight) for name, weight in untouched.items())
     assert_same_state(network, before)
 
 
@@ -563,11 +582,13 @@ def test_swaps_of_any_subset_leave_no_trace(data: st.DataObject, family: str) ->
 def test_zero_values_silence_attention(family: str) -> None:
     """What the output matrix gets is zero when, and only when, the values are."""
     network = make_unbiased(family)
-    slots = find_components(network, 16)
-    values = {n: torch.zeros(s.component.shape) for n, s in slots.items() if s.component.kind == "value"}
-    others = {n: torch.zeros(s.component.shape) for n, s in slots.items() if s.component.kind in ("query", "key")}
-    output = next(slot for slot in slots.values() if slot.component.kind == "output")
+    weight_views = find_components(network, 16)
+    values = {n: torch.zeros(s.component.shape) for n, s in weight_views.items() if s.component.kind == "value"}
+    others = {
+        n: torch.zeros(s.component.shape) for n, s in weight_views.items() if s.component.kind in ("query", "key")
+    }
+    output = next(weight_view for weight_view in weight_views.values() if weight_view.component.kind == "output")
     for weights, silent in ((values, True), (others, False)):
-        with torch.no_grad(), swapped(slots, weights), record_calls(output.owner) as calls:
+        with torch.no_grad(), swapped(weight_views, weights), record_calls(output.owner) as calls:
             network(draw_tokens())
         assert bool(calls[0][0][0].abs().max() < 1e-6) is silent

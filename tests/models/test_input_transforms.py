@@ -11,22 +11,22 @@ import torch
 from torch import Tensor
 
 from compressor.compression.calibration import gather
-from compressor.contracts import TokenRounding, Treat
+from compressor.contracts import InputTransform, TokenRounding
 from compressor.errors import PlanError
 from compressor.evaluation.engine import Engine
-from compressor.evaluation.layer_replay import Replay
-from compressor.evaluation.streaming_engine import Procession
+from compressor.evaluation.layer_replay import LayerReplay
+from compressor.evaluation.streaming_engine import StreamingEngine
 from compressor.evaluation.trials import Trial
-from compressor.models import Model, Product, load_model
+from compressor.models import Model, Replacement, load_model
 from compressor.models.architectures import is_linear
 from compressor.settings import ComponentSettings, DType, ModelSettings, SweepMode
 from tests.compression.test_calibration import ALL, assert_same, explicit, overheard, run_plainly
-from tests.estimates import make_bench
 from tests.evaluation.test_engine import assert_same_bits, make_sweep, score_both
 from tests.evaluation.test_evaluator import is_unchanged, snapshot
-from tests.families import FAMILIES, ODDITIES, VOCABULARY, save_checkpoint
 from tests.models.test_streaming import settle
 from tests.sensitivity.test_gradients import draw_tokens, explicit_gradients, walk_gradients
+from tests.support.estimates import make_bench
+from tests.support.families import FAMILIES, ODDITIES, VOCABULARY, save_checkpoint
 
 EVERY_FAMILY = sorted(FAMILIES | ODDITIES)
 SERIAL = TokenRounding(4)
@@ -50,17 +50,17 @@ def draw_factors(width: int, seed: int) -> Tensor:
     return 2.0 ** torch.randint(-2, 3, (width,), generator=torch.Generator().manual_seed(seed))
 
 
-def make_scaled(model: Model, names: list[str]) -> tuple[dict[str, Product], dict[str, Tensor]]:
+def make_scaled(model: Model, names: list[str]) -> tuple[dict[str, Replacement], dict[str, Tensor]]:
     """x D Wᵀ twice: with D in the inputs, and in the weight."""
     inside, outside = {}, {}
     for seed, name in enumerate(names):
         weight = model.read(name)
         factors = draw_factors(weight.shape[1], seed)
-        inside[name], outside[name] = Product(weight, partial(scale, factors)), weight * factors
+        inside[name], outside[name] = Replacement(weight, partial(scale, factors)), weight * factors
     return inside, outside
 
 
-def say(model: Model, weights: dict[str, Product] | dict[str, Tensor], tokens: Tensor) -> Tensor:
+def say(model: Model, weights: dict[str, Replacement] | dict[str, Tensor], tokens: Tensor) -> Tensor:
     with model.swapped(weights):
         return model.logits(tokens, tokens.shape[1])
 
@@ -97,16 +97,20 @@ def test_products_of_integers_are_what_a_module_gives(tmp_path: Path, family: st
     save_checkpoint(family, tmp_path, dtype=getattr(torch, dtype.value))
     model = load_model(ModelSettings(path=str(tmp_path), dtype=dtype))
     tokens, checked = draw_tokens(2), 0
-    model.check_treatable(model.slots)  # now, for it runs the model
-    for name, slot in model.slots.items():
-        if not is_linear(slot.owner) or slot.view().numel() != slot.parameter.numel() or slot.owner.bias is not None:
+    model.check_transformable(model.weight_views)  # now, for it runs the model
+    for name, weight_view in model.weight_views.items():
+        if (
+            not is_linear(weight_view.owner)
+            or weight_view.view().numel() != weight_view.parameter.numel()
+            or weight_view.owner.bias is not None
+        ):
             continue
         weight = model.read(name)
         scales = weight.double().abs().amax(1, keepdim=True) / 127
         integers = (weight.double() / scales).round()
         calls: list[tuple[Tensor, Tensor]] = []
-        handle = slot.owner.register_forward_hook(lambda _, x, y, calls=calls: calls.append((x[0], y)))
-        say(model, {name: Product((scales * integers).to(weight.dtype), TokenRounding())}, tokens)
+        handle = weight_view.owner.register_forward_hook(lambda _, x, y, calls=calls: calls.append((x[0], y)))
+        say(model, {name: Replacement((scales * integers).to(weight.dtype), TokenRounding())}, tokens)
         handle.remove()
         for inputs, outputs in calls:
             steps = inputs.abs().amax(-1, keepdim=True) / 127.5  # a scale is rounded as its dtype wants
@@ -124,13 +128,16 @@ def test_a_swap_leaves_no_trace(tmp_path: Path, family: str) -> None:
     before, own = snapshot(model), model.logits(tokens, 5)
     forwards = {module: module.__dict__.get("forward") for module in model.network.modules()}
     names = list_treatable(model)
-    with pytest.raises(RuntimeError, match="inside"), model.swapped({names[0]: Product(model.read(names[0]), SERIAL)}):
-        with model.swapped({name: Product(model.read(name), SERIAL) for name in names}):
+    with (
+        pytest.raises(RuntimeError, match="inside"),
+        model.swapped({names[0]: Replacement(model.read(names[0]), SERIAL)}),
+    ):
+        with model.swapped({name: Replacement(model.read(name), SERIAL) for name in names}):
             assert not torch.equal(model.logits(tokens, 5), own)
-            assert model.treats.find(names[-1]) is SERIAL
-        assert model.treats.find(names[-1]) is None and model.treats
+            assert model.input_transforms.find(names[-1]) is SERIAL
+        assert model.input_transforms.find(names[-1]) is None and model.input_transforms
         raise RuntimeError("inside")
-    assert not model.treats and is_unchanged(model, before)
+    assert not model.input_transforms and is_unchanged(model, before)
     assert forwards == {module: module.__dict__.get("forward") for module in model.network.modules()}
     assert torch.equal(model.logits(tokens, 5), own)
 
@@ -140,18 +147,18 @@ def test_what_is_written_stays_until_something_else_is(tmp_path: Path) -> None:
     model, tokens = load("phi3", tmp_path), draw_tokens(2)
     own, name = model.logits(tokens, 5), "model.layers.0.self_attn.qkv_proj:k"
     weight = model.read(name)
-    model.write(name, Product(weight, SERIAL))
+    model.write(name, Replacement(weight, SERIAL))
     kept = model.logits(tokens, 5)
     assert not torch.equal(kept, own)
     assert torch.equal(say(model, {name: weight}, tokens)[:, -5:], own)
     assert torch.equal(model.logits(tokens, 5), kept)
     model.write(name, weight)
-    assert not model.treats and torch.equal(model.logits(tokens, 5), own)
+    assert not model.input_transforms and torch.equal(model.logits(tokens, 5), own)
 
 
-def make_treated(model: Model, name: str, seed: int, treat: Treat | None) -> Product:
+def make_treated(model: Model, name: str, seed: int, treat: InputTransform | None) -> Replacement:
     weight = model.read(name)
-    return Product(weight * (torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) > 0.2), treat)
+    return Replacement(weight * (torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) > 0.2), treat)
 
 
 def make_trials(model: Model, seed: int, several: int = 8) -> list[Trial]:
@@ -174,26 +181,26 @@ def make_trials(model: Model, seed: int, several: int = 8) -> list[Trial]:
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_the_engine_scores_as_by_plain_passes(tmp_path: Path, family: str) -> None:
     model = load(family, tmp_path)
-    sweep, before = make_sweep(model), snapshot(model)
-    exact, plain = score_both(sweep, make_trials(model, 0))
+    evaluator, before = make_sweep(model), snapshot(model)
+    exact, plain = score_both(evaluator, make_trials(model, 0))
     assert_same_bits(exact, plain)
-    assert is_unchanged(model, before) and not model.treats
+    assert is_unchanged(model, before) and not model.input_transforms
     assert not np.array_equal(exact[0]["kl"], exact[-1]["kl"])
 
 
 @pytest.mark.parametrize("metrics", [["fdtm", "kl"], ["fdtm"]])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral", "gpt2", "phi3", "gpt_oss"])
-@pytest.mark.parametrize("order", [Engine, Procession])
+@pytest.mark.parametrize("order", [Engine, StreamingEngine])
 def test_and_on_a_model_that_treats_inputs_already(
     tmp_path: Path, order: type[Engine], family: str, metrics: list[str]
 ) -> None:
     """Leading tokens alone are counted in whole passes too: what is rounded hangs on the last bit."""
     model = load(family, tmp_path, **({"n_layer": 3} if family == "gpt2" else {"num_hidden_layers": 3}))
-    sweep = make_sweep(model)
+    evaluator = make_sweep(model)
     for seed, name in enumerate(list_treatable(model)[::3]):
         model.write(name, make_treated(model, name, seed, SERIAL))
-    sweep.engine = order(Replay(model))
-    exact, plain = score_both(sweep, make_trials(model, 1), names=metrics)
+    evaluator.engine = order(LayerReplay(model))
+    exact, plain = score_both(evaluator, make_trials(model, 1), names=metrics)
     assert_same_bits(exact, plain)
 
 
@@ -204,10 +211,10 @@ def test_a_streamed_model_scores_the_same(tmp_path: Path, family: str) -> None:
     answers = []
     for model in models:
         name = list_treatable(model)[0]
-        sweep = make_sweep(model)
+        evaluator = make_sweep(model)
         model.write(name, make_treated(model, name, 5, SERIAL))
-        answers.append(sweep.score_all(make_trials(model, 2)))
-        assert sweep.mode is SweepMode.exact
+        answers.append(evaluator.score_all(make_trials(model, 2)))
+        assert evaluator.mode is SweepMode.exact
     assert_same_bits(*answers)
 
 
@@ -233,10 +240,10 @@ def test_weights_that_are_in_two_components_are_treated_as_the_last_one_wants(tm
     layers[2].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
     first, other = (f"model.layers.{index}.mlp.up_proj" for index in (0, 2))
     weight, tokens = model.read(first), draw_tokens(2)
-    own, treated = (say(model, {first: Product(weight, treat)}, tokens) for treat in (None, SERIAL))
+    own, treated = (say(model, {first: Replacement(weight, treat)}, tokens) for treat in (None, SERIAL))
     assert not torch.equal(own, treated)
     for last, expected in ((None, own), (SERIAL, treated)):
-        both = {first: Product(weight, TokenRounding(2)), other: Product(weight, last)}
+        both = {first: Replacement(weight, TokenRounding(2)), other: Replacement(weight, last)}
         assert torch.equal(say(model, both, tokens), expected)
     plans = [[first], [other], [first, other], [other, first], [first, "model.layers.1.mlp.up_proj"]]
     makers = {name: partial(make_treated, model, name, 1, SERIAL) for plan in plans for name in plan}
@@ -248,10 +255,10 @@ def test_the_tied_head_is_treated_and_what_it_embeds_is_not(tmp_path: Path) -> N
     model = load("qwen2", tmp_path, ComponentSettings(include=["embed"]))
     tokens, (name,) = draw_tokens(2), model.components
     inputs: list[Tensor] = []
-    model.check_treatable([name])  # now, for it runs the model
+    model.check_transformable([name])  # now, for it runs the model
     head = model.network.get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
-    found = say(model, {name: Product(model.read(name), SERIAL)}, tokens)
+    found = say(model, {name: Replacement(model.read(name), SERIAL)}, tokens)
     own = model.logits(tokens, tokens.shape[1])
     handle.remove()
     assert torch.equal(inputs[0], inputs[1])
@@ -266,13 +273,13 @@ def test_inputs_that_cannot_be_treated_are_one_line(tmp_path: Path) -> None:
         model = load(family, tmp_path / family, settings)
         weight, before = model.read(name), snapshot(model)
         for action in (
-            lambda: model.write(name, Product(weight * 2, SERIAL)),  # noqa: B023 - called in this turn
-            lambda: say(model, {name: Product(weight * 2, SERIAL)}, draw_tokens(1)),  # noqa: B023
+            lambda: model.write(name, Replacement(weight * 2, SERIAL)),  # noqa: B023 - called in this turn
+            lambda: say(model, {name: Replacement(weight * 2, SERIAL)}, draw_tokens(1)),  # noqa: B023
         ):
             with pytest.raises(PlanError, match=f"^the inputs of `{name}` cannot be treated") as caught:
                 action()
             assert "\n" not in str(caught.value)
-        assert is_unchanged(model, before) and not model.treats
+        assert is_unchanged(model, before) and not model.input_transforms
         model.write(name, weight)  # without a treat it is a weight like any other
 
 
@@ -283,7 +290,7 @@ def test_statistics_are_of_inputs_as_they_come(tmp_path: Path, family: str) -> N
     names = list_treatable(bench.model)
     before = gather(bench.model, bench.reference, names, ALL).read(names[-1], ALL)
     for seed, name in enumerate(names[::2]):
-        bench.model.write(name, Product(bench.model.read(name), TokenRounding(4 + seed % 2)))
+        bench.model.write(name, Replacement(bench.model.read(name), TokenRounding(4 + seed % 2)))
     found = gather(bench.model, bench.reference, names, ALL)
     with overheard(bench.model) as heard:
         run_plainly(bench)
@@ -300,7 +307,7 @@ def test_gradients_are_those_of_weights_that_multiply_treated_inputs(tmp_path: P
     names = list_treatable(model)
     plain = walk_gradients(model, names, tokens)
     for seed, name in enumerate(names[::2]):
-        model.write(name, Product(model.read(name), TokenRounding(3 + seed % 3)))
+        model.write(name, Replacement(model.read(name), TokenRounding(3 + seed % 3)))
     found = walk_gradients(model, names, tokens)
     for name in names:
         expected = explicit_gradients(model, name, tokens)

@@ -32,7 +32,15 @@ from compressor.models.checkpoint import StoredTensor, find_common_tensor
 from compressor.models.forward import run_body, run_head, run_network
 from compressor.models.loading import probe_network, quiet_loading
 from compressor.settings import ComponentSettings, Device, DType, ModelSettings
-from tests.families import CONTEXT, FAMILIES, ODDITIES, VOCABULARY, make_network, save_checkpoint, save_tokenizer
+from tests.support.families import (
+    CONTEXT,
+    FAMILIES,
+    ODDITIES,
+    VOCABULARY,
+    make_network,
+    save_checkpoint,
+    save_tokenizer,
+)
 
 ALL = [*FAMILIES, *ODDITIES]
 CPU = torch.device("cpu")
@@ -590,7 +598,7 @@ def test_code_in_the_folder_runs_only_when_trusted(
     edit_config(checkpoint, model_type="our_own", architectures=["OwnForCausalLM"], auto_map=classes)
     expect_refusal(checkpoint, r"brings its own code for `our_own`, .* set `model\.trust_remote_code=true`")
     model = load(checkpoint, trust_remote_code=True)
-    assert type(model.network).__name__ == "OwnForCausalLM" and len(model.slots) == 14
+    assert type(model.network).__name__ == "OwnForCausalLM" and len(model.weight_views) == 14
 
 
 def test_content_hash_covers_code_of_another_repository(

@@ -7,7 +7,8 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from compressor.errors import CompressorError, ConfigError, ModelError
-from compressor.evaluation.layer_replay import Replay
+from compressor.evaluation.layer_replay import LayerReplay
 from compressor.export import save_dense
 from compressor.models import Model, load_model
 from compressor.models.components import find_layers
-from compressor.models.layer_prefetch import ROOM, Residency, find_streamed
+from compressor.models.layer_prefetch import ROOM, LayerPrefetch, find_streamed
 from compressor.models.loading import quiet_loading
-from compressor.sensitivity.gradients import Walk
+from compressor.sensitivity.gradients import LayerwiseGradients
 from compressor.settings import ComponentSettings, Device, DType, ModelSettings
-from tests.families import FAMILIES, make_network, save_checkpoint
 from tests.sensitivity.test_gradients import draw_tokens, walk_gradients
+from tests.support.families import FAMILIES, make_network, save_checkpoint
 
 CPU = torch.device("cpu")
 MADE_OVER = {"mixtral", "qwen3_moe"}
@@ -42,10 +44,10 @@ def stream(folder: Path, components: ComponentSettings | None = None, **settings
     return load(folder, components, stream=True, **settings)
 
 
-def settle(model: Model) -> Residency:
+def settle(model: Model) -> LayerPrefetch:
     """As on a GPU, but that the device is ordinary memory."""
-    assert model.pages is not None
-    return Residency(model.network, find_layers(model.network)[1], CPU, model.pages.release)
+    assert model.mapped_weights is not None
+    return LayerPrefetch(model.network, find_layers(model.network)[1], CPU, model.mapped_weights.release)
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
@@ -59,8 +61,8 @@ def expect_refusal(folder: Path, kind: type[CompressorError], message: str, **se
 
 
 def is_mapped(model: Model, parameter: Tensor) -> bool:
-    assert model.pages is not None
-    return parameter.data_ptr() in {tensor.data_ptr() for tensor in model.pages.tensors.values()}
+    assert model.mapped_weights is not None
+    return parameter.data_ptr() in {tensor.data_ptr() for tensor in model.mapped_weights.tensors.values()}
 
 
 @pytest.fixture(params=STREAMED)
@@ -169,8 +171,8 @@ def test_tensors_of_another_dtype_are_cast(tmp_path: Path) -> None:
     )
     whole, streamed, tokens = load(tmp_path, dtype=DType.bfloat16), stream(tmp_path), draw_tokens(2)
     assert torch.equal(streamed.logits(tokens, 4), whole.logits(tokens, 4))
-    assert not is_mapped(streamed, streamed.slots["model.layers.0.self_attn.k_proj"].parameter)
-    assert is_mapped(streamed, streamed.slots["model.layers.0.self_attn.q_proj"].parameter)
+    assert not is_mapped(streamed, streamed.weight_views["model.layers.0.self_attn.k_proj"].parameter)
+    assert is_mapped(streamed, streamed.weight_views["model.layers.0.self_attn.q_proj"].parameter)
     assert streamed.components == whole.components
 
 
@@ -298,22 +300,52 @@ def test_memory(dtype: torch.dtype, tmp_path: Path) -> None:
         assert found["whole"][0] > 1.8, found
 
 
-# Residency: the layers come to the device, which here is ordinary memory, two at a time.
+# LayerPrefetch: the layers come to the device, which here is ordinary memory, two at a time.
 
 
-def watch_layers(model: Model, residency: Residency) -> list[tuple[int, list[int]]]:
-    """Which layer's modules ran, and which layers were resident; asserts that none runs on weights at home."""
+def find_resident(model: Model) -> list[int]:
+    """The layers whose parameters are on the device, all of them; every other layer has all of its own at home."""
+    found = []
+    for index, layer in enumerate(find_layers(model.network)[1]):
+        (mapped,) = {is_mapped(model, parameter) for parameter in layer.parameters()}
+        found += [] if mapped else [index]
+    return found
+
+
+class Courier(Executor):
+    """Copies a layer as soon as it is asked to, in place of a thread; knows which copies are still in memory."""
+
+    def __init__(self) -> None:
+        self.copies: list[tuple[int, StorageWeakRef]] = []
+
+    def submit(self, fetch: Callable[..., Any], index: int, *arguments: Any) -> Future[Any]:  # noqa: ANN401
+        future: Future[Any] = Future()
+        future.set_result(fetch(index, *arguments))
+        self.note(index, future.result().copies)
+        return future
+
+    def note(self, index: int, tensors: Iterable[Tensor]) -> None:
+        self.copies += [(index, StorageWeakRef(tensor.untyped_storage())) for tensor in tensors]
+
+    def find_held(self) -> list[int]:
+        """The layers of which a copy takes memory."""
+        return sorted({index for index, copy in self.copies if not copy.expired()})
+
+
+def watch_layers(model: Model, courier: Courier) -> list[tuple[int, list[int]]]:
+    """Which layer's modules ran, and of which layers there were copies in memory; asserts that these are not too many,
+    and that no module runs on weights at home."""
     layers = find_layers(model.network)[1]
     seen: list[tuple[int, list[int]]] = []
 
     def note(index: int, module: nn.Module, inputs: object) -> None:
-        resident = residency.resident
-        assert index in resident and len(resident) <= ROOM
-        assert not any(is_mapped(model, parameter) for parameter in module.parameters())
-        others = [layer for number, layer in enumerate(layers) if number not in resident]
-        assert all(is_mapped(model, parameter) for layer in others for parameter in layer.parameters())
+        resident = find_resident(model)
+        for number in resident:
+            courier.note(number, (parameter.data for parameter in layers[number].parameters()))
+        held = courier.find_held()
+        assert index in resident and {*resident} <= {*held} and len(held) <= ROOM
         if not seen or seen[-1][0] != index:
-            seen.append((index, resident))
+            seen.append((index, held))
 
     for index, layer in enumerate(layers):
         for module in layer.modules():
@@ -337,26 +369,29 @@ def test_a_resident_model_is_the_model(family: str, tmp_path: Path) -> None:
     expected, found = walk_gradients(whole, names, tokens), walk_gradients(streamed, names, tokens)
     assert all(torch.equal(found[name], expected[name]) for name in names)
     assert torch.equal(streamed.logits(tokens, 5), whole.logits(tokens, 5))
-    assert Replay(streamed).spans == Replay(whole).spans
+    assert LayerReplay(streamed).spans == LayerReplay(whole).spans
     assert read_files(tmp_path / "model") == before
 
 
-def test_layers_come_and_go_with_the_walk(deep: Path) -> None:
-    model, tokens = stream(deep), draw_tokens(2)
-    residency = settle(model)
-    seen = watch_layers(model, residency)
+def test_layers_come_and_go_with_the_walk(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens, courier = stream(deep), draw_tokens(2), Courier()
+    monkeypatch.setattr("compressor.models.layer_prefetch.ThreadPoolExecutor", lambda *arguments: courier)
+    settle(model)
+    seen = watch_layers(model, courier)
     model.logits(tokens, 2)
     assert seen == [(0, [0, 1]), (1, [1, 2]), (2, [2, 3]), (3, [3, 4]), (4, [3, 4])]
     seen.clear()
-    Walk(model, list(model.components)).back(tokens, 5, lambda logits: logits.square().mean((1, 2)), lambda *_: None)
+    LayerwiseGradients(model, list(model.components)).back(
+        tokens, 5, lambda logits: logits.square().mean((1, 2)), lambda *_: None
+    )
     assert [index for index, _ in seen] == [*range(5), *range(5), 3, 2, 1, 0]
-    assert seen[-3:] == [(2, [2, 1]), (1, [1, 0]), (0, [1, 0])]
+    assert seen[-3:] == [(2, [1, 2]), (1, [0, 1]), (0, [0, 1])]
 
 
 def test_stand_ins_for_layers_bring_nothing(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = stream(deep), draw_tokens(2)
     residency = settle(model)
-    replay = Replay(model)
+    replay = LayerReplay(model)
     monkeypatch.setattr(residency, "bring", lambda index: pytest.fail("a layer is brought that does not run"))
     entry = replay.enter(tokens)
     replay.leave(entry, entry.hidden, 3)
@@ -370,14 +405,14 @@ def test_writes_are_kept_wherever_the_layer_is(where: str, leaves: bool, deep: P
     bring = {"at home": 4, "resident": 2, "on its way": 1}[where]
     name = "model.layers.2.mlp.down_proj"
     residency.bring(bring)
-    assert (2 in residency.resident) is (where != "at home")
+    assert (2 in find_resident(model)) is (where == "resident")
     half = whole.read(name) * 0.5
     for weight in (half, half * 0, -half * 0):
         whole.write(name, weight)
         model.write(name, weight)
         if leaves:
             residency.bring(0)
-            assert 2 not in residency.resident
+            assert 2 not in find_resident(model)
         assert torch.equal(model.logits(tokens, 3), whole.logits(tokens, 3))
         assert torch.equal(model.read(name).view(torch.int32), weight.view(torch.int32))
         residency.bring(bring)

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from compressor.artifacts.run_record import FinalRecord, Record
-from compressor.contracts.types import Score
+from compressor.contracts import Score
 from compressor.errors import OutputError
 from compressor.report import write_report
 from compressor.report.comparison import collect_rows, comparison_table, write_comparison

@@ -24,8 +24,7 @@ from compressor.artifacts.run_record import (
     ReferenceRecord,
     RoundRecord,
 )
-from compressor.contracts import Better, Metric, Reads
-from compressor.contracts.types import Score
+from compressor.contracts import Better, Metric, Reads, Score
 from compressor.errors import OutputError
 from compressor.report import read_report, summarize_run, write_report
 from compressor.report.heat_map import choose_color, choose_ink, group_components, heat_map_svg

@@ -13,16 +13,18 @@ from compressor.contracts import (
     Best,
     BestRequest,
     Better,
+    Component,
     Dialogue,
     Estimate,
     EstimateRequest,
     KeepRequest,
+    Offer,
     Problem,
     Schedule,
     ScoreRequest,
     SizeRequest,
+    Treatment,
 )
-from compressor.contracts.types import Component, Offer, Treatment
 from compressor.errors import ConfigError
 from compressor.models import load_model
 from compressor.plugins import installed
@@ -35,19 +37,19 @@ from compressor.settings import (
     Settings,
     TrackingSettings,
 )
-from compressor.testing.problems import Rehearsal
+from compressor.testing.problems import DryRun
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int8 import Int8
-from compressor_plugins.schedules.beam import Beam
-from compressor_plugins.schedules.budget import Budget, Granularity
-from compressor_plugins.schedules.evolution import Evolution
+from compressor_plugins.schedules.beam.beam import Beam
+from compressor_plugins.schedules.budget.budget import Budget, Granularity
+from compressor_plugins.schedules.evolution.evolution import Evolution
 from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
-from tests.families import FAMILIES, save_checkpoint
+from tests.support.families import FAMILIES, save_checkpoint
 
 KINDS = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "output"}
 MLP = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
@@ -89,7 +91,7 @@ def make_problem(offer: Offer) -> Problem:
 def test_whatever_a_schedule_decides_holds_for_the_whole_unit(case: str) -> None:
     schedule, offer = SCHEDULES[case]
     problem = make_problem(offer)
-    rehearsal = Rehearsal(problem)
+    rehearsal = DryRun(problem)
     rehearsal.play(FusedSchedule(schedule))
     kept = rehearsal.kept
     assert kept and len({name.rpartition(".")[2] for name in kept}) > 1
@@ -207,7 +209,7 @@ def test_rows_of_several_lengths_are_refused_and_equal_ones_work() -> None:
         problem = replace(make_problem(RANGE), components=components, offers=offers)
         assert {offer.by_row for offer in fuse(components).problem(problem).offers["a"].values()} == {True, works}
         if works:
-            rehearsal = Rehearsal(problem)
+            rehearsal = DryRun(problem)
             rehearsal.play(FusedSchedule(budget))
             rows = {c.name: treatment.rows for c in components if (treatment := rehearsal.kept.get(c.name))}
             assert all(len(rows[c.name] or ()) == c.shape[0] for c in components)

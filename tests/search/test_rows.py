@@ -15,18 +15,20 @@ from numpy.typing import NDArray
 from compressor.artifacts.plan_file import read_plan, write_plan
 from compressor.compression.apply import Treatments
 from compressor.contracts import (
+    Component,
     CompressedWeight,
     Compressor,
     Context,
     Dialogue,
     KeepRequest,
+    Offer,
     Problem,
     Schedule,
     ScoreRequest,
     Search,
     SizeRequest,
+    Treatment,
 )
-from compressor.contracts.types import Component, Offer, Treatment
 from compressor.errors import PlanError, PluginError
 from compressor.models import Model, load_model
 from compressor.plugins import installed
@@ -36,7 +38,7 @@ from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.schedules.plan import ReplayedPlan
 from tests.commands.test_run import make_settings, run
-from tests.families import save_checkpoint
+from tests.support.families import save_checkpoint
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_rows_stay_when_options_are_filled_in(model: Model) -> None:
 
 
 @dataclass
-class Levels(Compressor):
+class FixedLevels(Compressor):
     """Keeps whole rows or nothing of them; the mean of levels is no level. Fails where nothing is to be left."""
 
     name = "levels"
@@ -102,16 +104,16 @@ class Levels(Compressor):
 def test_levels_are_those_of_rows_not_of_their_mean(model: Model) -> None:
     name, component = next(iter(model.components.items()))
     rows = [float(row % 2) for row in range(component.shape[0])]
-    dense = make_treatments(Levels()).compress(model, {name: by_rows(rows, "levels")})[name].dense()
+    dense = make_treatments(FixedLevels()).compress(model, {name: by_rows(rows, "levels")})[name].dense()
     assert (dense[1::2] == 0).all() and torch.equal(dense[::2], model.read(name)[::2])
     with pytest.raises(PlanError, match=r"^`levels` offers the amounts 0, 1 for `.*`, got 0.5; ask for one of these$"):
-        make_treatments(Levels()).compress(model, {name: by_rows([0.5] * len(rows), "levels")})
+        make_treatments(FixedLevels()).compress(model, {name: by_rows([0.5] * len(rows), "levels")})
 
 
 def test_a_compressor_that_breaks_by_row_is_named(model: Model) -> None:
     name, component = next(iter(model.components.items()))
     with pytest.raises(PluginError, match=f"compressor `levels` failed on {name}: KeyError: 'lost'"):
-        make_treatments(Levels()).compress(model, {name: by_rows([1.0] * component.shape[0], "levels")})
+        make_treatments(FixedLevels()).compress(model, {name: by_rows([1.0] * component.shape[0], "levels")})
 
 
 @pytest.mark.parametrize(

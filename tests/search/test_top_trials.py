@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from compressor.commands.run import execute
-from compressor.commands.setup import check_numbers, check_screen
+from compressor.commands.setup import check_numbers, check_screen, warn_of_removed
 from compressor.compression.apply import Treatments
 from compressor.contracts import (
     BestRequest,
@@ -24,20 +24,19 @@ from compressor.contracts import (
     EstimateRequest,
     KeepRequest,
     Metric,
+    Plan,
     Prefixes,
     ScoreRequest,
-    TextWindows,
+    Treatment,
 )
-from compressor.contracts.types import Plan, Treatment
 from compressor.errors import ConfigError, PluginError
 from compressor.evaluation.bootstrap import summarize
-from compressor.evaluation.evaluator import Statistics, Sweep
+from compressor.evaluation.evaluator import Evaluator, Statistics
 from compressor.evaluation.trials import Trial
 from compressor.plugins import installed
 from compressor.progress import Silent
-from compressor.racing import FIRST_BLOCK, list_stops, make_contender, make_race
 from compressor.search.session import Search
-from compressor.search.surrogate import Screen
+from compressor.search.surrogate import Surrogate
 from compressor.settings import (
     ComponentSettings,
     DataSettings,
@@ -51,13 +50,14 @@ from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.quantization.int8 import Int8
-from compressor_plugins.schedules.beam import Beam
-from tests.estimates import make_bench
+from compressor_plugins.schedules.beam.beam import Beam
+from tests.support.estimates import make_bench
 
 Array = np.ndarray[Any, Any]
 APPROXIMATE = SweepSettings(mode=SweepMode.approximate, audit=0)
-SAVING_NOTHING = replace(APPROXIMATE, racing=False, lazy=False)
+SAVING_NOTHING = replace(APPROXIMATE, lazy=False)
 TOKENS = 64
+REMOVED = "`sweep.racing` is ignored: racing was removed, because it measured no gain; leave the setting out"
 
 
 def plan_of(index: int) -> Plan:
@@ -102,12 +102,12 @@ def folder(tmp_path: Path) -> Path:
 def make_search(folder: Path, data: Array, how: SweepSettings, metric: Metric | None = None, **given: Any) -> Any:  # noqa: ANN401
     metric = metric or Fdtm()
     nothing: Any = None
-    sweeps: Any = {Prefixes.SEARCH: FakeSweep(data, [])}
+    evaluators: Any = {Prefixes.SEARCH: FakeSweep(data, [])}
     return FakeSearch(
         model=nothing,
         metrics={metric.name: metric, "kl": Kl()},
         treatments=Treatments({}, installed().compressors),
-        sweeps=sweeps,
+        evaluators=evaluators,
         folder=folder,
         progress=Silent(),
         on_round=lambda *_: None,
@@ -131,7 +131,7 @@ def test_trials_are_compared_sequence_by_sequence(tmp_path: Path) -> None:
 
 
 def ask(search: Search, count: int, statistic: str = "mean", bounds: Sequence[float | None] = ()) -> Any:  # noqa: ANN401
-    trials = [plan_of(index) for index in range(len(search.sweeps[Prefixes.SEARCH].data))]  # type: ignore[attr-defined]
+    trials = [plan_of(index) for index in range(len(search.evaluators[Prefixes.SEARCH].data))]  # type: ignore[attr-defined]
     return search.answer(BestRequest(trials, next(iter(search.metrics)), count, statistic, bounds))
 
 
@@ -140,79 +140,6 @@ def draw_lengths(rng: np.random.Generator, means: Sequence[float], sequences: in
     ease = rng.gamma(2.0, 0.5, size=sequences)
     noise = rng.gamma(4.0, 0.25, size=(len(means), sequences))
     return np.clip(np.array(means)[:, None] * ease * noise, 0, TOKENS)
-
-
-# Decisions on arrays ----------------------------------------------------------------------------------------------
-
-
-def survive(data: Array, metric: Metric, statistic: str, width: float | None, count: int = 1) -> set[int]:
-    """The trials that are left when all blocks but the last were looked at."""
-    stops = list_stops(data.shape[1])
-    race = make_race(count, len(data), len(stops) - 1, 0.05, width)
-    alive = [*range(len(data))]
-    for stop in stops[:-1]:
-        contenders = [make_contender(metric, data[index, :stop, None], statistic) for index in alive]
-        beaten = race.find_beaten(contenders, stop)
-        alive = [index for index, is_beaten in zip(alive, beaten, strict=True) if not is_beaten]
-    return {*alive}
-
-
-CASES = {"student": ("mean", None, 128), "bernstein": ("mean", float(TOKENS), 1024), "p75": ("p75", None, 128)}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_a_race_keeps_the_truly_best_as_often_as_it_says(case: str) -> None:
-    statistic, width, sequences = CASES[case]
-    rng, means = np.random.default_rng(7), [20.0, 19.0, 18.0, 14.0, 8.0, 2.0]
-    lost, dropped = 0, 0
-    for _ in range(200):
-        left = survive(draw_lengths(rng, means, sequences), Fdtm(), statistic, width)
-        lost += 0 not in left
-        dropped += len(means) - len(left)
-    assert lost <= 0.05 * 200 + 3 * math.sqrt(200 * 0.05 * 0.95)
-    assert dropped > 200  # it is of use
-
-
-def test_equal_trials_are_seldom_told_apart() -> None:
-    """Where all are the same, whatever is dropped is dropped wrongly."""
-    rng = np.random.default_rng(8)
-    wrong = sum(len(survive(draw_lengths(rng, [10.0] * 5, 64), Fdtm(), "mean", None, 2)) < 5 for _ in range(200))
-    assert wrong <= 4 * (0.05 * 200)  # of the ten pairs any may go wrong, where the promise is for the best two
-
-
-def test_the_best_so_far_are_never_beaten() -> None:
-    data = np.random.default_rng(1).normal(size=(12, 8)) + np.arange(12)[:, None] * 5
-    contenders = [make_contender(Fdtm(), row[:, None], "mean") for row in data]
-    beaten = make_race(3, 12, 1, 0.05).find_beaten(contenders, 8)
-    assert not beaten[-3:].any() and beaten[:3].all()
-    assert not make_race(12, 12, 1, 0.05).find_beaten(contenders, 8).any()
-    one = [make_contender(Fdtm(), row[:1, None], "mean") for row in data]
-    assert not make_race(1, 12, 1, 0.05).find_beaten(one, 1).any()
-    tolerant = make_race(3, 12, 1, 0.05, tolerance=0.5).find_beaten(contenders, 8)
-    assert not tolerant[-3:].any() and tolerant[:3].all()
-
-
-def test_standard_errors_are_those_of_the_differences() -> None:
-    first, second = np.random.default_rng(2).random((2, 50))
-    a, b = (make_contender(Fdtm(), values[:, None], "mean") for values in (first, second))
-    expected = (first - second).std(ddof=1) / math.sqrt(50)
-    assert a.scale * (a.replicates - b.replicates).std() == pytest.approx(expected)
-    ppl = make_contender(DivergentPerplexity(), first[:, None], "mean")
-    slope = math.exp(first.mean()) * first.std(ddof=1) / math.sqrt(50)  # the delta method
-    assert ppl.scale * ppl.replicates.std() == pytest.approx(slope, rel=0.02) and ppl.value < 0
-
-
-def test_reach_is_the_bound_of_maurer_and_pontil() -> None:
-    """Differences of values in [0, 64] lie in an interval 128 wide."""
-    race, variance, n = make_race(2, 11, 5, 0.05, 64.0), 7.0, 400
-    epsilon = 0.05 / (2 * 10 * 5)
-    expected = math.sqrt(2 * variance * math.log(2 / epsilon) / n) + 7 * 128 * math.log(2 / epsilon) / (3 * (n - 1))
-    assert race.reach(np.array([math.sqrt(variance / n)]), n) == pytest.approx([expected])
-
-
-def test_blocks_double() -> None:
-    assert list_stops(64) == [8, 16, 32, 64] and list_stops(40) == [8, 16, 32, 40]
-    assert list_stops(FIRST_BLOCK) == [8] and list_stops(3) == [3]
 
 
 # Answers ----------------------------------------------------------------------------------------------------------
@@ -238,27 +165,29 @@ def test_without_savings_the_answer_is_exact(folder: Path, data: Array, count: i
 
 @SHARED
 @given(DATA, st.integers(1, 4), st.sampled_from(["mean", "p75"]), st.integers(0, 3))
-def test_what_survives_has_its_exact_scores(folder: Path, data: Array, count: int, statistic: str, audit: int) -> None:
+def test_what_is_measured_has_its_exact_scores(
+    folder: Path, data: Array, count: int, statistic: str, audit: int
+) -> None:
     search = make_search(folder, data, replace(APPROXIMATE, audit=audit), DivergentPerplexity())
     data /= TOKENS
-    answer = ask(search, count, statistic)
+    values = [getattr(summarize(DivergentPerplexity(), row[:, None]), statistic) for row in data]
+    answer = ask(search, count, statistic, bounds=[None, None, None, *values[3:]])
     assert len(answer.chosen) == count
     for index, scores in enumerate(answer.scores):
         if scores is not None:
             assert scores == {"divergent_perplexity": summarize(DivergentPerplexity(), data[index, :, None])}
     totals = search.savings
-    assert totals.measured + totals.raced - totals.audited == totals.trials == 7
+    assert totals.measured + totals.skipped - totals.audited == totals.trials == 7
     assert all(answer.scores[index] is not None for index in answer.chosen)
 
 
-def test_a_race_saves_passes_and_notes_what_came_through(folder: Path) -> None:
+def test_bounds_save_passes_and_what_is_measured_is_noted(folder: Path) -> None:
     data = draw_lengths(np.random.default_rng(3), [30, 29, 1, 1, 1, 1], 64)
     search = make_search(folder, data, APPROXIMATE, Kl())
-    answer = ask(search, 4)
+    answer = ask(search, 4, bounds=[20.0, 20.0, None, None, None, None])
     assert {*answer.chosen} == {2, 3, 4, 5} and answer.scores[:2] == (None, None)
-    assert search.trials == 6 and search.savings.raced == 2
-    pieces = sum(stop - start for _, start, stop in search.sweeps[Prefixes.SEARCH].asked)
-    assert search.passes == pytest.approx(pieces / 64) and search.passes < 5.1
+    assert search.trials == 4 and search.savings.skipped == 2
+    assert search.passes == len(search.evaluators[Prefixes.SEARCH].asked) == 4
     lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
     assert sorted(int(*line["plan"]) for line in lines) == [2, 3, 4, 5]
     assert {line["scores"]["kl"]["n"] for line in lines} == {64}
@@ -299,23 +228,24 @@ def test_the_audit_finds_a_planted_miss_and_mends_it(folder: Path) -> None:
         assert search.savings.violations == missed
 
 
-def test_the_audit_goes_on_where_a_race_stopped_and_draws_by_the_seed(folder: Path) -> None:
+def test_the_audit_measures_whole_trials_drawn_by_the_seed(folder: Path) -> None:
     data = draw_lengths(np.random.default_rng(4), [1] * 12 + [40] * 12, 64)
     drawn = []
     for seed in (0, 0, 1):
         search = make_search(folder, data, replace(APPROXIMATE, audit=3), Kl(), seed=seed)
-        answer = ask(search, 12)
+        answer = ask(search, 12, bounds=[None] * 12 + [20.0] * 12)
         drawn.append([index for index in range(12, 24) if answer.scores[index] is not None])
         for index in drawn[-1]:
-            pieces = [(start, stop) for i, start, stop in search.sweeps[Prefixes.SEARCH].asked if i == index]
-            assert pieces[0][0] == 0 and pieces[-1][1] == 64
-            assert all(a[1] == b[0] for a, b in pairwise(pieces))
+            pieces = [
+                range(64)[start:stop] for i, start, stop in search.evaluators[Prefixes.SEARCH].asked if i == index
+            ]
+            assert pieces == [range(64)]
     assert len(drawn[0]) == 3 and drawn[0] == drawn[1] != drawn[2]
 
 
 def screened(folder: Path, values: Array, predicted: Array, delta: float = 0.05) -> Any:  # noqa: ANN401 - a FakeSearch
     """A search of trials that have these values on all of 8 prefixes."""
-    how = replace(APPROXIMATE, screen="kl", racing=False, delta=delta)
+    how = replace(APPROXIMATE, screen="kl", delta=delta)
     return make_search(
         folder, np.repeat(values[:, None], 8, axis=1), how, Kl(), predicted=predicted[:, None] + 0 * np.ones(8)
     )
@@ -344,7 +274,7 @@ def test_the_screen_keeps_the_best_as_often_as_it_says(folder: Path) -> None:
     assert measured < 0.5 * repeats * 60
 
 
-@pytest.mark.parametrize("screen", [None, "kl"])
+@pytest.mark.parametrize("screen", [None, "kl"], ids=["bounds", "screen"])
 def test_no_more_than_the_tolerance_is_lost(screen: str | None, folder: Path) -> None:
     """And what is given up is worth it: fewer trials are measured."""
     passes: dict[float, float] = {}
@@ -356,8 +286,10 @@ def test_no_more_than_the_tolerance_is_lost(screen: str | None, folder: Path) ->
             values = predicted**0.8 * np.exp(0.1 * rng.normal(size=60))
             how = replace(APPROXIMATE, screen=screen, tolerance=tolerance)
             data, given = (np.repeat(array[:, None], 32, axis=1) for array in (values, predicted))
-            search = make_search(folder, data * np.exp(0.1 * rng.normal(size=(60, 32))), how, Kl(), predicted=given)
-            found = values[[*ask(search, 3).chosen]]
+            data *= np.exp(0.1 * rng.normal(size=(60, 32)))
+            bounds = () if screen else [*(data.mean(axis=1) * rng.uniform(0.6, 1.0, size=60))]
+            search = make_search(folder, data, how, Kl(), predicted=given)
+            found = values[[*ask(search, 3, bounds=bounds).chosen]]
             lost += found.max() > np.sort(values)[2] * (1.05 + tolerance)  # the noise of 32 sequences is 2 %
             passes[tolerance] += search.passes
         assert lost <= binom.ppf(0.999, 60, 0.05)
@@ -367,7 +299,7 @@ def test_no_more_than_the_tolerance_is_lost(screen: str | None, folder: Path) ->
 def test_what_is_special_about_a_treatment_is_learned(folder: Path) -> None:
     """Its own measured effect counts when plans with it are predicted, in another question of the same round."""
     rng = np.random.default_rng(0)
-    screen, off = Screen(), {"0": 3.0}
+    screen, off = Surrogate(), {"0": 3.0}
     costs = {str(index): float(cost) for index, cost in enumerate(rng.uniform(1, 2, size=12))}
     estimates = {name: Estimate(np.full((4, 1), cost)) for name, cost in costs.items()}
     plans = [plan for a in range(12) for b in range(a) if (plan := {**plan_of(a), **plan_of(b)})]
@@ -391,17 +323,6 @@ def test_the_screen_asks_for_each_treatment_once(folder: Path) -> None:
     assert search.screen.predict([*plans, plan_of(2), {}], "kl", search.estimate).tolist() == [1, 1, 2, 1, 0]
     assert [[*options] for options in asked] == [["0", "1"], ["2"]]
     assert all(len(options) == 1 for found in asked for options in found.values())
-
-
-class ReadsText(Fdtm):
-    def text(self) -> TextWindows:
-        return TextWindows()
-
-
-def test_a_metric_on_text_is_not_raced(folder: Path) -> None:
-    search = make_search(folder, np.ones((3, 64)), APPROXIMATE, ReadsText())
-    ask(search, 1)
-    assert {(start, stop) for _, start, stop in search.sweeps[Prefixes.SEARCH].asked} == {(0, 64)}
 
 
 @pytest.mark.parametrize(
@@ -438,19 +359,28 @@ def test_wrong_settings_are_told_in_one_line(change: Mapping[str, Any], message:
     assert str(caught.value).isprintable()
 
 
+def test_only_a_racing_setting_that_somebody_gave_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_removed(SweepSettings(delta=0.1))
+    assert not caplog.messages
+    for value in (True, False):
+        warn_of_removed(SweepSettings(racing=value))
+        assert caplog.messages == [REMOVED]
+        caplog.clear()
+
+
 # With a model -----------------------------------------------------------------------------------------------------
 
 
 def test_a_question_about_a_model_costs_what_it_says(tmp_path: Path) -> None:
     bench = make_bench("llama", tmp_path, count=20)
     metrics: dict[str, Metric] = {"kl": Kl(), "fdtm": Fdtm()}
-    sweep = Sweep(bench.model, bench.reference, metrics)
+    evaluator = Evaluator(bench.model, bench.reference, metrics)
     how = replace(APPROXIMATE, screen="kl", audit=1)
     search = Search(
         model=bench.model,
         metrics=metrics,
         treatments=bench.treatments,
-        sweeps={Prefixes.SEARCH: sweep},
+        evaluators={Prefixes.SEARCH: evaluator},
         folder=tmp_path,
         progress=Silent(),
         on_round=lambda *_: None,
@@ -467,7 +397,7 @@ def test_a_question_about_a_model_costs_what_it_says(tmp_path: Path) -> None:
         if scores is not None:
             assert scores["kl"].mean == pytest.approx(exact.scores[index]["kl"].mean, rel=1e-5)
     totals = search.savings
-    assert totals.trials == 12 == totals.measured - totals.audited + totals.screened + totals.raced
+    assert totals.trials == 12 == totals.measured - totals.audited + totals.screened
     assert 4 + totals.measured <= search.passes + 1e-9 < 4 + 12 and totals.missed == 0
     search.answer(KeepRequest(trials[found.chosen[0]]))
     assert search.notes == [totals.describe()] and search.savings.trials == 0 and not search.screen.options

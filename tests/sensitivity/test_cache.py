@@ -44,9 +44,9 @@ from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.gptq import Gptq
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Int8
-from compressor_plugins.schedules import planning
-from compressor_plugins.schedules.budget import Budget, EstimateBy, Granularity
-from tests.families import save_checkpoint
+from compressor_plugins.schedules.budget import round
+from compressor_plugins.schedules.budget.budget import Budget, EstimateBy, Granularity
+from tests.support.families import save_checkpoint
 
 MEASURED = EstimateBy.measured
 
@@ -140,8 +140,8 @@ def test_another_budget_asks_nothing_of_single_components(case: str, corrections
 
 
 def test_blocks_of_prefixes_are_recalled_with_where_they_start(runs: Runs) -> None:
-    runs.patch.setattr(planning, "FIRST_PREFIXES", 2)
-    runs.patch.setattr(planning, "SETTLED", -1.0)
+    runs.patch.setattr(round, "FIRST_PREFIXES", 2)
+    runs.patch.setattr(round, "SETTLED", -1.0)
     schedule = Budget(bits=6.0, objective="divergent_perplexity", estimate=MEASURED, corrections=0)
     ratios = []
     for name in ("first", "again"):

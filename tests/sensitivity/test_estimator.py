@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.contracts import EstimableMetric, EstimateRequest
-from compressor.contracts.types import Treatment
+from compressor.contracts import EstimableMetric, EstimateRequest, Treatment
 from compressor.data.reference import Reference
 from compressor.models import Model, load_model
-from compressor.sensitivity.estimator import Sensitivity
-from compressor.sensitivity.gradients import Walk
+from compressor.sensitivity.estimator import GradientEstimator
+from compressor.sensitivity.gradients import LayerwiseGradients
 from compressor.settings import DType, ModelSettings
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.margin_noise import MarginNoise
-from tests.estimates import Bench, BySequence, Oracle, make_bench, make_reference
+from tests.support.estimates import Bench, BySequence, Oracle, make_bench, make_reference
 
 PRUNED, EIGHT, FOUR = Treatment("magnitude", 0.3), Treatment("int8", 0.75), Treatment("int4", 0.875)
 
@@ -101,7 +100,7 @@ def test_rows_alone_are_the_rows_of_all(tmp_path: Path) -> None:
             assert not together.rows[:, 1].any()
 
 
-class OneByOne(Walk):
+class OneByOne(LayerwiseGradients):
     def __init__(self, model: Model, names: Sequence[str]) -> None:
         super().__init__(model, names)
         self.at_once = 1
@@ -116,7 +115,7 @@ def test_it_makes_no_difference_how_many_are_walked_at_once(
     at = {next(iter(options)): FOUR}
     together = bench.estimate(objective, options, at=at)
     smaller = Bench(bench.model, make_reference(bench.model, batch=3)).estimate(objective, options, at=at)
-    monkeypatch.setattr("compressor.sensitivity.estimator.Walk", OneByOne)
+    monkeypatch.setattr("compressor.sensitivity.estimator.LayerwiseGradients", OneByOne)
     alone = bench.estimate(objective, options, at=at)
     for name in options:
         assert_near(together[name].changes, alone[name].changes, 1e-4, name)
@@ -153,7 +152,7 @@ def test_other_seeds_draw_otherwise(tmp_path: Path) -> None:
     options = bench.everywhere(PRUNED)
     request = EstimateRequest(options, "margin_noise")
     first, again, other = (
-        Sensitivity(bench.model, bench.reference, bench.treatments, MarginNoise(), seed=seed).estimate(request)
+        GradientEstimator(bench.model, bench.reference, bench.treatments, MarginNoise(), seed=seed).estimate(request)
         for seed in (0, 0, 1)
     )
     for name in options:

@@ -8,16 +8,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from compressor.contracts import EstimableMetric, EstimateRequest, KeepRequest, Metric, Prefixes, ScoreRequest
-from compressor.contracts.types import Plan, Treatment
+from compressor.contracts import (
+    EstimableMetric,
+    EstimateRequest,
+    KeepRequest,
+    Metric,
+    Plan,
+    Prefixes,
+    ScoreRequest,
+    Treatment,
+)
 from compressor.errors import ConfigError, ModelError, PluginError
-from compressor.evaluation.evaluator import Sweep
+from compressor.evaluation.evaluator import Evaluator
 from compressor.progress import Silent
 from compressor.search.session import Search
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.margin_noise import MarginNoise
-from tests.estimates import Bench, Nudge, Oracle, make_bench, make_treatments
+from tests.support.estimates import Bench, Nudge, Oracle, make_bench, make_treatments
 
 PRUNED, FOUR = Treatment("magnitude", 0.3), Treatment("int4", 0.875)
 KEEP = 4
@@ -45,7 +53,7 @@ def test_all_signs_together_give_the_sum_over_positions(
     found = estimate_all_signs(bench, options, monkeypatch)
     assert (found.std(0) > 0.1 * found.mean(0)).all()
     for row, name in enumerate(options):
-        oracle.model.slots[name].parameter.requires_grad_(True)
+        oracle.model.weight_views[name].parameter.requires_grad_(True)
         z, base = oracle.run(tokens), oracle.base[0]
         place, said = torch.arange(KEEP), tokens[-KEEP:]
         runner = base.topk(2).indices[:, 1]
@@ -55,7 +63,7 @@ def test_all_signs_together_give_the_sum_over_positions(
             sum(w * (slope * oracle.change(name, option)).sum() ** 2 for w, slope in zip(weights, slopes, strict=True))
             for option in options[name]
         ]
-        oracle.model.slots[name].parameter.requires_grad_(False)
+        oracle.model.weight_views[name].parameter.requires_grad_(False)
         torch.testing.assert_close(found[:, row].mean(0), torch.stack(expected) / weights.sum(), rtol=2e-3, atol=0)
 
 
@@ -188,12 +196,12 @@ def test_experts_that_no_token_reaches_are_told(tmp_path: Path) -> None:
 def search(tmp_path: Path) -> Search:
     bench = make_bench("llama", tmp_path)
     metrics: dict[str, Metric] = {"kl": Kl(), "margin_noise": MarginNoise(), "fdtm": Fdtm()}
-    sweep = Sweep(bench.model, bench.reference, metrics)
+    evaluator = Evaluator(bench.model, bench.reference, metrics)
     return Search(
         model=bench.model,
         metrics=metrics,
         treatments=bench.treatments,
-        sweeps={Prefixes.SEARCH: sweep},
+        evaluators={Prefixes.SEARCH: evaluator},
         folder=tmp_path,
         progress=Silent(),
         on_round=lambda number, record: None,

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from compressor.models import Model, load_model
 from compressor.models.architectures import weight_gradient
-from compressor.sensitivity.gradients import Walk
+from compressor.sensitivity.gradients import LayerwiseGradients
 from compressor.settings import ComponentSettings, DType, ModelSettings
-from tests.families import FAMILIES, ODDITIES, VOCABULARY, save_checkpoint
+from tests.support.families import FAMILIES, ODDITIES, VOCABULARY, save_checkpoint
 
 TOKENS, KEEP = 9, 5
 ONE_BY_ONE = {"mixtral", "qwen3_moe", "opt", "gpt_oss", "qwen2_moe", "llama4", "dbrx", "granitemoeshared", "mamba"}
@@ -36,7 +36,7 @@ def weigh(logits: Tensor) -> Tensor:
 def walk_gradients(model: Model, names: list[str], tokens: Tensor) -> dict[str, Tensor]:
     """`[sequence, out, in]` by the walk; zeros where it did not come."""
     found = {name: torch.zeros(len(tokens), *model.components[name].shape) for name in names}
-    walk = Walk(model, names)
+    walk = LayerwiseGradients(model, names)
     size = walk.at_once or len(tokens)
     for start in range(0, len(tokens), size):
 
@@ -49,14 +49,14 @@ def walk_gradients(model: Model, names: list[str], tokens: Tensor) -> dict[str, 
 
 def explicit_gradients(model: Model, name: str, tokens: Tensor) -> Tensor:
     """`[sequence, out, in]` by autograd on the parameter, one sequence at a time, nothing recomputed."""
-    slot = model.slots[name]
-    parameter = getattr(slot.owner, slot.attribute).requires_grad_(True)
+    weight_view = model.weight_views[name]
+    parameter = getattr(weight_view.owner, weight_view.attribute).requires_grad_(True)
     found = []
     for row in tokens:
         logits = model.network(input_ids=row[None], use_cache=False).logits[:, -KEEP:]
         (gradient,) = torch.autograd.grad(weigh(logits).sum(), parameter, allow_unused=True)
         gradient = torch.zeros_like(parameter) if gradient is None else gradient
-        found.append(slot.part(gradient).reshape(slot.component.shape))
+        found.append(weight_view.part(gradient).reshape(weight_view.component.shape))
     parameter.requires_grad_(False)
     return torch.stack(found)
 
@@ -77,7 +77,7 @@ def test_gradients_are_autograds_own(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", [*FAMILIES, *ODDITIES])
 def test_only_models_that_mix_sequences_are_walked_one_by_one(family: str, tmp_path: Path) -> None:
     model = load_family(family, tmp_path)
-    assert (Walk(model, list(model.components)).at_once == 1) == (family in ONE_BY_ONE)
+    assert (LayerwiseGradients(model, list(model.components)).at_once == 1) == (family in ONE_BY_ONE)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2", "llama"])
@@ -104,7 +104,7 @@ def test_a_bfloat16_model_has_nearly_the_same_gradients(family: str, tmp_path: P
     save_checkpoint(family, tmp_path, dtype=torch.bfloat16)
     exact, low = (load_model(ModelSettings(path=str(tmp_path), dtype=DType(name))) for name in ("float32", "bfloat16"))
     tokens, names, dtypes = draw_tokens(3), list(low.components), set()
-    Walk(low, names).back(tokens, KEEP, weigh, lambda name, rows, gradients: dtypes.add(gradients.dtype))
+    LayerwiseGradients(low, names).back(tokens, KEEP, weigh, lambda name, rows, gradients: dtypes.add(gradients.dtype))
     found, expected = walk_gradients(low, names, tokens), walk_gradients(exact, names, tokens)
     assert dtypes == {torch.float32}
     for name in names:
@@ -119,7 +119,7 @@ def test_a_module_that_is_called_twice_has_the_gradient_of_both_calls(tmp_path: 
     layers[1].mlp = layers[0].mlp
     names = [name for name in model.components if "layers.0.mlp" in name or "self_attn" in name]
     tokens = draw_tokens(2)
-    assert Walk(model, names).at_once == 1
+    assert LayerwiseGradients(model, names).at_once == 1
     found = walk_gradients(model, names, tokens)
     for name in names:
         torch.testing.assert_close(found[name], explicit_gradients(model, name, tokens), rtol=1e-3, atol=1e-4)
@@ -141,7 +141,7 @@ def test_the_model_is_left_as_it_was_when_the_scalar_fails(tmp_path: Path) -> No
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        Walk(model, list(model.components)).back(draw_tokens(2), KEEP, fail, lambda *_: None)
+        LayerwiseGradients(model, list(model.components)).back(draw_tokens(2), KEEP, fail, lambda *_: None)
     assert not any(module._forward_hooks or "forward" in vars(module) for module in hooked(model))
 
 
@@ -154,6 +154,6 @@ def test_a_layer_keeps_only_its_input(tmp_path: Path) -> None:
     model = load_family("llama", tmp_path)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        Walk(model, list(model.components)).back(draw_tokens(2), KEEP, weigh, lambda *_: None)
+        LayerwiseGradients(model, list(model.components)).back(draw_tokens(2), KEEP, weigh, lambda *_: None)
     inside = model.components["model.layers.0.mlp.down_proj"].shape[1] * 2 * TOKENS
     assert inside not in kept[: len(kept) // 3]

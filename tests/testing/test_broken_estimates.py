@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compressor.contracts import Better, EstimableMetric, Metric, Reads
-from compressor.contracts.outputs import Readout
+from compressor.contracts import Better, EstimableMetric, Metric, Readout, Reads
 from compressor.testing import MetricContract
 from compressor_plugins.metrics.kl import Kl
 from tests.testing.test_broken_promises import broken

@@ -9,8 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from compressor.contracts import CompressedWeight, Compressor, Context, Grid, TokenRounding, Treat
-from compressor.contracts.types import Component, Offer
+from compressor.contracts import (
+    Component,
+    CompressedWeight,
+    Compressor,
+    Context,
+    Grid,
+    InputTransform,
+    Offer,
+    TokenRounding,
+)
 from compressor.testing import CompressorContract
 
 
@@ -19,7 +27,7 @@ class Clipped(CompressedWeight):
     """A weight as it is, of which `change` makes what becomes of inputs."""
 
     weight: Tensor
-    change: Treat | None
+    change: InputTransform | None
     inputs: Grid | None = None
 
     def dense(self) -> Tensor:
@@ -29,11 +37,8 @@ class Clipped(CompressedWeight):
     def bits(self) -> int:
         return self.weight.nbytes * 8
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {"weight": self.weight}
-
     @property
-    def treat(self) -> Treat | None:
+    def treat(self) -> InputTransform | None:
         return self.change
 
     @property
@@ -51,7 +56,7 @@ class Clip(Compressor):
     change: ClassVar[Callable[..., Tensor]] = staticmethod(clip)
 
     @property
-    def treats_inputs(self) -> bool:
+    def transforms_inputs(self) -> bool:
         return True
 
     def offer(self, component: Component) -> Offer:
@@ -69,7 +74,7 @@ def clip_in_place(inputs: Tensor) -> Tensor:
     return inputs.clamp_(-2, 2)
 
 
-def give_grid(inputs: TokenRounding | None, change: Treat | None) -> Callable[..., CompressedWeight]:
+def give_grid(inputs: TokenRounding | None, change: InputTransform | None) -> Callable[..., CompressedWeight]:
     def compress(self: Compressor, weight: Tensor, amount: float, context: Context) -> CompressedWeight:
         scales = torch.ones(len(weight), 1, dtype=weight.dtype)
         return Clipped(weight, change, Grid(torch.zeros(weight.shape, dtype=torch.int8), scales, 8, 0, inputs=inputs))

@@ -11,15 +11,17 @@ from torch import Tensor
 
 from compressor.contracts import (
     Better,
+    Component,
     CompressedWeight,
     Compressor,
     Context,
+    Grid,
     Metric,
+    Offer,
+    Readout,
     Reads,
     TextWindows,
 )
-from compressor.contracts.outputs import Readout
-from compressor.contracts.types import Component, Offer
 from compressor.errors import PlanError, PluginError
 from compressor.testing import CompressorContract, MetricContract
 
@@ -82,11 +84,6 @@ BROKEN_METRICS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "flat_aggregate": ("aggregate_takes_many_samples_at_once", {"aggregate": lambda self, s: s.mean()}),
     "wrong_axis": ("aggregate_takes_many_samples_at_once", {"aggregate": lambda self, s: s[..., 0].mean(axis=0)}),
-    "out_of_range": ("values_stay_in_their_range", {"value_range": lambda self, tokens: (0.0, 0.0)}),
-    "not_a_mean": (
-        "values_stay_in_their_range",
-        {"value_range": lambda self, tokens: (0.0, float(tokens)), "aggregate": lambda self, s: s.sum(axis=(-2, -1))},
-    ),
     "wrong_way": ("nothing_beats_the_base", {"better": Better.LOWER}),
     "first_is_wrong_way": (
         "nothing_beats_the_base",
@@ -119,8 +116,19 @@ class Stored(CompressedWeight):
     def bits(self) -> int:
         return self.weight.numel() * self.weight.element_size() * 8 + self.extra_bits
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {"weight": self.weight}
+
+@dataclass(frozen=True)
+class Gridded(Stored):
+    """Whatever the weight is, its grid has integers of 8 bits and a scale for each row."""
+
+    @property
+    def grid(self) -> Grid:
+        integers = torch.zeros(self.weight.shape, dtype=torch.int8)
+        return Grid(integers, torch.ones(len(integers), 1), 8, integers.shape[1])
+
+    @property
+    def bits(self) -> int:
+        return 8 * self.weight.numel() + 32 * len(self.weight) + self.extra_bits
 
 
 @dataclass
@@ -193,6 +201,7 @@ def compress_by(change: Callable[[Tensor, float], CompressedWeight]) -> Callable
 
 
 counter = itertools.count()
+BITS = "bits_count_what_is_stored"
 BROKEN_COMPRESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "level_twice": ("offer_is_valid", {"offer": lambda self, c: Offer(levels=(0.5, 0.5))}),
     "level_zero": ("offer_is_valid", {"offer": lambda self, c: Offer(levels=(0.0,))}),
@@ -203,8 +212,10 @@ BROKEN_COMPRESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "in_place": ("is_pure", {"compress": compress_by(lambda w, a: Stored(w.mul_(1 - a)))}),
     "draws": ("is_pure", {"compress": compress_by(lambda w, a: Stored(w * torch.rand(w.shape)))}),
     "counts": ("is_pure", {"compress": compress_by(lambda w, a: Stored(w * next(counter)))}),
-    "too_few_bits": ("bits_are_those_of_the_tensors", {"compress": compress_by(lambda w, a: Stored(w, -8))}),
-    "too_many_bits": ("bits_are_those_of_the_tensors", {"compress": compress_by(lambda w, a: Stored(w, 1))}),
+    "no_bits": (BITS, {"compress": compress_by(lambda w, a: Stored(w, -8 * w.nbytes))}),
+    "growing_bits": (BITS, {"compress": compress_by(lambda w, a: Stored(w, round(100 * a)))}),
+    "too_few_bits": (BITS, {"compress": compress_by(lambda w, a: Gridded(w, -1))}),
+    "too_many_bits": (BITS, {"compress": compress_by(lambda w, a: Gridded(w, 16))}),
     "minus_zero": ("amount_zero_changes_nothing", {"compress": compress_by(lambda w, a: Stored(w + 0.0))}),
     "few_zeros": ("pruning_is_cumulative", {"compress": compress_by(lambda w, a: Stored(w))}),
     "not_nested": (

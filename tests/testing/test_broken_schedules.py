@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from compressor.contracts import CountRequest, KeepRequest, Prefixes, Problem, Schedule, ScoreRequest, Search
-from compressor.contracts.types import Treatment
+from compressor.contracts import CountRequest, KeepRequest, Prefixes, Problem, Schedule, ScoreRequest, Search, Treatment
 from compressor.errors import PluginError
 from compressor.testing import ScheduleContract
 

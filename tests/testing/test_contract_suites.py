@@ -10,8 +10,7 @@ import torch
 import transformers
 
 from compressor.artifacts.plan_file import write_plan
-from compressor.contracts import Compressor, Metric, Schedule
-from compressor.contracts.types import Treatment
+from compressor.contracts import Compressor, Metric, Schedule, Treatment
 from compressor.plugins import installed
 from compressor.testing import CompressorContract, MetricContract, ScheduleContract, make_tiny_checkpoint
 from compressor.testing.problems import COMPONENTS

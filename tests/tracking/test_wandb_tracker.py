@@ -18,7 +18,7 @@ import pytest
 
 from compressor.artifacts.plan_file import write_plan
 from compressor.artifacts.run_record import ComponentRecord, FinalRecord, Record, RoundRecord
-from compressor.contracts.types import Score, Treatment
+from compressor.contracts import Score, Treatment
 from compressor.settings import TrackingMode, TrackingSettings
 from compressor.tracking import wandb_tracker
 from compressor.tracking.wandb_tracker import NullTracker, Tracker, WandbTracker, open_tracker
@@ -195,7 +195,8 @@ def test_a_run_that_fails_is_closed_as_failed(tmp_path: Path) -> None:
 )
 def test_without_tracking_wandb_is_not_even_imported(settings: TrackingSettings, tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from compressor.settings import *; from compressor.tracking.wandb_tracker import *\n"
+        "import sys; from pathlib import Path; from compressor.settings import *\n"
+        "from compressor.tracking.wandb_tracker import *\n"
         f"settings = TrackingSettings({str(settings.backend)!r}, {settings.mode})\n"
         f"with open_tracker(settings, Path({str(tmp_path / 'run')!r}), {{}}, 'x') as tracker:\n"
         "    assert type(tracker) is NullTracker\n"

@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
-from compressor.contracts.quantized import Grid
+from compressor.contracts import Grid
 from compressor.errors import ConfigError
 from compressor.export.folder import Exported
 from compressor.models import Model

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compressor.contracts.quantized import Grid
+from compressor.contracts import Grid
 
 BLOCK = 32
 """Neighbours along a row that share a scale."""

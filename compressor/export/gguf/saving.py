@@ -9,13 +9,13 @@ import gguf
 import torch
 from torch import Tensor
 
-from compressor.contracts.quantized import Grid
+from compressor.contracts import Grid
 from compressor.errors import OutputError
 from compressor.export.folder import Exported, choose_stored
 from compressor.export.gguf import families
 from compressor.export.gguf.blocks import Stored, store_dense, store_grid
 from compressor.export.gguf.vocabulary import Vocabulary, read_vocabulary
-from compressor.export.packable_modules import NO_GRID, tell_dense
+from compressor.export.packable_modules import NO_GRID, note_dense
 from compressor.models import Model
 
 GGUF = "gguf"
@@ -45,7 +45,7 @@ def save(model: Model, path: Path, grids: Mapping[str, Grid | None]) -> Exported
     config, vocabulary = model.network.config, find_vocabulary(model)
     assert isinstance(vocabulary, Vocabulary), vocabulary
     family = families.FAMILIES[config.model_type]
-    components = {id(slot.parameter): name for name, slot in model.slots.items()}
+    components = {id(weight_view.parameter): name for name, weight_view in model.weight_views.items()}
     bits, reasons = dict[str, float](), dict[str, str]()
     with written(path, family.name) as writer:
         families.describe(config, writer)
@@ -60,7 +60,7 @@ def save(model: Model, path: Path, grids: Mapping[str, Grid | None]) -> Exported
                 bits[component] = 8 * stored.content.nbytes / weight.numel()
                 reasons[component] = reason
     packed = frozenset(name for name, reason in reasons.items() if not reason)
-    dense = tell_dense(
+    dense = note_dense(
         {name: reason for name, reason in reasons.items() if reason and name in grids}, f"in {path.name}"
     )
     notes = (*([ROUNDS] if packed else []), *dense)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.contracts.quantized import Scheme, Strategy, TokenRounding
+from compressor.contracts import Scheme, Strategy, TokenRounding
 from compressor.errors import ModelError
 from compressor.export.compressed_tensors import BYTES, COMPRESSED_TENSORS, PACKED
 

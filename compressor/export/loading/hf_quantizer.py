@@ -18,7 +18,7 @@ from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from compressor.contracts.quantized import Scheme, Strategy
+from compressor.contracts import Scheme, Strategy
 from compressor.errors import ModelError
 from compressor.export.loading.packed_linear import ByteLinear, PackedLinear, StoredLinear
 

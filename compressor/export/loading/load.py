@@ -1,9 +1,10 @@
-"""Runs what an export has saved: integers stay packed in memory, and become weights where they are used."""
+"""Loads an exported model: integers stay packed in memory, and each module computes its weight when it is called."""
 
 from __future__ import annotations
 
 import functools
 import os
+import warnings
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,13 +14,12 @@ from transformers import PreTrainedModel
 from compressor.errors import ConfigError, ModelError, OutputError, suggest
 from compressor.export.loading.config_reader import read_schemes
 from compressor.export.loading.hf_quantizer import check_packed, describe_skeleton
-from compressor.inference.choice import use_kernels
 from compressor.models import checkpoint, loading
 from compressor.models.placement import choose_device
 from compressor.settings import DType
 
-EXACT, TORCH = "exact", "torch"
-KERNELS = (EXACT, TORCH)
+EXACT, REMOVED = "exact", "torch"
+"""Accepted values of `kernels`; a removed one warns and loads the exact model."""
 
 
 def load(
@@ -36,16 +36,19 @@ def load(
     `auto` (that of config.json), `float32`, `bfloat16` or `float16`; choose it here rather than by `to`, after which
     weights are not rounded as those of a model in that dtype.
 
-    With `kernels="exact"` each module makes its weight anew at every call: what comes out has the bits that
-    transformers gives for this folder, which are those that were scored. With `kernels="torch"` products of a few rows
-    run by torch's own kernels for 8 and 4 bits, where inference/kernels.py says that they gain, and int8 weights with
-    inputs that were scored as integers by products of integers (inference/integers.py); they round otherwise.
+    Each module computes its weight anew at every call. The outputs have the same bits that transformers gives for this
+    folder, which are the bits that were scored. `kernels` has one value, `"exact"`. `"torch"` chose torch's integer
+    kernels in earlier versions; it now gives a warning and loads the exact model.
 
     A packed model is not saved again by `save_pretrained`: copy the folder. Raises ConfigError for an argument that is
     not known here, ModelError for a folder that is no sound model or is packed in another way.
     """
-    if kernels not in KERNELS:
-        raise ConfigError(f"unknown `kernels` `{kernels}`; {suggest(str(kernels), KERNELS)}")
+    if kernels == REMOVED:
+        # Not a DeprecationWarning: Python shows those in `__main__` alone, and everybody's outputs and speed change.
+        message = f'`kernels="{REMOVED}"` was removed from `compressor.load`; the exact model is loaded, omit `kernels`'
+        warnings.warn(message, UserWarning, stacklevel=2)
+    elif kernels != EXACT:
+        raise ConfigError(f"unknown `kernels` `{kernels}`; {suggest(str(kernels), [EXACT])}")
     place, chosen = choose_device(device, "device"), choose_dtype(dtype)
     path = find_model(folder)
     with loading.quiet_loading(place):
@@ -59,8 +62,6 @@ def load(
         network.to(place).eval().requires_grad_(False)
     if described is not None:
         network.save_pretrained = functools.partial(refuse_saving, path)
-        if kernels == TORCH:
-            use_kernels(network)
     return network
 
 
@@ -90,4 +91,4 @@ def refuse_saving(folder: Path, *arguments: object, **options: object) -> NoRetu
     raise OutputError(f"a model that is loaded packed cannot be saved again; copy its folder `{folder}` instead")
 
 
-__all__ = ["EXACT", "KERNELS", "TORCH", "load"]
+__all__ = ["load"]

@@ -8,24 +8,40 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from compressor.contracts.quantized import Scheme, Strategy, TokenRounding
+from compressor.contracts import Scheme, Strategy, TokenRounding
 
 
-class WeightlessLinear(nn.Module, ABC):
-    """y = x ŵᵀ + b `[…, out]` for x `[…, in]`, where ŵ `[out, in]` is made as it is used; x̂ for x with `rounding`."""
+class StoredLinear(nn.Module, ABC):
+    """y = x ŵᵀ + b `[…, out]` for x `[…, in]`; ŵ = s · (q − z) `[out, in]` is computed at every call.
 
+    ŵ is rounded to the dtype of s. The tensors are those of an exported folder (export/compressed_tensors.py);
+    `weight_scale` is s `[1]`, `[out, 1]` or `[out, group]`. With `rounding`, inputs are rounded before the product.
+    Contents are set later, by whatever loads a state.
+    """
+
+    stored: ClassVar[dict[str, torch.dtype]]
+    """The dtype of each tensor that holds integers."""
     bias: nn.Parameter | None
-    rounding: TokenRounding | None = None
+    rounding: TokenRounding | None
+    weight_scale: Tensor
 
-    def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None) -> None:
+    def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None, scheme: Scheme) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.register_parameter("bias", bias)
+        self.scheme, self.rounding = scheme, scheme.inputs
+        self.groups = in_features // scheme.group if scheme.strategy is Strategy.group else 1
+        scales = (1,) if scheme.strategy is Strategy.tensor else (out_features, self.groups)
+        self.register_buffer("weight_scale", torch.empty(scales))
 
     @property
     @abstractmethod
     def weight(self) -> Tensor:
         """ŵ `[out, in]`, the same bits at every call; it is a copy, and to change it changes nothing."""
+
+    @abstractmethod
+    def read_integers(self) -> Tensor:
+        """q `[out, in]`, int8."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`[…, out]`, to the bits of `torch.nn.Linear` with this weight."""
@@ -33,35 +49,11 @@ class WeightlessLinear(nn.Module, ABC):
         return nn.functional.linear(inputs, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-
-
-class StoredLinear(WeightlessLinear):
-    """ŵ = s · (q − z), rounded to the dtype of s, from tensors as they lie in a folder (export/compressed_tensors.py).
-
-    `weight_scale` is s `[1]`, `[out, 1]` or `[out, group]`. Contents are set later, by whatever loads a state.
-    """
-
-    stored: ClassVar[dict[str, torch.dtype]]
-    """The dtype of each tensor that holds integers."""
-    weight_scale: Tensor
-
-    def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None, scheme: Scheme) -> None:
-        super().__init__(in_features, out_features, bias)
-        self.scheme, self.rounding = scheme, scheme.inputs
-        self.groups = in_features // scheme.group if scheme.strategy is Strategy.group else 1
-        scales = (1,) if scheme.strategy is Strategy.tensor else (out_features, self.groups)
-        self.register_buffer("weight_scale", torch.empty(scales))
-
-    @abstractmethod
-    def read_integers(self) -> Tensor:
-        """q `[out, in]`, int8."""
-
-    def extra_repr(self) -> str:
+        features = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         scheme = self.scheme
         shared = f"group={scheme.group}" if scheme.group else f"scale of each {scheme.strategy.value}"
         treated = "" if self.rounding is None else f", inputs of {self.rounding.bits} bits"
-        return f"{super().extra_repr()}, bits={scheme.bits}, {shared}{treated}"
+        return f"{features}, bits={scheme.bits}, {shared}{treated}"
 
 
 class ByteLinear(StoredLinear):

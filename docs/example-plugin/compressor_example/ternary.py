@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import CompressedWeight, Compressor, Context
-from compressor.contracts.types import Component, Offer
+from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer
 from compressor.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,12 +59,3 @@ class TernaryWeight(CompressedWeight):
     @property
     def bits(self) -> int:
         return self.signs.numel() * BITS + self.scales.numel() * self.scales.element_size() * 8
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Four signs in a byte, each stored as sign + 1, the first in the lowest bits."""
-        import torch
-        from torch.nn.functional import pad
-
-        codes = pad(self.signs.flatten() + 1, (0, -self.signs.numel() % 4)).view(-1, 4).to(torch.uint8)
-        packed = codes[:, 0] | codes[:, 1] << 2 | codes[:, 2] << 4 | codes[:, 3] << 6
-        return {"weight_packed": packed, "weight_scale": self.scales}

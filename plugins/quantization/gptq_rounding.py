@@ -1,0 +1,97 @@
+"""Rounding that makes up for its errors: the linear algebra of GPTQ."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .symmetric import IntegerWeight, find_lowest, working_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+TENFOLD = 10.0
+noted: set[tuple[str, object]] = set()
+"""What was said already: warnings come once, however often a component is tried."""
+
+
+def factor_hessian(hessian: Tensor, damping: float, order: Tensor, name: str) -> Tensor:
+    """R / diag(R) `[in, in]`, R upper triangular with R Rᵀ = H + λI, λ = damping · mean(diag H), in the given `order`.
+
+    Columns are divided by their last element, so the diagonal is 1. In float64, because what decides about late columns
+    are the small eigenvalues; H is first divided by mean(diag H), which must not be 0. With J the matrix that turns the
+    order around and L the Cholesky factor of J (H + λI) J, R is J L J. Where H + λI is not positive definite in spite
+    of λ, damping is raised tenfold, and a line says so.
+    """
+    import torch
+
+    backwards, chosen = order.flip(0), damping
+    matrix = hessian[backwards][:, backwards].double()
+    matrix /= matrix.diagonal().mean()
+    matrix.diagonal().add_(chosen)
+    lower, failed = torch.linalg.cholesky_ex(matrix)
+    while failed:  # comes to an end: a finite matrix is small beside enough of the identity
+        matrix.diagonal().add_((TENFOLD - 1) * chosen)
+        chosen *= TENFOLD
+        lower, failed = torch.linalg.cholesky_ex(matrix)
+    if chosen != damping:
+        text = f"the Hessian of `{name}` is not positive definite with damping {damping:g}, used is {chosen:g}"
+        note("damping", name, text)
+    upper: Tensor = lower.flip(0, 1)
+    return upper.div_(upper.diagonal().clone())
+
+
+def round_columns(weight: Tensor, plain: IntegerWeight, factor: Tensor, order: Tensor, block: int) -> IntegerWeight:
+    """Columns of `weight` `[out, in]` one by one in the `order`, on the grid of `plain`, moved by the errors so far.
+
+    With w_j the column as it is, s_j its scales and F the `factor`, in that order,
+
+        q_j = clamp(round((w_j + Σ_{i before j} F_ij (w_i − ŵ_i)) / s_j), −2^(b−1), 2^(b−1) − 1),
+
+    ŵ_j = s_j q_j in the dtype of the weight. Errors of earlier blocks come in one product for a whole `block`. Columns
+    are held as rows, where they lie together.
+    """
+    import torch
+
+    compute = working_dtype(weight.dtype)
+    # Of columns that are done the error, of the others the weight.
+    left, factor = weight.to(compute).mT[order], factor.to(compute)
+    found, highest = torch.empty_like(left, dtype=torch.int8), 2 ** (plain.bits_each - 1) - 1
+    lowest = find_lowest(plain.scales, plain.bits_each, plain.dtype)
+    scales, lowest = (part.to(compute).mT.contiguous() for part in (plain.scales, lowest))
+    places = (order // plain.group).tolist()
+    for start in range(0, len(left), block):
+        end = min(start + block, len(left))
+        moved = left[start:end].addmm(factor[:start, start:end].mT, left[:start])
+        for j in range(start, end):
+            target = moved[j - start].addmv(left[start:j].mT, factor[start:j, j])
+            scale, least = scales[places[j]], lowest[places[j]]
+            integers = (target / scale).round().clamp(max=highest).maximum(least)
+            left[j] -= (scale * integers).to(weight.dtype)
+            found[j] = integers
+    integers = torch.empty_like(plain.integers)
+    integers[:, order] = found.mT
+    return replace(plain, integers=integers)
+
+
+def note_tokens(component: str, tokens: int, width: int) -> None:
+    """Say where calibration is not what it should be; of the components of one width only of the first."""
+    if tokens == 0:
+        text = f"no calibration token reached `{component}`, so it is rounded to nearest; raise data.prefixes"
+        note("unreached", None, text)
+    elif tokens < width:
+        note(
+            "few",
+            width,
+            f"`{component}` has {tokens} calibration tokens for {width} inputs, so damping decides much; "
+            "raise data.prefixes or data.continuation_tokens",
+        )
+
+
+def note(kind: str, of: object, text: str) -> None:
+    """A warning, once."""
+    if (kind, of) not in noted:
+        noted.add((kind, of))
+        log.warning("gptq: %s", text)

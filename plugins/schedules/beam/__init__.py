@@ -1,0 +1,1 @@
+"""The schedule `beam`: beam search over sets of treated components."""

@@ -1,0 +1,90 @@
+"""What a beam search may do next: each component, untreated, takes one of its options. Plans are sets of moves."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from compressor.contracts import Better, Problem, Treatment
+from compressor.errors import ConfigError
+
+State = int
+"""A plan: bit i is set where move i is made."""
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Every (component, treatment) there is, in the order of components and of the compressors that the user gave."""
+
+    every: Sequence[tuple[str, Treatment]]
+
+    @cached_property
+    def rivals(self) -> dict[str, State]:
+        """Component -> all moves that treat it."""
+        found: dict[str, State] = {}
+        for index, (name, _) in enumerate(self.every):
+            found[name] = found.get(name, 0) | 1 << index
+        return found
+
+    @property
+    def options(self) -> dict[str, list[Treatment | None]]:
+        """Component -> as it is now, and each of its treatments."""
+        found: dict[str, list[Treatment | None]] = {}
+        for name, treatment in self.every:
+            found.setdefault(name, [None]).append(treatment)
+        return found
+
+    def plan(self, state: State) -> dict[str, Treatment]:
+        return {name: treatment for index, (name, treatment) in enumerate(self.every) if state >> index & 1}
+
+    def extend(self, beam: Sequence[State]) -> list[State]:
+        """Each plan with one more component treated, in order, without duplicates."""
+        found = (
+            state | 1 << index
+            for state in beam
+            for index, (name, _) in enumerate(self.every)
+            if not state & self.rivals[name]
+        )
+        return list(dict.fromkeys(found))
+
+    def bound(self, state: State, known: Mapping[State, float], better: Better) -> float | None:
+        """The worst known value of the plans that lack one of its moves; None where there is none."""
+        values = [known[smaller] for smaller in self._shrink(state) if smaller in known]
+        return min(values, key=lambda value: better.sign * value, default=None)
+
+    def _shrink(self, state: State) -> Iterator[State]:
+        rest = state
+        while rest:
+            lowest = rest & -rest
+            yield state ^ lowest
+            rest ^= lowest
+
+
+def list_moves(problem: Problem, amount: float | None) -> Moves:
+    """Every fixed level, and `amount` of each compressor that offers a range; raises ConfigError where it is wrong."""
+    if not problem.components:
+        raise ConfigError("no component is selected, at least one is needed; loosen `components.include` or `.exclude`")
+    if not problem.offers:
+        raise ConfigError("schedule `beam` needs a compressor, none is configured; set `compressor`")
+    found, ranges = [], False
+    for component in problem.components:
+        for compressor, offers in problem.offers.items():
+            offer, amounts = offers[component.name], sorted(offers[component.name].levels)
+            if offer.is_range:
+                ranges = True
+                if amount is None:
+                    raise ConfigError(
+                        f"`schedule.amount` must be given, {compressor} offers {offer}; say how much a component loses"
+                    )
+                if not offer.contains(amount):
+                    raise ConfigError(
+                        f"`schedule.amount` asks for {amount:g} of `{component.name}`, {compressor} offers {offer}; "
+                        "ask for one of these"
+                    )
+                amounts = [amount]
+            found += [(component.name, Treatment(compressor, level)) for level in amounts]
+    if amount is not None and not ranges:
+        names = ", ".join(problem.offers)
+        raise ConfigError(
+            f"`schedule.amount` is for compressors that offer a range, got {amount:g} for {names}; leave it out"
+        )
+    return Moves(tuple(found))

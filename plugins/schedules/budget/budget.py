@@ -1,0 +1,119 @@
+"""The default search: one backward pass ranks every treatment, and corrections are made where the plan stands."""
+
+import enum
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from compressor.contracts import KeepRequest, Problem, Schedule, Search
+from compressor.errors import ConfigError, suggest
+
+from .discrete import make_choices
+from .limits import Unit, read_limits
+from .questions import Questions
+from .round import BudgetRound
+
+
+class EstimateBy(enum.Enum):
+    """Where costs come from: one backward pass for all options together, or a trial for each."""
+
+    one_pass = "one_pass"
+    measured = "measured"
+
+
+class Granularity(enum.Enum):
+    """What has an amount of its own."""
+
+    matrix = "matrix"
+    row = "row"
+
+
+@dataclass
+class Budget(Schedule):
+    """The plan of least cost under a budget: predicted for all options at once, corrected where the plan stands.
+
+        minimise Σ_c cost_c(option_c)   subject to   Σ_c size_c(option_c) ≤ budget
+
+    First a plan from costs at the start of the round, on more and more prefixes until it settles: amounts of a range
+    share one slope on their lower convex hulls, fixed options are a multiple-choice knapsack, both together a mixed
+    integer program. Then up to `corrections` attempts to do better: costs at the plan, a solution within a trust region
+    (10 points of amount, or one option up or down), taken if it measures better on the search prefixes by more than a
+    standard error; else the region is halved. Before that, the fixed option that treats all components alike is tried.
+
+    `objective` is a metric that can be estimated: `kl` is the sturdiest, `margin_noise` speaks of the FDT itself.
+    `estimate=measured` gets the costs from a trial for each option, and takes any metric. `targets` are cumulative mean
+    amounts, a round each; in their place `bits` is the mean over components, scales counted, or `bytes` the weight
+    files as they are exported. A budget is never exceeded. `granularity=row` gives every output row its own amount.
+
+    Source: this project, docs/margin-law.md.
+    """
+
+    name: ClassVar[str] = "budget"
+
+    targets: list[float] = field(default_factory=list)
+    bits: float | None = None
+    bytes: int | None = None
+    objective: str = "kl"
+    estimate: EstimateBy = EstimateBy.one_pass
+    corrections: int = 6
+    granularity: Granularity = Granularity.matrix
+
+    def ranks_by(self) -> tuple[str, ...]:
+        return (self.objective,)
+
+    def limits_files(self) -> bool:
+        return self.bytes is not None
+
+    def search(self, problem: Problem) -> Search:
+        self._check(problem)
+        by_row, measured = self.granularity is Granularity.row, self.estimate is EstimateBy.measured
+        floor = {c.name: np.zeros(c.shape[0] if by_row else 1) for c in problem.components}
+        limits = read_limits(problem, self.targets, self.bits, self.bytes)
+        for limit in limits:
+            choices = make_choices(problem, floor, by_row)
+            on_disk = limit.unit is Unit.bytes
+            planning = BudgetRound(Questions(choices, self.objective, limit.in_bits, on_disk, measured, by_row), limit)
+            plan = yield from planning.run(self.corrections)
+            singles = {self.objective: planning.singles}
+            notes, last = tuple(planning.notes), limit is limits[-1]
+            yield KeepRequest(plan, limit.target, notes, most_bytes=self.bytes, singles=singles, last=last)
+            floor = {c.name: choices.read(c, plan.get(c.name)) for c in problem.components}
+
+    def _check(self, problem: Problem) -> None:
+        """Raise ConfigError for options that do not fit the problem."""
+        if not problem.components:
+            text = "no component is selected, at least one is needed; loosen `components.include` or `.exclude`"
+            raise ConfigError(text)
+        if not problem.offers:
+            raise ConfigError(f"schedule `{self.name}` needs a compressor, none is configured; set `compressor`")
+        if self.corrections < 0:
+            raise ConfigError(f"`schedule.corrections` must not be negative, got {self.corrections}; 0 makes none")
+        if self.objective not in problem.better:
+            raise ConfigError(
+                f"unknown metric `{self.objective}` in `schedule.objective`; {suggest(self.objective, problem.better)}"
+            )
+        if self.estimate is EstimateBy.one_pass and self.objective not in problem.estimable:
+            known = ", ".join(sorted(problem.estimable)) or "none of those configured"
+            raise ConfigError(
+                f"`schedule.objective={self.objective}` cannot be estimated by one pass, {known} can; choose one of "
+                "these, or schedule.estimate=measured"
+            )
+        if self.granularity is Granularity.row:
+            self._check_rows(problem)
+
+    def _check_rows(self, problem: Problem) -> None:
+        without = {n for offers in problem.offers.values() for n, o in offers.items() if not (o.by_row and o.is_range)}
+        if len(problem.offers) != 1 or without:
+            mixed = next((c.name for c in problem.components if c.name in without and c.shape[1] == 1), None)
+            fused = f", and in `{mixed}` rows of several lengths are fused" if mixed else ""
+            raise ConfigError(
+                f"`schedule.granularity=row` needs one compressor that takes amounts per row, got "
+                f"{', '.join(problem.offers)}{fused}; use compressor=magnitude, or granularity=matrix"
+                f"{', or components.fuse=false' if mixed else ''}"
+            )
+        if self.estimate is EstimateBy.measured or self.bits is not None or self.bytes is not None:
+            raise ConfigError(
+                "`schedule.granularity=row` takes estimates of one pass and `schedule.targets`, got "
+                f"estimate={self.estimate.name}, bits={self.bits}, bytes={self.bytes}; drop these"
+            )

@@ -1,0 +1,86 @@
+"""What a budget asks of the run: what options and plans store, what options cost, what plans measure."""
+
+from collections.abc import Callable, Collection, Generator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from compressor.contracts import Estimate, EstimateRequest, Plan, Request, ScoreRequest, SizeRequest
+from compressor.sensitivity.shrinkage import steady_changes
+
+from .convex_hull import Array
+from .options import Choices, Options, Table, Values
+
+Asks = Generator[Request, Any, Any]
+"""Requests, and what comes back when they are answered."""
+Estimates = Mapping[str, Estimate]
+"""Component -> what its options would do."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The questions of a round, of costs by `objective`; methods that say what they ask are generators of requests."""
+
+    choices: Choices
+    objective: str
+    in_bits: bool = False
+    on_disk: bool = False
+    measured: bool = False
+    by_row: bool = False
+
+    def ask_sizes(self, options: Options) -> Asks:
+        """What each option stores, `[unit, option]` by component: bits, packed or `on_disk`, or kept weights."""
+        if not self.in_bits:
+            return self.choices.sizes(options)
+        answer = yield SizeRequest(options, self.on_disk)
+        return {name: np.array([bits], dtype=np.float64) for name, bits in answer.items()}
+
+    def ask_size(self, plan: Plan) -> Asks:
+        """What a plan stores, all components together."""
+        options = {component.name: [plan.get(component.name)] for component in self.choices.problem.components}
+        sizes = yield from self.ask_sizes(options)
+        return sum(float(values.sum()) for values in sizes.values())
+
+    def ask_estimates(self, options: Options, plan: Plan, start: int, stop: int) -> Asks:
+        """Estimates of each option with a plan on the model, on the search prefixes from `start` to `stop`."""
+        answer = yield EstimateRequest(options, self.objective, plan, start, stop, self.by_row, self.measured)
+        return answer
+
+    def ask_costs(self, plan: Plan) -> Asks:
+        """What a plan costs on each of the search prefixes, `[sequence]`: the objective's first statistic."""
+        (found,) = yield ScoreRequest([plan], (self.objective,), by_sequence=True)
+        return self.sign * found[self.objective]
+
+    def tabulate(self, options: Options, sizes: Values, estimates: Estimates, reached: Collection[str]) -> Table:
+        """What is known of the options, with costs of the components that were `reached`; lower is better."""
+        known = {name: estimate for name, estimate in estimates.items() if name in reached and estimate.reached}
+        means = {name: changes.mean(axis=0, keepdims=True) for name, changes in steady_changes(known).items()}
+        rows = {name: estimate.rows for name, estimate in known.items() if estimate.rows is not None}
+        return Table(options, sizes, {name: self.sign * values for name, values in (means | rows).items()})
+
+    @property
+    def sign(self) -> float:
+        """-1 turns values of the objective, and their changes, into costs where higher is better; else 1."""
+        return -self.choices.problem.better[self.objective].sign
+
+
+def merge(first: Estimates, second: Estimates) -> Estimates:
+    """Estimates on two sets of sequences as one; the first may be none yet."""
+    return {name: _merge_one(first[name], estimate) for name, estimate in second.items()} if first else second
+
+
+def _merge_one(first: Estimate, second: Estimate) -> Estimate:
+    counts = [len(first.changes), len(second.changes)]
+    return Estimate(
+        np.concatenate([first.changes, second.changes]),
+        _merge_values(first.rows, second.rows, lambda pair: np.average(pair, axis=0, weights=counts)),
+        first.reached or second.reached,
+        _merge_values(first.apart, second.apart, np.concatenate),
+        _merge_values(first.line, second.line, np.concatenate),
+    )
+
+
+def _merge_values(first: Array | None, second: Array | None, combine: Callable[[list[Array]], Array]) -> Array | None:
+    """What both have, combined; None where one has nothing."""
+    return None if first is None or second is None else combine([first, second])

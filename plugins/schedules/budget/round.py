@@ -1,0 +1,134 @@
+"""One round of a budget: estimate, solve, and correct where the plan stands."""
+
+from dataclasses import dataclass, field
+
+from compressor.contracts import Plan
+
+from .additivity import add_singles
+from .convex_hull import Array
+from .limits import Limit
+from .options import Table
+from .questions import Asks, Estimates, Questions, merge
+
+FIRST_PREFIXES = 32
+"""Prefixes that are estimated on before a plan is made; then twice as many, until it settles."""
+SETTLED = 0.005
+"""A plan is settled when twice the prefixes move it no farther than this (see `Choices.distance`)."""
+SMALLEST_SHARE = 1 / 16
+"""Corrections end when so small a share of the trust region brings nothing."""
+ROWS_SHARE = 1 / 4
+"""Rows begin with a smaller region than matrices: there are so many of them that their estimates are noisier."""
+TIGHTER = 3
+"""How often a limit is tightened where a plan stores more than its options let expect."""
+
+
+@dataclass
+class BudgetRound:
+    """Finds the plan of one round. What asks is a generator of requests, which returns the plan and what it stores."""
+
+    inquiry: Questions
+    limit: Limit
+    notes: list[str] = field(default_factory=list)
+    """What a person should know of the plan."""
+    prefixes: int = 0
+    """On how many the plan settled."""
+    reached: frozenset[str] = frozenset()
+    """Components that a token of these prefixes came to; others stay as they are."""
+    singles: float = 0.0
+    """What each treatment of the plan alone changes of the objective's first statistic, added up."""
+    alone: Table = field(default_factory=lambda: Table({}, {}, {}))
+    """What every option costs at the start of the round."""
+
+    def run(self, corrections: int) -> Asks:
+        """The plan after at most so many attempts to correct it; raises ConfigError where the limit is out of reach."""
+        plan, size = yield from self.solve_first()
+        self.limit.require(size, self.notes)
+        if corrections:
+            plan, size = yield from self.correct(plan, size, corrections)
+        self.singles = self.inquiry.sign * add_singles(self.inquiry.choices, self.alone, plan)
+        if note := self.limit.describe_rest(size):
+            self.notes.append(note)
+        return plan
+
+    def solve_first(self) -> Asks:
+        """The plan from estimates at the start of the round, on as many prefixes as it takes to settle."""
+        choices = self.inquiry.choices
+        options = choices.begin()
+        sizes = yield from self.inquiry.ask_sizes(options)
+        self.limit.require(sum(float(values.min(axis=1).sum()) for values in sizes.values()))
+        found: Estimates = {}
+        plan: Plan = {}
+        size, last = 0.0, choices.problem.prefixes
+        while self.prefixes < last:
+            start, self.prefixes = self.prefixes, min(last, 2 * self.prefixes or FIRST_PREFIXES)
+            found = merge(found, (yield from self.inquiry.ask_estimates(options, {}, start, self.prefixes)))
+            self.reached = frozenset(name for name, estimate in found.items() if estimate.reached)
+            before = plan
+            self.alone = self.inquiry.tabulate(options, sizes, found, self.reached)
+            plan, size = yield from self._solve(self.alone)
+            if start and choices.distance(before, plan) <= SETTLED:
+                break
+        self._note_unreached()
+        return plan, size
+
+    def correct(self, plan: Plan, size: float, attempts: int) -> Asks:
+        """A better plan, by solving again where the plan stands; only what is cheaper (`is_cheaper`) is taken.
+
+        It starts where all components are treated alike if that is better: so far from the base no estimate need hold.
+        """
+        best = yield from self.inquiry.ask_costs(plan)
+        if (alike := self.inquiry.choices.alike(self.alone, self.limit.total)) and alike != plan:
+            costs = yield from self.inquiry.ask_costs(alike)
+            if is_cheaper(costs, best):
+                plan, best = alike, costs
+                size = yield from self.inquiry.ask_size(alike)
+        share, table = ROWS_SHARE if self.inquiry.by_row else 1.0, None
+        for _ in range(attempts):
+            if table is None:
+                options = self.inquiry.choices.near(plan)
+                sizes = yield from self.inquiry.ask_sizes(options)
+                found = yield from self.inquiry.ask_estimates(options, plan, 0, self.prefixes)
+                table = self.inquiry.tabulate(options, sizes, found, self.reached)
+            candidate, stored = yield from self._solve(table, plan, share)
+            if candidate == plan:
+                break
+            costs = yield from self.inquiry.ask_costs(candidate)
+            if is_cheaper(costs, best) and self.limit.allows(stored):
+                plan, size, best, table = candidate, stored, costs, None
+            elif share <= SMALLEST_SHARE:
+                break
+            else:
+                share /= 2
+        return plan, size
+
+    def _solve(self, table: Table, around: Plan | None = None, share: float = 1.0) -> Asks:
+        """The plan of least cost that fits, else the smallest.
+
+        An amount between two options may store more than a straight line between them says: then once more, for less.
+        """
+        limit = self.limit.total
+        for _ in range(TIGHTER):
+            plan = self.inquiry.choices.solve(table, limit, around, share)
+            size = yield from self.inquiry.ask_size(plan)
+            if self.limit.allows(size):
+                break
+            limit -= 2 * (size - self.limit.total)
+        return plan, size
+
+    def _note_unreached(self) -> None:
+        names = [c.name for c in self.inquiry.choices.problem.components if c.name not in self.reached]
+        if names:
+            self.notes.append(
+                f"{len(names)} components stay as they were, for no token of the search prefixes came to them: "
+                f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}; more prefixes may reach them."
+            )
+
+
+def is_cheaper(costs: Array, others: Array) -> bool:
+    """On the same sequences, by more than the standard error of the mean difference.
+
+    Costs `[sequence]`. Less than that would as often be worse on other prefixes.
+    """
+    gains = others - costs
+    error = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
+    return float(gains.mean()) > error

@@ -1,0 +1,1 @@
+"""The schedule `evolution`: evolutionary search as in EvoPress."""

@@ -1,0 +1,85 @@
+"""Fixed levels as a space to evolve in, within a budget of packed bits."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from compressor.contracts import Offer, Treatment
+from compressor.errors import ConfigError
+
+from ..targets import Span, Vector
+from .ladder import Ladder
+from .mutations import Counts, Space, State, add_uniformly, draw
+
+MOST_CHANGES = 10
+LEAST_RETURN = 0.8
+
+
+@dataclass(frozen=True)
+class FixedLevels(Space):
+    """States of at most `budget` packed bits.
+
+    A switch lowers random levels, then raises random ones until it is within the budget. It does not work out where
+    that makes more than MOST_CHANGES changes, or what is given is less than LEAST_RETURN of what is taken for it.
+    """
+
+    ladder: Ladder
+    budget: int
+
+    def plan(self, state: State) -> dict[str, Treatment]:
+        rows = zip(self.ladder.names, self.ladder.options, state, strict=True)
+        return {name: row[level] for name, row, level in rows}
+
+    def cost(self, levels: Counts) -> Counts:
+        """Bits of every component."""
+        found: Counts = np.take_along_axis(self.ladder.bits, levels[:, None], axis=1)[:, 0]
+        return found
+
+    def uniform(self, rng: np.random.Generator) -> State:
+        """The lowest level for all that fits the budget, then random components a level lower while that fits."""
+        common = range(int(self.highest.max()) + 1)
+        states = (np.clip(level, self.lowest, self.highest) for level in common)
+        levels = next(found for found in states if self.cost(found).sum() <= self.budget)
+        while True:
+            lower = np.maximum(levels - 1, self.lowest)
+            more = self.cost(lower) - self.cost(levels)
+            place = draw((lower < levels) & (more <= self.budget - self.cost(levels).sum()), rng)
+            if place is None:
+                return tuple(levels.tolist())
+            levels[place] -= 1
+
+    def switch(self, state: State, flips: int, rng: np.random.Generator) -> State | None:
+        levels, given, taken = np.array(state, dtype=np.int64), 0, 0
+        changes, spent = 0, int(self.cost(levels).sum())
+        while changes < flips or spent > self.budget:
+            step = -1 if changes < flips else 1
+            place = draw(levels > self.lowest if step < 0 else levels < self.highest, rng)
+            if place is None or changes == MOST_CHANGES:
+                return None
+            before, levels[place] = self.ladder.bits[place, levels[place]], levels[place] + step
+            more = int(self.ladder.bits[place, levels[place]] - before)
+            spent, changes = spent + more, changes + 1
+            given, taken = given + max(more, 0), taken + max(-more, 0)
+        return tuple(levels.tolist()) if given >= LEAST_RETURN * taken else None
+
+
+def make_levels(ladder: Ladder, span: Span, current: Vector, target: float | None, bits: float | None) -> FixedLevels:
+    """Levels that take no less than `current` `[component]`, within the bits of the uniform allocation at `target`.
+
+    Without a target the budget is `bits` per weight; raises ConfigError where that is out of reach.
+    """
+    highest = ladder.tops
+    lowest = np.minimum(ladder.floor(current), highest)
+    if target is not None:
+        budget = ladder.interpolate(add_uniformly(span, current, target))
+        return FixedLevels(lowest, highest, ladder, budget)
+    space = FixedLevels(lowest, highest, ladder, math.floor((bits or 0.0) * span.parameters.sum() + Offer.TOLERANCE))
+    least = int(space.cost(highest).sum())
+    if least > space.budget:
+        nearest = math.ceil(least / span.parameters.sum() * 1e4) / 1e4
+        raise ConfigError(
+            f"`schedule.bits` asks for {bits:g} per weight, {span.compressor} stores at least {nearest:g}, scales "
+            "counted; ask for that or more"
+        )
+    return space

@@ -1,0 +1,1 @@
+"""What tests share: tiny models of every family, runs, references and trials."""
