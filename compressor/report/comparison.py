@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -27,6 +28,8 @@ from compressor.report.formatting import (
 from compressor.report.run_report import JSON_NAME, choose_metrics, read_report
 
 COMPARISON_NAME = "comparison.json"
+WIDEST_SETTINGS = 24
+"""Longer settings are folded where the terminal is narrow."""
 FIELDS = ("amount", "sparsity", "bits_per_weight", "packed_bits_per_weight", "bytes")
 
 Row = dict[str, Any]
@@ -56,32 +59,30 @@ def write_comparison(folder: Path) -> list[Row]:
     return rows
 
 
-def comparison_table(rows: Sequence[Row]) -> Table:
-    """The rows as a table of 80 columns: the settings that differ, the size and four metrics; the others are in
-    comparison.json.
+def comparison_table(rows: Sequence[Row]) -> Group:
+    """The rows as a table of 80 columns, and below it a line for each job that failed.
 
-    Key names are as short as they are unique; `±` is the longer side of the 95 % interval.
+    A row has the settings that differ, the size and four metrics; the others are in comparison.json. `±` is the longer
+    side of the 95 % interval.
     """
     metrics, _ = choose_metrics(list(dict.fromkeys(name for row in rows for name in row["scores"])))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+    shortened = shorten_settings(rows)
+    longest = max((len(line) for settings in shortened for line in settings.splitlines()), default=0)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("run", no_wrap=True)
-    table.add_column("settings", overflow="fold", min_width=8)
-    for heading in ("removed", "bits", "size", *metrics):
+    table.add_column("settings", overflow="fold", min_width=min(longest, WIDEST_SETTINGS))
+    for heading in ("removed", "size", *metrics):
         # A heading may come from a plugin's name: as Text, its brackets are no markup.
-        table.add_column(Text(heading), justify="right", no_wrap=heading not in metrics)
-    has_failures = any(row["status"] != "done" for row in rows)
-    if has_failures:
-        table.add_column("what went wrong", overflow="fold")
-    for row, settings in zip(rows, shorten_settings(rows), strict=True):
+        table.add_column(Text(heading.replace("_", " ")), justify="right", overflow="fold")
+    for row, settings in zip(rows, shortened, strict=True):
         cells = [
             format_percent(row["amount"], fixed=True),
-            format_number(row["packed_bits_per_weight"], 2),
             format_bytes(row["bytes"]),
             *(_format_mean(row["scores"].get(name)) for name in metrics),
         ]
-        wrong = [_describe_failure(row)] if has_failures else []
-        table.add_row(*(Text(cell) for cell in (str(row["job"]), settings, *cells, *wrong)))
-    return table
+        table.add_row(*(Text(cell) for cell in (str(row["job"]), settings, *cells)))
+    failures = [f"run {row['job']} {words}" for row in rows if (words := _describe_failure(row))]
+    return Group(table, *(Text(line) for line in ["", *failures] if failures))
 
 
 def shorten_settings(rows: Sequence[Row]) -> list[str]:

@@ -157,7 +157,7 @@ def _make_panel(
     scale: Scale,
     width: int,
     has_labels: bool,
-) -> "alt.Chart":
+) -> "alt.LayerChart":
     import altair as alt
 
     ordered = sorted(layers, key=lambda layer: (layer is None, layer or 0))
@@ -165,9 +165,7 @@ def _make_panel(
         {
             "layer": _name_layer(layer),
             "treatment": clean_text(name_pair(pair)),
-            "color": choose_color(scale.share(cell.cost)) if math.isfinite(cell.cost) else "transparent",
-            "dashes": [] if math.isfinite(cell.cost) else [2, 2],
-            "stroke": "transparent" if math.isfinite(cell.cost) else INK,
+            "color": choose_color(scale.share(cell.cost)) if math.isfinite(cell.cost) else "",
             "tip": clean_text(cell.describe(pair)),
         }
         for layer in ordered
@@ -180,20 +178,16 @@ def _make_panel(
     room = CHARACTER_WIDTH * max(len(name_pair(pair)) for pair in pairs)
     down = alt.Axis(title=None, labelFontSize=11, minExtent=room) if has_labels else None
     title = alt.TitleParams(text=clean_text(kind), anchor="start", frame="group", fontSize=12, offset=2)
-    panel: alt.Chart = (
-        alt.Chart(alt.Data(values=rows), title=title)
-        .mark_rect(strokeWidth=1)
-        .encode(
-            x=alt.X("layer:N", scale=place, axis=across),
-            y=alt.Y("treatment:N", scale=order, axis=down),
-            fill=alt.Fill("color:N", scale=None),
-            stroke=alt.Stroke("stroke:N", scale=None),
-            strokeDash=alt.StrokeDash("dashes:N", scale=None),
-            description="tip:N",
-        )
-        .properties(width=alt.Step(width), height=alt.Step(ROW_HEIGHT))
-    )
-    return panel
+    x, y = alt.X("layer:N", scale=place, axis=across), alt.Y("treatment:N", scale=order, axis=down)
+    known, unknown = [row for row in rows if row["color"]], [row for row in rows if not row["color"]]
+    fill = alt.Fill("color:N", scale=None)
+    cells = []
+    if known:
+        cells.append(alt.Chart(alt.Data(values=known)).mark_rect().encode(x=x, y=y, fill=fill, description="tip:N"))
+    if unknown:
+        empty = alt.Chart(alt.Data(values=unknown)).mark_rect(fill="transparent", stroke=INK, strokeDash=[2, 2])
+        cells.append(empty.encode(x=x, y=y, description="tip:N"))
+    return alt.LayerChart(layer=cells, title=title, width=alt.Step(width), height=alt.Step(ROW_HEIGHT))
 
 
 def _name_layer(layer: int | None) -> str:

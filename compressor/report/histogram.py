@@ -32,6 +32,7 @@ def draw_histogram(
             "tip": clean_text(f"{words}: {count} of {len(finite)} prefixes ({format_percent(count / len(finite))})"),
         }
         for low, high, count, words in bars
+        if count
     ]
     mean = sum(finite) / len(finite)
     across = alt.Scale(domain=[bars[0][0], bars[-1][1]], nice=False)

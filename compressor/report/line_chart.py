@@ -65,10 +65,14 @@ def draw_lines(
     up = alt.Scale(domain=[0, top], nice=False) if top else alt.Scale(zero=True)
     across = alt.Scale(zero=axes.from_zero, nice=True, padding=8)
     form = alt.Axis(title=clean_text(axes.across), grid=False, format="~%" if axes.is_share else "~g", tickCount=6)
+    # The largest value that there can be has its level drawn.
+    levels = alt.Axis(
+        title=clean_text(axes.up), **({"values": [top * step / 4 for step in range(5)]} if top else {"tickCount": 5})
+    )
     legend = alt.Legend(title=None, orient="bottom", symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=3)
     place = {
         "x": alt.X("x:Q", scale=across, axis=form),
-        "y": alt.Y("value:Q", scale=up, axis=alt.Axis(title=clean_text(axes.up), tickCount=5)),
+        "y": alt.Y("value:Q", scale=up, axis=levels),
         "color": alt.Color(
             "series:N",
             scale=alt.Scale(domain=list(series), range=colors),

@@ -100,7 +100,7 @@ def make_key(entries: Iterable[tuple[str, str]], title: str) -> "alt.LayerChart"
     labels = base.mark_text(align="left", dx=11, aria=False, fill=INK)
     heading = alt.TitleParams(text=title, anchor="start", fontWeight="normal", fontSize=12, offset=6)
     layers = [squares.encode(fill=alt.Fill("color:N", scale=None)), labels.encode(text="label:N")]
-    return alt.LayerChart(layers, title=heading, width=step * max(1, len(rows)), height=18)
+    return alt.LayerChart(layer=layers, title=heading, width=step * max(1, len(rows)), height=18)
 
 
 def _convert(chart: "alt.TopLevelMixin", label: str) -> ElementTree.Element:
