@@ -28,7 +28,7 @@ from compressor.report.formatting import (
 from compressor.report.run_report import JSON_NAME, choose_metrics, read_report
 
 COMPARISON_NAME = "comparison.json"
-WIDEST_SETTINGS = 24
+WIDEST_SETTINGS = 22
 """Longer settings are folded where the terminal is narrow."""
 FIELDS = ("amount", "sparsity", "bits_per_weight", "packed_bits_per_weight", "bytes")
 
@@ -62,8 +62,8 @@ def write_comparison(folder: Path) -> list[Row]:
 def comparison_table(rows: Sequence[Row]) -> Group:
     """The rows as a table of 80 columns, and below it a line for each job that failed.
 
-    A row has the settings that differ, the size and four metrics; the others are in comparison.json. `±` is the longer
-    side of the 95 % interval.
+    A row has the settings that differ, the size and four metrics; the others are in comparison.json. Below a value, `±`
+    is the longer side of its 95 % interval.
     """
     metrics, _ = choose_metrics(list(dict.fromkeys(name for row in rows for name in row["scores"])))
     shortened = shorten_settings(rows)
@@ -154,7 +154,7 @@ def _format_mean(score: Mapping[str, float | None] | None) -> str:
     if not (math.isfinite(low) and math.isfinite(high)):
         return format_number(mean)
     side = format_number(max(high - mean, mean - low), find_decimals(low, high))
-    return f"{format_estimate(mean, low, high)} ±{side}"
+    return f"{format_estimate(mean, low, high)}\n±{side}"
 
 
 def _describe_failure(row: Row) -> str:

@@ -111,7 +111,7 @@ def _convert(chart: "alt.TopLevelMixin", label: str) -> ElementTree.Element:
     legend = {"labelColor": INK, "labelFontSize": 12, "labelLimit": 0}
     look = {"font": FONT, "background": "transparent", "padding": 6, "axis": axis, "legend": legend}
     look |= {"view": {"stroke": None}, "title": {"color": INK, "limit": 0}, "text": {"fontSize": 12}}
-    specification = chart.to_dict() | {"config": look, "background": "transparent"}
+    specification = chart.to_dict(validate=False) | {"config": look, "background": "transparent"}
     root = ElementTree.fromstring(vl_convert.vegalite_to_svg(specification))
     root.attrib = {key: root.attrib[key] for key in ("width", "height", "viewBox")} | {
         "role": "img",

@@ -84,7 +84,7 @@ def test_comparison_json_is_the_rows(tmp_path: Path) -> None:
 def test_table_shows_every_job(tmp_path: Path) -> None:
     lines = [" ".join(line.split()) for line in show(collect_rows(make_sweep(tmp_path))).splitlines()]
     assert "run settings removed size fdtm" in lines
-    assert "10 seed=10 50.0 % 1.5 MB 20.0 ±1.5" in lines
+    assert "10 seed=10 50.0 % 1.5 MB 20.0" in lines and lines.count("±1.5") == 9
     assert "3 seed=3 – – –" in lines and "run 3 failed: `amount` must be in [0, 1], got 1.5" in lines
 
 
@@ -146,7 +146,7 @@ def test_table_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
     assert max(len(line.rstrip()) for line in lines) <= 80 and "…" not in "".join(lines)
     text = " ".join(" ".join(lines).split())
     assert "targets=[0.1]" in text and "group=1" in text and "schedule" not in text
-    assert "kl" in text and "expected" not in text and text.count("16.4 ±1.5") == 3 * 4
+    assert "kl" in text and "expected" not in text and text.count("16.4") == text.count("±1.5") == 3 * 4
 
 
 def test_keys_are_short_only_where_that_is_unique() -> None:
