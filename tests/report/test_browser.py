@@ -108,6 +108,23 @@ def test_tips_answer_to_a_finger(browser: Browser, pages: dict[str, Path], name:
         assert 0 <= box["left"] < box["right"] <= PHONE
 
 
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_buttons_lie_over_their_marks(browser: Browser, pages: dict[str, Path], width: int) -> None:
+    tab = browser.open(pages["large"], width)
+    tab.tap(*find_middle(tab, ".marks input"))  # the same with a text that is shown
+    measure = "element => { const box = element.getBoundingClientRect(); return [box.x, box.y, box.width, box.height] }"
+    for name, marks in (("h", "path[stroke-width='0.5']"), ("s0", "path[fill^='var(--accent']")):
+        picture = f"document.querySelector('[name={name}]').closest('.marks')"
+        buttons, drawn = (
+            tab.evaluate(f"[...{picture}.querySelectorAll({selector!r})].map({measure})")
+            for selector in ("input", f"svg {marks}")
+        )
+        cells = [box for box in drawn if box[2] > 1][: len(buttons)]
+        assert len(cells) == len(buttons) > 5
+        for button, cell in zip(buttons, cells, strict=True):
+            assert button == pytest.approx(cell, abs=2.0)
+
+
 def test_tips_answer_to_a_mouse(browser: Browser, pages: dict[str, Path]) -> None:
     tab = browser.open(pages["large"], DESK)
     tab.hover(*find_middle(tab, ".marks input", 1))
