@@ -125,7 +125,7 @@ def make_forecast_job(
 
     def job(config: DictConfig) -> None:
         from compressor.commands.forecast import execute
-        from compressor.report.forecast_report import HTML_NAME, summarize_forecast
+        from compressor.report.forecast_report import HTML_NAME, JSON_NAME, summarize_forecast
 
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
@@ -135,7 +135,7 @@ def make_forecast_job(
             failures.append(str(error))
             terminal.fail(str(error))
             return
-        terminal.show(summarize_forecast(record))
+        terminal.show(summarize_forecast(record, str(folder / JSON_NAME)))
         terminal.say(f"forecast: {folder / HTML_NAME}")
 
     return job

@@ -1,18 +1,25 @@
 """What a forecast comes to, in words and rows that the page and the terminal share."""
 
 import math
+import re
+import shlex
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from compressor.artifacts.forecast_record import CheckForecast, ForecastRecord, OptionForecast, PointForecast
 from compressor.report.cost_map import Pair, pair_of
 from compressor.report.formatting import (
+    ADDITIVITY,
+    EMBEDDED,
     MISSING,
+    Fact,
     format_additivity,
     format_bytes,
     format_estimate,
     format_interval,
     format_percent,
     format_seconds,
+    name_model,
 )
 
 RANKED = 5
@@ -78,22 +85,88 @@ def rank_components(record: ForecastRecord, pair: Pair) -> tuple[Ranked, Ranked]
     return found[:count], found[::-1][:count]
 
 
-def list_forecast_facts(record: ForecastRecord) -> dict[str, str]:
+def gets_smaller(record: ForecastRecord) -> bool:
+    """Is there a plan that needs less room on disk than the original?"""
+    points = [*record.curve, *(point for points in record.curves.values() for point in points)]
+    return any(point.bytes < record.base["bytes"] * 0.999 for point in points)
+
+
+def drop_dominated(record: ForecastRecord, points: Sequence[PointForecast]) -> list[PointForecast]:
+    """Without the plans that another one beats in size and in expected FDT, in the same order.
+
+    All of them where no plan is smaller than the original: then the amount is what they are compared by.
+    """
+    if not gets_smaller(record):
+        return list(points)
+    best = -math.inf
+    kept = []
+    for point in sorted(points, key=lambda point: (point.bytes, -point.expected_fdtm, point.amount)):
+        if point.expected_fdtm > best:
+            kept.append(point)
+            best = point.expected_fdtm
+    return [point for point in points if any(point is other for other in kept)]
+
+
+def write_row_command(record: ForecastRecord, row: int, path: str) -> str:
+    """What makes the plan of a row of the curve; empty for the original, which needs no making."""
+    if record.curve[row].amount == 0:
+        return ""
+    return shlex.join([*RUN, *_list_overrides(record), "schedule=plan", f"schedule.path={path}", f"schedule.row={row}"])
+
+
+def write_alone_command(record: ForecastRecord, compressor: str, point: PointForecast) -> str:
+    """What makes a plan of one compressor alone: the schedule of the forecast, asked for this amount."""
+    if point.amount == 0:
+        return ""
+    schedule = record.config.get("schedule")
+    options = schedule if isinstance(schedule, Mapping) else {}
+    name = str(options.get("name", "budget"))
+    said = [f"schedule.{key}={options[key]}" for key in ("objective", "corrections") if key in options]
+    targets = f"schedule.targets=[{point.amount:.4g}]"
+    own = [word for word in _list_words(record) if word.startswith(f"compressor.{compressor}.")]
+    start = [*RUN, *_list_overrides(record), f"compressor={compressor}", *own]
+    return shlex.join([*start, f"schedule={name}", *said, targets])
+
+
+RUN = ("compressor", "run")
+CHOSEN = ("schedule", "compressor", "metric", "tracking", "hydra", "forecast", "experiment")
+"""Groups of which a forecast says something else than the run that follows it."""
+
+
+def _list_overrides(record: ForecastRecord) -> list[str]:
+    """What the forecast was told of the model, its data and its components; a plan has the options of its compressors.
+
+    Without a command that can be read, the path of the model.
+    """
+    kept = [word for word in _list_words(record) if re.split("[.=]", word.lstrip("+~"))[0] not in CHOSEN]
+    if kept or name_model(record) == EMBEDDED:
+        return kept
+    return ["model=hf", f"model.path={name_model(record)}"]
+
+
+def _list_words(record: ForecastRecord) -> list[str]:
+    """The overrides of the command; none of one that cannot be read."""
+    try:
+        return [word for word in shlex.split(record.command) if "=" in word]
+    except ValueError:
+        return []
+
+
+def list_forecast_facts(record: ForecastRecord) -> list[Fact]:
     """What was looked at, and what it took."""
     options = sum(len(matrix.options) for matrix in record.components.values())
     reference = record.reference
-    facts = {
-        "parameters": f"{record.base['parameters']:,}",
-        "size on disk": format_bytes(record.base["bytes"]),
-        "treatments looked at": f"{options:,} of {len(record.components):,} matrices",
-    }
+    facts = [
+        Fact("size on disk", format_bytes(record.base["bytes"])),
+        Fact("parameters", f"{record.base['parameters']:,}"),
+        Fact("treatments looked at", f"{options:,} of {len(record.components):,} matrices"),
+    ]
     if reference is not None:
-        facts["beginnings"] = (
-            f"{reference.prefixes:,} × {reference.prefix_tokens} + {reference.continuation_tokens} tokens"
-        )
+        shape = f"{reference.prefixes:,} × {reference.prefix_tokens} + {reference.continuation_tokens} tokens"
+        facts.append(Fact("prefixes", shape, "prefix + what the original says after it"))
     last = find_last(record)
-    facts["the law is trusted"] = f"to an amount of {format_percent(last.amount)}" if last else "for no size"
+    facts.append(Fact("forecast trusted", f"to {format_percent(last.amount)} of the bits" if last else "for no size"))
     if ratios := [check.additivity for check in record.checks if check.additivity is not None]:
-        facts["single effects"] = format_additivity(ratios)
-    facts["time"] = format_seconds(record.seconds)
+        facts.append(Fact("additivity", format_additivity(ratios), ADDITIVITY))
+    facts.append(Fact("time", format_seconds(record.seconds)))
     return facts
