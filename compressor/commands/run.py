@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from compressor.artifacts.run_record import (
 from compressor.commands.cost import look_ahead, sum_up
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.compression.amounts import describe_components, describe_final
-from compressor.contracts import Dialogue, Metric, Prefixes, Score
+from compressor.contracts import Dialogue, Metric, Prefixes, Score, SizeRequest
+from compressor.contracts.requests import list_compressors
 from compressor.data.reference import write_reference
 from compressor.errors import CompressorError, OutputError
 from compressor.evaluation.bootstrap import values_per_sequence
@@ -87,6 +89,15 @@ class Run:
             self.folder, self.progress, self.tracker.log_round, self.record.rounds, self.record.notes
         )
         self.dialogue = self.search.begin(settings.schedule)
+        self.answer_sizes()
+
+    def answer_sizes(self) -> None:
+        """Answer what the schedule asks first about sizes: a size that cannot be had is an error before any pass."""
+        treatments = self.search.treatments
+        while isinstance(request := self.dialogue.propose(), SizeRequest):
+            if treatments.find_needs([*treatments.configured, *list_compressors(request)]):
+                return  # calibration takes forward passes
+            self.dialogue.tell(watch(self.progress, "counting sizes", partial(self.search.answer, request)))
 
     def build_references(self) -> None:
         """What the base says after the prefixes to search on and after those to prove on, and the text to read."""
@@ -146,7 +157,8 @@ class Run:
         exported = self.save(form)
         if most is not None and exported.bytes > most:
             raise OutputError(
-                f"the saved model takes {exported.bytes} bytes, more than the {most} of `schedule.bytes`; lower that"
+                f"the saved model takes {exported.bytes} bytes, more than the {most} of `schedule.bytes` "
+                "or `.size`; lower that"
             )
         try:
             return exported, self.verify(exported)
