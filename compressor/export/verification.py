@@ -24,7 +24,7 @@ from compressor.models.checkpoint import shorten_reason
 from compressor.resources import read_memory
 
 PREFIXES = 4
-SCRIPT = Path(__file__).with_name("reload.py")
+SCRIPT = Path(__file__).with_name("reload_script.py")
 LOGITS = 1 << 26
 """At most so many are compared: fewer prefixes of a large vocabulary."""
 SHARE = 0.25
