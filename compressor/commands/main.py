@@ -18,9 +18,12 @@ from compressor.commands.config import (
     add_forecast_defaults,
     add_overrides,
     build_settings,
-    check_overrides,
+    choose_compressors,
+    complete_overrides,
+    open_hydra,
     parse_arguments,
     quote,
+    replace_overrides,
     store_schemas,
 )
 from compressor.commands.terminal import Terminal
@@ -71,10 +74,13 @@ def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) 
     Raises ConfigError for a multirun where `many` runs are not meant.
     """
     parsed = parse_arguments(arguments)
-    if parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion:
+    if parsed.hydra_help or parsed.info or parsed.shell_completion:
         return Place(arguments)
-    with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3", job_name="compressor"):
-        config = check_overrides(parsed.overrides, plugins).hydra
+    with open_hydra():
+        if parsed.help or parsed.cfg:
+            return Place(add_overrides(arguments, before=choose_compressors(parsed.overrides)))
+        overrides, composed = complete_overrides(parsed.overrides, plugins)
+    arguments, config = replace_overrides(arguments, overrides), composed.hydra
     multirun = parsed.multirun or (config.mode is not None and config.mode.name == "MULTIRUN")
     if multirun and not many:
         raise ConfigError("`compressor forecast` looks at one configuration, got a multirun; leave out -m")

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from compressor.artifacts.run_record import (
 from compressor.commands.cost import forecast_cost, sum_up
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.compression.amounts import describe_components, describe_final
-from compressor.contracts import Dialogue, Metric, Oracle, Prefixes, Score
+from compressor.contracts import Dialogue, Metric, Oracle, Prefixes, Score, SizeRequest
+from compressor.contracts.requests import compressors_of
 from compressor.data.reference import write_reference
 from compressor.errors import CompressorError, OutputError
 from compressor.evaluation.bootstrap import values_per_sequence
@@ -89,6 +91,15 @@ class Run:
             self.folder, self.progress, self.tracker.log_round, self.record.rounds, self.record.notes
         )
         self.conversation = self.session.begin(settings.schedule)
+        self.answer_sizes()
+
+    def answer_sizes(self) -> None:
+        """Answer what the schedule asks first about sizes: a size that cannot be had is an error before any pass."""
+        (dialogue, oracle), treatments = self.conversation, self.session.treatments
+        while isinstance(request := dialogue.propose(), SizeRequest):
+            if treatments.find_needs({*treatments.configured, *compressors_of(request.options)}):
+                return  # calibration takes forward passes
+            dialogue.tell(watch(self.progress, "counting sizes", partial(request.ask, oracle)))
 
     def build_references(self) -> None:
         """What the base says after the prefixes to search on and after those to prove on, and the text to read."""
@@ -151,7 +162,8 @@ class Run:
         exported = self.save(form)
         if most is not None and exported.bytes > most:
             raise OutputError(
-                f"the saved model takes {exported.bytes} bytes, more than the {most} of `schedule.bytes`; lower that"
+                f"the saved model takes {exported.bytes} bytes, more than the {most} of `schedule.bytes` "
+                "or `.size`; lower that"
             )
         try:
             return exported, self.verify(exported)
