@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from compressor.contracts import Component
-from compressor.errors import PlanError
+from compressor.errors import ModelError, PlanError
 from compressor.models import checkpoint, loading
 from compressor.models.components import find_components, find_layers
-from compressor.models.forward import run_body, run_head, run_network
+from compressor.models.forward import FrozenHead, run_body, run_head, run_network
 from compressor.models.input_transforms import InputTransforms, Replacement, find_untransformable
 from compressor.models.layer_prefetch import LayerPrefetch, OnDevice
 from compressor.models.mapped_weights import MappedWeights, choose_streamed_dtype, stream_network
@@ -166,6 +166,23 @@ class Model:
     def project(self, hidden: Tensor) -> Tensor:
         """`[sequence, position, vocabulary]`: the LM head, and what follows it, on `[sequence, position, width]`."""
         return run_head(self.network, hidden)
+
+    def freeze_head(self, example: Tensor) -> FrozenHead:
+        """The LM head as it is now: what happens to the model later does not change it.
+
+        Raises ModelError if it gives other logits than `project` for `example` `[sequence, position, width]`.
+        """
+        try:
+            head = FrozenHead(self.network, copies=self.head_is_component)
+            is_exact = torch.equal(head(example), self.project(example))
+        except ModelError:
+            raise
+        except Exception as error:  # code that comes with a checkpoint raises what it likes
+            reason = checkpoint.shorten_reason(error)
+            raise ModelError(f"the LM head of {type(self.network).__name__} cannot be copied ({reason})") from error
+        if not is_exact:
+            raise ModelError(f"a copy of the LM head of {type(self.network).__name__} gives other logits")
+        return head
 
     @torch.no_grad()
     def decode(self, prefixes: Tensor, tokens: int, pick: Callable[[Tensor], Tensor]) -> Tensor:

@@ -88,7 +88,7 @@ class GradientEstimator:
 
     def _project(self, walk: LayerwiseGradients, read: Scalar, start: int, rows: Tensor, onto: "Projections") -> None:
         """One walk: the gradients of what `read` gives for each sequence, projected on every change."""
-        base = self.reference.base_readout(start, len(rows), self.model)
+        base = self.reference.base_readout(start, len(rows))
 
         def scalar(logits: Tensor) -> Tensor:
             name, reads = self.objective.name, self.objective.reads

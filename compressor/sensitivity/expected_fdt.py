@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from compressor.data.reference import Reference
 from compressor.evaluation.bootstrap import LEVEL, draw_resamples
-from compressor.models import Model
 from compressor.sensitivity.margin_law import RUNNERS, read_table, tabulate_fdt
 
 Array = NDArray[np.float64]
@@ -72,10 +71,10 @@ class Law:
         return changes.mean(axis=0), low, high
 
 
-def read_law(reference: Reference, model: Model, seed: int) -> Law:
+def read_law(reference: Reference, seed: int) -> Law:
     """The law over a reference, from the base's margins alone."""
     tables = [
-        tabulate_fdt(reference.base_readout(start, len(batch), model).runners_up(RUNNERS)[1]).cpu().numpy()
+        tabulate_fdt(reference.base_readout(start, len(batch)).runners_up(RUNNERS)[1]).cpu().numpy()
         for start, batch in reference.batches()
     ]
     return Law(np.concatenate(tables), seed)

@@ -35,7 +35,7 @@ def gather_gradients(run: Run, heuristic: Heuristic) -> dict[str, Tensor]:
         found[name] = found.get(name, torch.zeros(())) + value
 
     for start, batch in reference.batches():
-        base = reference.base_readout(start, len(batch), run.model)
+        base = reference.base_readout(start, len(batch))
 
         def scalar(logits: Tensor, base: Readout = base) -> Tensor:
             candidate = Readout(logits, base.tokens)
