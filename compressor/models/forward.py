@@ -25,9 +25,9 @@ from compressor.models.patching import patched
 def run_network(
     network: PreTrainedModel, tokens: Tensor, keep: int, use_cache: bool = False, cache: object = None
 ) -> ModelOutput:
-    """The network's output for `tokens` `[sequence, length]`, its `logits` at the last `keep` positions only.
+    """The network's output for `tokens` `[sequence, length]`, with `logits` at the last `keep` positions only.
 
-    Gradients are recorded where the caller wants them.
+    Gradients are recorded unless the caller switches them off.
     """
     extra = {} if cache is None else {"past_key_values": cache}
     with _narrowed_body(network, lambda hidden: hidden[:, -keep:].contiguous()):
@@ -38,7 +38,7 @@ def run_network(
 
 @torch.no_grad()
 def run_body(network: PreTrainedModel, tokens: Tensor, keep: int) -> Tensor:
-    """`[sequence, keep, width]`: what the body hands to the head at the last `keep` positions of `tokens`."""
+    """`[sequence, keep, width]`: the body's output at the last `keep` positions of `tokens` `[sequence, length]`."""
     taken: list[Tensor] = []
 
     def take(hidden: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class FrozenHead:
 @torch.no_grad()
 def _run_without_body(network: PreTrainedModel, body: nn.Module, hidden: Tensor) -> Tensor:
     """The logits of the network, where `body` returns `hidden` `[sequence, position, width]` without computing."""
-    answers = [_Handed(last_hidden_state=hidden.contiguous())]
+    answers = [_BodyOutput(last_hidden_state=hidden.contiguous())]
     with patched({body: lambda *args, **kwargs: answers.pop()}):
         tokens = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
         logits: Tensor | None = network(input_ids=tokens, use_cache=False).logits
@@ -122,8 +122,8 @@ def _run_without_body(network: PreTrainedModel, body: nn.Module, hidden: Tensor)
     return logits
 
 
-class _Handed(BaseModelOutputWithPast):  # type: ignore[misc]
-    """Stands in for every family's output of the body: what it does not hold is None."""
+class _BodyOutput(BaseModelOutputWithPast):  # type: ignore[misc]
+    """Replaces the output of any family's body: fields that are not set are None."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("_"):
@@ -131,9 +131,9 @@ class _Handed(BaseModelOutputWithPast):  # type: ignore[misc]
 
 
 def _find_body(network: PreTrainedModel) -> nn.Module | None:
-    """The module that runs all layers and that the network's forward calls; None where the network does it itself."""
+    """The module that runs all layers, called by the network's forward; None if the network runs them itself."""
     decoder: nn.Module = network.get_decoder()
-    # `get_decoder` guesses by name: it may find the head, or nothing better than the network.
+    # `get_decoder` guesses by name: it may return the head, or the network itself.
     if decoder is not network and decoder is not network.get_output_embeddings():
         return decoder
     top, _, below = find_layers(network)[0].partition(".")
@@ -142,10 +142,10 @@ def _find_body(network: PreTrainedModel) -> nn.Module | None:
 
 @contextmanager
 def _narrowed_body(network: PreTrainedModel, narrow: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, the head sees `narrow` of the body's `[sequence, position, width]`; nothing where there is no body."""
+    """Inside, the head receives `narrow` of the body's output `[sequence, position, width]`, if there is a body."""
     body = _find_body(network)
 
-    def change(module: nn.Module, arguments: Any, output: Any) -> Any:  # noqa: ANN401 - what torch's hooks take
+    def change(module: nn.Module, arguments: Any, output: Any) -> Any:  # noqa: ANN401 - torch's hooks
         if isinstance(output, tuple):
             return (narrow(output[0]), *output[1:])
         if "last_hidden_state" in output:

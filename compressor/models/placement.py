@@ -1,4 +1,4 @@
-"""Where a model runs, and in which dtype."""
+"""The device and the dtype of a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from compressor.settings import DType
 
 
 def choose_device(wanted: str | torch.device, option: str) -> torch.device:
-    """A CPU or a GPU that is there; raises ConfigError that names the option."""
+    """The wanted device; raises ConfigError, with the name of the option, if it is not available."""
     available = torch.cuda.is_available()
     if wanted == "auto":
         return torch.device("cuda" if available else "cpu")
@@ -25,7 +25,7 @@ def choose_device(wanted: str | torch.device, option: str) -> torch.device:
 
 
 def choose_dtype(wanted: DType, device: torch.device, stored: torch.dtype) -> torch.dtype:
-    """The one that is wanted; by itself that of the checkpoint on a GPU, and float32 on a CPU."""
+    """The wanted dtype; for `auto`, the checkpoint's on a GPU and float32 on a CPU."""
     if wanted is not DType.auto:
         dtype: torch.dtype = getattr(torch, wanted.value)
         return dtype

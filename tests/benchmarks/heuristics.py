@@ -44,7 +44,7 @@ def gather_gradients(run: Run, heuristic: Heuristic) -> dict[str, Tensor]:
             probed: Tensor = objective.probe(candidate, base, draw)  # type: ignore[attr-defined]
             return probed
 
-        walk.back(batch[:, :-1], reference.continuation_tokens, scalar, visit)
+        walk.run_backward(batch[:, :-1], reference.continuation_tokens, scalar, visit)
     return {name: value / len(reference.tokens) for name, value in found.items()}
 
 
