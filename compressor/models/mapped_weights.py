@@ -41,7 +41,7 @@ FIX = (
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor is: its offset `start` in the `mapped` file, and its bytes `stored` in a second, unchanged mapping."""
+    """A tensor at the offset `start` of the `mapped` file; `stored` are its bytes in a second, unchanged mapping."""
 
     mapped: mmap.mmap
     start: int
