@@ -113,7 +113,7 @@ class CostTable:
         return options
 
 
-def list_options(offers: Mapping[str, Mapping[str, Offer]], name: str) -> list[Treatment]:
+def sample_options(offers: Mapping[str, Mapping[str, Offer]], name: str) -> list[Treatment]:
     """The treatments of a component that are estimated: every fixed amount, and equal steps of every range."""
     return [
         Treatment(compressor, amount) for compressor, offer in offers.items() for amount in list_amounts(offer[name])

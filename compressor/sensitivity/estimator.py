@@ -28,7 +28,11 @@ from compressor.models import Model
 from compressor.sensitivity.gradients import LayerwiseGradients
 
 KEPT_NUMBERS = 1 << 27
-"""The largest number of elements of all weight changes together that are kept between backward passes."""
+"""The largest number of elements of all weight changes together that are kept between backward passes.
+
+It is a constant, not a share of the memory budget: it decides how many sequences are in one backward pass, and each
+pass draws its random numbers anew.
+"""
 
 Scalar = Callable[[Readout, Readout], Tensor]
 """Maps the readouts of candidate and base to one differentiable value for each sequence, `[sequence]`."""

@@ -29,7 +29,11 @@ from compressor.models.weight_views import WeightView
 PROBE = (2, 3)
 """Sequences and tokens of the short forward pass that shows how modules are called."""
 GRADIENT_NUMBERS = 1 << 22
-"""The largest number of elements in the gradients of several sequences; an eighth of the model's, if that is more."""
+"""The largest number of elements in the gradients of several sequences; an eighth of the model's, if that is more.
+
+It is a constant, not a share of the memory budget: it decides which sequences are in one matrix product and in which
+order their gradients are added up, and rounding depends on that.
+"""
 Visit = Callable[[str, slice, Tensor], None]
 """Called once for each component and slice of sequences, with the gradients `[sequence, out, in]` of these."""
 

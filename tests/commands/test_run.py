@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from compressor.artifacts.run_record import Record
+from compressor.commands import cost
 from compressor.commands.run import execute
 from compressor.contracts import Compressor, Schedule
 from compressor.errors import CompressorError
@@ -22,13 +23,17 @@ from compressor.settings import (
     DataSettings,
     DType,
     ExportSettings,
+    MemorySettings,
     ModelSettings,
     Settings,
+    SweepSettings,
     TrackingSettings,
 )
 from compressor_plugins.pruning.magnitude import Magnitude
+from compressor_plugins.quantization.gptq import Gptq
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.quantization.rtn import Rtn
+from compressor_plugins.schedules.budget.budget import Budget, EstimateBy
 from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
@@ -66,6 +71,24 @@ def make_settings(schedule: Schedule, *compressors: Compressor, **changes: objec
 def run(folder: Path, settings: Settings) -> Record:
     folder.mkdir(exist_ok=True)
     return execute(settings, installed(), folder, {"seed": settings.seed}, "compressor run")
+
+
+def test_a_smaller_memory_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibration data is gathered in many passes and waits on disk, and no compressed weight is kept."""
+    monkeypatch.setattr(cost, "read_memory", lambda device: None)  # else the run is refused
+    records, files = [], []
+    for memory in (MemorySettings(), MemorySettings("64KiB", 8)):
+        folder = tmp_path / str(memory.host)
+        components = ComponentSettings(include=[r"layers\.0\.(self_attn|mlp\.down)"])
+        schedule, sweep = Budget([0.6], estimate=EstimateBy.measured), SweepSettings(cache=False)
+        settings = make_settings(schedule, Gptq(bits=[4, 8]), components=components, sweep=sweep, memory=memory)
+        records.append(run(folder, settings))
+        files.append([path.read_bytes() for path in sorted((folder / "model").glob("*.safetensors"))])
+    large, small = records
+    assert sum(r.passes for r in small.rounds) > 2 + sum(r.passes for r in large.rounds)
+    assert files[0] == files[1] and files[0]
+    assert large.final == small.final and large.components == small.components
+    assert [r.scores for r in large.rounds] == [r.scores for r in small.rounds]
 
 
 @pytest.fixture(scope="module")
