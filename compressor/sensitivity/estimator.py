@@ -63,16 +63,16 @@ class GradientEstimator:
             changes = Changes(self.model, self.treatments, request.options, originals)
             for start, rows in self._sequences(request, gradients.at_once or self._count_at_once(changes)):
                 line, square = (Projections(changes, len(rows), squared) for squared in (False, True))
-                if self.walks(request) == 2:
+                if self.count_backward_passes(request) == 2:
                     self._project(gradients, self.objective.value, start, rows, line)
                 self._project(gradients, self._probe(start), start, rows, square)
                 for name, total in totals.items():
                     total.add(name, line, square)
         return {name: total.finish(name, request.by_row) for name, total in totals.items()}
 
-    def walks(self, request: EstimateRequest) -> int:
+    def count_backward_passes(self, request: EstimateRequest) -> int:
         """Backward passes over each sequence: one for the probe, and one for the value if the model is not the base."""
-        return count_walks(request, self.is_base)
+        return count_backward_passes(request, self.is_base)
 
     def _sequences(self, request: EstimateRequest, at_once: int) -> Iterator[tuple[int, Tensor]]:
         """For each backward pass, the index of the first sequence and the tokens of up to `at_once` sequences."""
@@ -111,7 +111,7 @@ class GradientEstimator:
         gradients.run_backward(rows[:, :-1], self.reference.continuation_tokens, scalar, projections.add)
 
 
-def count_walks(request: EstimateRequest, is_base: bool) -> int:
+def count_backward_passes(request: EstimateRequest, is_base: bool) -> int:
     """Backward passes over each sequence for a request; `is_base` is true if the model is the base."""
     return 1 if is_base and not request.at else 2
 

@@ -44,7 +44,7 @@ from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
-from tests.commands.test_run import make_settings, run
+from tests.support.runs import make_settings, run
 
 BOTH = {"kl": Better.LOWER, "fdtm": Better.HIGHER}
 GIB = 1 << 30

@@ -19,8 +19,8 @@ from compressor.artifacts.forecast_record import ForecastRecord, PointForecast
 from compressor.artifacts.plan_file import read_plan
 from compressor.artifacts.run_record import ReferenceRecord
 from compressor.commands import forecast as module
-from compressor.commands.forecast import Forecast, choose_checks, drop_beaten, execute
-from compressor.contracts import Component, Compressor, EstimateRequest, Offer, Prefixes, Schedule, Treatment
+from compressor.commands.forecast import Forecast, choose_checks, drop_beaten
+from compressor.contracts import Component, EstimateRequest, Offer, Prefixes, Treatment
 from compressor.errors import CompressorError, ConfigError, OutputError
 from compressor.evaluation.bootstrap import draw_resamples, summarize
 from compressor.evaluation.evaluator import Evaluator
@@ -39,7 +39,6 @@ from compressor_plugins.metrics.expected_fdtm import ExpectedFdtm
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.margin_noise import MarginNoise
 from compressor_plugins.pruning.magnitude import Magnitude
-from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.budget.budget import Budget
@@ -47,33 +46,16 @@ from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
-from tests.report.test_run_page import Page, show
 from tests.support.families import FAMILIES, save_checkpoint
+from tests.support.forecasts import make_settings, run
+from tests.support.pages import Page, show
 from tests.support.trial_weights import GivenWeights
 
-DATA = DataSettings(prefixes=12, prefix_tokens=8, continuation_tokens=16)
 PLANTED = '<script>alert("x")</script>'
-
-
-def make_settings(*compressors: Compressor, schedule: Schedule | None = None, **changes: Any) -> Settings:  # noqa: ANN401
-    settings = Settings(
-        metric={},
-        compressor={c.name: c for c in compressors or (Magnitude(), Int8(), Int4())},
-        schedule=schedule or Budget(corrections=0, objective="margin_noise"),
-        data=DATA,
-    )
-    return replace(settings, **changes)
 
 
 def open_forecast(folder: Path, settings: Settings) -> Forecast:
     return Forecast(settings, installed(), folder, ForecastRecord({"seed": 0}, {}))
-
-
-def run(folder: Path, settings: Settings) -> dict[str, Any]:
-    folder.mkdir(exist_ok=True)
-    execute(settings, installed(), folder, {"seed": settings.seed}, "compressor forecast")
-    found: dict[str, Any] = json.loads((folder / "forecast.json").read_text(encoding="utf-8"))
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +10,18 @@ import pytest
 import safetensors.torch
 import torch
 
-from compressor.artifacts.run_record import Record
 from compressor.commands import cost
-from compressor.commands.run import execute
-from compressor.contracts import Compressor, Schedule
+from compressor.contracts import Compressor
 from compressor.errors import CompressorError
 from compressor.models import load_model
-from compressor.plugins import installed
 from compressor.settings import (
     ComponentSettings,
-    DataSettings,
     DType,
     ExportSettings,
     MemorySettings,
     ModelSettings,
-    Settings,
     SweepSettings,
-    TrackingSettings,
 )
-from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.gptq import Gptq
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.quantization.rtn import Rtn
@@ -38,12 +30,10 @@ from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
-from tests.data.test_reference import generate
-from tests.evaluation.test_evaluator import count_leading
 from tests.support.families import FAMILIES, save_checkpoint
+from tests.support.references import count_leading, generate
+from tests.support.runs import METRICS, make_settings, run
 
-DATA = DataSettings(prefixes=6, proof_prefixes=5, prefix_tokens=8, continuation_tokens=16)
-METRICS = ("fdtm", "sdtm", "divergent_perplexity", "perplexity", "kl")
 RELOAD = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM
@@ -52,25 +42,6 @@ tokens = torch.tensor(json.loads(sys.argv[2]))
 with torch.inference_mode():
     print(json.dumps(network(tokens[:, :-1]).logits.argmax(-1).tolist()))
 """
-
-
-def make_settings(schedule: Schedule, *compressors: Compressor, **changes: object) -> Settings:
-    plugins = installed()
-    settings = Settings(
-        metric={name: plugins.metrics[name]() for name in METRICS},
-        compressor={c.name: c for c in compressors or (Magnitude(),)},
-        schedule=schedule,
-        data=DATA,
-        tracking=TrackingSettings(backend="none"),
-        export=ExportSettings(verify=False),
-    )
-    settings.metric["perplexity"].tokens = 400
-    return replace(settings, **changes)
-
-
-def run(folder: Path, settings: Settings) -> Record:
-    folder.mkdir(exist_ok=True)
-    return execute(settings, installed(), folder, {"seed": settings.seed}, "compressor run")
 
 
 def test_a_smaller_memory_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,9 @@ from compressor.evaluation.evaluator import Evaluator
 from compressor.models import Model, Replacement, load_model
 from compressor.settings import ComponentSettings, DType, ModelSettings
 from compressor_plugins.metrics.kl import Kl
-from tests.data.test_reference import random_prefixes
 from tests.support.families import save_checkpoint
-from tests.support.given_weights import GIVEN
+from tests.support.references import random_prefixes
+from tests.support.trial_weights import GivenWeights
 
 KEEP = 6
 HEADS = {
@@ -129,7 +129,7 @@ def test_kl_is_that_of_two_separate_models(family: str, tmp_path: Path) -> None:
         for each in (base, candidate)
     )
     expected = (p.exp() * (p - q)).sum(-1).mean(-1)
-    found = Evaluator(model, reference, {"kl": Kl()}, GIVEN).score_current()["kl"][:, 0]
+    found = Evaluator(model, reference, {"kl": Kl()}, GivenWeights()).score_current()["kl"][:, 0]
     assert expected.min() > 1e-3
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3)
 

@@ -11,12 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.contracts import Metric, Plan, TextWindows, Treatment
-from compressor.data.reference import build_reference
-from compressor.data.texts import make_windows
+from compressor.contracts import Plan, Treatment
 from compressor.errors import ModelError
 from compressor.evaluation.engine import Engine
-from compressor.evaluation.evaluator import Evaluator
 from compressor.evaluation.first_divergence import split_positions
 from compressor.evaluation.layer_replay import CannotReplay, LayerReplay
 from compressor.evaluation.module_cache import ModuleCache
@@ -25,16 +22,12 @@ from compressor.models import Model, load_model
 from compressor.models.patching import patched
 from compressor.models.tensor_spill import TensorSpill
 from compressor.resources import MemoryBudget
-from compressor.settings import ComponentSettings, DataSettings, DType, ModelSettings, SweepMode
-from compressor_plugins.metrics.fdtm import Fdtm
-from compressor_plugins.metrics.kl import Kl
-from compressor_plugins.metrics.perplexity import Perplexity
-from tests.data.test_reference import random_prefixes
-from tests.evaluation.test_evaluator import is_unchanged, snapshot
+from compressor.settings import ComponentSettings, DType, ModelSettings, SweepMode
 from tests.support.families import FAMILIES, ODDITIES, save_checkpoint
+from tests.support.snapshots import is_unchanged, snapshot
+from tests.support.sweeps import TOKENS, assert_same_bits, make_sweep, score_both
 from tests.support.trial_weights import GivenWeights, MaskedWeights, mask
 
-TOKENS = 12
 EVERY_FAMILY = sorted(FAMILIES | ODDITIES)
 
 
@@ -60,32 +53,6 @@ def make_family_tree(model: Model, seed: int, parents: int = 3, children: int = 
         plans.append({str(name): mask(int(rng.integers(2))) for name in chosen})
     plans += [{**plans[rng.integers(parents)], str(rng.choice(names)): mask(0)} for _ in range(children)]
     return [*plans, plans[0], plans[-1]]
-
-
-def make_sweep(model: Model, batch: int = 4, text: bool = False) -> Evaluator:
-    metrics: dict[str, Metric] = {"fdtm": Fdtm(), "kl": Kl()}
-    reference = build_reference(model, random_prefixes(model, count=6), TOKENS, batch=batch)
-    reference.remember_distribution(model)
-    windows = {}
-    if text:
-        metrics["perplexity"] = Perplexity()
-        settings = DataSettings(prefix_tokens=9, continuation_tokens=8)
-        windows["perplexity"] = make_windows(model, TextWindows(tokens=100), settings, None)
-    return Evaluator(model, reference, metrics, MaskedWeights(model), windows)
-
-
-def score_both(evaluator: Evaluator, trials: list[Plan], **choice: object) -> tuple[list, list]:  # type: ignore[type-arg]
-    exact = evaluator.score_all(trials, **choice)  # type: ignore[arg-type]
-    assert evaluator.mode is SweepMode.exact, "the model could not be replayed"
-    evaluator.mode = SweepMode.plain
-    return exact, evaluator.score_all(trials, **choice)  # type: ignore[arg-type]
-
-
-def assert_same_bits(found: list, expected: list) -> None:  # type: ignore[type-arg]
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert one.keys() == other.keys()
-        assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)

@@ -19,13 +19,13 @@ from compressor.evaluation.streaming_engine import StreamingEngine
 from compressor.models import Model, Replacement, load_model
 from compressor.models.architectures import is_linear
 from compressor.settings import ComponentSettings, DType, ModelSettings, SweepMode
-from tests.compression.test_calibration import ALL, assert_same, explicit, overheard, run_plainly
-from tests.evaluation.test_engine import assert_same_bits, make_sweep, score_both
-from tests.evaluation.test_evaluator import is_unchanged, snapshot
-from tests.models.test_streaming import settle
-from tests.sensitivity.test_gradients import draw_tokens, explicit_gradients, walk_gradients
+from tests.support.calibrations import ALL, assert_same, explicit, overheard, run_plainly
 from tests.support.estimates import make_bench
 from tests.support.families import FAMILIES, ODDITIES, VOCABULARY, save_checkpoint
+from tests.support.gradients import draw_tokens, explicit_gradients, walk_gradients
+from tests.support.prefetch import settle
+from tests.support.snapshots import is_unchanged, snapshot
+from tests.support.sweeps import assert_same_bits, make_sweep, score_both
 from tests.support.trial_weights import MaskedWeights, mask
 
 EVERY_FAMILY = sorted(FAMILIES | ODDITIES)

@@ -30,7 +30,7 @@ from compressor_plugins.schedules.budget.additivity import interpolate
 from compressor_plugins.schedules.budget.budget import Budget, EstimateBy, Granularity
 from compressor_plugins.schedules.budget.convex_hull import Array
 from compressor_plugins.schedules.uniform import Uniform
-from tests.plugins.schedules.test_budget import Crossed, Uneven, play, requests_of
+from tests.support.budgets import Crossed, Uneven, play, requests_of
 from tests.support.families import save_checkpoint
 
 
