@@ -236,6 +236,13 @@ def suggest_key(key: str, known: Collection[str]) -> str:
     return near if near.startswith("did") else "compressor --help lists all"
 
 
+def find_varied(overrides: Sequence[str], hydra_config: DictConfig) -> frozenset[str]:
+    """The keys that have several values in a multirun, by overrides or by `hydra.sweeper.params`."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    return frozenset(swept | {str(key) for key in OmegaConf.select(hydra_config, "sweeper.params") or ()})
+
+
 def compose_groups(overrides: list[str]) -> DictConfig:
     """The configuration that group choices alone make, mandatory values missing."""
     try:

@@ -94,7 +94,7 @@ class Forecast:
         """What the base says after the prefixes to search on, and how firmly: the law needs no more."""
         steps = self.bench.take_reference_steps([Prefixes.SEARCH])
         deque(self.progress.track(steps, "what the base says", 3), maxlen=0)
-        self.law = read_law(self.bench.evaluators[Prefixes.SEARCH].reference, self.bench.model, self.settings.seed)
+        self.law = read_law(self.bench.evaluators[Prefixes.SEARCH].reference, self.settings.seed)
         self.record.reference = self.bench.describe_reference(Prefixes.SEARCH)
 
     def predict(self, objective: str) -> CostTable:

@@ -20,6 +20,7 @@ from compressor.commands.config import (
     build_settings,
     choose_compressors,
     complete_overrides,
+    find_varied,
     open_hydra,
     parse_arguments,
     quote,
@@ -41,7 +42,7 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
     place = choose_place(arguments, plugins)
     failures: list[str] = []
     command = shlex.join(["compressor", "run", *arguments])
-    launch(place.line, make_job(plugins, terminal, failures, alone=not place.multirun, command=command))
+    launch(place.line, make_job(plugins, terminal, failures, place, command))
     if place.multirun:
         show_comparison(place.folder, terminal)
     return FAILED if failures else 0
@@ -61,11 +62,15 @@ def forecast(arguments: Sequence[str], terminal: Terminal) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Where results go, and the arguments of Hydra that say so."""
+    """Where results go, and the arguments of Hydra that say so.
+
+    `varied` are the keys that have several values in a multirun.
+    """
 
     line: Sequence[str]
     multirun: bool = False
     folder: Path = Path()
+    varied: frozenset[str] = frozenset()
 
 
 def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) -> Place:
@@ -87,7 +92,8 @@ def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) 
     key, chosen = ("hydra.sweep.dir", config.sweep.dir) if multirun else ("hydra.run.dir", config.run.dir)
     check_writable(Path(chosen))
     # A folder named by the time must not change its name now.
-    return Place(add_overrides(arguments, after=[f"{key}={quote(chosen)}"]), multirun, Path(chosen))
+    line = add_overrides(arguments, after=[f"{key}={quote(chosen)}"])
+    return Place(line, multirun, Path(chosen), find_varied(parsed.overrides, config))
 
 
 def launch(line: Sequence[str], job: Callable[[DictConfig], Any]) -> None:
@@ -97,21 +103,23 @@ def launch(line: Sequence[str], job: Callable[[DictConfig], Any]) -> None:
 
 
 def make_job(
-    plugins: Plugins, terminal: Terminal, failures: list[str], alone: bool, command: str
+    plugins: Plugins, terminal: Terminal, failures: list[str], place: Place, command: str
 ) -> Callable[[DictConfig], float | None]:
     """What Hydra runs for each configuration; returns the value of the first metric, for Hydra's optimisers."""
 
     def job(config: DictConfig) -> float | None:
         from compressor.commands.run import execute
         from compressor.report import summarize_run
+        from compressor.tracking.run_label import make_label
 
-        folder = Path(HydraConfig.get().runtime.output_dir)
+        folder, overrides = Path(HydraConfig.get().runtime.output_dir), list(HydraConfig.get().overrides.task)
+        alone = not place.multirun
         if not alone:
-            overrides = HydraConfig.get().overrides.task
             terminal.say(f"job {HydraConfig.get().job.num}: {' '.join(overrides)}")
         try:
             settings, plain = read_config(config)
-            record = execute(settings, plugins, folder, plain, command, terminal)
+            label = make_label(overrides, place.varied, settings.schedule.name, None if alone else place.folder)
+            record = execute(settings, plugins, folder, plain, command, terminal, label)
         except CompressorError as error:
             failures.append(str(error))
             terminal.fail(str(error) if alone else f"job {HydraConfig.get().job.num}: {error}")

@@ -37,6 +37,7 @@ from compressor.report import heat_map_svg, read_report, write_report
 from compressor.report.formatting import tell_forecast
 from compressor.search.session import Session
 from compressor.settings import Settings
+from compressor.tracking.run_label import RunLabel
 from compressor.tracking.wandb_tracker import Tracker, open_tracker
 
 
@@ -221,20 +222,25 @@ def execute(
     config: dict[str, Any],
     command: str,
     progress: Progress | None = None,
+    label: RunLabel | None = None,
 ) -> Record:
     """Run `settings` and leave everything in `folder`; a CompressorError leaves a failed report there and goes on up.
 
-    `config` is what to record as the run's configuration, `command` how it was started.
+    `config` is what to record as the run's configuration, `command` how it was started. `label` names the run in a
+    tracker; without one, the schedule does.
     """
     check_writable(folder)
     clear_folder(folder)
     record = Record(status="running", config=config, versions=collect_versions(), command=command)
     try:
         tracked = config | {"versions": record.versions}
-        with open_tracker(settings.tracking, folder, tracked, settings.schedule.name) as tracker:
-            Run(settings, plugins, folder, tracker, record, progress or Silent()).execute()
+        label, progress = label or RunLabel(settings.schedule.name), progress or Silent()
+        with open_tracker(settings.tracking, folder, tracked, label.name, label.group) as tracker:
+            Run(settings, plugins, folder, tracker, record, progress).execute()
             write_report(record, folder)
-            tracker.log_final(record, heat_map_svg(record.components), folder / "plan.json")
+            tracker.log_final(record, heat_map_svg(record.components), folder)
+        if tracker.sync_command:
+            progress.say(f"W&B: the run is stored offline; upload it with: {tracker.sync_command}")
     except CompressorError as error:
         record.status, record.error = "failed", str(error)
         write_report(record, folder)

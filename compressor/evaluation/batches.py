@@ -48,13 +48,13 @@ class Continuations:
         self.tokens, self.counted = tokens[:, :-1], None
         self.said = tokens[:, reference.prefix_tokens :].to(model.device)
         self.only_leading = all(metric.reads is Reads.LEADING for metric in metrics.values())
-        self._model, self._reference, self._metrics, self._index = model, reference, metrics, index
+        self._reference, self._metrics, self._index = reference, metrics, index
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[Readout], Found]]:
         """The base's own logits are made once, if a metric needs them."""
         needs_base = any(metric.reads & Reads.BASE for metric in self._metrics.values())
-        base = self._reference.base_readout(self._index, len(self.said), self._model) if needs_base else None
+        base = self._reference.base_readout(self._index, len(self.said)) if needs_base else None
 
         def read(candidate: Readout) -> Found:
             return {
