@@ -19,7 +19,6 @@ from compressor.artifacts.run_record import Expense, Record
 from compressor.compression.apply import make_replacement
 from compressor.contracts import Offer, Plan, Prefixes, Problem, Schedule, Treatment
 from compressor.errors import CompressorError, ConfigError
-from compressor.evaluation.trials import Trial
 from compressor.export import holds_exactly
 from compressor.models import Replacement
 from compressor.models.components import find_layers
@@ -179,13 +178,14 @@ def time_trials(search: Search, names: Sequence[str], stop: int, tally: Tally) -
         return None
     search.calibrate(search.treatments.configured)
     began = time.perf_counter()
-    trials = [Trial.of(make_replacements(search, plan)) for plan in plans]
+    search.trial_weights.prepare(plans)
     per_weight = (time.perf_counter() - began) / sum(map(tally.weigh, plans))
-    groups = [trials] if tally.work.together > 1 else [[trial] for trial in trials]
+    groups = [plans] if tally.work.together > 1 else [[plan] for plan in plans]
     score_groups(search, groups, names, 1)  # what happens only once, as the proof of the engine, is not to count
     began = time.perf_counter()
     score_groups(search, groups, names, stop)
     seconds = time.perf_counter() - began
+    search.trial_weights.forget()
     runs = tally.count_runs(plans) if len(groups) == 1 else len(plans)
     return Rates(seconds / runs * search.prefixes / stop, per_weight)
 
@@ -206,7 +206,7 @@ def find_middle(offer: Offer) -> float:
     return (offer.low + offer.high) / 2 if offer.is_range else sorted(offer.levels)[len(offer.levels) // 2]
 
 
-def score_groups(search: Search, groups: Sequence[Sequence[Trial]], names: Sequence[str], stop: int) -> None:
+def score_groups(search: Search, groups: Sequence[Sequence[Plan]], names: Sequence[str], stop: int) -> None:
     """Score trials, those of a group together; scores are not looked at."""
     for trials in groups:
         deque(search.evaluators[Prefixes.SEARCH].score(trials, names, 0, stop), maxlen=0)

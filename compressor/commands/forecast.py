@@ -198,7 +198,7 @@ class Forecast:
                 f"{len(chosen)} of {self.settings.forecast.check} checks could be made: there are no more plans where "
                 "the law is trusted."
             )
-        trials = [self.search.make_trial(plan) for _, plan in chosen]
+        trials = [plan for _, plan in chosen]
         scored = self.bench.evaluators[Prefixes.SEARCH].score(trials)
         found = dict(self.progress.track(scored, "checking plans", len(trials)))
         for number, (point, _) in enumerate(chosen):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from compressor.artifacts.run_record import ReferenceRecord, RoundRecord
 from compressor.compression.apply import Treatments
+from compressor.compression.trial_weights import TrialWeights
 from compressor.contracts import EstimableMetric, Metric, Prefixes, Reads
 from compressor.data import texts
 from compressor.data.reference import build_reference, cache_folder
@@ -24,12 +25,16 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class RunSetup:
-    """A model with its metrics and treatments; `evaluators` are over the prefixes whose reference was built."""
+    """A model with its metrics and treatments; `evaluators` are over the prefixes whose reference was built.
+
+    `trial_weights` make the weights of trials.
+    """
 
     settings: Settings
     model: Model
     metrics: dict[str, Metric]
     treatments: Treatments
+    trial_weights: TrialWeights
     evaluators: dict[Prefixes, Evaluator] = field(default_factory=dict)
 
     def take_reference_steps(self, wanted: Sequence[Prefixes]) -> Iterator[None]:
@@ -51,7 +56,9 @@ class RunSetup:
             )
             if any(metric.reads & Reads.BASE for metric in self.metrics.values()):
                 reference.remember_distribution(model)
-            self.evaluators[which] = Evaluator(model, reference, self.metrics, windows, settings.sweep.mode)
+            self.evaluators[which] = Evaluator(
+                model, reference, self.metrics, self.trial_weights, windows, settings.sweep.mode
+            )
             yield
 
     def describe_reference(self, which: Prefixes) -> ReferenceRecord:
@@ -82,6 +89,7 @@ class RunSetup:
             metrics=self.metrics,
             treatments=self.treatments,
             evaluators=self.evaluators,
+            trial_weights=self.trial_weights,
             folder=folder,
             progress=progress,
             on_round=on_round,
@@ -106,7 +114,8 @@ def open_setup(settings: Settings, plugins: Plugins, needs: Sequence[str], progr
         metrics.setdefault(name, plugins.metrics[name]())
     model = watch(progress, "loading the model", lambda: load_model(settings.model, settings.components))
     texts.check_settings(settings.data, model.context)
-    return RunSetup(settings, model, metrics, Treatments(settings.compressor, plugins.compressors, settings.seed))
+    treatments = Treatments(settings.compressor, plugins.compressors, settings.seed)
+    return RunSetup(settings, model, metrics, treatments, TrialWeights(model, treatments))
 
 
 def check_numbers(settings: Settings) -> None:

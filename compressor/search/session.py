@@ -206,7 +206,7 @@ class Search(Scorer):
             self.treatments.calibration = self.gather(names, needs, last)
             self.write({name: plan[name] for name in names})
         self.treatments.calibration = None
-        self.made.clear()
+        self.trial_weights.forget()
 
     def write(self, plan: Plan) -> None:
         """Compress by the statistics that there are now, and write."""

@@ -1,10 +1,9 @@
 """Trials and options of a model are scored, measured and estimated, and what that costs is added up."""
 
 import time
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,10 @@ from numpy.typing import NDArray
 
 from compressor.artifacts.files import append_json_line
 from compressor.artifacts.plan_file import plan_to_json
-from compressor.compression.apply import Treatments, make_replacement
+from compressor.compression.apply import Treatments
 from compressor.compression.calibration import Calibration, gather
+from compressor.compression.trial_weights import TrialWeights
 from compressor.contracts import (
-    CompressedWeight,
     EstimableMetric,
     Estimate,
     EstimateRequest,
@@ -31,8 +30,7 @@ from compressor.contracts.requests import list_measured
 from compressor.errors import ConfigError
 from compressor.evaluation.bootstrap import join_blocks, summarize
 from compressor.evaluation.evaluator import Evaluator, Statistics
-from compressor.evaluation.trials import Trial
-from compressor.models import Model, Replacement
+from compressor.models import Model
 from compressor.progress import Progress, watch
 from compressor.search.ledger import ApproximationTotals
 from compressor.search.surrogate import Surrogate
@@ -43,9 +41,6 @@ from compressor.settings import SweepSettings
 PASSES_OF_WALK = 4
 """A walk back is a forward pass, a second one layer by layer, and gradients of inputs and of weights."""
 
-REMEMBERED = 1 << 33
-"""Packed bits of weights that are remembered in a round."""
-
 
 @dataclass(kw_only=True)
 class Scorer:
@@ -55,14 +50,15 @@ class Scorer:
     `folder`. `passes` is what the round has cost so far, in forward passes over all search prefixes, `trials` how many
     plans it has tried, `recalled` how many options were known from earlier runs; such answers may take `cache_bytes` on
     disk. `settings` say how the best of many trials are found, `savings` what that has saved in the round, `screen`
-    what it knows of treatments, `makers` make the weights of treatments, and `made` are some of these. `levels` are the
-    metrics' first statistics at the start of the round, of the first search prefixes, as many as were measured.
+    what it knows of treatments, `trial_weights` make the weights of trials. `levels` are the metrics' first statistics
+    at the start of the round, of the first search prefixes, as many as were measured.
     """
 
     model: Model
     metrics: Mapping[str, Metric]
     treatments: Treatments
     evaluators: Mapping[Prefixes, Evaluator]
+    trial_weights: TrialWeights
     folder: Path
     progress: Progress
     tokens: int
@@ -77,9 +73,7 @@ class Scorer:
     cache_bytes: int = 0
     savings: ApproximationTotals = field(default_factory=ApproximationTotals)
     screen: Surrogate = field(default_factory=Surrogate)
-    makers: dict[Hashable, Callable[[], Replacement]] = field(default_factory=dict, repr=False)
     levels: dict[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
-    made: dict[Hashable, CompressedWeight] = field(default_factory=dict, repr=False)
 
     def calibrate(self, compressors: Iterable[str]) -> None:
         """Gather what the compressors of these names need of all components, where it is not there already.
@@ -124,14 +118,14 @@ class Scorer:
 
     def run_trials(self, request: ScoreRequest) -> list[tuple[Statistics, dict[str, Score]]]:
         """Statistics and scores of each trial, in order."""
-        trials = [self.make_trial(plan) for plan in request.trials]
+        trials = request.trials
         found = self.evaluators[request.prefixes].score(trials, request.metrics, request.start, request.stop)
         description = f"round {self.round}: scoring trials"
         answers, began = dict[int, tuple[Statistics, dict[str, Score]]](), time.monotonic()
         for number, statistics in self.progress.track(found, description, len(trials)):
             scores = self.summarize(statistics)
             answers[number] = statistics, scores
-            self.note_trial(request.trials[number], request.prefixes, scores, time.monotonic() - began)
+            self.note_trial(trials[number], request.prefixes, scores, time.monotonic() - began)
             began = time.monotonic()
         self.trials += len(trials)
         if request.prefixes is Prefixes.SEARCH:
@@ -191,11 +185,10 @@ class Scorer:
     def measure(self, request: EstimateRequest) -> Known:
         """The same answer from a trial for each option: the difference of the objective's first statistic."""
         metrics, trials = (request.objective,), list_measured(request)
-        made = [self.make_trial(plan) for plan in trials]
         description = f"round {self.round}: measuring options"
-        scored = self.evaluators[Prefixes.SEARCH].score(made, metrics, request.start, request.stop)
-        found = dict(self.progress.track(scored, description, len(made)))
-        now, *values = (found[number][request.objective][:, 0] for number in range(len(made)))
+        scored = self.evaluators[Prefixes.SEARCH].score(trials, metrics, request.start, request.stop)
+        found = dict(self.progress.track(scored, description, len(trials)))
+        now, *values = (found[number][request.objective][:, 0] for number in range(len(trials)))
         self.trials += len(trials)
         self.spend(len(trials), request.start, request.stop)
         answer, start = {}, 0
@@ -209,26 +202,6 @@ class Scorer:
         """Add passes over the search prefixes from `start` to `stop` to the cost of the round."""
         self.passes += passes * share_prefixes(self.prefixes, start, stop)
 
-    def make_trial(self, plan: Plan) -> Trial:
-        """A trial of the plan; those of the same treatment of a component have the same maker of its weight."""
-        return Trial({name: self.find_maker(name, treatment) for name, treatment in plan.items()})
-
-    def find_maker(self, name: str, treatment: Treatment) -> Callable[[], Replacement]:
-        maker = partial(self.make_replacement_of, name, treatment)
-        key = identify(name, treatment)
-        return maker if key is None else self.makers.setdefault(key, maker)
-
-    def make_replacement_of(self, name: str, treatment: Treatment) -> Replacement:
-        """What a treatment makes of a component; what is made from statistics is remembered, for that takes long."""
-        key = identify(name, treatment)
-        if key in self.made:
-            return make_replacement(self.made[key])
-        compressed = self.treatments.compress(self.model, {name: treatment})[name]
-        held = sum(made.bits for made in self.made.values())
-        if key and self.treatments.resolve(treatment).needs and held + compressed.bits <= REMEMBERED:
-            self.made[key] = compressed
-        return make_replacement(compressed)
-
     def summarize(self, statistics: Statistics) -> dict[str, Score]:
         return {name: summarize(self.metrics[name], rows, self.seed) for name, rows in statistics.items()}
 
@@ -241,13 +214,6 @@ def note_cached(count: int) -> list[str]:
         f"What {count} options do alone came from the cache, measured by an earlier run of the same model, compressors "
         "and data: it counts no trials and no passes here. sweep.cache=false asks anew."
     ]
-
-
-def identify(name: str, treatment: Treatment) -> Hashable:
-    """The same for the same treatment of a component; None where each row has an amount: hardly two are the same."""
-    if treatment.rows is not None:
-        return None
-    return name, treatment.compressor, treatment.amount, repr(treatment.options)
 
 
 def share_prefixes(prefixes: int, start: int, stop: int | None) -> float:

@@ -108,7 +108,7 @@ def measure_group(group: Group, model: str, seed: int, proof: int, wanted: set[K
             limit_prefixes(run, whole, method.prefixes)
             with patch.object(continuous, "LEVELS", np.arange(method.amounts) / (method.amounts - 1)):
                 plan, passes = find_plan(run, method, adapt_budget(run, budget), remembered)
-            (statistics,) = run.evaluators[Prefixes.PROOF].score_all([run.search.make_trial(plan)])
+            (statistics,) = run.evaluators[Prefixes.PROOF].score_all([plan])
             yield (model, text, name, seed), Measured(statistics, passes)
 
 

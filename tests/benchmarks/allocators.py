@@ -63,7 +63,7 @@ class Found:
         taken = case.task.count(allocation)
         assert taken <= case.task.budgets[number], f"{taken} bits of {case.task.budgets[number]}"
         plan = {component: FORMATS[form] for component, form in allocation.items()}
-        (statistics,) = case.run.evaluators[Prefixes.PROOF].score_all([case.run.search.make_trial(plan)], METRICS)
+        (statistics,) = case.run.evaluators[Prefixes.PROOF].score_all([plan], METRICS)
         budget = case.budgets[number]
         self.bits[budget], self.statistics[budget] = taken / case.task.parameters, statistics
 

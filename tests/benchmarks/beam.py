@@ -78,7 +78,7 @@ def measure_model(model: str, seed: int, width: int, proof: int, names: list[str
             row = {"model": model, "seed": seed, "way": name, "trials": run.search.trials, "passes": passes}
             row |= {"CPU s": seconds, "saved": run.search.savings.describe() or ""}
             depths = [round(share * len(run.model.components)) for share in DEPTHS]
-            trials = [run.search.make_trial(kept.curve[depth - 1].plan) for depth in depths]
+            trials = [kept.curve[depth - 1].plan for depth in depths]
             for depth, found in zip(
                 depths, run.evaluators[Prefixes.PROOF].score_all(trials, ["fdtm", "kl"]), strict=True
             ):

@@ -120,7 +120,7 @@ def measure_plans(
         searched = tabulate_fdt(read_base_margins(run, Prefixes.SEARCH)).numpy()
         margins = read_base_margins(run, Prefixes.PROOF)
         proven = tabulate_fdt(margins).numpy()
-        trials = [run.search.make_trial(plan) for plan in plans.values()]
+        trials = [*plans.values()]
         for name, found in zip(plans, run.evaluators[Prefixes.PROOF].score_all(trials), strict=True):
             forecast, here = apply_law(searched, predicted[name]), apply_law(proven, predicted[name])
             row = {"model": model, "seed": seed, "plan": name, "σ, one pass": float(np.sqrt(predicted[name].mean()))}

@@ -161,7 +161,7 @@ def measure_ranker(run: Run, treatments: Mapping[str, Treatment], ranker: str, s
     began = time.process_time()
     names = rank(run, treatments, ranker, singles, counts[-1])
     chosen = Chosen(time.process_time() - began, names)
-    trials = [run.search.make_trial({name: treatments[name] for name in names[:count]}) for count in counts]
+    trials = [{name: treatments[name] for name in names[:count]} for count in counts]
     found = run.evaluators[Prefixes.PROOF].score_all(trials, METRICS)
     chosen.statistics = dict(zip(COUNTS, found, strict=True))
     return chosen

@@ -45,7 +45,7 @@ def measure_run(run: Run) -> Iterator[dict[str, Any]]:
     for index, text in enumerate(list_treatments(16)):
         plan = {name: choices[index] for name, choices in options.items()}
         trials = [plan, *({name: treatment} for name, treatment in plan.items())]
-        together, *found = evaluator.score_all([*map(run.search.make_trial, trials)])
+        together, *found = evaluator.score_all(trials)
         for name in OBJECTIVES:
             single = np.array([statistics[name][:, 0].mean() for statistics in found])
             whole = together[name][:, 0].mean()

@@ -24,7 +24,6 @@ from compressor.contracts import Component, Compressor, EstimateRequest, Offer, 
 from compressor.errors import CompressorError, ConfigError, OutputError
 from compressor.evaluation.bootstrap import draw_resamples, summarize
 from compressor.evaluation.evaluator import Evaluator
-from compressor.evaluation.trials import Trial
 from compressor.models import load_model
 from compressor.plugins import installed
 from compressor.report.forecast_page import make_forecast_page
@@ -50,6 +49,7 @@ from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
 from tests.report.test_run_page import Page, show
 from tests.support.families import FAMILIES, save_checkpoint
+from tests.support.trial_weights import GivenWeights
 
 DATA = DataSettings(prefixes=12, prefix_tokens=8, continuation_tokens=16)
 PLANTED = '<script>alert("x")</script>'
@@ -240,7 +240,8 @@ def test_checks_count_what_a_sweep_counts(made: Forecast, tmp_path: Path) -> Non
     assert len(made.record.checks) == 2
     assert made.bench.model.content_hash() == load_model(ModelSettings()).content_hash()
     reference = made.bench.evaluators[Prefixes.SEARCH].reference
-    evaluator = Evaluator(made.bench.model, reference, {"fdtm": Fdtm(), "margin_noise": MarginNoise()})
+    metrics, given = {"fdtm": Fdtm(), "margin_noise": MarginNoise()}, GivenWeights()
+    evaluator = Evaluator(made.bench.model, reference, metrics, given)
     for check in made.record.checks:
         point = next(point for point in made.record.curve if point.amount == check.amount)
         assert point.trusted and check.expected_fdtm == point.expected_fdtm
@@ -250,7 +251,7 @@ def test_checks_count_what_a_sweep_counts(made: Forecast, tmp_path: Path) -> Non
             name: weight.dense()
             for name, weight in made.search.treatments.compress(made.bench.model, read_plan(path)).items()
         }
-        (statistics,) = evaluator.score_all([Trial.of(weights)])
+        (statistics,) = evaluator.score_all([given.add_plan(weights)])
         assert check.scores["fdtm"] == summarize(Fdtm(), statistics["fdtm"], 0)
         assert check.scores["margin_noise"].mean == pytest.approx(
             float(MarginNoise().aggregate(statistics["margin_noise"]))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compressor.compression import calibration
 from compressor.compression.calibration import TOKENS, Calibration, gather
+from compressor.compression.trial_weights import TrialWeights
 from compressor.contracts import (
     Component,
     Compressor,
@@ -254,7 +255,7 @@ def test_groups_and_files_change_nothing(family: str, tmp_path: Path, monkeypatc
     whole = take(bench)
     assert whole.passes == 1
     monkeypatch.setattr(calibration, "AT_ONCE", 3 * 4 * 32 * 32)
-    monkeypatch.setattr(calibration, "Spill", lambda limit: TensorSpill(5000))
+    monkeypatch.setattr(calibration, "TensorSpill", lambda limit: TensorSpill(5000))
     parts = take(bench)
     assert parts.passes > 2 and parts.spill.held <= 5000
     for name in bench.model.components:
@@ -366,12 +367,13 @@ def make_search(bench: Bench, *compressors: Compressor, folder: Path) -> Search:
         treatments.installed.add(cls, "tests", "0")
     chosen = {compressor.name: compressor for compressor in compressors}
     treatments.configured = chosen or {"int8": treatments.configured["int8"]}
-    metrics = {"kl": Kl()}
+    metrics, trial_weights = {"kl": Kl()}, TrialWeights(bench.model, treatments)
     return Search(
         model=bench.model,
         metrics=metrics,
         treatments=treatments,
-        evaluators={Prefixes.SEARCH: Evaluator(bench.model, bench.reference, metrics)},
+        evaluators={Prefixes.SEARCH: Evaluator(bench.model, bench.reference, metrics, trial_weights)},
+        trial_weights=trial_weights,
         folder=folder,
         progress=Silent(),
         on_round=lambda *_: None,

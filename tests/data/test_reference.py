@@ -16,6 +16,7 @@ from compressor.settings import DType, ModelSettings
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from tests.support.families import FAMILIES, save_checkpoint
+from tests.support.trial_weights import GivenWeights
 
 
 def random_prefixes(model: Model, count: int = 6, length: int = 9, seed: int = 0) -> torch.Tensor:
@@ -50,7 +51,7 @@ def test_reference_is_a_fixed_point_of_scoring(tmp_path: Path, family: str, dtyp
     save_checkpoint(family, tmp_path)
     model = load_model(ModelSettings(path=str(tmp_path), dtype=DType(dtype)))
     reference = build_reference(model, random_prefixes(model, count=10), 16, batch=4)
-    statistics = Evaluator(model, reference, {"fdtm": Fdtm(), "kl": Kl()}).score_current(["fdtm"])
+    statistics = Evaluator(model, reference, {"fdtm": Fdtm(), "kl": Kl()}, GivenWeights()).score_current(["fdtm"])
     assert (statistics["fdtm"] == 16).all()
     assert reference.noise_floor == 16
 

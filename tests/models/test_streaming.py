@@ -247,7 +247,7 @@ def test_missing_and_unsound_tensors_are_refused_as_ever(tmp_path: Path) -> None
 MEMORY = """
 import sys, threading, time
 from pathlib import Path
-from compressor.evaluation.layer_replay import Replay
+from compressor.evaluation.layer_replay import LayerReplay
 from compressor.models import load_model
 from compressor.settings import ModelSettings
 
@@ -261,7 +261,7 @@ def watch():
         peaks[-1] = max(peaks[-1], read_anonymous())
 
 model = load_model(ModelSettings(sys.argv[1]))  # what comes with a first use is not counted
-Replay(model)
+LayerReplay(model)
 start = read_anonymous()
 watcher = threading.Thread(target=watch)
 watcher.start()

@@ -18,6 +18,7 @@ from scipy.stats import binom
 from compressor.commands.run import execute
 from compressor.commands.setup import check_numbers, check_screen, warn_of_removed
 from compressor.compression.apply import Treatments
+from compressor.compression.trial_weights import TrialWeights
 from compressor.contracts import (
     BestRequest,
     Estimate,
@@ -32,7 +33,6 @@ from compressor.contracts import (
 from compressor.errors import ConfigError, PluginError
 from compressor.evaluation.bootstrap import summarize
 from compressor.evaluation.evaluator import Evaluator, Statistics
-from compressor.evaluation.trials import Trial
 from compressor.plugins import installed
 from compressor.progress import Silent
 from compressor.search.session import Search
@@ -72,10 +72,10 @@ class FakeSweep:
     asked: list[tuple[int, int, int | None]]
 
     def score(
-        self, trials: Sequence[Trial], names: Sequence[str], start: int = 0, stop: int | None = None
+        self, trials: Sequence[Plan], names: Sequence[str], start: int = 0, stop: int | None = None
     ) -> Iterator[tuple[int, Statistics]]:
         for number, trial in reversed([*enumerate(trials)]):
-            (index,) = map(int, trial.names)
+            (index,) = map(int, trial)
             self.asked.append((index, start, stop))
             yield number, dict.fromkeys(names, self.data[index, start:stop, None])
 
@@ -103,11 +103,13 @@ def make_search(folder: Path, data: Array, how: SweepSettings, metric: Metric | 
     metric = metric or Fdtm()
     nothing: Any = None
     evaluators: Any = {Prefixes.SEARCH: FakeSweep(data, [])}
+    treatments = Treatments({}, installed().compressors)
     return FakeSearch(
         model=nothing,
         metrics={metric.name: metric, "kl": Kl()},
-        treatments=Treatments({}, installed().compressors),
+        treatments=treatments,
         evaluators=evaluators,
+        trial_weights=TrialWeights(nothing, treatments),
         folder=folder,
         progress=Silent(),
         on_round=lambda *_: None,
@@ -374,13 +376,15 @@ def test_only_a_racing_setting_that_somebody_gave_is_warned_of(caplog: pytest.Lo
 def test_a_question_about_a_model_costs_what_it_says(tmp_path: Path) -> None:
     bench = make_bench("llama", tmp_path, count=20)
     metrics: dict[str, Metric] = {"kl": Kl(), "fdtm": Fdtm()}
-    evaluator = Evaluator(bench.model, bench.reference, metrics)
+    trial_weights = TrialWeights(bench.model, bench.treatments)
+    evaluator = Evaluator(bench.model, bench.reference, metrics, trial_weights)
     how = replace(APPROXIMATE, screen="kl", audit=1)
     search = Search(
         model=bench.model,
         metrics=metrics,
         treatments=bench.treatments,
         evaluators={Prefixes.SEARCH: evaluator},
+        trial_weights=trial_weights,
         folder=tmp_path,
         progress=Silent(),
         on_round=lambda *_: None,

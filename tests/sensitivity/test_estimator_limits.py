@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from compressor.compression.trial_weights import TrialWeights
 from compressor.contracts import (
     EstimableMetric,
     EstimateRequest,
@@ -196,12 +197,14 @@ def test_experts_that_no_token_reaches_are_told(tmp_path: Path) -> None:
 def search(tmp_path: Path) -> Search:
     bench = make_bench("llama", tmp_path)
     metrics: dict[str, Metric] = {"kl": Kl(), "margin_noise": MarginNoise(), "fdtm": Fdtm()}
-    evaluator = Evaluator(bench.model, bench.reference, metrics)
+    trial_weights = TrialWeights(bench.model, bench.treatments)
+    evaluator = Evaluator(bench.model, bench.reference, metrics, trial_weights)
     return Search(
         model=bench.model,
         metrics=metrics,
         treatments=bench.treatments,
         evaluators={Prefixes.SEARCH: evaluator},
+        trial_weights=trial_weights,
         folder=tmp_path,
         progress=Silent(),
         on_round=lambda number, record: None,
