@@ -192,7 +192,7 @@ def test_the_engine_scores_as_by_plain_passes(tmp_path: Path, family: str) -> No
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral", "gpt2", "phi3", "gpt_oss"])
 @pytest.mark.parametrize("order", [Engine, StreamingEngine])
 def test_and_on_a_model_that_treats_inputs_already(
-    tmp_path: Path, order: type[Engine], family: str, metrics: list[str]
+    tmp_path: Path, order: type[Engine] | type[StreamingEngine], family: str, metrics: list[str]
 ) -> None:
     """Leading tokens alone are counted in whole passes too: what is rounded hangs on the last bit."""
     model = load(family, tmp_path, **({"n_layer": 3} if family == "gpt2" else {"num_hidden_layers": 3}))
