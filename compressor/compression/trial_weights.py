@@ -8,9 +8,6 @@ from compressor.compression.apply import Treatments, make_replacement
 from compressor.contracts import CompressedWeight, Plan, Treatment
 from compressor.models import Model, Replacement
 
-MOST_BYTES = 1 << 30
-"""How many bytes of compressed weights are remembered."""
-
 
 class TrialWeights:
     """Makes the weight of a component after a treatment, from the model as it is when the weight is asked for.
@@ -19,7 +16,7 @@ class TrialWeights:
     `most_bytes`. They depend on the model that the data were gathered from: call `forget` when a plan was kept.
     """
 
-    def __init__(self, model: Model, treatments: Treatments, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, model: Model, treatments: Treatments, most_bytes: int) -> None:
         self.model, self.treatments, self.most_bytes = model, treatments, most_bytes
         self._made: dict[tuple[str, Treatment], CompressedWeight] = {}
         self._held_bits = 0

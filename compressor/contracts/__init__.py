@@ -6,9 +6,11 @@ A plugin class is a dataclass; its fields are its options. Nothing here imports 
 
 from compressor.contracts.compressor import CompressedWeight, Compressor, Context, InputTransform
 from compressor.contracts.metric import EstimableMetric, Metric, TextWindows
+from compressor.contracts.oracle import Oracle
 from compressor.contracts.outputs import Readout, Runners
 from compressor.contracts.quantized import Grid, Scheme, Strategy, TokenRounding
 from compressor.contracts.requests import (
+    Asks,
     Best,
     BestRequest,
     CountRequest,
@@ -21,12 +23,14 @@ from compressor.contracts.requests import (
     ScoreRequest,
     Search,
     SizeRequest,
+    ValuesRequest,
     Waypoint,
 )
 from compressor.contracts.schedule import Dialogue, Schedule
 from compressor.contracts.types import Better, Component, Offer, Plan, Reads, Score, Scores, Treatment
 
 __all__ = [
+    "Asks",
     "Best",
     "BestRequest",
     "Better",
@@ -44,6 +48,7 @@ __all__ = [
     "KeepRequest",
     "Metric",
     "Offer",
+    "Oracle",
     "Plan",
     "Prefixes",
     "Problem",
@@ -62,5 +67,6 @@ __all__ = [
     "TextWindows",
     "TokenRounding",
     "Treatment",
+    "ValuesRequest",
     "Waypoint",
 ]

@@ -22,6 +22,7 @@ from compressor.evaluation.layer_runner import LayerRunner
 from compressor.evaluation.streaming_engine import StreamingEngine
 from compressor.evaluation.weight_source import WeightSource, make_weights
 from compressor.models import Model
+from compressor.resources import MemoryBudget
 from compressor.settings import SweepMode
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Evaluator:
     windows: Mapping[str, Windows] = field(default_factory=dict)
     mode: SweepMode = SweepMode.exact
     engine: TrialEngine | None = field(default=None, repr=False)
+    memory: MemoryBudget = field(default_factory=MemoryBudget)
 
     def score(
         self, trials: Sequence[Plan], names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
@@ -111,7 +113,8 @@ class Evaluator:
         if self.mode is not SweepMode.plain and self.engine is None:
             try:
                 streams = self.model.mapped_weights is not None
-                self.engine = (StreamingEngine if streams else Engine)(LayerReplay(self.model), self.weight_source)
+                replay, source = LayerReplay(self.model), self.weight_source
+                self.engine = StreamingEngine(replay, source, self.memory) if streams else Engine(replay, source)
             except CannotReplay as error:
                 self.mode = SweepMode.plain
                 name = type(self.model.network).__name__

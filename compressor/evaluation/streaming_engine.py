@@ -18,26 +18,21 @@ from compressor.evaluation.module_cache import ModuleCache
 from compressor.evaluation.trial_grouping import TrialGrouping
 from compressor.evaluation.weight_source import WeightSource, make_weights_in_groups
 from compressor.models.tensor_spill import TensorSpill
-
-WAITING_BYTES = 1 << 32
-"""Bytes of hidden states that wait in memory; more of them go to disk."""
+from compressor.resources import MemoryBudget
 
 
 class StreamingEngine:
     """Scores trials layer by layer; the statistics of all trials come at the end.
 
     `weight_source` makes the weights of trials. `at_once` branches are run as one batch where they do not change a
-    layer; None chooses by the device. At most `waiting_bytes` of hidden states wait in memory.
+    layer; None chooses by the device. Hidden states wait on the host as far as the budget `memory` allows, and else on
+    disk.
     """
 
     def __init__(
-        self,
-        replay: LayerReplay,
-        weight_source: WeightSource,
-        at_once: int | None = None,
-        waiting_bytes: int = WAITING_BYTES,
+        self, replay: LayerReplay, weight_source: WeightSource, memory: MemoryBudget, at_once: int | None = None
     ) -> None:
-        self.replay, self.weight_source, self.waiting_bytes = replay, weight_source, waiting_bytes
+        self.replay, self.weight_source, self.memory = replay, weight_source, memory
         self.runner = LayerRunner(replay, at_once)
         self.grouping = TrialGrouping(replay.spans, len(replay.layers), replay.tied)
 
@@ -46,7 +41,7 @@ class StreamingEngine:
         if not trials:
             return
         states = [self.runner.enter(batch) for batch in batches]
-        with TensorSpill(self.waiting_bytes) as waiting:
+        with TensorSpill(self.memory.hidden_states) as waiting:
             layer_pass = LayerPass(self.runner, self.grouping, self.weight_source, trials, states, waiting)
             nodes = [layer_pass.start()]
             for index in range(len(self.replay.layers)):

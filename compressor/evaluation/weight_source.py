@@ -12,7 +12,11 @@ Weights = Mapping[str, Replacement]
 """Component name -> the weight `[out, in]` that replaces its own."""
 
 MOST_BYTES = 1 << 28
-"""Bytes of trial weights that are held at once; the weights of a single trial may need more."""
+"""Bytes of trial weights that are held at once; the weights of a single trial may need more.
+
+A constant, not a share of the memory budget: trials that are held together can be run as one batch on a GPU, and how
+its kernels round depends on the shape of the batch.
+"""
 
 
 class WeightSource(Protocol):

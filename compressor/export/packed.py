@@ -22,7 +22,7 @@ from compressor.export.compressed_tensors import (
 from compressor.export.folder import (
     Exported,
     cast_state,
-    choose_dtype,
+    choose_saved_dtype,
     choose_stored,
     count_bits,
     name_dtype,
@@ -85,7 +85,7 @@ def pack_weight(grid: Grid, scored: Tensor, dtype: torch.dtype) -> Packed | str:
 
 def pack_modules(model: Model, grids: Mapping[str, Grid | None]) -> Packing:
     """Pack what gives back the scored weight bit for bit; `grids` are those of treated components, None for no grid."""
-    found, dtype = sort_components(model, grids), choose_dtype(model)
+    found, dtype = sort_components(model, grids), choose_saved_dtype(model)
     packing = Packing(reasons=dict(found.reasons))
     for path, grid in found.grids.items():
         module = model.network.get_submodule(path)
@@ -116,7 +116,7 @@ def save_compressed(
 
     Every other tensor is stored as it was scored: in the checkpoint's own dtype where that loses nothing.
     """
-    dtype, schemes = choose_dtype(model), packing.schemes
+    dtype, schemes = choose_saved_dtype(model), packing.schemes
     dense = model.network.state_dict()
     for path in schemes:
         del dense[f"{path}.weight"]

@@ -68,7 +68,7 @@ def measure_seed(model: str, order: Order, seed: int, options: argparse.Namespac
         if peer := compress_there(run, model, compressor, names, options.environments):
             found[BASELINE] = peer
         began, busy = time.perf_counter(), time.process_time()
-        run.search.apply({name: Treatment("gptq", amount) for name, amount in treated.items()})
+        run.session.applied.apply({name: Treatment("gptq", amount) for name, amount in treated.items()}, is_last=True)
         seconds = time.perf_counter() - began, time.process_time() - busy
         found["gptq"] = Outcome(proof.score_current(METRICS), *seconds)
     return found

@@ -62,7 +62,7 @@ def measure_here(folder: str, stream: bool, prefixes: int) -> dict[str, Any]:
         scored = np.stack([statistics["kl"] for statistics in evaluator.score_all(trials)])
         swept = time.perf_counter()
         options = {name: [Treatment("magnitude", level / 10) for level in range(1, 7)] for name in run.model.components}
-        estimates = run.search.answer(EstimateRequest(options, "kl"))
+        estimates = run.session.estimate(EstimateRequest(options, "kl"))
         walked = time.perf_counter()
     found = np.stack([estimate.changes for estimate in estimates.values()])
     digest = hashlib.sha256(scored.tobytes() + found.tobytes()).hexdigest()

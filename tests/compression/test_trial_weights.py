@@ -56,7 +56,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def test_weights_are_those_of_the_compressor(bench: Bench) -> None:
-    weights, treatments = TrialWeights(bench.model, bench.treatments), bench.treatments
+    weights, treatments = TrialWeights(bench.model, bench.treatments, 1 << 30), bench.treatments
     for name in list(bench.model.components)[:3]:
         for treatment in (Treatment("shrunk", 0.5), Treatment("calibrated", 0.5)):
             expected = treatments.compress_one(bench.model, name, treatment).dense()
@@ -64,7 +64,7 @@ def test_weights_are_those_of_the_compressor(bench: Bench) -> None:
 
 
 def test_only_weights_from_calibration_data_are_remembered_until_forgotten(bench: Bench) -> None:
-    weights, (first, second, *_) = TrialWeights(bench.model, bench.treatments), bench.model.components
+    weights, (first, second, *_) = TrialWeights(bench.model, bench.treatments, 1 << 30), bench.model.components
     rows = tuple([0.5] * bench.model.components[first].shape[0])
     for _ in range(2):
         weights.make(first, Treatment("calibrated", 0.5))
@@ -91,7 +91,7 @@ def test_no_more_bytes_are_remembered_than_allowed(bench: Bench) -> None:
 
 
 def test_prepared_weights_are_made_once(bench: Bench) -> None:
-    weights, (first, second, *_) = TrialWeights(bench.model, bench.treatments), bench.model.components
+    weights, (first, second, *_) = TrialWeights(bench.model, bench.treatments, 1 << 30), bench.model.components
     weights.prepare(
         [{first: Treatment("shrunk", 0.5)}, {first: Treatment("shrunk", 0.5), second: Treatment("shrunk", 0)}]
     )

@@ -11,12 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.contracts import Metric, Plan, Readout, TextWindows, Treatment
-from compressor.data.reference import build_reference
-from compressor.data.texts import make_windows
+from compressor.contracts import Plan, Readout, Treatment
 from compressor.errors import ModelError
 from compressor.evaluation.engine import Engine
-from compressor.evaluation.evaluator import Evaluator
 from compressor.evaluation.first_divergence import split_positions
 from compressor.evaluation.layer_replay import CannotReplay, LayerReplay
 from compressor.evaluation.module_cache import ModuleCache
@@ -24,16 +21,14 @@ from compressor.evaluation.streaming_engine import StreamingEngine
 from compressor.models import Model, load_model
 from compressor.models.patching import patched
 from compressor.models.tensor_spill import TensorSpill
-from compressor.settings import ComponentSettings, DataSettings, DType, ModelSettings, SweepMode
-from compressor_plugins.metrics.fdtm import Fdtm
+from compressor.resources import MemoryBudget
+from compressor.settings import ComponentSettings, DType, ModelSettings, SweepMode
 from compressor_plugins.metrics.kl import Kl
-from compressor_plugins.metrics.perplexity import Perplexity
-from tests.data.test_reference import random_prefixes
-from tests.evaluation.test_evaluator import is_unchanged, snapshot
 from tests.support.families import FAMILIES, ODDITIES, save_checkpoint
+from tests.support.snapshots import is_unchanged, snapshot
+from tests.support.sweeps import TOKENS, assert_same_bits, make_sweep, open_engine, score_both
 from tests.support.trial_weights import GivenWeights, MaskedWeights, mask
 
-TOKENS = 12
 EVERY_FAMILY = sorted(FAMILIES | ODDITIES)
 
 
@@ -61,32 +56,6 @@ def make_family_tree(model: Model, seed: int, parents: int = 3, children: int = 
     return [*plans, plans[0], plans[-1]]
 
 
-def make_sweep(model: Model, batch: int = 4, text: bool = False) -> Evaluator:
-    metrics: dict[str, Metric] = {"fdtm": Fdtm(), "kl": Kl()}
-    reference = build_reference(model, random_prefixes(model, count=6), TOKENS, batch=batch)
-    reference.remember_distribution(model)
-    windows = {}
-    if text:
-        metrics["perplexity"] = Perplexity()
-        settings = DataSettings(prefix_tokens=9, continuation_tokens=8)
-        windows["perplexity"] = make_windows(model, TextWindows(tokens=100), settings, None)
-    return Evaluator(model, reference, metrics, MaskedWeights(model), windows)
-
-
-def score_both(evaluator: Evaluator, trials: list[Plan], **choice: object) -> tuple[list, list]:  # type: ignore[type-arg]
-    exact = evaluator.score_all(trials, **choice)  # type: ignore[arg-type]
-    assert evaluator.mode is SweepMode.exact, "the model could not be replayed"
-    evaluator.mode = SweepMode.plain
-    return exact, evaluator.score_all(trials, **choice)  # type: ignore[arg-type]
-
-
-def assert_same_bits(found: list, expected: list) -> None:  # type: ignore[type-arg]
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert one.keys() == other.keys()
-        assert all(np.array_equal(one[name], other[name]) for name in one)
-
-
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_every_family_scores_as_by_plain_passes(tmp_path: Path, family: str) -> None:
     model = load(tmp_path, family)
@@ -101,13 +70,13 @@ def test_every_family_scores_as_by_plain_passes(tmp_path: Path, family: str) -> 
 @pytest.mark.parametrize("metrics", [["fdtm", "kl"], ["fdtm"]])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral", "gpt2", "mamba"])
-@pytest.mark.parametrize("order", [Engine, StreamingEngine])
+@pytest.mark.parametrize("streams", [False, True])
 def test_trials_that_are_alike_at_first_score_as_by_plain_passes(
-    tmp_path: Path, order: type[Engine] | type[StreamingEngine], family: str, seed: int, metrics: list[str]
+    tmp_path: Path, streams: bool, family: str, seed: int, metrics: list[str]
 ) -> None:
     model = load(tmp_path, family, **({"n_layer": 4} if family == "gpt2" else {"num_hidden_layers": 4}))
     before, evaluator = snapshot(model), make_sweep(model)
-    evaluator.engine = order(LayerReplay(model), evaluator.weight_source)
+    evaluator.engine = open_engine(evaluator, streams)
     exact, plain = score_both(evaluator, make_family_tree(model, seed), names=metrics)
     assert_same_bits(exact, plain)
     assert is_unchanged(model, before)
@@ -210,7 +179,9 @@ def test_streaming_scores_as_by_plain_passes(tmp_path: Path, family: str, at_onc
     model = load(tmp_path, family, **({"n_layer": 3} if family == "gpt2" else {"num_hidden_layers": 3}))
     before = snapshot(model)
     evaluator, trials = make_sweep(model), make_trials(model)
-    evaluator.engine = StreamingEngine(LayerReplay(model), evaluator.weight_source, at_once, waiting_bytes=40_000)
+    evaluator.engine = StreamingEngine(
+        LayerReplay(model), evaluator.weight_source, MemoryBudget(host=8 * 40_000), at_once
+    )
     exact, plain = score_both(evaluator, trials)
     if at_once == 1:
         assert_same_bits(exact, plain)
@@ -237,7 +208,7 @@ def note_visit(visits: list[int], index: int, forward: Callable[..., torch.Tenso
 def test_streaming_reads_every_layer_once(tmp_path: Path) -> None:
     model = load(tmp_path, num_hidden_layers=4)
     evaluator, visits = make_sweep(model), list[int]()
-    evaluator.engine = StreamingEngine(LayerReplay(model), evaluator.weight_source)
+    evaluator.engine = StreamingEngine(LayerReplay(model), evaluator.weight_source, MemoryBudget())
     for index, layer in enumerate(model.network.model.layers):
         layer.forward = partial(note_visit, visits, index, layer.forward)
     evaluator.score_all(make_trials(model)[:-1], ["fdtm"])

@@ -21,36 +21,19 @@ from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.perplexity import Perplexity
 from compressor_plugins.metrics.sdtm import Sdtm
 from compressor_plugins.pruning.magnitude import Magnitude
-from tests.data.test_reference import generate, random_prefixes
 from tests.support.families import FAMILIES, save_checkpoint
+from tests.support.references import count_leading, generate, random_prefixes
+from tests.support.snapshots import is_unchanged, snapshot
 from tests.support.trial_weights import GivenWeights
 
 TOKENS = 20
 GIVEN = GivenWeights()
 
 
-def snapshot(model: Model) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in model.network.parameters()]
-
-
-def is_unchanged(model: Model, before: list[torch.Tensor]) -> bool:
-    return all(torch.equal(p, q) for p, q in zip(model.network.parameters(), before, strict=True))
-
-
 def prune(model: Model, amount: float, names: list[str] | None = None) -> dict[str, torch.Tensor]:
     treatments = Treatments({"magnitude": Magnitude()}, installed().compressors)
     plan = {name: Treatment("magnitude", amount) for name in (names or model.components)}
     return {name: weight.dense() for name, weight in treatments.compress(model, plan).items()}
-
-
-def count_leading(reference: torch.Tensor, candidate: torch.Tensor) -> list[int]:
-    found = []
-    for expected, said in zip(reference.tolist(), candidate.tolist(), strict=True):
-        agree = 0
-        while agree < len(expected) and expected[agree] == said[agree]:
-            agree += 1
-        found.append(agree)
-    return found
 
 
 def check_against_generate(model: Model, amounts: tuple[float, ...]) -> list[list[int]]:

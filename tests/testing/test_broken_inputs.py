@@ -38,7 +38,7 @@ class Clipped(CompressedWeight):
         return self.weight.nbytes * 8
 
     @property
-    def treat(self) -> InputTransform | None:
+    def input_transform(self) -> InputTransform | None:
         return self.change
 
     @property
@@ -90,7 +90,7 @@ SILENT, STANDS, PURE, ALONE = (
     "every_token_is_treated_by_itself",
 )
 BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
-    "silent": (SILENT, {"treats_inputs": False}),
+    "silent": (SILENT, {"transforms_inputs": False}),
     "grid_without_inputs": (SILENT, {"compress": give_grid(None, clip)}),
     "grid_without_treat": (SILENT, {"compress": give_grid(TokenRounding(), None)}),
     "another_grid": (SILENT, {"compress": give_grid(TokenRounding(), TokenRounding(4))}),

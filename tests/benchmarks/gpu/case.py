@@ -77,7 +77,7 @@ class Case:
     ) -> Evaluator:
         """Scores by the engine, `at_once` trials as one batch, or by a plain forward pass for each trial."""
         mode = SweepMode.plain if plain else SweepMode.exact
-        weights = TrialWeights(self.model, Treatments({}, installed().compressors))
+        weights = TrialWeights(self.model, Treatments({}, installed().compressors), 1 << 30)
         evaluator = Evaluator(self.model, reference or self.reference, make_metrics(metrics), weights, mode=mode)
         if at_once is not None:
             evaluator.engine = Engine(LayerReplay(self.model), weights, at_once)
