@@ -1,7 +1,7 @@
 """Runs batches through the layers of a model: into the first, on through the others, and out as logits.
 
-A branch is one trial, or several equal ones, on its way through the layers. The branches of a batch that have the same
-layers before them can be run as one larger batch.
+A branch is one trial, or several equal ones, on its way through the layers. Branches of one batch can be run as one
+larger batch through the layers that none of them changes.
 """
 
 from __future__ import annotations
