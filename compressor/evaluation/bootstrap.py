@@ -30,9 +30,9 @@ def values_per_sequence(metric: Metric, statistics: NDArray[np.float64]) -> NDAr
 
 
 def join_blocks(held: NDArray[np.float64], start: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`[sequence]`: what is `held` of the first sequences, and `values` of those from `start`, where these go on.
+    """`[sequence]`: `held` for the sequences before `start`, followed by `values` for those from `start` on.
 
-    What is held stays where no more sequences come, or where some in between are not known.
+    Returns `held` as it is where `values` adds no further sequence, or where sequences in between are missing.
     """
     return np.concatenate([held[:start], values]) if start <= len(held) < start + len(values) else held
 
