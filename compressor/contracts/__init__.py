@@ -7,7 +7,16 @@ A plugin class is a dataclass; its fields are its options. Nothing here imports 
 from compressor.contracts.compressor import CompressedWeight, Compressor, Context, InputTransform
 from compressor.contracts.metric import EstimableMetric, Metric, TextWindows
 from compressor.contracts.outputs import Readout, Runners
-from compressor.contracts.quantized import Grid, Scheme, Strategy, TokenRounding
+from compressor.contracts.quantized import (
+    QuantizedMatrix,
+    Scheme,
+    Strategy,
+    TokenRounding,
+    dequantize,
+    join_groups,
+    split_groups,
+    working_dtype,
+)
 from compressor.contracts.requests import (
     Best,
     BestRequest,
@@ -39,7 +48,6 @@ __all__ = [
     "EstimableMetric",
     "Estimate",
     "EstimateRequest",
-    "Grid",
     "InputTransform",
     "KeepRequest",
     "Metric",
@@ -47,6 +55,7 @@ __all__ = [
     "Plan",
     "Prefixes",
     "Problem",
+    "QuantizedMatrix",
     "Readout",
     "Reads",
     "Request",
@@ -63,4 +72,8 @@ __all__ = [
     "TokenRounding",
     "Treatment",
     "Waypoint",
+    "dequantize",
+    "join_groups",
+    "split_groups",
+    "working_dtype",
 ]

@@ -20,11 +20,11 @@ from compressor.contracts import (
     EstimableMetric,
     Estimate,
     EstimateRequest,
-    Grid,
     KeepRequest,
     Plan,
     Prefixes,
     Problem,
+    QuantizedMatrix,
     Request,
     Schedule,
     ScoreRequest,
@@ -54,7 +54,7 @@ class Search(Scorer):
 
     on_round: Callable[[int, RoundRecord], None]
     packed_bits: dict[str, int] = field(default_factory=dict)
-    grids: dict[str, Grid | None] = field(default_factory=dict)
+    grids: dict[str, QuantizedMatrix | None] = field(default_factory=dict)
     rounds: list[RoundRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
@@ -132,7 +132,7 @@ class Search(Scorer):
             if None in choices
         }
         return self.treatments.sizes(
-            self.model, request.options, now, lambda name, made: count(name, made.dense(), made.bits, made.grid)
+            self.model, request.options, now, lambda name, made: count(name, made.dense(), made.bits, made.quantized)
         )
 
     def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
@@ -184,7 +184,7 @@ class Search(Scorer):
                 return total / change
         return None
 
-    def list_grids(self) -> dict[str, Grid | None]:
+    def list_grids(self) -> dict[str, QuantizedMatrix | None]:
         """The grids of kept components that take fewer bits than a dense weight; None for those without a grid."""
         dense = {name: c.parameters * c.stored_bits for name, c in self.model.components.items()}
         return {name: grid for name, grid in self.grids.items() if self.packed_bits[name] < dense[name]}
@@ -212,7 +212,7 @@ class Search(Scorer):
         """Compress by the statistics that there are now, and write."""
         for name, weight in self.treatments.compress(self.model, plan).items():
             self.model.write(name, make_replacement(weight))
-            self.packed_bits[name], self.grids[name] = weight.bits, weight.grid and weight.grid.to("cpu")
+            self.packed_bits[name], self.grids[name] = weight.bits, weight.quantized and weight.quantized.to("cpu")
 
     def describe_waypoint(self, waypoint: Waypoint) -> CurvePoint:
         """As it is recorded."""
