@@ -135,6 +135,17 @@ class RecoverySettings:
 
 
 @dataclass
+class MemorySettings:
+    """Memory that a run may use, on the model's device and on the host: bytes, or text such as 40GiB.
+
+    None is what the machine has, or what its container allows. No result depends on it.
+    """
+
+    device: int | str | None = None
+    host: int | str | None = None
+
+
+@dataclass
 class TrackingSettings:
     """Where a run is logged besides its folder."""
 
@@ -166,6 +177,7 @@ class Settings:
     data: DataSettings = field(default_factory=DataSettings)
     components: ComponentSettings = field(default_factory=ComponentSettings)
     sweep: SweepSettings = field(default_factory=SweepSettings)
+    memory: MemorySettings = field(default_factory=MemorySettings)
     forecast: ForecastSettings = field(default_factory=ForecastSettings)
     recovery: RecoverySettings = field(default_factory=RecoverySettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)

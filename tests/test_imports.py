@@ -131,6 +131,16 @@ def test_plugins_use_public_names() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_test_modules_import_no_other_test_module() -> None:
+    """What several of them need is in tests/support/."""
+    wrong = [
+        f"{importer} imports {module}"
+        for importer, module, name in find_imports(Path(__file__).parent, "tests")
+        if module.startswith("tests") and any(part.startswith("test_") for part in (*module.split("."), name))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 LIGHT = {
     "contracts": "import compressor, compressor.contracts, compressor.artifacts.plan_file",
     "names": "import compressor; assert 'load' in compressor.__all__ and not hasattr(compressor, 'lode')",

@@ -1,37 +1,81 @@
-"""Files that are whole or absent: bytes, text, strict JSON and JSON lines; every failure is one line for the user."""
+"""Files and folders replaced as a whole, strict JSON and JSON lines; every failure is one line for the user."""
 
 import enum
 import json
 import math
 import os
 import secrets
-from collections.abc import Mapping
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from compressor.errors import OutputError
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Put `content` at `path` in one step: a reader sees the old file or the new one, never a part.
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Replace the file `path` in one step. Yields a temporary path beside it, where the caller writes the new file.
 
-    Missing parent folders are made. Raises OutputError where the file cannot be written; then `path` is as it was.
+    A reader sees the old file or the new one, never a part. Where the caller fails, or the file cannot be written,
+    `path` stays as it was. Missing parent folders are made. Raises OutputError for an OSError or a SafetensorError.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            temporary.touch(exist_ok=False)
+            mode = temporary.stat().st_mode
+            yield temporary
+            _save_to_disk(temporary, mode)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {_explain(error)}; free some space or choose another folder"
-        ) from error
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Replace `folder` with all that is in it. Yields a new folder beside it, which the caller fills.
+
+    Where the caller fails, or a file cannot be written, `folder` stays as it was. A folder cannot be replaced in one
+    step: the old one is renamed, then the new one, and a process that is killed in between leaves the old one whole as
+    `.NAME.old`. Raises OutputError for an OSError or a SafetensorError.
+    """
+    partial, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("partial", "old"))
+    with _explained(folder):
+        shutil.rmtree(partial, ignore_errors=True)  # that of a process that was killed
+        try:
+            partial.mkdir(parents=True)
+            probe = partial / ".mode"
+            probe.touch()
+            mode = probe.stat().st_mode
+            probe.unlink()
+            yield partial
+            for path in partial.rglob("*"):
+                if path.is_file() and not path.is_symlink():
+                    _save_to_disk(path, mode)
+            try:
+                if folder.exists():
+                    shutil.rmtree(old, ignore_errors=True)
+                    os.replace(folder, old)
+                os.replace(partial, folder)
+            except BaseException:
+                if old.exists() and not folder.exists():
+                    os.replace(old, folder)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Put `content` at `path`, as `replaced_file` does; raises OutputError."""
+    with replaced_file(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -122,11 +166,30 @@ def to_strict(data: object) -> Any:  # noqa: ANN401 - JSON is whatever was given
     )
 
 
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn a failure to write `path` into one line for the user."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"cannot write {path}: {_explain(error)}; free some space or choose another folder"
+        ) from error
+
+
+def _save_to_disk(path: Path, mode: int) -> None:
+    """Hand a file over to the disk. Its permissions become `mode`: safetensors lets nobody but the owner read."""
+    path.chmod(stat.S_IMODE(mode))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def _last_byte(path: Path) -> bytes:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1)
 
 
-def _explain(error: OSError) -> str:
-    return (error.strerror or str(error) or type(error).__name__).splitlines()[0]
+def _explain(error: OSError | SafetensorError) -> str:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(reason).splitlines()[0]

@@ -1,4 +1,8 @@
-"""Dataclasses back from the plain data that JSON holds, each field checked against its annotation."""
+"""Dataclasses from the plain data that JSON holds; each field is checked against its annotation.
+
+By hand, not by pydantic: pydantic refuses text that is not valid Unicode (a path in a configuration may be that), and
+has no rule for a null that stands for NaN; both are in files that this project writes.
+"""
 
 import dataclasses
 import math
@@ -11,9 +15,9 @@ T = TypeVar("T")
 
 
 def rebuild(cls: type[T], data: object, place: str = "") -> T:
-    """An instance of the dataclass `cls`; fields that it does not know are passed over, null floats become NaN.
+    """An instance of the dataclass `cls`. Unknown fields are ignored, and a null where a float belongs becomes NaN.
 
-    Raises TypeError or ValueError with one line that names the place, the rule and the value.
+    Raises TypeError or ValueError with one line that names the field, the rule and the value.
     """
     if not isinstance(data, Mapping):
         raise TypeError(f"{f'`{place}`' if place else 'the whole'} must be an object, got {type(data).__name__}")
@@ -40,14 +44,26 @@ def _check(hint: Any, value: Any, place: str) -> Any:  # noqa: ANN401 - by annot
     if dataclasses.is_dataclass(hint):
         return rebuild(typing.cast(type[Any], hint), value, place)
     if origin is dict and isinstance(value, Mapping):
-        return {key: _check(arguments[1], item, f"{place}.{key}") for key, item in value.items()}
+        return {key: _check(arguments[1], item, f"{place}.{_quote(key)}") for key, item in value.items()}
     if origin is list and isinstance(value, list):
         return [_check(arguments[0], item, f"{place}.{index}") for index, item in enumerate(value)]
     if origin is tuple and isinstance(value, list) and len(value) == len(arguments):
         return tuple(_check(kind, item, place) for kind, item in zip(arguments, value, strict=True))
     if hint is float and (value is None or type(value) in (int, float)):
-        return math.nan if value is None else float(value)
+        return math.nan if value is None else _to_float(value, place)
     if type(value) is hint:
         return value
     name = hint.__name__ if isinstance(hint, type) else hint
     raise TypeError(f"`{place}` must be {name}, got {value!r:.60}")
+
+
+def _to_float(value: float, place: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"`{place}` must be float, got an integer that is too large for one") from None
+
+
+def _quote(key: str) -> str:
+    """A key of a file in one line of a message."""
+    return key if key.isprintable() else repr(key)

@@ -102,7 +102,7 @@ class ReferenceRecord:
 
 
 @dataclass
-class Expense:
+class RunCost:
     """What a run costs: trials, passes and seconds of the search; memory at its peak; bytes in the run's folder.
 
     Memory is that of the device that the model is on. None is not known. A forecast may be `at_least` what it says.
@@ -117,11 +117,11 @@ class Expense:
 
 
 @dataclass
-class ExpenseRecord:
+class RunCostRecord:
     """What was forecast before the search, and what it really took."""
 
-    forecast: Expense
-    actual: Expense | None = None
+    forecast: RunCost
+    actual: RunCost | None = None
 
 
 @dataclass
@@ -175,7 +175,7 @@ class Record:
     reference: ReferenceRecord | None = None
     metrics: dict[str, MetricRecord] = field(default_factory=dict)
     rounds: list[RoundRecord] = field(default_factory=list)
-    expense: ExpenseRecord | None = None
+    expense: RunCostRecord | None = None
     base: dict[str, Any] = field(default_factory=dict)
     final: FinalRecord | None = None
     export: ExportRecord | None = None

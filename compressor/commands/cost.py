@@ -1,121 +1,243 @@
-"""What a run will cost, before its search starts: it is rehearsed, two real trials are timed, and sizes are added up.
+"""What a run will cost in time, memory and disk: told before the search starts, and refused where it cannot fit.
 
-    seconds = runs · seconds of a forward pass + treated weights · seconds to treat one
+The schedule is run on made-up answers (a dry run), and the work of its requests is added up:
 
-What is multiplied is counted by `compressor.search.workload`, the two rates come from the trials.
+    seconds ≤ passes · seconds of a forward pass + treated weights · seconds to treat a weight
+
+Trials share layers, so the forward passes take less than that. Where a search depends on its answers this is about the
+most: every score is twice as good as the one before, so whatever goes on while it gains goes on as long as it may.
 """
 
+import copy
 import logging
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from math import gcd
 from pathlib import Path
+from typing import ClassVar, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from compressor.artifacts.run_record import Expense, Record
-from compressor.compression.apply import make_replacement
-from compressor.contracts import Offer, Plan, Prefixes, Problem, Schedule, Treatment
+from compressor.artifacts.run_record import Record, RunCost
+from compressor.contracts import (
+    Best,
+    BestRequest,
+    CountRequest,
+    Estimate,
+    EstimateRequest,
+    KeepRequest,
+    Offer,
+    Plan,
+    Prefixes,
+    Problem,
+    Schedule,
+    ScoreRequest,
+    Scores,
+    SizeRequest,
+    Treatment,
+    ValuesRequest,
+)
 from compressor.errors import CompressorError, ConfigError
-from compressor.evaluation.trials import Trial
 from compressor.export import holds_exactly
-from compressor.models import Replacement
-from compressor.models.components import find_layers
-from compressor.progress import watch
 from compressor.report.formatting import format_bytes
 from compressor.resources import Memory, measure_folder, read_free_disk, read_memory
-from compressor.search.session import Search
-from compressor.search.workload import Tally, Work, fold_rows, rehearse
-from compressor.settings import SweepMode
+from compressor.search.dry_run import AdditiveDamage, DryRun
+from compressor.search.estimating import PASSES_OF_ESTIMATE
+from compressor.search.fused_components import open_dialogue
+from compressor.search.ledger import Ledger
+from compressor.search.session import Session
+from compressor.sensitivity.estimator import KEPT_NUMBERS, count_walks
 
 log = logging.getLogger(__name__)
-WORTH = 20
-"""Forward passes; a shorter search is over before it helps to know how long it takes."""
-SHARE = 0.05
-"""The most that a probe may cost of the search."""
-PROBE = 3
-"""Forward passes of a probe: what its trials share, the one that starts at the first layer, and the rest."""
+T = TypeVar("T")
+SECONDS = 1.0
+"""A dry run that takes longer is stopped."""
+ROWS = 8
+"""Rows of a component in the dry run, at most: work does not depend on how many rows have an amount of their own."""
 LINE, TREATMENT = 400, 90
-"""Bytes of a line in scores.jsonl, and of each treatment that it names; about."""
+"""Bytes of a line in scores.jsonl, and of each treatment that it names; approximate."""
 CHANGE = 4
 """Bytes of the change of a weight, held in float32."""
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Seconds of a forward pass over all search prefixes, and of the treatment of one weight."""
+@dataclass
+class ImprovingDamage:
+    """Additive damage that halves with every scored request, while estimates find other components hard each time."""
 
-    run: float
-    weight: float
+    adds_up: ClassVar[bool] = True
+    turns: Sequence[AdditiveDamage]
+    scored: int = 0
+    estimated: int = 0
+
+    def of(self, plan: Plan) -> float:
+        return self.turns[self.estimated % len(self.turns)].of(plan) * 0.5**self.scored
 
 
-@dataclass(frozen=True)
-class Outlook:
-    """What is expected of a run of `search` whose result goes to `folder`.
+@dataclass
+class WorkCounter:
+    """An oracle that adds up the work of requests, and lets a dry run answer them.
 
-    What is treated is saved in the dtype `saved`, and the model `copies` times. `rates` are None where no probe was
-    worth its time, `memory` where the system does not say.
+    `ledger` counts trials and forward passes. `treated` weights are compressed, `changed` is the most weights that a
+    plan changes, `held` the most weight changes that an estimate holds, `kept` the weights that are treated in the end.
+    `lines` and `treatments` are those of scores.jsonl.
     """
 
-    search: Search
+    problem: Problem
+    ledger: Ledger = field(init=False)
+    treated: int = 0
+    changed: int = 0
+    held: int = 0
+    kept: int = 0
+    lines: int = 0
+    treatments: int = 0
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.problem.prefixes)
+        self.damage = ImprovingDamage([AdditiveDamage.for_components(self.problem.components, i) for i in range(3)])
+        self.dry_run = DryRun(self.problem, made_up=self.damage)
+
+    def score(self, request: ScoreRequest) -> tuple[Scores, ...]:
+        self._add_trials(request.trials, request)
+        return self._scored(self.dry_run.score(request))
+
+    def values(self, request: ValuesRequest) -> tuple[dict[str, NDArray[np.float64]], ...]:
+        self._add_trials(request.trials, request)
+        return self._scored(self.dry_run.values(request))
+
+    def best(self, request: BestRequest) -> Best:
+        """All trials count: how many an approximate search leaves out is not known."""
+        self._add_trials(request.trials, ScoreRequest(request.trials, (request.metric,)))
+        return self._scored(self.dry_run.best(request))
+
+    def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
+        if request.measured:
+            trials = request.list_trials()
+            self.ledger.trials += len(trials)
+            self.ledger.spend(len(trials), request.start, request.stop)
+            self._add_plans(trials)
+        else:
+            walks = count_walks(request, is_base=not self.dry_run.kept)
+            self.ledger.spend(walks * PASSES_OF_ESTIMATE, request.start, request.stop)
+            changes = self._count_options(request.options)
+            self.held = max(self.held, sum(changes) if sum(changes) <= KEPT_NUMBERS else max(changes))
+            self._add_plans([request.at])
+        answer = self.dry_run.estimate(request)
+        self.damage.estimated += 1
+        return answer
+
+    def sizes(self, request: SizeRequest) -> dict[str, list[int]]:
+        self._count_options(request.options)
+        return self.dry_run.sizes(request)
+
+    def counts(self, request: CountRequest) -> dict[str, list[int]]:
+        return self.dry_run.counts(request)
+
+    def keep(self, request: KeepRequest) -> dict[str, float]:
+        self._add_plans([request.plan])
+        answer = self.dry_run.keep(request)
+        self.kept = self._weigh(self.dry_run.kept)
+        return answer
+
+    def _scored(self, answer: T) -> T:
+        self.damage.scored += 1
+        return answer
+
+    def _add_trials(self, trials: Sequence[Plan], request: ScoreRequest | ValuesRequest) -> None:
+        self.ledger.trials += len(trials)
+        if request.prefixes is Prefixes.SEARCH:
+            self.ledger.spend(len(trials), request.start, request.stop)
+        self.lines += len(trials)
+        self.treatments += sum(map(len, trials))
+        self._add_plans(trials)
+
+    def _add_plans(self, plans: Iterable[Plan]) -> None:
+        for plan in plans:
+            weights = self._weigh(plan)
+            self.treated += weights
+            self.changed = max(self.changed, weights)
+
+    def _count_options(self, options: Mapping[str, Sequence[Treatment | None]]) -> list[int]:
+        """The weights of all options of each component; all are compressed."""
+        weights = [self.dry_run.components[name].parameters * len(chosen) for name, chosen in options.items()]
+        self.treated += sum(weights)
+        return weights
+
+    def _weigh(self, plan: Plan) -> int:
+        """The weights that a plan treats."""
+        return sum(self.dry_run.components[name].parameters for name in plan)
+
+
+@dataclass(frozen=True)
+class CostForecast:
+    """What is expected of a search by `session` whose result goes to `folder`, saved `copies` times in `saved`.
+
+    `is_whole` is False where the dry run was stopped: the work is then too little. `memory` is None where the system
+    does not say. `seconds_per_weight` is the time to treat a weight, None where no compressor could be tried.
+    """
+
+    session: Session
     folder: Path
-    work: Work
+    work: WorkCounter
+    is_whole: bool
     saved: torch.dtype
-    rates: Rates | None
+    copies: int
+    seconds_per_pass: float
+    seconds_per_weight: float | None
     memory: Memory | None
-    copies: int = 1
 
     @property
-    def expense(self) -> Expense:
+    def cost(self) -> RunCost:
         """As it is recorded."""
-        work, rates, memory = self.work, self.rates, self.memory
-        batch = self.search.evaluators[Prefixes.SEARCH].reference.batch
-        return Expense(
-            trials=work.trials,
-            passes=work.passes,
-            seconds=work.runs * rates.run + work.treated * rates.weight if rates else None,
+        work, memory = self.work, self.memory
+        batch = self.session.scorer.evaluators[Prefixes.SEARCH].reference.batch
+        return RunCost(
+            trials=work.ledger.trials,
+            passes=work.ledger.passes,
+            seconds=work.ledger.passes * self.seconds_per_pass + work.treated * (self.seconds_per_weight or 0.0),
             memory_bytes=max(memory.peak, memory.used + self.count_memory(batch)) if memory else None,
             disk_bytes=self.count_disk(),
-            at_least=not work.whole,
+            at_least=not self.is_whole,
         )
 
     def count_memory(self, sequences: int, dtype: torch.dtype | None = None) -> int:
-        """Bytes beside the model: weights of a trial and what they replace, or what a walk back holds, or the export.
+        """Bytes beside the model: a plan's weights and what they replace, an estimate, or the export.
 
-        A walk back holds changes of weights, and gradients of so many sequences. `dtype` is another one for the model.
+        An estimate holds changes of weights, and gradients of so many sequences. `dtype` is another one for the model.
         """
-        model, work = self.search.model, self.work
+        model, work = self.session.model, self.work
         chosen = dtype or model.dtype
         largest = max(component.parameters for component in model.components.values())
         gradients = min(sequences * largest, max(largest, model.base_parameters // 2))
-        walk = CHANGE * work.held + chosen.itemsize * gradients if work.held else 0
+        plan = 2 * chosen.itemsize * work.changed
+        estimate = plan + CHANGE * work.held + chosen.itemsize * gradients if work.held else 0
         export = model.base_parameters * self.saved.itemsize if self.saved != chosen else 0
-        return max(2 * chosen.itemsize * work.changed, walk, export)
+        return max(plan, estimate, export)
 
     def count_disk(self) -> int:
         """Bytes of all copies of the saved model, of the reference and of the lines of scores."""
-        model, tokens = self.search.model, self.search.evaluators[Prefixes.PROOF].reference.tokens
+        model, work = self.session.model, self.work
+        tokens = self.session.scorer.evaluators[Prefixes.PROOF].reference.tokens
         every = sum(component.parameters for component in model.components.values())
         wider = self.saved.itemsize - model.stored_dtype.itemsize
-        saved = model.stored_bytes + wider * (self.work.kept if self.work.whole else every)
-        return self.copies * saved + tokens.nbytes + LINE * self.work.lines + TREATMENT * self.work.treatments
+        saved = model.stored_bytes + wider * (work.kept if self.is_whole else every)
+        return self.copies * saved + tokens.nbytes + LINE * work.lines + TREATMENT * work.treatments
 
     def check(self) -> None:
-        """Raise ConfigError where the run cannot fit on the disk or into memory; it says what would."""
+        """Raise ConfigError where the run cannot fit on the disk or into memory; it says what would fit."""
         needed, free = self.count_disk(), read_free_disk(self.folder)
         if needed > free:
             raise ConfigError(
                 f"the run leaves {format_bytes(needed)} in {self.folder}, where {format_bytes(free)} are free; free "
                 f"{format_bytes(needed - free)}, or choose another disk with hydra.run.dir=DIR"
             )
-        if self.memory is None:
+        if self.memory is None or self.session.model.mapped_weights is not None:  # streamed weights leave when needed
             return
         needed, available = self.memory.used + self.count_memory(1), self.memory.available
-        if (
-            needed > available and self.search.model.mapped_weights is None
-        ):  # what is streamed leaves when memory is short
+        if needed > available:
             raise ConfigError(
                 f"the run needs {format_bytes(needed)} of memory, and can have {format_bytes(available)}; "
                 f"{self._find_fitting(available) or f'free {format_bytes(needed - available)}'}"
@@ -123,7 +245,7 @@ class Outlook:
 
     def _find_fitting(self, available: int) -> str | None:
         """The setting with which the run would fit into memory; None where there is none."""
-        model, half = self.search.model, torch.bfloat16
+        model, half = self.session.model, torch.bfloat16
         assert self.memory is not None
         saved = model.base_parameters * (model.dtype.itemsize - half.itemsize)
         needed = self.memory.used - saved + self.count_memory(1, half)
@@ -132,73 +254,60 @@ class Outlook:
         return f"set model.dtype=bfloat16, which needs {format_bytes(needed)}"
 
 
-def look_ahead(search: Search, schedule: Schedule, folder: Path, copies: int = 1) -> Outlook | None:
-    """What to expect of a search by this schedule whose result is saved in so many forms; None without a rehearsal."""
-    layers = len(find_layers(search.model.network)[1])
-    shares = search.evaluators[Prefixes.SEARCH].mode is not SweepMode.plain
-    tally = Tally(fold_rows(search.describe_problem()), layers=layers, shares=shares)
-    if not rehearse(tally, schedule):
+def forecast_cost(
+    session: Session, schedule: Schedule, folder: Path, copies: int, seconds_per_pass: float
+) -> CostForecast | None:
+    """What to expect of a search by this schedule; None where it cannot be run on made-up answers."""
+    work = WorkCounter(fold_rows(session.problem))
+    is_whole = count_work(work, schedule, session.fuses)
+    if is_whole is None:
         return None
-    rates = probe(search, tuple(schedule.ranks_by()) or tuple(search.metrics), tally)
-    saved = find_saved_dtype(search)
-    return Outlook(search, folder, tally.work, saved, rates, read_memory(search.model.device), copies)
+    saved, seconds_per_weight = try_compressors(session)
+    memory = session.calibrator.memory.limit(read_memory(session.model.device))
+    return CostForecast(session, folder, work, is_whole, saved, copies, seconds_per_pass, seconds_per_weight, memory)
 
 
-def find_saved_dtype(search: Search) -> torch.dtype:
-    """The checkpoint's own, unless a compressor gives values that it does not hold; a small component tells."""
-    model, problem = search.model, search.describe_problem()
-    smallest = min(problem.components, key=lambda component: component.parameters).name
-    for compressor, offers in problem.offers.items() if model.dtype != model.stored_dtype else ():
-        with suppress(CompressorError):
-            plan = {smallest: Treatment(compressor, find_middle(offers[smallest]))}
-            with search.calibrated(plan):
-                products = make_replacements(search, plan)
-            if not holds_exactly(model.stored_dtype, products[smallest].weight):
-                return model.dtype
-    return model.stored_dtype
-
-
-def probe(search: Search, names: Sequence[str], tally: Tally) -> Rates | None:
-    """Rates from two real trials, scored by the metrics `names`; None where that costs too much or cannot be done."""
-    evaluator, work = search.evaluators[Prefixes.SEARCH], tally.work
-    reads_text = any(search.metrics[name].text() is not None for name in names)
-    stop = search.prefixes if reads_text else min(search.prefixes, evaluator.reference.batch)
-    if work.runs < WORTH or PROBE * stop / search.prefixes > SHARE * work.runs:
-        return None
+def count_work(work: WorkCounter, schedule: Schedule, fuses: bool, seconds: float = SECONDS) -> bool | None:
+    """Add up a whole search; False where it was stopped, None where the schedule cannot take made-up answers."""
+    until = time.monotonic() + seconds
     try:
-        return watch(search.progress, "timing two trials", lambda: time_trials(search, names, stop, tally))
-    except CompressorError as error:  # perhaps of an amount that the search would never try
-        log.info("no forecast of time: %s", error)
+        dialogue, oracle = open_dialogue(copy.deepcopy(schedule), work.problem, work, fuses)
+        for _ in dialogue.converse(oracle):
+            dialogue.answers.clear()  # nobody reads them again, and there may be many
+            if time.monotonic() > until:
+                return False
+    except Exception as error:  # made-up answers may be such as no model gives
+        log.info("no forecast of cost: schedule `%s`: %s: %s", schedule.name, type(error).__name__, error)
         return None
+    return True
 
 
-def time_trials(search: Search, names: Sequence[str], stop: int, tally: Tally) -> Rates | None:
-    """Rates from the first and the last component alone, on `stop` prefixes; None without a compressor."""
-    plans = choose_plans(tally.problem)
-    if not plans:
-        return None
-    search.calibrate(search.treatments.configured)
-    began = time.perf_counter()
-    trials = [Trial.of(make_replacements(search, plan)) for plan in plans]
-    per_weight = (time.perf_counter() - began) / sum(map(tally.weigh, plans))
-    groups = [trials] if tally.work.together > 1 else [[trial] for trial in trials]
-    score_groups(search, groups, names, 1)  # what happens only once, as the proof of the engine, is not to count
-    began = time.perf_counter()
-    score_groups(search, groups, names, stop)
-    seconds = time.perf_counter() - began
-    runs = tally.count_runs(plans) if len(groups) == 1 else len(plans)
-    return Rates(seconds / runs * search.prefixes / stop, per_weight)
+def try_compressors(session: Session) -> tuple[torch.dtype, float | None]:
+    """The dtype in which treated weights are saved, and the seconds to treat one weight; the smallest component tells.
+
+    The dtype is the checkpoint's, unless a compressor gives values that it does not hold.
+    """
+    model, problem = session.model, session.problem
+    smallest = min(problem.components, key=lambda component: component.parameters)
+    saved, rates = model.stored_dtype, list[float]()
+    for compressor, offers in problem.offers.items():
+        plan = {smallest.name: Treatment(compressor, find_middle(offers[smallest.name]))}
+        with suppress(CompressorError), session.calibrator.prepared_for(plan):
+            began = time.perf_counter()
+            dense = session.treatments.compress(model, plan)[smallest.name].dense()
+            rates.append((time.perf_counter() - began) / smallest.parameters)
+            if not holds_exactly(model.stored_dtype, dense):
+                saved = model.dtype
+    return saved, max(rates, default=None)
 
 
-def choose_plans(problem: Problem) -> list[Plan]:
-    """The first and the last component alone, each with a middle amount of the first compressor."""
-    ends = (problem.components[0].name, problem.components[-1].name)
-    first = [*problem.offers.items()][:1]
-    return [{name: Treatment(compressor, find_middle(offers[name]))} for compressor, offers in first for name in ends]
-
-
-def make_replacements(search: Search, plan: Plan) -> dict[str, Replacement]:
-    return {name: make_replacement(weight) for name, weight in search.treatments.compress(search.model, plan).items()}
+def fold_rows(problem: Problem) -> Problem:
+    """The same problem with fewer, longer rows."""
+    components = []
+    for component in problem.components:
+        rows = gcd(component.shape[0], ROWS)
+        components.append(replace(component, shape=(rows, component.parameters // rows)))
+    return replace(problem, components=tuple(components))
 
 
 def find_middle(offer: Offer) -> float:
@@ -206,16 +315,10 @@ def find_middle(offer: Offer) -> float:
     return (offer.low + offer.high) / 2 if offer.is_range else sorted(offer.levels)[len(offer.levels) // 2]
 
 
-def score_groups(search: Search, groups: Sequence[Sequence[Trial]], names: Sequence[str], stop: int) -> None:
-    """Score trials, those of a group together; scores are not looked at."""
-    for trials in groups:
-        deque(search.evaluators[Prefixes.SEARCH].score(trials, names, 0, stop), maxlen=0)
-
-
-def sum_up(record: Record, search: Search, folder: Path) -> Expense:
+def sum_up(record: Record, session: Session, folder: Path) -> RunCost:
     """What a run has really cost."""
-    memory = read_memory(search.model.device)
-    return Expense(
+    memory = read_memory(session.model.device)
+    return RunCost(
         trials=sum(step.trials for step in record.rounds),
         passes=sum(step.passes for step in record.rounds),
         seconds=record.phases["search"],

@@ -20,15 +20,15 @@ from compressor.artifacts.plan_file import plan_to_json
 from compressor.artifacts.run_record import collect_versions, time_phase
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.compression.amounts import mean_amount
-from compressor.contracts import EstimateRequest, Plan, Prefixes, SizeRequest
+from compressor.contracts import EstimateRequest, Plan, Prefixes, Problem, SizeRequest
 from compressor.errors import ConfigError, OutputError
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent
 from compressor.report.forecast_report import JSON_NAME, write_forecast
-from compressor.search.predicted_plan import TARGETS, Allocation, open_dialogue
-from compressor.search.session import Search
-from compressor.search.trial_scoring import note_cached
-from compressor.sensitivity.cost_table import CostTable, list_options, make_cost_table
+from compressor.search.ledger import describe_cached
+from compressor.search.predicted_plan import TARGETS, PredictedOracle, check_predictable, find_plan
+from compressor.search.session import Session
+from compressor.sensitivity.cost_table import CostTable, make_cost_table, sample_options
 from compressor.sensitivity.expected_fdt import Law, read_law
 from compressor.sensitivity.margin_law import TRUSTED_NOISE
 from compressor.settings import Settings
@@ -52,7 +52,7 @@ class Forecast:
     record: ForecastRecord
     progress: Progress = field(default_factory=Silent)
     bench: RunSetup = field(init=False)
-    search: Search = field(init=False)
+    session: Session = field(init=False)
     law: Law = field(init=False)
     predictions: dict[str, CostTable] = field(init=False, default_factory=dict)
 
@@ -64,7 +64,7 @@ class Forecast:
             self.build_reference()
         with time_phase(self.record, "estimate"):
             self.describe_components(self.predict(NOISE))
-        self.record.notes.extend(note_cached(self.search.recalled))
+        self.record.notes.extend(describe_cached(self.session.scorer.ledger.cached))
         with time_phase(self.record, "curves"):
             points = self.draw_curves(self.predict(NOISE))
         with time_phase(self.record, "check"):
@@ -78,9 +78,9 @@ class Forecast:
             raise ConfigError(f"`forecast.check` must not be negative, got {check}; 0 checks nothing")
         needs = [*settings.schedule.ranks_by(), NOISE, *([COUNTED] if check else [])]
         self.bench = open_setup(settings, self.plugins, needs, self.progress)
-        self.search = self.bench.make_search(self.folder, self.progress, lambda *_: None, [], self.record.notes)
+        self.session = self.bench.open_session(self.folder, self.progress, notes=self.record.notes)
         first = next(iter(getattr(settings.schedule, TARGETS, [])), SMALLEST_AMOUNT)
-        open_dialogue(settings.schedule, self.search, first)
+        check_predictable(settings.schedule, first, self.session)
         model, tokens = self.bench.model, settings.data.continuation_tokens
         self.record.base = {
             "parameters": model.base_parameters,
@@ -100,10 +100,10 @@ class Forecast:
     def predict(self, objective: str) -> CostTable:
         """What all options of all components do to an objective, from one estimate of each objective."""
         if objective not in self.predictions:
-            components, offers = self.bench.model.components, self.search.treatments.offers(self.bench.model)
-            grid = {name: list_options(offers, name) for name in components}
-            estimates = self.search.answer(EstimateRequest(grid, objective))
-            sizes = self.search.answer(SizeRequest(grid))
+            components, offers = self.bench.model.components, self.session.problem.offers
+            grid = {name: sample_options(offers, name) for name in components}
+            estimates = self.session.estimate(EstimateRequest(grid, objective))
+            sizes = self.session.sizes(SizeRequest(grid))
             self.predictions[objective] = make_cost_table(components, offers, grid, estimates, sizes)
         return self.predictions[objective]
 
@@ -131,28 +131,31 @@ class Forecast:
 
     def draw_curves(self, known: CostTable) -> Points:
         """A plan for every size, of all compressors together and of each alone; returns the points of the former."""
-        names = list(self.search.treatments.configured)
+        names, schedule = list(self.session.treatments.configured), self.settings.schedule
         sets = [names, *([name] for name in names if len(names) > 1)]
-        tasks = [(group, self.allocate(group, known), self.choose_sizes(known.reach(group))) for group in sets]
+        oracle = PredictedOracle(schedule.name, known, self.predict, self.session.counts)
+        tasks = [(group, self.choose_among(group), self.choose_sizes(known.reach(group))) for group in sets]
         total = sum(len(sizes) for _, _, sizes in tasks)
-        steps = ((group, allocation.find_plan(size)) for group, allocation, sizes in tasks for size in sizes)
+        steps = (
+            (group, find_plan(schedule, size, problem, self.session.fuses, oracle))
+            for group, problem, sizes in tasks
+            for size in sizes
+        )
         found: dict[tuple[str, ...], Points] = {tuple(group): [(self.describe({}, known), {})] for group in sets}
         for group, plan in self.progress.track(steps, "a plan for every size", total):
             found[tuple(group)].append((self.describe(plan, known), plan))
         curves = {group: drop_beaten(points) for group, points in found.items()}
         together = curves[tuple(names)]
         for point, plan in together:
-            point.plan = plan_to_json(self.search.treatments.fill_options(plan))
+            point.plan = plan_to_json(self.session.treatments.fill_options(plan))
         self.record.curve = [point for point, _ in together]
         self.record.curves = {group[0]: [p for p, _ in points] for group, points in curves.items() if len(group) == 1}
         return together
 
-    def allocate(self, compressors: Sequence[str], known: CostTable) -> Allocation:
-        """The schedule's own choice between some of the compressors, from the mean over all prefixes as if one."""
-        configured = {name: self.settings.compressor[name] for name in compressors}
-        treatments = replace(self.search.treatments, configured=configured)
-        search = replace(self.search, treatments=treatments, prefixes=1)
-        return Allocation(self.settings.schedule, search, known, self.predict)
+    def choose_among(self, compressors: Sequence[str]) -> Problem:
+        """The problem with some of the compressors only; the mean over all prefixes counts as one prefix."""
+        problem = self.session.problem
+        return replace(problem, offers={name: problem.offers[name] for name in compressors}, prefixes=1)
 
     def choose_sizes(self, reach: float) -> list[float]:
         """Mean amounts to plan for: those of the schedule that can be had, else an even spread of them."""
@@ -198,11 +201,11 @@ class Forecast:
                 f"{len(chosen)} of {self.settings.forecast.check} checks could be made: there are no more plans where "
                 "the law is trusted."
             )
-        trials = [self.search.make_trial(plan) for _, plan in chosen]
+        trials = [plan for _, plan in chosen]
         scored = self.bench.evaluators[Prefixes.SEARCH].score(trials)
         found = dict(self.progress.track(scored, "checking plans", len(trials)))
         for number, (point, _) in enumerate(chosen):
-            scores, measured = self.search.summarize(found[number]), float(found[number][NOISE][:, 0].mean())
+            scores, measured = self.session.scorer.summarize(found[number]), float(found[number][NOISE][:, 0].mean())
             additivity = point.noise**2 / measured if measured > 0 else None
             self.record.checks.append(
                 CheckForecast(point.amount, point.bytes, point.noise, point.expected_fdtm, scores, additivity)

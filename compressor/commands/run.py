@@ -1,5 +1,6 @@
 """One run from settings to a finished folder: load, reference, search, proof on fresh prefixes, export, report."""
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,19 +11,19 @@ from compressor import export
 from compressor.artifacts.files import append_json_line, check_writable
 from compressor.artifacts.plan_file import write_plan
 from compressor.artifacts.run_record import (
-    ExpenseRecord,
     ExportRecord,
     FileRecord,
     MetricRecord,
     Record,
+    RunCostRecord,
     VerificationRecord,
     collect_versions,
     time_phase,
 )
-from compressor.commands.cost import look_ahead, sum_up
+from compressor.commands.cost import forecast_cost, sum_up
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.compression.amounts import describe_components, describe_final
-from compressor.contracts import Dialogue, Metric, Prefixes, Score
+from compressor.contracts import Dialogue, Metric, Oracle, Prefixes, Score
 from compressor.data.reference import write_reference
 from compressor.errors import CompressorError, OutputError
 from compressor.evaluation.bootstrap import values_per_sequence
@@ -32,7 +33,7 @@ from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent, watch
 from compressor.report import heat_map_svg, read_report, write_report
 from compressor.report.formatting import tell_forecast
-from compressor.search.session import Search
+from compressor.search.session import Session
 from compressor.settings import Settings
 from compressor.tracking.wandb_tracker import Tracker, open_tracker
 
@@ -51,8 +52,9 @@ class Run:
     model: Model = field(init=False)
     metrics: dict[str, Metric] = field(init=False)
     evaluators: dict[Prefixes, Evaluator] = field(init=False)
-    search: Search = field(init=False)
-    dialogue: Dialogue = field(init=False)
+    session: Session = field(init=False)
+    conversation: tuple[Dialogue, Oracle] = field(init=False)
+    seconds_per_pass: float = field(init=False)
 
     def execute(self) -> Record:
         """Every phase in order; the record is complete afterwards."""
@@ -61,15 +63,15 @@ class Run:
         with time_phase(self.record, "reference"):
             self.build_references()
         with time_phase(self.record, "forecast"):
-            self.foresee()
+            self.forecast_cost()
         with time_phase(self.record, "search"):
-            self.search.run(self.dialogue)
+            self.session.run(*self.conversation)
         with time_phase(self.record, "proof"):
             scores = self.prove()
         with time_phase(self.record, "export"):
             self.finish(scores)
         if self.record.expense:
-            self.record.expense.actual = sum_up(self.record, self.search, self.folder)
+            self.record.expense.actual = sum_up(self.record, self.session, self.folder)
         self.record.status = "done"
         return self.record
 
@@ -83,10 +85,10 @@ class Run:
             export.check_gguf(self.model)
         self.record.metrics = {name: MetricRecord.of(metric) for name, metric in self.metrics.items()}
         self.record.base = {"parameters": self.model.base_parameters, "bytes": self.model.stored_bytes}
-        self.search = bench.make_search(
+        self.session = bench.open_session(
             self.folder, self.progress, self.tracker.log_round, self.record.rounds, self.record.notes
         )
-        self.dialogue = self.search.begin(settings.schedule)
+        self.conversation = self.session.begin(settings.schedule)
 
     def build_references(self) -> None:
         """What the base says after the prefixes to search on and after those to prove on, and the text to read."""
@@ -99,17 +101,20 @@ class Run:
         write_reference(self.evaluators[Prefixes.PROOF].reference, self.folder / "reference.safetensors")
         self.record.noise_floor = min(evaluator.reference.noise_floor for evaluator in self.evaluators.values())
         self.record.reference = self.bench.describe_reference(Prefixes.PROOF)
-        self.record.base["scores"] = self.search.summarize(self.evaluators[Prefixes.PROOF].score_current())
+        began = time.perf_counter()
+        self.record.base["scores"] = self.session.scorer.summarize(self.session.scorer.score_kept(Prefixes.PROOF))
+        proven = self.record.reference.prefixes
+        self.seconds_per_pass = (time.perf_counter() - began) / proven * self.settings.data.prefixes
         yield
 
-    def foresee(self) -> None:
+    def forecast_cost(self) -> None:
         """Say and record what the search will cost; raises ConfigError where the run cannot fit."""
-        schedule, copies = self.search.adapt(self.settings.schedule), 1 + self.settings.export.gguf
-        outlook = look_ahead(self.search, schedule, self.folder, copies)
-        if outlook is not None:
-            self.record.expense = ExpenseRecord(outlook.expense)
+        copies = 1 + self.settings.export.gguf
+        expected = forecast_cost(self.session, self.settings.schedule, self.folder, copies, self.seconds_per_pass)
+        if expected is not None:
+            self.record.expense = RunCostRecord(expected.cost)
             self.progress.say(f"forecast: {tell_forecast(self.record.expense.forecast)}")
-            outlook.check()
+            expected.check()
 
     def prove(self) -> dict[str, Score]:
         """Score the result on fresh prefixes; one line a prefix in sequences.jsonl."""
@@ -123,15 +128,15 @@ class Run:
         for index in range(len(evaluator.reference.tokens)):
             line = {"index": index} | {name: float(values[index]) for name, values in columns.items()}
             append_json_line(self.folder / "sequences.jsonl", line)
-        return self.search.summarize(statistics)
+        return self.session.scorer.summarize(statistics)
 
     def finish(self, scores: dict[str, Score]) -> None:
         """Write the plan and the model, and complete the record."""
-        search = self.search
-        write_plan(search.kept, self.folder / "plan.json")
+        applied = self.session.applied
+        write_plan(applied.kept, self.folder / "plan.json")
         exported, verification = self.ship()
         self.record.notes.extend(exported.notes)
-        self.record.components = describe_components(self.model, search.kept, search.packed_bits, exported.bits)
+        self.record.components = describe_components(self.model, applied.kept, applied.packed_bits, exported.bits)
         self.record.final = describe_final(self.record.components, exported.bytes, scores)
         self.record.export = ExportRecord(exported.format, str(exported.dtype), len(exported.packed), verification)
         if self.settings.export.gguf:
@@ -142,7 +147,7 @@ class Run:
 
         Raises OutputError for files that are larger than the schedule allows.
         """
-        form, most = self.settings.export.format, self.search.most_bytes
+        form, most = self.settings.export.format, self.session.rounds.most_bytes
         exported = self.save(form)
         if most is not None and exported.bytes > most:
             raise OutputError(
@@ -160,17 +165,21 @@ class Run:
     def save(self, form: str) -> export.Exported:
         """Save the model in a format."""
         provenance = {"config": self.record.config, "versions": self.record.versions}
-        folder, kept, grids = self.folder / "model", self.search.kept, self.search.list_grids()
+        folder, kept, quantized = (
+            self.folder / "model",
+            self.session.applied.kept,
+            self.session.applied.list_quantized(),
+        )
         return watch(
             self.progress,
             "saving the model",
-            lambda: export.save(form, self.model, folder, kept, provenance, grids),
+            lambda: export.save(form, self.model, folder, kept, provenance, quantized),
         )
 
     def write_gguf(self) -> FileRecord:
         """Write model.gguf and check it; raises OutputError where it is not what was scored."""
-        path, grids = self.folder / "model.gguf", self.search.list_grids()
-        exported = watch(self.progress, "writing model.gguf", lambda: export.save_gguf(self.model, path, grids))
+        path, quantized = self.folder / "model.gguf", self.session.applied.list_quantized()
+        exported = watch(self.progress, "writing model.gguf", lambda: export.save_gguf(self.model, path, quantized))
         self.record.notes.extend(exported.notes)
         return FileRecord(exported.bytes, len(exported.packed), self.verify(exported))
 

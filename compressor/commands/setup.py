@@ -7,15 +7,26 @@ from pathlib import Path
 
 from compressor.artifacts.run_record import ReferenceRecord, RoundRecord
 from compressor.compression.apply import Treatments
-from compressor.contracts import EstimableMetric, Metric, Prefixes, Reads
+from compressor.compression.calibrator import Calibrator
+from compressor.compression.trial_weights import TrialWeights
+from compressor.contracts import EstimableMetric, Metric, Prefixes, Problem, Reads
 from compressor.data import texts
 from compressor.data.reference import build_reference, cache_folder
 from compressor.errors import ConfigError, suggest
 from compressor.evaluation.evaluator import Evaluator
+from compressor.export import FileSizes
 from compressor.models import Model, load_model
 from compressor.plugins import Plugins
 from compressor.progress import Progress, watch
-from compressor.search.session import Search
+from compressor.resources import MemoryBudget, make_budget, parse_bytes
+from compressor.search.additivity import StartingValues
+from compressor.search.applied_plan import AppliedPlan
+from compressor.search.estimating import Estimator
+from compressor.search.ledger import Ledger
+from compressor.search.rounds import Rounds
+from compressor.search.session import Session
+from compressor.search.top_trials import TopTrials
+from compressor.search.trial_scoring import TrialScorer
 from compressor.sensitivity.cache import read_limit
 from compressor.settings import Settings, SweepMode, SweepSettings
 
@@ -24,12 +35,17 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class RunSetup:
-    """A model with its metrics and treatments; `evaluators` are over the prefixes whose reference was built."""
+    """A model with its metrics and treatments; `evaluators` are over the prefixes whose reference was built.
+
+    `trial_weights` make the weights of trials.
+    """
 
     settings: Settings
     model: Model
     metrics: dict[str, Metric]
     treatments: Treatments
+    trial_weights: TrialWeights
+    memory: MemoryBudget
     evaluators: dict[Prefixes, Evaluator] = field(default_factory=dict)
 
     def take_reference_steps(self, wanted: Sequence[Prefixes]) -> Iterator[None]:
@@ -51,7 +67,10 @@ class RunSetup:
             )
             if any(metric.reads & Reads.BASE for metric in self.metrics.values()):
                 reference.remember_distribution(model)
-            self.evaluators[which] = Evaluator(model, reference, self.metrics, windows, settings.sweep.mode)
+            mode, memory = settings.sweep.mode, self.memory
+            self.evaluators[which] = Evaluator(
+                model, reference, self.metrics, self.trial_weights, windows, mode, memory=memory
+            )
             yield
 
     def describe_reference(self, which: Prefixes) -> ReferenceRecord:
@@ -68,45 +87,72 @@ class RunSetup:
             perplexity_text="; ".join(windows.source for windows in evaluator.windows.values()) or None,
         )
 
-    def make_search(
+    def open_session(
         self,
         folder: Path,
         progress: Progress,
-        on_round: Callable[[int, RoundRecord], None],
-        rounds: list[RoundRecord],
-        notes: list[str],
-    ) -> Search:
-        """Answers what a schedule asks of this model; records what it keeps in `rounds` and `notes`."""
-        return Search(
-            model=self.model,
-            metrics=self.metrics,
-            treatments=self.treatments,
-            evaluators=self.evaluators,
-            folder=folder,
-            progress=progress,
-            on_round=on_round,
-            tokens=self.settings.data.continuation_tokens,
-            prefixes=self.settings.data.prefixes,
+        on_round: Callable[[int, RoundRecord], None] = lambda number, record: None,
+        rounds: list[RoundRecord] | None = None,
+        notes: list[str] | None = None,
+    ) -> Session:
+        """A search on this model; what it keeps is recorded in `rounds` and `notes`."""
+        settings, records, remarks = self.settings, [] if rounds is None else rounds, [] if notes is None else notes
+        ledger = Ledger(settings.data.prefixes)
+        scorer = TrialScorer(self.evaluators, self.metrics, ledger, progress, folder, settings.seed)
+        calibrator = Calibrator(
+            self.model,
+            self.treatments,
+            lambda: self.evaluators[Prefixes.SEARCH].reference,
+            progress,
+            ledger.spend,
+            self.memory,
+        )
+        files, starting_values = FileSizes(self.model, settings.export.format), StartingValues(self.metrics)
+        applied = AppliedPlan(self.model, self.treatments, calibrator, self.trial_weights, files)
+        cache_bytes = read_limit() if settings.sweep.cache else 0
+        estimator = Estimator(applied, scorer, starting_values, remarks, cache_bytes)
+        return Session(
+            problem=self.describe_problem(files),
+            applied=applied,
+            scorer=scorer,
+            estimator=estimator,
+            top_trials=TopTrials(scorer, estimator, settings.sweep),
+            rounds=Rounds(applied, scorer, starting_values, on_round, records, remarks, progress),
+            fuses=settings.fuses,
+        )
+
+    def describe_problem(self, files: FileSizes) -> Problem:
+        """What a schedule knows of the model."""
+        model, data = self.model, self.settings.data
+        return Problem(
+            components=tuple(model.components.values()),
+            offers=self.treatments.offers(model),
+            better={name: metric.better for name, metric in self.metrics.items()},
+            tokens=data.continuation_tokens,
             seed=self.settings.seed,
-            settings=self.settings.sweep,
-            rounds=rounds,
-            notes=notes,
-            fuses=self.settings.fuses,
-            form=self.settings.export.format,
-            cache_bytes=read_limit() if self.settings.sweep.cache else 0,
+            estimable=frozenset(name for name, metric in self.metrics.items() if isinstance(metric, EstimableMetric)),
+            prefixes=data.prefixes,
+            stored_bytes=model.stored_bytes,
+            packed=files.packs,
+            fixed_bytes=files.rest if files.packs else 0,
         )
 
 
 def open_setup(settings: Settings, plugins: Plugins, needs: Sequence[str], progress: Progress) -> RunSetup:
     """Load what the settings name, and the metrics in `needs`; raises for whatever settings get wrong."""
     check_numbers(settings)
+    given = [parse_bytes(f"memory.{name}", getattr(settings.memory, name)) for name in ("device", "host")]
     warn_of_removed(settings.sweep)
     metrics: dict[str, Metric] = dict(settings.metric)
     for name in [*needs, *check_screen(settings.sweep, plugins)]:
         metrics.setdefault(name, plugins.metrics[name]())
     model = watch(progress, "loading the model", lambda: load_model(settings.model, settings.components))
     texts.check_settings(settings.data, model.context)
-    return RunSetup(settings, model, metrics, Treatments(settings.compressor, plugins.compressors, settings.seed))
+    treatments = Treatments(settings.compressor, plugins.compressors, settings.seed)
+    memory = make_budget(model.device, *given)
+    return RunSetup(
+        settings, model, metrics, treatments, TrialWeights(model, treatments, memory.compressed_weights), memory
+    )
 
 
 def check_numbers(settings: Settings) -> None:

@@ -28,11 +28,8 @@ from compressor.models.components import find_layers
 from compressor.models.matmul_inputs import MatmulInputs, experts_apart
 from compressor.models.tensor_spill import TensorSpill
 from compressor.models.weight_views import WeightView
+from compressor.resources import MemoryBudget
 
-AT_ONCE = 1 << 30
-"""Bytes of statistics that one forward pass gathers on the device; a single component may need more."""
-WAITING = 1 << 32
-"""Bytes of statistics that wait in memory; more of them go to disk."""
 PROBE = (1, 4)
 """Sequences and tokens of the forward pass that finds out which components have the same inputs."""
 
@@ -74,8 +71,8 @@ class Calibration:
 
     names: frozenset[str]
     sources: Mapping[str, str]
+    spill: TensorSpill = field(repr=False)
     passes: float = 0.0
-    spill: TensorSpill = field(default_factory=lambda: TensorSpill(WAITING), repr=False)
 
     def __post_init__(self) -> None:
         weakref.finalize(self, self.spill.__exit__)
@@ -88,20 +85,26 @@ class Calibration:
 
 
 def gather(
-    model: Model, reference: Reference, components: Collection[str], names: Iterable[str], last: int | None = None
+    model: Model,
+    reference: Reference,
+    components: Collection[str],
+    names: Iterable[str],
+    last: int | None = None,
+    memory: MemoryBudget | None = None,
 ) -> Calibration:
     """Statistics of `components`, of the model as it stands, over all sequences of `reference`.
 
-    With `last` nothing behind that layer is run. Raises ModelError for a component whose inputs cannot be seen, or are
-    not finite.
+    With `last` nothing behind that layer is run. The budget `memory` decides how many components one forward pass
+    gathers, one at least, and how much of what is gathered stays in memory; the rest goes to disk. Raises ModelError
+    for a component whose inputs cannot be seen, or are not finite.
     """
-    wanted = frozenset(names) | {TOKENS}
+    wanted, memory = frozenset(names) | {TOKENS}, memory or MemoryBudget()
     weight_views = {name: model.weight_views[name] for name in components}
     with experts_apart(model.network, weight_views):
         gathering = _Gathering(model, reference, weight_views, wanted, last)
         sources = gathering.find_sources()
-        calibration = Calibration(wanted, sources)
-        for group in gathering.list_groups(dict.fromkeys(sources.values())):
+        calibration = Calibration(wanted, sources, TensorSpill(memory.calibration))
+        for group in gathering.list_groups(dict.fromkeys(sources.values()), memory.calibration_pass):
             calibration.passes += gathering.share
             for source, totals in gathering.gather_group(group).items():
                 for name, total in totals.items():
@@ -144,14 +147,14 @@ class _Gathering:
         first: dict[object, str] = {}
         return {name: first.setdefault(tuple(calls) or name, name) for name, calls in heard.items()}
 
-    def list_groups(self, sources: Iterable[str]) -> Iterator[list[str]]:
-        """Sources that are gathered together, in order."""
+    def list_groups(self, sources: Iterable[str], limit: int) -> Iterator[list[str]]:
+        """Sources that are gathered together, in order: as many as take at most `limit` bytes."""
         group: list[str] = []
         held = 0
         for source in sources:
             width = self.weight_views[source].component.shape[1]
             size = sum(torch.Size(STATISTICS[name].shape(width)).numel() * 4 for name in self.names)
-            if group and held + size > AT_ONCE:
+            if group and held + size > limit:
                 yield group
                 group, held = [], 0
             group.append(source)

@@ -6,6 +6,7 @@ A plugin class is a dataclass; its fields are its options. Nothing here imports 
 
 from compressor.contracts.compressor import CompressedWeight, Compressor, Context, InputTransform
 from compressor.contracts.metric import EstimableMetric, Metric, TextWindows
+from compressor.contracts.oracle import Oracle
 from compressor.contracts.outputs import Readout, Runners
 from compressor.contracts.quantized import (
     QuantizedMatrix,
@@ -18,6 +19,7 @@ from compressor.contracts.quantized import (
     working_dtype,
 )
 from compressor.contracts.requests import (
+    Asks,
     Best,
     BestRequest,
     CountRequest,
@@ -30,12 +32,14 @@ from compressor.contracts.requests import (
     ScoreRequest,
     Search,
     SizeRequest,
+    ValuesRequest,
     Waypoint,
 )
 from compressor.contracts.schedule import Dialogue, Schedule
 from compressor.contracts.types import Better, Component, Offer, Plan, Reads, Score, Scores, Treatment
 
 __all__ = [
+    "Asks",
     "Best",
     "BestRequest",
     "Better",
@@ -52,6 +56,7 @@ __all__ = [
     "KeepRequest",
     "Metric",
     "Offer",
+    "Oracle",
     "Plan",
     "Prefixes",
     "Problem",
@@ -71,6 +76,7 @@ __all__ = [
     "TextWindows",
     "TokenRounding",
     "Treatment",
+    "ValuesRequest",
     "Waypoint",
     "dequantize",
     "join_groups",

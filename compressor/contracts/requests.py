@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from compressor.contracts.types import Better, Component, Offer, Plan, Scores, Treatment
 
@@ -13,44 +14,62 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from compressor.contracts.oracle import Oracle
+
+Answer = TypeVar("Answer")
+
 
 @dataclass(frozen=True)
 class Problem:
-    """What a schedule knows of the model: its components, what may be done to them, how metrics point."""
+    """What a schedule knows of the model: its components, what may be done to them, which way metrics are better."""
 
     components: Sequence[Component]
     offers: Mapping[str, Mapping[str, Offer]]
-    """Compressor -> component -> offer, for the compressors of this run, in the order the user gave."""
+    """Compressor -> component -> offer, for the compressors of this run, in the order that the user gave."""
     better: Mapping[str, Better]
-    """Metric -> which way is better, for every metric that is configured."""
+    """Metric -> which way is better, for every configured metric."""
     tokens: int
     """Length M of a continuation."""
     seed: int = 0
     estimable: frozenset[str] = frozenset()
-    """Metrics whose changes can be estimated."""
+    """Metrics whose changes can be estimated by a backward pass."""
     prefixes: int = 64
-    """How many there are to search on."""
+    """How many search prefixes there are."""
     stored_bytes: int = 0
-    """What the base takes on disk, with all that is not a component."""
+    """Size of the base on disk, with everything that is not a component."""
     packed: bool = False
     """Does the export store what a compressor packs? If not, its size does not depend on the plan."""
     fixed_bytes: int = 0
-    """What the weight files of an export take besides its components, at most."""
+    """Upper bound of what the exported weight files take besides the components."""
 
 
 class Prefixes(enum.Enum):
     SEARCH = "search"
-    """Those that the search decides on."""
+    """The search decides on these."""
     PROOF = "proof"
-    """Fresh ones that the search must never have decided on."""
+    """Fresh prefixes for the final score. The search must never decide on them."""
+
+
+class Request(ABC, Generic[Answer]):
+    """A question of a schedule. Inside `Schedule.search`, `answer = yield from request` gives an answer of its type.
+
+    `answer = yield request` does the same, and a type checker then knows nothing of the answer.
+    """
+
+    def __iter__(self) -> Generator[Request[Any], Any, Answer]:
+        answer: Answer = yield self
+        return answer
+
+    @abstractmethod
+    def ask(self, oracle: Oracle) -> Answer:
+        """The answer of `oracle`, by the method for this kind of request."""
 
 
 @dataclass(frozen=True)
-class ScoreRequest:
-    """Score every trial exactly, each on its own, and undo it. Answer: a tuple of `Scores`, in order.
+class ScoreRequest(Request[tuple[Scores, ...]]):
+    """Score every trial exactly, each on its own, and undo it. Answer: the scores of each trial, in order.
 
-    `start` and `stop` choose prefixes; metrics on text are scored on all of theirs. `by_sequence` asks for the metrics'
-    first statistics in place of scores, `[sequence]` each: of two trials they can be compared in pairs.
+    `start` and `stop` choose prefixes; metrics on text are scored on all of their text.
     """
 
     trials: Sequence[Plan]
@@ -58,15 +77,45 @@ class ScoreRequest:
     prefixes: Prefixes = Prefixes.SEARCH
     start: int = 0
     stop: int | None = None
-    by_sequence: bool = False
+
+    def ask(self, oracle: Oracle) -> tuple[Scores, ...]:
+        return oracle.score(self)
 
 
 @dataclass(frozen=True)
-class BestRequest:
+class ValuesRequest(Request["tuple[dict[str, NDArray[np.float64]], ...]"]):
+    """As `ScoreRequest`, but the answer has for each metric its first value per sequence, `[sequence]`.
+
+    With these, two trials can be compared prefix by prefix.
+    """
+
+    trials: Sequence[Plan]
+    metrics: Sequence[str]
+    prefixes: Prefixes = Prefixes.SEARCH
+    start: int = 0
+    stop: int | None = None
+
+    def ask(self, oracle: Oracle) -> tuple[dict[str, NDArray[np.float64]], ...]:
+        return oracle.values(self)
+
+
+@dataclass(frozen=True)
+class Best:
+    """`chosen` are the indices of the best trials, best first, ties to the lower index; they all have scores.
+
+    `scores` of each trial are on all search prefixes, None where the trial was not measured.
+    """
+
+    chosen: tuple[int, ...]
+    scores: tuple[Scores | None, ...]
+
+
+@dataclass(frozen=True)
+class BestRequest(Request[Best]):
     """Which `count` of these trials score best by a statistic of a metric on the search prefixes? Answer: `Best`.
 
-    `statistic` is a field of `Score`. `bounds` has for each trial the value that it can at best reach as far as the
-    schedule knows, None where it knows nothing: a hint by which the run may leave trials unmeasured.
+    `statistic` is a field of `Score`. `bounds` has for each trial the best value that it can reach as far as the
+    schedule knows, None where it knows nothing. With it a run may leave trials unmeasured.
     """
 
     trials: Sequence[Plan]
@@ -75,47 +124,20 @@ class BestRequest:
     statistic: str = "mean"
     bounds: Sequence[float | None] = ()
 
-
-@dataclass(frozen=True)
-class Best:
-    """`chosen` are the indices of the best trials, best first, ties to the lower index; they all have scores.
-
-    `scores` of each trial are on all prefixes, None where it was dropped before that.
-    """
-
-    chosen: tuple[int, ...]
-    scores: tuple[Scores | None, ...]
-
-
-@dataclass(frozen=True)
-class EstimateRequest:
-    """Predict what each of `options` would do to a component, the others as in the plan `at`; nothing is scored.
-
-    `objective` is one of `Problem.estimable`, or any metric where the changes are to be `measured`: then each option is
-    a trial. `start` and `stop` choose search prefixes. Treatments are applied to the weights at the start of the round,
-    as anywhere, None leaves those, and a change is against the model with `at` on it. Answer: component name ->
-    `Estimate`.
-    """
-
-    options: Mapping[str, Sequence[Treatment | None]]
-    objective: str
-    at: Plan = field(default_factory=dict)
-    start: int = 0
-    stop: int | None = None
-    by_row: bool = False
-    measured: bool = False
+    def ask(self, oracle: Oracle) -> Best:
+        return oracle.best(self)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What options would do to one component, on each sequence and by each option.
+    """Estimated effects of the options of one component, on each sequence.
 
-    `changes` `[sequence, option]` of the objective's first statistic, `line` being their first-order part. `apart` is
-    `changes` with the output rows taken apart, the sum of their squares in place of the square of their sum: far
-    steadier, and blind to what rows do together; `compressor.sensitivity.shrinkage` makes one of the two. `rows`
-    `[row, option]`, if asked for, is the change by each row alone, a mean over sequences. What was measured has
-    `changes` only. `reached` is False where no token of the prefixes came to the component, so that nothing is known
-    of it.
+    `changes` `[sequence, option]` are changes of the objective's first value per sequence; `line` is their first-order
+    part. `apart` equals `changes` except that the output rows are taken independently: the sum of the rows' squares
+    replaces the square of their sum, which has far less variance and ignores how rows interact.
+    `compressor.sensitivity.shrinkage` combines the two. `rows` `[row, option]`, if asked for, is the change by each row
+    alone, a mean over sequences. A measured estimate has `changes` only. `reached` is False where no token of the
+    prefixes came to the component (an expert), so that nothing is known of it.
     """
 
     changes: NDArray[np.float64]
@@ -126,34 +148,67 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class SizeRequest:
-    """What does each option store, None as it is now? Answer: component name -> packed bits, scales included.
+class EstimateRequest(Request[dict[str, Estimate]]):
+    """Estimate what each option would change, one component at a time, with the plan `at` on the others.
 
-    `on_disk` they are those of the files that will be exported: all that the format adds, whole weights where it cannot
-    pack. Parts of one matrix are then taken to have the same option.
+    `objective` is one of `Problem.estimable`, or any metric where the changes are to be `measured`: then each option is
+    a trial. `start` and `stop` choose search prefixes. Treatments are applied to the weights at the start of the round,
+    as everywhere; None is the weight at the start of the round. A change is against the model with `at` on it. Answer:
+    component -> `Estimate`.
+    """
+
+    options: Mapping[str, Sequence[Treatment | None]]
+    objective: str
+    at: Plan = field(default_factory=dict)
+    start: int = 0
+    stop: int | None = None
+    by_row: bool = False
+    measured: bool = False
+
+    def ask(self, oracle: Oracle) -> dict[str, Estimate]:
+        return oracle.estimate(self)
+
+    def list_trials(self) -> list[Plan]:
+        """The trials by which it is measured: the plan `at`, then each option of each component."""
+        trials = [self.at]
+        for name, options in self.options.items():
+            others = {other: treatment for other, treatment in self.at.items() if other != name}
+            trials += [others if option is None else {**others, name: option} for option in options]
+        return trials
+
+
+@dataclass(frozen=True)
+class SizeRequest(Request[dict[str, list[int]]]):
+    """How many bits does each option store? None is the component as it is now. Answer: component -> bits.
+
+    Packed bits with scales; `on_disk` those of the exported files: everything that the format adds, and whole weights
+    where it cannot pack. Parts of one matrix are then taken to have the same option.
     """
 
     options: Mapping[str, Sequence[Treatment | None]]
     on_disk: bool = False
 
+    def ask(self, oracle: Oracle) -> dict[str, list[int]]:
+        return oracle.sizes(self)
+
 
 @dataclass(frozen=True)
-class CountRequest:
-    """How many weights of each component have an importance of at most each threshold (sorted)?
+class CountRequest(Request[dict[str, list[int]]]):
+    """How many weights of each component have at most each importance? `thresholds` ascend.
 
-    Answer: component name -> list of counts, in order of the thresholds.
+    Answer: component -> counts, in the order of the thresholds.
     """
 
     compressor: str
     thresholds: Sequence[float]
 
+    def ask(self, oracle: Oracle) -> dict[str, list[int]]:
+        return oracle.counts(self)
+
 
 @dataclass(frozen=True)
 class Waypoint:
-    """The best plan that a search had found at some point, and the value by which it was the best.
-
-    It is that of a `statistic` of a metric, a field of `Score`.
-    """
+    """The best plan that a search had found at some point, and the `statistic` of the metric by which it was best."""
 
     plan: Plan
     metric: str
@@ -162,52 +217,37 @@ class Waypoint:
 
 
 @dataclass(frozen=True)
-class KeepRequest:
-    """End a round: put the plan on the model for good. Answer: component name -> amount, as it now is."""
+class KeepRequest(Request[dict[str, float]]):
+    """End a round: put the plan on the model for good. Answer: component -> its amount now."""
 
     plan: Plan
     target: float | None = None
     notes: Sequence[str] = ()
-    """What a person should know of it, a sentence each."""
+    """What a person should know of the plan, one sentence each."""
     curve: Sequence[Waypoint] = ()
-    """What the search found on its way, recorded with the round."""
+    """What the search found on its way; recorded with the round."""
     most_bytes: int | None = None
-    """What the exported weight files may take; a run whose files take more fails."""
+    """Upper limit of the exported weight files; a run whose files are larger fails."""
     singles: Mapping[str, float] = field(default_factory=dict)
-    """Metric -> what each treatment alone is known to change of its first statistic, a mean over sequences, added up.
-
-    Each from the start of the round; the run compares that with what the plan changes as a whole.
-    """
+    """Metric -> sum of the changes that each treatment alone makes to its first value per sequence, a mean over
+    sequences, each from the start of the round. The run compares it with what the whole plan changes."""
     last: bool = field(default=False, compare=False)
-    """No round follows: weights need not be held for one. In the next round treatments start from the base again."""
+    """No round follows, so the base weights need not be kept for one: every round treats the base's weights anew."""
+
+    def ask(self, oracle: Oracle) -> dict[str, float]:
+        return oracle.keep(self)
 
 
-Request = ScoreRequest | BestRequest | EstimateRequest | SizeRequest | CountRequest | KeepRequest
-Search = Generator[Request, Any, None]
+Asks = Generator[Request[Any], Any, Answer]
+"""A generator of requests that receives their answers and returns what it found out."""
+Search = Asks[None]
+"""What `Schedule.search` returns."""
 
 
-def list_compressors(request: Request) -> set[str]:
-    """The compressors whose treatments a request names."""
-    match request:
-        case ScoreRequest() | BestRequest():
-            return {treatment.compressor for plan in request.trials for treatment in plan.values()}
-        case EstimateRequest():
-            return {treatment.compressor for treatment in request.at.values()} | list_options(request.options)
-        case SizeRequest():
-            return list_options(request.options)
-        case _:
-            return set()
-
-
-def list_options(options: Mapping[str, Sequence[Treatment | None]]) -> set[str]:
-    """The compressors among the options of components."""
-    return {treatment.compressor for choices in options.values() for treatment in choices if treatment is not None}
-
-
-def list_measured(request: EstimateRequest) -> list[Plan]:
-    """The trials by which estimates are measured: the plan that they start from, then each option of each component."""
-    trials = [request.at]
-    for name, options in request.options.items():
-        others = {other: treatment for other, treatment in request.at.items() if other != name}
-        trials += [others if option is None else {**others, name: option} for option in options]
-    return trials
+def compressors_of(treatments: Mapping[str, Sequence[Treatment | None]] | Plan) -> set[str]:
+    """The names of the compressors in a plan, or among the options of components."""
+    found: set[str] = set()
+    for entry in treatments.values():
+        options = [entry] if isinstance(entry, Treatment) else entry
+        found |= {treatment.compressor for treatment in options if treatment is not None}
+    return found

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.contracts.requests import Problem, Request, Search
+from compressor.errors import PluginError
+
+if TYPE_CHECKING:
+    from compressor.contracts.oracle import Oracle
 
 
 class Schedule(ABC):
@@ -34,21 +38,25 @@ class Schedule(ABC):
 
 
 class Dialogue:
-    """Ask and tell: `propose` gives the open request (None when done), `tell` answers it.
+    """A schedule's search as ask and tell: `propose` gives the open request (None when done), `tell` answers it.
 
     >>> dialogue = Dialogue(schedule, problem)
     >>> while (request := dialogue.propose()) is not None:
-    ...     dialogue.tell(answer(request))
+    ...     dialogue.tell(request.ask(oracle))
+
+    A search is a function of the problem and the answers so far, so a dialogue that is given the first `answers` goes
+    on from there. Raises PluginError where the schedule yields something that is no request.
     """
 
     def __init__(self, schedule: Schedule, problem: Problem, answers: Sequence[Any] = ()) -> None:
         self.answers: list[Any] = []
+        self._name = schedule.name
         self._search = schedule.search(problem)
-        self._request: Request | None = next(self._search, None)
+        self._request = self._check(next(self._search, None))
         for answer in answers:
             self.tell(answer)
 
-    def propose(self) -> Request | None:
+    def propose(self) -> Request[Any] | None:
         return self._request
 
     def tell(self, answer: Any) -> None:  # noqa: ANN401 - each request says what its answer is
@@ -56,6 +64,19 @@ class Dialogue:
             raise RuntimeError("the schedule is done and takes no more answers")
         self.answers.append(answer)
         try:
-            self._request = self._search.send(answer)
+            self._request = self._check(self._search.send(answer))
         except StopIteration:
             self._request = None
+
+    def converse(self, oracle: Oracle) -> Iterator[Request[Any]]:
+        """Let `oracle` answer until the schedule is done; yields each request before it is answered."""
+        while (request := self._request) is not None:
+            yield request
+            self.tell(request.ask(oracle))
+
+    def _check(self, request: object) -> Request[Any] | None:
+        if request is None or isinstance(request, Request):
+            return request
+        raise PluginError(
+            f"schedule `{self._name}` yielded {request!r}, which is no request; yield one of compressor.contracts"
+        )

@@ -134,6 +134,10 @@ class Treatment:
                 f"`amount` of {self.compressor} must be the mean {mean:g} of its rows, got {self.amount:g}; give that"
             )
 
+    def __hash__(self) -> int:
+        """Equal treatments have the same hash; `options` is left out, because a mapping cannot be hashed."""
+        return hash((self.compressor, self.amount, self.rows))
+
 
 Plan = Mapping[str, Treatment]
 """Component name -> treatment; components that are not named stay as they are."""

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from compressor.artifacts.files import write_bytes
 from compressor.contracts import Readout, Runners
 from compressor.errors import ModelError, OutputError
 from compressor.models import Model
@@ -22,7 +23,10 @@ FORMAT = 1
 NEAR_TIE = 4.0
 """Two logits nearer than this many rounding steps of the larger one count as a near tie."""
 LOGITS_AT_ONCE = 1 << 24
-"""Logits that one batch may give when the batch size is chosen automatically."""
+"""Logits that one batch may give when the batch size is chosen automatically.
+
+A constant, not a share of the memory budget: rounding depends on the shape of a batch, and so the base's tokens do.
+"""
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 8192}
 """Tokens of such a batch: on a CPU activations should stay in its caches, a GPU wants large products."""
 
@@ -179,16 +183,7 @@ def write_reference(reference: Reference, path: Path) -> None:
     metadata = {
         name: str(getattr(reference, name)) for name in ("prefix_tokens", "batch", "near_ties", "mended", "noise_floor")
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            safetensors.torch.save_file({"tokens": reference.tokens.contiguous()}, partial, metadata)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise OutputError(f"cannot write {path}: {error}; free some space or choose another folder") from None
+    write_bytes(path, safetensors.torch.save({"tokens": reference.tokens.contiguous()}, metadata))
 
 
 def read_cached(path: Path, batch: int) -> Reference | None:

@@ -12,7 +12,7 @@ from compressor.errors import ConfigError, DataError
 from compressor.models import Model
 from compressor.settings import DataSettings
 
-SAMPLED_AT_ONCE = 64
+SAMPLED_AT_ONCE = 64  # a constant: each batch draws its random numbers anew
 
 
 @dataclass(frozen=True)

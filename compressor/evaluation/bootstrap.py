@@ -1,4 +1,8 @@
-"""From statistics per sequence to a score with bootstrap intervals, and paired differences of two models."""
+"""From statistics per sequence to a score with bootstrap intervals, and paired differences of two models.
+
+numpy, not scipy.stats.bootstrap: with the same resamples that gives intervals that differ in the last bit, takes four
+times as long and twice the memory, and cannot use one set of resamples for all metrics.
+"""
 
 import functools
 
@@ -11,7 +15,7 @@ from compressor.errors import PluginError
 RESAMPLES = 1000
 LEVEL = (2.5, 97.5)
 CHUNK = 1 << 22
-"""Numbers that one resampling step may hold."""
+"""Numbers that one resampling step may hold. A constant: a metric may round differently for other shapes."""
 
 
 @functools.lru_cache(maxsize=8)

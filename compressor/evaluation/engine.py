@@ -14,19 +14,23 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from compressor.contracts import Readout
+from compressor.contracts import Plan, Readout
 from compressor.evaluation.batches import Batch, Found
 from compressor.evaluation.first_divergence import FirstDivergence
 from compressor.evaluation.layer_replay import Entry, LayerReplay
 from compressor.evaluation.module_cache import ModuleCache
-from compressor.evaluation.trials import Branching, Trial, Weights
-from compressor.models.input_transforms import Replacement
+from compressor.evaluation.trials import Branching, drop
+from compressor.evaluation.weight_source import Weights, WeightSource, make_weights
 
 Branch = tuple[int, Tensor]
 """The number of a trial and its hidden states `[sequence, length, width]`."""
 
 HELD = 1 << 28
-"""Bytes of trial weights that are held at once; one trial may need more."""
+"""Bytes of trial weights that are held at once; one trial may need more.
+
+A constant, not a share of the memory budget: which trials are held at once decides which go on as one batch on a GPU,
+and the rounding of its kernels depends on the shape of the batch.
+"""
 LEADING_SHARE = 0.5
 """Of the layers of a trial of which only leading tokens are read, about: it stops where they are known."""
 
@@ -45,23 +49,24 @@ class Engine:
     """Scores trials on `replay.model` as it stands; `joint` trials go on together behind their last change.
 
     On a CPU one at a time: the same kernels on the same shapes give the same bits as plain forward passes.
+    `weight_source` makes the weights of trials.
     """
 
-    def __init__(self, replay: LayerReplay, joint: int | None = None) -> None:
-        self.replay, self.model = replay, replay.model
+    def __init__(self, replay: LayerReplay, weight_source: WeightSource, joint: int | None = None) -> None:
+        self.replay, self.model, self.weight_source = replay, replay.model, weight_source
         self.branching = Branching(replay.spans, len(replay.layers), replay.entangled)
         self.joint = joint or (1 if self.model.device.type == "cpu" else 64)
 
-    def takes(self, trial: Trial) -> bool:
+    def takes(self, trial: Plan) -> bool:
         """Does the trial change layers, and nothing else?"""
-        return bool(trial.names) and all(name in self.replay.spans for name in trial.names)
+        return bool(trial) and all(name in self.replay.spans for name in trial)
 
-    def score(self, trials: Mapping[int, Trial], batches: Sequence[Batch]) -> Iterator[tuple[int, list[Found]]]:
+    def score(self, trials: Mapping[int, Plan], batches: Sequence[Batch]) -> Iterator[tuple[int, list[Found]]]:
         """What each trial gives on each batch, with its number; the model is not to be used in between."""
         yield from self._walk(0, [self.enter(batch) for batch in batches], trials)
 
     def _walk(
-        self, start: int, states: Sequence[BatchState], trials: Mapping[int, Trial]
+        self, start: int, states: Sequence[BatchState], trials: Mapping[int, Plan]
     ) -> Iterator[tuple[int, list[Found]]]:
         """Trials on the model as it stands now, which all change it in the layer `start` or later, or not at all."""
         waiting = self.branching.sort(trials)
@@ -79,17 +84,17 @@ class Engine:
                 self.advance(index, state)
 
     def _branch_off_together(
-        self, index: int, states: Sequence[BatchState], trials: Mapping[int, Trial]
+        self, index: int, states: Sequence[BatchState], trials: Mapping[int, Plan]
     ) -> Iterator[tuple[int, list[Found]]]:
         """Trials that change the layer `index` alike: it is run once, and they part behind it."""
         first = next(iter(trials.values()))
         names = self.branching.find_changes(index, first)
-        with self.model.swapped(first.make(names)):
+        with self.model.swapped(make_weights(self.weight_source, first, names)):
             behind = [
                 BatchState(state.batch, self.replay.run(index, state.entries[1], state.hidden), state.entries)
                 for state in states
             ]
-            rest = {number: trial.without(names) for number, trial in trials.items()}
+            rest = {number: drop(trial, names) for number, trial in trials.items()}
             yield from self._walk(index + 1, behind, rest)
 
     def _end(
@@ -105,7 +110,7 @@ class Engine:
         yield from ((number, found[numbers[0]]) for number in numbers)
 
     def _part(
-        self, index: int, trials: Mapping[int, Trial], numbers: Sequence[int], states: Sequence[BatchState]
+        self, index: int, trials: Mapping[int, Plan], numbers: Sequence[int], states: Sequence[BatchState]
     ) -> tuple[list[int], list[list[int]]]:
         """Of trials that first change the layer `index`: those that go alone, and those that go together."""
         only_leading = self.replay.splits and all(state.batch.only_leading for state in states)
@@ -128,13 +133,13 @@ class Engine:
         return state.entries[times]
 
     def make_weights(
-        self, trials: Mapping[int, Trial], numbers: Sequence[int], names: Collection[str] | None = None
+        self, trials: Mapping[int, Plan], numbers: Sequence[int], names: Collection[str] | None = None
     ) -> Iterator[dict[int, Weights]]:
         """The weights of these trials, made once, as many at a time as may be held; all, or those of `names`."""
         group: dict[int, Weights] = {}
         held = 0
         for number in numbers:
-            group[number] = trials[number].make(names)
+            group[number] = make_weights(self.weight_source, trials[number], names)
             held += sum(weight.nbytes for weight in group[number].values())
             if held >= HELD:
                 yield group
@@ -186,9 +191,7 @@ class Engine:
 
     def transforms_inputs(self, weights: Weights) -> bool:
         """Would these, or others on the model, treat inputs? Rounding then hangs on the last bit of a position."""
-        return bool(self.model.input_transforms) or any(
-            Replacement.of(weight).input_transform for weight in weights.values()
-        )
+        return bool(self.model.input_transforms) or any(weight.input_transform for weight in weights.values())
 
     def find_owners(self, weights: Weights) -> set[nn.Module]:
         return {self.model.weight_views[name].owner for name in weights}

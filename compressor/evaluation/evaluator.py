@@ -8,15 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compressor.contracts import Metric, Readout
+from compressor.contracts import Metric, Plan, Readout
 from compressor.data.reference import Reference
 from compressor.data.texts import Windows
 from compressor.evaluation.batches import Batch, Continuations, Found, Text
 from compressor.evaluation.engine import Engine
 from compressor.evaluation.layer_replay import CannotReplay, LayerReplay
 from compressor.evaluation.streaming_engine import StreamingEngine
-from compressor.evaluation.trials import Trial
+from compressor.evaluation.weight_source import WeightSource, make_weights
 from compressor.models import Model
+from compressor.resources import MemoryBudget
 from compressor.settings import SweepMode
 
 log = logging.getLogger(__name__)
@@ -29,18 +30,21 @@ Statistics = dict[str, NDArray[np.float64]]
 class Evaluator:
     """Scores candidates against one reference.
 
-    `windows` holds the text of each metric that reads text instead of continuations.
+    `weight_source` makes the weights of trials. `windows` holds the text of each metric that reads text instead of
+    continuations.
     """
 
     model: Model
     reference: Reference
     metrics: Mapping[str, Metric]
+    weight_source: WeightSource = field(repr=False)
     windows: Mapping[str, Windows] = field(default_factory=dict)
     mode: SweepMode = SweepMode.exact
     engine: Engine | None = field(default=None, repr=False)
+    memory: MemoryBudget = field(default_factory=MemoryBudget)
 
     def score(
-        self, trials: Sequence[Trial], names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
+        self, trials: Sequence[Plan], names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
     ) -> Iterator[tuple[int, Statistics]]:
         """Number and statistics of each trial, as they come; every trial is undone.
 
@@ -51,14 +55,14 @@ class Evaluator:
         shared = {number: trial for number, trial in enumerate(trials) if engine and engine.takes(trial)}
         for number, trial in enumerate(trials):
             if number not in shared:
-                with self.model.swapped(trial.make()):
+                with self.model.swapped(make_weights(self.weight_source, trial)):
                     yield number, join_statistics(chosen, [score_plainly(self.model, batch) for batch in batches])
         if engine and shared:
             for number, found in engine.score(shared, batches):
                 yield number, join_statistics(chosen, found)
 
     def score_all(
-        self, trials: Sequence[Trial], names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
+        self, trials: Sequence[Plan], names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
     ) -> list[Statistics]:
         """As `score`, in the order of the trials."""
         found = dict(self.score(trials, names, start, stop))
@@ -66,7 +70,7 @@ class Evaluator:
 
     def score_current(self, names: Sequence[str] | None = None, start: int = 0, stop: int | None = None) -> Statistics:
         """Statistics of the model as it stands."""
-        return self.score_all([Trial({})], names, start, stop)[0]
+        return self.score_all([{}], names, start, stop)[0]
 
     def _list_batches(self, names: Sequence[str] | None, start: int, stop: int | None) -> list[Batch]:
         """What goes through the model for these metrics: continuations, and each one's text."""
@@ -91,7 +95,8 @@ class Evaluator:
         if self.mode is not SweepMode.plain and self.engine is None:
             try:
                 streams = self.model.mapped_weights is not None
-                self.engine = (StreamingEngine if streams else Engine)(LayerReplay(self.model))
+                replay, source = LayerReplay(self.model), self.weight_source
+                self.engine = StreamingEngine(replay, source, self.memory) if streams else Engine(replay, source)
             except CannotReplay as error:
                 self.mode = SweepMode.plain
                 name = type(self.model.network).__name__

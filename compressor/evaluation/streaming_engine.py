@@ -10,16 +10,14 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from compressor.contracts import Readout
+from compressor.contracts import Plan, Readout
 from compressor.evaluation.batches import Batch, Found
 from compressor.evaluation.engine import BatchState, Branch, Engine, join_branches
 from compressor.evaluation.layer_replay import LayerReplay
 from compressor.evaluation.module_cache import ModuleCache
-from compressor.evaluation.trials import Trial
+from compressor.evaluation.weight_source import WeightSource
 from compressor.models.tensor_spill import TensorSpill
-
-WAITING = 1 << 32
-"""Bytes of hidden states that wait in memory; more of them go to disk."""
+from compressor.resources import MemoryBudget
 
 
 @dataclass(frozen=True)
@@ -31,17 +29,22 @@ class Node:
 
 
 class StreamingEngine(Engine):
-    """Scores trials layer by layer; their statistics come at the end, all at once."""
+    """Scores trials layer by layer; their statistics come at the end, all at once.
 
-    def __init__(self, replay: LayerReplay, joint: int | None = None, waiting: int = WAITING) -> None:
-        super().__init__(replay, joint)
-        self.waiting = waiting
+    Hidden states are on the host as far as the budget `memory` allows, and else on disk.
+    """
 
-    def score(self, trials: Mapping[int, Trial], batches: Sequence[Batch]) -> Iterator[tuple[int, list[Found]]]:
+    def __init__(
+        self, replay: LayerReplay, weight_source: WeightSource, memory: MemoryBudget, joint: int | None = None
+    ) -> None:
+        super().__init__(replay, weight_source, joint)
+        self.memory = memory
+
+    def score(self, trials: Mapping[int, Plan], batches: Sequence[Batch]) -> Iterator[tuple[int, list[Found]]]:
         """What each trial gives on each batch, with its number."""
         states, keys = [self.enter(batch) for batch in batches], itertools.count()
         nodes = [Node(next(keys), [*trials])] if trials else []
-        with TensorSpill(self.waiting) as hidden_states:
+        with TensorSpill(self.memory.hidden_states) as hidden_states:
             for node in nodes:
                 for place, state in enumerate(states):
                     hidden_states.put((place, node.key), state.hidden)
@@ -58,12 +61,12 @@ class StreamingEngine(Engine):
             yield from self._read(nodes, states, hidden_states)
 
     def _split(
-        self, index: int, node: Node, trials: Mapping[int, Trial], keys: Iterator[int]
+        self, index: int, node: Node, trials: Mapping[int, Plan], keys: Iterator[int]
     ) -> tuple[list[Node], list[Node]]:
         """The trials of a node that leave the layer as it is, and groups of those that change it alike."""
         same, others = list[Node](), list[Node]()
         for part in self.branching.sort_alike(index, trials, node.numbers):
-            if self._find_used(index).isdisjoint(trials[part[0]].names):
+            if self._find_used(index).isdisjoint(trials[part[0]]):
                 same.append(Node(node.key, part))
             else:
                 others.append(Node(next(keys), part))
@@ -78,7 +81,7 @@ class StreamingEngine(Engine):
         index: int,
         node: Node,
         others: Sequence[Node],
-        trials: Mapping[int, Trial],
+        trials: Mapping[int, Plan],
         states: Sequence[BatchState],
         hidden_states: TensorSpill,
     ) -> None:

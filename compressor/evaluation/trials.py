@@ -1,46 +1,14 @@
-"""Trials, and where they part: those that change a layer alike are one until they first differ."""
+"""Which trials can share computation: trials that change a layer in the same way are computed once for that layer.
+
+A trial is a plan. Two trials change a component in the same way when they give it equal treatments.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-from torch import Tensor
-
-from compressor.models import Replacement
-
-Weights = Mapping[str, Tensor | Replacement]
-"""Component name -> dense weight `[out, in]`, which may come with what becomes of its inputs."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Weights to put on some components; `makers` give them, dense `[out, in]`, when they are needed.
-
-    A mere weight leaves its inputs as they are, a product says what becomes of them. Trials that have the very same
-    maker for a component have the same there.
-    """
-
-    makers: Mapping[str, Callable[[], Tensor | Replacement]]
-
-    @classmethod
-    def of(cls, weights: Weights) -> Trial:
-        """With weights that are there already."""
-        return cls({name: partial(_give, weight) for name, weight in weights.items()})
-
-    @property
-    def names(self) -> list[str]:
-        """The components that are changed."""
-        return list(self.makers)
-
-    def without(self, names: Collection[str]) -> Trial:
-        """The rest of its changes."""
-        return Trial({name: maker for name, maker in self.makers.items() if name not in names})
-
-    def make(self, names: Collection[str] | None = None) -> dict[str, Tensor | Replacement]:
-        """The weights, or those of `names` only."""
-        return {name: maker() for name, maker in self.makers.items() if names is None or name in names}
+from compressor.contracts import Plan
 
 
 @dataclass(frozen=True)
@@ -55,33 +23,33 @@ class Branching:
     layers: int
     entangled: frozenset[str] = frozenset()
 
-    def find_first(self, trial: Trial) -> int:
+    def find_first(self, trial: Plan) -> int:
         """The first changed layer; behind the last one where there is none."""
-        return min((self.spans[name][0] for name in trial.names), default=self.layers)
+        return min((self.spans[name][0] for name in trial), default=self.layers)
 
-    def find_changes(self, index: int, trial: Trial) -> list[str]:
+    def find_changes(self, index: int, trial: Plan) -> list[str]:
         """The changed components whose first layer is `index`."""
-        return [name for name in trial.names if self.spans[name][0] == index]
+        return [name for name in trial if self.spans[name][0] == index]
 
-    def sort(self, trials: Mapping[int, Trial]) -> dict[int, list[int]]:
+    def sort(self, trials: Mapping[int, Plan]) -> dict[int, list[int]]:
         """First changed layer -> numbers of trials."""
         waiting: dict[int, list[int]] = {}
         for number, trial in trials.items():
             waiting.setdefault(self.find_first(trial), []).append(number)
         return waiting
 
-    def sort_alike(self, index: int, trials: Mapping[int, Trial], numbers: Sequence[int]) -> list[list[int]]:
+    def sort_alike(self, index: int, trials: Mapping[int, Plan], numbers: Sequence[int]) -> list[list[int]]:
         """Groups of trials whose changes that begin in the layer `index` are the same."""
         groups: dict[object, list[int]] = {}
         for number in numbers:
             trial = trials[number]
-            changes = frozenset((name, id(trial.makers[name])) for name in self.find_changes(index, trial))
-            is_alone = changes and not self.entangled.isdisjoint(trial.names)
+            changes = frozenset((name, trial[name]) for name in self.find_changes(index, trial))
+            is_alone = changes and not self.entangled.isdisjoint(trial)
             groups.setdefault(number if is_alone else changes, []).append(number)
         return [*groups.values()]
 
     def part(
-        self, index: int, trials: Mapping[int, Trial], numbers: Sequence[int], share: float = 1.0
+        self, index: int, trials: Mapping[int, Plan], numbers: Sequence[int], share: float = 1.0
     ) -> tuple[list[int], list[list[int]]]:
         """Of trials that first change the layer `index`: those that go alone, and those that go together.
 
@@ -91,7 +59,7 @@ class Branching:
         alone, together = list[int](), list[list[int]]()
         for group in self.sort_alike(index, trials, numbers):
             names = self.find_changes(index, trials[group[0]])
-            common = [self.find_first(trials[number].without(names)) - index for number in group]
+            common = [self.find_first(drop(trials[number], names)) - index for number in group]
             if len(group) > 1 and max(common) < share * sum(common):
                 together.append(group)
             else:
@@ -99,5 +67,6 @@ class Branching:
         return alone, together
 
 
-def _give(weight: Tensor | Replacement) -> Tensor | Replacement:
-    return weight
+def drop(trial: Plan, names: Collection[str]) -> Plan:
+    """The trial without its changes of these components."""
+    return {name: treatment for name, treatment in trial.items() if name not in names}

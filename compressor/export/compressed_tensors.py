@@ -24,7 +24,7 @@ from compressor.errors import ConfigError
 from compressor.export.folder import (
     Exported,
     cast_state,
-    choose_dtype,
+    choose_saved_dtype,
     choose_stored,
     count_bits,
     name_dtype,
@@ -207,7 +207,7 @@ def pack_modules(
 
     `quantized` are the treated components, None for those that are more than integers, scales and zero points.
     """
-    packable, dtype = find_packable(model, quantized), choose_dtype(model)
+    packable, dtype = find_packable(model, quantized), choose_saved_dtype(model)
     modules, reasons = dict[str, PackedModule](), dict(packable.reasons)
     for path, matrix in packable.matrices.items():
         module = model.network.get_submodule(path)
@@ -253,7 +253,7 @@ def save_compressed(
 
     Every other tensor is stored as it was scored: in the checkpoint's own dtype where that loses nothing.
     """
-    dtype, schemes = choose_dtype(model), {path: module.scheme for path, module in modules.items()}
+    dtype, schemes = choose_saved_dtype(model), {path: module.scheme for path, module in modules.items()}
     dense = model.network.state_dict()
     for path in modules:
         del dense[f"{path}.weight"]

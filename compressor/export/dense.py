@@ -8,7 +8,7 @@ from compressor.contracts import Plan
 from compressor.export.folder import (
     Exported,
     cast_state,
-    choose_dtype,
+    choose_saved_dtype,
     choose_stored,
     count_bits,
     name_dtype,
@@ -24,7 +24,7 @@ def save_dense(model: Model, folder: Path, plan: Plan, provenance: Mapping[str, 
 
     Every value is stored as it was scored: in the checkpoint's own dtype where that holds a tensor exactly.
     """
-    dtype, stored = choose_dtype(model), model.stored_dtype
+    dtype, stored = choose_saved_dtype(model), model.stored_dtype
     state = cast_state(model.network.state_dict(), lambda tensor: choose_stored(model, tensor))
     size = write_folder(model, folder, plan, provenance, state, lambda folder: {"dtype": name_dtype(dtype)})
     wide = sum(tensor.is_floating_point() and tensor.dtype != stored for tensor in state.values())

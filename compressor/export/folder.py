@@ -1,21 +1,17 @@
 """The folder of a saved model: weights, config, tokenizer and what was done, there as a whole or not at all."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from compressor.artifacts.files import write_json
+from compressor.artifacts.files import replaced_folder, write_json
 from compressor.artifacts.plan_file import ROWS_FILE, plan_to_json, write_rows
 from compressor.contracts import Plan
-from compressor.errors import OutputError
 from compressor.models import Model
 from compressor.models.loading import quiet_loading
 
@@ -47,7 +43,7 @@ class Exported:
         return self.path.name if self.path.is_file() else "The saved model"
 
 
-def choose_dtype(model: Model) -> torch.dtype:
+def choose_saved_dtype(model: Model) -> torch.dtype:
     """The dtype that was scored, or the checkpoint's own if that is narrower and holds every weight exactly."""
     stored = model.stored_dtype
     if stored.itemsize < model.dtype.itemsize:
@@ -110,9 +106,7 @@ def write_folder(
     `describe` is given the folder as it is made, and gives what config.json says besides. `compression.json` holds the
     plan and the `provenance`; it names the file of the plan's rows, if it has any. Raises OutputError.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with replaced_folder(folder) as partial:
         with quiet_loading(model.device):
             model.network.save_pretrained(partial, state_dict=dict(state))
         config_path = partial / "config.json"
@@ -122,12 +116,6 @@ def write_folder(
             model.tokenizer.save_pretrained(partial)
         write_rows(plan, partial / ROWS_PATH)
         write_json(partial / "compression.json", {"plan": plan_to_json(plan, ROWS_PATH), **provenance})
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write the model to {folder}: {error}; free space or choose another") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 

@@ -24,9 +24,9 @@ from compressor.models.checkpoint import shorten_reason
 from compressor.resources import read_memory
 
 PREFIXES = 4
-SCRIPT = Path(__file__).with_name("reload.py")
+SCRIPT = Path(__file__).with_name("reload_script.py")
 LOGITS = 1 << 26
-"""At most so many are compared: fewer prefixes of a large vocabulary."""
+"""At most so many are compared: fewer prefixes of a large vocabulary. A constant, because the record says how many."""
 SHARE = 0.25
 """Of √ε · max|logit|, for the rounding step ε of the dtype: what other kernels may change by rounding."""
 ROOM = 1.2

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 from compressor.errors import ConfigError, ModelError
 from compressor.models.checkpoint import shorten_reason
 from compressor.models.loading import check_finite, check_report, refuse_folder
+from compressor.models.placement import choose_dtype
 from compressor.settings import DType
 
 DTYPES = {
@@ -116,8 +117,8 @@ def _see_bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().reshape(-1).view(torch.uint8)
 
 
-def choose_streamed_dtype(wanted: DType, stored: str) -> torch.dtype:
-    """The stored dtype, named as in a safetensors header.
+def require_stored_dtype(wanted: DType, stored: str) -> torch.dtype:
+    """The dtype `stored`, named as in a safetensors header, in which a streamed model computes.
 
     Raises ConfigError if another one is wanted, and ModelError if nothing can be computed in it.
     """
@@ -127,8 +128,8 @@ def choose_streamed_dtype(wanted: DType, stored: str) -> torch.dtype:
             f"`model.stream` computes in the dtype that is stored, which must be float32, bfloat16 or float16, got "
             f"{stored}; unset it or choose another checkpoint"
         )
-    name = str(dtype).removeprefix("torch.")
-    if wanted is not DType.auto and wanted.value != name:
+    if choose_dtype(wanted, "model.dtype", dtype) != dtype:
+        name = str(dtype).removeprefix("torch.")
         raise ConfigError(
             f"`model.dtype` must be auto or {name} with `model.stream`, which computes in the dtype that is stored, "
             f"got {wanted.value}; change it or unset `model.stream`"

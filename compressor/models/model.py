@@ -21,7 +21,7 @@ from compressor.models.components import find_components, find_layers
 from compressor.models.forward import run_body, run_head, run_network
 from compressor.models.input_transforms import InputTransforms, Replacement, find_untransformable
 from compressor.models.layer_prefetch import LayerPrefetch, OnDevice
-from compressor.models.mapped_weights import MappedWeights, choose_streamed_dtype, stream_network
+from compressor.models.mapped_weights import MappedWeights, require_stored_dtype, stream_network
 from compressor.models.placement import choose_device, choose_dtype
 from compressor.models.weight_views import WeightView, find_weight_view, swapped
 from compressor.settings import ComponentSettings, ModelSettings
@@ -235,10 +235,11 @@ def _load_network(
 ) -> tuple[PreTrainedModel, torch.dtype, MappedWeights | None]:
     """The network, in evaluation mode and frozen, its dtype, and what maps its weights if they stay on disk."""
     if not settings.stream:
-        dtype = choose_dtype(settings.dtype, device, STORED_DTYPES.get(stored, torch.float32))
+        automatic = torch.float32 if device.type == "cpu" else STORED_DTYPES.get(stored, torch.float32)
+        dtype = choose_dtype(settings.dtype, "model.dtype", automatic)
         network = loading.load_network(folder, config, dtype, settings.trust_remote_code)
         return network.to(device).eval().requires_grad_(False), dtype, None
-    dtype = choose_streamed_dtype(settings.dtype, stored)
+    dtype = require_stored_dtype(settings.dtype, stored)
     network, mapped_weights = stream_network(folder, config, dtype, settings.trust_remote_code, files)
     network.eval().requires_grad_(False)
     if device.type != "cpu":

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 
-from compressor.errors import ConfigError
+from compressor.errors import ConfigError, suggest
 from compressor.settings import DType
+
+Automatic = TypeVar("Automatic")
 
 
 def choose_device(wanted: str | torch.device, option: str) -> torch.device:
@@ -24,9 +28,12 @@ def choose_device(wanted: str | torch.device, option: str) -> torch.device:
     return device
 
 
-def choose_dtype(wanted: DType, device: torch.device, stored: torch.dtype) -> torch.dtype:
-    """The one that is wanted; by itself that of the checkpoint on a GPU, and float32 on a CPU."""
-    if wanted is not DType.auto:
-        dtype: torch.dtype = getattr(torch, wanted.value)
-        return dtype
-    return torch.float32 if device.type == "cpu" else stored
+def choose_dtype(wanted: DType | str | torch.dtype, option: str, automatic: Automatic) -> torch.dtype | Automatic:
+    """The dtype that is wanted, or `automatic` where that is auto; raises ConfigError that names the option."""
+    name = wanted.value if isinstance(wanted, DType) else str(wanted).removeprefix("torch.")
+    if name not in DType.__members__:
+        raise ConfigError(f"unknown `{option}` `{wanted}`; {suggest(name, DType.__members__)}")
+    if name == DType.auto.value:
+        return automatic
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

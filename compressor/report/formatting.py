@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from compressor.artifacts.forecast_record import ForecastRecord
-from compressor.artifacts.run_record import Expense, MetricRecord, Record
+from compressor.artifacts.run_record import MetricRecord, Record, RunCost
 from compressor.contracts import Score
 
 MISSING = "–"
@@ -148,7 +148,7 @@ def format_additivity(ratios: Sequence[float]) -> str:
     return f"add up to {', '.join(format_number(ratio, 2) for ratio in ratios)} of the whole"
 
 
-def tell_expense(expense: Expense) -> str:
+def tell_expense(expense: RunCost) -> str:
     """`480 trials, 3 min 05 s, 1.2 GB of memory, 12 MB on disk`; without what is not known, or nothing."""
     passes = round(expense.passes)
     parts = [f"{expense.trials:,} trials"] if expense.trials else []
@@ -161,7 +161,7 @@ def tell_expense(expense: Expense) -> str:
     return ", ".join([*parts, f"{format_bytes(expense.disk_bytes)} on disk"])
 
 
-def tell_forecast(expense: Expense) -> str:
+def tell_forecast(expense: RunCost) -> str:
     """The same of a search that is yet to come."""
     return f"{'at least' if expense.at_least else 'about'} {tell_expense(expense)}"
 

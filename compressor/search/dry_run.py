@@ -1,10 +1,10 @@
-"""A run without a model: answers what a schedule asks by a made-up, additive damage, and checks what it asks for."""
+"""A search without a model: answers what a schedule asks by made-up, additive damage, and checks what it asks for."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,141 +30,149 @@ from compressor.contracts import (
     Scores,
     SizeRequest,
     Treatment,
+    ValuesRequest,
 )
 from compressor.errors import PlanError, PluginError
-from compressor.search.best import check_request, choose_best
+from compressor.search.ranking import check_request, choose_best
+
+MOST_REQUESTS = 1000
+
+
+class Damage(Protocol):
+    """How much a plan is made out to harm a model; with `adds_up`, components do so independently of one another."""
+
+    adds_up: ClassVar[bool]
+
+    def of(self, plan: Plan) -> float:
+        """In [0, 1]; 0 for the empty plan."""
+        ...
+
+
+@dataclass(frozen=True)
+class AdditiveDamage:
+    """damage(plan) = Σ_c h_c a_c² / Σ_c h_c, with a hardness h_c that differs between components."""
+
+    adds_up: ClassVar[bool] = True
+    hardness: Mapping[str, float]
+
+    @classmethod
+    def for_components(cls, components: Sequence[Component], turn: int = 0) -> "AdditiveDamage":
+        """Hardness 1, 2, 3, 1, … times the number of weights; another `turn` makes other components hard."""
+        return cls({c.name: (1 + (index + turn) % 3) * c.parameters for index, c in enumerate(components)})
+
+    @cached_property
+    def total(self) -> float:
+        """The hardness of all components."""
+        return sum(self.hardness.values())
+
+    def of(self, plan: Plan) -> float:
+        return sum(self.hardness[name] * treatment.amount**2 for name, treatment in plan.items()) / self.total
 
 
 @dataclass
 class DryRun:
-    """One rehearsed run of a schedule: its requests and their answers, and what is on the imagined model by now.
+    """The oracle that makes answers up. Raises PluginError for a request that no run could answer.
 
-    damage(plan) = Σ_c h_c a_c² / Σ_c h_c, in [0, 1], with a hardness h_c that differs between components. Metrics that
-    are better when lower are the damage, others are tokens · (1 − damage). `proof_shift` is added to all values on
-    proof prefixes.
+    Metrics that are better when lower are the damage, others are tokens · (1 − damage). `proof_shift` is added to all
+    values on proof prefixes. `made_up` gives the damage, by default `AdditiveDamage`. `kept` is the plan on the
+    imagined model; `requests` and `answers` are those of `play`. Tests override `damage`, `size`, `score_plan` or
+    `spread` to make up other answers.
     """
 
     problem: Problem
     proof_shift: float = 0.0
+    made_up: Damage | None = None
     kept: dict[str, Treatment] = field(default_factory=dict)
-    requests: list[Request] = field(default_factory=list)
+    requests: list[Request[Any]] = field(default_factory=list)
     answers: list[Any] = field(default_factory=list)
 
-    def play(self, schedule: Schedule, limit: int = 1000) -> None:
-        """Answer until the schedule is done; raises PluginError for what no run could answer, or too many requests."""
-        for _ in self.perform(schedule):
-            if len(self.requests) == limit:
-                raise PluginError(
-                    f"schedule `{schedule.name}` asks for more than {limit} things; it must come to an end"
-                )
-
-    def perform(self, schedule: Schedule) -> Iterator[Request]:
-        """Each request, before it is answered; whoever has seen enough may leave."""
+    def play(self, schedule: Schedule, most: int = MOST_REQUESTS) -> None:
+        """Run a schedule to its end; raises PluginError for a bad request, or more than `most`."""
         dialogue = Dialogue(schedule, self.problem)
         self.answers = dialogue.answers
-        while (request := dialogue.propose()) is not None:
-            yield request
+        for request in dialogue.converse(self):
             self.requests.append(request)
-            dialogue.tell(self.answer(request))
-
-    def answer(self, request: Request) -> Any:  # noqa: ANN401 - each request says what its answer is
-        match request:
-            case ScoreRequest():
-                scores = [self.score(plan, request) for plan in request.trials]
-                return tuple(map(self.repeat, scores)) if request.by_sequence else tuple(scores)
-            case BestRequest():
-                return self.find_best(request)
-            case EstimateRequest():
-                return self.estimate(request)
-            case SizeRequest():
-                return {name: [self.size(name, t) for t in options] for name, options in request.options.items()}
-            case CountRequest():
-                return self.count(request)
-            case KeepRequest():
-                for waypoint in request.curve:
-                    self.check_plan(waypoint.plan)
-                return self.keep(request.plan)
-        raise PluginError(f"a schedule asks by one of the requests of compressor.contracts, got {request!r}")
-
-    def score(self, plan: Plan, request: ScoreRequest) -> Scores:
-        self.check_plan(plan)
-        if unknown := set(request.metrics) - set(self.problem.better):
-            raise PluginError(
-                f"scores of {sorted(unknown)} are asked for, configured are {sorted(self.problem.better)}"
-            )
-        shift = self.proof_shift if request.prefixes is Prefixes.PROOF else 0.0
-        damage = self.damage({**self.kept, **plan})
-        values = {
-            name: damage if self.problem.better[name] is Better.LOWER else self.problem.tokens * (1 - damage)
-            for name in request.metrics
-        }
-        return {name: flat_score(value + shift) for name, value in values.items()}
-
-    def repeat(self, scores: Scores) -> dict[str, NDArray[np.float64]]:
-        """Every metric's mean, the same for each sequence."""
-        return {name: np.full(self.problem.prefixes, score.mean) for name, score in scores.items()}
-
-    def find_best(self, request: BestRequest) -> Best:
-        """As little as may be answered: only what is chosen has scores."""
-        check_request(request)
-        asked = ScoreRequest(request.trials, (request.metric,))
-        scores = [self.score(plan, asked) for plan in request.trials]
-        chosen = choose_best(request, self.problem.better[request.metric], scores).chosen
-        return Best(chosen, tuple(found if index in chosen else None for index, found in enumerate(scores)))
-
-    def damage(self, plan: Plan) -> float:
-        hardness = self.hardness()
-        return sum(hardness[name] * treatment.amount**2 for name, treatment in plan.items()) / sum(hardness.values())
-
-    def hardness(self) -> dict[str, float]:
-        return self._hardness
-
-    @cached_property
-    def _hardness(self) -> dict[str, float]:
-        return {c.name: (1 + index % 3) * c.parameters for index, c in enumerate(self.problem.components)}
+            if len(self.requests) > most:
+                raise PluginError(f"schedule `{schedule.name}` makes more than {most} requests; it must come to an end")
 
     @cached_property
     def components(self) -> dict[str, Component]:
         """Those of the problem, by name."""
         return {component.name: component for component in self.problem.components}
 
+    @cached_property
+    def _damage(self) -> Damage:
+        return self.made_up or AdditiveDamage.for_components(self.problem.components)
+
+    def damage(self, plan: Plan) -> float:
+        """The damage of a whole plan, in [0, 1]."""
+        return self._damage.of(plan)
+
+    def size(self, name: str, option: Treatment | None) -> int:
+        """Bits of an option; an amount is what it takes away of the stored bits."""
+        treatment = self._replace({}, name, option).get(name)
+        component = self.components[name]
+        return round(component.parameters * component.stored_bits * (1 - (treatment.amount if treatment else 0.0)))
+
+    def score_plan(self, plan: Plan, metrics: Sequence[str], prefixes: Prefixes) -> Scores:
+        """The scores of one trial."""
+        self.check_plan(plan)
+        if unknown := set(metrics) - set(self.problem.better):
+            raise PluginError(
+                f"scores of {sorted(unknown)} are asked for, configured are {sorted(self.problem.better)}"
+            )
+        shift = self.proof_shift if prefixes is Prefixes.PROOF else 0.0
+        damage = self.damage({**self.kept, **plan})
+        values = {
+            name: damage if self.problem.better[name] is Better.LOWER else self.problem.tokens * (1 - damage)
+            for name in metrics
+        }
+        return {name: flat_score(value + shift) for name, value in values.items()}
+
+    def spread(self, scores: Scores, sequences: int) -> dict[str, NDArray[np.float64]]:
+        """Values per sequence whose mean is that of the scores: the same for each."""
+        return {name: np.full(sequences, score.mean) for name, score in scores.items()}
+
+    def score(self, request: ScoreRequest) -> tuple[Scores, ...]:
+        return tuple(self.score_plan(plan, request.metrics, request.prefixes) for plan in request.trials)
+
+    def values(self, request: ValuesRequest) -> tuple[dict[str, NDArray[np.float64]], ...]:
+        sequences = len(range(self.problem.prefixes)[request.start : request.stop])
+        scored = [self.score_plan(plan, request.metrics, request.prefixes) for plan in request.trials]
+        return tuple(self.spread(scores, sequences) for scores in scored)
+
+    def best(self, request: BestRequest) -> Best:
+        """As little as may be answered: only the chosen trials have scores."""
+        check_request(request)
+        scores = [self.score_plan(plan, (request.metric,), Prefixes.SEARCH) for plan in request.trials]
+        chosen = choose_best(request, self.problem.better[request.metric], scores).chosen
+        return Best(chosen, tuple(found if index in chosen else None for index, found in enumerate(scores)))
+
     def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
-        """Exactly what scores would say, the same for every sequence; rows share it evenly."""
+        """Exactly the difference of scores, the same for every sequence; rows share it evenly."""
         if request.objective not in (self.problem.better if request.measured else self.problem.estimable):
             raise PluginError(f"`{request.objective}` cannot be estimated, only {sorted(self.problem.estimable)} can")
         self.check_plan(request.at)
-        before = {**self.kept, **request.at}
+        whole = {**self.kept, **request.at}
         answer = {}
         for name, options in request.options.items():
-            changes = self.differ(before, name, options)
+            before = whole
+            if self.made_up is not None and self.made_up.adds_up:  # the other components make no difference
+                before = {name: whole[name]} if name in whole else {}
+            changes = np.array([self.damage(self._replace(before, name, option)) for option in options])
+            changes -= self.damage(before)
             if self.problem.better[request.objective] is Better.HIGHER:
                 changes *= -self.problem.tokens
             out = self.components[name].shape[0]
             rows = np.tile(changes / out, (out, 1)) if request.by_row else None
-            answer[name] = Estimate(
-                np.tile(changes, (len(range(self.problem.prefixes)[request.start : request.stop]), 1)), rows
-            )
+            sequences = len(range(self.problem.prefixes)[request.start : request.stop])
+            answer[name] = Estimate(np.tile(changes, (sequences, 1)), rows)
         return answer
 
-    def differ(self, plan: Plan, name: str, options: Sequence[Treatment | None]) -> NDArray[np.float64]:
-        """`[option]`: how much more damage the plan does with each of them for one component."""
-        return np.array([self.damage(self.change(plan, name, option)) for option in options]) - self.damage(plan)
+    def sizes(self, request: SizeRequest) -> dict[str, list[int]]:
+        return {name: [self.size(name, option) for option in options] for name, options in request.options.items()}
 
-    def change(self, plan: Plan, name: str, option: Treatment | None) -> Plan:
-        """The plan with another option for one component; None is what is kept of it."""
-        if option is not None:
-            self.check_plan({name: option})
-        chosen = self.kept.get(name) if option is None else option
-        others = {other: treatment for other, treatment in plan.items() if other != name}
-        return others if chosen is None else {**others, name: chosen}
-
-    def size(self, name: str, option: Treatment | None) -> int:
-        """Amounts are taken as what is saved."""
-        treatment = self.change({}, name, option).get(name)
-        component = self.components[name]
-        return round(component.parameters * component.stored_bits * (1 - (treatment.amount if treatment else 0.0)))
-
-    def count(self, request: CountRequest) -> dict[str, list[int]]:
+    def counts(self, request: CountRequest) -> dict[str, list[int]]:
         """Importance is spread evenly over (0, 1 + i % 3] in component i."""
         if request.compressor not in self.problem.offers or list(request.thresholds) != sorted(request.thresholds):
             raise PluginError(f"counts need a configured compressor and sorted thresholds, got {request!r}")
@@ -176,19 +184,21 @@ class DryRun:
             for index, component in enumerate(self.problem.components)
         }
 
-    def keep(self, plan: Plan) -> dict[str, float]:
-        self.check_plan(plan)
-        for name, treatment in plan.items():
+    def keep(self, request: KeepRequest) -> dict[str, float]:
+        for waypoint in request.curve:
+            self.check_plan(waypoint.plan)
+        self.check_plan(request.plan)
+        for name, treatment in request.plan.items():
             if name in self.kept and treatment.amount < self.kept[name].amount - Offer.TOLERANCE:
                 raise PluginError(
                     f"amounts are cumulative: `{name}` has {self.kept[name].amount:g}, kept is {treatment}"
                 )
-        self.kept.update(plan)
+        self.kept.update(request.plan)
         kept = {name: treatment.amount for name, treatment in self.kept.items()}
         return {component.name: kept.get(component.name, 0.0) for component in self.problem.components}
 
     def check_plan(self, plan: Plan) -> None:
-        """Does every treatment of the plan exist? Raises PluginError."""
+        """Raise PluginError for a treatment that does not exist."""
         for name, treatment in plan.items():
             if name not in self.components:
                 raise PluginError(f"the schedule treats `{name}`, which is not a component of its problem")
@@ -199,9 +209,17 @@ class DryRun:
                 try:
                     offer.require_rows(treatment.rows, treatment.compressor, self.components[name])
                 except PlanError as error:
-                    raise PluginError(f"the schedule asks for rows that there are not: {error}") from None
+                    raise PluginError(f"the schedule asks for rows that do not exist: {error}") from None
+
+    def _replace(self, plan: Plan, name: str, option: Treatment | None) -> Plan:
+        """The plan with another option for one component; None is what was kept of it."""
+        if option is not None:
+            self.check_plan({name: option})
+        chosen = self.kept.get(name) if option is None else option
+        others = {other: treatment for other, treatment in plan.items() if other != name}
+        return others if chosen is None else {**others, name: chosen}
 
 
 def flat_score(v: float) -> Score:
-    """A score whose every aggregate is `v`."""
+    """A score whose every statistic is `v`."""
     return Score(v, v, v, v, v, v, low=v, high=v, p75_low=v, p75_high=v, n=8)

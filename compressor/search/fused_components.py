@@ -1,4 +1,4 @@
-"""Components that must share a treatment are one to a schedule: requests and answers are translated. Torch-free.
+"""Components that must share a treatment: a schedule decides for them as one unit. Torch-free.
 
 Servers load query, key and value as one matrix, gate and up as one, and all experts of a layer as one kernel. Each of
 these then has one format, so a search should decide for them together.
@@ -12,29 +12,35 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import islice
 from operator import add
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compressor.contracts import (
+    Best,
     BestRequest,
     Component,
     CountRequest,
+    Dialogue,
     Estimate,
     EstimateRequest,
     KeepRequest,
     Offer,
+    Oracle,
     Plan,
     Problem,
-    Request,
     Schedule,
     ScoreRequest,
-    Search,
+    Scores,
     SizeRequest,
     Treatment,
+    ValuesRequest,
 )
 
+T = TypeVar("T")
+Options = Mapping[str, Sequence[Treatment | None]]
+"""Component -> options; None is the component as it is."""
 TOGETHER = {**dict.fromkeys(("query", "key", "value"), "qkv"), **dict.fromkeys(("gate", "up"), "gate_up")}
 """Kind -> what the matrices of one module that go with it are called together."""
 
@@ -62,7 +68,7 @@ class Fusion:
 
     units: Mapping[str, Sequence[Component]]
 
-    def problem(self, problem: Problem) -> Problem:
+    def fuse_problem(self, problem: Problem) -> Problem:
         """The problem in units."""
         return replace(
             problem,
@@ -76,41 +82,6 @@ class Fusion:
             },
         )
 
-    def expand(self, request: Request) -> Request:
-        """The request in components."""
-        match request:
-            case ScoreRequest() | BestRequest():
-                return replace(request, trials=[self.spread(plan) for plan in request.trials])
-            case EstimateRequest():
-                return replace(request, options=self.spread_options(request.options), at=self.spread(request.at))
-            case SizeRequest():
-                return replace(request, options=self.spread_options(request.options))
-            case KeepRequest():
-                curve = [replace(waypoint, plan=self.spread(waypoint.plan)) for waypoint in request.curve]
-                return replace(request, plan=self.spread(request.plan), curve=curve)
-        return request
-
-    def fold(self, request: Request, answer: Any) -> Any:  # noqa: ANN401 - each request says what its answer is
-        """The answer to a request that was made in units."""
-        match request:
-            case EstimateRequest():
-                return {name: join_estimates(parts) for name, parts in self.gather(request.options, answer)}
-            case SizeRequest():
-                return {name: sum_columns(parts) for name, parts in self.gather(request.options, answer)}
-            case CountRequest():
-                return {name: sum_columns(parts) for name, parts in self.gather(self.units, answer)}
-            case KeepRequest():
-                weights = {name: [member.parameters for member in members] for name, members in self.units.items()}
-                return {
-                    name: float(np.average(parts, weights=weights[name]))
-                    for name, parts in self.gather(self.units, answer)
-                }
-        return answer
-
-    def gather(self, names: Iterable[str], answer: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
-        """Each unit with the answers for its members."""
-        return ((name, [answer[member.name] for member in self.units[name]]) for name in names)
-
     def spread(self, plan: Plan) -> dict[str, Treatment]:
         """A plan for units as one for components; each takes its own of the rows."""
         return {
@@ -119,9 +90,7 @@ class Fusion:
             for member, part in zip(self.units[name], split_rows(treatment, self.units[name]), strict=True)
         }
 
-    def spread_options(
-        self, options: Mapping[str, Sequence[Treatment | None]]
-    ) -> dict[str, Sequence[Treatment | None]]:
+    def spread_options(self, options: Options) -> dict[str, Sequence[Treatment | None]]:
         """Each member has the options of its unit, with its own of their rows."""
         found: dict[str, Sequence[Treatment | None]] = {}
         for name, chosen in options.items():
@@ -130,28 +99,64 @@ class Fusion:
             found |= {member.name: [part[place] for part in parts] for place, member in enumerate(members)}
         return found
 
+    def gather(self, names: Iterable[str], answer: Mapping[str, T]) -> Iterator[tuple[str, list[T]]]:
+        """Each unit with the answers for its members."""
+        return ((name, [answer[member.name] for member in self.units[name]]) for name in names)
 
-@dataclass
-class FusedSchedule(Schedule):
-    """`inner` as a schedule for components: it decides for units, which `unit` names, and does not know of it."""
 
-    inner: Schedule
-    unit: Callable[[Component], str] = name_unit
+@dataclass(frozen=True)
+class FusedOracle:
+    """Answers requests about units by asking `inner` about their components."""
 
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.inner.name
+    inner: Oracle
+    fusion: Fusion
 
-    def search(self, problem: Problem) -> Search:
-        fusion = fuse(problem.components, self.unit)
-        inner = self.inner.search(fusion.problem(problem))
-        request = next(inner, None)
-        while request is not None:
-            answer = yield fusion.expand(request)
-            try:
-                request = inner.send(fusion.fold(request, answer))
-            except StopIteration:
-                return
+    def score(self, request: ScoreRequest) -> tuple[Scores, ...]:
+        return self.inner.score(replace(request, trials=self._spread(request.trials)))
+
+    def values(self, request: ValuesRequest) -> tuple[dict[str, NDArray[np.float64]], ...]:
+        return self.inner.values(replace(request, trials=self._spread(request.trials)))
+
+    def best(self, request: BestRequest) -> Best:
+        return self.inner.best(replace(request, trials=self._spread(request.trials)))
+
+    def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
+        fusion = self.fusion
+        spread = replace(request, options=fusion.spread_options(request.options), at=fusion.spread(request.at))
+        answer = self.inner.estimate(spread)
+        return {name: join_estimates(parts) for name, parts in fusion.gather(request.options, answer)}
+
+    def sizes(self, request: SizeRequest) -> dict[str, list[int]]:
+        answer = self.inner.sizes(replace(request, options=self.fusion.spread_options(request.options)))
+        return {name: sum_columns(parts) for name, parts in self.fusion.gather(request.options, answer)}
+
+    def counts(self, request: CountRequest) -> dict[str, list[int]]:
+        answer = self.inner.counts(request)
+        return {name: sum_columns(parts) for name, parts in self.fusion.gather(self.fusion.units, answer)}
+
+    def keep(self, request: KeepRequest) -> dict[str, float]:
+        spread, units = self.fusion.spread, self.fusion.units
+        curve = [replace(waypoint, plan=spread(waypoint.plan)) for waypoint in request.curve]
+        answer = self.inner.keep(replace(request, plan=spread(request.plan), curve=curve))
+        weights = {name: [member.parameters for member in members] for name, members in units.items()}
+        return {
+            name: float(np.average(parts, weights=weights[name])) for name, parts in self.fusion.gather(units, answer)
+        }
+
+    def _spread(self, trials: Sequence[Plan]) -> list[Plan]:
+        return [self.fusion.spread(plan) for plan in trials]
+
+
+def open_dialogue(schedule: Schedule, problem: Problem, oracle: Oracle, fuses: bool) -> tuple[Dialogue, Oracle]:
+    """A dialogue with a schedule, and who answers it: `oracle`, through a `FusedOracle` where components are fused.
+
+    With `fuses` what servers load as one is decided together. A schedule that limits the size of files decides for all
+    parts of one matrix together. One that repeats earlier decisions gets the components as they are.
+    """
+    if schedule.repeats or not (fuses or schedule.limits_files()):
+        return Dialogue(schedule, problem), oracle
+    fusion = fuse(problem.components, name_unit if fuses else name_matrix)
+    return Dialogue(schedule, fusion.fuse_problem(problem)), FusedOracle(oracle, fusion)
 
 
 def fuse(components: Iterable[Component], unit: Callable[[Component], str] = name_unit) -> Fusion:

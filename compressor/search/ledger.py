@@ -1,14 +1,15 @@
-"""How many trials the approximate mode left out in a round, and what its audit found."""
+"""What the current round has cost so far: trials, forward passes, cached options, and what approximation left out."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 
 @dataclass
 class ApproximationTotals:
-    """How many trials were asked about and measured, and how many were dropped by the screen or skipped by bounds.
+    """Counts of the approximate mode: trials asked about, trials measured, and trials left out for each reason.
 
-    `violations` are measured trials that beat the bound they came with. Of the dropped ones `audited` were measured
-    all the same, and `missed` of these would have been among the best.
+    `violations` are measured trials that were better than the bound they came with. Of the trials left out, `audited`
+    were measured anyway, and `missed` of these would have been among the best.
     """
 
     questions: int = 0
@@ -20,13 +21,53 @@ class ApproximationTotals:
     audited: int = 0
     missed: int = 0
 
-    def describe(self) -> str | None:
-        """A sentence for a person; None where nothing was asked."""
+    def describe(self) -> list[str]:
+        """A sentence for a person; none where nothing was asked."""
         if not self.questions:
-            return None
-        return (
-            f"Approximate search: {self.measured} of {self.trials} trials were measured on all prefixes; dropped by "
-            f"the screen: {self.screened}, by bounds: {self.skipped}; trials that beat their bounds: "
-            f"{self.violations}; dropped trials that the audit measured: {self.audited}, of these among the best: "
+            return []
+        return [
+            f"Approximate search: {self.measured} of {self.trials} trials were measured on all prefixes; left out by "
+            f"the screen: {self.screened}, by bounds: {self.skipped}; trials that were better than their bounds: "
+            f"{self.violations}; left-out trials that the audit measured: {self.audited}, of these among the best: "
             f"{self.missed}."
-        )
+        ]
+
+
+@dataclass
+class Ledger:
+    """Costs of the `round` that is going on, on so many search `prefixes`.
+
+    `trials` is how many plans were tried, `passes` the cost in forward passes over all search prefixes, `cached` how
+    many estimates came from an earlier run.
+    """
+
+    prefixes: int
+    round: int = 1
+    trials: int = 0
+    passes: float = 0.0
+    cached: int = 0
+    approximation: ApproximationTotals = field(default_factory=ApproximationTotals)
+    began: float = field(default_factory=time.monotonic)
+
+    def spend(self, passes: float, start: int = 0, stop: int | None = None) -> None:
+        """Add forward passes over the search prefixes from `start` to `stop`."""
+        self.passes += passes * len(range(self.prefixes)[start:stop]) / self.prefixes
+
+    def describe(self) -> list[str]:
+        """Sentences for a person about what was not measured in this round."""
+        return [*self.approximation.describe(), *describe_cached(self.cached)]
+
+    def open_round(self, number: int) -> None:
+        """Start counting anew."""
+        self.round, self.trials, self.passes, self.cached = number, 0, 0.0, 0
+        self.approximation, self.began = ApproximationTotals(), time.monotonic()
+
+
+def describe_cached(count: int) -> list[str]:
+    """A note on estimates that were read from the cache; none where there were none."""
+    if not count:
+        return []
+    return [
+        f"What {count} options do alone came from the cache, measured by an earlier run of the same model, compressors "
+        "and data: it counts no trials and no passes here. sweep.cache=false asks anew."
+    ]

@@ -1,90 +1,121 @@
-"""The plan that a schedule makes of predictions alone: its dialogue is played without touching the model."""
+"""The plan that a schedule makes from predictions alone: its requests are answered without touching the model."""
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from compressor.contracts import (
+    BestRequest,
     CountRequest,
-    Dialogue,
+    Estimate,
     EstimateRequest,
     KeepRequest,
     Plan,
+    Problem,
     Request,
     Schedule,
     ScoreRequest,
     SizeRequest,
+    ValuesRequest,
 )
 from compressor.errors import ConfigError
-from compressor.search.session import Search
+from compressor.search.fused_components import open_dialogue
+from compressor.search.session import Session
 from compressor.sensitivity.cost_table import CostTable
 
 TARGETS = "targets"
-"""The option by which a schedule is told the mean amount to reach."""
+"""The option that gives a schedule the mean amount to reach."""
+T = TypeVar("T")
 
 
 @dataclass
-class Allocation:
-    """Asks `schedule` for plans; estimates are read off what `predict` knows of an objective, sizes off `known`.
+class PredictedOracle:
+    """The oracle of a forecast. It reads estimates off `predict` (objective -> cost table) and sizes off `known`.
 
-    `search` says what there is to choose from, and counts weights; the same request is answered once.
+    `count` counts weights. Requests that only a trial could answer raise ConfigError. `plan` is the first plan that the
+    schedule keeps. The same request is answered once.
     """
 
-    schedule: Schedule
-    search: Search
+    schedule: str
     known: CostTable
     predict: Callable[[str], CostTable]
-    answers: list[tuple[Request, Any]] = field(default_factory=list)
+    count: Callable[[CountRequest], dict[str, list[int]]]
+    plan: Plan | None = None
+    answers: list[tuple[Request[Any], Any]] = field(default_factory=list)
 
-    def find_plan(self, amount: float) -> Plan:
-        """The first plan that the schedule would keep for a mean amount; raises ConfigError if it must score."""
-        dialogue = open_dialogue(self.schedule, self.search, amount)
-        while (request := dialogue.propose()) is not None:
-            if isinstance(request, KeepRequest):
-                return request.plan
-            dialogue.tell(self.answer(request))
-        raise ConfigError(f"schedule `{self.schedule.name}` kept no plan; check its options")
+    def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
+        if request.measured:
+            self._refuse()
+        return self._remember(request, lambda: self.predict(request.objective).answer_estimate(request))
 
-    def answer(self, request: Request) -> Any:  # noqa: ANN401 - each request says what its answer is
-        """What is remembered, or found out now."""
+    def sizes(self, request: SizeRequest) -> dict[str, list[int]]:
+        return self._remember(request, lambda: self.known.answer_sizes(request))
+
+    def counts(self, request: CountRequest) -> dict[str, list[int]]:
+        return self._remember(request, lambda: self.count(request))
+
+    def keep(self, request: KeepRequest) -> dict[str, float]:
+        if self.plan is None:
+            self.plan = request.plan
+        amounts = {name: treatment.amount for name, treatment in request.plan.items()}
+        return {name: amounts.get(name, 0.0) for name in self.known.components}
+
+    def score(self, request: ScoreRequest) -> NoReturn:
+        self._refuse()
+
+    def values(self, request: ValuesRequest) -> NoReturn:
+        self._refuse()
+
+    def best(self, request: BestRequest) -> NoReturn:
+        self._refuse()
+
+    def _remember(self, request: Request[T], find: Callable[[], T]) -> T:
         for earlier, answer in self.answers:
             if earlier == request:
-                return answer
-        answer = self.find_answer(request)
-        self.answers.append((request, answer))
-        return answer
+                found: T = answer  # an equal request has an answer of the same type
+                return found
+        found = find()
+        self.answers.append((request, found))
+        return found
 
-    def find_answer(self, request: Request) -> Any:  # noqa: ANN401 - as above
-        """Read an answer off the predictions, or off the weights; raises ConfigError where only a trial could tell."""
-        match request:
-            case EstimateRequest(measured=False):
-                return self.predict(request.objective).answer_estimate(request)
-            case SizeRequest():
-                return self.known.answer_sizes(request)
-            case CountRequest():
-                return self.search.answer(request)
-            case _:
-                raise refuse_trials(self.schedule)
+    def _refuse(self) -> NoReturn:
+        raise refuse_trials(self.schedule)
 
 
-def refuse_trials(schedule: Schedule) -> ConfigError:
-    """The error for a schedule that wants to know what only a trial could tell."""
-    return ConfigError(
-        f"schedule `{schedule.name}` scores trials, and a forecast only estimates; use schedule.corrections=0, leave "
-        "`schedule` out, or use compressor run"
-    )
+def find_plan(schedule: Schedule, amount: float, problem: Problem, fuses: bool, oracle: PredictedOracle) -> Plan:
+    """The first plan that the schedule keeps for a mean amount; raises ConfigError where it must score trials."""
+    dialogue, fused = open_dialogue(aim(schedule, amount), problem, oracle, fuses)
+    oracle.plan = None
+    for _ in dialogue.converse(fused):
+        if oracle.plan is not None:
+            break
+    if oracle.plan is None:
+        raise ConfigError(f"schedule `{schedule.name}` kept no plan; check its options")
+    return oracle.plan
 
 
-def open_dialogue(schedule: Schedule, search: Search, amount: float) -> Dialogue:
-    """The dialogue for a mean amount; raises ConfigError for a schedule that does not aim at amounts, or only tries."""
+def aim(schedule: Schedule, amount: float) -> Schedule:
+    """The same schedule for one mean amount; raises ConfigError for one that does not aim at amounts."""
     if not hasattr(schedule, TARGETS):
         raise ConfigError(
             f"schedule `{schedule.name}` takes no `schedule.{TARGETS}`, over which a forecast draws its curve; leave "
             "`schedule` out, or choose one that does"
         )
     aimed: Schedule = dataclasses.replace(schedule, **{TARGETS: [amount]})  # type: ignore[type-var]
-    dialogue = search.begin(aimed)
-    if isinstance(dialogue.propose(), ScoreRequest):
-        raise refuse_trials(schedule)
-    return dialogue
+    return aimed
+
+
+def check_predictable(schedule: Schedule, amount: float, session: Session) -> None:
+    """Raise ConfigError, before anything is measured, for a schedule that a forecast cannot answer."""
+    dialogue, _ = session.begin(aim(schedule, amount))
+    if isinstance(dialogue.propose(), ScoreRequest | ValuesRequest | BestRequest):
+        raise refuse_trials(schedule.name)
+
+
+def refuse_trials(schedule: str) -> ConfigError:
+    """The error for a schedule that asks what only a trial can tell."""
+    return ConfigError(
+        f"schedule `{schedule}` scores trials, and a forecast only estimates; use schedule.corrections=0, leave "
+        "`schedule` out, or use compressor run"
+    )

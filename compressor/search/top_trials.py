@@ -1,57 +1,84 @@
-"""Which trials are best: all are scored, or, in the approximate mode, only those that may be, and an audit."""
+"""The best of many trials: all are scored, or, in the approximate mode, only those that may be among the best.
+
+In the approximate mode trials are measured in batches, those with the best bounds first. Bounds come from the schedule
+and from a surrogate that learns from the measured trials. An audit measures some of the trials that were left out.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from compressor.contracts import Best, BestRequest, Metric, Plan, Score, ScoreRequest
-from compressor.search.best import check_request, choose_best
-from compressor.search.trial_scoring import Scorer
-from compressor.settings import SweepMode
+from compressor.contracts import Best, BestRequest, Metric, Plan, ScoreRequest, Scores
+from compressor.search.estimating import Estimator
+from compressor.search.ledger import Ledger
+from compressor.search.ranking import check_request, choose_best
+from compressor.search.surrogate import Surrogate
+from compressor.search.trial_scoring import TrialScorer
+from compressor.settings import SweepMode, SweepSettings
 
 BATCH = 8
-"""Trials at a time, at least, where bounds say in which order: the engine shares work among them."""
+"""Trials that are measured together, at least, where bounds give the order: the engine shares work among them."""
 SOUNDINGS = 4
-"""Trials that are not predicted to be among the best, measured to learn how far predictions are off."""
-
-
-def find_best(scorer: Scorer, request: BestRequest) -> Best:
-    """Answer a BestRequest as the run's settings want it; raises PluginError for a request that makes no sense."""
-    check_request(request)
-    if scorer.settings.mode is SweepMode.approximate:
-        return BestTrials(scorer, request).answer()
-    scores = scorer.score_trials(ScoreRequest(request.trials, (request.metric,)))
-    return choose_best(request, scorer.metrics[request.metric].better, scores)
+"""Trials not predicted to be among the best that are measured to learn how large the prediction error is."""
 
 
 @dataclass
-class BestTrials:
-    """One approximate answer: trials are measured in batches, those with the best bounds first; then comes the audit.
+class TopTrials:
+    """Finds the best trials as the `settings` want it; keeps a surrogate for each round."""
 
-    `scores` are of the measured trials. The scorer's `savings` count what was dropped, and what that missed.
+    scorer: TrialScorer
+    estimator: Estimator
+    settings: SweepSettings
+    surrogate: Surrogate = field(default_factory=Surrogate)
+    round: int = 1
+
+    def find(self, request: BestRequest) -> Best:
+        """The best trials; raises PluginError for a request that makes no sense."""
+        check_request(request)
+        if self.round != self.scorer.ledger.round:  # the model has changed, and with it what treatments do
+            self.surrogate, self.round = Surrogate(), self.scorer.ledger.round
+        if self.settings.mode is SweepMode.approximate:
+            return Approximation(self, request).answer()
+        scores = self.scorer.score(ScoreRequest(request.trials, (request.metric,)))
+        return choose_best(request, self.scorer.metrics[request.metric].better, scores)
+
+
+@dataclass
+class Approximation:
+    """One approximate answer. `scores` are of the measured trials, by index.
+
+    The ledger counts the trials that were left out, and what the audit found among them.
     """
 
-    scorer: Scorer
+    finder: TopTrials
     request: BestRequest
-    scores: dict[int, dict[str, Score]] = field(default_factory=dict)
+    scores: dict[int, Scores] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> SweepSettings:
+        return self.finder.settings
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.finder.scorer.ledger
 
     @property
     def metric(self) -> Metric:
-        return self.scorer.metrics[self.request.metric]
+        return self.finder.scorer.metrics[self.request.metric]
 
     @property
     def sign(self) -> float:
         return self.metric.better.sign
 
     @property
-    def what(self) -> str:
-        """What is measured."""
+    def quantity(self) -> str:
+        """The name of the number by which trials are compared."""
         return f"{self.request.metric} {self.request.statistic}"
 
     def answer(self) -> Best:
         """Measure what may be among the best, and some of the rest."""
-        totals = self.scorer.savings
+        totals = self.ledger.approximation
         totals.questions += 1
         totals.trials += len(self.request.trials)
         waiting = [*self.indices]
@@ -67,7 +94,7 @@ class BestTrials:
         return self.choose()
 
     def choose(self) -> Best:
-        """The best of what was measured so far."""
+        """The best of the trials that were measured so far."""
         return choose_best(self.request, self.metric.better, [self.scores.get(i) for i in self.indices])
 
     @property
@@ -79,37 +106,38 @@ class BestTrials:
         return self.sign * self.scores[index][self.request.metric].statistic(self.request.statistic)
 
     def bound(self, index: int) -> float:
-        """The largest value that a trial can have by what the schedule knows; infinite where it knows nothing."""
-        given = self.request.bounds[index] if self.request.bounds and self.scorer.settings.lazy else None
+        """The largest value that a trial can have as far as the schedule knows; infinite where it knows nothing."""
+        given = self.request.bounds[index] if self.request.bounds and self.settings.lazy else None
         return np.inf if given is None or np.isnan(given) else self.sign * given
 
     def is_beaten(self, bound: float) -> bool:
-        """Are the best so far at least as good as what has this bound, or worse by so little that it may be?"""
+        """Whether the best so far are at least as good as a trial with this bound, up to the tolerance."""
         if len(self.scores) < self.request.count:
             return False
         last = self.value(self.choose().chosen[-1])
-        return last + self.scorer.settings.tolerance * abs(last) >= bound
+        return last + self.settings.tolerance * abs(last) >= bound
 
     def choose_next(self, waiting: Sequence[int]) -> list[int]:
-        """Which trials to measure next: all of which nothing is known, else a few of the best bounds; none at last."""
-        scorer, settings, count = self.scorer, self.scorer.settings, max(self.request.count, BATCH)
+        """The trials to measure next: all without a bound, else a few with the best bounds; empty at the end."""
+        settings, count = self.settings, max(self.request.count, BATCH)
         bounds = {index: self.bound(index) for index in waiting}
         if settings.screen is not None and len(waiting) > self.request.count:
             level = settings.delta / len(self.indices)
-            learned = scorer.screen.bound(self.what, self.list_trials(waiting), settings.screen, level, scorer.estimate)
+            trials = self.list_trials(waiting)
+            learned = self.finder.surrogate.bound(
+                self.quantity, trials, settings.screen, level, self.finder.estimator.estimate
+            )
             if learned is None:
-                return self.sound(waiting, count)
+                return self.choose_first(waiting, count, settings.screen)
             bounds = {index: min(bounds[index], limit) for index, limit in zip(waiting, learned, strict=True)}
         order = sorted(waiting, key=lambda index: (-bounds[index], index))
         if not order or self.is_beaten(bounds[order[0]]):
             return []
         return order[: sum(bound == np.inf for bound in bounds.values()) or count]
 
-    def sound(self, waiting: Sequence[int], count: int) -> list[int]:
-        """Those that are predicted to be the best, and some of the others, from the next ones to the worst."""
-        screen = self.scorer.settings.screen
-        assert screen is not None
-        changes = self.scorer.screen.predict(self.list_trials(waiting), screen, self.scorer.estimate)
+    def choose_first(self, waiting: Sequence[int], count: int, screen: str) -> list[int]:
+        """The trials that are predicted to be the best, and some others, spread evenly down to the worst."""
+        changes = self.finder.surrogate.predict(self.list_trials(waiting), screen, self.finder.estimator.estimate)
         order = np.argsort(changes, kind="stable")  # an estimable metric grows with the change: the lower the better
         places = np.linspace(count, len(order) - 1, SOUNDINGS).astype(int) if len(order) > count + SOUNDINGS else ()
         return [waiting[place] for place in (*order[:count], *order[[*places]])]
@@ -118,21 +146,21 @@ class BestTrials:
         return [self.request.trials[index] for index in indices]
 
     def measure(self, indices: Sequence[int]) -> None:
-        """Score trials on all search prefixes, and let the screen learn from them."""
+        """Score trials on all search prefixes, and let the surrogate learn from them."""
         if not indices:
             return
         trials = self.list_trials(indices)
-        found = self.scorer.score_trials(ScoreRequest(trials, (self.request.metric,)))
+        found = self.finder.scorer.score(ScoreRequest(trials, (self.request.metric,)))
         for index, plan, scores in zip(indices, trials, found, strict=True):
             self.scores[index] = scores
-            self.scorer.screen.note(self.what, plan, self.value(index))
+            self.finder.surrogate.note(self.quantity, plan, self.value(index))
 
     def audit(self) -> None:
-        """Measure some of the dropped trials too: do they belong among the best?"""
-        totals, scorer = self.scorer.savings, self.scorer
-        dropped = [index for index in self.indices if index not in self.scores]
-        rng = np.random.default_rng([scorer.seed, scorer.round - 1, totals.questions])
-        chosen: list[int] = sorted(rng.permutation(np.array(dropped, dtype=int))[: scorer.settings.audit].tolist())
+        """Measure some of the trials that were left out: do they belong among the best?"""
+        totals, ledger = self.ledger.approximation, self.ledger
+        left_out = np.array([index for index in self.indices if index not in self.scores], dtype=int)
+        rng = np.random.default_rng([self.finder.scorer.seed, ledger.round - 1, totals.questions])
+        chosen: list[int] = sorted(rng.permutation(left_out)[: self.settings.audit].tolist())
         self.measure(chosen)
         totals.audited += len(chosen)
         totals.missed += len({*chosen} & {*self.choose().chosen})

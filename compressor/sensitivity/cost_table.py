@@ -113,7 +113,7 @@ class CostTable:
         return options
 
 
-def list_options(offers: Mapping[str, Mapping[str, Offer]], name: str) -> list[Treatment]:
+def sample_options(offers: Mapping[str, Mapping[str, Offer]], name: str) -> list[Treatment]:
     """A grid of what compressors offer for a component: fixed amounts, and even steps of ranges."""
     return [
         Treatment(compressor, amount) for compressor, offer in offers.items() for amount in list_amounts(offer[name])

@@ -25,7 +25,11 @@ from compressor.models import Model
 from compressor.sensitivity.gradients import LayerwiseGradients
 
 KEPT_NUMBERS = 1 << 27
-"""Numbers that weight changes may hold from one walk to the next; others are made anew."""
+"""Numbers that weight changes may hold from one walk to the next; others are made anew.
+
+A constant, not a share of the memory budget: it decides how many sequences one walk takes, and each walk draws its
+random numbers anew.
+"""
 
 Scalar = Callable[[Readout, Readout], Tensor]
 

@@ -27,7 +27,11 @@ from compressor.models.weight_views import WeightView
 PROBE = (2, 3)
 """Sequences and tokens of the forward pass that finds out how modules are called."""
 GRADIENT_NUMBERS = 1 << 22
-"""Gradients of several sequences may take so many numbers together, or an eighth of the model's if that is more."""
+"""Gradients of several sequences may take so many numbers together, or an eighth of the model's if that is more.
+
+A constant, not a share of the memory budget: it decides which sequences one product takes together, and in which order
+their rows are added up, so that rounding depends on it.
+"""
 Visit = Callable[[str, slice, Tensor], None]
 """Gets a component, which sequences, and the whole gradients `[sequence, out, in]` of their scalars; once each."""
 

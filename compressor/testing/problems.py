@@ -1,4 +1,4 @@
-"""Small problems for rehearsals of schedules, and the rehearsal itself, for those who test a schedule."""
+"""Small problems for dry runs of schedules, and the dry run itself, for those who test a schedule."""
 
 from collections.abc import Sequence
 

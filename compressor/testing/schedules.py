@@ -47,51 +47,51 @@ class ScheduleContract(PluginContract):
         better = {name: metrics[name].better if name in metrics else Better.LOWER for name in plugin.ranks_by()}
         return [make_problem(compressors, better) for compressors in COMPRESSORS]
 
-    def rehearse(self, plugin: Schedule, proof_shift: float = 0.0) -> list[DryRun]:
-        """A finished rehearsal of every problem that the schedule does not refuse; PluginError for a bad request."""
+    def dry_runs(self, plugin: Schedule, proof_shift: float = 0.0) -> list[DryRun]:
+        """A dry run of every problem that the schedule does not refuse; PluginError for a bad request."""
         found = []
         for problem in self.problems(plugin):
             try:
                 Dialogue(plugin, problem)
             except (ConfigError, PlanError):
                 continue
-            rehearsal = DryRun(problem, proof_shift)
-            rehearsal.play(plugin, self.requests)
-            found.append(rehearsal)
+            run = DryRun(problem, proof_shift)
+            run.play(plugin, self.requests)
+            found.append(run)
         assert found, f"schedule `{plugin.name}` refuses every problem; override `problems` with one that it takes"
         return found
 
     def test_ends_and_keeps_a_plan(self, plugin: Schedule) -> None:
         """After a bounded number of requests the schedule is done and has kept a plan. It asks only for components,
         amounts and metrics that there are, and keeps no less than it has kept before."""
-        for rehearsal in self.rehearse(plugin):
-            kept = [request for request in rehearsal.requests if isinstance(request, KeepRequest)]
-            assert kept, f"no plan was kept in {len(rehearsal.requests)} requests"
+        for run in self.dry_runs(plugin):
+            kept = [request for request in run.requests if isinstance(request, KeepRequest)]
+            assert kept, f"no plan was kept in {len(run.requests)} requests"
 
     def test_is_a_function_of_problem_and_answers(self, plugin: Schedule) -> None:
         """The same problem and answers give the same requests; options and global generators stay as they are."""
         options = copy.deepcopy(plugin)
         with randomness_untouched():
-            first = self.rehearse(plugin)
-        second = self.rehearse(plugin)
+            first = self.dry_runs(plugin)
+        second = self.dry_runs(plugin)
         assert [r.requests for r in first] == [r.requests for r in second], "the second run asks for something else"
         assert plugin == options, "an option was changed"
 
     def test_goes_on_from_its_answers(self, plugin: Schedule) -> None:
         """A run resumes: a new dialogue that is given the first answers asks for what came next."""
-        for rehearsal in self.rehearse(plugin):
-            expected = [*rehearsal.requests, None]
+        for run in self.dry_runs(plugin):
+            expected = [*run.requests, None]
             for told in range(0, len(expected), 1 + len(expected) // 20):
-                dialogue = Dialogue(plugin, rehearsal.problem, rehearsal.answers[:told])
+                dialogue = Dialogue(plugin, run.problem, run.answers[:told])
                 assert dialogue.propose() == expected[told], f"after {told} answers it goes on otherwise"
 
     def test_decides_nothing_on_proof_prefixes(self, plugin: Schedule) -> None:
         """Scores on proof prefixes may be asked for, but other scores there change no request."""
-        first, second = self.rehearse(plugin), self.rehearse(plugin, proof_shift=0.5)
+        first, second = self.dry_runs(plugin), self.dry_runs(plugin, proof_shift=0.5)
         assert [r.requests for r in first] == [r.requests for r in second], "a decision depends on proof prefixes"
 
     def test_needs_no_torch(self, plugin: Schedule, monkeypatch: pytest.MonkeyPatch) -> None:
         """A search runs where torch cannot be imported."""
         monkeypatch.delitem(sys.modules, "torch", raising=False)
         monkeypatch.setattr(sys, "meta_path", [TorchRefused(), *sys.meta_path])
-        self.rehearse(plugin)
+        self.dry_runs(plugin)

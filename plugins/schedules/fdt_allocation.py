@@ -1,12 +1,11 @@
 """Algorithm 1 of the paper: prune every component as far as a common level of the metric allows."""
 
-from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from compressor.contracts import KeepRequest, Problem, Schedule, ScoreRequest, Scores, Search, Treatment
+from compressor.contracts import Asks, KeepRequest, Problem, Schedule, ScoreRequest, Scores, Search, Treatment
 
 from . import water_filling
 from .rankers import Statistic, check_ranker
@@ -53,11 +52,9 @@ class FdtAllocation(Schedule):
         for target in targets:
             amounts = yield from self._allocate(span, current, target, sign)
             request = KeepRequest(span.plan(amounts), target, last=target == targets[-1])
-            current = span.read((yield request))
+            current = span.read((yield from request))
 
-    def _allocate(
-        self, span: Span, current: Vector, target: float, sign: float
-    ) -> Generator[ScoreRequest, Any, Vector]:
+    def _allocate(self, span: Span, current: Vector, target: float, sign: float) -> Asks[Vector]:
         """One round: the amounts `[component]` that reach the target, from scores on top of the current model."""
         floor = np.maximum(current, span.low)
         ceiling = np.maximum(floor, span.high)
@@ -73,7 +70,7 @@ class FdtAllocation(Schedule):
         curves = water_filling.cut_curves(points, water_filling.make_non_increasing(goodness), floor, ceiling)
         return water_filling.fill(*curves, span.parameters, target)
 
-    def _measure(self, span: Span, current: Vector, points: Vector) -> Generator[ScoreRequest, Any, Measured]:
+    def _measure(self, span: Span, current: Vector, points: Vector) -> Asks[Measured]:
         """The ranker at every point; no change is one trial for all components, and nothing is scored twice."""
         known: Measured = {}
         if self.ranker in VALUE_OF_REMOVED:
@@ -82,7 +79,7 @@ class FdtAllocation(Schedule):
         wanted = {(index, amount): None for index, row in enumerate(points.tolist()) for amount in row}
         trials = [point for point in wanted if point not in unchanged and point not in known]
         changes = [{span.names[index]: Treatment(span.compressor, amount)} for index, amount in trials]
-        answer = yield ScoreRequest([{}, *changes], (self.ranker,))
+        answer = yield from ScoreRequest([{}, *changes], (self.ranker,))
         first, *others = map(self._read, answer)
         return known | dict.fromkeys(unchanged, first) | dict(zip(trials, others, strict=True))
 

@@ -1,14 +1,13 @@
 """One threshold for the whole model: the least important weights go, wherever they are."""
 
 import math
-from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.contracts import CountRequest, KeepRequest, Problem, Schedule, Search
+from compressor.contracts import Asks, CountRequest, KeepRequest, Problem, Schedule, Search
 
 from .targets import Span, Vector, choose_span
 
@@ -43,10 +42,10 @@ class GlobalThreshold(Schedule):
         for target in targets:
             counts = yield from find_counts(span, current, target)
             request = KeepRequest(span.plan(counts / span.parameters), target, last=target == targets[-1])
-            current = span.read((yield request))
+            current = span.read((yield from request))
 
 
-def find_counts(span: Span, current: Vector, target: float) -> Generator[CountRequest, Any, Counts]:
+def find_counts(span: Span, current: Vector, target: float) -> Asks[Counts]:
     """How many weights `[component]` to prune so that the total is within one weight of the target.
 
     A bracket of two neighbouring thresholds is refined until the total is met, or no float32 lies in between.
@@ -57,7 +56,7 @@ def find_counts(span: Span, current: Vector, target: float) -> Generator[CountRe
     bits, counts = [-INFINITY - 1, INFINITY + 1], [floor, ceiling]
     while bits[1] - bits[0] > 1 and wanted not in (counts[0].sum(), counts[1].sum()):
         grid = cut_bracket(*bits)
-        answer = yield CountRequest(span.compressor, float_at(grid))
+        answer = yield from CountRequest(span.compressor, float_at(grid))
         table = np.array([answer[name] for name in span.names], dtype=np.int64)
         # clipping keeps the order of the thresholds, so that the bracket encloses the total with the bounds in force
         steps = [counts[0], *np.clip(table, floor[:, None], ceiling[:, None]).T, counts[1]]

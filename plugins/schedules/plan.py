@@ -31,7 +31,7 @@ class ReplayedPlan(Schedule):
         plan = read_plan(self.path, self.depth)
         for name, treatment in plan.items():
             check_treatment(name, treatment, problem)
-        yield KeepRequest(plan, last=True)
+        yield from KeepRequest(plan, last=True)
 
 
 def check_treatment(name: str, treatment: Treatment, problem: Problem) -> None:

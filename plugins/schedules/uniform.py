@@ -28,7 +28,7 @@ class Uniform(Schedule):
             check_offered(target, compressor, offers)
         for target in targets:
             plan = {component.name: Treatment(compressor, target) for component in problem.components}
-            yield KeepRequest(plan, target, last=target == targets[-1])
+            yield from KeepRequest(plan, target, last=target == targets[-1])
 
 
 def find_common_amount(compressor: str, offers: Mapping[str, Offer]) -> float:

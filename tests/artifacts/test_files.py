@@ -9,8 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from compressor.artifacts.files import append_json_line, check_writable, read_json, to_strict, write_json, write_text
+from compressor.artifacts.files import (
+    append_json_line,
+    check_writable,
+    read_json,
+    replaced_file,
+    replaced_folder,
+    to_strict,
+    write_json,
+    write_text,
+)
 from compressor.errors import OutputError
 
 
@@ -76,6 +86,107 @@ def test_a_reader_never_sees_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "fsync", look)
     write_json(path, ["new"] * 10_000)
     assert seen == [["old"]]
+
+
+def fail_in_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    raise KeyboardInterrupt
+
+
+def fail_at_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", refuse)
+
+
+def fail_at_first_rename(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "replace", refuse)
+
+
+def fail_at_last_rename(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The renaming of the new file or folder alone; that of the old folder, and its return, work."""
+    replace = os.replace
+
+    def refuse_new(source: Path, target: Path) -> None:
+        if source.suffix in (".tmp", ".partial"):
+            refuse()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_new)
+
+
+def refuse(*arguments: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+FAILURES = [fail_in_body, fail_at_fsync, fail_at_first_rename, fail_at_last_rename]
+
+
+def list_tree(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("fail", FAILURES)
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_write_that_is_interrupted_leaves_the_old_content_whole(
+    fail: Any,  # noqa: ANN401 - one of FAILURES
+    is_there: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if is_there:
+        (tmp_path / "file").write_text("old")
+        (tmp_path / "folder" / "inner").mkdir(parents=True)
+        (tmp_path / "folder" / "inner" / "a").write_text("old")
+    before = list_tree(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises((OutputError, KeyboardInterrupt)):
+        with replaced_file(tmp_path / "file") as temporary:
+            temporary.write_text("new, and interrupted")
+            fail(patch)
+    with monkeypatch.context() as patch, pytest.raises((OutputError, KeyboardInterrupt)):
+        with replaced_folder(tmp_path / "folder") as partial:
+            (partial / "b").write_text("new, and interrupted")
+            fail(patch)
+    assert list_tree(tmp_path) == before
+    assert {path.name for path in tmp_path.iterdir()} == ({"file", "folder"} if is_there else set())
+
+
+def test_a_folder_is_replaced_with_all_that_is_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "model"
+    for names in (["a", "b"], ["b"]):
+        with replaced_folder(folder) as partial:
+            for name in names:
+                (partial / name).write_text(name)
+        assert {path.name for path in folder.iterdir()} == {*names}
+        assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_what_a_killed_process_left_is_not_in_the_way(tmp_path: Path) -> None:
+    for name in (".model.partial", ".model.old", "model"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text(name)
+    with replaced_folder(tmp_path / "model") as partial:
+        (partial / "b").write_text("new")
+    assert list_tree(tmp_path) == {"model/b": "new"}
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+def test_files_of_safetensors_have_the_permissions_of_any_other(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        with replaced_file(tmp_path / "file") as temporary:
+            save_file({"a": np.zeros(3)}, temporary)
+        with replaced_folder(tmp_path / "folder") as partial:
+            save_file({"a": np.zeros(3)}, partial / "a.safetensors")
+    finally:
+        os.umask(before)
+    written = (tmp_path / "file", tmp_path / "folder" / "a.safetensors")
+    assert [path.stat().st_mode & 0o777 for path in written] == [0o666 & ~umask] * 2
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_a_failure_of_safetensors_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"^cannot write .*file: .*; free some space or choose") as caught:
+        with replaced_file(tmp_path / "file") as temporary:
+            save_file({"a": np.zeros(3)}, temporary.parent / "absent" / "file")
+    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
 
 
 def test_json_is_strict_and_keeps_its_order(tmp_path: Path) -> None:

@@ -24,14 +24,14 @@ import numpy as np
 
 from compressor.commands.run import Run
 from compressor.contracts import (
-    Dialogue,
     EstimateRequest,
-    KeepRequest,
     Plan,
     Prefixes,
+    Request,
     ScoreRequest,
     SizeRequest,
     Treatment,
+    ValuesRequest,
 )
 from compressor.evaluation.bootstrap import compare_paired, summarize
 from compressor.evaluation.evaluator import Evaluator, Statistics
@@ -42,7 +42,7 @@ from .allocation_methods import BUDGETS, GROUPS, PREFIXES, PRUNING, Group, Metho
 from .allocation_page import SHOWN, render_page
 from .heuristics import charge_options
 from .keeping import Keep
-from .runs import MODELS, open_run
+from .runs import MODELS, Undecided, decide, open_run
 
 METRICS = ("fdtm", "sdtm", "kl", "perplexity", "margin_noise")
 
@@ -59,30 +59,51 @@ Key = tuple[str, str, str, int]
 """Model, budget, method, seed."""
 
 
-def find_plan(run: Run, method: Method, budget: float, remembered: dict[str, tuple[Any, float]]) -> tuple[Plan, float]:
-    """The plan of a schedule's only round, and its cost in passes over 64 prefixes; nothing is put on the model.
+class Remembering(Undecided):
+    """Remembers what was measured: trials of single components are the same for several schedules and budgets.
 
-    What was measured is remembered: trials of single components are the same for several schedules and budgets.
+    `total` is the cost in passes over 64 prefixes.
     """
-    dialogue: Dialogue = run.search.begin(method.make(budget))
-    total = 0.0
-    while not isinstance(request := dialogue.propose(), KeepRequest):
-        assert request is not None
-        run.search.passes = 0.0
-        measures = isinstance(request, ScoreRequest) or (isinstance(request, EstimateRequest) and request.measured)
-        key = repr((request, run.search.prefixes)) if measures else ""
-        if key in remembered:
-            answer, run.search.passes = remembered[key]
-        elif isinstance(request, EstimateRequest) and method.heuristic:
-            answer = charge_options(run, request, method.heuristic)
-            run.search.spend(4, request.start, request.stop)
+
+    def __init__(self, run: Run, method: Method, remembered: dict[str, tuple[Any, float]]) -> None:
+        super().__init__(run.session)
+        self.run, self.method, self.remembered, self.total = run, method, remembered, 0.0
+
+    def score(self, request: ScoreRequest) -> Any:  # noqa: ANN401 - as the session
+        return self.remember(request)
+
+    def values(self, request: ValuesRequest) -> Any:  # noqa: ANN401 - as the session
+        return self.remember(request)
+
+    def estimate(self, request: EstimateRequest) -> Any:  # noqa: ANN401 - as the session
+        if request.measured:
+            return self.remember(request)
+        self.session.ledger.passes = 0.0
+        if self.method.heuristic:
+            answer = charge_options(self.run, request, self.method.heuristic)
+            self.session.ledger.spend(4, request.start, request.stop)
         else:
-            answer = run.search.answer(request)
-        if key:
-            remembered[key] = answer, run.search.passes
-        total += run.search.passes * run.search.prefixes / PREFIXES
-        dialogue.tell(answer)
-    return request.plan, total
+            answer = self.session.estimate(request)
+        self.charge(self.session.ledger.passes)
+        return answer
+
+    def remember(self, request: Request[Any]) -> Any:  # noqa: ANN401 - as the session
+        key = repr((request, self.session.ledger.prefixes))
+        if key not in self.remembered:
+            self.session.ledger.passes = 0.0
+            self.remembered[key] = request.ask(self.session), self.session.ledger.passes
+        answer, passes = self.remembered[key]
+        self.charge(passes)
+        return answer
+
+    def charge(self, passes: float) -> None:
+        self.total += passes * self.session.ledger.prefixes / PREFIXES
+
+
+def find_plan(run: Run, method: Method, budget: float, remembered: dict[str, tuple[Any, float]]) -> tuple[Plan, float]:
+    """The plan of a schedule's only round, and its cost; nothing is put on the model."""
+    remembering = Remembering(run, method, remembered)
+    return decide(remembering, method.make(budget)).plan, remembering.total
 
 
 def limit_prefixes(run: Run, whole: Evaluator, prefixes: int) -> None:
@@ -91,7 +112,8 @@ def limit_prefixes(run: Run, whole: Evaluator, prefixes: int) -> None:
     assert reference.hidden is not None
     first = replace(reference, tokens=reference.tokens[:prefixes], hidden=reference.hidden[:prefixes], runners={})
     run.evaluators[Prefixes.SEARCH] = replace(whole, reference=first)
-    run.search.prefixes = prefixes
+    run.session.ledger.prefixes = prefixes
+    run.session.problem = replace(run.session.problem, prefixes=prefixes)
 
 
 def measure_group(group: Group, model: str, seed: int, proof: int, wanted: set[Key]) -> Iterator[tuple[Key, Measured]]:
@@ -108,7 +130,7 @@ def measure_group(group: Group, model: str, seed: int, proof: int, wanted: set[K
             limit_prefixes(run, whole, method.prefixes)
             with patch.object(continuous, "LEVELS", np.arange(method.amounts) / (method.amounts - 1)):
                 plan, passes = find_plan(run, method, adapt_budget(run, budget), remembered)
-            (statistics,) = run.evaluators[Prefixes.PROOF].score_all([run.search.make_trial(plan)])
+            (statistics,) = run.evaluators[Prefixes.PROOF].score_all([plan])
             yield (model, text, name, seed), Measured(statistics, passes)
 
 
@@ -118,7 +140,7 @@ def adapt_budget(run: Run, budget: float) -> float:
         return budget
     width = int(budget)
     plan = {c.name: Treatment("rtn", 1 - width / c.stored_bits) for c in run.model.components.values()}
-    sizes = run.search.answer(SizeRequest({name: [treatment] for name, treatment in plan.items()}))
+    sizes = run.session.sizes(SizeRequest({name: [treatment] for name, treatment in plan.items()}))
     parameters = sum(component.parameters for component in run.model.components.values())
     return max(budget, sum(bits for (bits,) in sizes.values()) / parameters)
 

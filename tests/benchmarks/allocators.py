@@ -28,7 +28,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from compressor.contracts import KeepRequest, Prefixes
+from compressor.contracts import Prefixes
 from compressor.evaluation.evaluator import Statistics
 from compressor_plugins.schedules.budget.budget import Budget
 
@@ -36,7 +36,7 @@ from .asking import ask_peer
 from .keeping import Keep
 from .mixed import FORMATS, Case, locate, open_case
 from .peers.task import Allocation, counted, read_answer
-from .runs import MODELS, make_random
+from .runs import MODELS, Undecided, decide, make_random
 from .scores import METRICS, compare, count_verdicts, describe
 
 CORRECTIONS = {"budget": 6, "budget, one pass": 0}
@@ -63,7 +63,7 @@ class Found:
         taken = case.task.count(allocation)
         assert taken <= case.task.budgets[number], f"{taken} bits of {case.task.budgets[number]}"
         plan = {component: FORMATS[form] for component, form in allocation.items()}
-        (statistics,) = case.run.evaluators[Prefixes.PROOF].score_all([case.run.search.make_trial(plan)], METRICS)
+        (statistics,) = case.run.evaluators[Prefixes.PROOF].score_all([plan], METRICS)
         budget = case.budgets[number]
         self.bits[budget], self.statistics[budget] = taken / case.task.parameters, statistics
 
@@ -75,12 +75,9 @@ def search_here(case: Case) -> dict[str, Found]:
     for method, corrections in CORRECTIONS.items():
         found = answers[method] = Found(1.0, 0.0)
         for number, budget in enumerate(case.budgets):
-            dialogue = run.search.begin(Budget(bits=budget, corrections=corrections))
             with counted(run.model.network.model.layers) as cost:
-                while not isinstance(request := dialogue.propose(), KeepRequest):
-                    assert request is not None
-                    dialogue.tell(run.search.answer(request))
-            found.add(case, number, {name: names[treatment.compressor] for name, treatment in request.plan.items()})
+                plan = decide(Undecided(run.session), Budget(bits=budget, corrections=corrections)).plan
+            found.add(case, number, {name: names[treatment.compressor] for name, treatment in plan.items()})
             found.passes += cost.total / case.one_pass / len(case.budgets)
             found.seconds += cost.seconds / len(case.budgets)
     return answers

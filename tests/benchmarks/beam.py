@@ -17,15 +17,14 @@ from typing import Any
 
 from compressor.commands.run import Run
 from compressor.contracts import KeepRequest, Prefixes
-from compressor.search.ledger import ApproximationTotals
-from compressor.search.surrogate import Surrogate
+from compressor.search.top_trials import TopTrials
 from compressor.settings import SweepMode, SweepSettings
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.schedules.beam.beam import Beam
 from compressor_plugins.schedules.rankers import Statistic
 
 from .allocation import PREFIXES, limit_prefixes
-from .runs import MODELS, open_run
+from .runs import MODELS, Undecided, decide, open_run
 
 DEPTHS = (0.25, 0.5, 0.75)
 """Shares of the components after which plans are counted."""
@@ -56,14 +55,12 @@ WAYS = {
 def search(run: Run, way: Way, width: int) -> tuple[KeepRequest, float, float]:
     """What the schedule would keep after all depths, and what it took: passes over 64 prefixes, CPU seconds."""
     began = time.process_time()
-    run.search.settings, run.search.passes, run.search.trials = way.settings, 0.0, 0
-    run.search.savings, run.search.screen = ApproximationTotals(), Surrogate()
+    session = run.session
+    session.ledger.open_round(1)
+    session.top_trials = TopTrials(session.scorer, session.estimator, way.settings)
     run.evaluators[Prefixes.SEARCH].mode = way.settings.mode
-    dialogue = run.search.begin(Beam(width=width, ranker=way.ranker, statistic=way.statistic))
-    while not isinstance(request := dialogue.propose(), KeepRequest):
-        assert request is not None
-        dialogue.tell(run.search.answer(request))
-    return request, run.search.passes * way.prefixes / PREFIXES, time.process_time() - began
+    kept = decide(Undecided(session), Beam(width=width, ranker=way.ranker, statistic=way.statistic))
+    return kept, session.ledger.passes * way.prefixes / PREFIXES, time.process_time() - began
 
 
 def measure_model(model: str, seed: int, width: int, proof: int, names: list[str]) -> Iterator[dict[str, Any]]:
@@ -75,14 +72,14 @@ def measure_model(model: str, seed: int, width: int, proof: int, names: list[str
             way = WAYS[name]
             limit_prefixes(run, whole, way.prefixes)
             kept, passes, seconds = search(run, way, width)
-            row = {"model": model, "seed": seed, "way": name, "trials": run.search.trials, "passes": passes}
-            row |= {"CPU s": seconds, "saved": run.search.savings.describe() or ""}
+            row = {"model": model, "seed": seed, "way": name, "trials": run.session.ledger.trials, "passes": passes}
+            row |= {"CPU s": seconds, "saved": "".join(run.session.ledger.approximation.describe())}
             depths = [round(share * len(run.model.components)) for share in DEPTHS]
-            trials = [run.search.make_trial(kept.curve[depth - 1].plan) for depth in depths]
+            trials = [kept.curve[depth - 1].plan for depth in depths]
             for depth, found in zip(
                 depths, run.evaluators[Prefixes.PROOF].score_all(trials, ["fdtm", "kl"]), strict=True
             ):
-                scores = run.search.summarize(found)
+                scores = run.session.scorer.summarize(found)
                 row[f"FDT75 at {depth}"] = [getattr(scores["fdtm"], field) for field in ("p75", "p75_low", "p75_high")]
                 row[f"KL at {depth}"] = scores["kl"].mean
             yield row

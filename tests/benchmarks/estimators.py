@@ -39,8 +39,8 @@ def measure_model(model: str, objective: str, seed: int) -> dict[str, Any]:
     """The error of every estimator."""
     with open_run(model, [Magnitude()], ["kl", objective], seed=seed, prefixes=MANY, proof_prefixes=1) as run:
         options = {name: [Treatment("magnitude", amount) for amount in SPARSITIES] for name in run.model.components}
-        truth = run.search.answer(EstimateRequest(options, objective, start=FEW))
-        few = run.search.answer(EstimateRequest(options, objective, stop=FEW))
+        truth = run.session.estimate(EstimateRequest(options, objective, start=FEW))
+        few = run.session.estimate(EstimateRequest(options, objective, stop=FEW))
         trace = charge_options(run, EstimateRequest(options, objective), Heuristic.trace)
         expected = {name: estimate.changes.mean(axis=0) for name, estimate in truth.items()}
         steady = steady_changes(few)

@@ -15,7 +15,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from safetensors.torch import load_file
 from compressor.commands.run import Run
 from compressor.contracts import Prefixes, Treatment
 from compressor.evaluation.evaluator import Statistics
-from compressor.evaluation.trials import Trial
 from compressor_plugins.quantization.gptq import Gptq, Order
 from compressor_plugins.quantization.int4 import Int4
+from tests.support.trial_weights import GivenWeights
 
 from .asking import ask_peer
 from .keeping import Keep
@@ -63,12 +63,12 @@ def measure_seed(model: str, order: Order, seed: int, options: argparse.Namespac
         names, components = choose_components(run), run.model.components
         treated = {name: 1 - 4 / components[name].stored_bits for name in names}
         proof = run.evaluators[Prefixes.PROOF]
-        rounded = run.search.make_trial({name: Treatment("int4", amount) for name, amount in treated.items()})
+        rounded = {name: Treatment("int4", amount) for name, amount in treated.items()}
         found["round to nearest"] = Outcome(proof.score_all([rounded], METRICS)[0])
         if peer := compress_there(run, model, compressor, names, options.environments):
             found[BASELINE] = peer
         began, busy = time.perf_counter(), time.process_time()
-        run.search.apply({name: Treatment("gptq", amount) for name, amount in treated.items()})
+        run.session.applied.apply({name: Treatment("gptq", amount) for name, amount in treated.items()}, is_last=True)
         seconds = time.perf_counter() - began, time.process_time() - busy
         found["gptq"] = Outcome(proof.score_current(METRICS), *seconds)
     return found
@@ -89,8 +89,9 @@ def compress_there(
         if answer is None:
             return None
         weights = load_file(path)
-    trial = Trial({name: lambda name=name: weights[name] for name in names})
-    (statistics,) = run.evaluators[Prefixes.PROOF].score_all([trial], METRICS)
+    given = GivenWeights()
+    evaluator = replace(run.evaluators[Prefixes.PROOF], weight_source=given, engine=None)
+    (statistics,) = evaluator.score_all([given.add_plan({name: weights[name] for name in names})], METRICS)
     return Outcome(statistics, answer["seconds"], answer["busy"], answer["version"])
 
 

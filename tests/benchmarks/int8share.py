@@ -61,7 +61,7 @@ def measure_order(run: Run, order: str) -> Ordered:
     singles = None if order == "greedy" else measure_singles(run, treated, ["KL"])
     names = rank(run, treated, "FDT" if singles is None else "KL", singles, len(treated))
     depths = sorted({round(depth) for depth in np.linspace(1, len(names), min(len(names), DEPTHS))})
-    trials = [run.search.make_trial({name: treated[name] for name in names[:depth]}) for depth in depths]
+    trials = [{name: treated[name] for name in names[:depth]} for depth in depths]
     found = run.evaluators[Prefixes.PROOF].score_all(trials, ["fdtm"])
     parameters = {name: component.parameters for name, component in components.items()}
     leading = np.stack([statistics["fdtm"][:, 0] for statistics in found])

@@ -98,7 +98,7 @@ def read_base_margins(run: Run, which: Prefixes) -> Tensor:
 def estimate_noise(run: Run, plans: dict[str, Plan]) -> dict[str, Vector]:
     """`[sequence]` of each plan: the sum over components of σ² by one backward pass on the search prefixes."""
     options = {name: [plan[name] for plan in plans.values()] for name in run.model.components}
-    found = run.search.answer(EstimateRequest(options, "margin_noise"))
+    found = run.session.estimate(EstimateRequest(options, "margin_noise"))
     squares = np.sum(list(steady_changes(found).values()), axis=0)
     return {name: squares[:, index] for index, name in enumerate(plans)}
 
@@ -120,7 +120,7 @@ def measure_plans(
         searched = tabulate_fdt(read_base_margins(run, Prefixes.SEARCH)).numpy()
         margins = read_base_margins(run, Prefixes.PROOF)
         proven = tabulate_fdt(margins).numpy()
-        trials = [run.search.make_trial(plan) for plan in plans.values()]
+        trials = [*plans.values()]
         for name, found in zip(plans, run.evaluators[Prefixes.PROOF].score_all(trials), strict=True):
             forecast, here = apply_law(searched, predicted[name]), apply_law(proven, predicted[name])
             row = {"model": model, "seed": seed, "plan": name, "σ, one pass": float(np.sqrt(predicted[name].mean()))}

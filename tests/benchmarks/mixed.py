@@ -45,7 +45,7 @@ def open_case(model: str, fused: bool, seed: int, budgets: list[float], prefixes
     with tempfile.TemporaryDirectory() as folder:
         save_half(model, folder)
         with open_run(folder, compressors, METRICS, seed=seed, prefixes=prefixes, proof_prefixes=proof) as run:
-            run.search.fuses = fused
+            run.session.fuses = fused
             bits = count_bits(run)
             parameters = sum(component.parameters for component in run.model.components.values())
             limits = [int(budget * parameters) for budget in budgets]
@@ -56,7 +56,7 @@ def open_case(model: str, fused: bool, seed: int, budgets: list[float], prefixes
 def count_bits(run: Run) -> dict[str, dict[str, int]]:
     """Of each component by format, scales included."""
     components = run.model.components
-    sizes = run.search.answer(SizeRequest({name: list(FORMATS.values()) for name in components}))
+    sizes = run.session.sizes(SizeRequest({name: list(FORMATS.values()) for name in components}))
     return {
         name: {**dict(zip(FORMATS, map(int, sizes[name]), strict=True)), "none": 16 * component.parameters}
         for name, component in components.items()

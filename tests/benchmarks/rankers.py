@@ -25,9 +25,7 @@ import numpy as np
 from compressor.commands.run import Run
 from compressor.contracts import (
     Compressor,
-    Dialogue,
     EstimateRequest,
-    KeepRequest,
     Prefixes,
     Score,
     ScoreRequest,
@@ -46,7 +44,7 @@ from compressor_plugins.schedules.beam.beam import Beam
 from compressor_plugins.schedules.rankers import Statistic
 
 from .keeping import Keep
-from .runs import MODELS, open_run
+from .runs import MODELS, Undecided, decide, open_run
 from .scores import METRICS, compare, count_verdicts, describe
 
 COUNTS = (0.1, 0.25, 0.5, 0.75)
@@ -92,7 +90,7 @@ def rank(run: Run, treatments: Mapping[str, Treatment], ranker: str, singles: Si
         return [str(name) for name in np.random.default_rng(run.settings.seed).permutation(list(treatments))]
     if ranker in ESTIMATED:
         options = {name: [treatment] for name, treatment in treatments.items()}
-        changes = steady_changes(run.search.answer(EstimateRequest(options, ESTIMATED[ranker])))
+        changes = steady_changes(run.session.estimate(EstimateRequest(options, ESTIMATED[ranker])))
         return sorted(treatments, key=lambda name: float(changes[name].mean()))
     metric, statistic = SCORED[ranker]
     if singles is None:
@@ -104,18 +102,14 @@ def rank(run: Run, treatments: Mapping[str, Treatment], ranker: str, singles: Si
 def measure_singles(run: Run, treatments: Mapping[str, Treatment], rankers: Iterable[str]) -> Singles:
     """What each treatment does alone, by the metrics of all these rankers at once."""
     metrics = list(dict.fromkeys(SCORED[ranker][0] for ranker in rankers))
-    scores = run.search.answer(ScoreRequest([{name: t} for name, t in treatments.items()], metrics))
+    scores = run.session.score(ScoreRequest([{name: t} for name, t in treatments.items()], metrics))
     return dict(zip(treatments, scores, strict=True))
 
 
 def search_greedily(run: Run, beam: Beam) -> list[str]:
     """The components in the order in which a beam of width 1 takes them."""
-    dialogue: Dialogue = run.search.begin(beam)
-    while not isinstance(request := dialogue.propose(), KeepRequest):
-        assert request is not None
-        dialogue.tell(run.search.answer(request))
     order: list[str] = []
-    for waypoint in request.curve:
+    for waypoint in decide(Undecided(run.session), beam).curve:
         order += [name for name in waypoint.plan if name not in order]
     return order
 
@@ -131,7 +125,7 @@ def open_ranking(model: str, compressor: Compressor, seed: int, prefixes: int, p
         fresh = replace(run.settings.data, seed=seed + FRESH_TEXT)
         windows = make_windows(run.model, TextWindows(tokens=proof * length), fresh, None)
         run.evaluators[Prefixes.PROOF] = replace(run.evaluators[Prefixes.PROOF], windows={"perplexity": windows})
-        run.search.calibrate([compressor.name])
+        run.session.calibrator.prepare([compressor.name])
         yield run
 
 
@@ -161,7 +155,7 @@ def measure_ranker(run: Run, treatments: Mapping[str, Treatment], ranker: str, s
     began = time.process_time()
     names = rank(run, treatments, ranker, singles, counts[-1])
     chosen = Chosen(time.process_time() - began, names)
-    trials = [run.search.make_trial({name: treatments[name] for name in names[:count]}) for count in counts]
+    trials = [{name: treatments[name] for name in names[:count]} for count in counts]
     found = run.evaluators[Prefixes.PROOF].score_all(trials, METRICS)
     chosen.statistics = dict(zip(COUNTS, found, strict=True))
     return chosen

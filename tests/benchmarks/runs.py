@@ -5,15 +5,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from compressor.artifacts.run_record import Record
 from compressor.commands.run import Run
-from compressor.contracts import Compressor, Metric, Problem, Schedule, Search
+from compressor.contracts import Compressor, KeepRequest, Metric, Oracle, Problem, Schedule, Search
 from compressor.models import Model
 from compressor.plugins import installed
+from compressor.search.fused_components import open_dialogue
+from compressor.search.session import Session
 from compressor.settings import DataSettings, DType, ModelSettings, Settings, SweepSettings
 from compressor.tracking.wandb_tracker import NullTracker
 
@@ -28,6 +30,33 @@ class Nothing(Schedule):
 
     def search(self, problem: Problem) -> Search:
         yield from ()
+
+
+class Undecided:
+    """A session that puts no plan on the model: it only remembers the first one that a schedule keeps."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.kept: KeepRequest | None = None
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - a method of the session
+        return getattr(self.session, name)
+
+    def keep(self, request: KeepRequest) -> dict[str, float]:
+        self.kept = self.kept or request
+        amounts = {name: treatment.amount for name, treatment in request.plan.items()}
+        return {component.name: amounts.get(component.name, 0.0) for component in self.session.problem.components}
+
+
+def decide(undecided: Undecided, schedule: Schedule) -> KeepRequest:
+    """What a schedule would keep in its first round."""
+    session = undecided.session
+    dialogue, oracle = open_dialogue(schedule, session.problem, cast(Oracle, undecided), session.fuses)
+    for _ in dialogue.converse(oracle):
+        if undecided.kept is not None:
+            break
+    assert undecided.kept is not None
+    return undecided.kept
 
 
 def find_model(name: str) -> str | None:

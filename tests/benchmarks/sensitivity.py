@@ -26,7 +26,7 @@ from .runs import MODELS, make_random, open_run
 WIDTHS = [8, 4, 3, 2]
 
 
-def list_options(stored_bits: int) -> list[Treatment]:
+def make_options(stored_bits: int) -> list[Treatment]:
     pruned = [Treatment("magnitude", level / 20) for level in range(1, 21)]
     return pruned + [Treatment("rtn", 1 - bits / stored_bits) for bits in WIDTHS]
 
@@ -35,7 +35,7 @@ def measure_here(model: str, prefixes: int, repeat: int, estimates: bool) -> dic
     """Seconds and memory in this process."""
     libraries = read_peak()
     with open_run(model, [Magnitude(), Rtn(bits=WIDTHS)], ["kl"], prefixes=prefixes, proof_prefixes=1) as run:
-        options = {c.name: list_options(c.stored_bits) for c in run.model.components.values()}
+        options = {c.name: make_options(c.stored_bits) for c in run.model.components.values()}
         seconds: dict[str, list[float]] = {"forward": [], "estimate": []}
         for _ in range(repeat):
             began = time.perf_counter()
@@ -43,7 +43,7 @@ def measure_here(model: str, prefixes: int, repeat: int, estimates: bool) -> dic
             seconds["forward"].append(time.perf_counter() - began)
             if estimates:
                 began = time.perf_counter()
-                run.search.answer(EstimateRequest(options, "kl"))
+                run.session.estimate(EstimateRequest(options, "kl"))
                 seconds["estimate"].append(time.perf_counter() - began)
         parameters = run.model.base_parameters
     medians = {name: statistics.median(values) for name, values in seconds.items() if values}

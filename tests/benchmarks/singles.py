@@ -40,12 +40,12 @@ def measure_run(run: Run) -> Iterator[dict[str, Any]]:
     """A row for each treatment and objective."""
     components = run.model.components.values()
     options = {c.name: list(list_treatments(c.stored_bits).values()) for c in components}
-    estimates = {name: steady_changes(run.search.answer(EstimateRequest(options, name))) for name in OBJECTIVES}
+    estimates = {name: steady_changes(run.session.estimate(EstimateRequest(options, name))) for name in OBJECTIVES}
     evaluator = run.evaluators[Prefixes.SEARCH]
     for index, text in enumerate(list_treatments(16)):
         plan = {name: choices[index] for name, choices in options.items()}
         trials = [plan, *({name: treatment} for name, treatment in plan.items())]
-        together, *found = evaluator.score_all([*map(run.search.make_trial, trials)])
+        together, *found = evaluator.score_all(trials)
         for name in OBJECTIVES:
             single = np.array([statistics[name][:, 0].mean() for statistics in found])
             whole = together[name][:, 0].mean()

@@ -29,9 +29,9 @@ import numpy as np
 from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.commands.run import Run
-from compressor.contracts import Prefixes, Treatment
+from compressor.contracts import Plan, Prefixes, Treatment
 from compressor.evaluation.evaluator import Evaluator, Statistics
-from compressor.evaluation.trials import Trial
+from compressor.evaluation.weight_source import make_weights
 from compressor.models.components import find_layers
 from compressor.settings import SweepMode
 from compressor_plugins.pruning.magnitude import Magnitude
@@ -51,13 +51,13 @@ DOWNSTREAM = {
 """Matrices of a Llama's layer whose inputs a change of another reaches."""
 
 
-def list_trials(run: Run, target: float) -> list[Trial]:
+def list_trials(run: Run, target: float) -> list[Plan]:
     """Two for every component, as Algorithm 1 has them."""
     amounts = (target / 2, min(1.0, target * 3 / 2))
-    return [run.search.make_trial({name: Treatment("magnitude", a)}) for name in run.model.components for a in amounts]
+    return [{name: Treatment("magnitude", a)} for name in run.model.components for a in amounts]
 
 
-def list_depth(run: Run, target: float, width: int = 10) -> list[Trial]:
+def list_depth(run: Run, target: float, width: int = 10) -> list[Plan]:
     """All extensions of `width` plans that differ in one component, as a beam has them; drawn at random."""
     rng, names = np.random.default_rng(0), list(run.model.components)
     common = {*rng.choice(names, len(names) // 2, replace=False).tolist()}
@@ -66,14 +66,14 @@ def list_depth(run: Run, target: float, width: int = 10) -> list[Trial]:
         out, others = str(rng.choice(sorted(common))), sorted({*names} - common)
         beam.append((common - {out}) | {str(rng.choice(others))})
     plans = dict.fromkeys(frozenset(plan | {name}) for plan in beam for name in names if name not in plan)
-    return [run.search.make_trial(dict.fromkeys(sorted(plan), Treatment("magnitude", target / 2))) for plan in plans]
+    return [dict.fromkeys(sorted(plan), Treatment("magnitude", target / 2)) for plan in plans]
 
 
-def generate_and_compare(run: Run, trial: Trial) -> list[int]:
+def generate_and_compare(run: Run, trial: Plan) -> list[int]:
     """FDT of a trial as by two generations; the base's is the reference."""
     reference = run.evaluators[Prefixes.SEARCH].reference
     found: list[int] = []
-    with run.model.swapped(trial.make()):
+    with run.model.swapped(make_weights(run.search.trial_weights, trial)):
         for _, batch in reference.batches():
             prefixes = batch[:, : reference.prefix_tokens]
             said = run.model.decode(prefixes, reference.continuation_tokens, lambda logits: logits.argmax(-1)).cpu()
@@ -129,7 +129,7 @@ def check_equal(one: list[Statistics], other: list[Statistics]) -> bool:
     return all(np.array_equal(a[name], b[name]) for a, b in zip(one, other, strict=True) for name in a)
 
 
-def score(evaluator: Evaluator, mode: SweepMode, trials: list[Trial], metric: str) -> list[Statistics]:
+def score(evaluator: Evaluator, mode: SweepMode, trials: list[Plan], metric: str) -> list[Statistics]:
     evaluator.mode = mode
     return evaluator.score_all(trials, [metric])
 
@@ -179,7 +179,7 @@ def measure_generation(run: Run, trials: int, target: float) -> dict[str, Any]:
 
 
 def compare_modes(
-    evaluator: Evaluator, trials: list[Trial], metric: str, repeat: int
+    evaluator: Evaluator, trials: list[Plan], metric: str, repeat: int
 ) -> tuple[list[tuple[float, float]], list[Statistics], list[Statistics]]:
     """Seconds of plain passes and of the engine, each time one after the other, and what both found."""
     score(evaluator, SweepMode.exact, trials[:2], metric)  # the proof of the replay, once

@@ -3,18 +3,16 @@
 import dataclasses
 import json
 import logging
-import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import torch
 
-from compressor import resources
-from compressor.artifacts.run_record import Expense, ExpenseRecord, Record
+from compressor.artifacts.run_record import Record, RunCost, RunCostRecord
 from compressor.commands import cost
+from compressor.commands.cost import WorkCounter, count_work, fold_rows
 from compressor.contracts import (
     BestRequest,
     Better,
@@ -22,19 +20,20 @@ from compressor.contracts import (
     EstimateRequest,
     KeepRequest,
     Offer,
+    Prefixes,
     Problem,
     Schedule,
     ScoreRequest,
     Search,
     SizeRequest,
     Treatment,
+    ValuesRequest,
 )
 from compressor.errors import ConfigError
 from compressor.report import read_report
 from compressor.report.formatting import tell_expense, tell_forecast
 from compressor.report.run_page import make_page
 from compressor.resources import Memory
-from compressor.search.workload import Tally, fold_rows, rehearse
 from compressor.settings import ComponentSettings, ExportSettings, Settings, SweepMode, SweepSettings
 from compressor.testing.problems import make_problem
 from compressor_plugins.quantization.int8 import Int8
@@ -45,7 +44,7 @@ from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
-from tests.commands.test_run import make_settings, run
+from tests.support.runs import make_settings, run
 
 BOTH = {"kl": Better.LOWER, "fdtm": Better.HIGHER}
 GIB = 1 << 30
@@ -58,10 +57,10 @@ def settings_of(schedule: Schedule, *compressors: Any, **changes: Any) -> Settin
     return make_settings(schedule, *compressors, **{"components": FEW, "export": dense, **changes})
 
 
-def rehearse_plainly(schedule: Schedule, problem: Problem) -> Tally:
-    tally = Tally(problem, layers=2)
-    assert rehearse(tally, schedule)
-    return tally
+def count(schedule: Schedule, problem: Problem) -> WorkCounter:
+    work = WorkCounter(problem)
+    assert count_work(work, schedule, fuses=False)
+    return work
 
 
 def make_large_problem(*offers: Offer) -> Problem:
@@ -143,35 +142,33 @@ class Asking(Schedule):
 
 NAMES = [component.name for component in make_problem(["prune"], BOTH).components]
 FIRST, LAST = ({name: Treatment("prune", 0.5)} for name in (NAMES[0], NAMES[-1]))
-OTHER = {NAMES[0]: Treatment("prune", 0.25)}
 COSTS = {
-    "alone": (ScoreRequest([LAST], ("kl",)), 1, 1.0, 1.0),
-    "some prefixes": (ScoreRequest([FIRST], ("kl",), stop=2), 1, 0.25, 0.25),
-    "together": (ScoreRequest([FIRST, LAST], ("kl",)), 2, 2.0, 1 + 1 + 0.5),
-    "the first layer is shared by none": (ScoreRequest([FIRST, OTHER], ("kl",)), 2, 2.0, 0.5 + 1 + 1),
-    "the same twice": (ScoreRequest([FIRST, FIRST], ("kl",)), 2, 2.0, 0.5 + 1),
-    "alike in the first layer": (ScoreRequest([FIRST, {**FIRST, **LAST}], ("kl",)), 2, 2.0, 0.5 + 1 + 0.5),
-    "unchanged": (ScoreRequest([{}, LAST], ("kl",)), 2, 2.0, 1 + 1 + 0.5),
-    "best": (BestRequest([FIRST, LAST], "kl", 1), 2, 2.0, 2.5),
-    "walk from the base": (EstimateRequest({NAMES[0]: [None]}, "kl"), 0, 4.0, 4.0),
-    "walks from a plan": (EstimateRequest({NAMES[0]: [None]}, "kl", FIRST, 4, 8), 0, 4.0, 4.0),
-    "measured": (EstimateRequest({NAMES[0]: [None]}, "kl", measured=True), 2, 2.0, 2.0),
-    "sizes": (SizeRequest({NAMES[0]: [None]}), 0, 0.0, 0.0),
-    "nothing": (ScoreRequest([], ("kl",)), 0, 0.0, 0.0),
+    "alone": (ScoreRequest([LAST], ("kl",)), 1, 1.0),
+    "some prefixes": (ScoreRequest([FIRST], ("kl",), stop=2), 1, 0.25),
+    "proof": (ScoreRequest([FIRST], ("kl",), Prefixes.PROOF), 1, 0.0),
+    "together": (ScoreRequest([FIRST, LAST], ("kl",)), 2, 2.0),
+    "values": (ValuesRequest([FIRST, {}], ("kl",)), 2, 2.0),
+    "best": (BestRequest([FIRST, LAST], "kl", 1), 2, 2.0),
+    "estimate at the base": (EstimateRequest({NAMES[0]: [None]}, "kl"), 0, 4.0),
+    "estimate at a plan": (EstimateRequest({NAMES[0]: [None]}, "kl", FIRST, 4, 8), 0, 4.0),
+    "measured": (EstimateRequest({NAMES[0]: [None]}, "kl", measured=True), 2, 2.0),
+    "sizes": (SizeRequest({NAMES[0]: [None]}), 0, 0.0),
+    "nothing": (ScoreRequest([], ("kl",)), 0, 0.0),
 }
 
 
 @pytest.mark.parametrize("case", COSTS)
 def test_what_each_request_costs(case: str) -> None:
-    request, trials, passes, runs = COSTS[case]
-    work = rehearse_plainly(Asking([request]), make_problem(["prune"], BOTH)).work
-    assert (work.trials, work.passes, work.runs) == (trials, passes, runs + 1)  # what is kept is scored
+    request, trials, passes = COSTS[case]
+    ledger = count(Asking([request]), make_problem(["prune"], BOTH)).ledger
+    assert (ledger.trials, ledger.passes) == (trials, passes)
 
 
-def test_every_plain_trial_is_a_pass() -> None:
-    tally = Tally(make_problem(["prune"], BOTH), layers=2, shares=False)
-    assert rehearse(tally, Asking([ScoreRequest([FIRST, LAST], ("kl",))]))
-    assert tally.work.runs == 2 + 1
+def test_treated_weights_are_counted() -> None:
+    """A component of 64 weights: in a trial, as an option beside None, and kept."""
+    request = SizeRequest({NAMES[0]: [None, FIRST[NAMES[0]]]})
+    work = count(Asking([ScoreRequest([FIRST, {}], ("kl",)), request]), make_problem(["prune"], BOTH))
+    assert (work.treated, work.changed, work.kept, work.lines, work.treatments) == (64 + 2 * 64, 64, 0, 2, 1)
 
 
 LARGE = {
@@ -184,15 +181,15 @@ LARGE = {
 
 
 @pytest.mark.parametrize("case", LARGE)
-def test_a_rehearsal_is_quick_and_says_where_it_was_left(case: str) -> None:
+def test_a_dry_run_is_quick_or_stopped(case: str) -> None:
     schedule, offers, trials = LARGE[case]
-    tally, began = Tally(fold_rows(make_large_problem(*offers)), layers=32), time.monotonic()
-    assert rehearse(tally, schedule, seconds=0.5 if trials is None else 60)
+    work, began = WorkCounter(fold_rows(make_large_problem(*offers))), time.monotonic()
+    is_whole = count_work(work, schedule, fuses=False, seconds=0.5 if trials is None else 60)
     if trials is None:
-        assert not tally.work.whole and tally.work.trials > 1000
+        assert is_whole is False and work.ledger.trials > 1000
         assert time.monotonic() - began < 5  # on a busy machine; half a second and one more request
     else:
-        assert tally.work.whole and tally.work.trials == trials
+        assert is_whole and work.ledger.trials == trials
 
 
 def test_folding_rows_keeps_every_weight() -> None:
@@ -221,14 +218,14 @@ def test_a_schedule_that_chokes_on_made_up_answers_runs(tmp_path: Path, caplog: 
     with caplog.at_level(logging.INFO, "compressor"):
         record = run(tmp_path, settings_of(Choking()))
     assert record.status == "done" and record.expense is None
-    assert "schedule `choking` cannot be rehearsed: ZeroDivisionError: no spread" in caplog.text
+    assert "no forecast of cost: schedule `choking`: ZeroDivisionError: no spread" in caplog.text
     assert json.loads((tmp_path / "report.json").read_text())["expense"] is None
 
 
-def test_a_rehearsal_leaves_the_schedule_as_it_is() -> None:
+def test_a_dry_run_leaves_the_schedule_as_it_is() -> None:
     schedule = Asking([])
     before = dataclasses.asdict(schedule)
-    rehearse_plainly(schedule, make_problem(["prune"], BOTH))
+    count(schedule, make_problem(["prune"], BOTH))
     assert dataclasses.asdict(schedule) == before
 
 
@@ -239,36 +236,22 @@ def test_a_replayed_plan_needs_no_configured_compressor(tmp_path: Path) -> None:
     assert record.expense is not None
 
 
-def test_time_is_forecast_by_two_trials_where_that_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    score = cost.score_groups
-
-    def note(*given: Any) -> None:  # noqa: ANN401 - passed on
-        asked.append(given[1:])
-        score(*given)
-
-    monkeypatch.setattr(cost, "score_groups", note)
-    small = run(tmp_path / "small", settings_of(FdtAllocation([0.3])))
-    assert small.expense is not None and small.expense.forecast.seconds is None and not asked
-    everything = settings_of(FdtAllocation([0.2, 0.3]), components=ComponentSettings())
-    large = run(tmp_path / "large", everything)
-    assert large.expense is not None and large.expense.actual is not None
-    (first, _, stop), (groups, names, again) = asked
-    assert (names, stop, again) == (("fdtm",), 1, 6) and first == groups
-    assert [len(group) for group in groups] == [2]
-    assert large.expense.forecast.seconds is not None and large.expense.actual.seconds is not None
-    assert 0.1 < large.expense.forecast.seconds / large.expense.actual.seconds < 10
+def test_time_is_at_most_what_every_pass_alone_would_take(tmp_path: Path) -> None:
+    record = run(tmp_path, settings_of(FdtAllocation([0.2, 0.3]), components=ComponentSettings()))
+    assert record.expense is not None and record.expense.actual is not None
+    forecast, actual = record.expense.forecast.seconds, record.expense.actual.seconds
+    assert forecast is not None and actual is not None and 0.1 < forecast / actual < 100
 
 
-def test_a_probe_that_fails_is_only_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compressor_that_cannot_be_tried_costs_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another amount than those that the search tries may be refused; that is no reason to stop."""
+
     def refuse(*_: Any) -> None:  # noqa: ANN401 - whatever comes
         raise ConfigError("not this amount")
 
-    monkeypatch.setattr(cost, "WORTH", 0)
-    monkeypatch.setattr(cost, "SHARE", math.inf)
-    monkeypatch.setattr(cost, "score_groups", refuse)
+    monkeypatch.setattr(cost, "holds_exactly", refuse)
     record = run(tmp_path, settings_of(Uniform([0.3])))
-    assert record.expense is not None and record.expense.forecast.seconds is None
+    assert record.expense is not None and record.expense.forecast.seconds is not None
 
 
 @pytest.mark.parametrize(
@@ -333,34 +316,10 @@ def test_a_page_of_a_run_without_a_forecast_says_nothing() -> None:
 
 
 def test_expense_in_words() -> None:
-    whole = Expense(480, 480.0, 185.0, 1_200_000_000, 12_000_000)
+    whole = RunCost(480, 480.0, 185.0, 1_200_000_000, 12_000_000)
     assert tell_expense(whole) == "480 trials, 3 min 05 s, 1.2 GB of memory, 12 MB on disk"
     assert tell_forecast(whole).startswith("about 480 trials")
-    left = Expense(1000, 2000.4, None, None, 12, at_least=True)
+    left = RunCost(1000, 2000.4, None, None, 12, at_least=True)
     assert tell_forecast(left) == "at least 1,000 trials, 2,000 forward passes, 12 bytes on disk"
-    assert tell_expense(Expense(0, 0.0, None, None, 12)) == "12 bytes on disk"
-    assert ExpenseRecord(whole).actual is None
-
-
-def test_memory_is_read_where_linux_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    status, memory, limit = tmp_path / "status", tmp_path / "meminfo", tmp_path / "limit"
-    status.write_text("Name:\tpython\nVmHWM:\t    300 kB\nVmRSS:\t    200 kB\n")
-    memory.write_text("MemTotal:  900 kB\nMemAvailable:    500 kB\n")
-    limit.write_text("max\n")
-    for name, path in (("STATUS", status), ("MEMORY", memory), ("CGROUP_LIMITS", (limit, tmp_path / "absent"))):
-        monkeypatch.setattr(resources, name, path)
-    cpu = torch.device("cpu")
-    assert resources.read_memory(cpu) == Memory(200 * 1024, 300 * 1024, 700 * 1024)
-    limit.write_text("409600\n")
-    assert resources.read_memory(cpu) == Memory(200 * 1024, 300 * 1024, 400 * 1024)
-    memory.unlink()
-    assert resources.read_memory(cpu) is None
-
-
-def test_this_machine_has_memory_and_a_disk(tmp_path: Path) -> None:
-    found = resources.read_memory(torch.device("cpu"))
-    if found is not None:
-        assert 0 < found.used <= found.peak and found.used < found.available
-    (tmp_path / "inner").mkdir()
-    (tmp_path / "inner" / "file").write_bytes(b"12345")
-    assert resources.measure_folder(tmp_path) == 5 and resources.read_free_disk(tmp_path) > 0
+    assert tell_expense(RunCost(0, 0.0, None, None, 12)) == "12 bytes on disk"
+    assert RunCostRecord(whole).actual is None

@@ -19,18 +19,17 @@ from compressor.artifacts.forecast_record import ForecastRecord, PointForecast
 from compressor.artifacts.plan_file import read_plan
 from compressor.artifacts.run_record import ReferenceRecord
 from compressor.commands import forecast as module
-from compressor.commands.forecast import Forecast, choose_checks, drop_beaten, execute
-from compressor.contracts import Component, Compressor, EstimateRequest, Offer, Prefixes, Schedule, Treatment
+from compressor.commands.forecast import Forecast, choose_checks, drop_beaten
+from compressor.contracts import Component, EstimateRequest, Offer, Prefixes, Treatment
 from compressor.errors import CompressorError, ConfigError, OutputError
 from compressor.evaluation.bootstrap import draw_resamples, summarize
 from compressor.evaluation.evaluator import Evaluator
-from compressor.evaluation.trials import Trial
 from compressor.models import load_model
 from compressor.plugins import installed
 from compressor.report.forecast_page import make_forecast_page
 from compressor.report.forecast_report import summarize_forecast, write_forecast
 from compressor.report.forecast_text import list_forecast_facts
-from compressor.sensitivity.cost_table import CostTable, Options, list_options
+from compressor.sensitivity.cost_table import CostTable, Options, sample_options
 from compressor.sensitivity.estimator import GradientEstimator
 from compressor.sensitivity.expected_fdt import Law
 from compressor.sensitivity.margin_law import NOISE_GRID, TRUSTED_NOISE, read_table
@@ -40,7 +39,6 @@ from compressor_plugins.metrics.expected_fdtm import ExpectedFdtm
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.margin_noise import MarginNoise
 from compressor_plugins.pruning.magnitude import Magnitude
-from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.budget.budget import Budget
@@ -48,32 +46,16 @@ from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
-from tests.report.test_run_page import Page, show
 from tests.support.families import FAMILIES, save_checkpoint
+from tests.support.forecasts import make_settings, run
+from tests.support.pages import Page, show
+from tests.support.trial_weights import GivenWeights
 
-DATA = DataSettings(prefixes=12, prefix_tokens=8, continuation_tokens=16)
 PLANTED = '<script>alert("x")</script>'
-
-
-def make_settings(*compressors: Compressor, schedule: Schedule | None = None, **changes: Any) -> Settings:  # noqa: ANN401
-    settings = Settings(
-        metric={},
-        compressor={c.name: c for c in compressors or (Magnitude(), Int8(), Int4())},
-        schedule=schedule or Budget(corrections=0, objective="margin_noise"),
-        data=DATA,
-    )
-    return replace(settings, **changes)
 
 
 def open_forecast(folder: Path, settings: Settings) -> Forecast:
     return Forecast(settings, installed(), folder, ForecastRecord({"seed": 0}, {}))
-
-
-def run(folder: Path, settings: Settings) -> dict[str, Any]:
-    folder.mkdir(exist_ok=True)
-    execute(settings, installed(), folder, {"seed": settings.seed}, "compressor forecast")
-    found: dict[str, Any] = json.loads((folder / "forecast.json").read_text(encoding="utf-8"))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -209,13 +191,13 @@ def test_a_point_is_what_an_estimate_of_its_plan_says(made: Forecast, compressor
     sensitivity = GradientEstimator(
         made.bench.model, made.bench.evaluators[Prefixes.SEARCH].reference, made.bench.treatments, MarginNoise()
     )
-    offers = made.search.treatments.offers(made.bench.model)
-    grid = {name: list_options(offers, name) for name in plan}
+    offers = made.session.treatments.offers(made.bench.model)
+    grid = {name: sample_options(offers, name) for name in plan}
     found = steady_changes(sensitivity.estimate(EstimateRequest(grid, "margin_noise")))
     squares = sum(found[name][:, grid[name].index(option)] for name, option in plan.items())
     last = made.record.curves[compressor][-1]
     assert last.noise == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-5)
-    sizes = made.search.treatments.compress(made.bench.model, plan)
+    sizes = made.session.treatments.compress(made.bench.model, plan)
     stored = sum(c.parameters * c.stored_bits for c in made.bench.model.components.values())
     packed = sum(weight.bits for weight in sizes.values())
     assert last.bytes == pytest.approx(made.bench.model.stored_bytes - (stored - packed) / 8)
@@ -225,13 +207,13 @@ def test_options_of_a_component_are_what_one_estimate_says(made: Forecast) -> No
     name = next(iter(made.bench.model.components))
     option = next(o for o in made.record.components[name].options if (o.compressor, o.amount) == ("magnitude", 0.5))
     treatment = Treatment("magnitude", 0.5)
-    estimate = made.search.answer(EstimateRequest({name: [treatment]}, "margin_noise"))[name]
+    estimate = made.session.estimate(EstimateRequest({name: [treatment]}, "margin_noise"))[name]
     assert option.cost == pytest.approx(estimate.apart.mean(), rel=0.5)  # a ratio near 1, the same for all options
     eight = next(o for o in made.record.components[name].options if o.compressor == "int8")
-    other = made.search.answer(EstimateRequest({name: [Treatment("int8", eight.amount)]}, "margin_noise"))[name]
+    other = made.session.estimate(EstimateRequest({name: [Treatment("int8", eight.amount)]}, "margin_noise"))[name]
     assert option.cost / eight.cost == pytest.approx(estimate.apart.mean() / other.apart.mean(), rel=1e-4)
     assert option.low < option.cost < option.high
-    assert option.bytes == made.search.treatments.compress_one(made.bench.model, name, treatment).bits / 8
+    assert option.bytes == made.session.treatments.compress_one(made.bench.model, name, treatment).bits / 8
     by_hand = read_table(made.law.tables.mean(0)[None], np.sqrt([option.cost]))
     assert option.expected_fdtm == pytest.approx(by_hand[0])
 
@@ -240,7 +222,8 @@ def test_checks_count_what_a_sweep_counts(made: Forecast, tmp_path: Path) -> Non
     assert len(made.record.checks) == 2
     assert made.bench.model.content_hash() == load_model(ModelSettings()).content_hash()
     reference = made.bench.evaluators[Prefixes.SEARCH].reference
-    evaluator = Evaluator(made.bench.model, reference, {"fdtm": Fdtm(), "margin_noise": MarginNoise()})
+    metrics, given = {"fdtm": Fdtm(), "margin_noise": MarginNoise()}, GivenWeights()
+    evaluator = Evaluator(made.bench.model, reference, metrics, given)
     for check in made.record.checks:
         point = next(point for point in made.record.curve if point.amount == check.amount)
         assert point.trusted and check.expected_fdtm == point.expected_fdtm
@@ -248,9 +231,9 @@ def test_checks_count_what_a_sweep_counts(made: Forecast, tmp_path: Path) -> Non
         path.write_text(json.dumps(point.plan))
         weights = {
             name: weight.dense()
-            for name, weight in made.search.treatments.compress(made.bench.model, read_plan(path)).items()
+            for name, weight in made.session.treatments.compress(made.bench.model, read_plan(path)).items()
         }
-        (statistics,) = evaluator.score_all([Trial.of(weights)])
+        (statistics,) = evaluator.score_all([given.add_plan(weights)])
         assert check.scores["fdtm"] == summarize(Fdtm(), statistics["fdtm"], 0)
         assert check.scores["margin_noise"].mean == pytest.approx(
             float(MarginNoise().aggregate(statistics["margin_noise"]))

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,34 +10,30 @@ import pytest
 import safetensors.torch
 import torch
 
-from compressor.artifacts.run_record import Record
-from compressor.commands.run import execute
-from compressor.contracts import Compressor, Schedule
+from compressor.commands import cost
+from compressor.contracts import Compressor
 from compressor.errors import CompressorError
 from compressor.models import load_model
-from compressor.plugins import installed
 from compressor.settings import (
     ComponentSettings,
-    DataSettings,
     DType,
     ExportSettings,
+    MemorySettings,
     ModelSettings,
-    Settings,
-    TrackingSettings,
+    SweepSettings,
 )
-from compressor_plugins.pruning.magnitude import Magnitude
+from compressor_plugins.quantization.gptq import Gptq
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.quantization.rtn import Rtn
+from compressor_plugins.schedules.budget.budget import Budget, EstimateBy
 from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
-from tests.data.test_reference import generate
-from tests.evaluation.test_evaluator import count_leading
 from tests.support.families import FAMILIES, save_checkpoint
+from tests.support.references import count_leading, generate
+from tests.support.runs import METRICS, make_settings, run
 
-DATA = DataSettings(prefixes=6, proof_prefixes=5, prefix_tokens=8, continuation_tokens=16)
-METRICS = ("fdtm", "sdtm", "divergent_perplexity", "perplexity", "kl")
 RELOAD = """
 import json, sys, torch
 from transformers import AutoModelForCausalLM
@@ -49,23 +44,22 @@ with torch.inference_mode():
 """
 
 
-def make_settings(schedule: Schedule, *compressors: Compressor, **changes: object) -> Settings:
-    plugins = installed()
-    settings = Settings(
-        metric={name: plugins.metrics[name]() for name in METRICS},
-        compressor={c.name: c for c in compressors or (Magnitude(),)},
-        schedule=schedule,
-        data=DATA,
-        tracking=TrackingSettings(backend="none"),
-        export=ExportSettings(verify=False),
-    )
-    settings.metric["perplexity"].tokens = 400
-    return replace(settings, **changes)
-
-
-def run(folder: Path, settings: Settings) -> Record:
-    folder.mkdir(exist_ok=True)
-    return execute(settings, installed(), folder, {"seed": settings.seed}, "compressor run")
+def test_a_smaller_memory_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibration data is gathered in many passes and waits on disk, and no compressed weight is kept."""
+    monkeypatch.setattr(cost, "read_memory", lambda device: None)  # else the run is refused
+    records, files = [], []
+    for memory in (MemorySettings(), MemorySettings("64KiB", 8)):
+        folder = tmp_path / str(memory.host)
+        components = ComponentSettings(include=[r"layers\.0\.(self_attn|mlp\.down)"])
+        schedule, sweep = Budget([0.6], estimate=EstimateBy.measured), SweepSettings(cache=False)
+        settings = make_settings(schedule, Gptq(bits=[4, 8]), components=components, sweep=sweep, memory=memory)
+        records.append(run(folder, settings))
+        files.append([path.read_bytes() for path in sorted((folder / "model").glob("*.safetensors"))])
+    large, small = records
+    assert sum(r.passes for r in small.rounds) > 2 + sum(r.passes for r in large.rounds)
+    assert files[0] == files[1] and files[0]
+    assert large.final == small.final and large.components == small.components
+    assert [r.scores for r in large.rounds] == [r.scores for r in small.rounds]
 
 
 @pytest.fixture(scope="module")

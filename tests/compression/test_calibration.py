@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.compression import calibration
+from compressor.compression import calibration, calibrator
 from compressor.compression.calibration import TOKENS, Calibration, gather
 from compressor.contracts import (
     Component,
@@ -22,75 +22,32 @@ from compressor.contracts import (
     KeepRequest,
     Offer,
     Plan,
-    Prefixes,
     ScoreRequest,
     SizeRequest,
     Treatment,
 )
 from compressor.errors import ModelError, PlanError, PluginError
-from compressor.evaluation.evaluator import Evaluator
 from compressor.models import Model, load_model
 from compressor.models.architectures import is_linear
 from compressor.models.components import find_layers
 from compressor.models.matmul_inputs import MatmulInputs, pair_matrices
-from compressor.models.tensor_spill import TensorSpill
 from compressor.plugins import installed
-from compressor.progress import Silent
 from compressor.registry import Registry
-from compressor.search import trial_scoring
-from compressor.search.session import Search
+from compressor.resources import MemoryBudget
+from compressor.search.session import Session
 from compressor.settings import ComponentSettings, DType, ModelSettings
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.pruning.masks import PrunedWeight
+from tests.support.calibrations import ALL, assert_same, explicit, overheard, run_plainly
 from tests.support.estimates import Bench, make_bench, make_reference, make_treatments
 from tests.support.families import FAMILIES, ODDITIES, save_checkpoint
+from tests.support.sessions import open_session
 
-ALL = ("hessian", "absmax", TOKENS)
 ROUTED = ("mixtral", "qwen3_moe", "qwen2_moe", "dbrx", "granitemoeshared", "gpt_oss")
 
 
 def take(bench: Bench, names: Iterable[str] = ALL, **given: Any) -> Calibration:  # noqa: ANN401 - as gather
     return gather(bench.model, bench.reference, bench.model.components, names, **given)
-
-
-@contextmanager
-def overheard(model: Model) -> Iterator[dict[str, list[Tensor]]]:
-    """Component -> the inputs `[token, in]` of its module, for modules that are one product."""
-    heard: dict[str, list[Tensor]] = {
-        name: [] for name, weight_view in model.weight_views.items() if is_linear(weight_view.owner)
-    }
-
-    def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        heard[name].append(inputs[0].double().reshape(-1, inputs[0].shape[-1]))
-
-    handles = [model.weight_views[name].owner.register_forward_pre_hook(partial(note, name)) for name in heard]
-    yield heard
-    for handle in handles:
-        handle.remove()
-
-
-def explicit(inputs: list[Tensor], width: int) -> dict[str, Tensor]:
-    x = torch.cat([torch.zeros(0, width, dtype=torch.float64), *inputs])
-    x = x[(x != 0).any(1)]
-    return {
-        "hessian": sum((torch.outer(row, row) for row in x), torch.zeros(width, width).double()) / max(1, len(x)),
-        "absmax": torch.cat([torch.zeros(1, width).double(), x.abs()]).amax(0),
-        TOKENS: torch.tensor(len(x)),
-    }
-
-
-def assert_same(found: dict[str, Tensor] | None, expected: dict[str, Tensor], what: str, rounding: float) -> None:
-    assert found is not None
-    assert found[TOKENS] == expected[TOKENS], what
-    for name in ("hessian", "absmax"):
-        assert found[name].dtype is torch.float32
-        error, size = (found[name] - expected[name]).abs().max(), expected[name].abs().max()
-        assert error <= rounding * size, f"{what}: {name} off by {error} of {size}"
-
-
-def run_plainly(bench: Bench) -> None:
-    for _, tokens in bench.reference.batches():
-        bench.model.logits(tokens[:, :-1], bench.reference.continuation_tokens)
 
 
 @pytest.mark.parametrize("family", FAMILIES | ODDITIES)
@@ -249,13 +206,11 @@ def test_a_matrix_has_inputs_on_one_side_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral", "gpt2"])
-def test_groups_and_files_change_nothing(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_and_files_change_nothing(family: str, tmp_path: Path) -> None:
     bench = make_bench(family, tmp_path)
     whole = take(bench)
     assert whole.passes == 1
-    monkeypatch.setattr(calibration, "AT_ONCE", 3 * 4 * 32 * 32)
-    monkeypatch.setattr(calibration, "Spill", lambda limit: TensorSpill(5000))
-    parts = take(bench)
+    parts = take(bench, memory=MemoryBudget(device=16 * 3 * 4 * 32 * 32, host=8 * 5000))
     assert parts.passes > 2 and parts.spill.held <= 5000
     for name in bench.model.components:
         first, second = whole.read(name, ALL), parts.read(name, ALL)
@@ -359,25 +314,14 @@ class Lost(Scaled):
     needs: ClassVar[frozenset[str]] = frozenset({"hesian"})
 
 
-def make_search(bench: Bench, *compressors: Compressor, folder: Path) -> Search:
+def search_on(bench: Bench, *compressors: Compressor, folder: Path) -> Session:
     treatments = make_treatments(*compressors)
     treatments.installed = Registry(Compressor)
     for cls in (*installed().compressors.values(), Scaled):
         treatments.installed.add(cls, "tests", "0")
     chosen = {compressor.name: compressor for compressor in compressors}
     treatments.configured = chosen or {"int8": treatments.configured["int8"]}
-    metrics = {"kl": Kl()}
-    return Search(
-        model=bench.model,
-        metrics=metrics,
-        treatments=treatments,
-        evaluators={Prefixes.SEARCH: Evaluator(bench.model, bench.reference, metrics)},
-        folder=folder,
-        progress=Silent(),
-        on_round=lambda *_: None,
-        tokens=6,
-        prefixes=len(bench.reference.tokens),
-    )
+    return open_session(bench.model, bench.reference, treatments, {"kl": Kl()}, folder)
 
 
 @pytest.fixture
@@ -387,53 +331,53 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def test_statistics_are_gathered_once_and_again_after_a_plan_was_kept(bench: Bench, tmp_path: Path) -> None:
-    search = make_search(bench, Scaled(), folder=tmp_path)
+    session = search_on(bench, Scaled(), folder=tmp_path)
     first, *_, last = bench.model.components
     plan = {first: Treatment("scaled", 0.5)}
-    search.answer(ScoreRequest([plan, {last: Treatment("scaled", 0.5)}], ["kl"]))
-    assert search.passes == 2 + 1
-    search.answer(SizeRequest({first: [Treatment("scaled", 0.1)]}))
-    search.answer(EstimateRequest({last: [Treatment("scaled", 0.1)]}, "kl"))
-    assert search.passes == 2 + 1 + 4
+    session.score(ScoreRequest([plan, {last: Treatment("scaled", 0.5)}], ["kl"]))
+    assert session.ledger.passes == 2 + 1
+    session.sizes(SizeRequest({first: [Treatment("scaled", 0.1)]}))
+    session.estimate(EstimateRequest({last: [Treatment("scaled", 0.1)]}, "kl"))
+    assert session.ledger.passes == 2 + 1 + 4
     before = dict(Scaled.given)[last]
-    search.answer(KeepRequest({first: Treatment("scaled", 0.5)}))
-    assert search.rounds[0].passes == 7 and search.passes == 0
-    assert search.treatments.calibration is None
-    search.answer(SizeRequest({last: [Treatment("scaled", 0.1)]}))
-    assert search.passes == 1
+    session.keep(KeepRequest({first: Treatment("scaled", 0.5)}))
+    assert session.rounds.records[0].passes == 7 and session.ledger.passes == 0
+    assert session.treatments.calibration is None
+    session.sizes(SizeRequest({last: [Treatment("scaled", 0.1)]}))
+    assert session.ledger.passes == 1
     after = dict(Scaled.given)[last]
     expected = take(bench).read(last, ["hessian"])["hessian"]
     assert torch.equal(after, expected) and not torch.equal(after, before)
 
 
 def test_what_is_made_from_statistics_is_made_once_in_a_round(bench: Bench, tmp_path: Path) -> None:
-    search = make_search(bench, Scaled(), folder=tmp_path)
+    session = search_on(bench, Scaled(), folder=tmp_path)
     first, second, *_ = bench.model.components
     half, most = Treatment("scaled", 0.5), Treatment("scaled", 0.9)
     trials: list[Plan] = [{first: half}, {first: half, second: half}, {first: most}]
-    scores = search.answer(ScoreRequest(trials, ["kl"]))
+    scores = session.score(ScoreRequest(trials, ["kl"]))
     assert sorted(name for name, _ in Scaled.given) == sorted([first, first, second])
-    assert search.answer(ScoreRequest(trials, ["kl"])) == scores and len(Scaled.given) == 3
-    search.answer(KeepRequest({second: half}))
-    search.answer(ScoreRequest([{first: half}], ["kl"]))
+    assert session.score(ScoreRequest(trials, ["kl"])) == scores and len(Scaled.given) == 3
+    session.keep(KeepRequest({second: half}))
+    session.score(ScoreRequest([{first: half}], ["kl"]))
     assert [name for name, _ in Scaled.given[3:]] == [second, first]
 
 
 def test_a_kept_plan_alone_is_one_pass(bench: Bench, tmp_path: Path) -> None:
-    search = make_search(bench, Scaled(), folder=tmp_path)
+    session = search_on(bench, Scaled(), folder=tmp_path)
     expected = {name: take(bench).read(name, ["hessian"])["hessian"] for name in bench.model.components}
-    search.answer(KeepRequest({name: Treatment("scaled", 0.5) for name in bench.model.components}))
-    assert search.rounds[0].passes == 1
+    session.keep(KeepRequest({name: Treatment("scaled", 0.5) for name in bench.model.components}))
+    assert session.rounds.records[0].passes == 1
     assert all(torch.equal(given, expected[name]) for name, given in Scaled.given)
 
 
 def test_sequential_statistics_are_those_of_the_model_with_lower_layers_treated(bench: Bench, tmp_path: Path) -> None:
     names = [name for name in bench.model.components if "layers.2" not in name]
     plan = {name: Treatment("int8", 0.75) if "v_proj" in name else Treatment("scaled", 0.5) for name in names}
-    search = make_search(bench, Scaled(sequential=True), *[make_treatments().configured["int8"]], folder=tmp_path)
+    session = search_on(bench, Scaled(sequential=True), *[make_treatments().configured["int8"]], folder=tmp_path)
     twin = load_model(ModelSettings(path=str(bench.model.folder)))
-    search.answer(KeepRequest(plan))
-    assert search.rounds[0].passes == (1 + 2 + 4) / 4
+    session.keep(KeepRequest(plan))
+    assert session.rounds.records[0].passes == (1 + 2 + 4) / 4
     given = dict(Scaled.given)
     for name in names:
         if "v_proj" in name:
@@ -451,37 +395,37 @@ def test_sequential_statistics_are_those_of_the_model_with_lower_layers_treated(
 
 
 def test_a_plan_may_name_a_compressor_that_is_not_configured(bench: Bench, tmp_path: Path) -> None:
-    search = make_search(bench, folder=tmp_path)
+    session = search_on(bench, folder=tmp_path)
     name = next(iter(bench.model.components))
-    search.answer(KeepRequest({name: Treatment("gptq", 0.875)}))
-    assert search.rounds[0].passes == 1 / 4
-    assert search.kept[name].options["bits"] == [4] and search.kept[name].options["order"] == "act"
+    session.keep(KeepRequest({name: Treatment("gptq", 0.875)}))
+    assert session.rounds.records[0].passes == 1 / 4
+    assert session.applied.kept[name].options["bits"] == [4] and session.applied.kept[name].options["order"] == "act"
 
 
 def test_nothing_is_gathered_where_nothing_needs_it(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial_scoring, "gather", lambda *_: 1 / 0)
-    search = make_search(bench, folder=tmp_path)
+    monkeypatch.setattr(calibrator, "gather", lambda *_: 1 / 0)
+    session = search_on(bench, folder=tmp_path)
     plan = {name: Treatment("int8", 0.75) for name in bench.model.components}
-    search.answer(ScoreRequest([plan], ["kl"]))
-    search.answer(KeepRequest(plan))
-    assert search.rounds[0].passes == 1
+    session.score(ScoreRequest([plan], ["kl"]))
+    session.keep(KeepRequest(plan))
+    assert session.rounds.records[0].passes == 1
 
 
 def test_statistics_are_there_while_weights_are_swapped(bench: Bench, tmp_path: Path) -> None:
     """An estimate at a plan compresses anew in the midst of it, from the same statistics."""
-    search = make_search(bench, Scaled(), folder=tmp_path)
+    session = search_on(bench, Scaled(), folder=tmp_path)
     first, *_, last = bench.model.components
     expected = take(bench).read(last, ["hessian"])["hessian"]
     request = EstimateRequest({last: [Treatment("scaled", 0.3)]}, "kl", at={first: Treatment("scaled", 0.5)})
-    assert search.answer(request)[last].changes.any()
+    assert request.ask(session)[last].changes.any()
     assert all(torch.equal(given, expected) for name, given in Scaled.given if name == last)
 
 
 def test_unknown_and_missing_statistics_are_named(bench: Bench, tmp_path: Path) -> None:
     with pytest.raises(PluginError, match=r"`lost` needs the calibration statistic `hesian`.*did you mean `hessian`"):
-        make_search(bench, Lost(), folder=tmp_path).calibrate(["lost"])
+        search_on(bench, Lost(), folder=tmp_path).calibrator.prepare(["lost"])
     name = next(iter(bench.model.components))
     with pytest.raises(PlanError, match=r"`scaled` needs absmax, hessian of .* were not gathered"):
         make_treatments(Scaled()).compress(bench.model, {name: Treatment("scaled", 0.5)})

@@ -5,35 +5,18 @@ from pathlib import Path
 import pytest
 import safetensors
 import torch
-from transformers import GenerationConfig
 
 from compressor.contracts import Reads
 from compressor.data.reference import Reference, build_reference, read_cached, write_reference
 from compressor.errors import ModelError, OutputError
 from compressor.evaluation.evaluator import Evaluator
-from compressor.models import Model, load_model
+from compressor.models import load_model
 from compressor.settings import DType, ModelSettings
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from tests.support.families import FAMILIES, save_checkpoint
-
-
-def random_prefixes(model: Model, count: int = 6, length: int = 9, seed: int = 0) -> torch.Tensor:
-    return torch.randint(3, model.vocabulary, (count, length), generator=torch.Generator().manual_seed(seed))
-
-
-def generate(model: Model, prefixes: torch.Tensor, tokens: int) -> torch.Tensor:
-    """The independent oracle: transformers' own greedy search, row by row, never stopped by end-of-text."""
-    config = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=0)
-    kept, model.network.generation_config = model.network.generation_config, config  # generate fills in what is None
-    try:
-        rows = [
-            model.network.generate(row[None], attention_mask=torch.ones_like(row[None]), generation_config=config)
-            for row in prefixes
-        ]
-    finally:
-        model.network.generation_config = kept
-    return torch.cat(rows)
+from tests.support.references import generate, random_prefixes
+from tests.support.trial_weights import GivenWeights
 
 
 def test_reference_is_what_generate_says(trained_folder: Path) -> None:
@@ -50,7 +33,7 @@ def test_reference_is_a_fixed_point_of_scoring(tmp_path: Path, family: str, dtyp
     save_checkpoint(family, tmp_path)
     model = load_model(ModelSettings(path=str(tmp_path), dtype=DType(dtype)))
     reference = build_reference(model, random_prefixes(model, count=10), 16, batch=4)
-    statistics = Evaluator(model, reference, {"fdtm": Fdtm(), "kl": Kl()}).score_current(["fdtm"])
+    statistics = Evaluator(model, reference, {"fdtm": Fdtm(), "kl": Kl()}, GivenWeights()).score_current(["fdtm"])
     assert (statistics["fdtm"] == 16).all()
     assert reference.noise_floor == 16
 

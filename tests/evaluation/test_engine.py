@@ -11,29 +11,23 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.contracts import Metric, TextWindows
-from compressor.data.reference import build_reference
-from compressor.data.texts import make_windows
+from compressor.contracts import Plan, Treatment
 from compressor.errors import ModelError
 from compressor.evaluation.engine import Engine
-from compressor.evaluation.evaluator import Evaluator
 from compressor.evaluation.first_divergence import split_positions
 from compressor.evaluation.layer_replay import CannotReplay, LayerReplay
 from compressor.evaluation.module_cache import ModuleCache
 from compressor.evaluation.streaming_engine import StreamingEngine
-from compressor.evaluation.trials import Trial
 from compressor.models import Model, load_model
 from compressor.models.patching import patched
 from compressor.models.tensor_spill import TensorSpill
-from compressor.settings import ComponentSettings, DataSettings, DType, ModelSettings, SweepMode
-from compressor_plugins.metrics.fdtm import Fdtm
-from compressor_plugins.metrics.kl import Kl
-from compressor_plugins.metrics.perplexity import Perplexity
-from tests.data.test_reference import random_prefixes
-from tests.evaluation.test_evaluator import is_unchanged, snapshot
+from compressor.resources import MemoryBudget
+from compressor.settings import ComponentSettings, DType, ModelSettings, SweepMode
 from tests.support.families import FAMILIES, ODDITIES, save_checkpoint
+from tests.support.snapshots import is_unchanged, snapshot
+from tests.support.sweeps import TOKENS, assert_same_bits, make_sweep, score_both
+from tests.support.trial_weights import GivenWeights, MaskedWeights, mask
 
-TOKENS = 12
 EVERY_FAMILY = sorted(FAMILIES | ODDITIES)
 
 
@@ -42,62 +36,23 @@ def load(folder: Path, family: str = "llama", components: ComponentSettings | No
     return load_model(ModelSettings(path=str(folder)), components)
 
 
-def make_trial(model: Model, names: list[str], seed: int) -> Trial:
-    """Some weights of these components are put to zero."""
-
-    def make(name: str) -> torch.Tensor:
-        weight, draw = model.read(name), torch.Generator().manual_seed(seed)
-        return weight * (torch.rand(weight.shape, generator=draw) > 0.3)
-
-    return Trial({name: partial(make, name) for name in names})
-
-
-def make_trials(model: Model, seed: int = 0, several: int = 6) -> list[Trial]:
+def make_trials(model: Model, seed: int = 0, several: int = 6) -> list[Plan]:
     """Every component alone, some at random, all, none."""
     rng, names = np.random.default_rng(seed), list(model.components)
     plans = [[name] for name in names]
     plans += [sorted(rng.choice(names, rng.integers(1, len(names) + 1), replace=False)) for _ in range(several)]
-    return [make_trial(model, plan, number) for number, plan in enumerate([*plans, names, []])]
+    return [dict.fromkeys(plan, mask(number)) for number, plan in enumerate([*plans, names, []])]
 
 
-def make_family_tree(model: Model, seed: int, parents: int = 3, children: int = 12) -> list[Trial]:
+def make_family_tree(model: Model, seed: int, parents: int = 3, children: int = 12) -> list[Plan]:
     """Trials as a beam has them: each is one of a few plans and one treatment more; some come twice."""
     rng, names = np.random.default_rng(seed), list(model.components)
-    makers = [make_trial(model, names, number).makers for number in range(2)]
-    plans = []
+    plans: list[dict[str, Treatment]] = []
     for _ in range(parents):
         chosen = rng.choice(names, rng.integers(1, len(names)), replace=False)
-        plans.append({str(name): makers[rng.integers(2)][name] for name in chosen})
-    plans += [
-        {**plans[rng.integers(parents)], (name := str(rng.choice(names))): makers[0][name]} for _ in range(children)
-    ]
-    return [Trial(plan) for plan in [*plans, plans[0], plans[-1]]]
-
-
-def make_sweep(model: Model, batch: int = 4, text: bool = False) -> Evaluator:
-    metrics: dict[str, Metric] = {"fdtm": Fdtm(), "kl": Kl()}
-    reference = build_reference(model, random_prefixes(model, count=6), TOKENS, batch=batch)
-    reference.remember_distribution(model)
-    windows = {}
-    if text:
-        metrics["perplexity"] = Perplexity()
-        settings = DataSettings(prefix_tokens=9, continuation_tokens=8)
-        windows["perplexity"] = make_windows(model, TextWindows(tokens=100), settings, None)
-    return Evaluator(model, reference, metrics, windows)
-
-
-def score_both(evaluator: Evaluator, trials: list[Trial], **choice: object) -> tuple[list, list]:  # type: ignore[type-arg]
-    exact = evaluator.score_all(trials, **choice)  # type: ignore[arg-type]
-    assert evaluator.mode is SweepMode.exact, "the model could not be replayed"
-    evaluator.mode = SweepMode.plain
-    return exact, evaluator.score_all(trials, **choice)  # type: ignore[arg-type]
-
-
-def assert_same_bits(found: list, expected: list) -> None:  # type: ignore[type-arg]
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert one.keys() == other.keys()
-        assert all(np.array_equal(one[name], other[name]) for name in one)
+        plans.append({str(name): mask(int(rng.integers(2))) for name in chosen})
+    plans += [{**plans[rng.integers(parents)], str(rng.choice(names)): mask(0)} for _ in range(children)]
+    return [*plans, plans[0], plans[-1]]
 
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
@@ -120,7 +75,7 @@ def test_trials_that_are_alike_at_first_score_as_by_plain_passes(
 ) -> None:
     model = load(tmp_path, family, **({"n_layer": 4} if family == "gpt2" else {"num_hidden_layers": 4}))
     before, evaluator = snapshot(model), make_sweep(model)
-    evaluator.engine = order(LayerReplay(model))
+    evaluator.engine = order(LayerReplay(model), evaluator.weight_source)
     exact, plain = score_both(evaluator, make_family_tree(model, seed), names=metrics)
     assert_same_bits(exact, plain)
     assert is_unchanged(model, before)
@@ -131,13 +86,13 @@ def test_every_layer_runs_once_for_all_that_are_alike_up_to_it(tmp_path: Path, s
     """As many runs of layers as there are different beginnings of trials, no more."""
     model = load(tmp_path, num_hidden_layers=4)
     evaluator, trials = make_sweep(model, batch=6), make_family_tree(model, seed)
-    evaluator.engine = Engine(LayerReplay(model))
+    evaluator.engine = Engine(LayerReplay(model), evaluator.weight_source)
     beginnings, last = set[object](), 0
     for trial in trials:
-        firsts = {name: evaluator.engine.replay.spans[name][0] for name in trial.names}
+        firsts = {name: evaluator.engine.replay.spans[name][0] for name in trial}
         last = max(last, min(firsts.values()))
         for index in range(min(firsts.values()), 4):
-            changes = frozenset((name, id(trial.makers[name])) for name in trial.names if firsts[name] <= index)
+            changes = frozenset((name, trial[name]) for name in trial if firsts[name] <= index)
             beginnings.add((index, changes))
     visits = list[int]()
     for index, layer in enumerate(model.network.model.layers):
@@ -178,7 +133,7 @@ def test_branches_that_go_on_together_say_the_same(tmp_path: Path, family: str) 
     """Larger products round otherwise: the last bits may differ, and tokens only where there are near ties."""
     model = load(tmp_path, family)
     evaluator, trials = make_sweep(model), make_trials(model, several=2)
-    evaluator.engine = Engine(LayerReplay(model), joint=3)
+    evaluator.engine = Engine(LayerReplay(model), evaluator.weight_source, joint=3)
     exact, plain = score_both(evaluator, trials)
     for one, other in zip(exact, plain, strict=True):
         assert np.allclose(one["kl"], other["kl"], rtol=1e-3, atol=1e-6)
@@ -223,7 +178,9 @@ def test_a_procession_scores_as_by_plain_passes(tmp_path: Path, family: str, joi
     model = load(tmp_path, family, **({"n_layer": 3} if family == "gpt2" else {"num_hidden_layers": 3}))
     before = snapshot(model)
     evaluator, trials = make_sweep(model), make_trials(model)
-    evaluator.engine = StreamingEngine(LayerReplay(model), joint=joint, waiting=40_000)
+    evaluator.engine = StreamingEngine(
+        LayerReplay(model), evaluator.weight_source, MemoryBudget(host=8 * 40_000), joint
+    )
     exact, plain = score_both(evaluator, trials)
     if joint == 1:
         assert_same_bits(exact, plain)
@@ -250,7 +207,7 @@ def note_visit(visits: list[int], index: int, forward: Callable[..., torch.Tenso
 def test_a_procession_reads_every_layer_once(tmp_path: Path) -> None:
     model = load(tmp_path, num_hidden_layers=4)
     evaluator, visits = make_sweep(model), list[int]()
-    evaluator.engine = StreamingEngine(LayerReplay(model))
+    evaluator.engine = StreamingEngine(LayerReplay(model), evaluator.weight_source, MemoryBudget())
     for index, layer in enumerate(model.network.model.layers):
         layer.forward = partial(note_visit, visits, index, layer.forward)
     evaluator.score_all(make_trials(model)[:-1], ["fdtm"])
@@ -285,9 +242,8 @@ def test_weights_that_are_in_two_components_are_changed_as_by_plain_passes(tmp_p
     layers[2].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
     first, other = (f"model.layers.{index}.mlp.up_proj" for index in (0, 2))
     assert LayerReplay(model).entangled == {first, other}
-    makers = make_trial(model, [first, other, "model.layers.1.mlp.up_proj"], 0).makers
     plans = [[first, other], [first], [first, "model.layers.1.mlp.up_proj"], [other], [first, other]]
-    exact, plain = score_both(make_sweep(model), [Trial({name: makers[name] for name in plan}) for plan in plans])
+    exact, plain = score_both(make_sweep(model), [dict.fromkeys(plan, mask(0)) for plan in plans])
     assert_same_bits(exact, plain)
 
 
@@ -296,8 +252,8 @@ def test_matrices_that_layers_share_are_changed_in_all_of_them(tmp_path: Path) -
     layers = model.network.model.layers
     layers[2].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
     assert LayerReplay(model).spans["model.layers.0.mlp.up_proj"] == (0, 2)
-    trial = make_trial(model, ["model.layers.0.mlp.up_proj"], 0)
-    exact, plain = score_both(make_sweep(model), [trial, make_trial(model, ["model.layers.1.mlp.up_proj"], 1)])
+    trials: list[Plan] = [{f"model.layers.{index}.mlp.up_proj": mask(index)} for index in range(2)]
+    exact, plain = score_both(make_sweep(model), trials)
     assert_same_bits(exact, plain)
 
 
@@ -366,10 +322,12 @@ def test_a_failing_trial_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     model = load(tmp_path)
     evaluator, before = make_sweep(model), snapshot(model)
     names = list(model.components)
-    broken = Trial.of({names[-1]: torch.full(model.components[names[-1]].shape, torch.nan)})
+    given = GivenWeights()
+    broken = given.add_plan({names[-1]: torch.full(model.components[names[-1]].shape, torch.nan)})
+    evaluator.weight_source = MaskedWeights(model, given)
     forwards = [module.__dict__.get("forward") for module in model.network.modules()]
     with pytest.raises(ModelError, match="NaN or infinity"):
-        evaluator.score_all([make_trial(model, [names[0]], 0), broken])
+        evaluator.score_all([{names[0]: mask(0)}, broken])
     assert is_unchanged(model, before)
     assert forwards == [module.__dict__.get("forward") for module in model.network.modules()]
 
@@ -386,7 +344,7 @@ def test_a_sweep_that_nobody_finishes_leaves_the_model_as_it_was(tmp_path: Path)
 def test_what_does_not_fit_together_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(tmp_path)
     evaluator, trials = make_sweep(model), make_trials(model, several=0)
-    evaluator.engine = engine = Engine(LayerReplay(model), joint=8)
+    evaluator.engine = engine = Engine(LayerReplay(model), evaluator.weight_source, joint=8)
     enter = LayerReplay.enter
 
     def fail_when_large(self: LayerReplay, tokens: torch.Tensor) -> object:

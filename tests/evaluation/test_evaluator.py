@@ -12,7 +12,6 @@ from compressor.data.reference import build_reference
 from compressor.data.texts import make_windows
 from compressor.errors import ModelError, PluginError
 from compressor.evaluation.evaluator import Evaluator
-from compressor.evaluation.trials import Trial, Weights
 from compressor.models import Model, load_model
 from compressor.plugins import installed
 from compressor.settings import DataSettings, ModelSettings
@@ -22,34 +21,19 @@ from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.perplexity import Perplexity
 from compressor_plugins.metrics.sdtm import Sdtm
 from compressor_plugins.pruning.magnitude import Magnitude
-from tests.data.test_reference import generate, random_prefixes
 from tests.support.families import FAMILIES, save_checkpoint
+from tests.support.references import count_leading, generate, random_prefixes
+from tests.support.snapshots import is_unchanged, snapshot
+from tests.support.trial_weights import GivenWeights
 
 TOKENS = 20
+GIVEN = GivenWeights()
 
 
-def snapshot(model: Model) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in model.network.parameters()]
-
-
-def is_unchanged(model: Model, before: list[torch.Tensor]) -> bool:
-    return all(torch.equal(p, q) for p, q in zip(model.network.parameters(), before, strict=True))
-
-
-def prune(model: Model, amount: float, names: list[str] | None = None) -> Weights:
+def prune(model: Model, amount: float, names: list[str] | None = None) -> dict[str, torch.Tensor]:
     treatments = Treatments({"magnitude": Magnitude()}, installed().compressors)
     plan = {name: Treatment("magnitude", amount) for name in (names or model.components)}
     return {name: weight.dense() for name, weight in treatments.compress(model, plan).items()}
-
-
-def count_leading(reference: torch.Tensor, candidate: torch.Tensor) -> list[int]:
-    found = []
-    for expected, said in zip(reference.tolist(), candidate.tolist(), strict=True):
-        agree = 0
-        while agree < len(expected) and expected[agree] == said[agree]:
-            agree += 1
-        found.append(agree)
-    return found
 
 
 def check_against_generate(model: Model, amounts: tuple[float, ...]) -> list[list[int]]:
@@ -58,8 +42,9 @@ def check_against_generate(model: Model, amounts: tuple[float, ...]) -> list[lis
     reference = build_reference(model, prefixes, TOKENS, batch=4)
     said = []
     for amount in amounts:
-        weights = prune(model, amount)
-        (statistics,) = Evaluator(model, reference, {"fdtm": Fdtm()}).score_all([Trial.of(weights)])
+        weights, given = prune(model, amount), GivenWeights()
+        evaluator = Evaluator(model, reference, {"fdtm": Fdtm()}, given)
+        (statistics,) = evaluator.score_all([given.add_plan(weights)])
         with model.swapped(weights):
             candidate = generate(model, prefixes, TOKENS)
         expected = count_leading(reference.tokens[:, 7:], candidate[:, 7:])
@@ -94,14 +79,14 @@ def make_sweep(model: Model) -> Evaluator:
     reference = build_reference(model, random_prefixes(model), TOKENS, batch=4)
     reference.remember_distribution(model)
     windows = make_windows(model, TextWindows(tokens=200), DataSettings(prefix_tokens=9, continuation_tokens=8), None)
-    return Evaluator(model, reference, metrics, {"perplexity": windows})
+    return Evaluator(model, reference, metrics, GIVEN, {"perplexity": windows})
 
 
 def test_one_pass_says_what_plain_passes_in_float64_say(llama: Model) -> None:
     """Every metric from the model's own forward in float64, with none of the engine's parts."""
     evaluator = make_sweep(llama)
     weights = prune(llama, 0.2)
-    (found,) = evaluator.score_all([Trial.of(weights)])
+    (found,) = evaluator.score_all([GIVEN.add_plan(weights)])
     tokens = evaluator.reference.tokens
     llama.network.double()
     base = llama.network(tokens[:, :-1]).logits[:, -TOKENS:].log_softmax(-1)
@@ -122,10 +107,10 @@ def test_trials_are_independent_and_undone(llama: Model) -> None:
     evaluator, before = make_sweep(llama), snapshot(llama)
     names = list(llama.components)
     plans = [prune(llama, 0.4, [name]) for name in names[:4]]
-    together = evaluator.score_all([Trial.of(plan) for plan in plans], ["fdtm", "kl"])
+    together = evaluator.score_all([GIVEN.add_plan(plan) for plan in plans], ["fdtm", "kl"])
     assert is_unchanged(llama, before)
     for plan, statistics in zip(reversed(plans), reversed(together), strict=True):
-        (alone,) = evaluator.score_all([Trial.of(plan)], ["fdtm", "kl"])
+        (alone,) = evaluator.score_all([GIVEN.add_plan(plan)], ["fdtm", "kl"])
         assert all(np.array_equal(alone[name], statistics[name]) for name in alone)
 
 
@@ -160,7 +145,7 @@ def test_a_broken_metric_is_named_and_the_model_restored(llama: Model, how: str,
     reference = build_reference(llama, random_prefixes(llama), TOKENS, batch=4)
     before = snapshot(llama)
     with pytest.raises(PluginError, match=message):
-        Evaluator(llama, reference, {"broken": Broken(how)}).score_all([Trial.of(prune(llama, 0.5))])
+        Evaluator(llama, reference, {"broken": Broken(how)}, GIVEN).score_all([GIVEN.add_plan(prune(llama, 0.5))])
     assert is_unchanged(llama, before)
 
 
@@ -168,4 +153,4 @@ def test_infinite_logits_of_a_candidate_are_named(llama: Model) -> None:
     evaluator, name = make_sweep(llama), next(iter(llama.components))
     weights = {name: torch.full(llama.components[name].shape, 3e38)}
     with pytest.raises((ModelError, PluginError), match="NaN or infinity"):
-        evaluator.score_all([Trial.of(weights)])
+        evaluator.score_all([GIVEN.add_plan(weights)])

@@ -31,9 +31,10 @@ from compressor_plugins.quantization.int8 import Activations, Granularity, Int8
 from compressor_plugins.quantization.nf4 import Nf4
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.uniform import Uniform
-from tests.commands.test_run import make_settings, run
-from tests.export.test_export import corrupt_file, draw_tokens, treat
+from tests.support.exports import draw_tokens, treat
 from tests.support.families import SPECIAL_TOKENS, save_checkpoint
+from tests.support.hostile_models import corrupt_file
+from tests.support.runs import make_settings, run
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},

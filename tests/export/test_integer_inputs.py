@@ -18,32 +18,19 @@ from compressor.models import Model, load_model
 from compressor.models.architectures import is_linear
 from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings
 from compressor_plugins.pruning.magnitude import Magnitude
-from compressor_plugins.quantization.int4 import Int4
-from compressor_plugins.quantization.int8 import Activations, Granularity, Int8
+from compressor_plugins.quantization.int8 import Activations, Int8
 from compressor_plugins.quantization.llm_int8 import LlmInt8, MixedInputs
 from compressor_plugins.schedules.budget.budget import Budget
 from compressor_plugins.schedules.uniform import Uniform
-from tests.commands import test_forecast
-from tests.commands.test_run import make_settings, run
-from tests.export.test_export import NEW, TOKENS, Shipped, draw_tokens, read_by_transformers, treat
+from tests.support import forecasts
 from tests.support.estimates import make_treatments
+from tests.support.exports import NEW, TOKEN, TOKENS, Shipped, choose, draw_tokens, read_by_transformers, treat
 from tests.support.families import save_checkpoint
-
-TOKEN = Activations.token
-W8A8: tuple[Compressor | None, ...] = (
-    Int8(activations=TOKEN), Int8(granularity=Granularity.tensor, activations=TOKEN), Int4(group=16), None, Int8(),
-    Int8(group=16, activations=TOKEN),
-)  # fmt: skip
-"""Integer inputs with every kind of scale that divides the widths, beside weights alone, and what is left alone."""
+from tests.support.runs import make_settings, run
 
 
 def component_of(weight: Tensor, stored_bits: int = 16) -> Component:
     return Component("model.layers.0.mlp.up_proj", "up", 0, (weight.shape[0], weight.shape[1]), stored_bits)
-
-
-def choose(index: int, component: Component) -> Compressor | None:
-    """Fused parts of the first layer alike, so that they can be packed."""
-    return W8A8[0] if ":" in component.name and component.layer == 0 else W8A8[index % len(W8A8)]
 
 
 @pytest.fixture(scope="module")
@@ -253,8 +240,8 @@ def test_estimates_say_that_they_do_not_see_inputs(tmp_path: Path) -> None:
 
 
 def test_a_forecast_says_it_too(tmp_path: Path) -> None:
-    settings = test_forecast.make_settings(Magnitude(), Int8(activations=TOKEN), LlmInt8())
-    notes = test_forecast.run(tmp_path, settings)["notes"]
+    settings = forecasts.make_settings(Magnitude(), Int8(activations=TOKEN), LlmInt8())
+    notes = forecasts.run(tmp_path, settings)["notes"]
     (note,) = (note for note in notes if "see what becomes of weights" in note)
     assert note.startswith("Estimates of int8, llm_int8 see") and note.endswith("scores see both.")
 

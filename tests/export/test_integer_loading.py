@@ -19,22 +19,10 @@ from compressor.export.loading import packed_linear
 from compressor.models import Replacement, load_model
 from compressor.settings import DType, ModelSettings
 from compressor_plugins.quantization.int8 import Activations, Int8
-from tests.export.test_export import TOKENS, Shipped, draw_tokens, read_by_transformers
-from tests.export.test_integer_inputs import choose
-from tests.export.test_loading import (
-    assert_one_line,
-    count_bytes,
-    count_computed,
-    describe,
-    export_treated,
-    generate,
-    logits,
-    rewrite,
-    set_all,
-    set_group,
-    set_weights,
-)
+from tests.support.exports import TOKENS, Shipped, choose, draw_tokens, export_treated, read_by_transformers
 from tests.support.families import save_checkpoint
+from tests.support.hostile_models import assert_one_line, describe, rewrite, set_all, set_group, set_weights
+from tests.support.loaded_models import count_bytes, count_computed, generate, logits
 
 TOKEN = Activations.token
 CASES = {

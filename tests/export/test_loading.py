@@ -20,35 +20,32 @@ import transformers
 from torch import Tensor, nn
 
 import compressor
-from compressor import export
-from compressor.contracts import CompressedWeight, Compressor, Context, QuantizedMatrix, Scheme, Strategy
-from compressor.errors import CompressorError, ConfigError, ModelError, OutputError
+from compressor.contracts import CompressedWeight, Context, QuantizedMatrix, Scheme, Strategy
+from compressor.errors import ConfigError, ModelError, OutputError
 from compressor.export.compressed_tensors import unpack_integers
 from compressor.export.loading import hf_quantizer, packed_linear
-from compressor.models import load_model
-from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings
+from compressor.settings import ComponentSettings, DType, ExportSettings
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Activations, Granularity, Int8
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.uniform import Uniform
-from tests.commands.test_run import make_settings, run
-from tests.export.test_export import NEW, TOKENS, Shipped, draw_tokens, mix, read_by_transformers, treat
-from tests.models.test_model import REMOTE_CODE, edit_config
+from tests.support.exports import TOKENS, Shipped, draw_tokens, export_treated, mix, read_by_transformers
 from tests.support.families import FAMILIES, save_checkpoint
+from tests.support.hostile_models import (
+    REMOTE_CODE,
+    assert_one_line,
+    describe,
+    edit_config,
+    rewrite,
+    set_all,
+    set_group,
+    set_weights,
+)
+from tests.support.loaded_models import count_bytes, count_computed, generate, logits
+from tests.support.runs import make_settings, run
 
 CASES = [*FAMILIES, "llama in bfloat16"]
 DENSE = ("gpt2", "mixtral", "qwen3_moe", "falcon")
-
-
-def export_treated(
-    folder: Path, choose: Callable[..., Compressor | None], family: str = "llama", dtype: DType = DType.float32,
-    components: ComponentSettings | None = None, **overrides: Any,  # noqa: ANN401 - any config value
-) -> Shipped:  # fmt: skip
-    """A bfloat16 checkpoint with treatments on it, scored in `dtype`, and its export to `folder`/model."""
-    base = save_checkpoint(family, folder / "base", torch.bfloat16, with_tokenizer=True, **overrides)
-    model = load_model(ModelSettings(path=str(base), dtype=dtype), components)
-    quantized = treat(model, choose)
-    return Shipped(model, quantized, export.save("auto", model, folder / "model", {}, {}, quantized), {})
 
 
 @pytest.fixture(scope="module")
@@ -63,31 +60,6 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shipped]:
     for one in made.values():
         one.said.update(said[one.exported.path])
     return made
-
-
-def generate(network: nn.Module, tokens: Tensor) -> Tensor:
-    found: Tensor = network.generate(
-        tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False
-    )
-    return found
-
-
-def logits(network: nn.Module, tokens: Tensor) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = network(tokens, use_cache=False).logits
-    return found
-
-
-def count_bytes(network: nn.Module) -> int:
-    """Of all parameters and buffers; what is shared once."""
-    tensors = [*network.parameters(), *network.buffers()]
-    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
-
-
-def count_computed(network: nn.Module) -> int:
-    """Of buffers that no checkpoint has: a model makes them of its config, as rotary frequencies."""
-    stored = network.state_dict().keys()
-    return sum(buffer.nbytes for name, buffer in network.named_buffers() if name not in stored)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -217,7 +189,7 @@ def test_a_run_is_generated_again_token_for_token(tmp_path: Path) -> None:
 
 def test_what_the_quickstart_shows_runs_as_it_stands(tmp_path: Path) -> None:
     """Both snippets, on a run whose export is packed."""
-    text = (Path(__file__).parents[1] / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "quickstart.md").read_text(encoding="utf-8")
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(snippets) == 2 and "compressor.load(" in snippets[0] and "assert agrees ==" in snippets[1]
     settings = make_settings(Uniform(), Int8(activations=Activations.token), export=ExportSettings())
@@ -333,36 +305,6 @@ def test_a_dense_folder_is_loaded_and_saved_as_ever(tmp_path: Path) -> None:
     assert torch.equal(logits(compressor.load(tmp_path / "again"), draw_tokens()), logits(network, draw_tokens()))
 
 
-def assert_one_line(error: BaseException) -> None:
-    assert isinstance(error, CompressorError) and "\n" not in str(error) and len(str(error)) < 700
-
-
-def describe(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change `quantization_config` of the folder."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    change(config["quantization_config"])
-    path.write_text(json.dumps(config))
-
-
-def set_weights(**values: object) -> Callable[[dict[str, Any]], None]:
-    def change(described: dict[str, Any]) -> None:
-        described["config_groups"]["group_0"]["weights"].update(values)
-
-    return change
-
-
-def set_group(**values: object) -> Callable[[dict[str, Any]], None]:
-    def change(described: dict[str, Any]) -> None:
-        described["config_groups"]["group_0"].update(values)
-
-    return change
-
-
-def set_all(**values: object) -> Callable[[dict[str, Any]], None]:
-    return lambda described: described.update(values)
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -403,13 +345,6 @@ def test_whatever_is_not_read_is_refused_in_a_line(
     with pytest.raises(ModelError, match=said) as caught:
         compressor.load(folder)
     assert_one_line(caught.value)
-
-
-def rewrite(folder: Path, change: Callable[[str, Tensor], Tensor | None]) -> None:
-    path = folder / "model.safetensors"
-    tensors = {name: change(name, tensor) for name, tensor in safetensors.torch.load_file(path).items()}
-    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    safetensors.torch.save_file(kept, path, {"format": "pt"})
 
 
 @pytest.mark.parametrize(

@@ -11,22 +11,22 @@ import torch
 from torch import Tensor
 
 from compressor.compression.calibration import gather
-from compressor.contracts import InputTransform, TokenRounding
+from compressor.contracts import Plan, TokenRounding, Treatment
 from compressor.errors import PlanError
 from compressor.evaluation.engine import Engine
 from compressor.evaluation.layer_replay import LayerReplay
 from compressor.evaluation.streaming_engine import StreamingEngine
-from compressor.evaluation.trials import Trial
 from compressor.models import Model, Replacement, load_model
 from compressor.models.architectures import is_linear
 from compressor.settings import ComponentSettings, DType, ModelSettings, SweepMode
-from tests.compression.test_calibration import ALL, assert_same, explicit, overheard, run_plainly
-from tests.evaluation.test_engine import assert_same_bits, make_sweep, score_both
-from tests.evaluation.test_evaluator import is_unchanged, snapshot
-from tests.models.test_streaming import settle
-from tests.sensitivity.test_gradients import draw_tokens, explicit_gradients, walk_gradients
+from tests.support.calibrations import ALL, assert_same, explicit, overheard, run_plainly
 from tests.support.estimates import make_bench
 from tests.support.families import FAMILIES, ODDITIES, VOCABULARY, save_checkpoint
+from tests.support.gradients import draw_tokens, explicit_gradients, walk_gradients
+from tests.support.prefetch import settle
+from tests.support.snapshots import is_unchanged, snapshot
+from tests.support.sweeps import assert_same_bits, make_sweep, score_both
+from tests.support.trial_weights import MaskedWeights, mask
 
 EVERY_FAMILY = sorted(FAMILIES | ODDITIES)
 SERIAL = TokenRounding(4)
@@ -156,26 +156,26 @@ def test_what_is_written_stays_until_something_else_is(tmp_path: Path) -> None:
     assert not model.input_transforms and torch.equal(model.logits(tokens, 5), own)
 
 
-def make_treated(model: Model, name: str, seed: int, treat: InputTransform | None) -> Replacement:
-    weight = model.read(name)
-    return Replacement(weight * (torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) > 0.2), treat)
+def treat(seed: int, bits: int | None = SERIAL.bits) -> Treatment:
+    """A fifth of the weights becomes zero; with `bits` the inputs are rounded."""
+    return mask(seed, 0.2, bits)
 
 
-def make_trials(model: Model, seed: int, several: int = 8) -> list[Trial]:
+def make_treated(model: Model, name: str, seed: int) -> Replacement:
+    return MaskedWeights(model).make(name, treat(seed))
+
+
+def make_trials(model: Model, seed: int, several: int = 8) -> list[Plan]:
     """Components alone, with and without treated inputs, some at random, all; alike at first too."""
     rng, names = np.random.default_rng(seed), list_treatable(model)
-    makers = {
-        (name, kind): partial(make_treated, model, name, kind, treat)
-        for name in names
-        for kind, treat in enumerate((None, SERIAL, TokenRounding(3)))
-    }
+    kinds = [treat(kind, bits) for kind, bits in enumerate((None, SERIAL.bits, 3))]
     plans = [{name: 1} for name in names]
     for _ in range(several):
         chosen = rng.choice(names, rng.integers(1, len(names) + 1), replace=False)
         plans.append({str(name): int(rng.integers(3)) for name in chosen})
         plans.append({**plans[-1], str(rng.choice(names)): 1})
     plans += [dict.fromkeys(names, 1), {}]
-    return [Trial({name: makers[name, kind] for name, kind in plan.items()}) for plan in plans]
+    return [{name: kinds[kind] for name, kind in plan.items()} for plan in plans]
 
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
@@ -198,8 +198,8 @@ def test_and_on_a_model_that_treats_inputs_already(
     model = load(family, tmp_path, **({"n_layer": 3} if family == "gpt2" else {"num_hidden_layers": 3}))
     evaluator = make_sweep(model)
     for seed, name in enumerate(list_treatable(model)[::3]):
-        model.write(name, make_treated(model, name, seed, SERIAL))
-    evaluator.engine = order(LayerReplay(model))
+        model.write(name, make_treated(model, name, seed))
+    evaluator.engine = order(LayerReplay(model), evaluator.weight_source)
     exact, plain = score_both(evaluator, make_trials(model, 1), names=metrics)
     assert_same_bits(exact, plain)
 
@@ -212,7 +212,7 @@ def test_a_streamed_model_scores_the_same(tmp_path: Path, family: str) -> None:
     for model in models:
         name = list_treatable(model)[0]
         evaluator = make_sweep(model)
-        model.write(name, make_treated(model, name, 5, SERIAL))
+        model.write(name, make_treated(model, name, 5))
         answers.append(evaluator.score_all(make_trials(model, 2)))
         assert evaluator.mode is SweepMode.exact
     assert_same_bits(*answers)
@@ -226,11 +226,11 @@ def test_layers_that_come_and_go_treat_their_inputs(tmp_path: Path, family: str)
     settle(streamed)
     tokens, names = draw_tokens(2), list_treatable(whole)
     for name in names:
-        product = make_treated(whole, name, 0, SERIAL)
+        product = make_treated(whole, name, 0)
         assert torch.equal(say(streamed, {name: product}, tokens), say(whole, {name: product}, tokens)), name
     for model in (whole, streamed):
-        model.write(names[0], make_treated(whole, names[0], 0, SERIAL))
-        model.write(names[-1], make_treated(whole, names[-1], 0, SERIAL))
+        model.write(names[0], make_treated(whole, names[0], 0))
+        model.write(names[-1], make_treated(whole, names[-1], 0))
     assert torch.equal(streamed.logits(tokens, 5), whole.logits(tokens, 5))
 
 
@@ -246,8 +246,7 @@ def test_weights_that_are_in_two_components_are_treated_as_the_last_one_wants(tm
         both = {first: Replacement(weight, TokenRounding(2)), other: Replacement(weight, last)}
         assert torch.equal(say(model, both, tokens), expected)
     plans = [[first], [other], [first, other], [other, first], [first, "model.layers.1.mlp.up_proj"]]
-    makers = {name: partial(make_treated, model, name, 1, SERIAL) for plan in plans for name in plan}
-    exact, plain = score_both(make_sweep(model), [Trial({name: makers[name] for name in plan}) for plan in plans])
+    exact, plain = score_both(make_sweep(model), [dict.fromkeys(plan, treat(1)) for plan in plans])
     assert_same_bits(exact, plain)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import random
 import shutil
 import struct
@@ -41,6 +40,7 @@ from tests.support.families import (
     save_checkpoint,
     save_tokenizer,
 )
+from tests.support.hostile_models import REMOTE_CODE, edit_config
 
 ALL = [*FAMILIES, *ODDITIES]
 CPU = torch.device("cpu")
@@ -369,11 +369,6 @@ def expect_refusal(path: Path | str, message: str, **settings: Any) -> None:  # 
     assert_one_line(caught.value)
 
 
-def edit_config(folder: Path, **values: Any) -> None:  # noqa: ANN401 - any config value
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | values))
-
-
 def edit_weights(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
     tensors = load_file(folder / "model.safetensors")
     edit(tensors)
@@ -574,19 +569,6 @@ def test_cuda_without_cuda(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) ->
         load(checkpoint, device=Device.cuda)
     assert_one_line(caught.value)
     assert load(checkpoint, device=Device.auto).device == CPU
-
-
-REMOTE_CODE = """
-from transformers import LlamaConfig, LlamaForCausalLM
-
-
-class OwnConfig(LlamaConfig):
-    model_type = "our_own"
-
-
-class OwnForCausalLM(LlamaForCausalLM):
-    config_class = OwnConfig
-"""
 
 
 def test_code_in_the_folder_runs_only_when_trusted(

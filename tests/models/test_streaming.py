@@ -23,14 +23,14 @@ from compressor.evaluation.layer_replay import LayerReplay
 from compressor.export import save_dense
 from compressor.models import Model, load_model
 from compressor.models.components import find_layers
-from compressor.models.layer_prefetch import ROOM, LayerPrefetch, find_streamed
+from compressor.models.layer_prefetch import ROOM, find_streamed
 from compressor.models.loading import quiet_loading
 from compressor.sensitivity.gradients import LayerwiseGradients
 from compressor.settings import ComponentSettings, Device, DType, ModelSettings
-from tests.sensitivity.test_gradients import draw_tokens, walk_gradients
 from tests.support.families import FAMILIES, make_network, save_checkpoint
+from tests.support.gradients import draw_tokens, walk_gradients
+from tests.support.prefetch import CPU, settle
 
-CPU = torch.device("cpu")
 MADE_OVER = {"mixtral", "qwen3_moe"}
 """Families whose experts transformers stacks as it loads them."""
 STREAMED = [family for family in FAMILIES if family not in MADE_OVER]
@@ -42,12 +42,6 @@ def load(folder: Path, components: ComponentSettings | None = None, **settings: 
 
 def stream(folder: Path, components: ComponentSettings | None = None, **settings: Any) -> Model:  # noqa: ANN401
     return load(folder, components, stream=True, **settings)
-
-
-def settle(model: Model) -> LayerPrefetch:
-    """As on a GPU, but that the device is ordinary memory."""
-    assert model.mapped_weights is not None
-    return LayerPrefetch(model.network, find_layers(model.network)[1], CPU, model.mapped_weights.release)
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
@@ -247,7 +241,7 @@ def test_missing_and_unsound_tensors_are_refused_as_ever(tmp_path: Path) -> None
 MEMORY = """
 import sys, threading, time
 from pathlib import Path
-from compressor.evaluation.layer_replay import Replay
+from compressor.evaluation.layer_replay import LayerReplay
 from compressor.models import load_model
 from compressor.settings import ModelSettings
 
@@ -261,7 +255,7 @@ def watch():
         peaks[-1] = max(peaks[-1], read_anonymous())
 
 model = load_model(ModelSettings(sys.argv[1]))  # what comes with a first use is not counted
-Replay(model)
+LayerReplay(model)
 start = read_anonymous()
 watcher = threading.Thread(target=watch)
 watcher.start()

@@ -7,13 +7,11 @@ import random
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import NoReturn
 from xml.etree import ElementTree
 
 import pytest
-from rich.console import Console
 
 from compressor.artifacts.run_record import (
     ComponentRecord,
@@ -30,10 +28,10 @@ from compressor.report import read_report, summarize_run, write_report
 from compressor.report.heat_map import choose_color, choose_ink, group_components, heat_map_svg
 from compressor.report.line_chart import Point, line_chart_svg
 from compressor.report.run_page import make_page
+from tests.support.pages import Page, show
 
 KINDS = ("query", "key", "value", "output", "gate", "up", "down")
 PLANTED = '<script>alert("x")</script>'
-VOID = {"meta", "br", "hr", "img", "input", "link"}
 
 
 def make_score(mean: float, width: float, most: float = 64.0) -> Score:
@@ -111,44 +109,6 @@ def make_record(layers: int = 40, experts: int = 0) -> Record:
         components=make_components(layers, experts),
         notes=["The estimate sees the weight's part only."],
     )
-
-
-class Page(HTMLParser):
-    """Reads a page: which tags are left open, what is visible, which attributes there are."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] != "style":
-            self.text += data
-
-
-def show(renderable: object, width: int = 80) -> str:
-    console = Console(width=width, color_system=None)
-    with console.capture() as capture:
-        console.print(renderable)
-    return capture.get()
 
 
 def plant_markup(record: Record) -> Record:

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from compressor.contracts import (
     BestRequest,
     Better,
     Component,
-    Dialogue,
     Estimate,
     EstimateRequest,
     KeepRequest,
@@ -28,7 +28,7 @@ from compressor.contracts import (
 from compressor.errors import ConfigError
 from compressor.models import load_model
 from compressor.plugins import installed
-from compressor.search.fused_components import FusedSchedule, fuse, name_unit
+from compressor.search.fused_components import FusedOracle, fuse, name_unit, open_dialogue
 from compressor.settings import (
     ComponentSettings,
     DataSettings,
@@ -87,13 +87,19 @@ def make_problem(offer: Offer) -> Problem:
     )
 
 
+def play(schedule: Schedule, problem: Problem) -> dict[str, Treatment]:
+    """The plan that a schedule keeps when it decides for fused components."""
+    dry_run = DryRun(problem)
+    dialogue, oracle = open_dialogue(schedule, problem, dry_run, fuses=True)
+    assert [*dialogue.converse(oracle)]
+    return dry_run.kept
+
+
 @pytest.mark.parametrize("case", SCHEDULES)
 def test_whatever_a_schedule_decides_holds_for_the_whole_unit(case: str) -> None:
     schedule, offer = SCHEDULES[case]
     problem = make_problem(offer)
-    rehearsal = DryRun(problem)
-    rehearsal.play(FusedSchedule(schedule))
-    kept = rehearsal.kept
+    kept = play(schedule, problem)
     assert kept and len({name.rpartition(".")[2] for name in kept}) > 1
     for members in fuse(problem.components).units.values():
         chosen = [kept.get(member.name) for member in members]
@@ -148,19 +154,33 @@ def test_answers_are_sums_over_members() -> None:
     members = [member.name for member in fusion.units[unit]]
     options = {unit: [Treatment("a", 0.5), None], alone: [Treatment("a", 0.5)]}
     request = EstimateRequest(options, "kl", at={unit: Treatment("a", 0.75)}, by_row=True)
-    expanded = fusion.expand(request)
-    assert isinstance(expanded, EstimateRequest)
+    numbered = Numbered(make_problem(RANGE))
+    oracle = FusedOracle(numbered, fusion)
+    found = oracle.estimate(request)
+    (expanded,) = numbered.asked
     assert {*expanded.options} == {*members, alone} and {*expanded.at} == {*members}
-    answer = {
-        name: Estimate(np.full((3, len(chosen)), number), np.full((2, len(chosen)), number), reached=number == 1)
-        for number, (name, chosen) in enumerate(expanded.options.items())
-    }
-    found = fusion.fold(request, answer)
     assert [*found] == [unit, alone]
     assert (found[unit].changes == 0 + 1 + 2).all() and found[unit].changes.shape == (3, 2)
     assert found[unit].rows[:, 0].tolist() == [0, 0, 1, 1, 2, 2] and found[unit].reached and not found[alone].reached
-    sizes = {name: [10, 20][: len(chosen)] for name, chosen in expanded.options.items()}
-    assert fusion.fold(SizeRequest(options), sizes) == {unit: [30, 60], alone: [10]}
+    assert oracle.sizes(SizeRequest(options)) == {unit: [30, 60], alone: [10]}
+
+
+@dataclass
+class Numbered(DryRun):
+    """The i-th component of a request changes the objective by i; its options store 10 and 20 bits."""
+
+    asked: list[Any] = field(default_factory=list)
+
+    def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
+        self.asked.append(request)
+        return {
+            name: Estimate(np.full((3, len(chosen)), number), np.full((2, len(chosen)), number), reached=number == 1)
+            for number, (name, chosen) in enumerate(request.options.items())
+        }
+
+    def sizes(self, request: SizeRequest) -> dict[str, list[int]]:
+        self.asked.append(request)
+        return {name: [10, 20, 30][: len(chosen)] for name, chosen in request.options.items()}
 
 
 def test_rows_go_to_their_members() -> None:
@@ -177,8 +197,9 @@ def test_rows_of_options_go_to_their_members_too() -> None:
     rows = [tuple(np.linspace(0, last, 16).tolist()) for last in (0.5, 1.0)]
     options = {"model.layers.0.self_attn.qkv": [None, *(Treatment("a", sum(r) / 16, rows=r) for r in rows)]}
     for request in (EstimateRequest(options, "kl", by_row=True), SizeRequest(options)):
-        expanded = fusion.expand(request)
-        assert isinstance(expanded, EstimateRequest | SizeRequest)
+        numbered = Numbered(make_problem(RANGE))
+        request.ask(FusedOracle(numbered, fusion))
+        (expanded,) = numbered.asked
         found = dict(zip("qkv", expanded.options.values(), strict=True))
         assert [choices[0] for choices in found.values()] == [None] * 3
         for place, expected in enumerate(rows, 1):
@@ -207,17 +228,16 @@ def test_rows_of_several_lengths_are_refused_and_equal_ones_work() -> None:
         components = (*others, *list_experts(8, inner))
         offers = {"a": {component.name: RANGE for component in components}}
         problem = replace(make_problem(RANGE), components=components, offers=offers)
-        assert {offer.by_row for offer in fuse(components).problem(problem).offers["a"].values()} == {True, works}
+        assert {offer.by_row for offer in fuse(components).fuse_problem(problem).offers["a"].values()} == {True, works}
         if works:
-            rehearsal = DryRun(problem)
-            rehearsal.play(FusedSchedule(budget))
-            rows = {c.name: treatment.rows for c in components if (treatment := rehearsal.kept.get(c.name))}
+            kept = play(budget, problem)
+            rows = {c.name: treatment.rows for c in components if (treatment := kept.get(c.name))}
             assert all(len(rows[c.name] or ()) == c.shape[0] for c in components)
         else:
             with pytest.raises(
                 ConfigError, match=r"per row, got a, and in `model\.layers\.0\.mlp\.experts` rows of"
             ) as caught:
-                Dialogue(FusedSchedule(budget), problem)
+                open_dialogue(budget, problem, DryRun(problem), fuses=True)
             assert str(caught.value).isprintable() and "or components.fuse=false" in str(caught.value)
 
 
@@ -227,10 +247,10 @@ def test_offers_are_what_all_members_have() -> None:
     offers = {**problem.offers["a"], first: Offer(levels=(0.25, 0.5))}
     second = problem.components[1].name
     offers[second] = Offer(low=0.3, high=0.9)
-    fused = fuse(problem.components).problem(Problem(problem.components, {"a": offers}, problem.better, 32))
+    fused = fuse(problem.components).fuse_problem(Problem(problem.components, {"a": offers}, problem.better, 32))
     assert fused.offers["a"]["model.layers.0.self_attn.qkv"].levels == (0.5,)
     narrow = {**problem.offers["a"], second: Offer(low=0.3, high=0.9)}
-    fused = fuse(problem.components).problem(Problem(problem.components, {"a": narrow}, problem.better, 32))
+    fused = fuse(problem.components).fuse_problem(Problem(problem.components, {"a": narrow}, problem.better, 32))
     assert fused.offers["a"]["model.layers.0.self_attn.qkv"] == Offer(low=0.3, high=0.9)
 
 
@@ -247,18 +267,31 @@ class Recorder(Schedule):
         self.kept = yield KeepRequest(plan)
 
 
+@dataclass
+class Heard(DryRun):
+    """Answers with what the test wants, and notes what it was asked."""
+
+    asked: list[Any] = field(default_factory=list)
+
+    def score(self, request: ScoreRequest) -> Any:  # noqa: ANN401 - no scores
+        self.asked.append(request)
+        return "first", "second"
+
+    def best(self, request: BestRequest) -> Best:
+        return Best((1,), (None, {}))
+
+    def keep(self, request: KeepRequest) -> dict[str, float]:
+        amounts = {component.name: 0.0 for component in self.problem.components}
+        return amounts | {"model.layers.0.self_attn.q_proj": 0.8, "model.layers.0.self_attn.k_proj": 0.2}
+
+
 def test_trials_keep_their_order_and_amounts_are_means() -> None:
     schedule, problem = Recorder(), make_problem(RANGE)
-    dialogue = Dialogue(FusedSchedule(schedule), problem)
-    request = dialogue.propose()
-    assert isinstance(request, ScoreRequest) and [len(plan) for plan in request.trials] == [3, 0]
-    dialogue.tell(("first", "second"))
-    dialogue.tell(Best((1,), (None, {})))
+    heard = Heard(problem)
+    dialogue, oracle = open_dialogue(schedule, problem, heard, fuses=True)
+    assert len([*dialogue.converse(oracle)]) == 3
+    assert [[len(plan) for plan in request.trials] for request in heard.asked] == [[3, 0]]
     assert schedule.scores == ("first", "second") and schedule.best.chosen == (1,)
-    amounts = {component.name: 0.0 for component in problem.components}
-    amounts |= {"model.layers.0.self_attn.q_proj": 0.8, "model.layers.0.self_attn.k_proj": 0.2}
-    dialogue.tell(amounts)
-    assert dialogue.propose() is None
     assert schedule.kept["model.layers.0.self_attn.qkv"] == pytest.approx((0.8 * 64 + 0.2 * 32) / 128)
 
 

@@ -37,8 +37,8 @@ from compressor.testing.problems import make_problem
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.schedules.plan import ReplayedPlan
-from tests.commands.test_run import make_settings, run
 from tests.support.families import save_checkpoint
+from tests.support.runs import make_settings, run
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from scipy.stats import binom
 
 from compressor.commands.run import execute
 from compressor.commands.setup import check_numbers, check_screen, warn_of_removed
-from compressor.compression.apply import Treatments
 from compressor.contracts import (
     BestRequest,
     Estimate,
@@ -28,15 +27,17 @@ from compressor.contracts import (
     Prefixes,
     ScoreRequest,
     Treatment,
+    ValuesRequest,
 )
 from compressor.errors import ConfigError, PluginError
 from compressor.evaluation.bootstrap import summarize
-from compressor.evaluation.evaluator import Evaluator, Statistics
-from compressor.evaluation.trials import Trial
+from compressor.evaluation.evaluator import Statistics
 from compressor.plugins import installed
 from compressor.progress import Silent
-from compressor.search.session import Search
+from compressor.search.ledger import Ledger
 from compressor.search.surrogate import Surrogate
+from compressor.search.top_trials import TopTrials
+from compressor.search.trial_scoring import TrialScorer
 from compressor.settings import (
     ComponentSettings,
     DataSettings,
@@ -52,6 +53,7 @@ from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.schedules.beam.beam import Beam
 from tests.support.estimates import make_bench
+from tests.support.sessions import open_session
 
 Array = np.ndarray[Any, Any]
 APPROXIMATE = SweepSettings(mode=SweepMode.approximate, audit=0)
@@ -72,26 +74,38 @@ class FakeSweep:
     asked: list[tuple[int, int, int | None]]
 
     def score(
-        self, trials: Sequence[Trial], names: Sequence[str], start: int = 0, stop: int | None = None
+        self, trials: Sequence[Plan], names: Sequence[str], start: int = 0, stop: int | None = None
     ) -> Iterator[tuple[int, Statistics]]:
         for number, trial in reversed([*enumerate(trials)]):
-            (index,) = map(int, trial.names)
+            (index,) = map(int, trial)
             self.asked.append((index, start, stop))
             yield number, dict.fromkeys(names, self.data[index, start:stop, None])
 
 
 @dataclass
-class FakeSearch(Search):
-    """A search without a model; the screen predicts `predicted` `[trial, sequence]`."""
+class FakeEstimator:
+    """Predicts `predicted` `[trial, sequence]`, and notes for which options it was asked."""
 
-    predicted: Array | None = None
-
-    def calibrate(self, compressors: Iterable[str]) -> None:
-        """There is nothing to gather."""
+    predicted: Array | None
+    asked: list[Mapping[str, Sequence[Treatment | None]]] = field(default_factory=list)
 
     def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
         assert self.predicted is not None
+        self.asked.append(request.options)
         return {name: Estimate(self.predicted[int(name)][:, None]) for name in request.options}
+
+
+@dataclass
+class FakeSession:
+    """A search without a model."""
+
+    scorer: TrialScorer
+    estimator: Any
+    top_trials: TopTrials
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.scorer.ledger
 
 
 @pytest.fixture
@@ -99,40 +113,37 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make_search(folder: Path, data: Array, how: SweepSettings, metric: Metric | None = None, **given: Any) -> Any:  # noqa: ANN401
+def make_session(
+    folder: Path,
+    data: Array,
+    how: SweepSettings,
+    metric: Metric | None = None,
+    predicted: Array | None = None,
+    seed: int = 0,
+) -> FakeSession:
     metric = metric or Fdtm()
-    nothing: Any = None
     evaluators: Any = {Prefixes.SEARCH: FakeSweep(data, [])}
-    return FakeSearch(
-        model=nothing,
-        metrics={metric.name: metric, "kl": Kl()},
-        treatments=Treatments({}, installed().compressors),
-        evaluators=evaluators,
-        folder=folder,
-        progress=Silent(),
-        on_round=lambda *_: None,
-        tokens=TOKENS,
-        prefixes=data.shape[1],
-        settings=how,
-        **given,
-    )
+    metrics = {metric.name: metric, "kl": Kl()}
+    scorer = TrialScorer(evaluators, metrics, Ledger(data.shape[1]), Silent(), folder, seed)
+    estimator: Any = FakeEstimator(predicted)
+    return FakeSession(scorer, estimator, TopTrials(scorer, estimator, how))
 
 
 def test_trials_are_compared_sequence_by_sequence(tmp_path: Path) -> None:
-    """What is asked for `by_sequence` is what the scores are of."""
+    """Scores are of the values per sequence that can be asked for."""
     data = np.random.default_rng(0).integers(0, TOKENS, (3, 40)).astype(float)
-    search, trials = make_search(tmp_path, data, SweepSettings()), [plan_of(index) for index in (2, 0)]
-    values = search.answer(ScoreRequest(trials, ["fdtm"], start=8, stop=32, by_sequence=True))
-    scores = search.answer(ScoreRequest(trials, ["fdtm"], start=8, stop=32))
+    session, trials = make_session(tmp_path, data, SweepSettings()), [plan_of(index) for index in (2, 0)]
+    values = session.scorer.values(ValuesRequest(trials, ["fdtm"], start=8, stop=32))
+    scores = session.scorer.score(ScoreRequest(trials, ["fdtm"], start=8, stop=32))
     for index, found, score in zip((2, 0), values, scores, strict=True):
         assert found["fdtm"].tolist() == data[index, 8:32].tolist()
         assert score["fdtm"].mean == pytest.approx(found["fdtm"].mean())
-    assert search.trials == 4 and search.passes == pytest.approx(4 * 24 / 40)
+    assert session.ledger.trials == 4 and session.ledger.passes == pytest.approx(4 * 24 / 40)
 
 
-def ask(search: Search, count: int, statistic: str = "mean", bounds: Sequence[float | None] = ()) -> Any:  # noqa: ANN401
-    trials = [plan_of(index) for index in range(len(search.evaluators[Prefixes.SEARCH].data))]  # type: ignore[attr-defined]
-    return search.answer(BestRequest(trials, next(iter(search.metrics)), count, statistic, bounds))
+def ask(session: FakeSession, count: int, statistic: str = "mean", bounds: Sequence[float | None] = ()) -> Any:  # noqa: ANN401
+    trials = [plan_of(index) for index in range(len(session.scorer.evaluators[Prefixes.SEARCH].data))]  # type: ignore[attr-defined]
+    return session.top_trials.find(BestRequest(trials, next(iter(session.scorer.metrics)), count, statistic, bounds))
 
 
 def draw_lengths(rng: np.random.Generator, means: Sequence[float], sequences: int) -> Array:
@@ -155,7 +166,7 @@ SHARED = settings(deadline=None, max_examples=20, suppress_health_check=[HealthC
 def test_without_savings_the_answer_is_exact(folder: Path, data: Array, count: int, statistic: str) -> None:
     bounds = [float(value) for value in data.mean(axis=1)]
     exact, nothing_saved = (
-        ask(make_search(folder, data, how), count, statistic, bounds) for how in (SweepSettings(), SAVING_NOTHING)
+        ask(make_session(folder, data, how), count, statistic, bounds) for how in (SweepSettings(), SAVING_NOTHING)
     )
     assert exact == nothing_saved
     values = [getattr(summarize(Fdtm(), row[:, None]), statistic) for row in data]
@@ -168,26 +179,26 @@ def test_without_savings_the_answer_is_exact(folder: Path, data: Array, count: i
 def test_what_is_measured_has_its_exact_scores(
     folder: Path, data: Array, count: int, statistic: str, audit: int
 ) -> None:
-    search = make_search(folder, data, replace(APPROXIMATE, audit=audit), DivergentPerplexity())
+    session = make_session(folder, data, replace(APPROXIMATE, audit=audit), DivergentPerplexity())
     data /= TOKENS
     values = [getattr(summarize(DivergentPerplexity(), row[:, None]), statistic) for row in data]
-    answer = ask(search, count, statistic, bounds=[None, None, None, *values[3:]])
+    answer = ask(session, count, statistic, bounds=[None, None, None, *values[3:]])
     assert len(answer.chosen) == count
     for index, scores in enumerate(answer.scores):
         if scores is not None:
             assert scores == {"divergent_perplexity": summarize(DivergentPerplexity(), data[index, :, None])}
-    totals = search.savings
+    totals = session.ledger.approximation
     assert totals.measured + totals.skipped - totals.audited == totals.trials == 7
     assert all(answer.scores[index] is not None for index in answer.chosen)
 
 
 def test_bounds_save_passes_and_what_is_measured_is_noted(folder: Path) -> None:
     data = draw_lengths(np.random.default_rng(3), [30, 29, 1, 1, 1, 1], 64)
-    search = make_search(folder, data, APPROXIMATE, Kl())
-    answer = ask(search, 4, bounds=[20.0, 20.0, None, None, None, None])
+    session = make_session(folder, data, APPROXIMATE, Kl())
+    answer = ask(session, 4, bounds=[20.0, 20.0, None, None, None, None])
     assert {*answer.chosen} == {2, 3, 4, 5} and answer.scores[:2] == (None, None)
-    assert search.trials == 4 and search.savings.skipped == 2
-    assert search.passes == len(search.evaluators[Prefixes.SEARCH].asked) == 4
+    assert session.ledger.trials == 4 and session.ledger.approximation.skipped == 2
+    assert session.ledger.passes == len(session.scorer.evaluators[Prefixes.SEARCH].asked) == 4
     lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
     assert sorted(int(*line["plan"]) for line in lines) == [2, 3, 4, 5]
     assert {line["scores"]["kl"]["n"] for line in lines} == {64}
@@ -195,49 +206,55 @@ def test_bounds_save_passes_and_what_is_measured_is_noted(folder: Path) -> None:
 
 def test_bounds_say_where_to_stop(folder: Path) -> None:
     values = np.arange(40, 0, -1.0)
-    search = make_search(folder, np.repeat(values[:, None], 8, axis=1), APPROXIMATE)
-    answer = ask(search, 2, bounds=[None, *values[1:]])
+    session = make_session(folder, np.repeat(values[:, None], 8, axis=1), APPROXIMATE)
+    answer = ask(session, 2, bounds=[None, *values[1:]])
     assert answer.chosen == (0, 1)
-    assert search.savings.skipped == 31 and search.savings.measured == 9 and search.savings.violations == 0
-    everything = make_search(folder, np.repeat(values[:, None], 8, axis=1), APPROXIMATE)
-    assert ask(everything, 2).chosen == (0, 1) and everything.savings.measured == 40
+    assert (
+        session.ledger.approximation.skipped == 31
+        and session.ledger.approximation.measured == 9
+        and session.ledger.approximation.violations == 0
+    )
+    everything = make_session(folder, np.repeat(values[:, None], 8, axis=1), APPROXIMATE)
+    assert ask(everything, 2).chosen == (0, 1) and everything.ledger.approximation.measured == 40
 
 
 def test_lower_may_be_better(folder: Path) -> None:
     values = np.arange(1.0, 41.0)
-    search = make_search(folder, np.repeat(values[:, None], 8, axis=1), APPROXIMATE, Kl())
-    assert ask(search, 2, bounds=[*values]).chosen == (0, 1) and search.savings.measured == 8
+    session = make_session(folder, np.repeat(values[:, None], 8, axis=1), APPROXIMATE, Kl())
+    assert ask(session, 2, bounds=[*values]).chosen == (0, 1) and session.ledger.approximation.measured == 8
 
 
 def test_trials_that_beat_their_bounds_are_counted(folder: Path) -> None:
     values = np.arange(20.0, 0, -1)
     bounds = [*values[:10] - 1, *values[10:] + 1]
-    search = make_search(folder, np.repeat(values[:, None], 8, axis=1), replace(APPROXIMATE, audit=20))
-    ask(search, 1, bounds=bounds)
-    assert search.savings.violations == 10 and search.savings.measured == 20
+    session = make_session(folder, np.repeat(values[:, None], 8, axis=1), replace(APPROXIMATE, audit=20))
+    ask(session, 1, bounds=bounds)
+    assert session.ledger.approximation.violations == 10 and session.ledger.approximation.measured == 20
 
 
 def test_the_audit_finds_a_planted_miss_and_mends_it(folder: Path) -> None:
     values = np.arange(20.0, 0, -1)
     values[19] = 30.0  # the best, and its bound says the worst
     for audit, missed in ((0, 0), (12, 1)):
-        search = make_search(folder, np.repeat(values[:, None], 8, axis=1), replace(APPROXIMATE, audit=audit))
-        answer = ask(search, 2, bounds=[*np.arange(20.0, 0, -1)])
+        session = make_session(folder, np.repeat(values[:, None], 8, axis=1), replace(APPROXIMATE, audit=audit))
+        answer = ask(session, 2, bounds=[*np.arange(20.0, 0, -1)])
         assert answer.chosen == ((19, 0) if missed else (0, 1))
-        assert (search.savings.audited, search.savings.missed) == (audit, missed)
-        assert search.savings.violations == missed
+        assert (session.ledger.approximation.audited, session.ledger.approximation.missed) == (audit, missed)
+        assert session.ledger.approximation.violations == missed
 
 
 def test_the_audit_measures_whole_trials_drawn_by_the_seed(folder: Path) -> None:
     data = draw_lengths(np.random.default_rng(4), [1] * 12 + [40] * 12, 64)
     drawn = []
     for seed in (0, 0, 1):
-        search = make_search(folder, data, replace(APPROXIMATE, audit=3), Kl(), seed=seed)
-        answer = ask(search, 12, bounds=[None] * 12 + [20.0] * 12)
+        session = make_session(folder, data, replace(APPROXIMATE, audit=3), Kl(), seed=seed)
+        answer = ask(session, 12, bounds=[None] * 12 + [20.0] * 12)
         drawn.append([index for index in range(12, 24) if answer.scores[index] is not None])
         for index in drawn[-1]:
             pieces = [
-                range(64)[start:stop] for i, start, stop in search.evaluators[Prefixes.SEARCH].asked if i == index
+                range(64)[start:stop]
+                for i, start, stop in session.scorer.evaluators[Prefixes.SEARCH].asked
+                if i == index
             ]
             assert pieces == [range(64)]
     assert len(drawn[0]) == 3 and drawn[0] == drawn[1] != drawn[2]
@@ -246,17 +263,17 @@ def test_the_audit_measures_whole_trials_drawn_by_the_seed(folder: Path) -> None
 def screened(folder: Path, values: Array, predicted: Array, delta: float = 0.05) -> Any:  # noqa: ANN401 - a FakeSearch
     """A search of trials that have these values on all of 8 prefixes."""
     how = replace(APPROXIMATE, screen="kl", delta=delta)
-    return make_search(
+    return make_session(
         folder, np.repeat(values[:, None], 8, axis=1), how, Kl(), predicted=predicted[:, None] + 0 * np.ones(8)
     )
 
 
 def test_the_screen_drops_what_is_predicted_to_be_worse(folder: Path) -> None:
     predicted = np.random.default_rng(5).permutation(np.geomspace(0.01, 10, 80))
-    search = screened(folder, 3 * predicted**0.7, predicted)
-    answer = ask(search, 3)
+    session = screened(folder, 3 * predicted**0.7, predicted)
+    answer = ask(session, 3)
     assert [*answer.chosen] == np.argsort(predicted)[:3].tolist()
-    assert search.savings.measured == 8 + 4 and search.savings.screened == 80 - 12
+    assert session.ledger.approximation.measured == 8 + 4 and session.ledger.approximation.screened == 80 - 12
     soundings = sorted(index for index, scores in enumerate(answer.scores) if scores)
     assert {np.argmax(predicted), *np.argsort(predicted)[:9]} <= {*soundings}
 
@@ -267,9 +284,9 @@ def test_the_screen_keeps_the_best_as_often_as_it_says(folder: Path) -> None:
         rng = np.random.default_rng(seed)
         predicted = np.exp(rng.normal(size=60))
         values = predicted**0.8 * np.exp(0.3 * rng.normal(size=60))
-        search = screened(folder, values, predicted)
-        missed += not {*ask(search, 3).chosen} == {*np.argsort(values)[:3]}
-        measured += search.savings.measured
+        session = screened(folder, values, predicted)
+        missed += not {*ask(session, 3).chosen} == {*np.argsort(values)[:3]}
+        measured += session.ledger.approximation.measured
     assert missed <= binom.ppf(0.999, repeats, 0.05)
     assert measured < 0.5 * repeats * 60
 
@@ -288,10 +305,10 @@ def test_no_more_than_the_tolerance_is_lost(screen: str | None, folder: Path) ->
             data, given = (np.repeat(array[:, None], 32, axis=1) for array in (values, predicted))
             data *= np.exp(0.1 * rng.normal(size=(60, 32)))
             bounds = () if screen else [*(data.mean(axis=1) * rng.uniform(0.6, 1.0, size=60))]
-            search = make_search(folder, data, how, Kl(), predicted=given)
-            found = values[[*ask(search, 3, bounds=bounds).chosen]]
+            session = make_session(folder, data, how, Kl(), predicted=given)
+            found = values[[*ask(session, 3, bounds=bounds).chosen]]
             lost += found.max() > np.sort(values)[2] * (1.05 + tolerance)  # the noise of 32 sequences is 2 %
-            passes[tolerance] += search.passes
+            passes[tolerance] += session.ledger.passes
         assert lost <= binom.ppf(0.999, 60, 0.05)
     assert passes[0.1] < 0.9 * passes[0.0]
 
@@ -314,13 +331,12 @@ def test_what_is_special_about_a_treatment_is_learned(folder: Path) -> None:
 
 
 def test_the_screen_asks_for_each_treatment_once(folder: Path) -> None:
-    search = make_search(folder, np.ones((4, 8)), replace(APPROXIMATE, screen="kl"), predicted=np.ones((4, 8)))
-    asked: list[Mapping[str, Any]] = []
-    estimate = search.estimate
-    search.estimate = lambda request: asked.append(request.options) or estimate(request)
+    session = make_session(folder, np.ones((4, 8)), replace(APPROXIMATE, screen="kl"), predicted=np.ones((4, 8)))
+    surrogate, estimate = session.top_trials.surrogate, session.estimator.estimate
     plans = [plan_of(0), plan_of(1), {**plan_of(0), **plan_of(1)}]
-    assert search.screen.predict(plans, "kl", search.estimate).tolist() == [1, 1, 2]
-    assert search.screen.predict([*plans, plan_of(2), {}], "kl", search.estimate).tolist() == [1, 1, 2, 1, 0]
+    assert surrogate.predict(plans, "kl", estimate).tolist() == [1, 1, 2]
+    assert surrogate.predict([*plans, plan_of(2), {}], "kl", estimate).tolist() == [1, 1, 2, 1, 0]
+    asked = session.estimator.asked
     assert [[*options] for options in asked] == [["0", "1"], ["2"]]
     assert all(len(options) == 1 for found in asked for options in found.values())
 
@@ -334,9 +350,9 @@ def test_the_screen_asks_for_each_treatment_once(folder: Path) -> None:
     ],
 )
 def test_requests_that_make_no_sense(change: Mapping[str, Any], message: str, folder: Path) -> None:
-    search = make_search(folder, np.ones((2, 8)), APPROXIMATE)
+    session = make_session(folder, np.ones((2, 8)), APPROXIMATE)
     with pytest.raises(PluginError, match=re.escape(message)) as caught:
-        search.answer(replace(BestRequest([plan_of(0), plan_of(1)], "fdtm", 1), **change))
+        session.top_trials.find(replace(BestRequest([plan_of(0), plan_of(1)], "fdtm", 1), **change))
     assert str(caught.value).isprintable()
 
 
@@ -374,34 +390,29 @@ def test_only_a_racing_setting_that_somebody_gave_is_warned_of(caplog: pytest.Lo
 def test_a_question_about_a_model_costs_what_it_says(tmp_path: Path) -> None:
     bench = make_bench("llama", tmp_path, count=20)
     metrics: dict[str, Metric] = {"kl": Kl(), "fdtm": Fdtm()}
-    evaluator = Evaluator(bench.model, bench.reference, metrics)
-    how = replace(APPROXIMATE, screen="kl", audit=1)
-    search = Search(
-        model=bench.model,
-        metrics=metrics,
-        treatments=bench.treatments,
-        evaluators={Prefixes.SEARCH: evaluator},
-        folder=tmp_path,
-        progress=Silent(),
-        on_round=lambda *_: None,
-        tokens=6,
-        prefixes=20,
-        settings=how,
-    )
+    how = replace(APPROXIMATE, screen="kl", audit=1, cache=False)
+    session = open_session(bench.model, bench.reference, bench.treatments, metrics, tmp_path, how)
+    plain = open_session(bench.model, bench.reference, bench.treatments, metrics, tmp_path)
     names = [*bench.model.components][:6]
     trials = [{name: Treatment("magnitude", amount)} for amount in (0.05, 0.9) for name in names]
-    exact = replace(search, settings=SweepSettings()).answer(BestRequest(trials, "kl", 3))
-    found = search.answer(BestRequest(trials, "kl", 3))
+    exact = plain.best(BestRequest(trials, "kl", 3))
+    found = session.best(BestRequest(trials, "kl", 3))
     assert found.chosen == exact.chosen
     for index, scores in enumerate(found.scores):
         if scores is not None:
             assert scores["kl"].mean == pytest.approx(exact.scores[index]["kl"].mean, rel=1e-5)
-    totals = search.savings
+    totals = session.ledger.approximation
     assert totals.trials == 12 == totals.measured - totals.audited + totals.screened
-    assert 4 + totals.measured <= search.passes + 1e-9 < 4 + 12 and totals.missed == 0
-    search.answer(KeepRequest(trials[found.chosen[0]]))
-    assert search.notes == [totals.describe()] and search.savings.trials == 0 and not search.screen.options
-    assert search.notes[0].startswith(f"Approximate search: {totals.measured} of 12 trials were measured on all")
+    assert 4 + totals.measured <= session.ledger.passes + 1e-9 < 4 + 12 and totals.missed == 0
+    session.keep(KeepRequest(trials[found.chosen[0]]))
+    assert session.rounds.notes == totals.describe()
+    assert session.ledger.approximation.trials == 0
+    assert session.best(BestRequest(trials[:1], "kl", 1)).chosen == (0,)
+    fresh = session.top_trials.surrogate  # of the new round: it has seen one trial, and no prediction was asked for
+    assert not fresh.options and [len(known) for known in fresh.measured.values()] == [1]
+    assert session.rounds.notes[0].startswith(
+        f"Approximate search: {totals.measured} of 12 trials were measured on all"
+    )
 
 
 def run(folder: Path, how: SweepSettings) -> Any:  # noqa: ANN401 - a Record

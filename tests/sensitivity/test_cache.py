@@ -21,7 +21,7 @@ from compressor.commands.run import execute
 from compressor.contracts import Estimate, EstimateRequest
 from compressor.errors import ConfigError
 from compressor.plugins import installed
-from compressor.search.trial_scoring import Scorer
+from compressor.search.estimating import Estimator
 from compressor.sensitivity import cache
 from compressor.sensitivity.cache import Known, decode, encode, remove_oldest
 from compressor.settings import (
@@ -62,14 +62,14 @@ class Runs:
 
     def __post_init__(self) -> None:
         def record(method: Callable[..., Any]) -> Callable[..., Any]:
-            def asking(scorer: Scorer, request: EstimateRequest) -> Any:  # noqa: ANN401 - as the method
+            def asking(estimator: Estimator, request: EstimateRequest) -> Any:  # noqa: ANN401 - as the method
                 self.asked.append(request)
-                return method(scorer, request)
+                return method(estimator, request)
 
             return asking
 
-        self.patch.setattr(Scorer, "predict", record(Scorer.predict))
-        self.patch.setattr(Scorer, "measure", record(Scorer.measure))
+        self.patch.setattr(Estimator, "_predict", record(Estimator._predict))
+        self.patch.setattr(Estimator, "_measure", record(Estimator._measure))
         self.patch.setenv("COMPRESSOR_CACHE", str(self.folder / "cache"))
         self.patch.setenv("COMPRESSOR_CACHE_BYTES", str(1 << 24))
 

@@ -1,4 +1,4 @@
-"""What estimates are worth: how their error falls with the change, how they fit a search, where they must fail."""
+"""What estimates are worth: how their error falls with the change, how they fit a session, where they must fail."""
 
 from itertools import product
 from pathlib import Path
@@ -14,18 +14,16 @@ from compressor.contracts import (
     KeepRequest,
     Metric,
     Plan,
-    Prefixes,
     ScoreRequest,
     Treatment,
 )
 from compressor.errors import ConfigError, ModelError, PluginError
-from compressor.evaluation.evaluator import Evaluator
-from compressor.progress import Silent
-from compressor.search.session import Search
+from compressor.search.session import Session
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.margin_noise import MarginNoise
 from tests.support.estimates import Bench, Nudge, Oracle, make_bench, make_treatments
+from tests.support.sessions import open_session
 
 PRUNED, FOUR = Treatment("magnitude", 0.3), Treatment("int4", 0.875)
 KEEP = 4
@@ -193,31 +191,20 @@ def test_experts_that_no_token_reaches_are_told(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def search(tmp_path: Path) -> Search:
+def session(tmp_path: Path) -> Session:
     bench = make_bench("llama", tmp_path)
     metrics: dict[str, Metric] = {"kl": Kl(), "margin_noise": MarginNoise(), "fdtm": Fdtm()}
-    evaluator = Evaluator(bench.model, bench.reference, metrics)
-    return Search(
-        model=bench.model,
-        metrics=metrics,
-        treatments=bench.treatments,
-        evaluators={Prefixes.SEARCH: evaluator},
-        folder=tmp_path,
-        progress=Silent(),
-        on_round=lambda number, record: None,
-        tokens=6,
-        prefixes=6,
-    )
+    return open_session(bench.model, bench.reference, bench.treatments, metrics, tmp_path)
 
 
 @pytest.mark.parametrize("metric", ["kl", "margin_noise", "fdtm"])
-def test_measured_changes_are_differences_of_scores(metric: str, search: Search) -> None:
-    first, second, third, *_ = search.model.components
+def test_measured_changes_are_differences_of_scores(metric: str, session: Session) -> None:
+    first, second, third, *_ = session.model.components
     at = {first: PRUNED, second: FOUR}
     options = {first: [FOUR, None, PRUNED], third: [FOUR, None]}
     plans: list[Plan] = [at, {**at, first: FOUR}, {second: FOUR}, at, {**at, third: FOUR}, at]
-    answer = search.answer(EstimateRequest(options, metric, at, start=1, stop=5, measured=True))
-    now, *scores = search.answer(ScoreRequest(plans, [metric], start=1, stop=5))
+    answer = session.estimate(EstimateRequest(options, metric, at, start=1, stop=5, measured=True))
+    now, *scores = session.score(ScoreRequest(plans, [metric], start=1, stop=5))
     power = 2 if metric == "margin_noise" else 1  # it aggregates to the root of its statistic's mean
     expected = [score[metric].mean ** power - now[metric].mean ** power for score in scores]
     found = [change for estimate in answer.values() for change in estimate.changes.mean(axis=0)]
@@ -226,20 +213,20 @@ def test_measured_changes_are_differences_of_scores(metric: str, search: Search)
     assert any(expected)
 
 
-def test_what_cannot_be_estimated_is_refused(search: Search) -> None:
-    name = next(iter(search.model.components))
+def test_what_cannot_be_estimated_is_refused(session: Session) -> None:
+    name = next(iter(session.model.components))
     with pytest.raises(ConfigError, match="metric `fdtm` cannot be estimated; measure it, or choose another"):
-        search.answer(EstimateRequest({name: [PRUNED]}, "fdtm"))
+        session.estimate(EstimateRequest({name: [PRUNED]}, "fdtm"))
 
 
 @pytest.mark.parametrize("metric", ["kl", "margin_noise"])
-def test_after_a_round_changes_are_against_what_was_kept(metric: str, search: Search) -> None:
+def test_after_a_round_changes_are_against_what_was_kept(metric: str, session: Session) -> None:
     """A kept plan and the same plan asked for by `at` are one model; magnitude's zeros stay where they are."""
-    kept = {name: Treatment("magnitude", 0.2) for name in search.model.components}
-    options = {name: [PRUNED] for name in search.model.components}
-    expected = search.answer(EstimateRequest(options, metric, at=kept))
-    search.answer(KeepRequest(kept))
-    found = search.answer(EstimateRequest(options, metric))
+    kept = {name: Treatment("magnitude", 0.2) for name in session.model.components}
+    options = {name: [PRUNED] for name in session.model.components}
+    expected = session.estimate(EstimateRequest(options, metric, at=kept))
+    session.keep(KeepRequest(kept))
+    found = session.estimate(EstimateRequest(options, metric))
     for name in options:
         np.testing.assert_allclose(found[name].changes, expected[name].changes, rtol=1e-4, atol=1e-9)
     assert any((estimate.changes < 0).any() for estimate in found.values())

@@ -11,9 +11,9 @@ from compressor.models import Model, load_model
 from compressor.models.architectures import weight_gradient
 from compressor.sensitivity.gradients import LayerwiseGradients
 from compressor.settings import ComponentSettings, DType, ModelSettings
-from tests.support.families import FAMILIES, ODDITIES, VOCABULARY, save_checkpoint
+from tests.support.families import FAMILIES, ODDITIES, save_checkpoint
+from tests.support.gradients import KEEP, TOKENS, draw_tokens, explicit_gradients, walk_gradients, weigh
 
-TOKENS, KEEP = 9, 5
 ONE_BY_ONE = {"mixtral", "qwen3_moe", "opt", "gpt_oss", "qwen2_moe", "llama4", "dbrx", "granitemoeshared", "mamba"}
 """Families in which some component sees the tokens of several sequences as one list, or is not a module's call."""
 
@@ -21,44 +21,6 @@ ONE_BY_ONE = {"mixtral", "qwen3_moe", "opt", "gpt_oss", "qwen2_moe", "llama4", "
 def load_family(family: str, folder: Path, components: ComponentSettings | None = None) -> Model:
     save_checkpoint(family, folder)
     return load_model(ModelSettings(path=str(folder)), components)
-
-
-def draw_tokens(sequences: int, seed: int = 0) -> Tensor:
-    return torch.randint(3, VOCABULARY, (sequences, TOKENS), generator=torch.Generator().manual_seed(seed))
-
-
-def weigh(logits: Tensor) -> Tensor:
-    """`[sequence]`: some smooth scalar of the logits, of each sequence alone."""
-    weights = torch.linspace(-1, 1, logits.shape[-1] * logits.shape[-2], dtype=logits.dtype).view(logits.shape[1:])
-    return (weights * logits.log_softmax(-1)).sum((-2, -1)) + logits.square().mean((-2, -1))
-
-
-def walk_gradients(model: Model, names: list[str], tokens: Tensor) -> dict[str, Tensor]:
-    """`[sequence, out, in]` by the walk; zeros where it did not come."""
-    found = {name: torch.zeros(len(tokens), *model.components[name].shape) for name in names}
-    walk = LayerwiseGradients(model, names)
-    size = walk.at_once or len(tokens)
-    for start in range(0, len(tokens), size):
-
-        def visit(name: str, rows: slice, gradients: Tensor, start: int = start) -> None:
-            found[name][start + rows.start : start + rows.stop] += gradients
-
-        walk.back(tokens[start : start + size], KEEP, weigh, visit)
-    return found
-
-
-def explicit_gradients(model: Model, name: str, tokens: Tensor) -> Tensor:
-    """`[sequence, out, in]` by autograd on the parameter, one sequence at a time, nothing recomputed."""
-    weight_view = model.weight_views[name]
-    parameter = getattr(weight_view.owner, weight_view.attribute).requires_grad_(True)
-    found = []
-    for row in tokens:
-        logits = model.network(input_ids=row[None], use_cache=False).logits[:, -KEEP:]
-        (gradient,) = torch.autograd.grad(weigh(logits).sum(), parameter, allow_unused=True)
-        gradient = torch.zeros_like(parameter) if gradient is None else gradient
-        found.append(weight_view.part(gradient).reshape(weight_view.component.shape))
-    parameter.requires_grad_(False)
-    return torch.stack(found)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *ODDITIES])

@@ -31,8 +31,8 @@ from compressor.sensitivity.estimator import GradientEstimator
 from compressor.settings import ComponentSettings, ModelSettings
 from compressor_plugins.metrics.margin_noise import MarginNoise
 from compressor_plugins.pruning.masks import PrunedWeight
-from tests.data.test_reference import random_prefixes
 from tests.support.families import save_checkpoint
+from tests.support.references import random_prefixes
 
 KEEP = 6
 Options = dict[str, list[Treatment | None]]

@@ -12,7 +12,7 @@ from torch import Tensor
 from compressor.contracts import Better, EstimableMetric, Metric, Readout, Reads
 from compressor.testing import MetricContract
 from compressor_plugins.metrics.kl import Kl
-from tests.testing.test_broken_promises import broken
+from tests.support.broken_plugins import broken
 
 
 @dataclass

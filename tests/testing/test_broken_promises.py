@@ -24,12 +24,7 @@ from compressor.contracts import (
 )
 from compressor.errors import PlanError, PluginError
 from compressor.testing import CompressorContract, MetricContract
-
-
-def broken(base: type, **members: object) -> Any:  # noqa: ANN401 - whatever `base` makes
-    """An instance of a dataclass that derives from `base` and breaks something."""
-    return dataclass(type("Broken", (base,), members))()
-
+from tests.support.broken_plugins import broken
 
 # Metrics ----------------------------------------------------------------------------------------------------------
 

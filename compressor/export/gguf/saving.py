@@ -1,6 +1,5 @@
 """Writes a model as one GGUF file."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +8,8 @@ import gguf
 import torch
 from torch import Tensor
 
+from compressor.artifacts.files import replaced_file
 from compressor.contracts import QuantizedMatrix
-from compressor.errors import OutputError
 from compressor.export.folder import Exported, choose_stored
 from compressor.export.gguf import families
 from compressor.export.gguf.blocks import Stored, store_dense, store_quantized
@@ -76,8 +75,7 @@ def store(weight: Tensor, matrix: QuantizedMatrix | None, dtype: torch.dtype) ->
 @contextmanager
 def written(path: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
     """A writer whose file takes the place of `path` when everything is added; raises OutputError."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replaced_file(path) as partial:
         writer = gguf.GGUFWriter(partial, architecture, use_temp_file=True)
         try:
             yield writer
@@ -86,8 +84,3 @@ def written(path: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
             writer.write_tensors_to_file()
         finally:
             writer.close()
-        os.replace(partial, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}; free space or choose another folder") from None
-    finally:
-        partial.unlink(missing_ok=True)

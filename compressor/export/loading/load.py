@@ -15,8 +15,7 @@ from compressor.errors import ConfigError, ModelError, OutputError, suggest
 from compressor.export.loading.config_reader import read_schemes
 from compressor.export.loading.hf_quantizer import check_packed, describe_skeleton
 from compressor.models import checkpoint, loading
-from compressor.models.placement import choose_device
-from compressor.settings import DType
+from compressor.models.placement import choose_device, choose_dtype
 
 EXACT, REMOVED = "exact", "torch"
 """Accepted values of `kernels`; a removed one warns and loads the exact model."""
@@ -49,7 +48,7 @@ def load(
         warnings.warn(message, UserWarning, stacklevel=2)
     elif kernels != EXACT:
         raise ConfigError(f"unknown `kernels` `{kernels}`; {suggest(str(kernels), [EXACT])}")
-    place, chosen = choose_device(device, "device"), choose_dtype(dtype)
+    place, chosen = choose_device(device, "device"), choose_dtype(dtype, "dtype", "auto")
     path = find_model(folder)
     with loading.quiet_loading(place):
         config = checkpoint.read_config(path, trust_remote_code)
@@ -73,17 +72,6 @@ def find_model(folder: str | os.PathLike[str]) -> Path:
     if not (path / "config.json").exists() and (path / "model" / "config.json").exists():
         raise ModelError(f"`{folder}` is the folder of a run; its model is `{path / 'model'}`, give that")
     return path
-
-
-def choose_dtype(wanted: str | torch.dtype) -> torch.dtype | str:
-    """`auto`, or a dtype that models run in; raises ConfigError."""
-    name = str(wanted).removeprefix("torch.")
-    if name not in DType.__members__:
-        raise ConfigError(f"unknown `dtype` `{wanted}`; {suggest(name, DType.__members__)}")
-    if name == DType.auto.value:
-        return name
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def refuse_saving(folder: Path, *arguments: object, **options: object) -> NoReturn:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from compressor.contracts import (
-    Best,
     BestRequest,
     KeepRequest,
     Plan,
@@ -61,7 +60,7 @@ class Beam(Schedule):
         depths = self._check_numbers(problem)
         storage = None
         if self.bits is not None:
-            storage = measure_size_bounds(problem, moves, (yield SizeRequest(moves.options)), self.bits)
+            storage = measure_size_bounds(problem, moves, (yield from SizeRequest(moves.options)), self.bits)
         beam, known, curve = [0], dict[State, float](), list[Waypoint]()
         best, reason, final = dict[str, Treatment](), "", 0
         for _ in range(depths):
@@ -71,7 +70,7 @@ class Beam(Schedule):
                 break
             plans = [moves.plan(state) for state in states]
             bounds = [moves.bound(state, known, better) for state in states]
-            answer: Best = yield BestRequest(plans, self.ranker, self.width, self.statistic.value, bounds)
+            answer = yield from BestRequest(plans, self.ranker, self.width, self.statistic.value, bounds)
             known = {state: self._read(scores) for state, scores in zip(states, answer.scores, strict=True) if scores}
             beam = [states[index] for index in answer.chosen]
             value = known[beam[0]]
@@ -86,7 +85,7 @@ class Beam(Schedule):
         notes = [self._describe(problem, best, curve) + reason + "."]
         if storage and storage.mean(final) > storage.limit:
             notes.append(self._tell_missed(storage, final))
-        yield KeepRequest(best, notes=notes, curve=curve, last=True)
+        yield from KeepRequest(best, notes=notes, curve=curve, last=True)
 
     def _read(self, scores: Scores) -> float:
         return scores[self.ranker].statistic(self.statistic.value)

@@ -77,7 +77,7 @@ class Budget(Schedule):
             plan = yield from planning.run(self.corrections)
             singles = {self.objective: planning.singles}
             notes, last = tuple(planning.notes), limit is limits[-1]
-            yield KeepRequest(plan, limit.target, notes, most_bytes=self.bytes, singles=singles, last=last)
+            yield from KeepRequest(plan, limit.target, notes, most_bytes=self.bytes, singles=singles, last=last)
             floor = {c.name: choices.read(c, plan.get(c.name)) for c in problem.components}
 
     def _check(self, problem: Problem) -> None:

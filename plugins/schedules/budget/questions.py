@@ -1,19 +1,16 @@
 """What a budget asks of the run: what options and plans store, what options cost, what plans measure."""
 
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from compressor.contracts import Estimate, EstimateRequest, Plan, Request, ScoreRequest, SizeRequest
+from compressor.contracts import Asks, Estimate, EstimateRequest, Plan, SizeRequest, ValuesRequest
 from compressor.sensitivity.shrinkage import steady_changes
 
 from .convex_hull import Array
 from .options import Choices, Options, Table, Values
 
-Asks = Generator[Request, Any, Any]
-"""Requests, and what comes back when they are answered."""
 Estimates = Mapping[str, Estimate]
 """Component -> what its options would do."""
 
@@ -29,27 +26,26 @@ class Questions:
     measured: bool = False
     by_row: bool = False
 
-    def ask_sizes(self, options: Options) -> Asks:
+    def ask_sizes(self, options: Options) -> Asks[Values]:
         """What each option stores, `[unit, option]` by component: bits, packed or `on_disk`, or kept weights."""
         if not self.in_bits:
             return self.choices.sizes(options)
-        answer = yield SizeRequest(options, self.on_disk)
+        answer = yield from SizeRequest(options, self.on_disk)
         return {name: np.array([bits], dtype=np.float64) for name, bits in answer.items()}
 
-    def ask_size(self, plan: Plan) -> Asks:
+    def ask_size(self, plan: Plan) -> Asks[float]:
         """What a plan stores, all components together."""
         options = {component.name: [plan.get(component.name)] for component in self.choices.problem.components}
         sizes = yield from self.ask_sizes(options)
         return sum(float(values.sum()) for values in sizes.values())
 
-    def ask_estimates(self, options: Options, plan: Plan, start: int, stop: int) -> Asks:
+    def ask_estimates(self, options: Options, plan: Plan, start: int, stop: int) -> Asks[Estimates]:
         """Estimates of each option with a plan on the model, on the search prefixes from `start` to `stop`."""
-        answer = yield EstimateRequest(options, self.objective, plan, start, stop, self.by_row, self.measured)
-        return answer
+        return (yield from EstimateRequest(options, self.objective, plan, start, stop, self.by_row, self.measured))
 
-    def ask_costs(self, plan: Plan) -> Asks:
+    def ask_costs(self, plan: Plan) -> Asks[Array]:
         """What a plan costs on each of the search prefixes, `[sequence]`: the objective's first statistic."""
-        (found,) = yield ScoreRequest([plan], (self.objective,), by_sequence=True)
+        (found,) = yield from ValuesRequest([plan], (self.objective,))
         return self.sign * found[self.objective]
 
     def tabulate(self, options: Options, sizes: Values, estimates: Estimates, reached: Collection[str]) -> Table:

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, field
 
-from compressor.contracts import Plan
+from compressor.contracts import Asks, Plan
 
 from .additivity import add_singles
 from .convex_hull import Array
 from .limits import Limit
 from .options import Table
-from .questions import Asks, Estimates, Questions, merge
+from .questions import Estimates, Questions, merge
 
 FIRST_PREFIXES = 32
 """Prefixes that are estimated on before a plan is made; then twice as many, until it settles."""
@@ -39,7 +39,7 @@ class BudgetRound:
     alone: Table = field(default_factory=lambda: Table({}, {}, {}))
     """What every option costs at the start of the round."""
 
-    def run(self, corrections: int) -> Asks:
+    def run(self, corrections: int) -> Asks[Plan]:
         """The plan after at most so many attempts to correct it; raises ConfigError where the limit is out of reach."""
         plan, size = yield from self.solve_first()
         self.limit.require(size, self.notes)
@@ -50,7 +50,7 @@ class BudgetRound:
             self.notes.append(note)
         return plan
 
-    def solve_first(self) -> Asks:
+    def solve_first(self) -> Asks[tuple[Plan, float]]:
         """The plan from estimates at the start of the round, on as many prefixes as it takes to settle."""
         choices = self.inquiry.choices
         options = choices.begin()
@@ -71,7 +71,7 @@ class BudgetRound:
         self._note_unreached()
         return plan, size
 
-    def correct(self, plan: Plan, size: float, attempts: int) -> Asks:
+    def correct(self, plan: Plan, size: float, attempts: int) -> Asks[tuple[Plan, float]]:
         """A better plan, by solving again where the plan stands; only what is cheaper (`is_cheaper`) is taken.
 
         It starts where all components are treated alike if that is better: so far from the base no estimate need hold.
@@ -101,7 +101,7 @@ class BudgetRound:
                 share /= 2
         return plan, size
 
-    def _solve(self, table: Table, around: Plan | None = None, share: float = 1.0) -> Asks:
+    def _solve(self, table: Table, around: Plan | None = None, share: float = 1.0) -> Asks[tuple[Plan, float]]:
         """The plan of least cost that fits, else the smallest.
 
         An amount between two options may store more than a straight line between them says: then once more, for less.

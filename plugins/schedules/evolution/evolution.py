@@ -1,18 +1,17 @@
 """An evolutionary search of the allocation: switch amounts between components, keep what scores best."""
 
 import math
-from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from compressor.contracts import KeepRequest, Problem, Schedule, ScoreRequest, Search, SizeRequest
+from compressor.contracts import Asks, KeepRequest, Problem, Schedule, ScoreRequest, Search, SizeRequest
 from compressor.errors import ConfigError, suggest
 
 from ..targets import Span, choose_span
 from .fixed_levels import make_levels
-from .ladder import list_options, make_ladder, span_options
+from .ladder import list_levels, make_ladder, span_options
 from .mutations import Space, State, make_steps
 from .presets import Effort, Preset, choose_effort
 
@@ -56,7 +55,7 @@ class Evolution(Schedule):
         return (self.objective,)
 
     def search(self, problem: Problem) -> Search:
-        options = list_options(problem)
+        options = list_levels(problem)
         span = span_options(problem, options) if options else choose_span(problem, self.name)
         targets = self._check_targets(span, fixed=bool(options))
         given = {name: getattr(self, name) for name in ("generations", "offspring", "survivors", "tokens", "step")}
@@ -65,7 +64,7 @@ class Evolution(Schedule):
             raise ConfigError(
                 f"unknown metric `{self.objective}` in `schedule.objective`; {suggest(self.objective, problem.better)}"
             )
-        ladder = make_ladder(options, (yield SizeRequest(options))) if options else None
+        ladder = make_ladder(options, (yield from SizeRequest(options))) if options else None
         rng, current = np.random.default_rng(problem.seed), np.zeros(len(span.names))
         for target in targets:
             space: Space
@@ -74,7 +73,7 @@ class Evolution(Schedule):
             else:
                 space = make_levels(ladder, span, current, target, self.bits)
             best = yield from self._evolve(problem, space, effort, rng)
-            current = span.read((yield KeepRequest(space.plan(best), target, last=target == targets[-1])))
+            current = span.read((yield from KeepRequest(space.plan(best), target, last=target == targets[-1])))
 
     def _check_targets(self, span: Span, fixed: bool) -> list[float | None]:
         """The target of every round, None for one of `bits`."""
@@ -91,9 +90,7 @@ class Evolution(Schedule):
             raise ConfigError(f"`schedule.bits` must be above 0, got {self.bits:g}; give the mean over weights")
         return [None]
 
-    def _evolve(
-        self, problem: Problem, space: Space, effort: Effort, rng: np.random.Generator
-    ) -> Generator[ScoreRequest, Any, State]:
+    def _evolve(self, problem: Problem, space: Space, effort: Effort, rng: np.random.Generator) -> Asks[State]:
         """The last parent; scores on top of the current model are remembered."""
         sign, known = problem.better[self.objective].sign, dict[tuple[State, int], float]()
         parent, stages = space.uniform(rng), effort.stages(problem)
@@ -107,7 +104,7 @@ class Evolution(Schedule):
                 elif len(rivals) <= survivors:
                     continue
                 if new := [state for state in rivals if (state, stop) not in known]:
-                    answer = yield ScoreRequest([*map(space.plan, new)], (self.objective,), stop=stop)
+                    answer = yield from ScoreRequest([*map(space.plan, new)], (self.objective,), stop=stop)
                     values = [sign * scores[self.objective].mean for scores in answer]
                     known |= {(s, stop): -math.inf if math.isnan(v) else v for s, v in zip(new, values, strict=True)}
                 rivals = sorted(rivals, key=lambda state: known[state, stop], reverse=True)[:survivors]

@@ -13,7 +13,7 @@ from .mutations import Counts
 Options = Mapping[str, Sequence[Treatment]]
 
 
-def list_options(problem: Problem) -> dict[str, list[Treatment]]:
+def list_levels(problem: Problem) -> dict[str, list[Treatment]]:
     """Every level of every compressor for each component; empty where one offers a range instead."""
     if any(offer.is_range for offers in problem.offers.values() for offer in offers.values()):
         return {}

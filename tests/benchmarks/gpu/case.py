@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.compression.apply import Treatments
-from compressor.contracts import EstimateRequest, Metric, Treatment
+from compressor.compression.trial_weights import TrialWeights
+from compressor.contracts import EstimateRequest, Metric, Plan, Treatment
 from compressor.data.reference import Reference, build_reference
 from compressor.data.texts import sample_sequences
 from compressor.evaluation.engine import Engine
 from compressor.evaluation.evaluator import Evaluator, Statistics
 from compressor.evaluation.layer_replay import LayerReplay
-from compressor.evaluation.trials import Trial
-from compressor.models import Model, Replacement, load_model
+from compressor.models import Model, load_model
 from compressor.plugins import installed
 from compressor.sensitivity.estimator import GradientEstimator
 from compressor.sensitivity.shrinkage import steady_changes
@@ -73,23 +73,22 @@ class Case:
     ) -> Evaluator:
         """A sweep over the reference: by the engine, `joint` trials at once, or by a plain forward pass per trial."""
         mode = SweepMode.plain if plain else SweepMode.exact
-        evaluator = Evaluator(self.model, reference or self.reference, make_metrics(metrics), mode=mode)
+        weights = TrialWeights(self.model, Treatments({}, installed().compressors), 1 << 30)
+        evaluator = Evaluator(self.model, reference or self.reference, make_metrics(metrics), weights, mode=mode)
         if joint is not None:
-            evaluator.engine = Engine(LayerReplay(self.model), joint)
+            evaluator.engine = Engine(LayerReplay(self.model), weights, joint)
         return evaluator
 
-    def make_trials(self, compressor: str, amount: float | None = None) -> list[Trial]:
+    def make_trials(self, compressor: str, amount: float | None = None) -> list[Plan]:
         """One trial for each of some components spread over the model; `amount` None is the first that is offered."""
-        treatments = Treatments({}, installed().compressors)
         names = list(self.model.components)
         names = names[:: max(1, len(names) // self.most_trials)][: self.most_trials]
 
-        def make(name: str) -> Tensor | Replacement:
+        def choose(name: str) -> Treatment:
             offered = installed().compressors[compressor]().offer(self.model.components[name])
-            chosen = Treatment(compressor, offered.levels[0] if amount is None else amount)
-            return treatments.compress_one(self.model, name, chosen).dense()
+            return Treatment(compressor, offered.levels[0] if amount is None else amount)
 
-        return [Trial({name: partial(make, name)}) for name in names]
+        return [{name: choose(name)} for name in names]
 
     def estimate(
         self, objective: str, compressors: Sequence[str], names: Sequence[str] | None = None

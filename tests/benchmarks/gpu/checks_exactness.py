@@ -8,7 +8,6 @@ import torch
 from compressor.compression.apply import Treatments
 from compressor.contracts import Context, Treatment
 from compressor.evaluation.layer_replay import LayerReplay
-from compressor.evaluation.trials import Trial
 from compressor.plugins import installed
 from compressor.settings import DType
 
@@ -65,7 +64,7 @@ def check_generation(case: Case) -> Iterator[Result]:
     treatments = Treatments({}, installed().compressors)
     plan = {name: Treatment("magnitude", 0.2) for name in model.components}
     weights = {name: compressed.dense() for name, compressed in treatments.compress(model, plan).items()}
-    (scored,) = case.open_sweep(["fdtm"]).score_all([Trial.of(weights)])
+    (scored,) = case.open_sweep(["fdtm"]).score_all([plan])
     base = generate()
     with model.swapped(weights):
         candidate = generate()

@@ -24,6 +24,7 @@ from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.margin_noise import MarginNoise, read_margins
 from compressor_plugins.metrics.perplexity import Perplexity
 from compressor_plugins.metrics.sdtm import Sdtm
+from tests.support.trial_weights import GivenWeights
 
 
 def make_logits(seed: int, sequences: int, positions: int, vocabulary: int, scale: float = 3.0) -> torch.Tensor:
@@ -280,7 +281,7 @@ def test_margins_cost_no_forward_pass_of_their_own(monkeypatch: pytest.MonkeyPat
     reference = build_reference(model, prefixes, 8, batch=4)
     reference.remember_distribution(model)
     metrics: dict[str, Metric] = {"fdtm": Fdtm(), "margin_noise": MarginNoise(), "expected_fdtm": ExpectedFdtm()}
-    evaluator = Evaluator(model, reference, metrics)
+    evaluator = Evaluator(model, reference, metrics, GivenWeights())
     calls: list[str] = []
     whole, head = model.logits, model.project
     monkeypatch.setattr(model, "logits", lambda *given: calls.append("forward") or whole(*given))

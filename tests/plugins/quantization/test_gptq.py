@@ -21,7 +21,7 @@ from compressor_plugins.schedules.beam.beam import Beam
 from compressor_plugins.schedules.budget.budget import Budget
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
-from tests.commands.test_run import make_settings, run
+from tests.support.runs import make_settings, run
 
 NAME = "model.layers.0.mlp.up_proj"
 examples = settings(max_examples=40, deadline=None)

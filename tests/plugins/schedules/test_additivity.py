@@ -17,7 +17,7 @@ from compressor.contracts import Compressor, KeepRequest, Plan, Prefixes
 from compressor.evaluation.evaluator import Statistics
 from compressor.models import Model, load_model
 from compressor.plugins import installed
-from compressor.search.session import Search
+from compressor.search.additivity import StartingValues
 from compressor.settings import DataSettings, ExportSettings, ModelSettings, Settings, TrackingSettings
 from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
 from compressor_plugins.metrics.fdtm import Fdtm
@@ -30,7 +30,7 @@ from compressor_plugins.schedules.budget.additivity import interpolate
 from compressor_plugins.schedules.budget.budget import Budget, EstimateBy, Granularity
 from compressor_plugins.schedules.budget.convex_hull import Array
 from compressor_plugins.schedules.uniform import Uniform
-from tests.plugins.schedules.test_budget import Crossed, Uneven, play, requests_of
+from tests.support.budgets import Crossed, Uneven, play, requests_of
 from tests.support.families import save_checkpoint
 
 
@@ -102,7 +102,7 @@ def measure_effect(model: Model, tokens: Tensor, prefix: int, weights: dict[str,
 def test_the_ratio_is_that_of_plain_forward_passes(metric: str, tmp_path: Path) -> None:
     schedule = Budget(bits=6.0, objective=metric, estimate=EstimateBy.measured, corrections=1)
     record, (made,) = run(tmp_path, schedule, Int8(), Int4(group=16))
-    kept: Plan = made.search.kept
+    kept: Plan = made.session.applied.kept
     base = load_model(ModelSettings(path=str(tmp_path / "base")))
     reference = made.evaluators[Prefixes.SEARCH].reference
     weights = {name: made.model.read(name) for name in kept}
@@ -126,7 +126,7 @@ def test_blocks_of_prefixes_count_as_one(
     record, (made,) = run(tmp_path, schedule, Int8(), Int4(group=16))
     base = load_model(ModelSettings(path=str(tmp_path / "base")))
     reference = made.evaluators[Prefixes.SEARCH].reference
-    weights = {name: made.model.read(name) for name in made.search.kept}
+    weights = {name: made.model.read(name) for name in made.session.applied.kept}
     whole, *singles = (
         measure_effect(base, reference.tokens[:used], reference.prefix_tokens, chosen, metric)
         for chosen in (weights, *({name: weight} for name, weight in weights.items()))
@@ -138,13 +138,13 @@ def test_later_rounds_start_from_what_was_kept(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(round, "FIRST_PREFIXES", 2)
     monkeypatch.setattr(round, "SETTLED", -1.0)
     seen: list[tuple[float, Array]] = []
-    compare = Search.compare_whole
+    close = StartingValues.close_round
 
-    def look(search: Search, singles: Mapping[str, float], statistics: Statistics) -> float | None:
-        seen.append((singles["kl"], statistics["kl"][:, 0]))
-        return compare(search, singles, statistics)
+    def look(started: StartingValues, singles: Mapping[str, float], values: Statistics) -> float | None:
+        seen.append((singles["kl"], values["kl"][:, 0]))
+        return close(started, singles, values)
 
-    monkeypatch.setattr(Search, "compare_whole", look)
+    monkeypatch.setattr(StartingValues, "close_round", look)
     schedule = Budget([0.3, 0.6], estimate=EstimateBy.measured, corrections=0)
     record, _ = run(tmp_path, schedule, Magnitude())
     (first, before), (second, after) = seen

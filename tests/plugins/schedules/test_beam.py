@@ -19,13 +19,13 @@ from compressor.contracts import (
     KeepRequest,
     Offer,
     Plan,
+    Prefixes,
     Problem,
-    ScoreRequest,
     Scores,
     Treatment,
 )
 from compressor.errors import ConfigError
-from compressor.search.best import choose_best
+from compressor.search.ranking import choose_best
 from compressor.testing.problems import DryRun, flat_score
 from compressor_plugins.schedules.beam.beam import Beam
 from compressor_plugins.schedules.rankers import Statistic
@@ -50,13 +50,13 @@ class Additive(DryRun):
         total = sum(self.costs[order.index(name)] * treatment.amount for name, treatment in plan.items())
         return total + sum(cost for pair, cost in self.extra.items() if pair <= set(plan))
 
-    def score(self, plan: Plan, request: ScoreRequest) -> Scores:
+    def score_plan(self, plan: Plan, metrics: Sequence[str], prefixes: Prefixes) -> Scores:
         self.check_plan(plan)
         damage = self.damage(plan)
-        return {n: flat_score(-damage if self.problem.better[n] is Better.HIGHER else damage) for n in request.metrics}
+        return {n: flat_score(-damage if self.problem.better[n] is Better.HIGHER else damage) for n in metrics}
 
-    def find_best(self, request: BestRequest) -> Best:
-        scores = [self.score(plan, ScoreRequest((), (request.metric,))) for plan in request.trials]
+    def best(self, request: BestRequest) -> Best:
+        scores = [self.score_plan(plan, (request.metric,), Prefixes.SEARCH) for plan in request.trials]
         return choose_best(request, self.problem.better[request.metric], scores)
 
 

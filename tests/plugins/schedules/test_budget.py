@@ -20,41 +20,22 @@ from compressor.contracts import (
     KeepRequest,
     Offer,
     Plan,
+    Prefixes,
     Problem,
-    ScoreRequest,
     Scores,
     SizeRequest,
     Treatment,
+    ValuesRequest,
 )
 from compressor.errors import ConfigError
 from compressor.testing.problems import COMPONENTS, OFFERS, DryRun, flat_score, make_problem
 from compressor_plugins.schedules.budget.budget import Budget, EstimateBy, Granularity
 from compressor_plugins.schedules.budget.round import is_cheaper
+from tests.support.budgets import BOTH, PARAMETERS, Crossed, Uneven, play, requests_of
 
 KL = {"kl": Better.LOWER}
-BOTH = {"kl": Better.LOWER, "fdtm": Better.HIGHER}
 ROWS, MEASURED = Granularity.row, EstimateBy.measured
-PARAMETERS = sum(component.parameters for component in COMPONENTS)
 LEVELS = [index / 20 for index in range(21)]
-
-
-@dataclass
-class Uneven(DryRun):
-    """Random hardnesses; what `round` does costs half of what `prune` does at the same amount."""
-
-    def hardness(self) -> dict[str, float]:
-        drawn = np.random.default_rng(self.problem.seed).lognormal(0, 1.5, len(self.problem.components))
-        return {c.name: float(h) * c.parameters for c, h in zip(self.problem.components, drawn, strict=True)}
-
-    def damage(self, plan: Plan) -> float:
-        hardness = self.hardness()
-        return sum(self.harm(name, t.compressor, t.amount) for name, t in plan.items()) / sum(hardness.values())
-
-    def harm(self, name: str, compressor: str, amount: float) -> float:
-        return self.hardness()[name] * amount**2 * (0.5 if compressor == "round" else 1.0)
-
-    def mean(self, plan: Plan) -> float:
-        return sum(c.parameters * plan[c.name].amount for c in self.problem.components if c.name in plan) / PARAMETERS
 
 
 @dataclass
@@ -73,25 +54,15 @@ class Packed(Uneven):
 
 
 @dataclass
-class Crossed(Uneven):
-    """Components of a layer harm one another: beside the sum of their harms, products of their amounts."""
-
-    def damage(self, plan: Plan) -> float:
-        amounts = [plan[c.name].amount if c.name in plan else 0.0 for c in self.problem.components]
-        pairs = zip(amounts[0::3], amounts[1::3], amounts[2::3], strict=True)
-        return super().damage(plan) + sum(3 * q * k + 2 * k * d for q, k, d in pairs)
-
-
-@dataclass
 class Stubborn(Crossed):
     """Measures every further plan as worse, whatever it is."""
 
     seen: list[Plan] = field(default_factory=list)
 
-    def score(self, plan: Plan, request: ScoreRequest) -> Scores:
-        super().score(plan, request)
+    def score_plan(self, plan: Plan, metrics: Sequence[str], prefixes: Prefixes) -> Scores:
+        super().score_plan(plan, metrics, prefixes)
         self.seen.append(plan)
-        return {name: flat_score(float(len(self.seen))) for name in request.metrics}
+        return {name: flat_score(float(len(self.seen))) for name in metrics}
 
 
 @dataclass
@@ -101,21 +72,11 @@ class Noisy(Crossed):
     noise: float = 0.0
     draws: int = 0
 
-    def repeat(self, scores: Scores) -> dict[str, Any]:
+    def spread(self, scores: Scores, sequences: int) -> dict[str, Any]:
         self.draws += 1
         drawn = np.random.default_rng(self.draws).normal(size=self.problem.prefixes)
         factors = 1 + self.noise * (drawn - drawn.mean())
-        return {name: values * factors for name, values in super().repeat(scores).items()}
-
-
-def play(schedule: Budget, *compressors: str, cls: type[Any] = Uneven, seed: int = 0, **changes: Any) -> Any:  # noqa: ANN401
-    rehearsal = cls(replace(make_problem(compressors or ("prune",), BOTH, seed), **changes))
-    rehearsal.play(schedule)
-    return rehearsal
-
-
-def requests_of(rehearsal: DryRun, kind: type[Any]) -> list[Any]:
-    return [request for request in rehearsal.requests if isinstance(request, kind)]
+        return {name: values * factors for name, values in super().spread(scores, sequences).items()}
 
 
 def search_all(rehearsal: Uneven, target: float) -> float:
@@ -187,7 +148,7 @@ def test_targets_of_rounds_are_cumulative_and_never_missed(
     assert [request.target for request in requests_of(rehearsal, KeepRequest)] == targets
     waiting = list(targets)
     for request in rehearsal.requests:
-        plans = request.trials if isinstance(request, ScoreRequest) else []
+        plans = request.trials if isinstance(request, ValuesRequest) else []
         if isinstance(request, KeepRequest):
             kept |= request.plan
             plans = [{}]
@@ -201,7 +162,7 @@ def test_packed_bits_are_never_more_than_asked_for(bits: float, compressors: tup
     rehearsal = Packed(make_problem(compressors, BOTH, seed))
     rehearsal.play(Budget(bits=bits, corrections=3))
     (kept,) = requests_of(rehearsal, KeepRequest)
-    scored = [plan for request in requests_of(rehearsal, ScoreRequest) for plan in request.trials]
+    scored = [plan for request in requests_of(rehearsal, ValuesRequest) for plan in request.trials]
     assert kept.target is None
     assert all(rehearsal.bits(plan) <= bits * PARAMETERS + 1e-6 for plan in [kept.plan, *scored])
 
@@ -275,7 +236,7 @@ def test_measured_estimates_give_the_same_plan(compressors: tuple[str, ...]) -> 
 @pytest.mark.parametrize("seed", range(4))
 def test_corrections_help_where_components_harm_one_another(compressors: tuple[str, ...], seed: int) -> None:
     before, after = (play(Budget([0.55], corrections=n), *compressors, cls=Crossed, seed=seed) for n in (0, 12))
-    assert not requests_of(before, ScoreRequest)
+    assert not requests_of(before, ValuesRequest)
     first, last = before.damage(before.kept), after.damage(after.kept)
     assert last <= first
     if "prune" in compressors:
@@ -298,7 +259,7 @@ def test_what_may_be_chance_is_not_taken(compressors: tuple[str, ...]) -> None:
     for noise in (0.0, 1e-4, 100.0):
         rehearsal = Noisy(make_problem(compressors, BOTH, 0), noise=noise)
         rehearsal.play(Budget([0.55]))
-        measured = [plan for r in requests_of(rehearsal, ScoreRequest) for plan in r.trials]
+        measured = [plan for r in requests_of(rehearsal, ValuesRequest) for plan in r.trials]
         plans[noise] = (measured[0], plans_of(rehearsal)[0])
         assert min(map(rehearsal.damage, measured)) < rehearsal.damage(measured[0])
     assert plans[100.0][0] == plans[100.0][1]
@@ -317,16 +278,16 @@ def test_cheaper_is_more_than_a_standard_error(gains: list[int], offset: int) ->
 
 def test_what_is_kept_is_the_best_that_was_measured() -> None:
     rehearsal = play(Budget([0.6]), cls=Crossed)
-    measured = [rehearsal.damage(plan) for r in requests_of(rehearsal, ScoreRequest) for plan in r.trials]
+    measured = [rehearsal.damage(plan) for r in requests_of(rehearsal, ValuesRequest) for plan in r.trials]
     assert rehearsal.damage(rehearsal.kept) == min(measured) and len(measured) > 2
 
 
 def test_a_correction_moves_no_amount_farther_than_ten_points() -> None:
     rehearsal = play(Budget([0.6]), cls=Crossed)
-    first, *others = (plan for r in requests_of(rehearsal, ScoreRequest) for plan in r.trials)
+    first, *others = (plan for r in requests_of(rehearsal, ValuesRequest) for plan in r.trials)
     assert all(abs(others[0][name].amount - first[name].amount) <= 0.1 + 1 / 32 for name in first)
     rounded = play(Budget([0.6]), "round", cls=Crossed, seed=3)
-    first, alike, *others = (plan for r in requests_of(rounded, ScoreRequest) for plan in r.trials)
+    first, alike, *others = (plan for r in requests_of(rounded, ValuesRequest) for plan in r.trials)
     assert is_alike(alike)
     steps = [0.0, *OFFERS["round"].levels]
     for component in COMPONENTS:
@@ -408,7 +369,7 @@ def test_prefixes_double_until_the_plan_settles() -> None:
 def test_corrections_estimate_on_the_prefixes_on_which_the_plan_settled() -> None:
     rehearsal = play(Budget([0.6], corrections=1), cls=Crossed, prefixes=4000)
     assert ranges_of(rehearsal) == [(0, 32), (32, 64), (0, 64)]
-    assert all(request.stop is None for request in requests_of(rehearsal, ScoreRequest))
+    assert all(request.stop is None for request in requests_of(rehearsal, ValuesRequest))
 
 
 @dataclass
@@ -497,7 +458,7 @@ def test_components_that_were_not_reached_stay_and_are_noted(
     assert name not in kept.plan and rehearsal.mean(kept.plan) >= 0.4 - 1e-9
     text = f"1 components stay as they were, for no token of the search prefixes came to them: {name}; more prefixes"
     assert kept.notes[0].startswith(text)
-    assert all(name not in plan for request in requests_of(rehearsal, ScoreRequest) for plan in request.trials)
+    assert all(name not in plan for request in requests_of(rehearsal, ValuesRequest) for plan in request.trials)
 
 
 @pytest.mark.parametrize("compressors", [("prune",), ("round",), ("prune", "round")])
@@ -505,7 +466,7 @@ def test_components_that_a_plan_cuts_off_keep_what_the_plan_says(compressors: tu
     problem, name = make_problem(compressors, KL), COMPONENTS[1].name
     rehearsal = Silent(problem, never=(), later=(name,))
     rehearsal.play(Budget([0.55]))
-    plans = [plan for request in requests_of(rehearsal, ScoreRequest) for plan in request.trials]
+    plans = [plan for request in requests_of(rehearsal, ValuesRequest) for plan in request.trials]
     assert len(plans) > 1 and len({repr(plan.get(name)) for plan in plans}) == 1
     assert rehearsal.mean(rehearsal.kept) >= 0.55 - 1e-9
 
@@ -521,7 +482,7 @@ def test_a_budget_that_needs_what_was_not_reached_is_refused_before_anything_is_
     )
     with pytest.raises(ConfigError, match=rf"a mean amount of 0.7 is {reason} \(1 components stay .* prefixes may rea"):
         rehearsal.play(Budget([0.7]))
-    assert not requests_of(rehearsal, ScoreRequest)
+    assert not requests_of(rehearsal, ValuesRequest)
 
 
 def test_nothing_reached_keeps_nothing() -> None:

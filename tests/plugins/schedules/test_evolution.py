@@ -56,14 +56,17 @@ class Scaled(DryRun):
 class Noted(DryRun):
     """Scores by the number of prefixes: what few of them say is noise."""
 
-    values: dict[tuple[str, int | None], float] = field(default_factory=dict)
+    drawn: dict[tuple[str, int | None], float] = field(default_factory=dict)
 
-    def score(self, plan: Plan, request: ScoreRequest) -> Scores:
-        exact = super().score(plan, request)
+    def score(self, request: ScoreRequest) -> tuple[Scores, ...]:
+        return tuple(self.score_noisily(plan, request) for plan in request.trials)
+
+    def score_noisily(self, plan: Plan, request: ScoreRequest) -> Scores:
+        exact = self.score_plan(plan, request.metrics, request.prefixes)
         if request.stop == self.problem.prefixes:
             return exact
-        noise = np.random.default_rng([len(self.values), request.stop or 0]).normal()
-        value = self.values.setdefault((repr(plan), request.stop), float(noise))
+        noise = np.random.default_rng([len(self.drawn), request.stop or 0]).normal()
+        value = self.drawn.setdefault((repr(plan), request.stop), float(noise))
         return {"kl": flat_score(value)}
 
 
@@ -75,7 +78,7 @@ def problem_of(sizes: Sequence[int], offer: Offer, seed: int = 0, *compressors: 
 
 def play(problem: Problem, schedule: Evolution, cls: type[DryRun] = DryRun) -> Any:  # noqa: ANN401 - `cls`
     rehearsal = cls(problem)
-    rehearsal.play(schedule, limit=10_000)
+    rehearsal.play(schedule, most=10_000)
     return rehearsal
 
 

@@ -1,4 +1,4 @@
-"""Which trials are best, by scores that are known. Torch-free."""
+"""Which trials are best, by known scores. Torch-free."""
 
 from collections.abc import Sequence
 

@@ -1,0 +1,53 @@
+"""Makes the weights of trials, and remembers those that take long to make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from compressor.compression.apply import Treatments, make_replacement
+from compressor.contracts import CompressedWeight, Plan, Treatment
+from compressor.models import Model, Replacement
+
+
+class TrialWeights:
+    """Makes the weight of a component after a treatment, from the model as it is when the weight is asked for.
+
+    Weights that are made from calibration data take long to make, so they are remembered in compressed form, up to
+    `most_bytes`. They depend on the model that the data were gathered from: call `forget` when a plan was kept.
+    """
+
+    def __init__(self, model: Model, treatments: Treatments, most_bytes: int) -> None:
+        self.model, self.treatments, self.most_bytes = model, treatments, most_bytes
+        self._made: dict[tuple[str, Treatment], CompressedWeight] = {}
+        self._held_bits = 0
+
+    def make(self, component: str, treatment: Treatment) -> Replacement:
+        """The weight `[out, in]` of the component after the treatment, and what happens to its inputs."""
+        compressed = self._made.get((component, treatment))
+        if compressed is None:
+            compressed = self._compress(component, treatment)
+            # Two treatments by row are hardly ever equal, so they are not remembered.
+            if treatment.rows is None and self.treatments.resolve(treatment).needs:
+                self._remember(component, treatment, compressed)
+        return make_replacement(compressed)
+
+    def prepare(self, plans: Iterable[Plan]) -> None:
+        """Make the weights of these plans now and remember them, so that scoring does not wait for them."""
+        for plan in plans:
+            for component, treatment in plan.items():
+                if (component, treatment) not in self._made:
+                    self._remember(component, treatment, self._compress(component, treatment))
+
+    def forget(self) -> None:
+        """Remember nothing any more."""
+        self._made.clear()
+        self._held_bits = 0
+
+    def _compress(self, component: str, treatment: Treatment) -> CompressedWeight:
+        return self.treatments.compress(self.model, {component: treatment})[component]
+
+    def _remember(self, component: str, treatment: Treatment, compressed: CompressedWeight) -> None:
+        """Keep the weight, unless the limit would be exceeded."""
+        if self._held_bits + compressed.bits <= 8 * self.most_bytes:
+            self._made[component, treatment] = compressed
+            self._held_bits += compressed.bits

@@ -1,0 +1,54 @@
+"""The protocol of whoever answers a schedule: one method for each request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from compressor.contracts.requests import (
+        Best,
+        BestRequest,
+        CountRequest,
+        Estimate,
+        EstimateRequest,
+        KeepRequest,
+        ScoreRequest,
+        SizeRequest,
+        ValuesRequest,
+    )
+    from compressor.contracts.types import Scores
+
+
+class Oracle(Protocol):
+    """Answers requests. A run measures the answers, a forecast predicts them, a dry run makes them up."""
+
+    def score(self, request: ScoreRequest) -> tuple[Scores, ...]:
+        """The scores of each trial, in order."""
+        ...
+
+    def values(self, request: ValuesRequest) -> tuple[dict[str, NDArray[np.float64]], ...]:
+        """For each trial, in order: metric -> values per sequence `[sequence]`."""
+        ...
+
+    def best(self, request: BestRequest) -> Best:
+        """The best trials."""
+        ...
+
+    def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
+        """Component -> the estimated effect of each of its options."""
+        ...
+
+    def sizes(self, request: SizeRequest) -> dict[str, list[int]]:
+        """Component -> the bits that each of its options stores."""
+        ...
+
+    def counts(self, request: CountRequest) -> dict[str, list[int]]:
+        """Component -> how many of its weights have at most each importance."""
+        ...
+
+    def keep(self, request: KeepRequest) -> dict[str, float]:
+        """Component -> its amount, after the plan was put on the model."""
+        ...

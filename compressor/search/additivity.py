@@ -1,0 +1,40 @@
+"""Additivity ratio: sum of the effects of single treatments divided by the effect of the whole plan."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.contracts import EstimableMetric, Metric
+from compressor.evaluation.bootstrap import join_blocks
+from compressor.evaluation.evaluator import Statistics
+
+
+@dataclass
+class StartingValues:
+    """First values per sequence of metrics at the start of the round, on as many search prefixes as were measured."""
+
+    metrics: Mapping[str, Metric]
+    known: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    def add(self, metric: str, start: int, values: NDArray[np.float64]) -> None:
+        """Values that were measured on the prefixes from `start` on; of a metric on text they are of the whole text."""
+        whole = self.metrics[metric].text() is not None
+        self.known[metric] = join_blocks(self.known.get(metric, np.empty(0)), 0 if whole else start, values)
+
+    def close_round(self, singles: Mapping[str, float], values: Statistics) -> float | None:
+        """The additivity ratio of the plan that was kept; its own values are where the next round starts.
+
+        `singles` are sums of single effects by metric, `values` those of the model with the plan on it. Only prefixes
+        whose starting values are known count; an estimable metric starts at 0 on the base. None where nothing got
+        worse or nothing is known.
+        """
+        started, self.known = self.known, {name: rows[:, 0] for name, rows in values.items()}
+        for name, total in singles.items():
+            after, metric = self.known[name], self.metrics[name]
+            before = started.get(name, np.zeros(len(after) if isinstance(metric, EstimableMetric) else 0))
+            change = float((after[: len(before)] - before).sum()) / max(1, len(before))
+            if metric.better.sign * change < 0:
+                return total / change
+        return None

@@ -1,0 +1,87 @@
+"""The plan that is on the model: puts treatments on it for good, and knows what every component then stores."""
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from compressor.compression.apply import Treatments, check_names, make_replacement
+from compressor.compression.calibrator import Calibrator
+from compressor.compression.trial_weights import TrialWeights
+from compressor.contracts import CompressedWeight, Plan, QuantizedMatrix, SizeRequest, Treatment
+from compressor.export import FileSizes
+from compressor.models import Model
+
+
+@dataclass
+class AppliedPlan:
+    """`kept` is the plan on the model. `packed_bits` and `quantized` are those of the components that it treats.
+
+    `files` says what exported files take.
+    """
+
+    model: Model
+    treatments: Treatments
+    calibrator: Calibrator
+    trial_weights: TrialWeights
+    files: FileSizes
+    kept: dict[str, Treatment] = field(default_factory=dict)
+    packed_bits: dict[str, int] = field(default_factory=dict)
+    quantized: dict[str, QuantizedMatrix | None] = field(default_factory=dict)
+
+    def apply(self, plan: Plan, is_last: bool) -> None:
+        """Put a plan on the model. Unless it is the last, base weights are held, from which later treatments start.
+
+        First come the treatments that are not sequential, with calibration data of the model as it stands. The others
+        follow layer by layer, each with calibration data of its inputs when everything before it is in place.
+        """
+        check_names(self.model, plan)
+        if not is_last:
+            self.model.hold(plan)
+        sequential = {name for name, treatment in plan.items() if self.treatments.is_sequential(treatment)}
+        at_once = {name: treatment for name, treatment in plan.items() if name not in sequential}
+        self.calibrator.prepare(treatment.compressor for treatment in at_once.values())
+        self._write(at_once)
+        for layer, names in list_layers(self.model, [name for name in plan if name in sequential]):
+            part = {name: plan[name] for name in names}
+            self.calibrator.prepare_layer(part, layer)
+            self._write(part)
+        self.calibrator.forget()
+        self.trial_weights.forget()
+        if is_last:
+            self.model.held.clear()
+        self.kept.update(plan)
+
+    def count_sizes(self, request: SizeRequest) -> dict[str, list[int]]:
+        """Bits of each option, as compressors pack it or in the exported files."""
+        if not request.on_disk:
+            return self.treatments.sizes(self.model, request.options, self.packed_bits)
+        count = self.files.count_bits
+        now = {
+            name: count(name, self.model.read(name), self.packed_bits.get(name), self.quantized.get(name))
+            for name, options in request.options.items()
+            if None in options
+        }
+
+        def measure(name: str, made: CompressedWeight) -> int:
+            return count(name, made.dense(), made.bits, made.quantized)
+
+        return self.treatments.sizes(self.model, request.options, now, measure)
+
+    def list_quantized(self) -> dict[str, QuantizedMatrix | None]:
+        """`quantized` of the components that take fewer bits than a dense weight."""
+        dense = {name: c.parameters * c.stored_bits for name, c in self.model.components.items()}
+        return {name: matrix for name, matrix in self.quantized.items() if self.packed_bits[name] < dense[name]}
+
+    def _write(self, plan: Plan) -> None:
+        for name, weight in self.treatments.compress(self.model, plan).items():
+            self.model.write(name, make_replacement(weight))
+            self.packed_bits[name], self.quantized[name] = weight.bits, weight.quantized and weight.quantized.to("cpu")
+
+
+def list_layers(model: Model, names: Collection[str]) -> Iterator[tuple[int | None, list[str]]]:
+    """Each layer that holds some of these components, first to last, with their names; None (no layer) is last."""
+    components = model.components
+    inside: dict[int | None, list[str]] = {}
+    for name in names:
+        inside.setdefault(components[name].layer, []).append(name)
+    yield from sorted(inside.items(), key=lambda item: math.inf if item[0] is None else item[0])

@@ -1,0 +1,92 @@
+"""Estimates of options: by one backward pass, by a trial for each, or from the cache of an earlier run."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from compressor.compression.apply import Treatments
+from compressor.contracts import EstimableMetric, Estimate, EstimateRequest, Prefixes
+from compressor.errors import ConfigError
+from compressor.progress import watch
+from compressor.search.additivity import StartingValues
+from compressor.search.applied_plan import AppliedPlan
+from compressor.search.trial_scoring import TrialScorer
+from compressor.sensitivity.cache import EstimateCache, Known, estimates_folder
+from compressor.sensitivity.estimator import GradientEstimator
+
+PASSES_OF_ESTIMATE = 4
+"""One backward pass costs about four forward passes: forward, recomputation layer by layer, and the gradients of inputs
+and of weights."""
+
+
+@dataclass
+class Estimator:
+    """Answers requests for estimates on the search prefixes; those of the base may take `cache_bytes` on disk."""
+
+    applied: AppliedPlan
+    scorer: TrialScorer
+    starting_values: StartingValues
+    notes: list[str]
+    cache_bytes: int = 0
+
+    def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
+        """What options change; a note says what a prediction leaves out."""
+        note = note_ignored_inputs(self.applied.treatments, request)
+        self.notes.extend([note] if note and note not in self.notes else [])
+        cache = self._open_cache(request)
+        known = cache.read(request) if cache else None
+        if known is not None:
+            self.scorer.ledger.cached += sum(map(len, request.options.values()))
+        else:
+            known = self._measure(request) if request.measured else Known(self._predict(request))
+            if cache:
+                cache.write(request, known)
+        if known.level is not None:
+            self.starting_values.add(request.objective, request.start, known.level)
+        return known.estimates
+
+    def _open_cache(self, request: EstimateRequest) -> EstimateCache | None:
+        """Where such answers are kept; None where nothing is kept, or the model is not the base any more."""
+        if not self.cache_bytes or self.applied.kept or request.at:
+            return None
+        evaluator, metric = self.scorer.evaluators[Prefixes.SEARCH], self.scorer.metrics[request.objective]
+        return EstimateCache(
+            estimates_folder(), self.cache_bytes, self.applied.model, evaluator.reference, self.applied.treatments,
+            metric, evaluator.windows.get(request.objective), evaluator.mode.value, self.scorer.seed,
+        )  # fmt: skip
+
+    def _predict(self, request: EstimateRequest) -> dict[str, Estimate]:
+        """By one backward pass."""
+        objective, applied = self.scorer.metrics[request.objective], self.applied
+        if not isinstance(objective, EstimableMetric):
+            raise ConfigError(f"metric `{request.objective}` cannot be estimated; measure it, or choose another")
+        reference, is_base = self.scorer.evaluators[Prefixes.SEARCH].reference, not applied.kept
+        estimator = GradientEstimator(
+            applied.model, reference, applied.treatments, objective, is_base, self.scorer.seed
+        )
+        description = f"round {self.scorer.ledger.round}: estimating options"
+        answer = watch(self.scorer.progress, description, lambda: estimator.estimate(request))
+        self.scorer.ledger.spend(estimator.walks(request) * PASSES_OF_ESTIMATE, request.start, request.stop)
+        return answer
+
+    def _measure(self, request: EstimateRequest) -> Known:
+        """By a trial for each option: the difference of the objective's first value per sequence."""
+        now, *values = self.scorer.measure(request.list_trials(), request.objective, request.start, request.stop)
+        answer, start = {}, 0
+        for name, options in request.options.items():
+            stop = start + len(options)
+            answer[name] = Estimate(np.stack([value - now for value in values[start:stop]], axis=1))
+            start = stop
+        return Known(answer, None if request.at else now)
+
+
+def note_ignored_inputs(treatments: Treatments, request: EstimateRequest) -> str | None:
+    """A note where an option transforms inputs, which a prediction ignores; None where none does."""
+    options = (option for choices in request.options.values() for option in choices if option is not None)
+    compressors = dict.fromkeys(option.compressor for option in options if treatments.resolve(option).transforms_inputs)
+    if request.measured or not compressors:
+        return None
+    return (
+        f"Estimates of {', '.join(compressors)} count the change of the weights and not that of their inputs, so they "
+        "are too low; scores count both."
+    )

@@ -1,0 +1,73 @@
+"""Ends a round: the plan goes on the model, is scored on the search prefixes, and is recorded."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from compressor.artifacts.plan_file import plan_to_json
+from compressor.artifacts.run_record import CurvePoint, RoundRecord
+from compressor.compression.amounts import amount_of, mean_amount, treated_share
+from compressor.contracts import KeepRequest, Prefixes, Waypoint
+from compressor.progress import Progress
+from compressor.search.additivity import StartingValues
+from compressor.search.applied_plan import AppliedPlan
+from compressor.search.ledger import Ledger
+from compressor.search.trial_scoring import TrialScorer
+
+
+@dataclass
+class Rounds:
+    """`records` has a record of each round that ended; amounts are cumulative. `notes` are sentences for a person.
+
+    `on_round` is called with the number and the record of each round. `most_bytes` limits the exported weight files,
+    where the schedule limits them.
+    """
+
+    applied: AppliedPlan
+    scorer: TrialScorer
+    starting_values: StartingValues
+    on_round: Callable[[int, RoundRecord], None]
+    records: list[RoundRecord]
+    notes: list[str]
+    progress: Progress
+    most_bytes: int | None = field(default=None, init=False)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The costs of the round that is going on."""
+        return self.scorer.ledger
+
+    def keep(self, request: KeepRequest) -> dict[str, float]:
+        """Put a plan on the model, score it, record the round; returns the amount of every component."""
+        applied, ledger = self.applied, self.ledger
+        components = applied.model.components
+        applied.apply(applied.treatments.fill_options(request.plan), request.last)
+        self.most_bytes = request.most_bytes
+        values = self.scorer.score_kept(Prefixes.SEARCH)
+        record = RoundRecord(
+            target=request.target,
+            amount=mean_amount(components, applied.kept),
+            scores=self.scorer.summarize(values),
+            trials=ledger.trials,
+            seconds=time.monotonic() - ledger.began,
+            passes=ledger.passes,
+            curve=[self._describe_waypoint(waypoint) for waypoint in request.curve],
+            additivity=self.starting_values.close_round(request.singles, values),
+        )
+        self.notes.extend([*request.notes, *ledger.describe()])
+        self.records.append(record)
+        ledger.open_round(len(self.records) + 1)
+        self.on_round(len(self.records), record)
+        self.progress.say(describe_round(len(self.records), record))
+        return {name: amount_of(applied.kept, name) for name in components}
+
+    def _describe_waypoint(self, waypoint: Waypoint) -> CurvePoint:
+        share = treated_share(self.applied.model.components, waypoint.plan)
+        plan = plan_to_json(self.applied.treatments.fill_options(waypoint.plan))
+        return CurvePoint(len(plan), share, waypoint.metric, waypoint.value, plan, waypoint.statistic)
+
+
+def describe_round(number: int, record: RoundRecord) -> str:
+    """`round 1 kept: amount 0.400, additivity 0.93`."""
+    text = f"round {number} kept: amount {record.amount:.3f}"
+    return text if record.additivity is None else f"{text}, additivity {record.additivity:.2f}"
