@@ -178,17 +178,21 @@ class Run:
     def save(self, form: str) -> export.Exported:
         """Save the model in a format."""
         provenance = {"config": self.record.config, "versions": self.record.versions}
-        folder, kept, grids = self.folder / "model", self.session.applied.kept, self.session.applied.list_grids()
+        folder, kept, quantized = (
+            self.folder / "model",
+            self.session.applied.kept,
+            self.session.applied.list_quantized(),
+        )
         return watch(
             self.progress,
             "saving the model",
-            lambda: export.save(form, self.model, folder, kept, provenance, grids),
+            lambda: export.save(form, self.model, folder, kept, provenance, quantized),
         )
 
     def write_gguf(self) -> FileRecord:
         """Write model.gguf and check it; raises OutputError where it is not what was scored."""
-        path, grids = self.folder / "model.gguf", self.session.applied.list_grids()
-        exported = watch(self.progress, "writing model.gguf", lambda: export.save_gguf(self.model, path, grids))
+        path, quantized = self.folder / "model.gguf", self.session.applied.list_quantized()
+        exported = watch(self.progress, "writing model.gguf", lambda: export.save_gguf(self.model, path, quantized))
         self.record.notes.extend(exported.notes)
         return FileRecord(exported.bytes, len(exported.packed), self.verify(exported))
 
