@@ -645,11 +645,19 @@ WRONG: list[tuple[Mapping[str, Any], Problem, str]] = [
         "and install 'compressor[export]', or use schedule.bits or schedule.targets",
     ),
     ({"bytes": 0}, replace(ROUND, packed=True), "`schedule.bytes` must be above 0, got 0; give the size of the wei"),
-    ({"size": "50%"}, ROUND, "`schedule.size` needs an export that packs weights, and of this model it packs none; set"),
+    (
+        {"size": "50%"},
+        ROUND,
+        "`schedule.size` needs an export that packs weights, and of this model it packs none; set",
+    ),
     *(
         ({"size": size}, BASE, f"`schedule.size` must be {rule}, got {size!r}; {fix}")
         for size, rule, fix in (
-            ("50", "a percentage or a number of bytes with a unit", "give a share of the base's weight files, say 50%, or"),
+            (
+                "50",
+                "a percentage or a number of bytes with a unit",
+                "give a share of the base's weight files, say 50%, or",
+            ),
             ("half", "a percentage or a number of bytes with a unit", "give"),
             ("", "a percentage or a number of bytes with a unit", "give"),
             ("-5%", "a percentage or a number of bytes with a unit", "give"),
