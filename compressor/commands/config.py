@@ -251,6 +251,9 @@ def compose_groups(overrides: list[str]) -> DictConfig:
         raise ConfigError(one_line(error)) from None
 
 
-def quote(path: str) -> str:
-    """A path as a quoted value of Hydra's grammar."""
-    return "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
+def read_config(config: DictConfig) -> tuple[Settings, dict[str, Any]]:
+    """The typed settings, and the configuration as plain data for the record."""
+    settings = build_settings(config)
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    plain["schedule"] = {"name": settings.schedule.name} | plain["schedule"]
+    return settings, plain

@@ -10,27 +10,26 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from compressor.artifacts.files import check_writable
 from compressor.commands.config import (
     CONFIG_MODULE,
     add_forecast_defaults,
     add_overrides,
-    build_settings,
     choose_compressors,
     complete_overrides,
     find_varied,
     open_hydra,
     parse_arguments,
-    quote,
+    read_config,
     replace_overrides,
     store_schemas,
 )
+from compressor.commands.overrides import quote
 from compressor.commands.terminal import Terminal
 from compressor.errors import CompressorError, ConfigError, suggest
 from compressor.plugins import Plugins, installed
-from compressor.settings import Settings
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -139,6 +138,7 @@ def make_forecast_job(
 
     def job(config: DictConfig) -> None:
         from compressor.commands.forecast import execute
+        from compressor.commands.next_command import choose_point
         from compressor.report.forecast_report import HTML_NAME, JSON_NAME, summarize_forecast
 
         folder = Path(HydraConfig.get().runtime.output_dir)
@@ -151,16 +151,10 @@ def make_forecast_job(
             return
         terminal.show(summarize_forecast(record, str(folder / JSON_NAME)))
         terminal.say(f"forecast: {folder / HTML_NAME}")
+        if (point := choose_point(record)) is not None:
+            terminal.say(f"to make the row of {100 * point.amount:.1f} %: {point.command}")
 
     return job
-
-
-def read_config(config: DictConfig) -> tuple[Settings, dict[str, Any]]:
-    """The typed settings, and the configuration as plain data for the record."""
-    settings = build_settings(config)
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-    plain["schedule"] = {"name": settings.schedule.name} | plain["schedule"]
-    return settings, plain
 
 
 def show_comparison(folder: Path, terminal: Terminal) -> None:
