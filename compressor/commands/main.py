@@ -139,7 +139,7 @@ def make_forecast_job(
     def job(config: DictConfig) -> None:
         from compressor.commands.forecast import execute
         from compressor.commands.next_command import choose_point
-        from compressor.report.forecast_report import HTML_NAME, JSON_NAME, summarize_forecast
+        from compressor.report.forecast_report import HTML_NAME, summarize_forecast
 
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
@@ -149,7 +149,7 @@ def make_forecast_job(
             failures.append(str(error))
             terminal.fail(str(error))
             return
-        terminal.show(summarize_forecast(record, str(folder / JSON_NAME)))
+        terminal.show(summarize_forecast(record))
         terminal.say(f"forecast: {folder / HTML_NAME}")
         if (point := choose_point(record)) is not None:
             terminal.say(f"to make the row of {100 * point.amount:.1f} %: {point.command}")

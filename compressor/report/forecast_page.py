@@ -16,8 +16,6 @@ from compressor.report.forecast_text import (
     gets_smaller,
     list_forecast_facts,
     rank_components,
-    write_alone_command,
-    write_row_command,
 )
 from compressor.report.formatting import (
     choose_unit,
@@ -35,11 +33,8 @@ from compressor.report.templating import fill_template
 from compressor.report.vega import Picture
 
 
-def make_forecast_page(record: ForecastRecord, path: str = "forecast.json") -> str:
-    """The whole page; nothing in it is loaded from elsewhere, and all text of the forecast is escaped.
-
-    `path` is where the forecast.json is that the commands name.
-    """
+def make_forecast_page(record: ForecastRecord) -> str:
+    """The whole page; nothing in it is loaded from elsewhere, and all text of the forecast is escaped."""
     rows = drop_dominated(record, record.curve)
     left_out = len(record.curve) - len(rows)
     return fill_template(
@@ -48,9 +43,9 @@ def make_forecast_page(record: ForecastRecord, path: str = "forecast.json") -> s
             "model": name_model(record),
             "sentences": [text for text in (_tell_sizes(record), _tell_how(record)) if text],
             "facts": list_forecast_facts(record),
-            "curves": _draw_curves(record, path),
+            "curves": _draw_curves(record),
             "curves_caption": _write_caption(record),
-            "sizes": _make_sizes(record, rows, path),
+            "sizes": _make_sizes(record, rows),
             "left_out": f"Not shown: {left_out} plans that are larger and expected to do worse than one in the table; "
             "forecast.json has them." if left_out else "",
             "meaning": _tell_meaning(record),
@@ -90,26 +85,26 @@ def _tell_sizes(record: ForecastRecord) -> str:
     return "; ".join(texts) + "." if texts else ""
 
 
-def _draw_curves(record: ForecastRecord, path: str) -> Picture | None:
+def _draw_curves(record: ForecastRecord) -> Picture | None:
     """Expected FDT over size on disk, in the unit of the original's size; over the amount where no plan is smaller."""
     together = "all together" if record.curves else "expected"
     by_size = gets_smaller(record)
     unit, divisor = choose_unit(record.base["bytes"])
 
-    def place(points: Sequence[PointForecast], name: str = "") -> list[Point]:
+    def place(points: Sequence[PointForecast]) -> list[Point]:
         return [
             Point(
                 point.bytes / divisor if by_size else point.amount,
                 point.expected_fdtm,
                 point.low,
                 point.high,
-                _describe(point, write_alone_command(record, name, point) if name else _write_row(record, point, path)),
+                _describe(point),
                 point.trusted,
             )
             for point in drop_dominated(record, points)
         ]
 
-    series = {together: place(record.curve)} | {name: place(points, name) for name, points in record.curves.items()}
+    series = {together: place(record.curve)} | {name: place(points) for name, points in record.curves.items()}
     marks = [
         Point(
             check.bytes / divisor if by_size else check.amount,
@@ -128,17 +123,13 @@ def _draw_curves(record: ForecastRecord, path: str) -> Picture | None:
     return draw_lines(series, axes, marks, size=(440, 270))
 
 
-def _describe(point: PointForecast, command: str) -> str:
-    made = f"; made by: {command}" if command else ""
+def _describe(point: PointForecast) -> str:
+    made = f"; made by: {point.command}" if point.command else ""
     return (
         f"{format_bytes(point.bytes)}, {format_percent(point.amount)} of the bits removed: expected FDT "
         f"{format_expected(point)} ({format_interval(point.low, point.high)})"
         f"{'' if point.trusted else ', not trusted'}{made}"
     )
-
-
-def _write_row(record: ForecastRecord, point: PointForecast, path: str) -> str:
-    return write_row_command(record, record.curve.index(point), path)
 
 
 def _write_caption(record: ForecastRecord) -> str:
@@ -186,7 +177,7 @@ def _list_unpacked(record: ForecastRecord) -> list[str]:
     return [name for name in sizes if name in full and len(record.curve) > 1]
 
 
-def _make_sizes(record: ForecastRecord, points: Sequence[PointForecast], path: str) -> HtmlTable | None:
+def _make_sizes(record: ForecastRecord, points: Sequence[PointForecast]) -> HtmlTable | None:
     if not points:
         return None
     doubted = any(not point.trusted for point in points)
@@ -203,7 +194,7 @@ def _make_sizes(record: ForecastRecord, points: Sequence[PointForecast], path: s
         row += [format_parts(point), *(["trusted" if point.trusted else "not trusted"] if doubted else [])]
         rows.append(row)
     caption = "Every size: the best plan that was found, all compressors together, and the command that makes it"
-    commands = [_write_row(record, point, path) for point in points]
+    commands = [point.command or "" for point in points]
     return HtmlTable(caption, headings, rows, words=0, commands=commands)
 
 

@@ -20,7 +20,6 @@ from compressor.report.forecast_text import (
     format_counted,
     format_expected,
     rank_components,
-    write_row_command,
 )
 from compressor.report.formatting import format_bytes, format_interval, format_number, format_percent, name_model
 
@@ -39,19 +38,12 @@ STYLE: dict[str, Any] = {
 def write_forecast(record: ForecastRecord, folder: Path) -> None:
     """Put forecast.json and forecast.html into `folder`, each whole or not at all; raises OutputError."""
     write_json(folder / JSON_NAME, record.to_json())
-    write_text(folder / HTML_NAME, make_forecast_page(record, str(folder / JSON_NAME)))
+    write_text(folder / HTML_NAME, make_forecast_page(record))
 
 
-def summarize_forecast(record: ForecastRecord, path: str = "forecast.json") -> Group:
-    """The tables at the end: a row for each size, then the components at both ends; what else is to be known.
-
-    `path` is where the forecast.json is that the command names.
-    """
+def summarize_forecast(record: ForecastRecord) -> Group:
+    """The tables at the end: a row for each size, then the components at both ends; what else is to be known."""
     parts: list[RenderableType] = [make_sizes_table(record), Text(_tell_end(record), style="dim")]
-    rows = [str(row) for row, point in enumerate(record.curve) if point.amount > 0]
-    if rows:
-        command = write_row_command(record, int(rows[0]), path).removesuffix(rows[0])
-        parts.append(Text(f"To make a row: {command}ROW"))
     parts.append(Text(""))
     pair = choose_pair(record)
     if pair is not None:
@@ -66,15 +58,15 @@ def make_sizes_table(record: ForecastRecord) -> Table:
     """
     most = format_number(record.base["expected_fdtm"])
     table = Table(**STYLE, title=Text(f"{name_model(record)}: what every size would cost"))
-    headings = ["row", "size", "removed", "bits", f"FDT of {most} (95 %)"]
+    headings = ["size", "removed", "bits", f"FDT of {most} (95 %)"]
     for heading in [*headings, *(["counted (95 %)"] if record.checks else [])]:
         table.add_column(heading, justify="right", no_wrap=True)
     last = find_last(record)
     shown = drop_dominated(record, record.curve)
-    for row, point in enumerate(record.curve):
+    for point in record.curve:
         if not any(point is other for other in shown):
             continue
-        cells = [str(row), format_bytes(point.bytes), format_percent(point.amount, fixed=True)]
+        cells = [format_bytes(point.bytes), format_percent(point.amount, fixed=True)]
         cells.append(format_number(point.bits_per_weight, 2))
         cells.append(f"{format_expected(point)} ({format_interval(point.low, point.high)})")
         if record.checks:

@@ -1,16 +1,13 @@
 """What a forecast comes to, in words and rows that the page and the terminal share."""
 
 import math
-import re
-import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from compressor.artifacts.forecast_record import CheckForecast, ForecastRecord, OptionForecast, PointForecast
 from compressor.report.cost_map import Pair, pair_of
 from compressor.report.formatting import (
     ADDITIVITY,
-    EMBEDDED,
     MISSING,
     Fact,
     format_additivity,
@@ -19,7 +16,6 @@ from compressor.report.formatting import (
     format_interval,
     format_percent,
     format_seconds,
-    name_model,
 )
 
 RANKED = 5
@@ -105,51 +101,6 @@ def drop_dominated(record: ForecastRecord, points: Sequence[PointForecast]) -> l
             kept.append(point)
             best = point.expected_fdtm
     return [point for point in points if any(point is other for other in kept)]
-
-
-def write_row_command(record: ForecastRecord, row: int, path: str) -> str:
-    """What makes the plan of a row of the curve; empty for the original, which needs no making."""
-    if record.curve[row].amount == 0:
-        return ""
-    return shlex.join([*RUN, *_list_overrides(record), "schedule=plan", f"schedule.path={path}", f"schedule.row={row}"])
-
-
-def write_alone_command(record: ForecastRecord, compressor: str, point: PointForecast) -> str:
-    """What makes a plan of one compressor alone: the schedule of the forecast, asked for this amount."""
-    if point.amount == 0:
-        return ""
-    schedule = record.config.get("schedule")
-    options = schedule if isinstance(schedule, Mapping) else {}
-    name = str(options.get("name", "budget"))
-    said = [f"schedule.{key}={options[key]}" for key in ("objective", "corrections") if key in options]
-    targets = f"schedule.targets=[{point.amount:.4g}]"
-    own = [word for word in _list_words(record) if word.startswith(f"compressor.{compressor}.")]
-    start = [*RUN, *_list_overrides(record), f"compressor={compressor}", *own]
-    return shlex.join([*start, f"schedule={name}", *said, targets])
-
-
-RUN = ("compressor", "run")
-CHOSEN = ("schedule", "compressor", "metric", "tracking", "hydra", "forecast", "experiment")
-"""Groups of which a forecast says something else than the run that follows it."""
-
-
-def _list_overrides(record: ForecastRecord) -> list[str]:
-    """What the forecast was told of the model, its data and its components; a plan has the options of its compressors.
-
-    Without a command that can be read, the path of the model.
-    """
-    kept = [word for word in _list_words(record) if re.split("[.=]", word.lstrip("+~"))[0] not in CHOSEN]
-    if kept or name_model(record) == EMBEDDED:
-        return kept
-    return ["model=hf", f"model.path={name_model(record)}"]
-
-
-def _list_words(record: ForecastRecord) -> list[str]:
-    """The overrides of the command; none of one that cannot be read."""
-    try:
-        return [word for word in shlex.split(record.command) if "=" in word]
-    except ValueError:
-        return []
 
 
 def list_forecast_facts(record: ForecastRecord) -> list[Fact]:

@@ -1,5 +1,6 @@
 """What a notebook shows of a result: a short table and a link to the page that has everything."""
 
+import html
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,6 @@ from compressor.report.forecast_report import HTML_NAME as FORECAST_PAGE
 from compressor.report.forecast_text import format_expected
 from compressor.report.formatting import (
     base_mean,
-    escape_text,
     format_bytes,
     format_interval,
     format_number,
@@ -33,7 +33,7 @@ def make_run_view(record: Record, folder: Path) -> str:
         [record.metric(name).label, format_score(score), format_number(base_mean(record, name))]
         for name, score in record.final.scores.items()
     ]
-    facts = [[fact, words, ""] for fact, words in list_facts(record).items()]
+    facts = [[fact.name, fact.words, ""] for fact in list_facts(record)]
     title = f"{name_model(record)} compressed by {name_compressors(record)}"
     header = ["", "value (95 % interval)", "original"]
     return write_view(title, [header, *scores, *facts], link(folder / RUN_PAGE))
@@ -55,10 +55,10 @@ def link(page: Path) -> str:
         target = page.absolute().relative_to(Path.cwd()).as_posix()
     except ValueError:
         target = page.absolute().as_uri()
-    return f'<a href="{escape_text(target)}" target="_blank">{escape_text(page)}</a>'
+    return f'<a href="{html.escape(target)}" target="_blank">{html.escape(str(page))}</a>'
 
 
 def write_view(title: str, rows: Rows, footer: str) -> str:
     """A table under a title; `footer` is HTML already, everything else is text."""
-    lines = "".join(f"<tr>{''.join(f'<td>{escape_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><caption>{escape_text(title)}</caption>{lines}</table><p>{footer}</p>"
+    lines = "".join(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><caption>{html.escape(title)}</caption>{lines}</table><p>{footer}</p>"

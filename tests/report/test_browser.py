@@ -44,7 +44,7 @@ def make_forecast() -> ForecastRecord:
 
 def write_pages(folder: Path) -> dict[str, Path]:
     pages = {name: make_page(record, make_sequences()) for name, record in variants().items()}
-    pages["forecast"] = make_forecast_page(make_forecast(), "outputs/a/forecast.json")
+    pages["forecast"] = make_forecast_page(make_forecast())
     for name, text in pages.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8", errors="backslashreplace")
     return {name: folder / f"{name}.html" for name in pages}
