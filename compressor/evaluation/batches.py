@@ -15,7 +15,7 @@ from compressor.errors import CompressorError, ModelError, PluginError
 from compressor.models import Model
 
 Found = Mapping[str, Tensor]
-"""Metric name -> `[sequence, statistic]`."""
+"""Metric name -> `[sequence, value]`."""
 
 
 class Batch(Protocol):
@@ -35,7 +35,7 @@ class Batch(Protocol):
     def only_leading(self) -> bool: ...
 
     def opened(self) -> AbstractContextManager[Callable[[Readout], Found]]:
-        """Inside, turns what a trial says into statistics."""
+        """Inside, turns what a trial says into per-sequence values."""
         ...
 
 
@@ -57,9 +57,7 @@ class Continuations:
         base = self._reference.base_readout(self._index, len(self.said), self._model) if needs_base else None
 
         def read(candidate: Readout) -> Found:
-            return {
-                name: read_statistics(metric, candidate, base or candidate) for name, metric in self._metrics.items()
-            }
+            return {name: read_values(metric, candidate, base or candidate) for name, metric in self._metrics.items()}
 
         yield read
 
@@ -76,16 +74,16 @@ class Text:
     @contextmanager
     def opened(self) -> Iterator[Callable[[Readout], Found]]:
         """The base is not asked."""
-        yield lambda candidate: {self._name: read_statistics(self._metric, candidate, candidate)}
+        yield lambda candidate: {self._name: read_values(self._metric, candidate, candidate)}
 
 
-def read_statistics(metric: Metric, candidate: Readout, base: Readout) -> Tensor:
-    """`[sequence, statistic]` in float64 on the CPU; what the metric gives is checked."""
+def read_values(metric: Metric, candidate: Readout, base: Readout) -> Tensor:
+    """`[sequence, value]` in float64 on the CPU; what the metric gives is checked."""
     try:
-        statistics = metric.statistics(
+        values = metric.sequence_values(
             candidate.restricted(metric.reads, metric.name), base.restricted(metric.reads, metric.name)
         )
-        found = tuple(statistics.shape)
+        found = tuple(values.shape)
     except CompressorError:
         raise
     except Exception as error:
@@ -93,13 +91,13 @@ def read_statistics(metric: Metric, candidate: Readout, base: Readout) -> Tensor
         raise PluginError(f"metric `{metric.name}` failed: {type(error).__name__}: {reason}") from error
     if len(found) != 2 or found[0] != len(candidate.tokens):
         raise PluginError(
-            f"metric `{metric.name}` gave statistics of shape {found}; [{len(candidate.tokens)}, statistic] is needed"
+            f"metric `{metric.name}` gave values of shape {found}; [{len(candidate.tokens)}, value] is needed"
         )
-    statistics = statistics.double().cpu()
-    if not statistics.isfinite().all():
+    values = values.double().cpu()
+    if not values.isfinite().all():
         if not candidate.logits.isfinite().all():
             raise ModelError(
                 "the candidate's logits hold NaN or infinity; use a wider model.dtype or a milder treatment"
             )
         raise PluginError(f"metric `{metric.name}` gave NaN or infinity on finite logits; mend the metric")
-    return statistics
+    return values

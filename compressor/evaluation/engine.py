@@ -150,7 +150,7 @@ class Engine:
     def _branch_off(
         self, index: int, state: BatchState, group: Mapping[int, Weights], found: Mapping[int, list[Found]]
     ) -> None:
-        """Run trials that first change the layer `index` from there to their statistics."""
+        """Run trials that first change the layer `index` from there to their per-sequence values."""
         if state.batch.only_leading and self.replay.splits:
             parted = {number: weights for number, weights in group.items() if not self.transforms_inputs(weights)}
             if parted:

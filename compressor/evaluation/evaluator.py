@@ -22,8 +22,8 @@ from compressor.settings import SweepMode
 
 log = logging.getLogger(__name__)
 
-Statistics = dict[str, NDArray[np.float64]]
-"""Metric name -> `[sequence, statistic]`."""
+SequenceValues = dict[str, NDArray[np.float64]]
+"""Metric name -> `[sequence, value]`."""
 
 
 @dataclass
@@ -45,8 +45,8 @@ class Evaluator:
 
     def score(
         self, trials: Sequence[Plan], names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[int, Statistics]]:
-        """Number and statistics of each trial, as they come; every trial is undone.
+    ) -> Iterator[tuple[int, SequenceValues]]:
+        """Number and per-sequence values of each trial, as they come; every trial is undone.
 
         `names` None means every metric, `start` and `stop` choose prefixes; text is always read whole.
         """
@@ -56,20 +56,22 @@ class Evaluator:
         for number, trial in enumerate(trials):
             if number not in shared:
                 with self.model.swapped(make_weights(self.weight_source, trial)):
-                    yield number, join_statistics(chosen, [score_plainly(self.model, batch) for batch in batches])
+                    yield number, join_values(chosen, [score_plainly(self.model, batch) for batch in batches])
         if engine and shared:
             for number, found in engine.score(shared, batches):
-                yield number, join_statistics(chosen, found)
+                yield number, join_values(chosen, found)
 
     def score_all(
         self, trials: Sequence[Plan], names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
-    ) -> list[Statistics]:
+    ) -> list[SequenceValues]:
         """As `score`, in the order of the trials."""
         found = dict(self.score(trials, names, start, stop))
         return [found[number] for number in range(len(trials))]
 
-    def score_current(self, names: Sequence[str] | None = None, start: int = 0, stop: int | None = None) -> Statistics:
-        """Statistics of the model as it stands."""
+    def score_current(
+        self, names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
+    ) -> SequenceValues:
+        """Per-sequence values of the model as it stands."""
         return self.score_all([{}], names, start, stop)[0]
 
     def _list_batches(self, names: Sequence[str] | None, start: int, stop: int | None) -> list[Batch]:
@@ -110,6 +112,6 @@ def score_plainly(model: Model, batch: Batch) -> Found:
         return read(Readout(model.logits(batch.tokens, batch.said.shape[1]), batch.said, batch.counted))
 
 
-def join_statistics(names: Sequence[str], parts: Sequence[Found]) -> Statistics:
-    """The statistics of all batches, by metric."""
+def join_values(names: Sequence[str], parts: Sequence[Found]) -> SequenceValues:
+    """The per-sequence values of all batches, by metric."""
     return {name: torch.cat([part[name] for part in parts if name in part]).numpy() for name in names}

@@ -29,7 +29,7 @@ class Node:
 
 
 class StreamingEngine(Engine):
-    """Scores trials layer by layer; their statistics come at the end, all at once.
+    """Scores trials layer by layer; their per-sequence values come at the end, all at once.
 
     Hidden states are on the host as far as the budget `memory` allows, and else on disk.
     """

@@ -1,6 +1,6 @@
 """The matrix products of components that treat their inputs: t(x) Wᵀ in place of x Wᵀ, for the rows of each.
 
-As when statistics are gathered, modules are not asked: a projection, some rows of a fused matrix, one expert of a stack
+As in calibration, modules are not asked: a projection, some rows of a fused matrix, one expert of a stack
 and a tied LM head are all a product with a view of the component's parameter.
 """
 

@@ -40,7 +40,7 @@ ARRAYS = ("changes", "rows", "apart", "line")
 
 @dataclass(frozen=True)
 class Known:
-    """An answer, and the `level` `[sequence]` that a measured one starts from: the objective's first statistic."""
+    """An answer, and the `level` `[sequence]` that a measured one starts from: the objective's first value."""
 
     estimates: dict[str, Estimate]
     level: NDArray[np.float64] | None = None

@@ -23,7 +23,7 @@ STEPS = 20
 class Options:
     """What the amounts of one compressor do to one component.
 
-    `amounts` `[option]` ascend; `changes` `[sequence, option]` are those of the objective's first statistic, `bits`
+    `amounts` `[option]` ascend; `changes` `[sequence, option]` are those of the objective's first value, `bits`
     `[option]` what is stored, scales included.
     """
 

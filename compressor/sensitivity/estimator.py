@@ -1,6 +1,6 @@
 """What every option of every component would do to an objective, from one walk back over the layers.
 
-With θ the weights of a plan and Δ the change of one component by an option, a sequence's first statistic v changes by
+With θ the weights of a plan and Δ the change of one component by an option, a sequence's first value v changes by
 
     v(θ + Δ) − v(θ) ≈ ⟨∂ value/∂θ, Δ⟩ + E⟨∂ probe/∂θ, Δ⟩²
 

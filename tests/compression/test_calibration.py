@@ -1,4 +1,4 @@
-"""Calibration statistics against explicit sums in float64 over inputs that hooks and plain loops find."""
+"""Calibration data against explicit sums in float64 over inputs that hooks and plain loops find."""
 
 import gc
 from collections.abc import Iterable, Iterator
@@ -66,11 +66,11 @@ def test_statistics_are_explicit_sums_over_inputs(family: str, tmp_path: Path) -
         assert_same(found.read(name, ALL), explicit(inputs, width), name, 1e-4)
     sequences, length = bench.reference.tokens.shape
     for name, component in bench.model.components.items():
-        statistics = found.read(name, ALL)
-        assert statistics is not None and statistics["hessian"].shape == (component.shape[1],) * 2
-        assert statistics[TOKENS] <= sequences * (length - 1)
+        data = found.read(name, ALL)
+        assert data is not None and data["hessian"].shape == (component.shape[1],) * 2
+        assert data[TOKENS] <= sequences * (length - 1)
         if name in heard:
-            assert statistics[TOKENS] > 0 or ".experts." in name
+            assert data[TOKENS] > 0 or ".experts." in name
 
 
 @contextmanager
@@ -130,8 +130,8 @@ def test_an_expert_that_nothing_reaches_has_no_tokens(tmp_path: Path) -> None:
     unreached = [name for name, count in counts.items() if not count]
     assert unreached and all(":" in name for name in unreached)
     for name in unreached:
-        statistics = found.read(name, ALL)
-        assert not statistics["hessian"].any() and not statistics["absmax"].any()
+        data = found.read(name, ALL)
+        assert not data["hessian"].any() and not data["absmax"].any()
 
 
 def test_experts_that_see_every_token_count_theirs(tmp_path: Path) -> None:
@@ -249,7 +249,9 @@ def test_nothing_is_left_behind(family: str, tmp_path: Path, monkeypatch: pytest
     take(bench)
     take(bench, last=0)
     check()
-    monkeypatch.setitem(calibration.STATISTICS, "absmax", calibration.Statistic(lambda width: (), lambda *_: 1 / 0))
+    monkeypatch.setitem(
+        calibration.CALIBRATION_DATA, "absmax", calibration.Accumulation(lambda width: (), lambda *_: 1 / 0)
+    )
     with pytest.raises(ZeroDivisionError):
         take(bench, last=0)
     check()
@@ -303,9 +305,9 @@ class Scaled(Compressor):
         return Offer()
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> PrunedWeight:
-        assert set(context.statistics) == self.needs
-        self.given.append((context.component.name, context.statistics["hessian"]))
-        return PrunedWeight(weight / (1 + amount * context.statistics["absmax"]), 32)
+        assert set(context.calibration) == self.needs
+        self.given.append((context.component.name, context.calibration["hessian"]))
+        return PrunedWeight(weight / (1 + amount * context.calibration["absmax"]), 32)
 
 
 @dataclass
@@ -414,7 +416,7 @@ def test_nothing_is_gathered_where_nothing_needs_it(
 
 
 def test_statistics_are_there_while_weights_are_swapped(bench: Bench, tmp_path: Path) -> None:
-    """An estimate at a plan compresses anew in the midst of it, from the same statistics."""
+    """An estimate at a plan compresses anew in the midst of it, from the same data."""
     session = search_on(bench, Scaled(), folder=tmp_path)
     first, *_, last = bench.model.components
     expected = take(bench).read(last, ["hessian"])["hessian"]

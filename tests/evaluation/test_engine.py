@@ -62,7 +62,7 @@ def test_every_family_scores_as_by_plain_passes(tmp_path: Path, family: str) -> 
     evaluator = make_sweep(model)
     exact, plain = score_both(evaluator, make_trials(model))
     assert_same_bits(exact, plain)
-    assert any(statistics["fdtm"].min() < TOKENS for statistics in plain)
+    assert any(values["fdtm"].min() < TOKENS for values in plain)
     assert is_unchanged(model, before)
 
 
@@ -148,7 +148,7 @@ def test_positions_that_come_in_parts_count_the_same(tmp_path: Path, family: str
     exact, plain = score_both(evaluator, trials, names=["fdtm"])
     assert evaluator.engine is not None
     assert evaluator.engine.replay.splits == (family != "mamba"), "a family's cache was not understood"
-    found, expected = (np.array([statistics["fdtm"] for statistics in each]) for each in (exact, plain))
+    found, expected = (np.array([values["fdtm"] for values in each]) for each in (exact, plain))
     assert np.mean(found == expected) > 0.99
     assert expected.min() < TOKENS / 4 < expected.max()
 

@@ -44,11 +44,11 @@ def check_against_generate(model: Model, amounts: tuple[float, ...]) -> list[lis
     for amount in amounts:
         weights, given = prune(model, amount), GivenWeights()
         evaluator = Evaluator(model, reference, {"fdtm": Fdtm()}, given)
-        (statistics,) = evaluator.score_all([given.add_plan(weights)])
+        (values,) = evaluator.score_all([given.add_plan(weights)])
         with model.swapped(weights):
             candidate = generate(model, prefixes, TOKENS)
         expected = count_leading(reference.tokens[:, 7:], candidate[:, 7:])
-        assert statistics["fdtm"][:, 0].tolist() == expected
+        assert values["fdtm"][:, 0].tolist() == expected
         said.append(expected)
     return said
 
@@ -109,9 +109,9 @@ def test_trials_are_independent_and_undone(llama: Model) -> None:
     plans = [prune(llama, 0.4, [name]) for name in names[:4]]
     together = evaluator.score_all([GIVEN.add_plan(plan) for plan in plans], ["fdtm", "kl"])
     assert is_unchanged(llama, before)
-    for plan, statistics in zip(reversed(plans), reversed(together), strict=True):
+    for plan, values in zip(reversed(plans), reversed(together), strict=True):
         (alone,) = evaluator.score_all([GIVEN.add_plan(plan)], ["fdtm", "kl"])
-        assert all(np.array_equal(alone[name], statistics[name]) for name in alone)
+        assert all(np.array_equal(alone[name], values[name]) for name in alone)
 
 
 class Broken(Metric):
@@ -122,7 +122,7 @@ class Broken(Metric):
     def __init__(self, how: str) -> None:
         self.how = how
 
-    def statistics(self, candidate: Readout, base: Readout) -> torch.Tensor:
+    def sequence_values(self, candidate: Readout, base: Readout) -> torch.Tensor:
         match self.how:
             case "raises":
                 raise ZeroDivisionError("no such thing")
@@ -137,7 +137,7 @@ class Broken(Metric):
     ("how", "message"),
     [
         ("raises", "metric `broken` failed: ZeroDivisionError: no such thing"),
-        ("shape", r"metric `broken` gave statistics of shape \(20,\); \[4, statistic\] is needed"),
+        ("shape", r"metric `broken` gave values of shape \(20,\); \[4, value\] is needed"),
         ("nan", "metric `broken` gave NaN or infinity on finite logits"),
     ],
 )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from compressor.contracts import Metric, Readout, Reads
 from compressor.data.reference import build_reference
 from compressor.errors import ConfigError, PluginError
-from compressor.evaluation.batches import read_statistics
+from compressor.evaluation.batches import read_values
 from compressor.evaluation.bootstrap import compare_paired, summarize
 from compressor.evaluation.evaluator import Evaluator
 from compressor.models import load_model
@@ -41,7 +41,7 @@ def make_pair(seed: int, noise: float = 1.0, shape: tuple[int, int, int] = (5, 1
 
 
 def score(metric: Metric, candidate: Readout, base: Readout) -> np.ndarray:
-    return read_statistics(metric, candidate, base).numpy()
+    return read_values(metric, candidate, base).numpy()
 
 
 def test_fdtm_counts_leading_agreement_token_by_token() -> None:
@@ -77,9 +77,9 @@ def test_perplexity_counts_only_marked_positions() -> None:
     counted = torch.rand(3, 8, generator=torch.Generator().manual_seed(2)) > 0.4
     readout = Readout(lambda: logits, tokens, counted)
     nats = -logits.double().log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
-    statistics = score(Perplexity(), readout, readout)
-    assert statistics[:, 1].tolist() == counted.sum(-1).tolist()
-    assert Perplexity().aggregate(statistics) == pytest.approx(math.exp(nats[counted].mean().item()), rel=1e-6)
+    values = score(Perplexity(), readout, readout)
+    assert values[:, 1].tolist() == counted.sum(-1).tolist()
+    assert Perplexity().aggregate(values) == pytest.approx(math.exp(nats[counted].mean().item()), rel=1e-6)
 
 
 @settings(deadline=None, max_examples=60)
@@ -122,19 +122,19 @@ def test_undeclared_readings_are_refused() -> None:
         name = "sneaky"
         reads = Reads.PREDICTED
 
-        def statistics(self, candidate: Readout, base: Readout) -> torch.Tensor:
+        def sequence_values(self, candidate: Readout, base: Readout) -> torch.Tensor:
             return candidate.log_probabilities.sum((-1, -2))[:, None]
 
     candidate, base = make_pair(1)
     with pytest.raises(PluginError, match="`sneaky` reads `log_probabilities` without declaring it"):
-        read_statistics(Sneaky(), candidate, base)
+        read_values(Sneaky(), candidate, base)
 
 
 @pytest.mark.parametrize("reads", [Reads.PREDICTED, Reads.REFERENCE])
 def test_light_readings_never_make_a_softmax(reads: Reads) -> None:
     candidate, base = make_pair(1)
     metric = Fdtm() if reads is Reads.PREDICTED else DivergentPerplexity()
-    read_statistics(metric, candidate, base)
+    read_values(metric, candidate, base)
     assert "log_probabilities" not in candidate.__dict__
 
 
@@ -230,24 +230,22 @@ def test_expected_fdtm_is_the_law_at_the_noise_of_all_prefixes(runners: int) -> 
     noise = float(MarginNoise().aggregate(score(MarginNoise(), candidate, base)))
     expected = expected_fdt(torch.from_numpy(margins), noise).mean().item()
     metric = ExpectedFdtm(runners=runners)
-    statistics = score(metric, candidate, base)
-    assert metric.aggregate(statistics) == pytest.approx(expected, rel=2e-3)
-    single = [float(metric.aggregate(row[None])) for row in statistics]
-    law = [
-        expected_fdt(torch.from_numpy(m), math.sqrt(row[1])).item() for m, row in zip(margins, statistics, strict=True)
-    ]
+    values = score(metric, candidate, base)
+    assert metric.aggregate(values) == pytest.approx(expected, rel=2e-3)
+    single = [float(metric.aggregate(row[None])) for row in values]
+    law = [expected_fdt(torch.from_numpy(m), math.sqrt(row[1])).item() for m, row in zip(margins, values, strict=True)]
     assert single == pytest.approx(law, rel=2e-3)
-    assert statistics[:, 0] == pytest.approx(single, rel=1e-9)
+    assert values[:, 0] == pytest.approx(single, rel=1e-9)
 
 
 @pytest.mark.parametrize("metric", [MarginNoise(), ExpectedFdtm()])
 def test_intervals_hold_the_value(metric: Metric) -> None:
-    statistics = score(metric, *make_pair(1, noise=0.5, shape=(40, 12, 17)))
-    found = summarize(metric, statistics)
+    values = score(metric, *make_pair(1, noise=0.5, shape=(40, 12, 17)))
+    found = summarize(metric, values)
     assert np.isfinite(list(found.to_json().values())).all()
     assert found.low < found.mean < found.high and found.min <= found.median <= found.max
     worse = score(metric, *make_pair(1, noise=2.0, shape=(40, 12, 17)))
-    difference, low, high = compare_paired(metric, worse, statistics)
+    difference, low, high = compare_paired(metric, worse, values)
     assert low < difference < high and metric.better.sign * difference < 0 < low * high
 
 
@@ -264,14 +262,14 @@ def test_runners_are_checked(runners: int) -> None:
     candidate, base = make_pair(3)
     message = f"`metric.expected_fdtm.runners` must be at least 1, got {runners}; 8 is a good one"
     with pytest.raises(ConfigError) as raised:
-        ExpectedFdtm(runners=runners).statistics(candidate, base)
+        ExpectedFdtm(runners=runners).sequence_values(candidate, base)
     assert str(raised.value) == message
 
 
 @pytest.mark.parametrize("metric", [MarginNoise(closeness=0.0), ExpectedFdtm(closeness=-1.0)])
 def test_closeness_is_checked(metric: Metric) -> None:
     with pytest.raises(ConfigError, match=r"`closeness` of a metric must be above 0, got (0|-1); "):
-        metric.statistics(*make_pair(3))
+        metric.sequence_values(*make_pair(3))
 
 
 def test_margins_cost_no_forward_pass_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
