@@ -1,4 +1,4 @@
-"""What the schedules share: checks of `schedule.targets` against the offers of the one compressor that is used."""
+"""Checks that schedules share: `schedule.targets` against the offers of the one compressor that they use."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ DEFAULT_TARGET = 0.5
 
 @dataclass(frozen=True)
 class Span:
-    """What one compressor may do to the components: an amount in [low, high] each, weighted by parameters.
+    """The range of amounts [low, high] that one compressor offers for each component, and the parameter counts.
 
     All vectors are `[component]`, in the order of the problem.
     """
@@ -32,7 +32,7 @@ class Span:
         return float(self.parameters @ amounts / self.parameters.sum())
 
     def plan(self, amounts: Vector) -> dict[str, Treatment]:
-        """Every component at its amount; what rounding puts outside of [0, 1] is clipped."""
+        """Every component at its amount. Amounts outside of [0, 1] by rounding are clipped."""
         exact = np.clip(amounts, 0.0, 1.0).tolist()
         return {name: Treatment(self.compressor, amount) for name, amount in zip(self.names, exact, strict=True)}
 
@@ -41,19 +41,19 @@ class Span:
         return np.array([answer[name] for name in self.names], dtype=np.float64)
 
     def check_targets(self, targets: Sequence[float]) -> list[float]:
-        """The targets to go for, a default in place of none; raises ConfigError for one that is out of reach."""
+        """The targets, or the default if there are none; raises ConfigError for one that is out of reach."""
         lowest, highest = self.mean(self.low), self.mean(self.high)
         for target in check_order(targets):
             if not lowest - Offer.TOLERANCE <= target <= highest + Offer.TOLERANCE:
                 raise ConfigError(
-                    f"`schedule.targets` asks for {target:g}, {self.compressor} offers [{lowest:g}, {highest:g}] "
-                    "over all components; ask for a mean amount in that range"
+                    f"`schedule.targets` has {target:g}, {self.compressor} offers [{lowest:g}, {highest:g}] "
+                    "over all components; give a mean amount in that range"
                 )
         return list(targets) or check_order([max(lowest, min(DEFAULT_TARGET, highest))])
 
 
 def check_order(targets: Sequence[float]) -> list[float]:
-    """Cumulative amounts, each in (0, 1] and above the one before; raises ConfigError."""
+    """Cumulative amounts, each in (0, 1] and above the previous one; raises ConfigError."""
     for before, target in zip([0.0, *targets], targets, strict=False):
         if not (math.isfinite(target) and 0.0 < target <= 1.0):
             raise ConfigError(
@@ -65,7 +65,7 @@ def check_order(targets: Sequence[float]) -> list[float]:
 
 
 def choose_offers(problem: Problem, schedule: str) -> tuple[str, Mapping[str, Offer]]:
-    """The one compressor that is configured, and its offers; raises ConfigError if it is not one."""
+    """The one configured compressor and its offers; raises ConfigError if there is not exactly one."""
     names = list(problem.offers)
     if not problem.components:
         raise ConfigError("no component is selected, at least one is needed; loosen `components.include` or `.exclude`")
@@ -74,13 +74,13 @@ def choose_offers(problem: Problem, schedule: str) -> tuple[str, Mapping[str, Of
     if len(names) > 1:
         raise ConfigError(
             f"schedule `{schedule}` takes one compressor, configured are {', '.join(names)}; "
-            f"choose one, say `compressor={names[0]}`"
+            f"choose one, for example `compressor={names[0]}`"
         )
     return names[0], problem.offers[names[0]]
 
 
 def choose_span(problem: Problem, schedule: str) -> Span:
-    """The one compressor as a Span; raises ConfigError where it offers fixed levels."""
+    """The ranges of the one compressor; raises ConfigError if it offers fixed levels."""
     compressor, offers = choose_offers(problem, schedule)
     for name, offer in offers.items():
         if not offer.is_range:
