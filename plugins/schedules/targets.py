@@ -64,13 +64,24 @@ def check_order(targets: Sequence[float]) -> list[float]:
     return list(targets)
 
 
-def choose_offers(problem: Problem, schedule: str) -> tuple[str, Mapping[str, Offer]]:
-    """The one configured compressor and its offers; raises ConfigError if there is not exactly one."""
-    names = list(problem.offers)
+def check_problem(problem: Problem, schedule: str) -> None:
+    """Raises ConfigError if there is no component or no compressor."""
     if not problem.components:
         raise ConfigError("no component is selected, at least one is needed; loosen `components.include` or `.exclude`")
-    if not names:
+    if not problem.offers:
         raise ConfigError(f"schedule `{schedule}` needs a compressor, none is configured; set `compressor`")
+
+
+def check_bits(bits: float) -> None:
+    """Raises ConfigError for a value that `schedule.bits` cannot have."""
+    if not (math.isfinite(bits) and bits > 0):
+        raise ConfigError(f"`schedule.bits` must be above 0, got {bits:g}; give the mean bits of a weight, such as 4.5")
+
+
+def choose_offers(problem: Problem, schedule: str) -> tuple[str, Mapping[str, Offer]]:
+    """The one configured compressor and its offers; raises ConfigError if there is not exactly one."""
+    check_problem(problem, schedule)
+    names = list(problem.offers)
     if len(names) > 1:
         raise ConfigError(
             f"schedule `{schedule}` takes one compressor, configured are {', '.join(names)}; "
@@ -88,11 +99,12 @@ def choose_span(problem: Problem, schedule: str) -> Span:
                 f"schedule `{schedule}` needs a range of amounts, {compressor} offers {offer} for `{name}`; "
                 "choose a compressor that prunes, or another schedule"
             )
-    ordered = [offers[component.name] for component in problem.components]
-    return Span(
-        compressor,
-        tuple(component.name for component in problem.components),
-        np.array([component.parameters for component in problem.components], dtype=np.float64),
-        np.array([offer.low for offer in ordered]),
-        np.array([offer.high for offer in ordered]),
-    )
+    return make_span(compressor, problem, [(offers[c.name].low, offers[c.name].high) for c in problem.components])
+
+
+def make_span(compressor: str, problem: Problem, ranges: Sequence[tuple[float, float]]) -> Span:
+    """The ranges (low, high), one for each component of the problem."""
+    names = tuple(component.name for component in problem.components)
+    parameters = np.array([component.parameters for component in problem.components], dtype=np.float64)
+    low, high = np.array(ranges, dtype=np.float64).T
+    return Span(compressor, names, parameters, low, high)

@@ -20,6 +20,7 @@ from compressor.contracts import (
 from compressor.errors import ConfigError
 
 from ..rankers import Statistic, check_metric
+from ..targets import check_bits
 from .moves import State, list_moves
 from .size_bounds import SizeBounds, measure_size_bounds
 
@@ -101,8 +102,8 @@ class Beam(Schedule):
             )
         if self.floor is not None and not math.isfinite(self.floor):
             raise ConfigError(f"`schedule.floor` must be finite, got {self.floor:g}; give a value of `schedule.ranker`")
-        if self.bits is not None and not (math.isfinite(self.bits) and self.bits > 0):
-            raise ConfigError(f"`schedule.bits` must be above 0, got {self.bits:g}; give the mean over weights")
+        if self.bits is not None:
+            check_bits(self.bits)
         return self.count or every
 
     def _describe_missed(self, storage: SizeBounds, final: State) -> str:
@@ -110,7 +111,7 @@ class Beam(Schedule):
         given = [name for name in ("count", "floor") if getattr(self, name) is not None]
         return (
             f"{storage.limit:g} bits per weight were not reached: the search ended at {storage.mean(final):.4g}; "
-            f"relax `schedule.{'` or `.'.join(given)}`, or use schedule=budget."
+            f"loosen `schedule.{'` or `.'.join(given)}`, or use schedule=budget."
         )
 
     def _describe(self, problem: Problem, best: Plan, curve: Sequence[Waypoint]) -> str:

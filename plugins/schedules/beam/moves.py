@@ -7,6 +7,8 @@ from functools import cached_property
 from compressor.contracts import Better, Problem, Treatment
 from compressor.errors import ConfigError
 
+from ..targets import check_problem
+
 State = int
 """A plan: bit i is set if move i is in it."""
 
@@ -62,10 +64,7 @@ class Moves:
 
 def list_moves(problem: Problem, amount: float | None) -> Moves:
     """Every fixed level, and `amount` for each compressor that offers a range; raises ConfigError if it is wrong."""
-    if not problem.components:
-        raise ConfigError("no component is selected, at least one is needed; loosen `components.include` or `.exclude`")
-    if not problem.offers:
-        raise ConfigError("schedule `beam` needs a compressor, none is configured; set `compressor`")
+    check_problem(problem, "beam")
     found, ranges = [], False
     for component in problem.components:
         for compressor, offers in problem.offers.items():

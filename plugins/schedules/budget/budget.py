@@ -10,6 +10,7 @@ from compressor.contracts import KeepRequest, Problem, Schedule, Search
 from compressor.errors import ConfigError
 
 from ..rankers import check_metric
+from ..targets import check_problem
 from .discrete import make_choices
 from .limits import Unit, read_limits
 from .questions import Questions
@@ -86,11 +87,7 @@ class Budget(Schedule):
 
     def _check(self, problem: Problem) -> None:
         """Raise ConfigError for options that do not fit the problem."""
-        if not problem.components:
-            text = "no component is selected, at least one is needed; loosen `components.include` or `.exclude`"
-            raise ConfigError(text)
-        if not problem.offers:
-            raise ConfigError(f"schedule `{self.name}` needs a compressor, none is configured; set `compressor`")
+        check_problem(problem, self.name)
         if self.corrections < 0:
             raise ConfigError(f"`schedule.corrections` must not be negative, got {self.corrections}; 0 makes none")
         check_metric(problem, self.objective, "objective")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from compressor.contracts import Problem
 from compressor.errors import ConfigError
 
-from ..targets import DEFAULT_TARGET, check_order
+from ..targets import DEFAULT_TARGET, check_bits, check_order
 from .file_size import read_size
 
 ROUNDING = 1e-9
@@ -106,10 +106,7 @@ def read_limits(
         )
     parameters = sum(component.parameters for component in problem.components)
     if bits is not None:
-        if not (math.isfinite(bits) and bits > 0):
-            raise ConfigError(
-                f"`schedule.bits` must be above 0, got {bits:g}; give the mean bits of a weight, for example 4.5"
-            )
+        check_bits(bits)
         return [Limit(math.floor(bits * parameters * (1 + 1e-12)), Unit.bits, bits, parameters)]
     if size is not None or size_bytes is not None:
         return [limit_bytes(problem, size_bytes, size)]

@@ -10,7 +10,7 @@ from compressor.contracts import Asks, KeepRequest, Problem, Schedule, ScoreRequ
 from compressor.errors import ConfigError
 
 from ..rankers import check_metric
-from ..targets import Span, choose_span
+from ..targets import Span, check_bits, choose_span
 from .fixed_levels import make_levels
 from .ladder import list_levels, make_ladder, span_options
 from .mutations import Space, State, make_steps
@@ -86,8 +86,7 @@ class Evolution(Schedule):
             )
         if self.targets:
             raise ConfigError(f"`schedule.bits` excludes `schedule.targets`, got {self.targets} too; drop one of them")
-        if not (math.isfinite(self.bits) and self.bits > 0):
-            raise ConfigError(f"`schedule.bits` must be above 0, got {self.bits:g}; give the mean over weights")
+        check_bits(self.bits)
         return [None]
 
     def _evolve(self, problem: Problem, space: Space, effort: Effort, rng: np.random.Generator) -> Asks[State]:

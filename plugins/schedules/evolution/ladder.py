@@ -7,7 +7,7 @@ import numpy as np
 
 from compressor.contracts import Offer, Problem, Treatment
 
-from ..targets import Span, Vector
+from ..targets import Span, Vector, make_span
 from .mutations import Counts
 
 Options = Mapping[str, Sequence[Treatment]]
@@ -30,13 +30,7 @@ def list_levels(problem: Problem) -> dict[str, list[Treatment]]:
 def span_options(problem: Problem, options: Options) -> Span:
     """The smallest and the largest amount of the options of each component."""
     amounts = [[treatment.amount for treatment in options[component.name]] for component in problem.components]
-    return Span(
-        ", ".join(problem.offers),
-        tuple(options),
-        np.array([component.parameters for component in problem.components], dtype=np.float64),
-        np.array([min(row) for row in amounts]),
-        np.array([max(row) for row in amounts]),
-    )
+    return make_span(", ".join(problem.offers), problem, [(min(row), max(row)) for row in amounts])
 
 
 @dataclass(frozen=True)

@@ -517,7 +517,8 @@ def test_nothing_reached_keeps_nothing() -> None:
     (kept,) = requests_of(rehearsal, KeepRequest)
     names = ", ".join(component.name for component in COMPONENTS[:3])
     assert (
-        f"6 components stay as they were, for no token of the search prefixes came to them: {names} …;" in kept.notes[0]
+        f"6 components stay unchanged, because no token of the search prefixes reached them: {names} …;"
+        in kept.notes[0]
     )
 
 
@@ -595,7 +596,7 @@ WRONG: list[tuple[Mapping[str, Any], Problem, str]] = [
     ),
     ({"bytes": 9, "size": "50%"}, ROUND, "may be given, got bytes and size; drop the others"),
     ({"bytes": 9, "bits": 4.0}, ROUND, "may be given, got bits and bytes; drop the others"),
-    ({"bits": 0.0}, ROUND, "`schedule.bits` must be above 0, got 0; give the mean bits of a weight, for example 4.5"),
+    ({"bits": 0.0}, ROUND, "`schedule.bits` must be above 0, got 0; give the mean bits of a weight, such as 4.5"),
     ({"bits": -2.0}, ROUND, "`schedule.bits` must be above 0, got -2; give"),
     ({"bits": float("nan")}, ROUND, "`schedule.bits` must be above 0, got nan; give"),
     ({"bits": float("inf")}, ROUND, "`schedule.bits` must be above 0, got inf; give"),
@@ -609,7 +610,7 @@ WRONG: list[tuple[Mapping[str, Any], Problem, str]] = [
     (
         {"size": "50%"},
         ROUND,
-        "`schedule.size` needs an export that packs weights, and of this model it packs none; set",
+        "`schedule.size` needs an export that packs weights, and it can pack no component of this model; set",
     ),
     *(
         ({"size": size}, BASE, f"`schedule.size` must be {rule}, got {size!r}; {fix}")
@@ -624,8 +625,8 @@ WRONG: list[tuple[Mapping[str, Any], Problem, str]] = [
             ("-5%", "a percentage or a number of bytes with a unit", "give"),
             ("3 Mbit", "a percentage or a number of bytes with a unit", "give"),
             ("1e3MB", "a percentage or a number of bytes with a unit", "give"),
-            ("0%", "above 0% and at most 100%", "say 50%"),
-            ("101%", "above 0% and at most 100%", "say 50%"),
+            ("0%", "above 0% and at most 100%", "for example 50%"),
+            ("101%", "above 0% and at most 100%", "for example 50%"),
             ("0.1B", "at least one byte", "give"),
             ("0MB", "at least one byte", "give"),
             ("9" * 400 + "MB", "at least one byte", "give"),
