@@ -1,4 +1,4 @@
-"""The protocol of whoever answers a schedule: one method for each request."""
+"""The protocol for answering a schedule's requests: one method for each kind of request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Oracle(Protocol):
-    """Answers requests. A run measures the answers, a forecast predicts them, a dry run makes them up."""
+    """Answers requests: a run measures the answers, a forecast predicts them, a dry run makes them up."""
 
     def score(self, request: ScoreRequest) -> tuple[Scores, ...]:
         """The scores of each trial, in order."""
@@ -42,13 +42,13 @@ class Oracle(Protocol):
         ...
 
     def sizes(self, request: SizeRequest) -> dict[str, list[int]]:
-        """Component -> the bits that each of its options stores."""
+        """Component -> the stored bits of each of its options."""
         ...
 
     def counts(self, request: CountRequest) -> dict[str, list[int]]:
-        """Component -> how many of its weights have at most each importance."""
+        """Component -> for each threshold, how many of its weights have at most that importance."""
         ...
 
     def keep(self, request: KeepRequest) -> dict[str, float]:
-        """Component -> its amount, after the plan was put on the model."""
+        """Component -> its amount after the plan was applied to the model."""
         ...
