@@ -11,6 +11,21 @@ pytest.register_assert_rewrite("tests.support")
 SHARED_MODELS = Path(__file__).parents[2] / "shared" / "models"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow-shard", metavar="I/N", help="of the slow tests only every N-th, beginning with number I")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the slow tests of other shards out; a shard has slow tests of every module."""
+    if (shard := config.getoption("--slow-shard")) is None:
+        return
+    first, step = map(int, shard.split("/"))
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    left_out = {*slow} - {*slow[first % step :: step]}
+    config.hook.pytest_deselected(items=[*left_out])
+    items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """Tiny matrices gain nothing from threads, and lose much on a busy machine."""

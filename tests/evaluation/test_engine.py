@@ -23,12 +23,12 @@ from compressor.models.patching import patched
 from compressor.models.tensor_spill import TensorSpill
 from compressor.resources import MemoryBudget
 from compressor.settings import ComponentSettings, DType, ModelSettings, SweepMode
-from tests.support.families import FAMILIES, ODDITIES, save_checkpoint
+from tests.support.families import FAMILIES, ODDITIES, each, save_checkpoint
 from tests.support.snapshots import is_unchanged, snapshot
 from tests.support.sweeps import TOKENS, assert_same_bits, make_sweep, score_both
 from tests.support.trial_weights import GivenWeights, MaskedWeights, mask
 
-EVERY_FAMILY = sorted(FAMILIES | ODDITIES)
+EVERY_FAMILY = each(FAMILIES | ODDITIES)
 
 
 def load(folder: Path, family: str = "llama", components: ComponentSettings | None = None, **options: object) -> Model:

@@ -21,14 +21,14 @@ from compressor.models.architectures import is_linear
 from compressor.settings import ComponentSettings, DType, ModelSettings, SweepMode
 from tests.support.calibrations import ALL, assert_same, explicit, overheard, run_plainly
 from tests.support.estimates import make_bench
-from tests.support.families import FAMILIES, ODDITIES, VOCABULARY, save_checkpoint
+from tests.support.families import FAMILIES, ODDITIES, VOCABULARY, each, save_checkpoint
 from tests.support.gradients import draw_tokens, explicit_gradients, walk_gradients
 from tests.support.prefetch import settle
 from tests.support.snapshots import is_unchanged, snapshot
 from tests.support.sweeps import assert_same_bits, make_sweep, score_both
 from tests.support.trial_weights import MaskedWeights, mask
 
-EVERY_FAMILY = sorted(FAMILIES | ODDITIES)
+EVERY_FAMILY = each(FAMILIES | ODDITIES)
 SERIAL = TokenRounding(4)
 
 

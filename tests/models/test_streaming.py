@@ -27,13 +27,13 @@ from compressor.models.layer_prefetch import ROOM, find_streamed
 from compressor.models.loading import quiet_loading
 from compressor.sensitivity.gradients import LayerwiseGradients
 from compressor.settings import ComponentSettings, Device, DType, ModelSettings
-from tests.support.families import FAMILIES, make_network, save_checkpoint
+from tests.support.families import FAMILIES, each, make_network, save_checkpoint
 from tests.support.gradients import draw_tokens, walk_gradients
 from tests.support.prefetch import CPU, settle
 
 MADE_OVER = {"mixtral", "qwen3_moe"}
 """Families whose experts transformers stacks as it loads them."""
-STREAMED = [family for family in FAMILIES if family not in MADE_OVER]
+STREAMED = each(family for family in FAMILIES if family not in MADE_OVER)
 
 
 def load(folder: Path, components: ComponentSettings | None = None, **settings: Any) -> Model:  # noqa: ANN401
