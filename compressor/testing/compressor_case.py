@@ -36,37 +36,37 @@ def make_weight(name: str) -> Tensor:
     return WEIGHTS[name](torch.randn(19, 75, generator=torch.Generator().manual_seed(0)))
 
 
-def make_statistics(width: int) -> dict[str, Tensor]:
+def make_calibration_data(width: int) -> dict[str, Tensor]:
     """Those of random inputs that go together, more than there are of them; the last one is always 0."""
     import torch
 
-    from compressor.compression.calibration import STATISTICS
+    from compressor.compression.calibration import CALIBRATION_DATA
 
     mixed = torch.randn(width, width, generator=torch.Generator().manual_seed(1)) / width**0.5
     inputs = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(2)) @ mixed
     inputs[:, -1] = 0
     found = {}
-    for name, statistic in STATISTICS.items():
-        found[name] = torch.zeros(statistic.shape(width), dtype=statistic.dtype)
-        statistic.add(found[name], inputs)
-        if statistic.is_mean:
+    for name, accumulation in CALIBRATION_DATA.items():
+        found[name] = torch.zeros(accumulation.shape(width), dtype=accumulation.dtype)
+        accumulation.add(found[name], inputs)
+        if accumulation.is_mean:
             found[name] /= len(inputs)
     return found
 
 
 @dataclass(frozen=True)
 class CompressorCase:
-    """A compressor and a weight `[out, in]` that it is tried on; calibration statistics are those of random inputs."""
+    """A compressor and a weight `[out, in]` that it is tried on; calibration data are those of random inputs."""
 
     plugin: Compressor
     weight: Tensor
 
     @cached_property
     def context(self) -> Context:
-        """A component that is stored as the weight is, with every calibration statistic."""
+        """A component that is stored as the weight is, with all calibration data."""
         out, width = self.weight.shape
         component = Component("model.layers.0.mlp.up_proj", "up", 0, (out, width), self.weight.element_size() * 8)
-        return Context(component, statistics=make_statistics(width))
+        return Context(component, calibration=make_calibration_data(width))
 
     @property
     def offer(self) -> Offer:
@@ -115,7 +115,7 @@ class CompressorCase:
 
     def has_integers(self) -> bool:
         """At some amount the weight is nothing but integers, scales and zero points."""
-        return any(compressed.grid is not None for compressed in self.compress_all())
+        return any(compressed.quantized is not None for compressed in self.compress_all())
 
     def transforms_inputs(self) -> bool:
         """Weights may transform their inputs."""

@@ -62,7 +62,7 @@ class CompressorContract(PluginContract):
         ]
 
     def test_needs_are_gathered(self, plugin: Compressor) -> None:
-        """Every calibration statistic in `needs` is one that a run gathers."""
+        """All calibration data in `needs` is one that a run gathers."""
         from compressor.compression.calibration import check_needs
 
         check_needs(plugin.name, plugin.needs)

@@ -8,40 +8,43 @@ from compressor.testing.plugin_contract import same_bits
 
 
 def integers_are_the_weight(case: CompressorCase) -> None:
-    """A `grid` decodes to `dense()`, and its integers fit into their bits."""
+    """A weight that is `quantized` decodes to `dense()`, and its integers fit into their bits."""
     for amount in case.amounts:
         compressed = case.compress(amount)
-        if (grid := compressed.grid) is None:
+        if (matrix := compressed.quantized) is None:
             continue
-        assert same_bits(grid.decode(case.weight.dtype), compressed.dense()), f"amount {amount} has another grid"
-        for integers in (grid.integers, *(() if grid.zeros is None else (grid.zeros,))):
-            low, high = int(integers.min()), int(integers.max())
-            fits = -(2 ** (grid.bits - 1)) <= low and high < 2 ** (grid.bits - 1)
-            assert fits, f"amount {amount} has integers in [{low}, {high}] of {grid.bits} bits"
+        assert same_bits(matrix.dense(), compressed.dense()), f"amount {amount}: `quantized` has another `dense()`"
+        for integers in (matrix.integers, *(() if matrix.zeros is None else (matrix.zeros,))):
+            low, high, limit = int(integers.min()), int(integers.max()), 2 ** (matrix.integer_bits - 1)
+            fits = -limit <= low and high < limit
+            assert fits, f"amount {amount} has integers in [{low}, {high}] of {matrix.integer_bits} bits"
 
 
 def integers_are_counted_exactly(case: CompressorCase) -> None:
     """`bits` are those of integers, scales and zero points, each padded by less than a byte."""
     for amount in case.amounts:
         compressed = case.compress(amount)
-        if (grid := compressed.grid) is None:
+        if (matrix := compressed.quantized) is None:
             continue
-        integers = [grid.integers, *([] if grid.zeros is None else [grid.zeros])]
-        stored = grid.bits * sum(part.numel() for part in integers) + 8 * grid.scales.nbytes
+        integers = [matrix.integers, *([] if matrix.zeros is None else [matrix.zeros])]
+        stored = matrix.integer_bits * sum(part.numel() for part in integers) + 8 * matrix.scales.nbytes
         padding = compressed.bits - stored
         assert 0 <= padding < 8 * (1 + len(integers)), (
-            f"amount {amount} takes {compressed.bits} bits, its grid {stored}"
+            f"amount {amount} takes {compressed.bits} bits, its integers, scales and zero points {stored}"
         )
 
 
 def integers_go_with_the_inputs(case: CompressorCase) -> None:
-    """A `grid` says the same of inputs as `input_transform`."""
+    """A weight that is `quantized` has the same `input_transform` as its integers."""
     for compressed in case.compress_all():
-        if (grid := compressed.grid) is None:
+        if (matrix := compressed.quantized) is None:
             continue
-        assert (grid.inputs is None) == (compressed.input_transform is None), (
-            "`grid.inputs` and `input_transform` must go together"
+        rounding, transform = matrix.input_rounding, compressed.input_transform
+        assert (rounding is None) == (transform is None), (
+            "`quantized.input_rounding` and `input_transform` must both be None, or neither"
         )
-        if grid.inputs is not None and compressed.input_transform is not None:
+        if rounding is not None and transform is not None:
             inputs = make_inputs(case)
-            assert same_bits(grid.inputs(inputs), compressed.input_transform(inputs)), "`grid.inputs` is another one"
+            assert same_bits(rounding(inputs), transform(inputs)), (
+                "`quantized.input_rounding` and `input_transform` give different inputs"
+            )

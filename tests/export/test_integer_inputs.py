@@ -43,8 +43,8 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shipped]:
         case = f"{family} in {dtype.value}"
         base = save_checkpoint(family, home / f"{case} base", torch.bfloat16, with_tokenizer=True)
         model = load_model(ModelSettings(path=str(base), dtype=dtype))
-        grids = treat(model, choose)
-        made[case] = (model, grids, export.save("auto", model, home / case, {}, {}, grids))
+        quantized = treat(model, choose)
+        made[case] = (model, quantized, export.save("auto", model, home / case, {}, {}, quantized))
     said = read_by_transformers({exported.path: "" for _, _, exported in made.values()})
     return {case: Shipped(*parts, said[parts[2].path]) for case, parts in made.items()}
 
@@ -109,15 +109,15 @@ def test_bytes_lie_on_disk_where_inputs_are_integers(shipped: dict[str, Shipped]
         stored = {key: tensor for key, tensor in one.stored.items() if key.startswith(f"{name}.")}
         assert ("input_activations" in targets[name]) and (f"{name}.weight" in stored) == (name in one.exported.treated)
         assert one.exported.bits[name] == 8 * sum(t.nbytes for t in stored.values()) / one.model.read(name).numel()
-        grid = one.grids[name]
-        if name in one.exported.treated and grid is not None:
-            assert torch.equal(stored[f"{name}.weight"], grid.integers)
+        matrix = one.quantized[name]
+        if name in one.exported.treated and matrix is not None:
+            assert torch.equal(stored[f"{name}.weight"], matrix.integers)
 
 
 def test_a_model_of_one_format_is_called_by_its_name(tmp_path: Path) -> None:
     model = load_model(ModelSettings(path=str(save_checkpoint("llama", tmp_path / "base", torch.bfloat16))))
-    grids = treat(model, lambda index, component: Int8(activations=TOKEN))
-    exported = export.save("auto", model, tmp_path / "model", {}, {}, grids)
+    quantized = treat(model, lambda index, component: Int8(activations=TOKEN))
+    exported = export.save("auto", model, tmp_path / "model", {}, {}, quantized)
     config = json.loads((exported.path / "config.json").read_text())["quantization_config"]
     assert config["format"] == "int-quantized" and len(config["config_groups"]) == 1
     assert not exported.notes and exported.packed == exported.treated == {*model.components}
@@ -187,7 +187,7 @@ def test_mixed_products_are_those_of_an_explicit_loop(threshold: float) -> None:
     inputs[3, 9] = -7.0
     inputs[5] = 0
     absmax = inputs.abs().amax(0)
-    context = Context(component_of(weight, 32), statistics={"absmax": absmax})
+    context = Context(component_of(weight, 32), calibration={"absmax": absmax})
     made = LlmInt8(threshold).compress(weight, 0.75, context)
     kept = [j for j in range(30) if absmax[j] >= threshold]
     assert made.kept.nonzero().flatten().tolist() == kept
@@ -210,14 +210,16 @@ def test_kept_columns_of_sixteen_bits_stay_bit_for_bit(dtype: torch.dtype) -> No
     weight = (torch.randn(6, 20, generator=torch.Generator().manual_seed(0)) ** 9).to(dtype)
     absmax = torch.arange(20.0)
     for given in (weight, weight.float()):
-        made = LlmInt8(12.0).compress(given, 0.5, Context(component_of(given), statistics={"absmax": absmax}))
+        made = LlmInt8(12.0).compress(given, 0.5, Context(component_of(given), calibration={"absmax": absmax}))
         assert torch.equal(made.dense()[:, 12:], given[:, 12:]) and made.columns.dtype.itemsize == 2
         assert not torch.equal(made.dense()[:, :12], given[:, :12])
 
 
 def test_weights_beyond_halves_stay_finite() -> None:
     weight = torch.tensor([[3.4e38, -3.4e38, 1.0], [1e-40, 7e4, 2.0]])
-    made = LlmInt8().compress(weight, 0.75, Context(component_of(weight, 32), statistics={"absmax": torch.ones(3) * 9}))
+    made = LlmInt8().compress(
+        weight, 0.75, Context(component_of(weight, 32), calibration={"absmax": torch.ones(3) * 9})
+    )
     assert made.dense().isfinite().all() and made.columns.dtype is torch.bfloat16
 
 
@@ -284,7 +286,7 @@ def test_components_of_every_dtype_treat_inputs_on_the_model(tmp_path: Path) -> 
         model = load_model(ModelSettings(path=str(base), dtype=dtype), ComponentSettings(include=["down_proj"]))
         for name, weight_view in model.weight_views.items():
             weight = model.read(name)
-            context = Context(weight_view.component, statistics={"absmax": torch.arange(weight.shape[1]) / 5.0})
+            context = Context(weight_view.component, calibration={"absmax": torch.arange(weight.shape[1]) / 5.0})
             for compressor in (Int8(activations=TOKEN), LlmInt8()):
                 compressed = compressor.compress(weight, 0.5, context)
                 assert is_linear(weight_view.owner) and compressed.input_transform is not None

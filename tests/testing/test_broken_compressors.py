@@ -13,9 +13,9 @@ from compressor.contracts import (
     CompressedWeight,
     Compressor,
     Context,
-    Grid,
     InputTransform,
     Offer,
+    QuantizedMatrix,
     TokenRounding,
 )
 from compressor.errors import PlanError
@@ -96,16 +96,17 @@ class Whole(CompressedWeight):
     extra_bits: int = 0
 
     @property
-    def grid(self) -> Grid:
+    def quantized(self) -> QuantizedMatrix:
         scales = torch.ones(len(self.integers), 1, dtype=self.dtype)
-        return Grid(self.integers, scales, 8, self.integers.shape[1], inputs=self.inputs)
+        width = self.integers.shape[1]
+        return QuantizedMatrix(self.integers, scales, 8, width, self.dtype, input_rounding=self.inputs)
 
     def dense(self) -> Tensor:
-        return self.grid.decode(self.dtype)
+        return self.quantized.dense()
 
     @property
     def bits(self) -> int:
-        return 8 * (self.integers.nbytes + self.grid.scales.nbytes) + self.extra_bits
+        return 8 * (self.integers.nbytes + self.quantized.scales.nbytes) + self.extra_bits
 
     @property
     def input_transform(self) -> InputTransform | None:

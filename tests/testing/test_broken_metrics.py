@@ -24,7 +24,7 @@ class Matches(Metric):
     reads: ClassVar[Reads] = Reads.PREDICTED
     better: ClassVar[Better] = Better.HIGHER
 
-    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
+    def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
         right = (candidate.predicted == candidate.tokens) & candidate.counted
         return right.double().sum(-1, keepdim=True)
 
@@ -37,8 +37,8 @@ class TestHonestTextMetric(MetricContract):
     instance = broken(Matches, text=lambda self: TextWindows())
 
 
-def statistics_by(change: Callable[[Readout, Readout], Tensor]) -> dict[str, Any]:
-    return {"statistics": lambda self, candidate, base: change(candidate, base)}
+def values_by(change: Callable[[Readout, Readout], Tensor]) -> dict[str, Any]:
+    return {"sequence_values": lambda self, candidate, base: change(candidate, base)}
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Distance(EstimableMetric):
     reads: ClassVar[Reads] = Reads.DISTRIBUTION
     better: ClassVar[Better] = Better.LOWER
 
-    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
+    def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
         return Distance.value(self, candidate, base)[:, None]
 
     def value(self, candidate: Readout, base: Readout) -> Tensor:
@@ -65,11 +65,11 @@ class TestHonestEstimableMetric(MetricContract):
 
 
 def value_by(change: Callable[[Distance, Readout, Readout], Tensor]) -> dict[str, Any]:
-    """`value` and the statistic both by `change`, which gets the honest metric too."""
+    """`value` and the first sequence value both by `change`, which gets the honest metric too."""
     honest = Distance()
     return {
         "value": lambda self, candidate, base: change(honest, candidate, base),
-        "statistics": lambda self, candidate, base: change(honest, candidate, base).detach()[:, None],
+        "sequence_values": lambda self, candidate, base: change(honest, candidate, base).detach()[:, None],
     }
 
 
@@ -88,19 +88,22 @@ def draw_by_the_base(self: Metric, candidate: Readout, base: Readout, generator:
 counter = itertools.count()
 MUTANTS: dict[str, tuple[type[Metric], dict[str, Any]]] = {
     "can_be_registered_and_configured": (Matches, {"name": "No Name"}),
-    "statistics_are_finite_rows": (Matches, statistics_by(lambda c, b: c.log_probabilities[..., 0])),  # undeclared
-    "sequences_are_independent": (Matches, statistics_by(lambda c, b: c.predicted - c.predicted.double().mean())),
-    "is_pure": (Matches, statistics_by(lambda c, b: torch.rand(len(c.tokens), 1))),
+    "values_are_finite_rows": (Matches, values_by(lambda c, b: c.log_probabilities[..., 0])),  # undeclared
+    "sequences_are_independent": (Matches, values_by(lambda c, b: c.predicted - c.predicted.double().mean())),
+    "is_pure": (Matches, values_by(lambda c, b: torch.rand(len(c.tokens), 1))),
     "only_counted_positions_matter": (
         Matches,
-        {"text": lambda self: TextWindows(), **statistics_by(lambda c, b: c.predicted.double())},
+        {"text": lambda self: TextWindows(), **values_by(lambda c, b: c.predicted.double())},
     ),
     "aggregate_takes_many_samples_at_once": (Matches, {"aggregate": lambda self, s: s[..., 0].mean(axis=0)}),
     "nothing_beats_the_base": (
         Matches,
-        {"statistics": lambda *given: -Matches.statistics(*given), "aggregate": lambda self, s: -s[..., 0].mean(-1)},
+        {
+            "sequence_values": lambda *given: -Matches.sequence_values(*given),
+            "aggregate": lambda self, s: -s[..., 0].mean(-1),
+        },
     ),
-    "value_is_the_first_statistic": (Distance, {"value": lambda self, c, b: 2 * Distance().value(c, b)}),
+    "value_is_the_first_sequence_value": (Distance, {"value": lambda self, c, b: 2 * Distance().value(c, b)}),
     "gradients_are_finite": (Distance, value_by(lambda honest, c, b: honest.value(c, b) - honest.value(c, b).mean())),
     "probe_draws_from_its_generator": (
         Distance,
@@ -112,7 +115,7 @@ MUTANTS: dict[str, tuple[type[Metric], dict[str, Any]]] = {
 """Promise -> an honest metric, and what breaks it."""
 
 ARGUMENTS = {
-    "statistics_are_finite_rows": {"dtype": "float32"},
+    "values_are_finite_rows": {"dtype": "float32"},
     "probes_have_the_curvature_of_the_value": {"away": 1.0},
 }
 
