@@ -186,7 +186,7 @@ def test_the_engine_scores_as_by_plain_passes(tmp_path: Path, family: str) -> No
 
 
 @pytest.mark.parametrize("metrics", [["fdtm", "kl"], ["fdtm"]])
-@pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral", "gpt2", "phi3", "gpt_oss"])
+@pytest.mark.parametrize("family", each(["llama", "gemma3", "mixtral", "gpt2", "phi3", "gpt_oss"]))
 @pytest.mark.parametrize("streams", [False, True])
 def test_and_on_a_model_that_treats_inputs_already(
     tmp_path: Path, streams: bool, family: str, metrics: list[str]
