@@ -40,7 +40,7 @@ from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.pruning.masks import PrunedWeight
 from tests.support.calibrations import ALL, assert_same, explicit, overheard, run_plainly
 from tests.support.estimates import Bench, make_bench, make_reference, make_treatments
-from tests.support.families import FAMILIES, ODDITIES, save_checkpoint
+from tests.support.families import FAMILIES, ODDITIES, each, save_checkpoint
 from tests.support.sessions import open_session
 
 ROUTED = ("mixtral", "qwen3_moe", "qwen2_moe", "dbrx", "granitemoeshared", "gpt_oss")
@@ -50,7 +50,7 @@ def take(bench: Bench, names: Iterable[str] = ALL, **given: Any) -> Calibration:
     return gather(bench.model, bench.reference, bench.model.components, names, **given)
 
 
-@pytest.mark.parametrize("family", FAMILIES | ODDITIES)
+@pytest.mark.parametrize("family", each(FAMILIES | ODDITIES))
 def test_statistics_are_explicit_sums_over_inputs(family: str, tmp_path: Path) -> None:
     """Fused, transposed, tied and grouped ones; experts too where they are modules."""
     bench = make_bench(family, tmp_path)

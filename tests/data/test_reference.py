@@ -14,7 +14,7 @@ from compressor.models import load_model
 from compressor.settings import DType, ModelSettings
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
-from tests.support.families import FAMILIES, save_checkpoint
+from tests.support.families import FAMILIES, each, save_checkpoint
 from tests.support.references import generate, random_prefixes
 from tests.support.trial_weights import GivenWeights
 
@@ -109,7 +109,7 @@ def test_reference_file_can_be_checked_by_anybody(tmp_path: Path) -> None:
     assert found is not None and found.near_ties == 1
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", each(FAMILIES))
 def test_the_remembered_distribution_is_the_bases_own(tmp_path: Path, family: str) -> None:
     save_checkpoint(family, tmp_path)
     model = load_model(ModelSettings(path=str(tmp_path)))
