@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.compression.calibration import STATISTICS
+from compressor.compression.calibration import CALIBRATION_DATA
 from compressor.contracts import Reads
 from compressor.contracts.requests import Request
 
@@ -100,6 +100,6 @@ def test_plugins_import_what_they_may() -> None:
 
 def test_tables_of_the_page_are_complete() -> None:
     first = set(re.findall(r"^\| `([\w.]+)", PAGE, flags=re.MULTILINE))
-    assert set(STATISTICS) <= first
+    assert set(CALIBRATION_DATA) <= first
     assert {f"Reads.{member.name}" for member in Reads} <= first
     assert {request.__name__ for request in Request.__subclasses__()} <= first

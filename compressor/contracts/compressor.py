@@ -23,7 +23,7 @@ InputTransform = Callable[["Tensor"], "Tensor"]
 class Context:
     """What a compressor may know besides the weight: its component, a seed, and the statistics it `needs`.
 
-    `statistics` are of the component's inputs x_t `[in]`, one for each token t of the search prefixes and of what the
+    `calibration` is of the component's inputs x_t `[in]`, one for each token t of the search prefixes and of what the
     base said after them, in the model as it stood when they were gathered. They are on the weight's device, and are not
     to be changed, for components share them:
 
@@ -35,7 +35,7 @@ class Context:
 
     component: Component
     seed: int = 0
-    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    calibration: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class CompressedWeight(ABC):
@@ -70,7 +70,7 @@ class Compressor(ABC):
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Names of calibration statistics, of those that `Context` lists."""
+    """Names of calibration data, of those that `Context` lists."""
     sequential: bool = False
     """Are statistics to be gathered anew for each layer, when what lies below is compressed? When a plan is kept only:
     trials are compressed by the statistics of the model as it stands."""

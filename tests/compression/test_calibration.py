@@ -1,4 +1,4 @@
-"""Calibration statistics against explicit sums in float64 over inputs that hooks and plain loops find."""
+"""Calibration data against explicit sums in float64 over inputs that hooks and plain loops find."""
 
 import gc
 from collections.abc import Iterable, Iterator
@@ -261,7 +261,9 @@ def test_nothing_is_left_behind(family: str, tmp_path: Path, monkeypatch: pytest
     take(bench)
     take(bench, last=0)
     check()
-    monkeypatch.setitem(calibration.STATISTICS, "absmax", calibration.Statistic(lambda width: (), lambda *_: 1 / 0))
+    monkeypatch.setitem(
+        calibration.CALIBRATION_DATA, "absmax", calibration.Accumulation(lambda width: (), lambda *_: 1 / 0)
+    )
     with pytest.raises(ZeroDivisionError):
         take(bench, last=0)
     check()
@@ -315,9 +317,9 @@ class Scaled(Compressor):
         return Offer()
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> PrunedWeight:
-        assert set(context.statistics) == self.needs
-        self.given.append((context.component.name, context.statistics["hessian"]))
-        return PrunedWeight(weight / (1 + amount * context.statistics["absmax"]), 32)
+        assert set(context.calibration) == self.needs
+        self.given.append((context.component.name, context.calibration["hessian"]))
+        return PrunedWeight(weight / (1 + amount * context.calibration["absmax"]), 32)
 
 
 @dataclass

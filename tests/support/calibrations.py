@@ -1,4 +1,4 @@
-"""Calibration statistics by hand: inputs overheard, and sums over them in float64."""
+"""Calibration data by hand: inputs overheard, and sums over them in float64."""
 
 from __future__ import annotations
 
