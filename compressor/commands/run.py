@@ -28,7 +28,7 @@ from compressor.contracts import Dialogue, Metric, Oracle, Prefixes, Score, Size
 from compressor.contracts.requests import compressors_of
 from compressor.data.reference import write_reference
 from compressor.errors import CompressorError, OutputError
-from compressor.evaluation.bootstrap import values_per_sequence
+from compressor.evaluation.bootstrap import aggregate_each
 from compressor.evaluation.evaluator import Evaluator
 from compressor.models import Model
 from compressor.plugins import Plugins
@@ -131,16 +131,14 @@ class Run:
     def prove(self) -> dict[str, Score]:
         """Score the result on fresh prefixes; one line a prefix in sequences.jsonl."""
         evaluator = self.evaluators[Prefixes.PROOF]
-        statistics = watch(self.progress, "scoring the result on fresh prefixes", evaluator.score_current)
+        values = watch(self.progress, "scoring the result on fresh prefixes", evaluator.score_current)
         columns = {
-            name: values_per_sequence(metric, statistics[name])
-            for name, metric in self.metrics.items()
-            if metric.text() is None
+            name: aggregate_each(metric, values[name]) for name, metric in self.metrics.items() if metric.text() is None
         }
         for index in range(len(evaluator.reference.tokens)):
             line = {"index": index} | {name: float(values[index]) for name, values in columns.items()}
             append_json_line(self.folder / "sequences.jsonl", line)
-        return self.session.scorer.summarize(statistics)
+        return self.session.scorer.summarize(values)
 
     def finish(self, scores: dict[str, Score]) -> None:
         """Write the plan and the model, and complete the record."""

@@ -1,4 +1,4 @@
-"""Batches of sequences that are scored together, and how the statistics of metrics are read from a forward pass."""
+"""Batches of sequences that are scored together, and how the values of metrics are read from a forward pass."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from compressor.errors import CompressorError, ModelError, PluginError
 from compressor.models import Model
 
 BatchStatistics = Mapping[str, Tensor]
-"""Metric name -> `[sequence, statistic]`, for the sequences of one batch."""
+"""Metric name -> `[sequence, value]`, for the sequences of one batch."""
 
 Scored = Iterator[tuple[int, list[BatchStatistics]]]
-"""Numbers of trials, each with its statistics on every batch."""
+"""Numbers of trials, each with its values on every batch."""
 
 Reader = Callable[[Readout], BatchStatistics]
-"""Computes the statistics of a batch from the readout of a trial."""
+"""Computes the values of a batch from the readout of a trial."""
 
 
 class Batch(Protocol):
@@ -42,7 +42,7 @@ class Batch(Protocol):
     def only_leading(self) -> bool: ...
 
     def open(self) -> AbstractContextManager[Reader]:
-        """Inside, what computes the statistics of trials on this batch."""
+        """Inside, what computes the values of trials on this batch."""
         ...
 
 
@@ -64,9 +64,7 @@ class Continuations:
         base = self._reference.base_readout(self._index, len(self.targets)) if needs_base else None
 
         def read(candidate: Readout) -> BatchStatistics:
-            return {
-                name: read_statistics(metric, candidate, base or candidate) for name, metric in self._metrics.items()
-            }
+            return {name: read_values(metric, candidate, base or candidate) for name, metric in self._metrics.items()}
 
         yield read
 
@@ -83,16 +81,16 @@ class Text:
     @contextmanager
     def open(self) -> Iterator[Reader]:
         """The base is not read."""
-        yield lambda candidate: {self._name: read_statistics(self._metric, candidate, candidate)}
+        yield lambda candidate: {self._name: read_values(self._metric, candidate, candidate)}
 
 
-def read_statistics(metric: Metric, candidate: Readout, base: Readout) -> Tensor:
-    """The checked statistics of a metric: `[sequence, statistic]` in float64 on the CPU."""
+def read_values(metric: Metric, candidate: Readout, base: Readout) -> Tensor:
+    """The checked values of a metric: `[sequence, value]` in float64 on the CPU."""
     try:
-        statistics = metric.statistics(
+        values = metric.sequence_values(
             candidate.restricted(metric.reads, metric.name), base.restricted(metric.reads, metric.name)
         )
-        found = tuple(statistics.shape)
+        found = tuple(values.shape)
     except (CompressorError, torch.OutOfMemoryError):  # an engine goes on with fewer trials at once
         raise
     except Exception as error:
@@ -100,13 +98,13 @@ def read_statistics(metric: Metric, candidate: Readout, base: Readout) -> Tensor
         raise PluginError(f"metric `{metric.name}` failed: {type(error).__name__}: {reason}") from error
     if len(found) != 2 or found[0] != len(candidate.tokens):
         raise PluginError(
-            f"metric `{metric.name}` gave statistics of shape {found}; [{len(candidate.tokens)}, statistic] is needed"
+            f"metric `{metric.name}` gave values of shape {found}; [{len(candidate.tokens)}, value] is needed"
         )
-    statistics = statistics.double().cpu()
-    if not statistics.isfinite().all():
+    values = values.double().cpu()
+    if not values.isfinite().all():
         if not candidate.logits.isfinite().all():
             raise ModelError(
                 "the candidate's logits hold NaN or infinity; use a wider model.dtype or a milder treatment"
             )
         raise PluginError(f"metric `{metric.name}` gave NaN or infinity on finite logits; mend the metric")
-    return statistics
+    return values

@@ -1,6 +1,6 @@
 """Scores trials against the base: by an engine where the layers can be run one at a time, else by plain forward passes.
 
-Both give the same statistics, so the plain forward passes are the check of the engines.
+Both give the same values, so the plain forward passes are the check of the engines.
 """
 
 import logging
@@ -27,8 +27,8 @@ from compressor.settings import SweepMode
 
 log = logging.getLogger(__name__)
 
-Statistics = dict[str, NDArray[np.float64]]
-"""Metric name -> `[sequence, statistic]`."""
+SequenceValues = dict[str, NDArray[np.float64]]
+"""Metric name -> `[sequence, value]`."""
 
 
 class TrialEngine(Protocol):
@@ -38,7 +38,7 @@ class TrialEngine(Protocol):
     runner: LayerRunner
 
     def score(self, trials: Mapping[int, Plan], batches: Sequence[Batch]) -> Scored:
-        """The statistics of each numbered trial, as they come; do not use the model before the last has come."""
+        """The values of each numbered trial, as they come; do not use the model before the last has come."""
         ...
 
 
@@ -61,8 +61,8 @@ class Evaluator:
 
     def score(
         self, trials: Sequence[Plan], names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[int, Statistics]]:
-        """Number and statistics of each trial, as they come.
+    ) -> Iterator[tuple[int, SequenceValues]]:
+        """Number and values of each trial, as they come.
 
         `names` are the metrics; None means all. `start` and `stop` choose prefixes; text is always read whole.
         """
@@ -74,19 +74,21 @@ class Evaluator:
         for number, trial in enumerate(trials):
             if number not in by_engine:
                 with self.model.swapped(make_weights(self.weight_source, trial)):
-                    yield number, join_statistics(chosen, [score_plainly(self.model, batch) for batch in batches])
+                    yield number, join_values(chosen, [score_plainly(self.model, batch) for batch in batches])
         if engine and by_engine:
             for number, found in engine.score(by_engine, batches):
-                yield number, join_statistics(chosen, found)
+                yield number, join_values(chosen, found)
 
     def score_all(
         self, trials: Sequence[Plan], names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
-    ) -> list[Statistics]:
+    ) -> list[SequenceValues]:
         """As `score`, in the order of the trials."""
         found = dict(self.score(trials, names, start, stop))
         return [found[number] for number in range(len(trials))]
 
-    def score_current(self, names: Sequence[str] | None = None, start: int = 0, stop: int | None = None) -> Statistics:
+    def score_current(
+        self, names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
+    ) -> SequenceValues:
         """Statistics of the current model, as by `score`."""
         return self.score_all([{}], names, start, stop)[0]
 
@@ -123,11 +125,11 @@ class Evaluator:
 
 
 def score_plainly(model: Model, batch: Batch) -> BatchStatistics:
-    """The statistics of the current model on a batch, by one forward pass."""
+    """The values of the current model on a batch, by one forward pass."""
     with batch.open() as read:
         return read(Readout(model.logits(batch.tokens, batch.targets.shape[1]), batch.targets, batch.counted))
 
 
-def join_statistics(names: Sequence[str], batches: Sequence[BatchStatistics]) -> Statistics:
-    """The statistics of all batches, by metric."""
+def join_values(names: Sequence[str], batches: Sequence[BatchStatistics]) -> SequenceValues:
+    """The values of all batches, by metric."""
     return {name: torch.cat([batch[name] for batch in batches if name in batch]).numpy() for name in names}

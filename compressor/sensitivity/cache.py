@@ -40,7 +40,7 @@ ARRAYS = ("changes", "rows", "apart", "line")
 
 @dataclass(frozen=True)
 class Known:
-    """A cached answer. For a measured one, `level` `[sequence]` is the objective's first statistic before treatment."""
+    """A cached answer. For a measured one, `level` `[sequence]` is the objective's first value before treatment."""
 
     estimates: dict[str, Estimate]
     level: NDArray[np.float64] | None = None

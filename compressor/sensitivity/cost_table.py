@@ -23,7 +23,7 @@ STEPS = 20
 class Options:
     """The predicted costs and sizes of one component, for the amounts of one compressor.
 
-    `amounts` `[option]` ascend. `changes` `[sequence, option]` are changes of the objective's first statistic, and
+    `amounts` `[option]` ascend. `changes` `[sequence, option]` are changes of the objective's first value, and
     `bits` `[option]` the stored bits, scales included.
     """
 

@@ -1,6 +1,6 @@
 """Estimates how every option of every component would change an objective, from one layer-by-layer backward pass.
 
-Let θ be the weights of a plan, and Δ what an option adds to the weight of one component. The first statistic v of a
+Let θ be the weights of a plan, and Δ what an option adds to the weight of one component. The first value v of a
 sequence changes by
 
     v(θ + Δ) − v(θ) ≈ ⟨∂ value/∂θ, Δ⟩ + E⟨∂ probe/∂θ, Δ⟩²

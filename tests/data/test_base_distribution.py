@@ -1,5 +1,6 @@
 """The reference owns the base: whatever happens to the model's LM head, the base's distribution stays bit for bit."""
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,20 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from compressor.commands.setup import open_setup
+from compressor.contracts import Prefixes
 from compressor.data.reference import Reference, build_reference, read_cached
 from compressor.errors import ModelError
 from compressor.evaluation.evaluator import Evaluator
 from compressor.models import Model, Replacement, load_model
+from compressor.plugins import installed
+from compressor.progress import Silent
 from compressor.settings import ComponentSettings, DType, ModelSettings
 from compressor_plugins.metrics.kl import Kl
+from compressor_plugins.schedules.uniform import Uniform
 from tests.support.families import save_checkpoint
 from tests.support.references import random_prefixes
+from tests.support.runs import make_settings
 from tests.support.trial_weights import GivenWeights
 
 KEEP = 6
@@ -207,3 +214,16 @@ def test_a_cached_reference_of_an_earlier_version_is_read(tmp_path: Path) -> Non
     found = read_cached(tmp_path / "reference.safetensors", 2)
     assert found is not None and torch.equal(found.tokens, tokens)
     assert (found.prefix_tokens, found.batch, found.near_ties, found.mended, found.noise_floor) == (4, 2, 1, 3, 5.5)
+
+
+def test_a_run_has_one_copy_of_the_bases_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The references to search on and to prove on share it; the LM head is a component, so it is a copy."""
+    monkeypatch.setenv("COMPRESSOR_CACHE", str(tmp_path))
+    save_checkpoint("llama", tmp_path / "model")
+    model_settings = ModelSettings(path=str(tmp_path / "model"))
+    settings = make_settings(Uniform(targets=[0.3]), model=model_settings, components=ComponentSettings(["lm_head"]))
+    settings.metric.pop("perplexity")
+    setup = open_setup(settings, installed(), (), Silent())
+    deque(setup.take_reference_steps(tuple(Prefixes)), maxlen=0)
+    heads = [setup.evaluators[which].reference.head for which in Prefixes]
+    assert heads[0] is not None and heads[0] is heads[1]

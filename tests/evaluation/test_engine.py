@@ -360,7 +360,7 @@ def test_what_does_not_fit_together_is_halved(tmp_path: Path, monkeypatch: pytes
 
 
 def test_memory_that_a_metric_lacks_is_halved_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Statistics that were computed before memory ran out are not counted twice."""
+    """SequenceValues that were computed before memory ran out are not counted twice."""
     model = load(tmp_path)
     evaluator, trials = make_sweep(model), make_trials(model, several=0)
     evaluator.engine = engine = Engine(LayerReplay(model), evaluator.weight_source, at_once=8)

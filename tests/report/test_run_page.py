@@ -115,7 +115,7 @@ def test_a_metric_without_a_label_goes_by_its_name() -> None:
         better = Better.LOWER
         unit = "points"
 
-        def statistics(self, candidate: object, base: object) -> NoReturn:
+        def sequence_values(self, candidate: object, base: object) -> NoReturn:
             raise NotImplementedError
 
     assert MetricRecord.of(Plain()) == MetricRecord("plain", "How plain it is.", "points", "lower")

@@ -16,7 +16,7 @@ from compressor.contracts import EstimateRequest, Metric, Plan, Treatment
 from compressor.data.reference import Reference, build_reference
 from compressor.data.texts import sample_sequences
 from compressor.evaluation.engine import Engine
-from compressor.evaluation.evaluator import Evaluator, Statistics
+from compressor.evaluation.evaluator import Evaluator, SequenceValues
 from compressor.evaluation.layer_replay import LayerReplay
 from compressor.models import Model, load_model
 from compressor.plugins import installed
@@ -114,7 +114,7 @@ def make_metrics(names: Sequence[str]) -> dict[str, Metric]:
     return {name: installed().metrics[name]() for name in names}
 
 
-def find_differences(first: Sequence[Statistics], second: Sequence[Statistics]) -> dict[str, dict[str, float]]:
+def find_differences(first: Sequence[SequenceValues], second: Sequence[SequenceValues]) -> dict[str, dict[str, float]]:
     """By metric: the largest and the mean difference of a sequence, over all trials."""
     found = {}
     for metric in first[0]:
