@@ -50,7 +50,7 @@ from compressor.search.estimating import PASSES_OF_ESTIMATE
 from compressor.search.fused_components import open_dialogue
 from compressor.search.ledger import Ledger
 from compressor.search.session import Session
-from compressor.sensitivity.estimator import KEPT_NUMBERS, count_walks
+from compressor.sensitivity.estimator import KEPT_NUMBERS, count_backward_passes
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -120,8 +120,8 @@ class WorkCounter:
             self.ledger.spend(len(trials), request.start, request.stop)
             self._add_plans(trials)
         else:
-            walks = count_walks(request, is_base=not self.dry_run.kept)
-            self.ledger.spend(walks * PASSES_OF_ESTIMATE, request.start, request.stop)
+            passes = count_backward_passes(request, is_base=not self.dry_run.kept)
+            self.ledger.spend(passes * PASSES_OF_ESTIMATE, request.start, request.stop)
             changes = self._count_options(request.options)
             self.held = max(self.held, sum(changes) if sum(changes) <= KEPT_NUMBERS else max(changes))
             self._add_plans([request.at])

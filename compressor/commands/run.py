@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from compressor.artifacts.run_record import (
 from compressor.commands.cost import forecast_cost, sum_up
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.compression.amounts import describe_components, describe_final
-from compressor.contracts import Dialogue, Metric, Oracle, Prefixes, Score
+from compressor.contracts import Dialogue, Metric, Oracle, Prefixes, Score, SizeRequest
+from compressor.contracts.requests import compressors_of
 from compressor.data.reference import write_reference
 from compressor.errors import CompressorError, OutputError
 from compressor.evaluation.bootstrap import aggregate_each
@@ -35,6 +37,7 @@ from compressor.report import heat_map_svg, read_report, write_report
 from compressor.report.formatting import tell_forecast
 from compressor.search.session import Session
 from compressor.settings import Settings
+from compressor.tracking.run_label import RunLabel
 from compressor.tracking.wandb_tracker import Tracker, open_tracker
 
 
@@ -89,6 +92,15 @@ class Run:
             self.folder, self.progress, self.tracker.log_round, self.record.rounds, self.record.notes
         )
         self.conversation = self.session.begin(settings.schedule)
+        self.answer_sizes()
+
+    def answer_sizes(self) -> None:
+        """Answer what the schedule asks first about sizes: a size that cannot be had is an error before any pass."""
+        (dialogue, oracle), treatments = self.conversation, self.session.treatments
+        while isinstance(request := dialogue.propose(), SizeRequest):
+            if treatments.find_needs({*treatments.configured, *compressors_of(request.options)}):
+                return  # calibration takes forward passes
+            dialogue.tell(watch(self.progress, "counting sizes", partial(request.ask, oracle)))
 
     def build_references(self) -> None:
         """What the base says after the prefixes to search on and after those to prove on, and the text to read."""
@@ -149,7 +161,8 @@ class Run:
         exported = self.save(form)
         if most is not None and exported.bytes > most:
             raise OutputError(
-                f"the saved model takes {exported.bytes} bytes, more than the {most} of `schedule.bytes`; lower that"
+                f"the saved model takes {exported.bytes} bytes, more than the {most} of `schedule.bytes` "
+                "or `.size`; lower that"
             )
         try:
             return exported, self.verify(exported)
@@ -163,17 +176,21 @@ class Run:
     def save(self, form: str) -> export.Exported:
         """Save the model in a format."""
         provenance = {"config": self.record.config, "versions": self.record.versions}
-        folder, kept, grids = self.folder / "model", self.session.applied.kept, self.session.applied.list_grids()
+        folder, kept, quantized = (
+            self.folder / "model",
+            self.session.applied.kept,
+            self.session.applied.list_quantized(),
+        )
         return watch(
             self.progress,
             "saving the model",
-            lambda: export.save(form, self.model, folder, kept, provenance, grids),
+            lambda: export.save(form, self.model, folder, kept, provenance, quantized),
         )
 
     def write_gguf(self) -> FileRecord:
         """Write model.gguf and check it; raises OutputError where it is not what was scored."""
-        path, grids = self.folder / "model.gguf", self.session.applied.list_grids()
-        exported = watch(self.progress, "writing model.gguf", lambda: export.save_gguf(self.model, path, grids))
+        path, quantized = self.folder / "model.gguf", self.session.applied.list_quantized()
+        exported = watch(self.progress, "writing model.gguf", lambda: export.save_gguf(self.model, path, quantized))
         self.record.notes.extend(exported.notes)
         return FileRecord(exported.bytes, len(exported.packed), self.verify(exported))
 
@@ -207,20 +224,25 @@ def execute(
     config: dict[str, Any],
     command: str,
     progress: Progress | None = None,
+    label: RunLabel | None = None,
 ) -> Record:
     """Run `settings` and leave everything in `folder`; a CompressorError leaves a failed report there and goes on up.
 
-    `config` is what to record as the run's configuration, `command` how it was started.
+    `config` is what to record as the run's configuration, `command` how it was started. `label` names the run in a
+    tracker; without one, the schedule does.
     """
     check_writable(folder)
     clear_folder(folder)
     record = Record(status="running", config=config, versions=collect_versions(), command=command)
     try:
         tracked = config | {"versions": record.versions}
-        with open_tracker(settings.tracking, folder, tracked, settings.schedule.name) as tracker:
-            Run(settings, plugins, folder, tracker, record, progress or Silent()).execute()
+        label, progress = label or RunLabel(settings.schedule.name), progress or Silent()
+        with open_tracker(settings.tracking, folder, tracked, label.name, label.group) as tracker:
+            Run(settings, plugins, folder, tracker, record, progress).execute()
             write_report(record, folder)
-            tracker.log_final(record, heat_map_svg(record.components), folder / "plan.json")
+            tracker.log_final(record, heat_map_svg(record.components), folder)
+        if tracker.sync_command:
+            progress.say(f"W&B: the run is stored offline; upload it with: {tracker.sync_command}")
     except CompressorError as error:
         record.status, record.error = "failed", str(error)
         write_report(record, folder)

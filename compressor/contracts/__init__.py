@@ -8,7 +8,16 @@ from compressor.contracts.compressor import CompressedWeight, Compressor, Contex
 from compressor.contracts.metric import EstimableMetric, Metric, TextWindows
 from compressor.contracts.oracle import Oracle
 from compressor.contracts.outputs import Readout, Runners
-from compressor.contracts.quantized import Grid, Scheme, Strategy, TokenRounding
+from compressor.contracts.quantized import (
+    QuantizedMatrix,
+    Scheme,
+    Strategy,
+    TokenRounding,
+    dequantize,
+    join_groups,
+    split_groups,
+    working_dtype,
+)
 from compressor.contracts.requests import (
     Asks,
     Best,
@@ -43,7 +52,6 @@ __all__ = [
     "EstimableMetric",
     "Estimate",
     "EstimateRequest",
-    "Grid",
     "InputTransform",
     "KeepRequest",
     "Metric",
@@ -52,6 +60,7 @@ __all__ = [
     "Plan",
     "Prefixes",
     "Problem",
+    "QuantizedMatrix",
     "Readout",
     "Reads",
     "Request",
@@ -69,4 +78,8 @@ __all__ = [
     "Treatment",
     "ValuesRequest",
     "Waypoint",
+    "dequantize",
+    "join_groups",
+    "split_groups",
+    "working_dtype",
 ]

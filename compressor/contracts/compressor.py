@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts.quantized import Grid
 from compressor.contracts.types import Component, Offer
 from compressor.errors import PlanError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from compressor.contracts.quantized import QuantizedMatrix
 
 InputTransform = Callable[["Tensor"], "Tensor"]
 """What becomes of inputs `[..., in]` before a matrix product: as many, of the same dtype, each token by itself."""
@@ -20,7 +21,7 @@ InputTransform = Callable[["Tensor"], "Tensor"]
 
 @dataclass(frozen=True)
 class Context:
-    """What a compressor may know besides the weight: its component, a seed, and the calibration data that it `needs`.
+    """What a compressor may know besides the weight: its component, a seed, and the statistics it `needs`.
 
     `calibration` is of the component's inputs x_t `[in]`, one for each token t of the search prefixes and of what the
     base said after them, in the model as it stood when they were gathered. They are on the weight's device, and are not
@@ -49,15 +50,16 @@ class CompressedWeight(ABC):
         """Bits that the packed weight takes: its integers, scales, zero points and whatever else `dense` needs."""
 
     @property
-    def grid(self) -> Grid | None:
-        """The weight as integers, if it is nothing else: then an export can pack it. None leaves it dense there."""
+    def quantized(self) -> QuantizedMatrix | None:
+        """The weight as integers with scales, if it is nothing else: an export then packs it. None: it stays dense."""
         return None
 
     @property
     def input_transform(self) -> InputTransform | None:
-        """What becomes of the inputs before the matrix product, simulated in their own dtype; None leaves them.
+        """What is done to the inputs before the matrix product, simulated in their own dtype; None leaves them.
 
-        A pure function of inputs `[..., in]`, in which each token is by itself. Only where `transforms_inputs` says so.
+        A pure function of inputs `[..., in]` that treats each token by itself. It may be other than None only if
+        `Compressor.transforms_inputs` is True.
         """
         return None
 
@@ -69,12 +71,12 @@ class Compressor(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     """Names of calibration data, of those that `Context` lists."""
     sequential: bool = False
-    """Is calibration data gathered anew for each layer, when the layers below are compressed? Only when a plan is kept:
-    trials are compressed with calibration data of the model as it stands."""
+    """Are statistics to be gathered anew for each layer, when what lies below is compressed? When a plan is kept only:
+    trials are compressed by the statistics of the model as it stands."""
 
     @property
     def transforms_inputs(self) -> bool:
-        """May its weights `treat` their inputs, with these options? Then a run checks first that inputs can be seen."""
+        """May its weights have an `input_transform`, with these options? A run first checks that it can apply them."""
         return False
 
     @abstractmethod

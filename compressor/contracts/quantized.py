@@ -1,4 +1,7 @@
-"""Weights, and inputs, that are nothing but integers, scales and zero points: what formats of other programs hold."""
+"""Weights that are nothing but integers, scales and zero points, and inputs that are rounded to integers.
+
+File formats of other programs can hold such weights.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,15 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from compressor.contracts.compressor import CompressedWeight
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
 class Strategy(enum.Enum):
-    """Which weights of a matrix `[out, in]` share a scale: all, those of an output row, or `group` neighbours there."""
+    """Which weights of a matrix `[out, in]` share a scale: all, an output row, or `group` neighbours in a row."""
 
     tensor = "tensor"
     channel = "channel"
@@ -22,13 +27,13 @@ class Strategy(enum.Enum):
 
 @dataclass(frozen=True)
 class TokenRounding:
-    """Inputs rounded to integers of so many `bits`, with a scale of its own for every token x `[in]`.
+    """Rounds inputs to integers of `bits` bits, with one scale for each token x `[in]`.
 
         s = max|x| / ((2^b − 1) / 2),  q = clamp(round(x / s), −2^(b−1), 2^(b−1) − 1),  x̂ = s · q
 
-    Ties round to even, and every number of the formula is rounded to the dtype of x, as the reader of
-    compressed-tensors has it for dynamic symmetric integers. A token of zeros stays one. The float product of x̂ and
-    ŵ = s_w · q_w is s · s_w · Σ q q_w, the product of integers, up to the rounding of that dtype.
+    Ties round to even. Every number of the formula is rounded to the dtype of x, as the reader of compressed-tensors
+    does it for dynamic symmetric integers. A token of zeros stays zero. The float product of x̂ and ŵ = s_w · q_w is
+    s · s_w · Σ q q_w, the product of integers, up to the rounding of that dtype.
     """
 
     bits: int = 8
@@ -46,71 +51,119 @@ class TokenRounding:
 
 @dataclass(frozen=True)
 class Scheme:
-    """How integers of so many `bits` stand for weights; `group` is 0 unless groups share a scale.
+    """How integers of `bits` bits represent weights; `group` is 0 unless groups share a scale.
 
-    Not `symmetric`, every scale comes with a zero point. `inputs` is how the inputs are rounded too, None if they stay.
+    If it is not `symmetric`, every scale has a zero point. `input_rounding` is None if inputs stay as they are.
     """
 
     bits: int
     strategy: Strategy
     group: int
     symmetric: bool
-    inputs: TokenRounding | None = None
+    input_rounding: TokenRounding | None = None
 
 
-@dataclass(frozen=True)
-class Grid:
-    """ŵ = s · (q − z), each number of the formula exactly as it is stored.
+@dataclass(frozen=True, eq=False)
+class QuantizedMatrix(CompressedWeight):
+    """ŵ = s · (q − z): a weight matrix that is stored as integers, scales and, if there are any, zero points.
 
-    `integers` q `[out, in]` int8 in [−2^(b−1), 2^(b−1) − 1] for b `bits`; `scales` s `[out, group]`, or `[1, 1]` for
-    the whole matrix; `zeros` z int8 like s and in the range of q, None for 0; `group` neighbours along `in` share s and
-    z, the last group of a row may be shorter. `inputs` is what the compressed weight does to inputs, None for nothing.
+    - `integers` q `[out, in]` int8, in [−2^(b−1), 2^(b−1) − 1] for b = `integer_bits`;
+    - `scales` s `[out, group]`, or `[1, 1]` for the whole matrix;
+    - `group`: so many neighbours along `in` share s and z, the last group of a row may be shorter; 0 means a whole row;
+    - `dtype` of ŵ;
+    - `zeros` z int8, of the shape of s and in the range of q; None means z = 0;
+    - `input_rounding` is applied to the inputs before the matrix product; None leaves them as they are.
     """
 
     integers: Tensor
     scales: Tensor
-    bits: int
+    integer_bits: int
     group: int
+    dtype: torch.dtype
     zeros: Tensor | None = None
-    inputs: TokenRounding | None = None
+    input_rounding: TokenRounding | None = None
+
+    def dense(self) -> Tensor:
+        groups = split_groups(self.integers, len(self.scales), self.group)
+        return join_groups(dequantize(groups, self.scales, self.zeros, self.dtype), self.integers.shape)
+
+    @property
+    def bits(self) -> int:
+        """Integers and zero points take `integer_bits` each, and scales as many as their dtype has."""
+        integers = self.integers.numel() + (0 if self.zeros is None else self.zeros.numel())
+        return integers * self.integer_bits + 8 * self.scales.nbytes
+
+    @property
+    def quantized(self) -> QuantizedMatrix:
+        return self
+
+    @property
+    def input_transform(self) -> TokenRounding | None:
+        return self.input_rounding
 
     @property
     def scheme(self) -> Scheme:
         """What the numbers mean, without the numbers."""
-        symmetric = self.zeros is None
         if len(self.scales) < len(self.integers):
-            return Scheme(self.bits, Strategy.tensor, 0, symmetric, self.inputs)
-        if self.scales.shape[1] == 1:
-            return Scheme(self.bits, Strategy.channel, 0, symmetric, self.inputs)
-        return Scheme(self.bits, Strategy.group, self.group, symmetric, self.inputs)
+            strategy = Strategy.tensor
+        else:
+            strategy = Strategy.channel if self.scales.shape[1] == 1 else Strategy.group
+        group = self.group if strategy is Strategy.group else 0
+        return Scheme(self.integer_bits, strategy, group, self.zeros is None, self.input_rounding)
 
     @property
     def is_even(self) -> bool:
-        """Are all groups of a row as long?"""
+        """Do all groups of a row have the same length?"""
         return self.scheme.strategy is not Strategy.group or self.integers.shape[1] % self.group == 0
 
-    def decode(self, dtype: torch.dtype) -> Tensor:
-        """ŵ `[out, in]`: multiplied in float32 (float64 for weights of that), then rounded to `dtype`."""
-        import torch
-
-        compute = torch.float64 if dtype == torch.float64 else torch.float32
-        width = self.integers.shape[1]
-        repeats = width if self.scales.shape[1] == 1 else self.group
-        zeros = self.scales.new_zeros(1, self.scales.shape[1]) if self.zeros is None else self.zeros
-        scales, zeros = (part.to(compute).repeat_interleave(repeats, 1)[:, :width] for part in (self.scales, zeros))
-        return (scales * (self.integers.to(compute) - zeros)).to(dtype)
-
-    def without_zeros(self) -> Grid | None:
-        """The same weight by symmetric integers q − z of one bit more; None where they have more than 8."""
+    def without_zeros(self) -> QuantizedMatrix | None:
+        """The same weight as symmetric integers q − z, which take one bit more; None where that is more than 8."""
         if self.zeros is None:
             return self
-        if self.bits == 8:
+        if self.integer_bits == 8:
             return None
-        repeats = self.integers.shape[1] if self.scales.shape[1] == 1 else self.group
-        zeros = self.zeros.repeat_interleave(repeats, 1)[:, : self.integers.shape[1]]
-        return Grid(self.integers - zeros, self.scales, self.bits + 1, self.group, inputs=self.inputs)
+        groups = split_groups(self.integers, len(self.scales), self.group)
+        integers = join_groups(groups - self.zeros[..., None], self.integers.shape)
+        return dataclasses.replace(self, integers=integers, zeros=None, integer_bits=self.integer_bits + 1)
 
-    def to(self, device: torch.device | str) -> Grid:
+    def to(self, device: torch.device | str) -> QuantizedMatrix:
         """The same on another device."""
         zeros = None if self.zeros is None else self.zeros.to(device)
         return dataclasses.replace(self, integers=self.integers.to(device), scales=self.scales.to(device), zeros=zeros)
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of arithmetic on weights of this `dtype`: float32, or float64 for float64."""
+    import torch
+
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def split_groups(matrix: Tensor, rows: int, group: int) -> Tensor:
+    """`[out, in]` as `[rows, group, weight]`; `rows` is out, or 1 if the whole matrix is one row.
+
+    A shorter last group is filled up with zeros. With a `group` of 0, or longer than a row, the row is one group.
+    """
+    from torch.nn.functional import pad
+
+    lines = matrix.reshape(rows, -1)
+    width = lines.shape[1]
+    group = min(group, width) or width
+    return (pad(lines, (0, -width % group)) if width % group else lines).view(rows, -1, group)
+
+
+def join_groups(groups: Tensor, shape: torch.Size) -> Tensor:
+    """Undo `split_groups`: `[rows, group, weight]` as a matrix of this `shape` `[out, in]`."""
+    return groups.flatten(1)[:, : shape.numel() // len(groups)].reshape(shape)
+
+
+def dequantize(integers: Tensor, scales: Tensor, zeros: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """ŵ = s · (q − z) `[rows, group, weight]` in `dtype`, of q alike and s, z `[rows, group]`; z None means 0.
+
+    It is computed in float32 (in float64 for a `dtype` of that) and then rounded to `dtype`.
+    """
+    compute = working_dtype(dtype)
+    if scales.dtype == dtype and (zeros is None or not zeros.is_floating_point()):
+        compute = dtype  # The same result with less memory: q − z is exact in every dtype, only the product is rounded.
+    differences = integers if zeros is None else integers.to(compute) - zeros.to(compute)[..., None]
+    return (differences * scales.to(compute)[..., None]).to(dtype)

@@ -5,20 +5,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.contracts import Grid, Plan
+from compressor.contracts import Plan, QuantizedMatrix
 from compressor.errors import ConfigError, suggest
 from compressor.export import gguf
 from compressor.export.compressed_tensors import (
     COMPRESSED_TENSORS,
     is_installed,
+    pack_modules,
     require_package,
+    save_compressed,
 )
 from compressor.export.dense import DENSE, save_dense
 from compressor.export.file_sizes import FileSizes
 from compressor.export.folder import Exported, holds_exactly
 from compressor.export.gguf import check_gguf
-from compressor.export.packable_modules import NO_GRID, note_dense
-from compressor.export.packed import pack_modules, save_compressed
+from compressor.export.packable_modules import NOT_INTEGERS, note_dense
 from compressor.export.verification import tell, verify
 from compressor.models import Model
 
@@ -44,32 +45,32 @@ def save(
     folder: Path,
     plan: Plan,
     provenance: Mapping[str, Any],
-    grids: Mapping[str, Grid | None],
+    quantized: Mapping[str, QuantizedMatrix | None],
 ) -> Exported:
     """Save the model in the format `name` to `folder`, which is replaced; a note says where it is not as asked.
 
-    A note also says whose treated inputs are not in the saved model. `grids` are those of the components whose
-    treatment takes fewer bits than a dense weight, None for one without. Whatever cannot be packed without a change of
-    any value is dense; a model in which nothing can is all dense.
+    A note also says whose treated inputs are not in the saved model. `quantized` are the components whose treatment
+    takes fewer bits than a dense weight, None for one that is more than integers, scales and zero points. Whatever
+    cannot be packed without a change of any value is saved dense.
     """
     exported = None
     notes: list[str] = []
-    if name != DENSE and grids:
+    if name != DENSE and quantized:
         if is_installed():
-            packing = pack_modules(model, grids)
-            exported = save_compressed(model, folder, plan, provenance, packing) if packing.schemes else None
-            notes = note_dense(packing.reasons)
+            modules, reasons = pack_modules(model, quantized)
+            exported = save_compressed(model, folder, plan, provenance, modules) if modules else None
+            notes = note_dense(reasons)
         else:
-            notes = note_missing_package(grids)
+            notes = note_missing_package(quantized)
     elif name == COMPRESSED_TENSORS:
         notes = [NOTHING]
     exported = exported or save_dense(model, folder, plan, provenance)
     return add_notes(exported, [*notes, *note_untransformed(model, exported)])
 
 
-def save_gguf(model: Model, path: Path, grids: Mapping[str, Grid | None]) -> Exported:
-    """Write a model that `check_gguf` has let pass to one file, for llama.cpp; `grids` as `save` takes them."""
-    exported = gguf.save_gguf(model, path, grids)
+def save_gguf(model: Model, path: Path, quantized: Mapping[str, QuantizedMatrix | None]) -> Exported:
+    """Write a model that `check_gguf` accepts to one file, for llama.cpp; `quantized` as `save` takes them."""
+    exported = gguf.save_gguf(model, path, quantized)
     return add_notes(exported, note_untransformed(model, exported))
 
 
@@ -93,11 +94,11 @@ def add_notes(exported: Exported, notes: list[str]) -> Exported:
     return dataclasses.replace(exported, notes=(*exported.notes, *notes))
 
 
-def note_missing_package(grids: Mapping[str, Grid | None]) -> list[str]:
-    """That components are dense for want of a package."""
-    count = sum(grid is not None for grid in grids.values())
+def note_missing_package(quantized: Mapping[str, QuantizedMatrix | None]) -> list[str]:
+    """That components are dense because a package is missing."""
+    count = sum(matrix is not None for matrix in quantized.values())
     if not count:
-        return note_dense(dict.fromkeys(grids, NO_GRID))
+        return note_dense(dict.fromkeys(quantized, NOT_INTEGERS))
     return [
         f"The integers of {count} components are saved as dense weights, for the package {COMPRESSED_TENSORS} is "
         "missing: pip install 'compressor[export]'."

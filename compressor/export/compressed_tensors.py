@@ -1,6 +1,7 @@
-"""The format that transformers and vLLM read, a config group for each scheme.
+"""The format of the package compressed-tensors, which transformers and vLLM read.
 
-Integers are packed into words of 32 bits, or lie as bytes where inputs are rounded too: so vLLM wants it.
+Integers are packed into words of 32 bits, or stored as bytes where inputs are rounded too, as vLLM expects. config.json
+has a config group for each scheme. A module is packed only if that changes no value; all others are saved dense.
 """
 
 from __future__ import annotations
@@ -10,13 +11,28 @@ import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from compressor.contracts import Grid, Scheme, Strategy
+from compressor.contracts import Plan, QuantizedMatrix, Scheme, Strategy
 from compressor.errors import ConfigError
+from compressor.export.folder import (
+    Exported,
+    cast_state,
+    choose_saved_dtype,
+    choose_stored,
+    count_bits,
+    name_dtype,
+    write_folder,
+)
+from compressor.export.packable_modules import find_packable, list_linears
+from compressor.export.vllm_checks import tell_vllm
+from compressor.models import Model
 
 if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme
@@ -26,6 +42,8 @@ PACKED, BYTES, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 """How a scheme is stored, and what a checkpoint is called in which schemes are stored in both ways."""
 OLDEST = (0, 20)
 """The version of the package that this is made for and tested with."""
+INEXACT = "the format's own reader would round its values differently"
+NO_ZEROS = "transformers cannot load packed zero points here, and 8 bits leave no room to do without them"
 
 
 def is_installed() -> bool:
@@ -46,14 +64,13 @@ def require_package() -> None:
 
 
 def describe_scheme(scheme: Scheme, targets: Sequence[str]) -> QuantizationScheme:
-    """The scheme in the package's words, for modules of these names."""
+    """The scheme as an object of the package, for modules of these names."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
     inputs = None
-    if scheme.inputs is not None:
-        inputs = QuantizationArgs(
-            num_bits=scheme.inputs.bits, type="int", symmetric=True, strategy="token", dynamic=True
-        )
+    if scheme.input_rounding is not None:
+        bits = scheme.input_rounding.bits
+        inputs = QuantizationArgs(num_bits=bits, type="int", symmetric=True, strategy="token", dynamic=True)
     weights = QuantizationArgs(
         num_bits=scheme.bits,
         type="int",
@@ -67,11 +84,11 @@ def describe_scheme(scheme: Scheme, targets: Sequence[str]) -> QuantizationSchem
 
 
 def name_storage(scheme: Scheme) -> str:
-    """How the format calls the way in which weights of a scheme are stored."""
-    return PACKED if scheme.inputs is None else BYTES
+    """The format's name for the way in which weights of a scheme are stored."""
+    return PACKED if scheme.input_rounding is None else BYTES
 
 
-def pack_grid(grid: Grid) -> dict[str, Tensor]:
+def pack(matrix: QuantizedMatrix) -> dict[str, Tensor]:
     """The tensors of one module, by suffix.
 
     `weight_packed` int32 `[out, ⌈in · b / 32⌉]`: each row's q + 2^(b−1), lowest bit first, without gaps; `weight_scale`
@@ -80,21 +97,41 @@ def pack_grid(grid: Grid) -> dict[str, Tensor]:
     """
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
-    scales = grid.scales.flatten() if grid.scheme.strategy is Strategy.tensor else grid.scales
-    if grid.inputs is not None:
-        return {"weight": grid.integers.contiguous(), "weight_scale": scales.contiguous()}
+    scales = matrix.scales.flatten() if matrix.scheme.strategy is Strategy.tensor else matrix.scales
+    if matrix.input_rounding is not None:
+        return {"weight": matrix.integers.contiguous(), "weight_scale": scales.contiguous()}
     tensors = {
-        "weight_packed": pack_to_int32(grid.integers, grid.bits),
+        "weight_packed": pack_to_int32(matrix.integers, matrix.integer_bits),
         "weight_scale": scales.contiguous(),
-        "weight_shape": torch.tensor(grid.integers.shape),
+        "weight_shape": torch.tensor(matrix.integers.shape),
     }
-    if grid.zeros is not None:
-        tensors["weight_zero_point"] = pack_to_int32(grid.zeros, grid.bits, packed_dim=0)
+    if matrix.zeros is not None:
+        tensors["weight_zero_point"] = pack_to_int32(matrix.zeros, matrix.integer_bits, packed_dim=0)
     return tensors
 
 
+def unpack_integers(words: Tensor, bits: int, count: int) -> Tensor:
+    """int8 `[row, count]`: the first q of each row of int32 `words` `[row, word]`, which hold q + 2^(b−1) in b bits.
+
+    A row is one string of bits, lowest first, in which the numbers follow each other without gaps.
+    """
+    stream = words.flatten().view(torch.uint8).view(len(words), -1)  # bytes, lowest first
+    if bits == 8:
+        return (stream ^ 128).view(torch.int8)[:, :count]
+    if bits == 4:
+        pairs = stream.to(torch.int16)
+        numbers = (pairs | pairs << 4) & 0x0F0F
+        return (numbers.view(torch.int8) - 8)[:, :count]
+    begins = torch.arange(count, device=words.device) * bits
+    first = begins >> 3
+    second = (first + 1).clamp(max=stream.shape[1] - 1)  # what is read there beyond the end is masked off
+    pairs = stream[:, first].to(torch.int16) | stream[:, second].to(torch.int16) << 8
+    numbers = pairs >> (begins & 7).to(torch.int16) & (1 << bits) - 1
+    return (numbers - (1 << (bits - 1))).to(torch.int8)
+
+
 def read_back(tensors: Mapping[str, Tensor], scheme: Scheme, dtype: torch.dtype) -> Tensor:
-    """`[out, in]`: what the package's own reader makes of the tensors in a model of this dtype."""
+    """`[out, in]`: what the package's own reader decodes from the tensors in a model of this dtype."""
     from compressed_tensors.compressors import BaseCompressor
 
     reader = BaseCompressor.get_value_from_registry(name_storage(scheme))
@@ -135,3 +172,102 @@ def describe_format(schemes: Mapping[str, Scheme], ignore: Sequence[str]) -> dic
     version = importlib.metadata.version(COMPRESSED_TENSORS)
     described: dict[str, Any] = config.model_dump(mode="json")
     return described | {"version": version}
+
+
+@dataclass(frozen=True)
+class PackedModule:
+    """A module's weight as it is stored, `tensors` by suffix.
+
+    `is_widened` if its integers have one bit more in place of zero points.
+    """
+
+    scheme: Scheme
+    tensors: Mapping[str, Tensor]
+    is_widened: bool
+
+
+def pack_weight(matrix: QuantizedMatrix, scored: Tensor, dtype: torch.dtype) -> PackedModule | str:
+    """The packed `matrix`, if a model of this dtype reads it back as `scored` `[out, in]` bit for bit.
+
+    Else the reason why it cannot be packed.
+    """
+    readable = matrix if reads_zeros() else matrix.without_zeros()
+    if readable is None:
+        return NO_ZEROS
+    tensors = pack(readable)
+    if not torch.equal(read_back(tensors, readable.scheme, dtype), scored.to("cpu", dtype)):
+        return INEXACT
+    return PackedModule(readable.scheme, tensors, readable is not matrix)
+
+
+def pack_modules(
+    model: Model, quantized: Mapping[str, QuantizedMatrix | None]
+) -> tuple[dict[str, PackedModule], dict[str, str]]:
+    """Module path -> its packed weight, and component -> why it stays dense.
+
+    `quantized` are the treated components, None for those that are more than integers, scales and zero points.
+    """
+    packable, dtype = find_packable(model, quantized), choose_saved_dtype(model)
+    modules, reasons = dict[str, PackedModule](), dict(packable.reasons)
+    for path, matrix in packable.matrices.items():
+        module = model.network.get_submodule(path)
+        packed = pack_weight(matrix, module.weight.detach(), dtype)
+        if isinstance(packed, PackedModule):
+            modules[path] = packed
+        else:
+            inside = [name for name, weight_view in model.weight_views.items() if weight_view.owner is module]
+            reasons.update(dict.fromkeys(inside, packed))
+    return modules, reasons
+
+
+def list_ignored(model: Model, folder: Path, packed: Mapping[str, Scheme]) -> list[str]:
+    """Names of whatever a reader could take for a linear module and is not packed.
+
+    Both the names of modules here and of tensors on disk, because transformers gives some modules other names than the
+    checkpoint.
+    """
+    names = dict.fromkeys(path for path in list_linears(model.network) if path not in packed)
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as tensors:
+            stored = {name: tensors.get_slice(name) for name in tensors.keys()}
+            matrices = [name for name, one in stored.items() if len(one.get_shape()) > 1 and one.get_dtype() != "I8"]
+        names |= dict.fromkeys(name.removesuffix(".weight") for name in matrices if name.endswith(".weight"))
+    return list(names)
+
+
+def note_widened(modules: Mapping[str, PackedModule]) -> list[str]:
+    """That some modules take one bit more than their treatment says."""
+    widened = [path for path, module in modules.items() if module.is_widened]
+    if not widened:
+        return []
+    return [
+        f"{len(widened)} modules have one bit more for each weight in place of zero points, which transformers "
+        f"does not load with this version of {COMPRESSED_TENSORS}; `{widened[0]}` is the first."
+    ]
+
+
+def save_compressed(
+    model: Model, folder: Path, plan: Plan, provenance: Mapping[str, Any], modules: Mapping[str, PackedModule]
+) -> Exported:
+    """As `save_dense`, with `modules` packed; at least one.
+
+    Every other tensor is stored as it was scored: in the checkpoint's own dtype where that loses nothing.
+    """
+    dtype, schemes = choose_saved_dtype(model), {path: module.scheme for path, module in modules.items()}
+    dense = model.network.state_dict()
+    for path in modules:
+        del dense[f"{path}.weight"]
+    state = cast_state(dense, lambda tensor: choose_stored(model, tensor))
+    for path, module in modules.items():
+        state |= {f"{path}.{suffix}": tensor for suffix, tensor in module.tensors.items()}
+
+    def describe(folder: Path) -> dict[str, Any]:
+        described = describe_format(schemes, list_ignored(model, folder, schemes))
+        return {"dtype": name_dtype(dtype), "quantization_config": described}
+
+    size = write_folder(model, folder, plan, provenance, state, describe)
+    owners = {id(model.network.get_submodule(path)) for path in modules}
+    packed = frozenset(name for name, weight_view in model.weight_views.items() if id(weight_view.owner) in owners)
+    treated = packed & {*model.input_transforms.names}
+    notes = (*note_widened(modules), *tell_vllm(model, schemes))
+    return Exported(folder, COMPRESSED_TENSORS, dtype, size, count_bits(model, state), packed, treated, notes)

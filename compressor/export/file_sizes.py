@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from compressor.contracts import Grid
-from compressor.export.compressed_tensors import is_installed
+from compressor.contracts import QuantizedMatrix
+from compressor.export.compressed_tensors import PackedModule, is_installed, pack_weight
 from compressor.export.dense import DENSE
 from compressor.export.folder import choose_stored, holds_exactly
 from compressor.export.packable_modules import (
@@ -23,10 +23,9 @@ from compressor.export.packable_modules import (
     find_fault,
     find_flat,
     find_obstacle,
-    group_slots,
+    group_parts,
     merges_weights,
 )
-from compressor.export.packed import pack_weight
 from compressor.models import Model
 from compressor.models.weight_views import WeightView
 
@@ -76,16 +75,18 @@ class FileSizes:
             total += tensor.numel() * dtype.itemsize + self._count_entry(name, tensor.shape, dtype)
         return total
 
-    def count_bits(self, name: str, weight: Tensor, bits: int | None = None, grid: Grid | None = None) -> int:
+    def count_bits(
+        self, name: str, weight: Tensor, bits: int | None = None, quantized: QuantizedMatrix | None = None
+    ) -> int:
         """Bits of a component in the files, its share of headers included.
 
-        `weight` `[out, in]` is what is scored, `bits` what its compressor stores, None if it is untreated, `grid` its
-        integers if it has some.
+        `weight` `[out, in]` is what is scored; `bits` is what its compressor stores, None if it is untreated;
+        `quantized` are its integers and scales if it is nothing else.
         """
         weight_views, obstacle = self._matrices[name]
         component = self.model.components[name]
         if obstacle is None and bits is not None and bits < component.parameters * component.stored_bits:
-            packed = self._count_packed(weight_views, weight, grid)
+            packed = self._count_packed(weight_views, weight, quantized)
             if packed is not None:
                 return packed
         parameter, dtype = weight_views[0].parameter, choose_stored(self.model, weight)
@@ -93,20 +94,21 @@ class FileSizes:
         whole = 8 * (parameter.numel() * dtype.itemsize + entry)
         return math.ceil(whole * component.parameters / count_covered(weight_views))
 
-    def _count_packed(self, weight_views: Sequence[WeightView], weight: Tensor, grid: Grid | None) -> int | None:
+    def _count_packed(
+        self, weight_views: Sequence[WeightView], weight: Tensor, matrix: QuantizedMatrix | None
+    ) -> int | None:
         """As `count_bits`, of a weight that is packed; None for one that stays dense."""
-        if grid is None or find_fault(grid, len(weight_views)) is not None:
+        if matrix is None or find_fault(matrix, len(weight_views)) is not None:
             return None
-        if grid.inputs is not None and id(weight_views[0].owner) in self._flat:
+        if matrix.input_rounding is not None and id(weight_views[0].owner) in self._flat:
             return None
         stored, dtypes = self.model.stored_dtype, [self.model.dtype]
         # What all components become decides in which of the two a saved model is loaded.
         dtypes += [stored] if stored.itemsize < dtypes[0].itemsize and holds_exactly(stored, weight) else []
-        found = [pack_weight(grid.to("cpu"), weight, dtype) for dtype in dtypes]
-        if any(isinstance(packed, str) for packed in found):
-            return None
+        found = [pack_weight(matrix.to("cpu"), weight, dtype) for dtype in dtypes]
         packed = found[0]
-        assert not isinstance(packed, str)
+        if isinstance(packed, str) or not all(isinstance(one, PackedModule) for one in found):
+            return None
         stem, out = self._find_path(weight_views).removesuffix("weight"), len(weight_views[0].parameter)
         entries = 0
         for suffix, tensor in packed.tensors.items():
@@ -129,7 +131,7 @@ class FileSizes:
         never = NEVER if self.form == DENSE or not is_installed() else None
         never = never or (MERGED if merges_weights(self.model.network) else None)
         groups = [
-            (weight_views, never or find_obstacle(weight_views, uses)) for weight_views in group_slots(self.model)
+            (weight_views, never or find_obstacle(weight_views, uses)) for weight_views in group_parts(self.model)
         ]
         return {weight_view.component.name: group for group in groups for weight_view in group[0]}
 
@@ -138,7 +140,7 @@ class FileSizes:
         return find_flat(self.model)
 
     def _find_path(self, weight_views: Sequence[WeightView]) -> str:
-        """The name of the parameter that the slots are parts of."""
+        """The name of the parameter that these components are parts of."""
         return self._names[id(weight_views[0].parameter)]
 
     @cached_property

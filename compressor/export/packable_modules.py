@@ -1,5 +1,6 @@
 """Which linear modules of a model can be stored as integers, and why the others cannot."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter
 
-from compressor.contracts import Grid, Strategy
+from compressor.contracts import QuantizedMatrix, Strategy
 from compressor.models import Model
 from compressor.models.weight_views import WeightView
 
@@ -18,7 +19,7 @@ SHARED = "another module shares the weight"
 PARTS = "the parts of a fused matrix have different treatments; give them the same one"
 ONE_SCALE = "the parts of a fused matrix have one scale each, and the format one for all; choose a scale for each row"
 UNEVEN = "the group must divide the width, or be at least as large; choose another"
-NO_GRID = "the compressor stores something else than integers, scales and integer zero points"
+NOT_INTEGERS = "the compressor stores something else than integers, scales and integer zero points"
 INPUTS = "the format has no such inputs"
 FLAT = "its inputs come as one list of tokens, which the reader of the format rounds by one scale"
 
@@ -26,33 +27,37 @@ MERGED = "transformers joins experts as it loads them, and takes none that are d
 
 
 @dataclass(frozen=True)
-class Sorted:
-    """`grids` of modules by path, whole as the module has its weight; why each other treated component stays dense."""
+class Packable:
+    """Module path -> the whole quantized weight of the module; component -> why it stays dense, for all others."""
 
-    grids: dict[str, Grid]
+    matrices: dict[str, QuantizedMatrix]
     reasons: dict[str, str]
 
 
-def sort_components(model: Model, grids: Mapping[str, Grid | None]) -> Sorted:
-    """The modules that can be packed, of components that were treated; `grids` has None where there is no grid."""
+def find_packable(model: Model, quantized: Mapping[str, QuantizedMatrix | None]) -> Packable:
+    """The modules that can be packed, of the treated components in `quantized`.
+
+    It has None for components that are more than integers, scales and zero points.
+    """
     if merges_weights(model.network):
-        return Sorted({}, dict.fromkeys(grids, MERGED))
+        return Packable({}, dict.fromkeys(quantized, MERGED))
     uses = count_uses(model.network)
     paths = {id(module): path for path, module in model.network.named_modules()}
-    packed, reasons = dict[str, Grid](), dict[str, str]()
+    matrices, reasons = dict[str, QuantizedMatrix](), dict[str, str]()
     flat = find_flat(model) if model.input_transforms else set()
-    for weight_views in group_slots(model):
-        treated = [weight_view.component.name for weight_view in weight_views if weight_view.component.name in grids]
+    for weight_views in group_parts(model):
+        names = [weight_view.component.name for weight_view in weight_views]
+        treated = [name for name in names if name in quantized]
         if not treated:
             continue
-        found = find_obstacle(weight_views, uses) or join_grids(weight_views, grids)
-        if isinstance(found, Grid):
+        found = find_obstacle(weight_views, uses) or join_parts(weight_views, quantized)
+        if isinstance(found, QuantizedMatrix):
             found = find_untransformable(model, found, weight_views, flat) or found
-        if isinstance(found, Grid):
-            packed[paths[id(weight_views[0].owner)]] = found
+        if isinstance(found, QuantizedMatrix):
+            matrices[paths[id(weight_views[0].owner)]] = found
         else:
             reasons |= dict.fromkeys(treated, found)
-    return Sorted(packed, reasons)
+    return Packable(matrices, reasons)
 
 
 def count_uses(network: nn.Module) -> Counter[int]:
@@ -61,7 +66,7 @@ def count_uses(network: nn.Module) -> Counter[int]:
 
 
 def find_obstacle(weight_views: Sequence[WeightView], uses: Mapping[int, int]) -> str | None:
-    """Why a parameter, all of whose components are `slots`, cannot be packed whatever is done to it; None if it can."""
+    """Why a parameter with these components cannot be packed, whatever their treatment; None if it can."""
     if type(weight_views[0].owner) is not nn.Linear:  # others may read their weight by themselves
         return NOT_LINEAR
     if uses[id(weight_views[0].parameter)] > 1:
@@ -70,30 +75,30 @@ def find_obstacle(weight_views: Sequence[WeightView], uses: Mapping[int, int]) -
 
 
 def find_untransformable(
-    model: Model, grid: Grid, weight_views: Sequence[WeightView], flat: Collection[int]
+    model: Model, matrix: QuantizedMatrix, weight_views: Sequence[WeightView], flat: Collection[int]
 ) -> str | None:
-    """Why the grid of the slots' parameter cannot be packed for what is done to its inputs; None if it can."""
-    if grid.inputs is not None and id(weight_views[0].owner) in flat:
+    """Why the parameter of these components cannot be packed because of its inputs; None if it can."""
+    if matrix.input_rounding is not None and id(weight_views[0].owner) in flat:
         return FLAT
-    alike = all(model.input_transforms.find(weight_view.component.name) == grid.inputs for weight_view in weight_views)
-    return None if alike else INPUTS
+    found = [model.input_transforms.find(weight_view.component.name) for weight_view in weight_views]
+    return None if all(one == matrix.input_rounding for one in found) else INPUTS
 
 
-def find_fault(grid: Grid | None, parts: int) -> str | None:
+def find_fault(matrix: QuantizedMatrix | None, parts: int) -> str | None:
     """Why one of so many parts of a parameter cannot be packed if the others are treated alike; None if it can."""
-    if grid is None or (grid.scheme.strategy is Strategy.tensor and grid.zeros is not None):
-        return NO_GRID
-    if not grid.is_even:
+    if matrix is None or (matrix.scheme.strategy is Strategy.tensor and matrix.zeros is not None):
+        return NOT_INTEGERS
+    if not matrix.is_even:
         return UNEVEN
-    return ONE_SCALE if parts > 1 and grid.scheme.strategy is Strategy.tensor else None
+    return ONE_SCALE if parts > 1 and matrix.scheme.strategy is Strategy.tensor else None
 
 
 def count_covered(weight_views: Sequence[WeightView]) -> int:
-    """How many weights of their parameter the slots have together."""
+    """How many weights of their parameter the components have together."""
     return sum(weight_view.component.parameters for weight_view in weight_views)
 
 
-def group_slots(model: Model) -> Iterator[list[WeightView]]:
+def group_parts(model: Model) -> Iterator[list[WeightView]]:
     """The components of one parameter together, in order."""
     groups: dict[int, list[WeightView]] = {}
     for weight_view in model.weight_views.values():
@@ -101,14 +106,16 @@ def group_slots(model: Model) -> Iterator[list[WeightView]]:
     yield from groups.values()
 
 
-def join_grids(weight_views: Sequence[WeightView], grids: Mapping[str, Grid | None]) -> Grid | str:
-    """The grid of a whole parameter that the slots are parts of; a reason where there is none."""
-    found = [grids.get(weight_view.component.name) for weight_view in weight_views]
-    parts = [grid for grid in found if grid is not None]
-    faults = [fault for grid in parts if (fault := find_fault(grid, len(weight_views))) is not None]
+def join_parts(
+    weight_views: Sequence[WeightView], quantized: Mapping[str, QuantizedMatrix | None]
+) -> QuantizedMatrix | str:
+    """The whole parameter that these components are parts of; a reason where it cannot be joined."""
+    found = [quantized.get(weight_view.component.name) for weight_view in weight_views]
+    parts = [part for part in found if part is not None]
+    faults = [fault for part in parts if (fault := find_fault(part, len(weight_views))) is not None]
     if faults or not parts:
-        return faults[0] if faults else NO_GRID
-    if len(parts) < len(weight_views) or len({(grid.scheme, grid.scales.dtype) for grid in parts}) > 1:
+        return faults[0] if faults else NOT_INTEGERS
+    if len(parts) < len(weight_views) or len({(part.scheme, part.scales.dtype) for part in parts}) > 1:
         return PARTS
     if len(parts) == 1:
         return parts[0]
@@ -122,14 +129,12 @@ def join_grids(weight_views: Sequence[WeightView], grids: Mapping[str, Grid | No
             view.copy_(tensor.reshape(view.shape))
         return joined
 
-    zeros = [grid.zeros for grid in parts if grid.zeros is not None]
-    return Grid(
-        join([grid.integers for grid in parts]),
-        join([grid.scales for grid in parts]),
-        parts[0].bits,
-        parts[0].group,
-        join(zeros) if zeros else None,
-        parts[0].inputs,
+    zeros = [part.zeros for part in parts if part.zeros is not None]
+    return dataclasses.replace(
+        parts[0],
+        integers=join([part.integers for part in parts]),
+        scales=join([part.scales for part in parts]),
+        zeros=join(zeros) if zeros else None,
     )
 
 

@@ -46,8 +46,8 @@ def find_head(model: Model) -> str | None:
 
 def is_served(scheme: Scheme) -> bool:
     """Is there a kernel for such weights, alone or with inputs of integers?"""
-    if scheme.inputs is not None:
-        return scheme.bits == scheme.inputs.bits == 8 and scheme.strategy is not Strategy.group
+    if scheme.input_rounding is not None:
+        return scheme.bits == scheme.input_rounding.bits == 8 and scheme.strategy is not Strategy.group
     if scheme.strategy is Strategy.group and scheme.group not in GROUPS:
         return False
     return scheme.bits in WIDTHS and scheme.strategy is not Strategy.tensor

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from compressor.compression.apply import Treatments, check_names, make_replacement
 from compressor.compression.calibrator import Calibrator
 from compressor.compression.trial_weights import TrialWeights
-from compressor.contracts import CompressedWeight, Grid, Plan, SizeRequest, Treatment
+from compressor.contracts import CompressedWeight, Plan, QuantizedMatrix, SizeRequest, Treatment
 from compressor.export import FileSizes
 from compressor.models import Model
 
 
 @dataclass
 class AppliedPlan:
-    """`kept` is the plan on the model. `packed_bits` and `grids` are those of the components that it treats.
+    """`kept` is the plan on the model. `packed_bits` and `quantized` are those of the components that it treats.
 
     `files` says what exported files take.
     """
@@ -26,7 +26,7 @@ class AppliedPlan:
     files: FileSizes
     kept: dict[str, Treatment] = field(default_factory=dict)
     packed_bits: dict[str, int] = field(default_factory=dict)
-    grids: dict[str, Grid | None] = field(default_factory=dict)
+    quantized: dict[str, QuantizedMatrix | None] = field(default_factory=dict)
 
     def apply(self, plan: Plan, is_last: bool) -> None:
         """Put a plan on the model. Unless it is the last, base weights are held, from which later treatments start.
@@ -57,25 +57,25 @@ class AppliedPlan:
             return self.treatments.sizes(self.model, request.options, self.packed_bits)
         count = self.files.count_bits
         now = {
-            name: count(name, self.model.read(name), self.packed_bits.get(name), self.grids.get(name))
+            name: count(name, self.model.read(name), self.packed_bits.get(name), self.quantized.get(name))
             for name, options in request.options.items()
             if None in options
         }
 
         def measure(name: str, made: CompressedWeight) -> int:
-            return count(name, made.dense(), made.bits, made.grid)
+            return count(name, made.dense(), made.bits, made.quantized)
 
         return self.treatments.sizes(self.model, request.options, now, measure)
 
-    def list_grids(self) -> dict[str, Grid | None]:
-        """The grids of components that take fewer bits than a dense weight; None for those without a grid."""
+    def list_quantized(self) -> dict[str, QuantizedMatrix | None]:
+        """`quantized` of the components that take fewer bits than a dense weight."""
         dense = {name: c.parameters * c.stored_bits for name, c in self.model.components.items()}
-        return {name: grid for name, grid in self.grids.items() if self.packed_bits[name] < dense[name]}
+        return {name: matrix for name, matrix in self.quantized.items() if self.packed_bits[name] < dense[name]}
 
     def _write(self, plan: Plan) -> None:
         for name, weight in self.treatments.compress(self.model, plan).items():
             self.model.write(name, make_replacement(weight))
-            self.packed_bits[name], self.grids[name] = weight.bits, weight.grid and weight.grid.to("cpu")
+            self.packed_bits[name], self.quantized[name] = weight.bits, weight.quantized and weight.quantized.to("cpu")
 
 
 def list_layers(model: Model, names: Collection[str]) -> Iterator[tuple[int | None, list[str]]]:

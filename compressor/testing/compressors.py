@@ -94,17 +94,18 @@ class CompressorContract(InputsContract):
             assert found == wanted, f"amount {amount} gives {found} for {wanted}"
             assert dense.isfinite().all(), f"amount {amount} gives values that are not finite"
 
-    def test_grid_is_the_weight(self, plugin: Compressor, weight: Tensor) -> None:
-        """A `grid`, where there is one, decodes to `dense()`, and its integers fit into their bits."""
+    def test_quantized_is_the_weight(self, plugin: Compressor, weight: Tensor) -> None:
+        """A weight that is `quantized` decodes to `dense()`, and its integers fit into their bits."""
         for amount in self.amounts(plugin, weight):
             compressed = plugin.compress(weight, amount, self.context(weight))
-            if (grid := compressed.grid) is None:
+            if (matrix := compressed.quantized) is None:
                 continue
-            assert same_bits(grid.decode(weight.dtype), compressed.dense()), f"amount {amount} has another grid"
-            for integers in (grid.integers, *(() if grid.zeros is None else (grid.zeros,))):
-                low, high = int(integers.min()), int(integers.max())
-                fits = -(2 ** (grid.bits - 1)) <= low and high < 2 ** (grid.bits - 1)
-                assert fits, f"amount {amount} has integers in [{low}, {high}] of {grid.bits} bits"
+            assert same_bits(matrix.dense(), compressed.dense()), f"amount {amount}: `quantized` has another `dense()`"
+            for integers in (matrix.integers, *(() if matrix.zeros is None else (matrix.zeros,))):
+                low, high, limit = int(integers.min()), int(integers.max()), 2 ** (matrix.integer_bits - 1)
+                assert -limit <= low and high < limit, (
+                    f"amount {amount} has integers in [{low}, {high}] of {matrix.integer_bits} bits"
+                )
 
     def test_is_pure(self, plugin: Compressor, weight: Tensor) -> None:
         """The same weight, amount and context give the same bits; weight and options stay as they are."""
@@ -128,7 +129,7 @@ class CompressorContract(InputsContract):
             assert compressed.bits == alone.bits, f"amount {amount} takes other bits among many"
 
     def test_bits_count_what_is_stored(self, plugin: Compressor, weight: Tensor) -> None:
-        """`bits` is positive, and a larger amount never takes more bits. A `grid`, where there is one, is counted
+        """`bits` is positive, and a larger amount never takes more bits. A weight that is `quantized` is counted
         exactly: its integers, scales and zero points, each padded by less than a byte."""
         before = float("inf")
         for amount in self.amounts(plugin, weight):
@@ -137,12 +138,12 @@ class CompressorContract(InputsContract):
                 f"amount {amount} takes {compressed.bits} bits, the one below {before}"
             )
             before = compressed.bits
-            if (grid := compressed.grid) is not None:
-                integers = [grid.integers, *([] if grid.zeros is None else [grid.zeros])]
-                stored = grid.bits * sum(part.numel() for part in integers) + 8 * grid.scales.nbytes
+            if (matrix := compressed.quantized) is not None:
+                integers = [matrix.integers, *([] if matrix.zeros is None else [matrix.zeros])]
+                stored = matrix.integer_bits * sum(part.numel() for part in integers) + 8 * matrix.scales.nbytes
                 padding = compressed.bits - stored
                 assert 0 <= padding < 8 * (1 + len(integers)), (
-                    f"amount {amount} takes {compressed.bits} bits, its grid {stored}"
+                    f"amount {amount} takes {compressed.bits} bits, its integers, scales and zero points {stored}"
                 )
 
     def test_amount_zero_changes_nothing(self, plugin: Compressor, weight: Tensor) -> None:

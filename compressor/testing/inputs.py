@@ -1,4 +1,4 @@
-"""What compressed weights that treat their inputs promise: a part of the contract suite of compressors."""
+"""The promises of compressed weights that transform their inputs: a part of the contract suite of compressors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_inputs(width: int, dtype: torch.dtype) -> Tensor:
 
 
 class InputsContract(PluginContract, ABC):
-    """The promises of `CompressedWeight.treat`; those that leave their inputs as they are have kept them all."""
+    """The promises of `CompressedWeight.input_transform`; weights that have none keep all of them."""
 
     def weights(self, plugin: Compressor, weight: Tensor) -> Iterator[CompressedWeight]:
         """The weight at every amount that is tried."""
@@ -42,24 +42,26 @@ class InputsContract(PluginContract, ABC):
         """What is tried of what is offered."""
 
     def test_treated_inputs_are_announced(self, plugin: Compressor, weight: Tensor) -> None:
-        """Where `transforms_inputs` is False no weight has a `treat`; a `grid` says the same of inputs as `treat`."""
+        """Where `transforms_inputs` is False no weight has an `input_transform`. A weight that is `quantized` has the
+        same `input_transform` as its integers."""
         for compressed in self.weights(plugin, weight):
             assert plugin.transforms_inputs or compressed.input_transform is None, (
-                "`transforms_inputs` must say that inputs are treated"
+                "a weight has an `input_transform`, so `transforms_inputs` must be True"
             )
-            if (grid := compressed.grid) is None:
+            if (matrix := compressed.quantized) is None:
                 continue
-            assert (grid.inputs is None) == (compressed.input_transform is None), (
-                "`grid.inputs` and `treat` must go together"
+            rounding, transform = matrix.input_rounding, compressed.input_transform
+            assert (rounding is None) == (transform is None), (
+                "`quantized.input_rounding` and `input_transform` must both be None, or neither"
             )
-            if grid.inputs is not None and compressed.input_transform is not None:
+            if rounding is not None and transform is not None:
                 inputs = make_inputs(weight.shape[1], weight.dtype)
-                assert same_bits(grid.inputs(inputs), compressed.input_transform(inputs)), (
-                    "`grid.inputs` is another treat"
+                assert same_bits(rounding(inputs), transform(inputs)), (
+                    "`quantized.input_rounding` and `input_transform` give different inputs"
                 )
 
     def test_treated_inputs_stand_in_for_the_inputs(self, plugin: Compressor, weight: Tensor) -> None:
-        """`treat` gives as many finite numbers of the same dtype; none for none."""
+        """`input_transform` gives as many finite numbers of the same dtype; none for none."""
         for compressed in self.weights(plugin, weight):
             if (input_transform := compressed.input_transform) is None:
                 continue

@@ -8,18 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, Compressor, Context, Offer
+from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix
 from compressor.errors import ConfigError
 
 from .gptq_rounding import factor_hessian, note_tokens, round_columns
-from .symmetric import (
-    IntegerWeight,
-    check_group,
-    check_widths,
-    choose_bits,
-    offer_bits,
-    round_to_grid,
-)
+from .options import check_group, check_widths, choose_bits, offer_bits
+from .rounding import RoundToNearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,11 +72,11 @@ class Gptq(Compressor):
                 raise ConfigError(f"`compressor.gptq.{option}` must be {rule}, got {value}; give for example {example}")
         return offer_bits(self.name, list(self.bits), component)
 
-    def compress(self, weight: Tensor, amount: float, context: Context) -> IntegerWeight:
+    def compress(self, weight: Tensor, amount: float, context: Context) -> QuantizedMatrix:
         (compressed,) = self.compress_each(weight, [amount], context)
         return compressed
 
-    def compress_each(self, weight: Tensor, amounts: Sequence[float], context: Context) -> Iterator[IntegerWeight]:
+    def compress_each(self, weight: Tensor, amounts: Sequence[float], context: Context) -> Iterator[QuantizedMatrix]:
         """All amounts share R."""
         component, hessian = context.component, context.calibration["hessian"]
         widths = [choose_bits(self.name, self.offer(component), amount, component) for amount in amounts]
@@ -91,7 +85,7 @@ class Gptq(Compressor):
         knows = tokens > 0 and bool(hessian.any())
         factor = factor_hessian(hessian, self.damping, columns, component.name) if knows else None
         for bits in widths:
-            plain = round_to_grid(weight, bits, self.group, len(weight), component)
+            plain = RoundToNearest(bits, self.group).quantize(weight, component)
             yield plain if factor is None else round_columns(weight, plain, factor, columns, self.block)
 
     def order_columns(self, hessian: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .symmetric import IntegerWeight, find_lowest, working_dtype
+from compressor.contracts import QuantizedMatrix, working_dtype
+
+from .rounding import find_bounds, round_within
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +45,7 @@ def factor_hessian(hessian: Tensor, damping: float, order: Tensor, name: str) ->
     return upper.div_(upper.diagonal().clone())
 
 
-def round_columns(weight: Tensor, plain: IntegerWeight, factor: Tensor, order: Tensor, block: int) -> IntegerWeight:
+def round_columns(weight: Tensor, plain: QuantizedMatrix, factor: Tensor, order: Tensor, block: int) -> QuantizedMatrix:
     """Columns of `weight` `[out, in]` one by one in the `order`, on the grid of `plain`, moved by the errors so far.
 
     With w_j the column as it is, s_j its scales and F the `factor`, in that order,
@@ -58,18 +60,18 @@ def round_columns(weight: Tensor, plain: IntegerWeight, factor: Tensor, order: T
     compute = working_dtype(weight.dtype)
     # Of columns that are done the error, of the others the weight.
     left, factor = weight.to(compute).mT[order], factor.to(compute)
-    found, highest = torch.empty_like(left, dtype=torch.int8), 2 ** (plain.bits_each - 1) - 1
-    lowest = find_lowest(plain.scales, plain.bits_each, plain.dtype)
-    scales, lowest = (part.to(compute).mT.contiguous() for part in (plain.scales, lowest))
+    found = torch.empty_like(left, dtype=torch.int8)
+    bounds = find_bounds(plain.scales, None, plain.integer_bits, plain.dtype)
+    scales, lowest, highest = (part.to(compute).mT.contiguous() for part in (plain.scales, *bounds))
     places = (order // plain.group).tolist()
     for start in range(0, len(left), block):
         end = min(start + block, len(left))
         moved = left[start:end].addmm(factor[:start, start:end].mT, left[:start])
         for j in range(start, end):
             target = moved[j - start].addmv(left[start:j].mT, factor[start:j, j])
-            scale, least = scales[places[j]], lowest[places[j]]
-            integers = (target / scale).round().clamp(max=highest).maximum(least)
-            left[j] -= (scale * integers).to(weight.dtype)
+            place = places[j]
+            integers = round_within(target, scales[place], None, (lowest[place], highest[place]))
+            left[j] -= (scales[place] * integers).to(weight.dtype)
             found[j] = integers
     integers = torch.empty_like(plain.integers)
     integers[:, order] = found.mT

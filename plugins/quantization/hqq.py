@@ -6,25 +6,51 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, Compressor, Context, Offer
-from compressor.errors import ConfigError
-
-from .affine import AffineWeight, decode_affine, find_range, fit_range, place_affine
-from .clip_search import keep_better
-from .symmetric import (
-    check_group,
-    check_widths,
-    choose_bits,
+from compressor.contracts import (
+    Component,
+    CompressedWeight,
+    Compressor,
+    Context,
+    Offer,
+    dequantize,
     join_groups,
-    offer_bits,
-    scales_dtype,
     split_groups,
     working_dtype,
 )
+from compressor.errors import ConfigError
+
+from .clip_search import keep_better
+from .options import check_group, check_widths, choose_bits, offer_bits
+from .rounding import find_range, fit_range, round_groups, scales_dtype
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class FloatZerosWeight(CompressedWeight):
+    """ŵ = s · (q − z) with floating-point zero points z, which no format of integers can hold.
+
+    `integers` q `[out, in]` int8 in [−2^(b−1), 2^(b−1) − 1], b = `integer_bits`; `scales` s and `zeros` z
+    `[out, group]` of the same dtype. `group` neighbours along `in` share both, the last group of a row may be shorter.
+    Integers are centred on 0 because only q − z counts, and a float z near 0 loses little to rounding.
+    """
+
+    integers: Tensor
+    scales: Tensor
+    zeros: Tensor
+    group: int
+    integer_bits: int
+    dtype: torch.dtype
+
+    def dense(self) -> Tensor:
+        groups = split_groups(self.integers, len(self.scales), self.group)
+        return join_groups(dequantize(groups, self.scales, self.zeros, self.dtype), self.integers.shape)
+
+    @property
+    def bits(self) -> int:
+        return self.integers.numel() * self.integer_bits + 8 * (self.scales.nbytes + self.zeros.nbytes)
 
 
 @dataclass
@@ -71,7 +97,7 @@ class Hqq(Compressor):
                 raise ConfigError(f"`compressor.hqq.{option}` must be {rule}, got {value}; give for example {example}")
         return offer_bits(self.name, list(self.bits), component)
 
-    def compress(self, weight: Tensor, amount: float, context: Context) -> AffineWeight:
+    def compress(self, weight: Tensor, amount: float, context: Context) -> FloatZerosWeight:
         import torch
 
         component, dtype = context.component, weight.dtype
@@ -83,8 +109,8 @@ class Hqq(Compressor):
         counts = split_groups(groups.new_ones(1, weight.shape[1]), 1, group)
         scales, start = fit_range(lowest, highest, bits, scales_dtype(weight, component), dtype)
         zeros = self.search_zeros(groups, counts, scales, start, bits, dtype)
-        integers = place_affine(groups, scales, zeros, bits, dtype).to(torch.int8)
-        return AffineWeight(join_groups(integers, weight), scales, zeros, group, bits, dtype)
+        integers = round_groups(groups, scales, zeros, bits, dtype).to(torch.int8)
+        return FloatZerosWeight(join_groups(integers, weight.shape), scales, zeros, group, bits, dtype)
 
     def search_zeros(
         self, groups: Tensor, counts: Tensor, scales: Tensor, start: Tensor, bits: int, dtype: torch.dtype
@@ -95,8 +121,8 @@ class Hqq(Compressor):
         steps, zeros, beta = scales.to(groups.dtype)[..., None], start.to(scales.dtype), self.beta
         best: tuple[Tensor, ...] = ()
         for _ in range(self.iterations + 1):
-            integers = place_affine(groups, scales, zeros, bits, dtype)
-            error = groups - decode_affine(integers, scales, zeros, dtype).to(groups.dtype)
+            integers = round_groups(groups, scales, zeros, bits, dtype)
+            error = groups - dequantize(integers, scales, zeros, dtype).to(groups.dtype)
             size = error.abs()
             power = size**self.lp_norm
             found = ((counts * power).sum(-1), zeros)

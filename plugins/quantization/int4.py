@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer
+from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix
 
-from .affine import round_to_affine_grid
-from .symmetric import check_group, choose_bits, offer_bits, round_to_grid
+from .options import check_group, choose_bits, offer_bits
+from .rounding import RoundToNearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,9 +43,7 @@ class Int4(Compressor):
         check_group(self.name, self.group, least=1)
         return offer_bits(self.name, [4], component)
 
-    def compress(self, weight: Tensor, amount: float, context: Context) -> CompressedWeight:
-        component = context.component
-        bits = choose_bits(self.name, self.offer(component), amount, component)
-        if self.symmetric:
-            return round_to_grid(weight, bits, self.group, len(weight), component, self.clip)
-        return round_to_affine_grid(weight, bits, self.group, component, self.clip)
+    def compress(self, weight: Tensor, amount: float, context: Context) -> QuantizedMatrix:
+        bits = choose_bits(self.name, self.offer(context.component), amount, context.component)
+        rounding = RoundToNearest(bits, self.group, zero_points=not self.symmetric, clip=self.clip)
+        return rounding.quantize(weight, context.component)

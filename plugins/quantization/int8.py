@@ -6,16 +6,11 @@ import enum
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, Compressor, Context, Offer, TokenRounding
+from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix, TokenRounding
 from compressor.errors import ConfigError
 
-from .symmetric import (
-    IntegerWeight,
-    check_group,
-    choose_bits,
-    offer_bits,
-    round_to_grid,
-)
+from .options import check_group, choose_bits, offer_bits
+from .rounding import RoundToNearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,11 +68,9 @@ class Int8(Compressor):
             )
         return offer_bits(self.name, [8], component)
 
-    def compress(self, weight: Tensor, amount: float, context: Context) -> IntegerWeight:
+    def compress(self, weight: Tensor, amount: float, context: Context) -> QuantizedMatrix:
         bits = choose_bits(self.name, self.offer(context.component), amount, context.component)
-        out, width = weight.shape
-        if self.granularity is Granularity.tensor:
-            found = round_to_grid(weight, bits, out * width, 1, context.component, balanced=True)
-        else:
-            found = round_to_grid(weight, bits, self.group or width, out, context.component, balanced=True)
-        return replace(found, inputs=INPUTS) if self.transforms_inputs else found
+        whole = self.granularity is Granularity.tensor
+        rounding = RoundToNearest(bits, self.group, balanced=True, whole_matrix=whole)
+        found = rounding.quantize(weight, context.component)
+        return replace(found, input_rounding=INPUTS) if self.transforms_inputs else found

@@ -5,17 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer
+from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, QuantizedMatrix, working_dtype
 from compressor.errors import ConfigError
 
-from .symmetric import (
-    IntegerWeight,
-    check_finite,
-    choose_bits,
-    offer_bits,
-    round_to_grid,
-    working_dtype,
-)
+from .options import choose_bits, offer_bits
+from .rounding import RoundToNearest, check_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +41,7 @@ class MixedInputs:
 class MixedWeight(CompressedWeight):
     """Columns of the features `kept` `[in]` in 16 bits, `columns` `[out, kept]`; `others` has integers, 0 in these."""
 
-    others: IntegerWeight
+    others: QuantizedMatrix
     columns: Tensor
     kept: Tensor
 
@@ -60,7 +54,7 @@ class MixedWeight(CompressedWeight):
     def bits(self) -> int:
         """Of the other columns, integers and scales; of the kept ones, values and an index of 32 bits each."""
         others, kept = self.others, self.columns.shape[1]
-        integers = (others.integers.numel() - self.columns.numel()) * others.bits_each
+        integers = (others.integers.numel() - self.columns.numel()) * others.integer_bits
         return integers + 8 * (others.scales.nbytes + self.columns.nbytes) + 32 * kept
 
     @property
@@ -105,9 +99,7 @@ class LlmInt8(Compressor):
         bits = choose_bits(self.name, self.offer(component), amount, component)
         kept = context.calibration["absmax"] >= self.threshold
         check_finite(weight, component)
-        others = round_to_grid(
-            weight.masked_fill(kept, 0), bits, weight.shape[1], len(weight), component, balanced=True
-        )
+        others = RoundToNearest(bits, weight.shape[1], balanced=True).quantize(weight.masked_fill(kept, 0), component)
         return MixedWeight(others, halve(weight[:, kept]), kept)
 
 

@@ -5,20 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, Compressor, Context, Offer
+from compressor.contracts import Component, Compressor, Context, Offer, join_groups, split_groups, working_dtype
 
 from .normal_float import NormalFloatWeight, QuantizedScales, find_nearest, quantize_scales
-from .symmetric import (
-    check_finite,
-    check_group,
-    choose_bits,
-    fit_scales,
-    join_groups,
-    offer_bits,
-    scales_dtype,
-    split_groups,
-    working_dtype,
-)
+from .options import check_group, choose_bits, offer_bits
+from .rounding import check_finite, fit_scales, scales_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,4 +57,4 @@ class Nf4(Compressor):
         else:
             scales = fit_scales(largest, 1, scales_dtype(weight, component), dtype)
             indices = find_nearest(groups, scales)
-        return NormalFloatWeight(join_groups(indices, weight), scales, group, dtype)
+        return NormalFloatWeight(join_groups(indices, weight.shape), scales, group, dtype)

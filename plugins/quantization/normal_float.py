@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compressor.contracts import CompressedWeight
+from compressor.contracts import CompressedWeight, join_groups, split_groups, working_dtype
 
-from .symmetric import fit_scales, join_groups, split_groups, working_dtype
+from .rounding import fit_scales
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ class QuantizedScales:
 
         deviations = self.steps[None, :, None] * split_groups(self.codes, 1, BLOCK)
         largest = min(torch.finfo(part).max for part in (dtype, torch.float32))
-        return (self.mean + join_groups(deviations, self.codes)).clamp(max=largest)
+        return (self.mean + join_groups(deviations, self.codes.shape)).clamp(max=largest)
 
 
 def quantize_scales(scales: Tensor) -> QuantizedScales:
@@ -57,7 +57,7 @@ def quantize_scales(scales: Tensor) -> QuantizedScales:
     deviations = split_groups(scales - mean, 1, BLOCK)
     steps = fit_scales(deviations.abs().amax(-1), 127, torch.float32, torch.float32)
     codes = (deviations / steps[..., None]).round().clamp(-127, 127).to(torch.int8)
-    return QuantizedScales(join_groups(codes, scales), steps[0], mean)
+    return QuantizedScales(join_groups(codes, scales.shape), steps[0], mean)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class NormalFloatWeight(CompressedWeight):
         scales = self.scales.decode(self.dtype) if isinstance(self.scales, QuantizedScales) else self.scales
         levels = self.indices.new_tensor(LEVELS, dtype=compute)[self.indices.int()]
         values = scales.to(compute)[..., None] * split_groups(levels, len(levels), self.group)
-        return join_groups(values, self.indices).to(self.dtype)
+        return join_groups(values, self.indices.shape).to(self.dtype)
 
     @property
     def bits(self) -> int:

@@ -5,16 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, Compressor, Context, Offer
+from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix
 
-from .symmetric import (
-    IntegerWeight,
-    check_group,
-    check_widths,
-    choose_bits,
-    offer_bits,
-    round_to_grid,
-)
+from .options import check_group, check_widths, choose_bits, offer_bits
+from .rounding import RoundToNearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +36,6 @@ class Rtn(Compressor):
         check_widths(self.name, widths)
         return offer_bits(self.name, widths, component)
 
-    def compress(self, weight: Tensor, amount: float, context: Context) -> IntegerWeight:
+    def compress(self, weight: Tensor, amount: float, context: Context) -> QuantizedMatrix:
         bits = choose_bits(self.name, self.offer(context.component), amount, context.component)
-        return round_to_grid(weight, bits, self.group, len(weight), context.component)
+        return RoundToNearest(bits, self.group).quantize(weight, context.component)

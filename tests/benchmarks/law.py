@@ -92,7 +92,7 @@ def read_base_margins(run: Run, which: Prefixes) -> Tensor:
     """`[sequence, position, runner]` of eight runners-up."""
     reference = run.evaluators[which].reference
     batches = reference.batches()
-    return torch.cat([reference.base_readout(start, len(rows), run.model).runners_up(8)[1] for start, rows in batches])
+    return torch.cat([reference.base_readout(start, len(rows)).runners_up(8)[1] for start, rows in batches])
 
 
 def estimate_noise(run: Run, plans: dict[str, Plan]) -> dict[str, Vector]:

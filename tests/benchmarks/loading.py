@@ -53,13 +53,13 @@ def save_dense(source: str | None, target: str) -> tuple[int, float]:
 def save_packed(source: str, target: str, form: str) -> tuple[int, float]:
     """Bytes of the weights of a folder with components in such integers, and the share that is packed."""
     model = load_model(ModelSettings(path=source, dtype=DType.bfloat16))
-    method, grids = FORMS[form], {}
+    method, quantized = FORMS[form], {}
     for name, component in model.components.items():
         compressed = method.compress(model.read(name), method.offer(component).largest, Context(component))
         model.write(name, make_replacement(compressed))
-        grids[name] = compressed.grid
-    exported = export.save("compressed-tensors", model, Path(target), {}, {}, grids)
-    return exported.bytes, len(exported.packed) / len(grids)
+        quantized[name] = compressed.quantized
+    exported = export.save("compressed-tensors", model, Path(target), {}, {}, quantized)
+    return exported.bytes, len(exported.packed) / len(quantized)
 
 
 def measure_rates(work: Callable[[], object], tokens: int, repeats: int) -> list[float]:

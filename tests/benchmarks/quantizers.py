@@ -21,14 +21,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from compressor.contracts import Component, CompressedWeight, Compressor, Context
-from compressor_plugins.quantization.affine import AffineWeight, fit_range, place_affine
+from compressor.contracts import Component, CompressedWeight, Compressor, Context, QuantizedMatrix
 from compressor_plugins.quantization.gptq import Gptq, Order
-from compressor_plugins.quantization.hqq import Hqq
+from compressor_plugins.quantization.hqq import FloatZerosWeight, Hqq
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.nf4 import Nf4
 from compressor_plugins.quantization.normal_float import NormalFloatWeight
-from compressor_plugins.quantization.symmetric import IntegerWeight, round_to_grid
+from compressor_plugins.quantization.rounding import RoundToNearest, fit_range, round_groups
 
 GROUP = 64
 
@@ -51,11 +50,11 @@ def make_component(weight: Tensor) -> Component:
 
 def compress(compressor: Compressor, weight: Tensor) -> Result:
     component = make_component(weight)
-    data = make_calibration_data(weight.shape[1])
-    found: CompressedWeight = compressor.compress(weight, 1 - 4 / 32, Context(component, calibration=data))
+    statistics = make_calibration_data(weight.shape[1])
+    found: CompressedWeight = compressor.compress(weight, 1 - 4 / 32, Context(component, calibration=statistics))
     if isinstance(found, NormalFloatWeight):
         return Result(found.indices.int(), found.dense())
-    assert isinstance(found, IntegerWeight | AffineWeight)
+    assert isinstance(found, QuantizedMatrix | FloatZerosWeight)
     return Result(found.integers.int(), found.dense())
 
 
@@ -83,7 +82,7 @@ def start_hqq(weight: Tensor) -> Result:
     """HQQ's grid before anything moves; zero is in the range of all of these groups."""
     groups = weight.view(-1, 1, GROUP)
     scales, zeros = fit_range(groups.amin(-1), groups.amax(-1), 4, torch.float32, torch.float32)
-    integers = place_affine(groups, scales, zeros, 4, torch.float32)
+    integers = round_groups(groups, scales, zeros, 4, torch.float32)
     dense = scales[..., None] * (integers - zeros[..., None])
     return Result(integers.view(weight.shape).int(), dense.view(weight.shape))
 
@@ -156,17 +155,17 @@ def compare_llmcompressor(weight: Tensor) -> Found:
     quantization = importlib.import_module("compressed_tensors.quantization")
     quantize = importlib.import_module("llmcompressor.modifiers.gptq.gptq_quantize").quantize_weight
     hessian = make_calibration_data(weight.shape[1])["hessian"]
-    grid = round_to_grid(weight, 4, GROUP, len(weight), make_component(weight))
+    plain = RoundToNearest(4, GROUP).quantize(weight, make_component(weight))
     for order, name in ((Order.none, None), (Order.act, "static")):
         rule = quantization.QuantizationArgs(
             num_bits=4, symmetric=True, strategy="group", group_size=GROUP, actorder=name
         )
-        zeros = torch.zeros_like(grid.scales, dtype=torch.int8)
-        given = (weight.clone(), hessian.clone(), grid.scales, zeros)
+        zeros = torch.zeros_like(plain.scales, dtype=torch.int8)
+        given = (weight.clone(), hessian.clone(), plain.scales, zeros)
         began = time.process_time()
         dense = quantize(*(part[None] for part in given), None, rule, blocksize=128, percdamp=0.01)[0][0]
         seconds = time.process_time() - began
-        integers = (dense.view(-1, GROUP) / grid.scales.view(-1, 1)).round().int().view(weight.shape)
+        integers = (dense.view(-1, GROUP) / plain.scales.view(-1, 1)).round().int().view(weight.shape)
         began = time.process_time()
         ours = compress(Gptq(group=GROUP, order=order), weight)
         yield (

@@ -66,11 +66,11 @@ def test_statistics_are_explicit_sums_over_inputs(family: str, tmp_path: Path) -
         assert_same(found.read(name, ALL), explicit(inputs, width), name, 1e-4)
     sequences, length = bench.reference.tokens.shape
     for name, component in bench.model.components.items():
-        data = found.read(name, ALL)
-        assert data is not None and data["hessian"].shape == (component.shape[1],) * 2
-        assert data[TOKENS] <= sequences * (length - 1)
+        statistics = found.read(name, ALL)
+        assert statistics is not None and statistics["hessian"].shape == (component.shape[1],) * 2
+        assert statistics[TOKENS] <= sequences * (length - 1)
         if name in heard:
-            assert data[TOKENS] > 0 or ".experts." in name
+            assert statistics[TOKENS] > 0 or ".experts." in name
 
 
 @contextmanager
@@ -130,8 +130,8 @@ def test_an_expert_that_nothing_reaches_has_no_tokens(tmp_path: Path) -> None:
     unreached = [name for name, count in counts.items() if not count]
     assert unreached and all(":" in name for name in unreached)
     for name in unreached:
-        data = found.read(name, ALL)
-        assert not data["hessian"].any() and not data["absmax"].any()
+        statistics = found.read(name, ALL)
+        assert not statistics["hessian"].any() and not statistics["absmax"].any()
 
 
 def test_experts_that_see_every_token_count_theirs(tmp_path: Path) -> None:
@@ -416,7 +416,7 @@ def test_nothing_is_gathered_where_nothing_needs_it(
 
 
 def test_statistics_are_there_while_weights_are_swapped(bench: Bench, tmp_path: Path) -> None:
-    """An estimate at a plan compresses anew in the midst of it, from the same data."""
+    """An estimate at a plan compresses anew in the midst of it, from the same statistics."""
     session = search_on(bench, Scaled(), folder=tmp_path)
     first, *_, last = bench.model.components
     expected = take(bench).read(last, ["hessian"])["hessian"]

@@ -33,8 +33,8 @@ def test_reference_is_a_fixed_point_of_scoring(tmp_path: Path, family: str, dtyp
     save_checkpoint(family, tmp_path)
     model = load_model(ModelSettings(path=str(tmp_path), dtype=DType(dtype)))
     reference = build_reference(model, random_prefixes(model, count=10), 16, batch=4)
-    values = Evaluator(model, reference, {"fdtm": Fdtm(), "kl": Kl()}, GivenWeights()).score_current(["fdtm"])
-    assert (values["fdtm"] == 16).all()
+    statistics = Evaluator(model, reference, {"fdtm": Fdtm(), "kl": Kl()}, GivenWeights()).score_current(["fdtm"])
+    assert (statistics["fdtm"] == 16).all()
     assert reference.noise_floor == 16
 
 
@@ -117,7 +117,7 @@ def test_the_remembered_distribution_is_the_bases_own(tmp_path: Path, family: st
     reference.remember_distribution(model)
     for start, batch in reference.batches():
         expected = model.network(batch[:, :-1], use_cache=False).logits[:, -6:].float().log_softmax(-1)
-        base = reference.base_readout(start, len(batch), model).restricted(Reads.DISTRIBUTION, "test")
+        base = reference.base_readout(start, len(batch)).restricted(Reads.DISTRIBUTION, "test")
         assert torch.allclose(base.log_probabilities, expected, atol=1e-5)
 
 
@@ -126,7 +126,7 @@ def test_a_distribution_that_was_not_remembered_is_an_error(tmp_path: Path) -> N
     model = load_model(ModelSettings(path=str(tmp_path)))
     reference = build_reference(model, random_prefixes(model), 6)
     with pytest.raises(ModelError, match="was not remembered"):
-        _ = reference.base_readout(0, 1, model).logits
+        _ = reference.base_readout(0, 1).logits
 
 
 def test_a_reference_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

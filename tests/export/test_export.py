@@ -16,9 +16,9 @@ from torch import nn
 from compressor import export
 from compressor.artifacts.run_record import Record, VerificationRecord
 from compressor.commands.run import Run
-from compressor.contracts import Compressor, Grid, Scheme, Strategy
+from compressor.contracts import Compressor, Scheme, Strategy
 from compressor.errors import CompressorError, ConfigError
-from compressor.export import compressed_tensors, packed, verification, vllm_checks
+from compressor.export import compressed_tensors, verification, vllm_checks
 from compressor.models import load_model
 from compressor.resources import Memory
 from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings
@@ -53,8 +53,8 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shipped]:
     for case, (family, stored, dtype) in (wanted | NARROW).items():
         base = save_checkpoint(family, home / f"{case} base", stored, with_tokenizer=True)
         model = load_model(ModelSettings(path=str(base), dtype=dtype))
-        grids = treat(model, mix)
-        made[case] = (model, grids, export.save("auto", model, home / case, {}, {}, grids))
+        quantized = treat(model, mix)
+        made[case] = (model, quantized, export.save("auto", model, home / case, {}, {}, quantized))
     # As a user loads it, who says nothing of dtypes.
     said = read_by_transformers({exported.path: "" for _, _, exported in made.values()})
     return {case: Shipped(*parts, said[parts[2].path]) for case, parts in made.items()}
@@ -94,16 +94,16 @@ def test_integers_lie_packed_on_disk(shipped: dict[str, Shipped], case: str) -> 
     assert bool(one.exported.packed) == (case not in DENSE)
     half = torch.float16 if one.model.dtype is torch.float16 else torch.bfloat16
     for name, weight_view in one.model.weight_views.items():
-        path, grid = paths[id(weight_view.owner)], one.grids.get(name)
+        path, matrix = paths[id(weight_view.owner)], one.quantized.get(name)
         if name not in one.exported.packed:
             assert f"{path}.weight_packed" not in stored
             continue
-        assert grid is not None and f"{path}.weight" not in stored
-        grid = grid.without_zeros()
-        assert grid is not None
+        assert matrix is not None and f"{path}.weight" not in stored
+        matrix = matrix.without_zeros()
+        assert matrix is not None
         packed, (out, width) = stored[f"{path}.weight_packed"], weight_view.parameter.shape
-        assert (packed.dtype, packed.shape) == (torch.int32, (out, -(-width * grid.bits // 32)))
-        assert stored[f"{path}.weight_scale"].dtype == grid.scales.dtype == half
+        assert (packed.dtype, packed.shape) == (torch.int32, (out, -(-width * matrix.integer_bits // 32)))
+        assert stored[f"{path}.weight_scale"].dtype == matrix.scales.dtype == half
         assert stored[f"{path}.weight_shape"].tolist() == [out, width]
         assert f"{path}.weight_zero_point" not in stored
         size = 8 * sum(tensor.nbytes for key, tensor in stored.items() if key.startswith(f"{path}.weight_"))
@@ -138,7 +138,9 @@ def test_the_config_says_what_every_linear_module_is(shipped: dict[str, Shipped]
 
 def test_each_treatment_is_packed_or_a_note_says_why_not(shipped: dict[str, Shipped]) -> None:
     llama, phi, gpt = (shipped[case] for case in ("llama", "phi3", "gpt2"))
-    schemes = {name: grid.scheme for name, grid in llama.grids.items() if grid and name in llama.exported.packed}
+    schemes = {
+        name: matrix.scheme for name, matrix in llama.quantized.items() if matrix and name in llama.exported.packed
+    }
     kinds = {(scheme.bits, scheme.strategy, scheme.symmetric) for scheme in schemes.values()}
     channel, group = Strategy.channel, Strategy.group
     assert kinds == {
@@ -161,11 +163,11 @@ def test_each_treatment_is_packed_or_a_note_says_why_not(shipped: dict[str, Ship
 
 def test_zero_points_cost_a_bit_until_transformers_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model(ModelSettings(path=str(save_checkpoint("llama", tmp_path / "base", torch.bfloat16))))
-    grids = treat(model, lambda index, component: Int4(group=16, symmetric=False))
+    quantized = treat(model, lambda index, component: Int4(group=16, symmetric=False))
     bits = {}
     for reads in (False, True):
-        monkeypatch.setattr(packed, "reads_zeros", lambda reads=reads: reads)
-        exported = export.save("auto", model, tmp_path / str(reads), {}, {}, grids)
+        monkeypatch.setattr(compressed_tensors, "reads_zeros", lambda reads=reads: reads)
+        exported = export.save("auto", model, tmp_path / str(reads), {}, {}, quantized)
         assert exported.packed == set(model.components)
         bits[reads] = exported.bits["model.layers.0.mlp.down_proj"]
         assert any("one bit more for each weight" in note for note in exported.notes) != reads
@@ -192,8 +194,8 @@ def test_vllm_needs_one_scheme_for_what_it_joins(tmp_path: Path) -> None:
 
 def test_parts_with_one_scale_each_stay_dense_for_that_reason(tmp_path: Path) -> None:
     model = load_model(ModelSettings(path=str(save_checkpoint("phi3", tmp_path / "base", torch.bfloat16))))
-    grids = treat(model, lambda index, component: Int8(granularity=Granularity.tensor))
-    exported = export.save("auto", model, tmp_path / "model", {}, {}, grids)
+    quantized = treat(model, lambda index, component: Int8(granularity=Granularity.tensor))
+    exported = export.save("auto", model, tmp_path / "model", {}, {}, quantized)
     fused = {name for name in model.components if ":" in name}
     assert fused and exported.packed == set(model.components) - fused
     (note,) = [note for note in exported.notes if "saved as dense" in note]
@@ -206,32 +208,32 @@ def test_a_format_asked_for_by_name_that_packs_nothing_is_told(tmp_path: Path) -
     for family, compressor in (("llama", Magnitude()), ("llama", None), ("gpt2", Int8())):
         folder = tmp_path / f"{family} {compressor}"
         model = load_model(ModelSettings(path=str(save_checkpoint(family, folder / "base", torch.bfloat16))))
-        grids = treat(model, lambda index, component, compressor=compressor: compressor)
-        assert bool(grids) == (family == "gpt2")
-        for form, count in (("compressed-tensors", 1), ("auto", int(bool(grids)))):
-            exported = export.save(form, model, folder / form, {}, {}, grids)
+        quantized = treat(model, lambda index, component, compressor=compressor: compressor)
+        assert bool(quantized) == (family == "gpt2")
+        for form, count in (("compressed-tensors", 1), ("auto", int(bool(quantized)))):
+            exported = export.save(form, model, folder / form, {}, {}, quantized)
             told = [note for note in exported.notes if "saved as dense weights" in note or "nothing is packed" in note]
             assert (exported.format, len(told)) == ("dense", count)
 
 
 def test_dense_stays_dense(tmp_path: Path) -> None:
     model = load_model(ModelSettings(path=str(save_checkpoint("llama", tmp_path / "base", torch.bfloat16))))
-    grids = treat(model, lambda index, component: Int8())
-    exported = export.save("dense", model, tmp_path / "model", {}, {}, grids)
+    quantized = treat(model, lambda index, component: Int8())
+    exported = export.save("dense", model, tmp_path / "model", {}, {}, quantized)
     assert (exported.format, exported.packed) == ("dense", frozenset())
     assert set(exported.bits.values()) == {32.0} and "14 tensors are saved in torch.float32" in exported.notes[0]
 
 
 def test_nothing_is_packed_that_would_change_a_value(tmp_path: Path) -> None:
-    """One weight of each matrix is one step from what its grid says."""
+    """One weight of each matrix is one step from what its integers say."""
     base = save_checkpoint("llama", tmp_path / "base")
     model = load_model(ModelSettings(path=str(base)))
-    grids = treat(model, lambda index, component: Int4(group=16))
+    quantized = treat(model, lambda index, component: Int4(group=16))
     for name in model.components:
         weight = model.read(name)
         weight[0, 0] = weight[0, 0].nextafter(torch.tensor(1.0))
         model.write(name, weight)
-    exported = export.save("auto", model, tmp_path / "model", {}, {}, grids)
+    exported = export.save("auto", model, tmp_path / "model", {}, {}, quantized)
     assert exported.format == "dense"
     assert "the format's own reader would round its values differently" in exported.notes[-1]
 
@@ -242,8 +244,8 @@ def test_the_lm_head_can_be_packed_and_a_tied_one_cannot(tmp_path: Path) -> None
         base = save_checkpoint("llama", folder / "base", torch.bfloat16, tie_word_embeddings=tied)
         chosen = ComponentSettings(include=["lm_head", "down_proj"])
         model = load_model(ModelSettings(path=str(base)), chosen)
-        grids = treat(model, lambda index, component: Int8())
-        exported = export.save("auto", model, folder / "model", {}, {}, grids)
+        quantized = treat(model, lambda index, component: Int8())
+        exported = export.save("auto", model, folder / "model", {}, {}, quantized)
         assert ("lm_head" in exported.packed) == (not tied)
         assert any("another module shares the weight" in note for note in exported.notes) == tied
         assert len(exported.packed) == 3 - tied
@@ -254,9 +256,9 @@ def test_the_lm_head_can_be_packed_and_a_tied_one_cannot(tmp_path: Path) -> None
 def test_the_head_is_named_as_the_family_names_it(tmp_path: Path) -> None:
     base = save_checkpoint("modernbert_decoder", tmp_path / "base", torch.bfloat16, tie_word_embeddings=False)
     model = load_model(ModelSettings(path=str(base)), ComponentSettings(include=["decoder", "Wo"]))
-    grids = treat(model, lambda index, component: Int8())
+    quantized = treat(model, lambda index, component: Int8())
     for packed_too in (True, False):
-        chosen = {name: grid for name, grid in grids.items() if packed_too or name != "decoder"}
+        chosen = {name: matrix for name, matrix in quantized.items() if packed_too or name != "decoder"}
         exported = export.save("auto", model, tmp_path / str(packed_too), {}, {}, chosen)
         assert exported.packed == set(chosen)
         assert any('components.exclude=["decoder"]' in note for note in exported.notes) == packed_too
@@ -384,17 +386,3 @@ def test_unknown_formats_are_named() -> None:
         ConfigError, match=r"unknown `export\.format` `compresed-tensors`; did you mean `compressed-ten"
     ):
         export.check_format("compresed-tensors")
-
-
-def test_a_grid_is_what_its_formula_says() -> None:
-    integers = torch.tensor([[-8, 7, 3], [1, 0, -2]], dtype=torch.int8)
-    scales = torch.tensor([[0.5, 2.0], [1.0, 0.25]], dtype=torch.bfloat16)
-    zeros = torch.tensor([[1, -1], [0, 2]], dtype=torch.int8)
-    grid = Grid(integers, scales, 4, 2, zeros)
-    assert grid.decode(torch.float32).tolist() == [[-4.5, 3.0, 8.0], [1.0, 0.0, -1.0]]
-    assert grid.scheme == Scheme(4, Strategy.group, 2, False) and not grid.is_even
-    row, whole = Grid(integers, scales[:, :1], 4, 3), Grid(integers, scales[:1, :1], 4, 6)
-    assert row.scheme == Scheme(4, Strategy.channel, 0, True) and row.is_even
-    assert whole.scheme == Scheme(4, Strategy.tensor, 0, True) and whole.is_even
-    assert whole.decode(torch.float32).tolist() == (integers * 0.5).tolist()
-    assert row.decode(torch.float64).tolist() == (integers * scales[:, :1]).tolist()

@@ -15,7 +15,7 @@ import torch
 from compressor import export
 from compressor.artifacts.run_record import Record
 from compressor.commands.run import Run, execute
-from compressor.contracts import Compressor, Context, Grid
+from compressor.contracts import Compressor, Context, QuantizedMatrix
 from compressor.errors import CompressorError, ConfigError
 from compressor.export import FileSizes, compressed_tensors
 from compressor.models import Model, load_model
@@ -59,9 +59,11 @@ DTYPES = {
 PACKABLE = ("llama", "qwen2", "gemma3", "phi3", "gpt_neox", "opt", "bloom")
 
 
-def treat(model: Model, compressors: list[Compressor | None], sizes: FileSizes) -> tuple[dict[str, Grid | None], float]:
-    """Put treatments on the model, one for each whole matrix; grids as a run has them, and the bytes to expect."""
-    grids, expected = dict[str, Grid | None](), 8 * sizes.rest
+def treat(
+    model: Model, compressors: list[Compressor | None], sizes: FileSizes
+) -> tuple[dict[str, QuantizedMatrix | None], float]:
+    """Put treatments on the model, one for each whole matrix; what `export.save` takes, and the bytes to expect."""
+    quantized, expected = dict[str, QuantizedMatrix | None](), 8 * sizes.rest
     matrices = list(dict.fromkeys(name_matrix(component) for component in model.components.values()))
     for name, component in model.components.items():
         compressor = compressors[matrices.index(name_matrix(component)) % len(compressors)]
@@ -72,10 +74,10 @@ def treat(model: Model, compressors: list[Compressor | None], sizes: FileSizes) 
         amount = offer.largest if offer.levels else 0.5
         made = compressor.compress(model.read(name), amount, Context(component))
         model.write(name, made.dense())
-        expected += sizes.count_bits(name, made.dense(), made.bits, made.grid)
+        expected += sizes.count_bits(name, made.dense(), made.bits, made.quantized)
         if made.bits < component.parameters * component.stored_bits:
-            grids[name] = made.grid
-    return grids, expected / 8
+            quantized[name] = made.quantized
+    return quantized, expected / 8
 
 
 def check_sizes(base: Path, folder: Path, dtype: DType, compressors: list[Compressor | None], **chosen: Any) -> None:  # noqa: ANN401
@@ -84,8 +86,8 @@ def check_sizes(base: Path, folder: Path, dtype: DType, compressors: list[Compre
     assert sizes.packs
     untreated = sizes.rest + sum(sizes.count_bits(name, model.read(name)) for name in model.components) / 8
     assert model.stored_bytes <= untreated <= 1.01 * model.stored_bytes
-    grids, expected = treat(model, compressors, sizes)
-    exported = export.save("auto", model, folder, {}, {}, grids)
+    quantized, expected = treat(model, compressors, sizes)
+    exported = export.save("auto", model, folder, {}, {}, quantized)
     on_disk = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     assert exported.bytes == on_disk <= expected <= 1.01 * on_disk
 
@@ -129,7 +131,7 @@ def test_zero_points_that_can_be_loaded_are_counted(tmp_path: Path, monkeypatch:
     found = {}
     for reads in (False, True):
         monkeypatch.setattr(compressed_tensors, "reads_zeros", lambda reads=reads: reads)
-        found[reads] = FileSizes(model, "auto").count_bits(name, made.dense(), made.bits, made.grid)
+        found[reads] = FileSizes(model, "auto").count_bits(name, made.dense(), made.bits, made.quantized)
     out, width = component.shape
     wider, zeros = out * (-(-5 * width // 32) - 4 * width // 32) * 32, 32 * -(-out * 4 // 32) * (width // 16)
     assert 0 <= found[True] - found[False] + wider - zeros <= 8 * 130  # and what a header says of the zero points

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from compressor import export
 from compressor.commands.run import Run
-from compressor.contracts import Component, Compressor, Grid
+from compressor.contracts import Component, Compressor, QuantizedMatrix
 from compressor.errors import CompressorError, ConfigError
 from compressor.export.gguf import blocks, vocabulary
 from compressor.models import Model, load_model
@@ -69,9 +69,9 @@ def read_logits(network: Any, tokens: Tensor) -> Tensor:  # noqa: ANN401 - of an
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_reads_what_was_scored(tmp_path: Path, family: str) -> None:
     model = make_model(tmp_path / "base", family)
-    grids = treat(model, lambda index, component: MIXED[index % len(MIXED)])
+    quantized = treat(model, lambda index, component: MIXED[index % len(MIXED)])
     export.check_gguf(model)
-    exported = export.save_gguf(model, tmp_path / "model.gguf", grids)
+    exported = export.save_gguf(model, tmp_path / "model.gguf", quantized)
     network, tokens = read_by_transformers(exported.path), draw_tokens()
     assert torch.equal(read_logits(network, tokens), model.logits(tokens, tokens.shape[1]))
     for name, weight in network.named_parameters():
@@ -90,8 +90,8 @@ def test_a_model_without_tokenizer_has_no_vocabulary(tmp_path: Path) -> None:
 
 def test_it_packs_what_fits_and_says_why_the_rest_does_not(tmp_path: Path) -> None:
     model = make_model(tmp_path / "base", "llama")
-    grids = treat(model, lambda index, component: MIXED[index % len(MIXED)])
-    exported = export.save_gguf(model, tmp_path / "model.gguf", grids)
+    quantized = treat(model, lambda index, component: MIXED[index % len(MIXED)])
+    exported = export.save_gguf(model, tmp_path / "model.gguf", quantized)
     stored = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(exported.path).tensors}
     assert stored["blk.0.attn_q.weight"] == "Q8_0" and stored["blk.0.attn_k.weight"] == "Q4_0"
     assert stored["blk.0.attn_v.weight"] == "Q4_0"  # three bits
@@ -106,22 +106,22 @@ def test_it_packs_what_fits_and_says_why_the_rest_does_not(tmp_path: Path) -> No
     assert any("llama.cpp rounds" in note for note in exported.notes)
 
 
-grids = strategies.tuples(
+layouts = strategies.tuples(
     strategies.integers(2, 8), strategies.sampled_from([32, 64, 96, 128]), strategies.booleans(), strategies.integers(0)
 )
 
 
 @settings(deadline=None, max_examples=60)
-@given(grids)
-def test_blocks_give_a_grid_back_bit_for_bit(drawn: tuple[int, int, bool, int]) -> None:
+@given(layouts)
+def test_blocks_give_integers_back_bit_for_bit(drawn: tuple[int, int, bool, int]) -> None:
     bits, group, zeros, seed = drawn
     generator, limit = torch.Generator().manual_seed(seed % 2**63), 2 ** (bits - 1)
     integers = torch.randint(-limit, limit, (6, 128), generator=generator, dtype=torch.int8)
     scales = torch.rand(6, -(-128 // group), generator=generator).add(0.01).bfloat16()
     found = torch.randint(-limit, limit, scales.shape, generator=generator, dtype=torch.int8)
-    grid = Grid(integers, scales, bits, group, found if zeros else None)
-    scored = grid.decode(torch.float32)
-    stored = blocks.store_grid(grid, scored)
+    matrix = QuantizedMatrix(integers, scales, bits, group, torch.float32, found if zeros else None)
+    scored = matrix.dense()
+    stored = blocks.store_quantized(matrix, scored)
     if zeros and bits == 8:
         assert stored == blocks.NO_ZEROS
         return
@@ -132,15 +132,15 @@ def test_blocks_give_a_grid_back_bit_for_bit(drawn: tuple[int, int, bool, int]) 
 
 def test_what_blocks_do_not_hold_is_refused() -> None:
     integers = torch.ones(2, 64, dtype=torch.int8)
-    uneven = Grid(integers, torch.ones(2, 4), 4, 16)
-    assert blocks.store_grid(uneven, uneven.decode(torch.float32)) == blocks.UNEVEN
-    narrow = Grid(torch.ones(2, 40, dtype=torch.int8), torch.ones(2, 1), 8, 40)
-    assert blocks.store_grid(narrow, narrow.decode(torch.float32)) == blocks.UNEVEN
+    uneven = QuantizedMatrix(integers, torch.ones(2, 4), 4, 16, torch.float32)
+    assert blocks.store_quantized(uneven, uneven.dense()) == blocks.UNEVEN
+    narrow = QuantizedMatrix(torch.ones(2, 40, dtype=torch.int8), torch.ones(2, 1), 8, 40, torch.float32)
+    assert blocks.store_quantized(narrow, narrow.dense()) == blocks.UNEVEN
     for scale in (1e-9, 1e6, 1 + 2**-12):
-        fine = Grid(integers, torch.full((2, 1), scale), 8, 64)
-        assert blocks.store_grid(fine, fine.decode(torch.float32)) == blocks.SCALES, scale
-    whole = Grid(integers, torch.full((1, 1), 0.5), 8, 128)
-    assert blocks.store_grid(whole, whole.decode(torch.float32) + 1) == blocks.INEXACT
+        fine = QuantizedMatrix(integers, torch.full((2, 1), scale), 8, 64, torch.float32)
+        assert blocks.store_quantized(fine, fine.dense()) == blocks.SCALES, scale
+    whole = QuantizedMatrix(integers, torch.full((1, 1), 0.5), 8, 128, torch.float32)
+    assert blocks.store_quantized(whole, whole.dense() + 1) == blocks.INEXACT
 
 
 @pytest.mark.parametrize(
@@ -247,8 +247,8 @@ def check_continuations(model: Model, folder: Path) -> None:
     By that rounding a near tie may part the texts; the first tokens are alike.
     """
     for treated in (False, True) if model.stored_dtype is torch.bfloat16 else (False,):
-        grids = treat(model, pack) if treated else {}
-        exported = export.save_gguf(model, folder / f"{treated}.gguf", grids)
+        quantized = treat(model, pack) if treated else {}
+        exported = export.save_gguf(model, folder / f"{treated}.gguf", quantized)
         assert bool(exported.packed) == treated
         (answer,) = ask_llama_cpp(exported.path, TEXT)
         said = [one["id"] for one in answer["choices"][0]["logprobs"]["content"]]

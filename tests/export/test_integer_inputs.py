@@ -43,8 +43,8 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shipped]:
         case = f"{family} in {dtype.value}"
         base = save_checkpoint(family, home / f"{case} base", torch.bfloat16, with_tokenizer=True)
         model = load_model(ModelSettings(path=str(base), dtype=dtype))
-        grids = treat(model, choose)
-        made[case] = (model, grids, export.save("auto", model, home / case, {}, {}, grids))
+        quantized = treat(model, choose)
+        made[case] = (model, quantized, export.save("auto", model, home / case, {}, {}, quantized))
     said = read_by_transformers({exported.path: "" for _, _, exported in made.values()})
     return {case: Shipped(*parts, said[parts[2].path]) for case, parts in made.items()}
 
@@ -109,15 +109,15 @@ def test_bytes_lie_on_disk_where_inputs_are_integers(shipped: dict[str, Shipped]
         stored = {key: tensor for key, tensor in one.stored.items() if key.startswith(f"{name}.")}
         assert ("input_activations" in targets[name]) and (f"{name}.weight" in stored) == (name in one.exported.treated)
         assert one.exported.bits[name] == 8 * sum(t.nbytes for t in stored.values()) / one.model.read(name).numel()
-        grid = one.grids[name]
-        if name in one.exported.treated and grid is not None:
-            assert torch.equal(stored[f"{name}.weight"], grid.integers)
+        matrix = one.quantized[name]
+        if name in one.exported.treated and matrix is not None:
+            assert torch.equal(stored[f"{name}.weight"], matrix.integers)
 
 
 def test_a_model_of_one_format_is_called_by_its_name(tmp_path: Path) -> None:
     model = load_model(ModelSettings(path=str(save_checkpoint("llama", tmp_path / "base", torch.bfloat16))))
-    grids = treat(model, lambda index, component: Int8(activations=TOKEN))
-    exported = export.save("auto", model, tmp_path / "model", {}, {}, grids)
+    quantized = treat(model, lambda index, component: Int8(activations=TOKEN))
+    exported = export.save("auto", model, tmp_path / "model", {}, {}, quantized)
     config = json.loads((exported.path / "config.json").read_text())["quantization_config"]
     assert config["format"] == "int-quantized" and len(config["config_groups"]) == 1
     assert not exported.notes and exported.packed == exported.treated == {*model.components}

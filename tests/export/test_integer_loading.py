@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import compressor
 from compressor import export
-from compressor.contracts import Grid, TokenRounding
+from compressor.contracts import QuantizedMatrix, TokenRounding
 from compressor.errors import ModelError
 from compressor.export.loading import packed_linear
 from compressor.models import Replacement, load_model
@@ -100,14 +100,18 @@ def test_in_another_dtype_it_is_still_what_transformers_says(shipped: dict[str, 
         assert torch.equal(logits(compressor.load(folder, dtype=dtype), draw_tokens()), said[folder]["logits"])
 
 
+def fail(matrix: QuantizedMatrix) -> Tensor:
+    raise AssertionError("a weight is made")
+
+
 def test_a_folder_of_bytes_alone(whole: Shipped, monkeypatch: pytest.MonkeyPatch) -> None:
     """No weight is made of them before it is used."""
     one = whole
     assert one.config["quantization_config"]["format"] == "int-quantized"
     with monkeypatch.context() as patch:
-        patch.delattr(packed_linear, "decode")
+        patch.setattr(QuantizedMatrix, "dense", fail)
         network = compressor.load(one.exported.path)
-        with pytest.raises(NameError, match="decode"):
+        with pytest.raises(AssertionError, match="a weight is made"):
             logits(network, draw_tokens())
     assert torch.equal(logits(network, draw_tokens()), one.model.logits(draw_tokens(), TOKENS))
     assert len(find_modules(network, packed_linear.ByteLinear)) == len(one.model.components)
@@ -117,14 +121,15 @@ def test_bytes_of_fewer_bits(tmp_path: Path) -> None:
     """As a plugin may have them: transformers reads such a folder, and so does `compressor.load`."""
     base = save_checkpoint("llama", tmp_path / "base", torch.bfloat16, with_tokenizer=True)
     model = load_model(ModelSettings(path=str(base)))
-    grids: dict[str, Grid | None] = {}
+    quantized: dict[str, QuantizedMatrix | None] = {}
     for name in model.components:
         weight = model.read(name)
         scales = weight.abs().amax(1, keepdim=True).bfloat16().float() / 8
         whole = (weight / scales).round().clamp(-8, 7).to(torch.int8)
-        grid = grids[name] = Grid(whole, scales, 4, weight.shape[1], None, TokenRounding())
-        model.write(name, Replacement(grid.decode(weight.dtype), grid.inputs))
-    exported = export.save("auto", model, tmp_path / "model", {}, {}, grids)
+        matrix = QuantizedMatrix(whole, scales, 4, weight.shape[1], weight.dtype, None, TokenRounding())
+        quantized[name] = matrix
+        model.write(name, Replacement(matrix.dense(), matrix.input_transform))
+    exported = export.save("auto", model, tmp_path / "model", {}, {}, quantized)
     assert exported.treated == {*model.components}
     found = logits(compressor.load(exported.path), draw_tokens())
     assert torch.equal(found, model.logits(draw_tokens(), TOKENS))

@@ -20,8 +20,9 @@ import transformers
 from torch import Tensor, nn
 
 import compressor
-from compressor.contracts import CompressedWeight, Context, Grid, Scheme, Strategy
+from compressor.contracts import CompressedWeight, Context, QuantizedMatrix, Scheme, Strategy
 from compressor.errors import ConfigError, ModelError, OutputError
+from compressor.export.compressed_tensors import unpack_integers
 from compressor.export.loading import hf_quantizer, packed_linear
 from compressor.settings import ComponentSettings, DType, ExportSettings
 from compressor_plugins.quantization.int4 import Int4
@@ -150,14 +151,14 @@ def test_no_weight_is_made_before_it_is_used(shipped: dict[str, Shipped], monkey
     def fail(*arguments: object) -> Tensor:
         raise AssertionError("a weight is made")
 
-    replace, decode = hf_quantizer.replace_linear, packed_linear.decode
+    replace = hf_quantizer.replace_linear
     monkeypatch.setattr(hf_quantizer, "replace_linear", watch)
-    monkeypatch.setattr(packed_linear, "decode", fail)
-    network = compressor.load(shipped["llama"].exported.path)
-    assert replaced == list(list_schemes(shipped["llama"]))
-    with pytest.raises(AssertionError, match="a weight is made"):
-        logits(network, draw_tokens())
-    monkeypatch.setattr(packed_linear, "decode", decode)
+    with monkeypatch.context() as patch:
+        patch.setattr(QuantizedMatrix, "dense", fail)
+        network = compressor.load(shipped["llama"].exported.path)
+        assert replaced == list(list_schemes(shipped["llama"]))
+        with pytest.raises(AssertionError, match="a weight is made"):
+            logits(network, draw_tokens())
     assert torch.equal(logits(network, draw_tokens()), shipped["llama"].said["logits"])
 
 
@@ -230,17 +231,7 @@ class Shifted(Int4):
         integers = torch.randint(-half, half, (out, width), generator=draw, dtype=torch.int8)
         scales = torch.rand(shape, generator=draw).to(torch.bfloat16) / half
         zeros = torch.randint(-half, half, shape, generator=draw, dtype=torch.int8)
-        return Drawn(Grid(integers, scales, self.bits, self.group, zeros))
-
-
-@dataclass(frozen=True)
-class Drawn:
-    grid: Grid
-    bits = 0
-    input_transform = None
-
-    def dense(self) -> Tensor:
-        return self.grid.decode(torch.float32)
+        return QuantizedMatrix(integers, scales, self.bits, self.group, torch.float32, zeros)
 
 
 @pytest.mark.parametrize("bits", [1, 3, 4, 7, 8])
@@ -249,7 +240,7 @@ def test_zero_points_are_read_as_they_are_packed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, group: int
 ) -> None:
     """Of all numbers of bits, by a float32 formula of another module; no run writes them with today's package."""
-    monkeypatch.setattr("compressor.export.packed.reads_zeros", lambda: True)
+    monkeypatch.setattr("compressor.export.compressed_tensors.reads_zeros", lambda: True)
     one = export_treated(tmp_path, lambda index, component: Shifted(group=group, bits=bits))
     assert len([name for name in one.stored if name.endswith("weight_zero_point")]) == len(one.model.components)
     network = compressor.load(one.exported.path, dtype="float32")
@@ -269,7 +260,7 @@ def test_numbers_are_unpacked_from_a_string_of_bits(bits: int) -> None:
         raw = b"".join(string.to_bytes(4 * words, "little") for string in strings)
         packed_here = torch.frombuffer(bytearray(raw), dtype=torch.int32).view(3, words)
         assert torch.equal(packed_here, pack_to_int32((numbers - (1 << bits - 1)).to(torch.int8), bits))
-        found = packed_linear.unpack(packed_here, bits, count)
+        found = unpack_integers(packed_here, bits, count)
         assert found.dtype == torch.int8 and torch.equal(found.long() + (1 << bits - 1), numbers)
 
 

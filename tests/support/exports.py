@@ -16,7 +16,7 @@ from torch import Tensor
 
 from compressor import export
 from compressor.compression.apply import make_replacement
-from compressor.contracts import Component, Compressor, Context, Grid
+from compressor.contracts import Component, Compressor, Context, QuantizedMatrix
 from compressor.models import Model, load_model
 from compressor.settings import ComponentSettings, DType, ModelSettings
 from compressor_plugins.pruning.magnitude import Magnitude
@@ -61,7 +61,7 @@ class Shipped:
     """A model with treatments on it, its export, and what plain transformers make of that."""
 
     model: Model
-    grids: dict[str, Grid | None]
+    quantized: dict[str, QuantizedMatrix | None]
     exported: export.Exported
     said: dict[str, Tensor]
 
@@ -75,9 +75,9 @@ class Shipped:
         return safetensors.torch.load_file(self.exported.path / "model.safetensors")
 
 
-def treat(model: Model, choose: Callable[[int, Component], Compressor | None]) -> dict[str, Grid | None]:
-    """Put a treatment on every component; the grids of those that take fewer bits than a dense weight."""
-    grids: dict[str, Grid | None] = {}
+def treat(model: Model, choose: Callable[[int, Component], Compressor | None]) -> dict[str, QuantizedMatrix | None]:
+    """Put a treatment on every component; `quantized` of those that take fewer bits than a dense weight."""
+    quantized: dict[str, QuantizedMatrix | None] = {}
     for index, component in enumerate(model.components.values()):
         compressor = choose(index, component)
         if compressor is None:
@@ -87,8 +87,8 @@ def treat(model: Model, choose: Callable[[int, Component], Compressor | None]) -
         compressed = compressor.compress(model.read(component.name), amount, Context(component))
         model.write(component.name, make_replacement(compressed))
         if compressed.bits < component.parameters * component.stored_bits:
-            grids[component.name] = compressed.grid
-    return grids
+            quantized[component.name] = compressed.quantized
+    return quantized
 
 
 def mix(index: int, component: Component) -> Compressor | None:
@@ -132,5 +132,5 @@ def export_treated(
     """A bfloat16 checkpoint with treatments on it, scored in `dtype`, and its export to `folder`/model."""
     base = save_checkpoint(family, folder / "base", torch.bfloat16, with_tokenizer=True, **overrides)
     model = load_model(ModelSettings(path=str(base), dtype=dtype), components)
-    grids = treat(model, choose)
-    return Shipped(model, grids, export.save("auto", model, folder / "model", {}, {}, grids), {})
+    quantized = treat(model, choose)
+    return Shipped(model, quantized, export.save("auto", model, folder / "model", {}, {}, quantized), {})

@@ -1,4 +1,4 @@
-"""The suite of compressors notices every broken promise about treated inputs, and lets honest ones pass."""
+"""The suite of compressors notices every broken promise about transformed inputs, and lets honest ones pass."""
 
 import itertools
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from compressor.contracts import (
     CompressedWeight,
     Compressor,
     Context,
-    Grid,
     InputTransform,
     Offer,
+    QuantizedMatrix,
     TokenRounding,
 )
 from compressor.testing import CompressorContract
@@ -28,7 +28,7 @@ class Clipped(CompressedWeight):
 
     weight: Tensor
     change: InputTransform | None
-    inputs: Grid | None = None
+    integers: QuantizedMatrix | None = None
 
     def dense(self) -> Tensor:
         return self.weight
@@ -42,8 +42,8 @@ class Clipped(CompressedWeight):
         return self.change
 
     @property
-    def grid(self) -> Grid | None:
-        return self.inputs
+    def quantized(self) -> QuantizedMatrix | None:
+        return self.integers
 
 
 def clip(inputs: Tensor) -> Tensor:
@@ -74,10 +74,11 @@ def clip_in_place(inputs: Tensor) -> Tensor:
     return inputs.clamp_(-2, 2)
 
 
-def give_grid(inputs: TokenRounding | None, change: InputTransform | None) -> Callable[..., CompressedWeight]:
+def give_integers(inputs: TokenRounding | None, change: InputTransform | None) -> Callable[..., CompressedWeight]:
     def compress(self: Compressor, weight: Tensor, amount: float, context: Context) -> CompressedWeight:
-        scales = torch.ones(len(weight), 1, dtype=weight.dtype)
-        return Clipped(weight, change, Grid(torch.zeros(weight.shape, dtype=torch.int8), scales, 8, 0, inputs=inputs))
+        integers, scales = torch.zeros(weight.shape, dtype=torch.int8), torch.ones(len(weight), 1, dtype=weight.dtype)
+        matrix = QuantizedMatrix(integers, scales, 8, 0, weight.dtype, input_rounding=inputs)
+        return Clipped(weight, change, matrix)
 
     return compress
 
@@ -91,9 +92,9 @@ SILENT, STANDS, PURE, ALONE = (
 )
 BROKEN: dict[str, tuple[str, dict[str, Any]]] = {
     "silent": (SILENT, {"transforms_inputs": False}),
-    "grid_without_inputs": (SILENT, {"compress": give_grid(None, clip)}),
-    "grid_without_treat": (SILENT, {"compress": give_grid(TokenRounding(), None)}),
-    "another_grid": (SILENT, {"compress": give_grid(TokenRounding(), TokenRounding(4))}),
+    "integers_without_inputs": (SILENT, {"compress": give_integers(None, clip)}),
+    "integers_without_transform": (SILENT, {"compress": give_integers(TokenRounding(), None)}),
+    "another_rounding": (SILENT, {"compress": give_integers(TokenRounding(), TokenRounding(4))}),
     "dtype": (STANDS, {"change": staticmethod(lambda x: x.double())}),
     "shape": (STANDS, {"change": staticmethod(lambda x: x[..., :1])}),
     "nan": (STANDS, {"change": staticmethod(lambda x: x / x.abs().amax(-1, keepdim=True))}),

@@ -15,9 +15,9 @@ from compressor.contracts import (
     CompressedWeight,
     Compressor,
     Context,
-    Grid,
     Metric,
     Offer,
+    QuantizedMatrix,
     Readout,
     Reads,
     TextWindows,
@@ -116,13 +116,13 @@ class Stored(CompressedWeight):
 
 
 @dataclass(frozen=True)
-class Gridded(Stored):
-    """Whatever the weight is, its grid has integers of 8 bits and a scale for each row."""
+class Quantized(Stored):
+    """Whatever the weight is, it has integers of 8 bits and a scale for each row."""
 
     @property
-    def grid(self) -> Grid:
+    def quantized(self) -> QuantizedMatrix:
         integers = torch.zeros(self.weight.shape, dtype=torch.int8)
-        return Grid(integers, torch.ones(len(integers), 1), 8, integers.shape[1])
+        return QuantizedMatrix(integers, torch.ones(len(integers), 1), 8, integers.shape[1], self.weight.dtype)
 
     @property
     def bits(self) -> int:
@@ -194,6 +194,12 @@ def prune_first(weight: Tensor, amounts: Sequence[float]) -> Tensor:
     return FirstOfRows().compress_rows(weight, amounts, Context(component)).dense()
 
 
+def make_wide(weight: Tensor) -> QuantizedMatrix:
+    """Its integers need more than the four bits that it says."""
+    integers = torch.full(weight.shape, 8, dtype=torch.int8)
+    return QuantizedMatrix(integers, torch.ones(len(weight), 1), 4, weight.shape[1], weight.dtype)
+
+
 def compress_by(change: Callable[[Tensor, float], CompressedWeight]) -> Callable[..., CompressedWeight]:
     return lambda self, weight, amount, context: change(weight, amount)
 
@@ -212,8 +218,10 @@ BROKEN_COMPRESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "counts": ("is_pure", {"compress": compress_by(lambda w, a: Stored(w * next(counter)))}),
     "no_bits": (BITS, {"compress": compress_by(lambda w, a: Stored(w, -8 * w.nbytes))}),
     "growing_bits": (BITS, {"compress": compress_by(lambda w, a: Stored(w, round(100 * a)))}),
-    "too_few_bits": (BITS, {"compress": compress_by(lambda w, a: Gridded(w, -1))}),
-    "too_many_bits": (BITS, {"compress": compress_by(lambda w, a: Gridded(w, 16))}),
+    "too_few_bits": (BITS, {"compress": compress_by(lambda w, a: Quantized(w, -1))}),
+    "too_many_bits": (BITS, {"compress": compress_by(lambda w, a: Quantized(w, 16))}),
+    "other_integers": ("quantized_is_the_weight", {"compress": compress_by(lambda w, a: Quantized(w))}),
+    "wide_integers": ("quantized_is_the_weight", {"compress": compress_by(lambda w, a: make_wide(w))}),
     "minus_zero": ("amount_zero_changes_nothing", {"compress": compress_by(lambda w, a: Stored(w + 0.0))}),
     "few_zeros": ("pruning_is_cumulative", {"compress": compress_by(lambda w, a: Stored(w))}),
     "not_nested": (

@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
-from compressor.contracts import Grid
+from compressor.contracts import QuantizedMatrix
 from compressor.errors import ConfigError
 from compressor.export.folder import Exported
 from compressor.models import Model
@@ -26,8 +26,8 @@ def check_gguf(model: Model) -> None:
         raise ConfigError(f"`export.gguf=true` is not for {model.folder}: {reason}; leave it out")
 
 
-def save_gguf(model: Model, path: Path, grids: Mapping[str, Grid | None]) -> Exported:
-    """Write `model`, which `check_gguf` has let pass, to the file `path`; `grids` as `export.save` takes them."""
+def save_gguf(model: Model, path: Path, quantized: Mapping[str, QuantizedMatrix | None]) -> Exported:
+    """Write `model`, which `check_gguf` accepts, to the file `path`; `quantized` as `export.save` takes them."""
     from compressor.export.gguf.saving import save
 
-    return save(model, path, grids)
+    return save(model, path, quantized)

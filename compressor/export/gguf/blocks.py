@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compressor.contracts import Grid
+from compressor.contracts import QuantizedMatrix
 
 BLOCK = 32
 """Neighbours along a row that share a scale."""
@@ -45,16 +45,16 @@ def store_dense(tensor: Tensor, dtype: torch.dtype) -> Stored:
     return Stored(FLOATS[values.dtype], values.view(torch.uint8).numpy())
 
 
-def store_grid(grid: Grid, scored: Tensor) -> Stored | str:
-    """`scored` `[out, in]` as its grid says: Q4_0 or Q8_0, if that is the same bit for bit; else why it cannot be.
+def store_quantized(matrix: QuantizedMatrix, scored: Tensor) -> Stored | str:
+    """`matrix` as Q4_0 or Q8_0, if that decodes to `scored` `[out, in]` bit for bit; else why it cannot be.
 
     A scale that more than 32 neighbours share is stored once for each 32.
     """
-    symmetric = grid.without_zeros()
+    symmetric = matrix.without_zeros()
     if symmetric is None:
         return NO_ZEROS
     out, width = symmetric.integers.shape
-    shares = width if len(symmetric.scales) < out or symmetric.scales.shape[1] == 1 else symmetric.group
+    shares = symmetric.scheme.group or width
     if width % BLOCK or shares % BLOCK:
         return UNEVEN
     blocks = width // BLOCK
@@ -63,7 +63,7 @@ def store_grid(grid: Grid, scored: Tensor) -> Stored | str:
     if not torch.equal(steps.float(), scales):
         return SCALES
     integers = symmetric.integers.cpu().view(out, blocks, BLOCK)
-    stored = join(steps, integers, narrow=symmetric.bits <= NARROW)
+    stored = join(steps, integers, narrow=symmetric.integer_bits <= NARROW)
     read = torch.from_numpy(gguf.dequantize(stored.content, stored.kind))
     return stored if torch.equal(read.to(scored.dtype), scored.cpu()) else INEXACT
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from compressor.artifacts.files import replaced_file
-from compressor.contracts import Grid
+from compressor.contracts import QuantizedMatrix
 from compressor.export.folder import Exported, choose_stored
 from compressor.export.gguf import families
-from compressor.export.gguf.blocks import Stored, store_dense, store_grid
+from compressor.export.gguf.blocks import Stored, store_dense, store_quantized
 from compressor.export.gguf.vocabulary import Vocabulary, read_vocabulary
-from compressor.export.packable_modules import NO_GRID, note_dense
+from compressor.export.packable_modules import NOT_INTEGERS, note_dense
 from compressor.models import Model
 
 GGUF = "gguf"
@@ -39,7 +39,7 @@ def find_vocabulary(model: Model) -> Vocabulary | str:
     return read_vocabulary(model.tokenizer, model.network.config.vocab_size)
 
 
-def save(model: Model, path: Path, grids: Mapping[str, Grid | None]) -> Exported:
+def save(model: Model, path: Path, quantized: Mapping[str, QuantizedMatrix | None]) -> Exported:
     """Everything in one file at `path`, there as a whole or not at all; raises OutputError."""
     config, vocabulary = model.network.config, find_vocabulary(model)
     assert isinstance(vocabulary, Vocabulary), vocabulary
@@ -52,7 +52,7 @@ def save(model: Model, path: Path, grids: Mapping[str, Grid | None]) -> Exported
         writer.add_add_bos_token(model.adds_bos)
         for name, parameter in model.network.named_parameters():
             component, weight = components.get(id(parameter), ""), parameter.detach().cpu()
-            stored, reason = store(weight, grids.get(component), choose_stored(model, weight))
+            stored, reason = store(weight, quantized.get(component), choose_stored(model, weight))
             stored = stored.ordered(families.order_rows(name, len(weight), config))
             writer.add_tensor(family.name_tensor(name, config), stored.content, raw_dtype=stored.kind)
             if component:
@@ -60,15 +60,15 @@ def save(model: Model, path: Path, grids: Mapping[str, Grid | None]) -> Exported
                 reasons[component] = reason
     packed = frozenset(name for name, reason in reasons.items() if not reason)
     dense = note_dense(
-        {name: reason for name, reason in reasons.items() if reason and name in grids}, f"in {path.name}"
+        {name: reason for name, reason in reasons.items() if reason and name in quantized}, f"in {path.name}"
     )
     notes = (*([ROUNDS] if packed else []), *dense)
     return Exported(path, GGUF, model.dtype, path.stat().st_size, bits, packed, notes=notes)
 
 
-def store(weight: Tensor, grid: Grid | None, dtype: torch.dtype) -> tuple[Stored, str]:
-    """The weight as its grid says, or in `dtype` and why."""
-    stored = NO_GRID if grid is None else store_grid(grid, weight)
+def store(weight: Tensor, matrix: QuantizedMatrix | None, dtype: torch.dtype) -> tuple[Stored, str]:
+    """The weight as the integers of `matrix`, or in `dtype` and the reason for it."""
+    stored = NOT_INTEGERS if matrix is None else store_quantized(matrix, weight)
     return (store_dense(weight, dtype), stored) if isinstance(stored, str) else (stored, "")
 
 

@@ -76,7 +76,7 @@ def replace_linear(network: nn.Module, path: str, scheme: Scheme) -> StoredLinea
             f"`quantization_config` gives `{path}` groups of {scheme.group}, which must divide its width of "
             f"{linear.in_features}; correct config.json"
         )
-    kind = PackedLinear if scheme.inputs is None else ByteLinear
+    kind = PackedLinear if scheme.input_rounding is None else ByteLinear
     return kind(linear.in_features, linear.out_features, linear.bias, scheme)
 
 

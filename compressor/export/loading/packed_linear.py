@@ -1,4 +1,4 @@
-"""Linear modules that hold their integers as they lie in a folder, and make their weight whenever it is used."""
+"""Linear modules that hold integers as an exported folder stores them, and decode their weight at every use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from compressor.contracts import Scheme, Strategy, TokenRounding
+from compressor.contracts import QuantizedMatrix, Scheme, Strategy, TokenRounding
+from compressor.export.compressed_tensors import unpack_integers
 
 
 class StoredLinear(nn.Module, ABC):
@@ -16,7 +17,7 @@ class StoredLinear(nn.Module, ABC):
 
     ŵ is rounded to the dtype of s. The tensors are those of an exported folder (export/compressed_tensors.py);
     `weight_scale` is s `[1]`, `[out, 1]` or `[out, group]`. With `rounding`, inputs are rounded before the product.
-    Contents are set later, by whatever loads a state.
+    The tensors are filled in later, when a state is loaded.
     """
 
     stored: ClassVar[dict[str, torch.dtype]]
@@ -29,19 +30,31 @@ class StoredLinear(nn.Module, ABC):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.register_parameter("bias", bias)
-        self.scheme, self.rounding = scheme, scheme.inputs
+        self.scheme, self.rounding = scheme, scheme.input_rounding
         self.groups = in_features // scheme.group if scheme.strategy is Strategy.group else 1
         scales = (1,) if scheme.strategy is Strategy.tensor else (out_features, self.groups)
         self.register_buffer("weight_scale", torch.empty(scales))
 
-    @property
-    @abstractmethod
-    def weight(self) -> Tensor:
-        """ŵ `[out, in]`, the same bits at every call; it is a copy, and to change it changes nothing."""
-
     @abstractmethod
     def read_integers(self) -> Tensor:
         """q `[out, in]`, int8."""
+
+    def read_zeros(self) -> Tensor | None:
+        """z `[out, group]`, int8; None where there are no zero points."""
+        return None
+
+    @property
+    def quantized(self) -> QuantizedMatrix:
+        """What the stored tensors say, unpacked; ŵ has the dtype of the scales."""
+        scheme, scales = self.scheme, self.weight_scale
+        matrix = scales[:, None] if scales.ndim == 1 else scales
+        zeros = self.read_zeros()
+        return QuantizedMatrix(self.read_integers(), matrix, scheme.bits, scheme.group, scales.dtype, zeros)
+
+    @property
+    def weight(self) -> Tensor:
+        """ŵ `[out, in]`, the same bits at every call. It is a copy: a change of it does not change the module."""
+        return self.quantized.dense()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`[…, out]`, to the bits of `torch.nn.Linear` with this weight."""
@@ -59,8 +72,9 @@ class StoredLinear(nn.Module, ABC):
 class ByteLinear(StoredLinear):
     """ŵ = s · q of int8 q `[out, in]`, and inputs that are rounded as they were when the model was scored.
 
-    A folder calls q `weight`, and so does a state of this module. The attribute `weight` is q too until whatever loads
-    says `is_loaded`, for it wants to find there what it has put; from then on that is ŵ, as of every module.
+    q is called `weight` in a folder and in the state of this module. The attribute `weight` is q too until `is_loaded`
+    is set, because the code that loads a state reads back what it has written; from then on it is ŵ, as in every
+    linear module.
     """
 
     stored: ClassVar[dict[str, torch.dtype]] = {"weight": torch.int8}
@@ -78,8 +92,7 @@ class ByteLinear(StoredLinear):
 
     @property
     def weight(self) -> Tensor:
-        integers = self.read_integers()
-        return decode(integers, self.weight_scale) if self.is_loaded else integers
+        return super().weight if self.is_loaded else self.read_integers()
 
 
 class PackedLinear(StoredLinear):
@@ -104,47 +117,9 @@ class PackedLinear(StoredLinear):
             self.register_buffer("weight_zero_point", torch.empty(words, self.groups, dtype=torch.int32))
 
     def read_integers(self) -> Tensor:
-        return unpack(self.weight_packed, self.scheme.bits, self.in_features)
+        return unpack_integers(self.weight_packed, self.scheme.bits, self.in_features)
 
     def read_zeros(self) -> Tensor | None:
-        """z `[out, group]`, int8; None where there are no zero points."""
         if self.scheme.symmetric:
             return None
-        return unpack(self.weight_zero_point.T, self.scheme.bits, self.out_features).T
-
-    @property
-    def weight(self) -> Tensor:
-        return decode(self.read_integers(), self.weight_scale, self.read_zeros())
-
-
-def decode(integers: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:
-    """s · (q − z) `[out, in]` of int8 q `[out, in]` and z `[out, group]`, for scales s `[1]` or `[out, group]`.
-
-    In the dtype of the scales; it has every whole number up to 255, so that only the product rounds.
-    """
-    out, width = integers.shape
-    scales = scales.view(-1, 1) if scales.ndim == 1 else scales
-    differences = integers.reshape(out, scales.shape[1], -1)
-    if zeros is not None:
-        differences = differences.to(torch.int16) - zeros[..., None]
-    return (differences * scales[..., None]).view(out, width)
-
-
-def unpack(words: Tensor, bits: int, count: int) -> Tensor:
-    """int8 `[row, count]`: the first q of each row of int32 `words` `[row, word]`, which hold q + 2^(b−1) in b bits.
-
-    A row is one string of bits, lowest first, in which the numbers follow each other without gaps.
-    """
-    stream = words.flatten().view(torch.uint8).view(len(words), -1)  # bytes, lowest first
-    if bits == 8:
-        return (stream ^ 128).view(torch.int8)[:, :count]
-    if bits == 4:
-        pairs = stream.to(torch.int16)
-        numbers = (pairs | pairs << 4) & 0x0F0F
-        return (numbers.view(torch.int8) - 8)[:, :count]
-    begins = torch.arange(count, device=words.device) * bits
-    first = begins >> 3
-    second = (first + 1).clamp(max=stream.shape[1] - 1)  # what is read there beyond the end is masked off
-    pairs = stream[:, first].to(torch.int16) | stream[:, second].to(torch.int16) << 8
-    numbers = pairs >> (begins & 7).to(torch.int16) & (1 << bits) - 1
-    return (numbers - (1 << (bits - 1))).to(torch.int8)
+        return unpack_integers(self.weight_zero_point.T, self.scheme.bits, self.out_features).T

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer
+from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix
 from compressor.errors import ConfigError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 BITS = 2
@@ -37,25 +36,10 @@ class Ternary(Compressor):
             )
         return Offer(levels=(1 - BITS / component.stored_bits,))
 
-    def compress(self, weight: Tensor, amount: float, context: Context) -> TernaryWeight:
+    def compress(self, weight: Tensor, amount: float, context: Context) -> QuantizedMatrix:
         magnitude = weight.float().abs()
         kept = magnitude > self.threshold * magnitude.mean(1, keepdim=True)
         count = kept.sum(1, keepdim=True).clamp(min=1)
         scales = (magnitude * kept).sum(1, keepdim=True) / count
-        return TernaryWeight((weight.sign() * kept).char(), scales.to(weight.dtype), weight.dtype)
-
-
-@dataclass(frozen=True)
-class TernaryWeight(CompressedWeight):
-    """`signs` `[out, in]` in {−1, 0, 1} and `scales` `[out, 1]`."""
-
-    signs: Tensor
-    scales: Tensor
-    dtype: torch.dtype
-
-    def dense(self) -> Tensor:
-        return (self.scales * self.signs).to(self.dtype)
-
-    @property
-    def bits(self) -> int:
-        return self.signs.numel() * BITS + self.scales.numel() * self.scales.element_size() * 8
+        signs = (weight.sign() * kept).char()
+        return QuantizedMatrix(signs, scales.to(weight.dtype), BITS, group=0, dtype=weight.dtype)

@@ -24,7 +24,7 @@ def check_replay(case: Case) -> Iterator[Result]:
     """Do the layers, run one by one, give the bits of the whole forward pass? If not, the engine is not used."""
     with Clock() as clock:
         replay = LayerReplay(case.model)
-    yield Result(True, {"splits positions": replay.splits, **clock.facts()})
+    yield Result(True, {"splits positions": replay.splits_positions, **clock.facts()})
 
 
 def check_engine(case: Case) -> Iterator[Result]:
@@ -37,9 +37,9 @@ def check_engine(case: Case) -> Iterator[Result]:
         means = {metric: float(np.mean([found[metric][:, 0] for found in plain])) for metric in METRICS}
         facts = {"compressor": compressor, "trials": len(trials)}
         yield Result(are_equal(repeated), {**facts, "means": means, "differences": repeated}, "plain passes repeated")
-        for joint in (1, 64):
-            found = find_differences(plain, case.open_sweep(METRICS, joint).score_all(trials))
-            yield Result(are_equal(found), {**facts, "differences": found}, f"engine, {joint} at once")
+        for at_once in (1, 64):
+            found = find_differences(plain, case.open_sweep(METRICS, at_once).score_all(trials))
+            yield Result(are_equal(found), {**facts, "differences": found}, f"engine, {at_once} at once")
         leading = case.open_sweep(["fdtm"]).score_all(trials)
         found = find_differences(leading, plain)
         yield Result(are_equal(found), {**facts, "differences": found}, "engine, FDT alone")
@@ -144,12 +144,12 @@ def compare_with_cpu(case: Case, name: str) -> Iterator[Result]:
     amount = 0.37 if offer.is_range else offer.levels[0]
     stored = case.model.read(component.name).cpu()
     inputs = torch.randn(2048, component.shape[1], generator=torch.Generator().manual_seed(0))
-    data = {"hessian": inputs.mT @ inputs / len(inputs), "absmax": inputs.abs().amax(0)}
-    data["tokens"] = torch.tensor(len(inputs))
+    statistics = {"hessian": inputs.mT @ inputs / len(inputs), "absmax": inputs.abs().amax(0)}
+    statistics["tokens"] = torch.tensor(len(inputs))
     for dtype in (torch.float32, torch.bfloat16):
         weight, found = stored.to(dtype), []
         for device in (torch.device("cpu"), case.model.device):
-            context = Context(component, 0, {key: value.to(device) for key, value in data.items()})
+            context = Context(component, 0, {key: value.to(device) for key, value in statistics.items()})
             found.append(compressor.compress(weight.to(device), amount, context).dense().cpu().float())
         differs = float((found[0] != found[1]).double().mean())
         errors = [float((one - weight.float()).norm()) for one in found]

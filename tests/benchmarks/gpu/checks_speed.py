@@ -12,8 +12,7 @@ from compressor.compression.calibration import gather
 from compressor.contracts import Component, Context
 from compressor.data.reference import Reference, build_reference, choose_batch
 from compressor.data.texts import sample_sequences
-from compressor.export.compressed_tensors import is_installed
-from compressor.export.packed import pack_weight
+from compressor.export.compressed_tensors import is_installed, pack_weight
 from compressor.plugins import installed
 
 from .case import CONTINUATION_TOKENS, PREFIX_TOKENS, Case
@@ -135,7 +134,7 @@ def check_trials(case: Case, peaks: Peaks) -> Iterator[Result]:
         with Clock() as clock:
             evaluator.score_all(trials)
         facts = {"trials": len(trials), "seconds per trial": clock.seconds / len(trials), **clock.facts()}
-        facts |= {"at once": evaluator.engine and evaluator.engine.joint}
+        facts |= {"at once": evaluator.engine and evaluator.engine.runner.at_once}
         yield Result(True, facts | count_synchronisations(partial(evaluator.score_all, trials[:2])), part)
         plain = case.open_sweep(["fdtm", "kl"], plain=True, reference=reference)
         with Clock() as clock:
@@ -208,16 +207,16 @@ def check_sorting(case: Case) -> Iterator[Result]:
 def check_compressor(case: Case, name: str) -> Iterator[Result]:
     """All options of a compressor for the largest matrix; of one that solves equations, for a down projection."""
     compressor, component = installed().compressors[name](), find_largest(case)
-    data = {}
+    statistics = {}
     if compressor.needs:
         component = next(other for other in case.model.components.values() if other.kind == "down")
         inputs = torch.randn(4096, component.shape[1], device=case.model.device)
-        data = {"hessian": inputs.mT @ inputs / len(inputs), "tokens": torch.tensor(10**6, device=inputs.device)}
+        statistics = {"hessian": inputs.mT @ inputs / len(inputs), "tokens": torch.tensor(10**6, device=inputs.device)}
     offer, weight = compressor.offer(component), case.model.read(component.name)
     amounts = offer.levels or ([0.5] if name == "random" else np.linspace(0, 1, 21).tolist())
 
     def work() -> list[object]:
-        context = Context(component, 0, data)
+        context = Context(component, 0, statistics)
         return [compressed.dense() for compressed in compressor.compress_each(weight, amounts, context)]
 
     share = find_share(case, component)
@@ -235,11 +234,11 @@ def check_packing(case: Case) -> Iterator[Result]:
     component, compressor = find_largest(case), installed().compressors["int4"]()
     weight = case.model.read(component.name)
     compressed = compressor.compress(weight, compressor.offer(component).levels[0], Context(component))
-    grid = compressed.grid
-    if grid is None:
+    matrix = compressed.quantized
+    if matrix is None:
         raise ValueError("int4 gave no integers")
 
     def work() -> object:
-        return pack_weight(grid.to("cpu"), compressed.dense(), case.model.dtype)
+        return pack_weight(matrix.to("cpu"), compressed.dense(), case.model.dtype)
 
     yield Result(not isinstance(work(), str), measure_piece(case, work, find_share(case, component)))

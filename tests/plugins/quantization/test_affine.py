@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compressor.contracts import Component, CompressedWeight, Compressor, Context
-from compressor_plugins.quantization.affine import AffineWeight
+from compressor.contracts import Component, Compressor, Context, QuantizedMatrix
 from compressor_plugins.quantization.clip_search import FACTORS
 from compressor_plugins.quantization.int4 import Int4
 
@@ -18,15 +17,11 @@ HALVES = [torch.bfloat16, torch.float16]
 examples = settings(max_examples=40, deadline=None)
 
 
-def quantize(compressor: Compressor, weight: Tensor, stored_bits: int | None = None) -> CompressedWeight:
+def quantize(compressor: Compressor, weight: Tensor, stored_bits: int | None = None) -> QuantizedMatrix:
     out, width = weight.shape
     component = Component(NAME, "up", 0, (out, width), stored_bits or weight.element_size() * 8)
-    return compressor.compress(weight, 1 - 4 / component.stored_bits, Context(component))
-
-
-def quantize_affine(compressor: Compressor, weight: Tensor, stored_bits: int | None = None) -> AffineWeight:
-    found = quantize(compressor, weight, stored_bits)
-    assert isinstance(found, AffineWeight)
+    found = compressor.compress(weight, 1 - 4 / component.stored_bits, Context(component))
+    assert isinstance(found, QuantizedMatrix)
     return found
 
 
@@ -73,7 +68,7 @@ def test_zero_points_are_the_formula(weight: Tensor, group: int) -> None:
 
 def test_zero_point_by_example() -> None:
     weight = torch.tensor([[-3.0, 12.0, 0.0, 4.4], [0.0, 15.0, 1.0, 2.5], [-15.0, -1.5, -0.4, -2.5]])
-    found = quantize_affine(Int4(4, symmetric=False), weight)
+    found = quantize(Int4(4, symmetric=False), weight)
     assert found.scales.tolist() == [[1], [1], [1]] and found.zeros.tolist() == [[-5], [-8], [7]]
     assert found.integers.tolist() == [[-8, 7, -5, -1], [-8, 7, -7, -6], [-8, 6, 7, 4]]
     # Ties round to even as q is, not as w / s is: −2.5 + 7 is 4.5, and becomes 4.
@@ -82,11 +77,10 @@ def test_zero_point_by_example() -> None:
 
 @given(matrices([torch.float32, *HALVES]), groups, st.booleans())
 @examples
-def test_zero_point_weights_are_rebuilt_from_their_grid(weight: Tensor, group: int, clip: bool) -> None:
-    found = quantize_affine(Int4(group, symmetric=False, clip=clip), weight)
-    grid, (out, width) = found.grid, weight.shape
-    assert grid is not None and grid.bits == 4 and grid.zeros is not None
-    integers, scales, zeros = grid.integers, grid.scales, grid.zeros
+def test_zero_point_weights_are_rebuilt_from_their_integers(weight: Tensor, group: int, clip: bool) -> None:
+    found = quantize(Int4(group, symmetric=False, clip=clip), weight)
+    integers, scales, zeros, (out, width) = found.integers, found.scales, found.zeros, weight.shape
+    assert found.quantized is found and found.integer_bits == 4 and zeros is not None
     assert zeros.shape == scales.shape and -8 <= zeros.min() and zeros.max() <= 7
     values = [
         [scales[i, j // group].item() * (integers[i, j] - zeros[i, j // group]).item() for j in range(width)]
@@ -107,8 +101,7 @@ def test_every_finite_weight_stays_finite_and_near(dtype: torch.dtype, data: st.
     weight = torch.where(weight.isfinite(), weight, 0) * signs
     for compressor in (Int4(4, symmetric=False), Int4(4, symmetric=False, clip=True), Int4(4, clip=True)):
         found = quantize(compressor, weight, data.draw(st.sampled_from([16, weight.element_size() * 8])))
-        assert found.grid is not None
-        dense, scales = found.dense(), found.grid.scales.double()
+        dense, scales = found.dense(), found.scales.double()
         assert dense.dtype == dtype and dense.isfinite().all() and scales.isfinite().all() and (scales > 0).all()
         if compressor.clip:
             continue
@@ -183,7 +176,7 @@ def test_zeros_stay_zero(compressor: Int4) -> None:
 @pytest.mark.parametrize(("dtype", "scale_bits"), [(torch.float32, 32), (torch.bfloat16, 16), (torch.float64, 32)])
 def test_bits_count_zero_points(dtype: torch.dtype, scale_bits: int, clip: bool) -> None:
     weight = torch.randn(19, 75, generator=torch.Generator().manual_seed(0)).to(dtype)
-    found = quantize_affine(Int4(symmetric=False, clip=clip), weight)
+    found = quantize(Int4(symmetric=False, clip=clip), weight)
     assert found.bits == 19 * 75 * 4 + 19 * 3 * (scale_bits + 4)
     assert (found.integers.amin(), found.integers.amax()) == (-8, 7)
 

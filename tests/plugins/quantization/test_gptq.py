@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compressor.artifacts.plan_file import write_plan
-from compressor.contracts import Component, Context, Schedule, Treatment
+from compressor.contracts import Component, Context, QuantizedMatrix, Schedule, Treatment
 from compressor.errors import ConfigError, ModelError
 from compressor.settings import ComponentSettings
 from compressor_plugins.quantization import gptq_rounding
 from compressor_plugins.quantization.gptq import Gptq, Order
 from compressor_plugins.quantization.rtn import Rtn
-from compressor_plugins.quantization.symmetric import IntegerWeight
 from compressor_plugins.schedules.beam.beam import Beam
 from compressor_plugins.schedules.budget.budget import Budget
 from compressor_plugins.schedules.plan import ReplayedPlan
@@ -39,13 +38,13 @@ def component_of(weight: Tensor) -> Component:
     return Component(NAME, "up", 0, (out, width), weight.element_size() * 8)
 
 
-def quantize(compressor: Gptq, weight: Tensor, hessian: Tensor, bits: int = 4, tokens: int = 10**6) -> IntegerWeight:
+def quantize(compressor: Gptq, weight: Tensor, hessian: Tensor, bits: int = 4, tokens: int = 10**6) -> QuantizedMatrix:
     component = component_of(weight)
     context = Context(component, calibration={"hessian": hessian, "tokens": torch.tensor(tokens)})
     return compressor.compress(weight, 1 - bits / component.stored_bits, context)
 
 
-def round_plainly(weight: Tensor, bits: int, group: int) -> IntegerWeight:
+def round_plainly(weight: Tensor, bits: int, group: int) -> QuantizedMatrix:
     component = component_of(weight)
     return Rtn([bits], group).compress(weight, 1 - bits / component.stored_bits, Context(component))
 
@@ -176,7 +175,7 @@ def test_what_is_scored_is_what_is_shipped(dtype: torch.dtype, width: int, group
     found = quantize(Gptq([3], group), weight, hessian, 3)
     plain = round_plainly(weight, 3, group)
     assert torch.equal(weight, before) and torch.equal(found.scales, plain.scales) and found.bits == plain.bits
-    assert found.grid.bits == 3 and torch.equal(found.grid.decode(dtype), found.dense())
+    assert found.integer_bits == 3 and found.quantized is found
     assert found.integers.min() >= -4 and found.integers.max() <= 3 and found.dense().dtype is dtype
     assert width == 1 or loss(weight, found.dense(), hessian).sum() < loss(weight, plain.dense(), hessian).sum()
 
@@ -252,7 +251,7 @@ def test_many_widths_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     context = Context(component, calibration={"hessian": hessian, "tokens": torch.tensor(99)})
     compressor = Gptq([2, 3, 4, 8], 16)
     found = list(compressor.compress_each(weight, compressor.offer(component).levels, context))
-    assert len(factors) == 1 and [part.bits_each for part in found] == [2, 3, 4, 8]
+    assert len(factors) == 1 and [part.integer_bits for part in found] == [2, 3, 4, 8]
     losses = [float(loss(weight, part.dense(), hessian).sum()) for part in found]
     assert losses == sorted(losses, reverse=True)
 

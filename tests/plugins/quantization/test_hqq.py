@@ -10,8 +10,7 @@ from torch import Tensor
 
 from compressor.contracts import Component, Context
 from compressor.errors import ConfigError
-from compressor_plugins.quantization.affine import AffineWeight
-from compressor_plugins.quantization.hqq import Hqq
+from compressor_plugins.quantization.hqq import FloatZerosWeight, Hqq
 
 NAME = "model.layers.0.mlp.up_proj"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -23,7 +22,7 @@ def component_of(weight: Tensor) -> Component:
     return Component(NAME, "up", 0, (out, width), weight.element_size() * 8)
 
 
-def quantize(compressor: Hqq, weight: Tensor, bits: int = 4) -> AffineWeight:
+def quantize(compressor: Hqq, weight: Tensor, bits: int = 4) -> FloatZerosWeight:
     component = component_of(weight)
     return compressor.compress(weight, 1 - bits / component.stored_bits, Context(component))
 

@@ -6,11 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compressor.contracts import Component, Compressor, Context
+from compressor.contracts import Component, Compressor, Context, QuantizedMatrix
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Granularity, Int8
 from compressor_plugins.quantization.rtn import Rtn
-from compressor_plugins.quantization.symmetric import IntegerWeight
 
 NAME = "model.layers.0.mlp.up_proj"
 HALVES = [torch.bfloat16, torch.float16]
@@ -22,10 +21,10 @@ def component_of(weight: Tensor, stored_bits: int | None = None) -> Component:
     return Component(NAME, "up", 0, (out, width), stored_bits or weight.element_size() * 8)
 
 
-def quantize(compressor: Compressor, weight: Tensor, bits: int, stored_bits: int | None = None) -> IntegerWeight:
+def quantize(compressor: Compressor, weight: Tensor, bits: int, stored_bits: int | None = None) -> QuantizedMatrix:
     component = component_of(weight, stored_bits)
     found = compressor.compress(weight, 1 - bits / component.stored_bits, Context(component))
-    assert isinstance(found, IntegerWeight)
+    assert isinstance(found, QuantizedMatrix)
     return found
 
 
@@ -124,11 +123,10 @@ def test_weights_smaller_than_any_scale_survive(dtype: torch.dtype) -> None:
 @given(matrices([*HALVES, torch.float32], ordinary), widths, groups)
 @examples
 def test_what_is_scored_is_what_is_shipped(weight: Tensor, bits: int, group: int) -> None:
-    """`dense()` is rebuilt from `grid` alone: scales times integers."""
-    found = quantize(Rtn([bits], group), weight, bits)
-    grid, (out, width) = found.grid, weight.shape
-    integers, scales = grid.integers, grid.scales.tolist()
-    assert grid.bits == bits and grid.zeros is None
+    """`dense()` is scales times integers."""
+    found, (out, width) = quantize(Rtn([bits], group), weight, bits), weight.shape
+    integers, scales = found.integers, found.scales.tolist()
+    assert found.integer_bits == bits and found.zeros is None and found.quantized is found
     values = [[integers[i, j].item() * scales[i][j // group] for j in range(width)] for i in range(out)]
     assert torch.equal(found.dense(), torch.tensor(values, dtype=torch.float32).to(weight.dtype))
     assert integers.min() >= -(2 ** (bits - 1)) and integers.max() <= 2 ** (bits - 1) - 1
@@ -183,7 +181,7 @@ def test_zeros_stay_zero(compressor: Compressor) -> None:
     weight[0, 39] = -2.0
     for level in compressor.offer(component_of(weight)).levels:
         found = compressor.compress(weight, level, Context(component_of(weight)))
-        assert isinstance(found, IntegerWeight)
+        assert isinstance(found, QuantizedMatrix)
         assert torch.equal(found.dense() == 0, weight == 0)
         assert abs(found.dense()[0, 39] + 2) <= (0 if isinstance(compressor, Int8) else 0.50001 * found.scales[0, -1])
 

@@ -1,0 +1,163 @@
+"""Scales, zero points and the rounding of weights to integers, which all quantizers to integers share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from compressor.contracts import Component, QuantizedMatrix, dequantize, join_groups, split_groups, working_dtype
+from compressor.errors import ModelError
+
+from .clip_search import search_clip
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RoundToNearest:
+    """Rounds every weight to the nearest value on a grid of integers with b = `bits`; ties round to even.
+
+        q = clamp(round(w / s + z), −2^(b−1), 2^(b−1) − 1),  ŵ = s · (q − z)
+
+    Each `group` of neighbours along `in` has a scale of its own, or each row if it is 0; with `whole_matrix` the matrix
+    has one scale.
+
+    - Symmetric: z = 0 and s = max|w| / (2^(b−1) − ½). `balanced` does not use −2^(b−1), and puts the largest |w| at
+      2^(b−1) − 1.
+    - With `zero_points`: s = (max(w, 0) − min(w, 0)) / (2^b − 1) and z = round(−2^(b−1) − min(w, 0) / s).
+
+    In both a weight of zero stays zero. s is the scale as stored, so that |w − ŵ| ≤ s/2, and with zero points
+    |w − ŵ| ≤ s/2 + max(0, range − (2^b − 1) · s), up to the rounding of dtypes. With `clip` the range of each group is
+    made smaller where `search_clip` finds that better.
+    """
+
+    bits: int
+    group: int
+    zero_points: bool = False
+    balanced: bool = False
+    whole_matrix: bool = False
+    clip: bool = False
+
+    def quantize(self, weight: Tensor, component: Component) -> QuantizedMatrix:
+        """`weight` `[out, in]` on its grid; raises ModelError for NaN and infinity."""
+        import torch
+
+        dtype, stored = weight.dtype, scales_dtype(weight, component)
+        rows, width = (1, weight.numel()) if self.whole_matrix else weight.shape
+        group = min(self.group, width) or width
+        groups = split_groups(weight.to(working_dtype(dtype)), rows, group)
+        lowest, highest = find_range(groups, component)
+
+        def fit(factor: float) -> tuple[Tensor, ...]:
+            if self.zero_points:
+                scales, zeros = fit_range(factor * lowest, factor * highest, self.bits, stored, dtype)
+                return scales, zeros.round().to(torch.int8)
+            limit = 2 ** (self.bits - 1) - (1 if self.balanced else 0.5)
+            return (fit_scales(factor * highest.maximum(-lowest), limit, stored, dtype),)
+
+        def place(scales: Tensor, zeros: Tensor | None = None) -> Tensor:
+            return round_groups(groups, scales, zeros, self.bits, dtype, self.balanced)
+
+        def decode(scales: Tensor, zeros: Tensor | None = None) -> Tensor:
+            return dequantize(place(scales, zeros), scales, zeros, dtype)
+
+        scales, *rest = search_clip(groups, fit, decode) if self.clip else fit(1.0)
+        zeros = rest[0] if rest else None
+        integers = join_groups(place(scales, zeros).to(torch.int8), weight.shape)
+        return QuantizedMatrix(integers, scales, self.bits, group, dtype, zeros)
+
+
+def find_range(groups: Tensor, component: Component) -> tuple[Tensor, Tensor]:
+    """min(w, 0) and max(w, 0) `[rows, group]` of `groups` `[rows, group, weight]`.
+
+    Raises ModelError for NaN and infinity.
+    """
+    lowest, highest = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+    check_finite(highest.maximum(-lowest), component)
+    return lowest, highest
+
+
+def check_finite(largest: Tensor, component: Component) -> None:
+    """Raises ModelError if `largest`, of every group, is NaN or infinite anywhere."""
+    if not largest.isfinite().all():
+        raise ModelError(
+            f"weight of `{component.name}` contains NaN or infinity; a grid needs finite weights, mend the checkpoint"
+        )
+
+
+def scales_dtype(weight: Tensor, component: Component) -> torch.dtype:
+    """Scales are as wide as the weights, here or in the checkpoint if that is narrower: 16 bits, or 32.
+
+    A 16-bit checkpoint that was widened on loading gets bfloat16, whose range no scale overflows.
+    """
+    import torch
+
+    if weight.dtype.itemsize == 2:
+        return weight.dtype
+    return torch.float32 if component.stored_bits > 16 else torch.bfloat16
+
+
+def fit_scales(largest: Tensor, limit: float, stored: torch.dtype, dtype: torch.dtype) -> Tensor:
+    """s = max|w| / `limit`, rounded to what is `stored`; 1 for a group of zeros.
+
+    A rounded scale is moved by one step where `limit` + ½ of it are less than the largest weight (tiny scales have few
+    bits left; those that vanish become the smallest positive one), or where `limit` of it overflow the weight's
+    `dtype`.
+    """
+    import torch
+
+    scales = (largest / limit).to(stored)
+    integers = {2: torch.int16, 4: torch.int32}[scales.itemsize]
+    reach = scales.to(largest.dtype)
+    step = (reach * (limit + 0.5) < largest).to(integers) - (reach * limit > torch.finfo(dtype).max).to(integers)
+    # Bit patterns of positive floats, infinity included, are in the order of their values.
+    return (scales.view(integers) + step).view(stored).masked_fill(largest == 0, 1)
+
+
+def fit_range(
+    lowest: Tensor, highest: Tensor, bits: int, stored: torch.dtype, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """s = (highest − lowest) / (2^b − 1) as `stored`, and z = −2^(b−1) − lowest / s, not rounded; all `[rows, group]`.
+
+    s is 1 for a group of zeros, and fitted to its dtype by `fit_scales`; z is clamped to the range of q.
+    """
+    # Halves, because the whole range of the largest weights overflows.
+    scales = fit_scales(highest / 2 - lowest / 2, (2**bits - 1) / 2, stored, dtype)
+    start = -(2 ** (bits - 1))
+    return scales, (start - lowest / scales.to(lowest.dtype)).clamp(start, -start - 1)
+
+
+def find_bounds(scales: Tensor, zeros: Tensor | None, bits: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest q for each scale, like `scales`, in the dtype of arithmetic.
+
+    They are −2^(b−1) and 2^(b−1) − 1, or fewer steps where s · (q − z) would overflow the weight's `dtype`.
+    """
+    import torch
+
+    scales, largest = scales.to(working_dtype(dtype)), torch.finfo(dtype).max
+    start, end = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    if zeros is None:
+        # `fit_scales` sees to it that only the lowest can overflow.
+        lowest = torch.full_like(scales, start).masked_fill(scales > largest / -start, start + 1)
+        return lowest, torch.full_like(scales, end)
+    # A little less than the largest number, because steps are rounded when they are divided and multiplied again.
+    steps, zeros = largest * (1 - 2**-20) / scales, zeros.to(scales.dtype)
+    return (zeros - steps).ceil().clamp(min=start), (zeros + steps).floor().clamp(max=end)
+
+
+def round_within(weight: Tensor, scales: Tensor, zeros: Tensor | None, bounds: tuple[Tensor, Tensor]) -> Tensor:
+    """q = clamp(round(w / s + z), lowest, highest), half to even; everything in one dtype, z None for 0."""
+    steps = weight / scales
+    return (steps if zeros is None else steps + zeros).round().clamp(*bounds)
+
+
+def round_groups(
+    groups: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, dtype: torch.dtype, balanced: bool = False
+) -> Tensor:
+    """q like `groups` `[rows, group, weight]` and in their dtype, of s, z `[rows, group]` and weights of `dtype`."""
+    lowest, highest = find_bounds(scales, zeros, bits, dtype)
+    bounds = (lowest.maximum(-highest) if balanced else lowest)[..., None], highest[..., None]
+    wide = None if zeros is None else zeros.to(groups.dtype)[..., None]
+    return round_within(groups, scales.to(groups.dtype)[..., None], wide, bounds)
