@@ -2,9 +2,10 @@
 
 With x_t `[in]` the inputs of a component, one for each token t that comes to it, and n the number of these tokens:
 
-    hessian  `[in, in]`  Σ_t x_t x_tᵀ / n
-    absmax   `[in]`      max_t |x_t|
-    tokens   `[]`        n
+    hessian        `[in, in]`  Σ_t x_t x_tᵀ / n
+    second_moment  `[in]`      Σ_t x_t² / n, the diagonal of the hessian, without the rest of it
+    absmax         `[in]`      max_t |x_t|
+    tokens         `[]`        n
 
 all in float32 but n, which is an int64 and 0 for an expert that no token reached; the others are zero there. Tokens
 are those that a scoring pass is fed: prefixes and continuations without the last token. The LM head sees what comes to
@@ -47,6 +48,7 @@ class Accumulation:
 TOKENS = "tokens"
 CALIBRATION_DATA = {
     "hessian": Accumulation(lambda width: (width, width), lambda total, x: total.addmm_(x.mT, x), is_mean=True),
+    "second_moment": Accumulation(lambda width: (width,), lambda total, x: total.add_(x.square().sum(0)), is_mean=True),
     "absmax": Accumulation(lambda width: (width,), lambda total, x: torch.maximum(total, x.abs().amax(0), out=total)),
     TOKENS: Accumulation(lambda width: (), lambda total, x: total.add_(x.any(-1).sum()), dtype=torch.int64),
 }

@@ -27,7 +27,8 @@ class Context:
     base said after them, in the model as it stood when they were gathered. They are on the weight's device, and are not
     to be changed, for components share them:
 
-    - `hessian` `[in, in]` float32: Σ_t x_t x_tᵀ / n, the second moment;
+    - `hessian` `[in, in]` float32: Σ_t x_t x_tᵀ / n, the matrix of second moments;
+    - `second_moment` `[in]` float32: Σ_t x_t² / n, the diagonal of `hessian`, for a fraction of its time and memory;
     - `absmax` `[in]` float32: max_t |x_t|;
     - `tokens` `[]` int64: n, how many tokens came to the component. An expert that none reached has 0, and zeros.
     """

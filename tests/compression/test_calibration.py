@@ -123,6 +123,18 @@ def test_stacked_experts_have_their_own_tokens(family: str, tmp_path: Path) -> N
         assert_same(found.read(name, ALL), explicit(inputs, bench.model.components[name].shape[1]), name, 1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_the_diagonal_is_that_of_the_whole_matrix_and_takes_no_such_memory(family: str, tmp_path: Path) -> None:
+    bench = make_bench(family, tmp_path)
+    whole, diagonal = take(bench, ["hessian"]), take(bench, ["second_moment"])
+    for name, component in bench.model.components.items():
+        found, expected = diagonal.read(name, ["second_moment"]), whole.read(name, ["hessian"])
+        assert found is not None and expected is not None
+        assert found["second_moment"].shape == (component.shape[1],)
+        torch.testing.assert_close(found["second_moment"], expected["hessian"].diagonal(), rtol=1e-5, atol=1e-9)
+        assert diagonal.read(name, ["hessian"]) is None
+
+
 def test_an_expert_that_nothing_reaches_has_no_tokens(tmp_path: Path) -> None:
     bench = make_bench("mixtral", tmp_path, num_local_experts=24, num_experts_per_tok=1, count=2)
     found = take(bench)
