@@ -66,11 +66,11 @@ def test_statistics_are_explicit_sums_over_inputs(family: str, tmp_path: Path) -
         assert_same(found.read(name, ALL), explicit(inputs, width), name, 1e-4)
     sequences, length = bench.reference.tokens.shape
     for name, component in bench.model.components.items():
-        statistics = found.read(name, ALL)
-        assert statistics is not None and statistics["hessian"].shape == (component.shape[1],) * 2
-        assert statistics[TOKENS] <= sequences * (length - 1)
+        data = found.read(name, ALL)
+        assert data is not None and data["hessian"].shape == (component.shape[1],) * 2
+        assert data[TOKENS] <= sequences * (length - 1)
         if name in heard:
-            assert statistics[TOKENS] > 0 or ".experts." in name
+            assert data[TOKENS] > 0 or ".experts." in name
 
 
 @contextmanager
@@ -142,8 +142,8 @@ def test_an_expert_that_nothing_reaches_has_no_tokens(tmp_path: Path) -> None:
     unreached = [name for name, count in counts.items() if not count]
     assert unreached and all(":" in name for name in unreached)
     for name in unreached:
-        statistics = found.read(name, ALL)
-        assert not statistics["hessian"].any() and not statistics["absmax"].any()
+        data = found.read(name, ALL)
+        assert not data["hessian"].any() and not data["absmax"].any()
 
 
 def test_experts_that_see_every_token_count_theirs(tmp_path: Path) -> None:
@@ -428,7 +428,7 @@ def test_nothing_is_gathered_where_nothing_needs_it(
 
 
 def test_statistics_are_there_while_weights_are_swapped(bench: Bench, tmp_path: Path) -> None:
-    """An estimate at a plan compresses anew in the midst of it, from the same statistics."""
+    """An estimate at a plan compresses anew in the midst of it, from the same data."""
     session = search_on(bench, Scaled(), folder=tmp_path)
     first, *_, last = bench.model.components
     expected = take(bench).read(last, ["hessian"])["hessian"]
@@ -438,7 +438,7 @@ def test_statistics_are_there_while_weights_are_swapped(bench: Bench, tmp_path: 
 
 
 def test_unknown_and_missing_statistics_are_named(bench: Bench, tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match=r"`lost` needs the calibration statistic `hesian`.*did you mean `hessian`"):
+    with pytest.raises(PluginError, match=r"`lost` needs the calibration data `hesian`.*did you mean `hessian`"):
         search_on(bench, Lost(), folder=tmp_path).calibrator.prepare(["lost"])
     name = next(iter(bench.model.components))
     with pytest.raises(PlanError, match=r"`scaled` needs absmax, hessian of .* were not gathered"):
