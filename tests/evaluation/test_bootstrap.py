@@ -71,6 +71,6 @@ def test_same_seed_same_interval() -> None:
     assert summarize(Fdtm(), values, 3).low != summarize(Fdtm(), values, 4).low
 
 
-def test_non_finite_statistics_are_refused() -> None:
+def test_non_finite_values_are_refused() -> None:
     with pytest.raises(PluginError, match=r"`fdtm` gave values of shape .* with 1 non-finite"):
         summarize(Fdtm(), np.array([[1.0], [np.nan]]))
