@@ -234,10 +234,10 @@ def test_checks_count_what_a_sweep_counts(made: Forecast, tmp_path: Path) -> Non
             name: weight.dense()
             for name, weight in made.session.treatments.compress(made.bench.model, read_plan(path)).items()
         }
-        (statistics,) = evaluator.score_all([given.add_plan(weights)])
-        assert check.scores["fdtm"] == summarize(Fdtm(), statistics["fdtm"], 0)
+        (values,) = evaluator.score_all([given.add_plan(weights)])
+        assert check.scores["fdtm"] == summarize(Fdtm(), values["fdtm"], 0)
         assert check.scores["margin_noise"].mean == pytest.approx(
-            float(MarginNoise().aggregate(statistics["margin_noise"]))
+            float(MarginNoise().aggregate(values["margin_noise"]))
         )
         assert check.additivity == pytest.approx((point.noise / check.scores["margin_noise"].mean) ** 2)
     assert {fact.name: fact.words for fact in list_forecast_facts(made.record)}["additivity"].count(",") == 1

@@ -33,8 +33,8 @@ def test_reference_is_a_fixed_point_of_scoring(tmp_path: Path, family: str, dtyp
     save_checkpoint(family, tmp_path)
     model = load_model(ModelSettings(path=str(tmp_path), dtype=DType(dtype)))
     reference = build_reference(model, random_prefixes(model, count=10), 16, batch=4)
-    statistics = Evaluator(model, reference, {"fdtm": Fdtm(), "kl": Kl()}, GivenWeights()).score_current(["fdtm"])
-    assert (statistics["fdtm"] == 16).all()
+    values = Evaluator(model, reference, {"fdtm": Fdtm(), "kl": Kl()}, GivenWeights()).score_current(["fdtm"])
+    assert (values["fdtm"] == 16).all()
     assert reference.noise_floor == 16
 
 

@@ -64,7 +64,7 @@ def test_every_family_scores_as_by_plain_passes(tmp_path: Path, family: str) -> 
     evaluator = make_sweep(model)
     exact, plain = score_both(evaluator, make_trials(model))
     assert_same_bits(exact, plain)
-    assert any(statistics["fdtm"].min() < TOKENS for statistics in plain)
+    assert any(values["fdtm"].min() < TOKENS for values in plain)
     assert is_unchanged(model, before)
 
 
@@ -156,7 +156,7 @@ def test_positions_that_come_in_parts_count_the_same(tmp_path: Path, family: str
     exact, plain = score_both(evaluator, trials, names=["fdtm"])
     assert evaluator.engine is not None
     assert evaluator.engine.replay.splits_positions == (family != "mamba"), "a family's cache was not understood"
-    found, expected = (np.array([statistics["fdtm"] for statistics in each]) for each in (exact, plain))
+    found, expected = (np.array([values["fdtm"] for values in each]) for each in (exact, plain))
     assert np.mean(found == expected) > 0.99
     assert expected.min() < TOKENS / 4 < expected.max()
 
@@ -371,15 +371,15 @@ def test_memory_that_a_metric_lacks_is_halved_too(tmp_path: Path, monkeypatch: p
     model = load(tmp_path)
     evaluator, trials = make_sweep(model), make_trials(model, several=0)
     evaluator.engine = engine = Engine(LayerReplay(model), evaluator.weight_source, at_once=8)
-    calls, statistics = list[int](), Kl.statistics
+    calls, values = list[int](), Kl.statistics
 
     def fail_once(self: Kl, candidate: Readout, base: Readout) -> torch.Tensor:
         calls.append(len(calls))
         if len(calls) == 3:
             raise torch.OutOfMemoryError("too large")
-        return statistics(self, candidate, base)
+        return values(self, candidate, base)
 
-    monkeypatch.setattr(Kl, "statistics", fail_once)
+    monkeypatch.setattr(Kl, "values", fail_once)
     exact, plain = score_both(evaluator, trials)
     assert engine.runner.at_once == 4
     assert all(np.allclose(a["kl"], b["kl"], rtol=1e-3, atol=1e-6) for a, b in zip(exact, plain, strict=True))

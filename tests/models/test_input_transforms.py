@@ -280,7 +280,7 @@ def test_inputs_that_cannot_be_treated_are_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "mixtral"])
-def test_statistics_are_of_inputs_as_they_come(tmp_path: Path, family: str) -> None:
+def test_data_are_of_inputs_as_they_come(tmp_path: Path, family: str) -> None:
     """Each token once, before it is treated; what lies below treats its inputs, which changes them."""
     bench = make_bench(family, tmp_path)
     names = list_treatable(bench.model)
