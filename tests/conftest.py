@@ -1,5 +1,6 @@
 """Shared by all tests: nothing leaves the test's own folders, and nothing reaches for a network."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 pytest.register_assert_rewrite("tests.support")
+
+from tests.support.browser import Browser  # noqa: E402 - its assertions are rewritten too
 
 SHARED_MODELS = Path(__file__).parents[2] / "shared" / "models"
 
@@ -26,6 +29,22 @@ def isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("COLUMNS", "160")
         yield
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-browser", action="store_true", help="skip the tests that open pages in Chromium")
+
+
+@pytest.fixture(scope="session")
+def browser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if request.config.getoption("--no-browser"):
+        pytest.skip("--no-browser was given")
+    executable = shutil.which("chromium")
+    if executable is None:
+        pytest.fail("no chromium on PATH to open the pages with; install it, or run pytest with --no-browser")
+    found = Browser(executable, tmp_path_factory.mktemp("browser"))
+    yield found
+    found.close()
 
 
 @pytest.fixture(params=["stories260K", "tinystories-656k", "tinystories-2.8M"])

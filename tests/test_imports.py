@@ -48,6 +48,9 @@ OWNERS = {
     "wandb": {"tracking"},
     "pluggy": {"plugins", "hookspecs"},
     "compressed_tensors": {"export"},
+    "altair": {"report"},
+    "vl_convert": {"report"},
+    "jinja2": {"report"},
 }
 """Third-party package -> the only packages of ours that import it."""
 
@@ -141,20 +144,32 @@ def test_test_modules_import_no_other_test_module() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+NAMES = "Metric, EstimableMetric, Compressor, CompressedWeight, Schedule, hookimpl, CompressorError"
 LIGHT = {
     "contracts": "import compressor, compressor.contracts, compressor.artifacts.plan_file",
     "names": "import compressor; assert 'load' in compressor.__all__ and not hasattr(compressor, 'lode')",
+    "what plugin authors import": f"from compressor import {NAMES}",
     "loading": "import compressor.plugins",
     "dry runs": "import compressor.search.dry_run",
     "schedules": "import compressor_plugins.schedules",
+    "reports": "import compressor.report, compressor.report.forecast_report",
     "every plugin": "from compressor.plugins import load_plugins; assert not load_plugins().failures",
 }
+
+
+def test_the_public_names_are_these() -> None:
+    functions = {"run", "forecast", "load"}
+    assert {*compressor.__all__} == {*NAMES.split(", ")} | functions | {"__version__"}
+    for name in functions:
+        assert callable(getattr(compressor, name)) and name in dir(compressor)
+        assert not (CORE / name).exists() and not (CORE / f"{name}.py").exists(), "a module would hide the function"
 
 
 @pytest.mark.parametrize("what", LIGHT)
 def test_help_and_schedules_come_without_torch(what: str) -> None:
     """In a fresh interpreter, because this one has imported everything already."""
-    heavy = "print(sorted({'torch', 'transformers', 'hydra', 'wandb', 'scipy'} & set(sys.modules)))"
+    packages = "'torch', 'transformers', 'hydra', 'wandb', 'scipy', 'altair', 'vl_convert', 'jinja2'"
+    heavy = f"print(sorted({{{packages}}} & set(sys.modules)))"
     code = f"import sys; {LIGHT[what]}; {heavy}"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

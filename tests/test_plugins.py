@@ -39,7 +39,7 @@ class Length(Metric):
     reads = Reads.PREDICTED
     better = Better.LOWER
 
-    def statistics(self, candidate, base):
+    def sequence_values(self, candidate, base):
         return candidate.predicted
 """
 COMPRESSOR = """

@@ -108,7 +108,7 @@ def test_frozen_dataclasses_are_refused() -> None:
 
 @pytest.mark.parametrize(("attribute", "kind"), [("name", "str"), ("reads", "Reads"), ("better", "Better")])
 def test_a_metric_says_what_it_reads_and_which_way_is_better(attribute: str, kind: str) -> None:
-    members = {"name": "length", "reads": Reads.PREDICTED, "better": Better.LOWER, "statistics": lambda *_: None}
+    members = {"name": "length", "reads": Reads.PREDICTED, "better": Better.LOWER, "sequence_values": lambda *_: None}
     metrics = Registry(Metric)  # type: ignore[type-abstract]
     metrics.add(dataclass(type("Length", (Metric,), members)), "here", "1")
     with pytest.raises(PluginError, match=rf"lacks the field `{attribute}` \({kind}\); set it on the class$"):

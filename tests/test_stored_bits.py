@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from compressor.contracts import Component, Compressor, Context
-from compressor.testing.compressors import make_statistics
+from compressor.testing.compressors import make_calibration_data
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.gptq import Gptq
 from compressor_plugins.quantization.hqq import Hqq
@@ -22,7 +22,7 @@ KEPT = 1.5
 
 
 def count_kept(width: int) -> int:
-    return int((make_statistics(width)["absmax"] >= KEPT).sum())
+    return int((make_calibration_data(width)["absmax"] >= KEPT).sum())
 
 
 def count_mixed(out: int, width: int, scale: int) -> int:
@@ -64,7 +64,7 @@ def test_bits_are_the_formula(case: str, out: int, width: int, dtype: torch.dtyp
     compressor, bits, count = FORMULAS[case]
     weight = torch.randn(out, width, generator=torch.Generator().manual_seed(0)).to(dtype)
     component = Component("model.layers.0.mlp.up_proj", "up", 0, (out, width), stored_bits)
-    context = Context(component, statistics=make_statistics(width))
+    context = Context(component, calibration=make_calibration_data(width))
     found = compressor.compress(weight, 1 - bits / stored_bits, context)
     assert found.bits == count(out, width, stored_bits)
 

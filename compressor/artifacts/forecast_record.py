@@ -40,7 +40,8 @@ class PointForecast:
     """One size: mean amount, bytes of the checkpoint with packed components, and the FDT to expect of the best plan.
 
     `noise` is the predicted σ; `trusted` whether the margin law holds there; `parts` the share of the weights that each
-    compressor treats. `plan` is left out where nobody is to take it up.
+    compressor treats. `command` makes the point: of all compressors together by its `plan`, of one compressor alone by
+    a search for its amount. Either is left out where there is none.
     """
 
     amount: float
@@ -53,6 +54,7 @@ class PointForecast:
     trusted: bool
     parts: dict[str, float]
     plan: dict[str, Any] | None = None
+    command: str | None = None
 
 
 @dataclass
@@ -94,8 +96,9 @@ class ForecastRecord:
         plain = asdict(self)
         points = [*plain["curve"], *(point for points in plain["curves"].values() for point in points)]
         for point in points:
-            if point["plan"] is None:
-                del point["plan"]
+            for name in ("plan", "command"):
+                if point[name] is None:
+                    del point[name]
         matrices = plain.pop("components")
         return {
             "objective": self.objective,

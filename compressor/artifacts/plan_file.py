@@ -23,6 +23,9 @@ KEYS = tuple(f.name for f in fields(Treatment))
 SHAPE = 'a plan is {component: {"compressor": name, "amount": number, "options": {…}}}'
 ROWS_FILE = "rows.safetensors"
 
+SAME_AMOUNT = 5.1e-4
+"""Amounts that are this close read alike as a percentage with one decimal."""
+
 short = reprlib.Repr()
 """Quotes what a file says: one printable line, cut where it is long."""
 short.maxstring = short.maxother = 80
@@ -69,11 +72,11 @@ def write_rows(plan: Plan, path: Path) -> None:
         remove_file(path)
 
 
-def read_plan(path: str | Path, depth: int | None = None) -> dict[str, Treatment]:
+def read_plan(path: str | Path, depth: int | None = None, amount: float | None = None) -> dict[str, Treatment]:
     """The plan in a JSON file, options as they are there, rows from the files that it names; raises PlanError.
 
     With a `depth` the file is the report.json of a run, and the plan the best that its last search had found when it
-    treated so many components.
+    treated so many components. With an `amount` it is a forecast.json, and the plan that of a point of its curve.
     """
     where = f"plan {short.repr(str(path))}"
     try:
@@ -85,7 +88,7 @@ def read_plan(path: str | Path, depth: int | None = None) -> dict[str, Treatment
         raise PlanError(f"{where} cannot be read: {reason}; give the path of a plan.json") from None
     try:
         data = json.loads(text, object_pairs_hook=_to_object, parse_float=_to_float, parse_constant=_refuse_constant)
-        return _to_plan(data if depth is None else _find_waypoint(data, depth), Path(path).parent)
+        return _to_plan(_choose_plan(data, depth, amount), Path(path).parent)
     except json.JSONDecodeError as error:
         raise PlanError(
             f"{where} is not JSON: {error.msg} at line {error.lineno} column {error.colno}; {SHAPE}"
@@ -94,6 +97,33 @@ def read_plan(path: str | Path, depth: int | None = None) -> dict[str, Treatment
         raise PlanError(f"{where} is nested too deeply; {SHAPE}") from None
     except (_Wrong, PlanError, ValueError) as error:  # ValueError: a number with thousands of digits
         raise PlanError(f"{where}: {error}") from None
+
+
+def _choose_plan(data: object, depth: int | None, amount: float | None) -> object:
+    """The plan that a file is, or holds."""
+    if depth is not None:
+        return _find_waypoint(data, depth)
+    if amount is not None:
+        return _find_point(data, amount)
+    if isinstance(data, dict) and "curve" in data:
+        raise _Wrong("it is a forecast, which holds a plan for every size; choose one by schedule.amount, say 0.5")
+    if isinstance(data, dict) and "rounds" in data:
+        raise _Wrong("it is the report of a run; give the plan.json beside it, or schedule.depth for a beam search")
+    return data
+
+
+def _find_point(data: object, amount: float) -> object:
+    """The plan of the point of a forecast's curve that has this mean amount, to the places that tables show."""
+    try:
+        points = data["curve"]  # type: ignore[index]
+        plans = {float(point["amount"]): point["plan"] for point in points if point["amount"] > 0}
+    except (TypeError, ValueError, KeyError):
+        raise _Wrong("there is no curve of a forecast in it; give the forecast.json of compressor forecast") from None
+    nearest = sorted(plans, key=lambda known: abs(known - amount))
+    if not nearest or abs(nearest[0] - amount) > SAME_AMOUNT:
+        known = " and ".join(f"{near:.4g}" for near in sorted(nearest[:2])) or "none"
+        raise _Wrong(f"it has no point of amount {amount:g}, the nearest are {known}; choose one of its curve")
+    return plans[nearest[0]]
 
 
 def _find_waypoint(data: object, depth: int) -> object:

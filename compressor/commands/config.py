@@ -1,7 +1,9 @@
-"""Composes the configuration by Hydra, and tells what is wrong with an override in one line, with near misses."""
+"""Composes the configuration by Hydra, and says what is wrong with an override in one line, with near misses."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import hydra
@@ -12,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
+from hydra.version import getbase, setbase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -23,6 +26,14 @@ CONFIG_MODULE = "compressor.conf"
 FORECAST = ("compressor=[magnitude,int8,int4]", "metric=[fdtm,margin_noise]", "tracking=none")
 FORECAST_SCHEDULE = ("schedule=budget", "schedule.corrections=0", "schedule.objective=margin_noise")
 """What `compressor forecast` chooses where the user does not."""
+SIZE_OPTIONS = ("size", "bytes", "bits")
+"""Options of schedules that limit how much the compressed weights may take."""
+SIZED = "compressor=[int8,int4]"
+"""What is chosen where a size is given and no compressor: zeros of pruning make no file smaller, integers do."""
+RENAMED: dict[str, str] = {}
+"""Old key -> its name now. Old keys are accepted, with a warning."""
+
+log = logging.getLogger(__name__)
 
 
 def store_schemas(plugins: Plugins) -> None:
@@ -51,11 +62,15 @@ def parse_arguments(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - argparse
 
 
 def add_overrides(arguments: Sequence[str], before: Sequence[str] = (), after: Sequence[str] = ()) -> list[str]:
-    """The arguments with overrides put around the user's own; all stay together, for argparse takes but one stretch."""
+    """The arguments with overrides put around the user's own."""
+    return replace_overrides(arguments, [*before, *parse_arguments(arguments).overrides, *after])
+
+
+def replace_overrides(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """The arguments with other overrides in place of the user's, which stand together: argparse takes only that."""
     given = parse_arguments(arguments).overrides
     first = list(arguments).index(given[0]) if given else len(arguments)
-    last = first + len(given)
-    return [*arguments[:first], *before, *arguments[first:last], *after, *arguments[last:]]
+    return [*arguments[:first], *overrides, *arguments[first + len(given) :]]
 
 
 def add_forecast_defaults(arguments: Sequence[str]) -> list[str]:
@@ -130,14 +145,72 @@ def build_settings(config: DictConfig) -> Settings:
     )
 
 
-def check_overrides(overrides: Sequence[str], plugins: Plugins) -> DictConfig:
-    """Check names and values before Hydra does, with near misses; returns the first configuration they make."""
-    loader = GlobalHydra.instance().config_loader()
+@contextmanager
+def open_hydra() -> Iterator[None]:
+    """Hydra can compose our configuration inside; a Hydra application that is running gets its own state back."""
+    state, version = GlobalHydra.instance().hydra, getbase()
+    GlobalHydra.instance().clear()
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3", job_name="compressor"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = state
+        if hasattr(version, "release"):  # else none was set
+            setbase(str(version))
+
+
+def complete_overrides(overrides: Sequence[str], plugins: Plugins) -> tuple[list[str], DictConfig]:
+    """The overrides with renamed keys and default compressors, and the first configuration they make.
+
+    Raises ConfigError, with near misses, for names and values that Hydra would refuse. Inside `open_hydra`.
+    """
+    renamed = [rename_key(override) for override in parse_overrides(overrides)]
+    complete = [*choose_compressors(renamed), *renamed]
+    return complete, check_overrides(complete, plugins)
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """By Hydra's grammar; raises ConfigError for what it cannot read."""
+    try:
+        parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
         reason = error.message.splitlines()[0]
         raise ConfigError(f"cannot read `{error.override}`: {reason}; check its quotes and brackets") from None
+    return parsed
+
+
+def rename_key(override: Override) -> str:
+    """The override with the present name of its key; a warning where that is another one."""
+    key, line = override.key_or_group, override.input_line or ""
+    if key not in RENAMED:
+        return line
+    log.warning("`%s` is now called `%s`; use that name", key, RENAMED[key])
+    return line.replace(key, RENAMED[key], 1)
+
+
+def choose_compressors(overrides: Sequence[str]) -> list[str]:
+    """The override that goes before the user's: integers, where a size is asked for and no compressor is chosen."""
+    parsed = parse_overrides(overrides)
+    if any(override.key_or_group == "compressor" for override in parsed):
+        return []
+    loader = GlobalHydra.instance().config_loader()
+    groups = [o for o in parsed if o.key_or_group and loader.get_group_options(o.key_or_group)]
+    try:
+        chosen = compose_groups([alternatives(override)[0] for override in groups])
+    except ConfigError:
+        return []  # `check_overrides` says what is wrong
+    if list(chosen.compressor) != list(compose_groups([]).compressor):
+        return []  # an experiment has chosen
+    schedule = chosen.schedule if isinstance(chosen.schedule, DictConfig) else {}
+    in_file = any(schedule.get(name) is not None for name in SIZE_OPTIONS)
+    given = {o.key_or_group for o in parsed if o.is_sweep_override() or o.value() is not None}
+    return [SIZED] if in_file or given & {f"schedule.{name}" for name in SIZE_OPTIONS} else []
+
+
+def check_overrides(overrides: Sequence[str], plugins: Plugins) -> DictConfig:
+    """Check names and values before Hydra does, with near misses; returns the first configuration they make."""
+    loader = GlobalHydra.instance().config_loader()
+    parsed = parse_overrides(overrides)
     choices = [alternatives(override) for override in parsed]
     groups = [bool(override.key_or_group and loader.get_group_options(override.key_or_group)) for override in parsed]
     for override, values, is_group in zip(parsed, choices, groups, strict=True):
@@ -150,14 +223,24 @@ def check_overrides(overrides: Sequence[str], plugins: Plugins) -> DictConfig:
     for override, is_group in zip(parsed, groups, strict=True):
         key = override.key_or_group
         if not is_group and key not in keys and not key.startswith("hydra."):
-            near = suggest(key, keys | set(loader.list_groups("")))
-            raise ConfigError(
-                f"unknown key `{key}`; {near if near.startswith('did') else 'compressor --help lists all'}"
-            )
+            raise ConfigError(f"unknown key `{key}`; {suggest_key(key, keys | set(loader.list_groups('')))}")
     for index, values in enumerate(choices):
         for value in values[1:]:
             compose([*first[:index], value, *first[index + 1 :]])
     return compose(first)
+
+
+def suggest_key(key: str, known: Collection[str]) -> str:
+    """Near misses of a key; where there is none, where to find all."""
+    near = suggest(key, known)
+    return near if near.startswith("did") else "compressor --help lists all"
+
+
+def find_varied(overrides: Sequence[str], hydra_config: DictConfig) -> frozenset[str]:
+    """The keys that have several values in a multirun, by overrides or by `hydra.sweeper.params`."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    return frozenset(swept | {str(key) for key in OmegaConf.select(hydra_config, "sweeper.params") or ()})
 
 
 def compose_groups(overrides: list[str]) -> DictConfig:
@@ -168,6 +251,9 @@ def compose_groups(overrides: list[str]) -> DictConfig:
         raise ConfigError(one_line(error)) from None
 
 
-def quote(path: str) -> str:
-    """A path as a quoted value of Hydra's grammar."""
-    return "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
+def read_config(config: DictConfig) -> tuple[Settings, dict[str, Any]]:
+    """The typed settings, and the configuration as plain data for the record."""
+    settings = build_settings(config)
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    plain["schedule"] = {"name": settings.schedule.name} | plain["schedule"]
+    return settings, plain

@@ -50,7 +50,7 @@ from compressor.search.estimating import PASSES_OF_ESTIMATE
 from compressor.search.fused_components import open_dialogue
 from compressor.search.ledger import Ledger
 from compressor.search.session import Session
-from compressor.sensitivity.estimator import KEPT_NUMBERS, count_walks
+from compressor.sensitivity.estimator import KEPT_NUMBERS, count_backward_passes
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -58,8 +58,8 @@ SECONDS = 1.0
 """A dry run that takes longer is stopped."""
 ROWS = 8
 """Rows of a component in the dry run, at most: work does not depend on how many rows have an amount of their own."""
-LINE, TREATMENT = 400, 90
-"""Bytes of a line in scores.jsonl, and of each treatment that it names; approximate."""
+LINE = 1000
+"""Bytes of a line in scores.jsonl; approximate."""
 CHANGE = 4
 """Bytes of the change of a weight, held in float32."""
 
@@ -83,7 +83,6 @@ class WorkCounter:
 
     `ledger` counts trials and forward passes. `treated` weights are compressed, `changed` is the most weights that a
     plan changes, `held` the most weight changes that an estimate holds, `kept` the weights that are treated in the end.
-    `lines` and `treatments` are those of scores.jsonl.
     """
 
     problem: Problem
@@ -92,8 +91,6 @@ class WorkCounter:
     changed: int = 0
     held: int = 0
     kept: int = 0
-    lines: int = 0
-    treatments: int = 0
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.problem.prefixes)
@@ -120,8 +117,8 @@ class WorkCounter:
             self.ledger.spend(len(trials), request.start, request.stop)
             self._add_plans(trials)
         else:
-            walks = count_walks(request, is_base=not self.dry_run.kept)
-            self.ledger.spend(walks * PASSES_OF_ESTIMATE, request.start, request.stop)
+            passes = count_backward_passes(request, is_base=not self.dry_run.kept)
+            self.ledger.spend(passes * PASSES_OF_ESTIMATE, request.start, request.stop)
             changes = self._count_options(request.options)
             self.held = max(self.held, sum(changes) if sum(changes) <= KEPT_NUMBERS else max(changes))
             self._add_plans([request.at])
@@ -150,8 +147,6 @@ class WorkCounter:
         self.ledger.trials += len(trials)
         if request.prefixes is Prefixes.SEARCH:
             self.ledger.spend(len(trials), request.start, request.stop)
-        self.lines += len(trials)
-        self.treatments += sum(map(len, trials))
         self._add_plans(trials)
 
     def _add_plans(self, plans: Iterable[Plan]) -> None:
@@ -224,7 +219,7 @@ class CostForecast:
         every = sum(component.parameters for component in model.components.values())
         wider = self.saved.itemsize - model.stored_dtype.itemsize
         saved = model.stored_bytes + wider * (work.kept if self.is_whole else every)
-        return self.copies * saved + tokens.nbytes + LINE * work.lines + TREATMENT * work.treatments
+        return self.copies * saved + tokens.nbytes + LINE * work.ledger.trials
 
     def check(self) -> None:
         """Raise ConfigError where the run cannot fit on the disk or into memory; it says what would fit."""

@@ -18,6 +18,8 @@ from compressor.artifacts.forecast_record import (
 )
 from compressor.artifacts.plan_file import plan_to_json
 from compressor.artifacts.run_record import collect_versions, time_phase
+from compressor.commands.config import SIZE_OPTIONS
+from compressor.commands.next_command import add_commands
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.compression.amounts import mean_amount
 from compressor.contracts import EstimateRequest, Plan, Prefixes, Problem, SizeRequest
@@ -76,6 +78,12 @@ class Forecast:
         settings, check = self.settings, self.settings.forecast.check
         if check < 0:
             raise ConfigError(f"`forecast.check` must not be negative, got {check}; 0 checks nothing")
+        for name in SIZE_OPTIONS:
+            if (value := getattr(settings.schedule, name, None)) is not None:
+                raise ConfigError(
+                    f"a forecast has a plan for every size, got `schedule.{name}={value}`; leave that out, or give "
+                    "mean amounts by schedule.targets"
+                )
         needs = [*settings.schedule.ranks_by(), NOISE, *([COUNTED] if check else [])]
         self.bench = open_setup(settings, self.plugins, needs, self.progress)
         self.session = self.bench.open_session(self.folder, self.progress, notes=self.record.notes)
@@ -94,7 +102,7 @@ class Forecast:
         """What the base says after the prefixes to search on, and how firmly: the law needs no more."""
         steps = self.bench.take_reference_steps([Prefixes.SEARCH])
         deque(self.progress.track(steps, "what the base says", 3), maxlen=0)
-        self.law = read_law(self.bench.evaluators[Prefixes.SEARCH].reference, self.bench.model, self.settings.seed)
+        self.law = read_law(self.bench.evaluators[Prefixes.SEARCH].reference, self.settings.seed)
         self.record.reference = self.bench.describe_reference(Prefixes.SEARCH)
 
     def predict(self, objective: str) -> CostTable:
@@ -245,5 +253,6 @@ def execute(
         raise OutputError(f"{folder} already holds a forecast; choose another hydra.run.dir or remove it")
     record = ForecastRecord(config, collect_versions(), command)
     Forecast(settings, plugins, folder, record, progress or Silent()).execute()
+    add_commands(record, folder, plugins)
     write_forecast(record, folder)
     return record

@@ -10,23 +10,26 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from compressor.artifacts.files import check_writable
 from compressor.commands.config import (
     CONFIG_MODULE,
     add_forecast_defaults,
     add_overrides,
-    build_settings,
-    check_overrides,
+    choose_compressors,
+    complete_overrides,
+    find_varied,
+    open_hydra,
     parse_arguments,
-    quote,
+    read_config,
+    replace_overrides,
     store_schemas,
 )
+from compressor.commands.overrides import quote
 from compressor.commands.terminal import Terminal
 from compressor.errors import CompressorError, ConfigError, suggest
 from compressor.plugins import Plugins, installed
-from compressor.settings import Settings
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -38,7 +41,7 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
     place = choose_place(arguments, plugins)
     failures: list[str] = []
     command = shlex.join(["compressor", "run", *arguments])
-    launch(place.line, make_job(plugins, terminal, failures, alone=not place.multirun, command=command))
+    launch(place.line, make_job(plugins, terminal, failures, place, command))
     if place.multirun:
         show_comparison(place.folder, terminal)
     return FAILED if failures else 0
@@ -58,11 +61,15 @@ def forecast(arguments: Sequence[str], terminal: Terminal) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Where results go, and the arguments of Hydra that say so."""
+    """Where results go, and the arguments of Hydra that say so.
+
+    `varied` are the keys that have several values in a multirun.
+    """
 
     line: Sequence[str]
     multirun: bool = False
     folder: Path = Path()
+    varied: frozenset[str] = frozenset()
 
 
 def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) -> Place:
@@ -71,17 +78,21 @@ def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) 
     Raises ConfigError for a multirun where `many` runs are not meant.
     """
     parsed = parse_arguments(arguments)
-    if parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion:
+    if parsed.hydra_help or parsed.info or parsed.shell_completion:
         return Place(arguments)
-    with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3", job_name="compressor"):
-        config = check_overrides(parsed.overrides, plugins).hydra
+    with open_hydra():
+        if parsed.help or parsed.cfg:
+            return Place(add_overrides(arguments, before=choose_compressors(parsed.overrides)))
+        overrides, composed = complete_overrides(parsed.overrides, plugins)
+    arguments, config = replace_overrides(arguments, overrides), composed.hydra
     multirun = parsed.multirun or (config.mode is not None and config.mode.name == "MULTIRUN")
     if multirun and not many:
         raise ConfigError("`compressor forecast` looks at one configuration, got a multirun; leave out -m")
     key, chosen = ("hydra.sweep.dir", config.sweep.dir) if multirun else ("hydra.run.dir", config.run.dir)
     check_writable(Path(chosen))
     # A folder named by the time must not change its name now.
-    return Place(add_overrides(arguments, after=[f"{key}={quote(chosen)}"]), multirun, Path(chosen))
+    line = add_overrides(arguments, after=[f"{key}={quote(chosen)}"])
+    return Place(line, multirun, Path(chosen), find_varied(parsed.overrides, config))
 
 
 def launch(line: Sequence[str], job: Callable[[DictConfig], Any]) -> None:
@@ -91,21 +102,23 @@ def launch(line: Sequence[str], job: Callable[[DictConfig], Any]) -> None:
 
 
 def make_job(
-    plugins: Plugins, terminal: Terminal, failures: list[str], alone: bool, command: str
+    plugins: Plugins, terminal: Terminal, failures: list[str], place: Place, command: str
 ) -> Callable[[DictConfig], float | None]:
     """What Hydra runs for each configuration; returns the value of the first metric, for Hydra's optimisers."""
 
     def job(config: DictConfig) -> float | None:
         from compressor.commands.run import execute
         from compressor.report import summarize_run
+        from compressor.tracking.run_label import make_label
 
-        folder = Path(HydraConfig.get().runtime.output_dir)
+        folder, overrides = Path(HydraConfig.get().runtime.output_dir), list(HydraConfig.get().overrides.task)
+        alone = not place.multirun
         if not alone:
-            overrides = HydraConfig.get().overrides.task
             terminal.say(f"job {HydraConfig.get().job.num}: {' '.join(overrides)}")
         try:
             settings, plain = read_config(config)
-            record = execute(settings, plugins, folder, plain, command, terminal)
+            label = make_label(overrides, place.varied, settings.schedule.name, None if alone else place.folder)
+            record = execute(settings, plugins, folder, plain, command, terminal, label)
         except CompressorError as error:
             failures.append(str(error))
             terminal.fail(str(error) if alone else f"job {HydraConfig.get().job.num}: {error}")
@@ -125,6 +138,7 @@ def make_forecast_job(
 
     def job(config: DictConfig) -> None:
         from compressor.commands.forecast import execute
+        from compressor.commands.next_command import choose_point
         from compressor.report.forecast_report import HTML_NAME, summarize_forecast
 
         folder = Path(HydraConfig.get().runtime.output_dir)
@@ -137,16 +151,10 @@ def make_forecast_job(
             return
         terminal.show(summarize_forecast(record))
         terminal.say(f"forecast: {folder / HTML_NAME}")
+        if (point := choose_point(record)) is not None:
+            terminal.say(f"to make the row of {100 * point.amount:.1f} %: {point.command}")
 
     return job
-
-
-def read_config(config: DictConfig) -> tuple[Settings, dict[str, Any]]:
-    """The typed settings, and the configuration as plain data for the record."""
-    settings = build_settings(config)
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-    plain["schedule"] = {"name": settings.schedule.name} | plain["schedule"]
-    return settings, plain
 
 
 def show_comparison(folder: Path, terminal: Terminal) -> None:

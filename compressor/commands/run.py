@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from compressor.artifacts.run_record import (
 from compressor.commands.cost import forecast_cost, sum_up
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.compression.amounts import describe_components, describe_final
-from compressor.contracts import Dialogue, Metric, Oracle, Prefixes, Score
+from compressor.contracts import Dialogue, Metric, Oracle, Prefixes, Score, SizeRequest
+from compressor.contracts.requests import compressors_of
 from compressor.data.reference import write_reference
 from compressor.errors import CompressorError, OutputError
-from compressor.evaluation.bootstrap import values_per_sequence
+from compressor.evaluation.bootstrap import aggregate_each
 from compressor.evaluation.evaluator import Evaluator
 from compressor.models import Model
 from compressor.plugins import Plugins
@@ -35,6 +37,7 @@ from compressor.report import heat_map_svg, read_report, write_report
 from compressor.report.formatting import tell_forecast
 from compressor.search.session import Session
 from compressor.settings import Settings
+from compressor.tracking.run_label import RunLabel
 from compressor.tracking.wandb_tracker import Tracker, open_tracker
 
 
@@ -89,6 +92,15 @@ class Run:
             self.folder, self.progress, self.tracker.log_round, self.record.rounds, self.record.notes
         )
         self.conversation = self.session.begin(settings.schedule)
+        self.answer_sizes()
+
+    def answer_sizes(self) -> None:
+        """Answer what the schedule asks first about sizes: a size that cannot be had is an error before any pass."""
+        (dialogue, oracle), treatments = self.conversation, self.session.treatments
+        while isinstance(request := dialogue.propose(), SizeRequest):
+            if treatments.find_needs({*treatments.configured, *compressors_of(request.options)}):
+                return  # calibration takes forward passes
+            dialogue.tell(watch(self.progress, "counting sizes", partial(request.ask, oracle)))
 
     def build_references(self) -> None:
         """What the base says after the prefixes to search on and after those to prove on, and the text to read."""
@@ -119,16 +131,14 @@ class Run:
     def prove(self) -> dict[str, Score]:
         """Score the result on fresh prefixes; one line a prefix in sequences.jsonl."""
         evaluator = self.evaluators[Prefixes.PROOF]
-        statistics = watch(self.progress, "scoring the result on fresh prefixes", evaluator.score_current)
+        values = watch(self.progress, "scoring the result on fresh prefixes", evaluator.score_current)
         columns = {
-            name: values_per_sequence(metric, statistics[name])
-            for name, metric in self.metrics.items()
-            if metric.text() is None
+            name: aggregate_each(metric, values[name]) for name, metric in self.metrics.items() if metric.text() is None
         }
         for index in range(len(evaluator.reference.tokens)):
             line = {"index": index} | {name: float(values[index]) for name, values in columns.items()}
             append_json_line(self.folder / "sequences.jsonl", line)
-        return self.session.scorer.summarize(statistics)
+        return self.session.scorer.summarize(values)
 
     def finish(self, scores: dict[str, Score]) -> None:
         """Write the plan and the model, and complete the record."""
@@ -151,7 +161,8 @@ class Run:
         exported = self.save(form)
         if most is not None and exported.bytes > most:
             raise OutputError(
-                f"the saved model takes {exported.bytes} bytes, more than the {most} of `schedule.bytes`; lower that"
+                f"the saved model takes {exported.bytes} bytes, more than the {most} of `schedule.bytes` "
+                "or `.size`; lower that"
             )
         try:
             return exported, self.verify(exported)
@@ -213,20 +224,25 @@ def execute(
     config: dict[str, Any],
     command: str,
     progress: Progress | None = None,
+    label: RunLabel | None = None,
 ) -> Record:
     """Run `settings` and leave everything in `folder`; a CompressorError leaves a failed report there and goes on up.
 
-    `config` is what to record as the run's configuration, `command` how it was started.
+    `config` is what to record as the run's configuration, `command` how it was started. `label` names the run in a
+    tracker; without one, the schedule does.
     """
     check_writable(folder)
     clear_folder(folder)
     record = Record(status="running", config=config, versions=collect_versions(), command=command)
     try:
         tracked = config | {"versions": record.versions}
-        with open_tracker(settings.tracking, folder, tracked, settings.schedule.name) as tracker:
-            Run(settings, plugins, folder, tracker, record, progress or Silent()).execute()
+        label, progress = label or RunLabel(settings.schedule.name), progress or Silent()
+        with open_tracker(settings.tracking, folder, tracked, label.name, label.group) as tracker:
+            Run(settings, plugins, folder, tracker, record, progress).execute()
             write_report(record, folder)
-            tracker.log_final(record, heat_map_svg(record.components), folder / "plan.json")
+            tracker.log_final(record, heat_map_svg(record.components), folder)
+        if tracker.sync_command:
+            progress.say(f"W&B: the run is stored offline; upload it with: {tracker.sync_command}")
     except CompressorError as error:
         record.status, record.error = "failed", str(error)
         write_report(record, folder)

@@ -16,6 +16,7 @@ from compressor.errors import ConfigError, suggest
 from compressor.evaluation.evaluator import Evaluator
 from compressor.export import FileSizes
 from compressor.models import Model, load_model
+from compressor.models.forward import FrozenHead
 from compressor.plugins import Plugins
 from compressor.progress import Progress, watch
 from compressor.resources import MemoryBudget, make_budget, parse_bytes
@@ -61,12 +62,14 @@ class RunSetup:
             if (request := metric.text()) is not None
         }
         yield
+        head: FrozenHead | None = None
         for which in wanted:
             reference = build_reference(
                 model, prefixes[which], settings.data.continuation_tokens, settings.sweep.batch, cache_folder()
             )
             if any(metric.reads & Reads.BASE for metric in self.metrics.values()):
-                reference.remember_distribution(model)
+                reference.remember_distribution(model, head)
+                head = reference.head
             mode, memory = settings.sweep.mode, self.memory
             self.evaluators[which] = Evaluator(
                 model, reference, self.metrics, self.trial_weights, windows, mode, memory=memory

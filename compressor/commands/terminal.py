@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Terminal:
-    """Progress on a terminal; where the output is no terminal, milestones only."""
+    """Progress on a terminal or in a notebook; anywhere else, milestones only."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
@@ -26,7 +26,8 @@ class Terminal:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        shows = self.console.is_terminal or self.console.is_jupyter
+        bar = Progress(*columns, console=self.console, transient=True, disable=not shows)
         with bar:
             yield from bar.track(steps, total=total, description=description)
 

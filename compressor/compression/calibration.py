@@ -2,9 +2,10 @@
 
 With x_t `[in]` the inputs of a component, one for each token t that comes to it, and n the number of these tokens:
 
-    hessian  `[in, in]`  Σ_t x_t x_tᵀ / n
-    absmax   `[in]`      max_t |x_t|
-    tokens   `[]`        n
+    hessian        `[in, in]`  Σ_t x_t x_tᵀ / n
+    second_moment  `[in]`      Σ_t x_t² / n, the diagonal of the hessian, without the rest of it
+    absmax         `[in]`      max_t |x_t|
+    tokens         `[]`        n
 
 all in float32 but n, which is an int64 and 0 for an expert that no token reached; the others are zero there. Tokens
 are those that a scoring pass is fed: prefixes and continuations without the last token. The LM head sees what comes to
@@ -35,7 +36,7 @@ PROBE = (1, 4)
 
 
 @dataclass(frozen=True)
-class Statistic:
+class Accumulation:
     """A sum, or the like, over tokens: its shape by the width of the inputs, and how inputs `[token, in]` are added."""
 
     shape: Callable[[int], tuple[int, ...]]
@@ -45,20 +46,21 @@ class Statistic:
 
 
 TOKENS = "tokens"
-STATISTICS = {
-    "hessian": Statistic(lambda width: (width, width), lambda total, x: total.addmm_(x.mT, x), is_mean=True),
-    "absmax": Statistic(lambda width: (width,), lambda total, x: torch.maximum(total, x.abs().amax(0), out=total)),
-    TOKENS: Statistic(lambda width: (), lambda total, x: total.add_(x.any(-1).sum()), dtype=torch.int64),
+CALIBRATION_DATA = {
+    "hessian": Accumulation(lambda width: (width, width), lambda total, x: total.addmm_(x.mT, x), is_mean=True),
+    "second_moment": Accumulation(lambda width: (width,), lambda total, x: total.add_(x.square().sum(0)), is_mean=True),
+    "absmax": Accumulation(lambda width: (width,), lambda total, x: torch.maximum(total, x.abs().amax(0), out=total)),
+    TOKENS: Accumulation(lambda width: (), lambda total, x: total.add_(x.any(-1).sum()), dtype=torch.int64),
 }
 
 
 def check_needs(compressor: str, needs: Iterable[str]) -> None:
     """Raise PluginError for statistics that nobody gathers."""
     for name in needs:
-        if name not in STATISTICS:
+        if name not in CALIBRATION_DATA:
             raise PluginError(
-                f"compressor `{compressor}` needs the calibration statistic `{name}`, which nobody gathers; "
-                f"{suggest(name, STATISTICS)}"
+                f"compressor `{compressor}` needs the calibration data `{name}`, which nobody gathers; "
+                f"{suggest(name, CALIBRATION_DATA)}"
             )
 
 
@@ -153,7 +155,7 @@ class _Gathering:
         held = 0
         for source in sources:
             width = self.weight_views[source].component.shape[1]
-            size = sum(torch.Size(STATISTICS[name].shape(width)).numel() * 4 for name in self.names)
+            size = sum(torch.Size(CALIBRATION_DATA[name].shape(width)).numel() * 4 for name in self.names)
             if group and held + size > limit:
                 yield group
                 group, held = [], 0
@@ -168,7 +170,9 @@ class _Gathering:
         for source in group:
             width, device = self.weight_views[source].component.shape[1], self.model.device
             totals[source] = {
-                name: torch.zeros(STATISTICS[name].shape(width), dtype=STATISTICS[name].dtype, device=device)
+                name: torch.zeros(
+                    CALIBRATION_DATA[name].shape(width), dtype=CALIBRATION_DATA[name].dtype, device=device
+                )
                 for name in self.names
             }
 
@@ -176,7 +180,7 @@ class _Gathering:
             rows = inputs.float()
             for source in names:
                 for name, total in totals[source].items():
-                    STATISTICS[name].add(total, rows)
+                    CALIBRATION_DATA[name].add(total, rows)
 
         with self._watched({source: self.weight_views[source] for source in group}, hear):
             for _, tokens in self.reference.batches():
@@ -188,7 +192,7 @@ class _Gathering:
     def _finish(self, source: str, totals: dict[str, Tensor]) -> None:
         """Sums become means; raises ModelError for what is not finite."""
         for name, total in totals.items():
-            if STATISTICS[name].is_mean:
+            if CALIBRATION_DATA[name].is_mean:
                 total /= totals[TOKENS].clamp(min=1)
             if not total.isfinite().all():
                 raise ModelError(
@@ -202,7 +206,7 @@ class _Gathering:
             if name in self.used - self.seen:
                 raise ModelError(
                     f"the inputs of `{name}` cannot be seen: its matrix is used, and not in a matrix product; exclude "
-                    "it by components.exclude, or leave out compressors that need calibration statistics"
+                    "it by components.exclude, or leave out compressors that need calibration data"
                 )
 
     @contextmanager

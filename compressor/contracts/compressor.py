@@ -23,18 +23,19 @@ InputTransform = Callable[["Tensor"], "Tensor"]
 class Context:
     """What a compressor may know besides the weight: its component, a seed, and the statistics it `needs`.
 
-    `statistics` are of the component's inputs x_t `[in]`, one for each token t of the search prefixes and of what the
+    `calibration` is of the component's inputs x_t `[in]`, one for each token t of the search prefixes and of what the
     base said after them, in the model as it stood when they were gathered. They are on the weight's device, and are not
     to be changed, for components share them:
 
-    - `hessian` `[in, in]` float32: Σ_t x_t x_tᵀ / n, the second moment;
+    - `hessian` `[in, in]` float32: Σ_t x_t x_tᵀ / n, the matrix of second moments;
+    - `second_moment` `[in]` float32: Σ_t x_t² / n, the diagonal of `hessian`, for a fraction of its time and memory;
     - `absmax` `[in]` float32: max_t |x_t|;
     - `tokens` `[]` int64: n, how many tokens came to the component. An expert that none reached has 0, and zeros.
     """
 
     component: Component
     seed: int = 0
-    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    calibration: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class CompressedWeight(ABC):
@@ -69,7 +70,7 @@ class Compressor(ABC):
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Names of calibration statistics, of those that `Context` lists."""
+    """Names of calibration data, of those that `Context` lists."""
     sequential: bool = False
     """Are statistics to be gathered anew for each layer, when what lies below is compressed? When a plan is kept only:
     trials are compressed by the statistics of the model as it stands."""

@@ -32,7 +32,7 @@ class TextWindows:
 
 
 class Metric(ABC):
-    """How far a candidate is from the base. One forward pass -> statistics per sequence -> one value over many."""
+    """How far a candidate is from the base. One forward pass -> values per sequence -> one value over many."""
 
     name: ClassVar[str]
     reads: ClassVar[Reads]
@@ -42,16 +42,16 @@ class Metric(ABC):
     """What tables call it; empty means its name."""
 
     @abstractmethod
-    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
-        """`[sequence, statistic]` of the candidate on some sequences; pure, and independent between sequences.
+    def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
+        """`[sequence, value]` of the candidate on some sequences; pure, and independent between sequences.
 
         On text windows `base` is the candidate itself: the base is not run there. Searches add up and compare the first
         statistic, so its mean and `aggregate` must agree on which of two candidates is better.
         """
 
-    def aggregate(self, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The value over many sequences: `[..., sequence, statistic]` -> `[...]`; by default the mean of the first."""
-        mean: NDArray[np.float64] = statistics[..., 0].mean(axis=-1)
+    def aggregate(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The value over many sequences: `[..., sequence, value]` -> `[...]`; by default the mean of the first."""
+        mean: NDArray[np.float64] = values[..., 0].mean(axis=-1)
         return mean
 
     def text(self) -> TextWindows | None:
@@ -62,7 +62,7 @@ class Metric(ABC):
 class EstimableMetric(Metric):
     """A metric of which one backward pass tells what any small change of the weights would do.
 
-    It speaks of the first statistic of a sequence, v. With θ the weights and Δ their change,
+    It speaks of the first value of a sequence, v. With θ the weights and Δ their change,
 
         v(θ + Δ) ≈ v(θ) + ⟨∂ value/∂θ, Δ⟩ + E⟨∂ probe/∂θ, Δ⟩²
 

@@ -1,1 +1,1 @@
-"""Texts and prefixes, and the reference: what the base model says after each prefix."""
+"""Texts, prefixes, and the reference: the base model's continuation and distribution after each prefix."""

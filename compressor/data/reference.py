@@ -1,4 +1,7 @@
-"""What the base says: its own tokens, made consistent with its own scoring pass, cached on disk by content."""
+"""The reference: what the base model says, cached on disk by content.
+
+Its tokens are consistent with the scoring pass: scored by that, the base agrees with every one of them.
+"""
 
 import hashlib
 import json
@@ -17,27 +20,37 @@ from compressor.artifacts.files import write_bytes
 from compressor.contracts import Readout, Runners
 from compressor.errors import ModelError, OutputError
 from compressor.models import Model
+from compressor.models.forward import FrozenHead
 
 log = logging.getLogger(__name__)
 FORMAT = 1
 NEAR_TIE = 4.0
-"""Two logits nearer than this many rounding steps of the larger one count as a near tie."""
+"""Two logits are a near tie if they differ by at most this many rounding steps of the larger one."""
 LOGITS_AT_ONCE = 1 << 24
-"""Logits that one batch may give when the batch size is chosen automatically.
+"""The largest number of logits of one batch, where the batch size is chosen automatically.
 
-A constant, not a share of the memory budget: rounding depends on the shape of a batch, and so the base's tokens do.
+It is a constant, not a share of the memory budget: rounding, and so the base's tokens, depend on the shape of a batch.
 """
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 8192}
-"""Tokens of such a batch: on a CPU activations should stay in its caches, a GPU wants large products."""
+"""The largest number of tokens of such a batch: activations should fit a CPU's cache; a GPU is faster with more."""
 
 
 @dataclass
 class Reference:
-    """Base continuations `tokens` `[sequence, prefix + continuation]`, a fixed point of the base's scoring pass.
+    """The base's continuations `tokens` `[sequence, prefix + continuation]`, and what gives its exact distribution.
 
-    `near_ties` counts positions at which the base itself hardly decides, `mended` tokens that step-by-step generation
-    had chosen differently, `noise_floor` is the mean FDT(F, F), which is M unless no fixed point was found. Batches are
-    part of the reference: low-precision kernels may round differently in another shape.
+    At every position of the continuation, one scoring pass of the base predicts the token that stands there.
+    `near_ties` counts the positions where the two largest logits differ by a few rounding steps only, `mended` the
+    tokens where generation step by step had chosen another token than the scoring pass. `noise_floor` is the mean
+    FDT(F, F): the number of continuation tokens, unless the base disagrees with itself. `batch` is the number of
+    sequences in a forward pass; it is part of the reference, because low-precision kernels may round differently for
+    other shapes.
+
+    The distribution is not stored as logits: for a vocabulary of 150,000 tokens, 64 x 64 positions would take 2.4 GB in
+    float32. What is stored are the inputs of the LM head, `hidden` `[sequence, position, width]`, and the base's own
+    `head`, which no change of the model reaches; the logits are computed from these, a batch at a time. Only where a
+    model does not let its LM head run on its own are the `logits` `[sequence, position, vocabulary]` kept, in the
+    model's dtype. Both are in the memory of the host. `runners` holds the runners-up that were found, by batch.
     """
 
     tokens: Tensor
@@ -47,17 +60,19 @@ class Reference:
     mended: int = 0
     noise_floor: float = 0.0
     hidden: Tensor | None = field(default=None, repr=False)
+    head: FrozenHead | None = field(default=None, repr=False)
     logits: Tensor | None = field(default=None, repr=False)
     runners: dict[tuple[int, int], Runners] = field(default_factory=dict, repr=False)
+    device: torch.device = field(default=torch.device("cpu"), repr=False)
 
     @property
     def continuation_tokens(self) -> int:
         return self.tokens.shape[1] - self.prefix_tokens
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """Rows of `tokens` with the index of the first, in the shape in which they are always scored.
+        """The index of the first sequence and the tokens of each batch, always split at the same places.
 
-        `start` and `stop` choose sequences; only a border inside a batch makes another shape.
+        `start` and `stop` choose sequences; only the first and the last batch can be smaller for that.
         """
         stop = len(self.tokens) if stop is None else min(stop, len(self.tokens))
         while start < stop:
@@ -65,38 +80,41 @@ class Reference:
             yield start, self.tokens[start:after]
             start = after
 
-    def base_readout(self, start: int, count: int, model: Model) -> Readout:
-        """What the base says on `count` sequences; exact, recomputed by the LM head from what entered it."""
+    def base_readout(self, start: int, count: int) -> Readout:
+        """What the base says on `count` sequences from `start` on, on the device of the base."""
         rows = slice(start, start + count)
 
         def logits() -> Tensor:
             if self.logits is not None:
-                return self.logits[rows].to(model.device)
-            if self.hidden is None:
+                return self.logits[rows].to(self.device)
+            if self.hidden is None or self.head is None:
                 raise ModelError("the base's distribution was not remembered; call remember_distribution first")
-            return model.project(self.hidden[rows].to(model.device))
+            return self.head(self.hidden[rows].to(self.device))
 
-        tokens = self.tokens[rows, self.prefix_tokens :].to(model.device)
+        tokens = self.tokens[rows, self.prefix_tokens :].to(self.device)
         return Readout(logits, tokens, runners=self.runners.setdefault((start, count), {}))
 
-    def remember_distribution(self, model: Model) -> None:
-        """Keep what the exact base distribution needs: the LM head's inputs, `[sequence, position, width]` a batch.
+    def remember_distribution(self, model: Model, head: FrozenHead | None = None) -> None:
+        """Store what gives the base's exact distribution; call it while `model` is the base.
 
-        Call it while `model` is the base. Where the LM head is a component, or cannot run on its own, its outputs are
-        kept instead.
+        References of the same base can share a `head`; without one, it is made from the model.
         """
-        keep = self.continuation_tokens
-        if not model.head_is_component:
-            try:
-                self.hidden = torch.cat([model.hidden(batch[:, :-1], keep).cpu() for _, batch in self.batches()])
-                return
-            except ModelError as error:
-                log.info("logits of the base are kept: %s", error)
-        self.logits = torch.cat([model.logits(batch[:, :-1], keep).cpu() for _, batch in self.batches()])
+        keep, self.device, self.runners = self.continuation_tokens, model.device, {}
+        self.hidden = self.head = self.logits = None
+        try:
+            hidden = torch.cat([model.hidden(batch[:, :-1], keep).cpu() for _, batch in self.batches()])
+            self.head = head or model.freeze_head(hidden[:1, :2].to(model.device))
+            self.hidden = hidden
+        except ModelError as error:
+            log.info("logits of the base are kept: %s", error)
+            self.logits = torch.cat([model.logits(batch[:, :-1], keep).cpu() for _, batch in self.batches()])
 
 
 def choose_batch(model: Model, length: int, continuation: int, wanted: int | None) -> int:
-    """Sequences per forward pass: a power of two that keeps logits and activations small; never from free memory."""
+    """Sequences per forward pass: `wanted`, or a power of two up to 64 that keeps logits and activations small.
+
+    It does not depend on free memory, because the same run must choose the same batches again.
+    """
     if wanted is not None:
         return wanted
     tokens = TOKENS_AT_ONCE[model.device.type] // length
@@ -116,10 +134,10 @@ def score_greedily(model: Model, tokens: Tensor, keep: int) -> tuple[Tensor, int
 
 
 def continue_base(model: Model, prefixes: Tensor, continuation: int) -> tuple[Tensor, int, int, float]:
-    """One batch: consistent tokens, near ties, mended tokens, and the sum of FDT(F, F) over its sequences.
+    """The reference of one batch: its tokens, near ties, mended tokens, and the sum of FDT(F, F) over its sequences.
 
-    Generates step by step, then lets the scoring pass correct the first token on which it disagrees and generates on
-    from there, until it agrees with every token.
+    The base generates token by token. Then, until the scoring pass predicts every token: the first token that it does
+    not predict is replaced by the predicted one, and the base generates again from there.
     """
     prefix, mended = prefixes.shape[1], 0
     tokens = model.decode(prefixes, continuation, lambda logits: logits.argmax(-1)).cpu()
@@ -141,7 +159,7 @@ def continue_base(model: Model, prefixes: Tensor, continuation: int) -> tuple[Te
 def build_reference(
     model: Model, prefixes: Tensor, continuation: int, batch: int | None = None, cache: Path | None = None
 ) -> Reference:
-    """The reference of the base `model` after `prefixes` `[sequence, prefix]`; from the cache if it is there."""
+    """The reference of the base `model` for `prefixes` `[sequence, prefix]`, from the folder `cache` if it is there."""
     size = choose_batch(model, prefixes.shape[1] + continuation, continuation, batch)
     path = None if cache is None else cache / f"{fingerprint(model, prefixes, continuation, size)}.safetensors"
     if path is not None and (found := read_cached(path, size)) is not None:
@@ -166,7 +184,7 @@ def build_reference(
 
 
 def fingerprint(model: Model, prefixes: Tensor, continuation: int, batch: int) -> str:
-    """Hash of all that decides the reference: weights, tokens, settings, precision, device and library versions."""
+    """sha256 of all that the reference depends on: weights, tokens, settings, dtype, device, library versions."""
     import transformers
 
     facts = [
@@ -179,7 +197,7 @@ def fingerprint(model: Model, prefixes: Tensor, continuation: int, batch: int) -
 
 
 def write_reference(reference: Reference, path: Path) -> None:
-    """Save tokens and counts, whole or not at all; raises OutputError where they cannot be written."""
+    """Save tokens and counts in one atomic step; raises OutputError if they cannot be written."""
     metadata = {
         name: str(getattr(reference, name)) for name in ("prefix_tokens", "batch", "near_ties", "mended", "noise_floor")
     }
@@ -187,7 +205,7 @@ def write_reference(reference: Reference, path: Path) -> None:
 
 
 def read_cached(path: Path, batch: int) -> Reference | None:
-    """The cached reference, or None where there is none that can be read."""
+    """The cached reference; None if there is none, or if it cannot be read."""
     if not path.exists():
         return None
     try:

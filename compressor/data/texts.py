@@ -1,4 +1,4 @@
-"""Prefixes for the base to continue, and windows of natural text."""
+"""Prefixes, which the base continues, and windows of natural text, on which perplexity is measured."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ SAMPLED_AT_ONCE = 64  # a constant: each batch draws its random numbers anew
 
 @dataclass(frozen=True)
 class Windows:
-    """Text in rows: `tokens` `[sequence, length]`, and which tokens after the first are scored, `[.., length - 1]`."""
+    """Windows of text: `tokens` `[sequence, length]`; `counted` `[sequence, length - 1]` is true for scored tokens."""
 
     source: str
     tokens: Tensor
@@ -25,7 +25,7 @@ class Windows:
 
 
 def check_settings(settings: DataSettings, context: int | None) -> None:
-    """Raise ConfigError for lengths and counts that cannot work."""
+    """Raise ConfigError for invalid lengths and counts."""
     for key, least in (("prefixes", 1), ("prefix_tokens", 1), ("continuation_tokens", 1)):
         if getattr(settings, key) < least:
             raise ConfigError(f"`data.{key}` must be at least {least}, got {getattr(settings, key)}; raise it")
@@ -53,7 +53,7 @@ def read_text(path: str | Path) -> str:
 
 
 def load_hub_text(settings: DataSettings) -> str:
-    """All `text` rows of a Hugging Face data set, joined by line breaks."""
+    """The column `text` of a Hugging Face data set, joined by line breaks."""
     try:
         import datasets
     except ImportError:
@@ -65,7 +65,7 @@ def load_hub_text(settings: DataSettings) -> str:
     try:
         rows = datasets.load_dataset(settings.name, settings.subset, split=settings.split)
         text = "\n".join(rows["text"])
-    except Exception as error:  # datasets raises some twenty kinds for a name, a split or a network that is not there
+    except Exception as error:  # datasets raises some twenty kinds of errors for a missing name, split or network
         reason = " ".join(str(error).split())
         raise DataError(f"cannot load data set `{settings.name}`: {reason}; check its name and split") from None
     if not text.strip():
@@ -74,7 +74,7 @@ def load_hub_text(settings: DataSettings) -> str:
 
 
 def load_text(settings: DataSettings) -> str | None:
-    """The run's own natural text; None for `data=self`."""
+    """The natural text of the run; None for `data=self`."""
     if settings.source == "self":
         return None
     if settings.source == "hf":
@@ -85,7 +85,7 @@ def load_text(settings: DataSettings) -> str | None:
 
 
 def encode_text(model: Model, text: str) -> Tensor:
-    """Token ids `[position]`; a BOS where the tokenizer adds one."""
+    """Token ids `[position]` of the text, with a BOS if the tokenizer adds one."""
     if model.tokenizer is None:
         raise DataError(f"{model.folder} has no tokenizer, which text needs; add one or use data=self")
     ids = model.tokenizer(text, verbose=False).input_ids
@@ -93,9 +93,9 @@ def encode_text(model: Model, text: str) -> Tensor:
 
 
 def sample_sequences(model: Model, count: int, tokens: int, seed: int) -> Tensor:
-    """`[sequence, position]` sampled from the model itself at temperature 1, each beginning with BOS if there is one.
+    """`[sequence, position]`: sequences sampled from the model at temperature 1, which begin with BOS if there is one.
 
-    The same seed gives the same sequences, whatever `count`. Special tokens are never sampled.
+    The first sequences of a seed are the same for every `count`. Special tokens are never sampled.
     """
     known = getattr(model.tokenizer, "all_special_ids", ())
     special = torch.tensor([token for token in known if token < model.vocabulary], dtype=torch.int64)
@@ -116,7 +116,7 @@ def sample_sequences(model: Model, count: int, tokens: int, seed: int) -> Tensor
 
 
 def cut_prefixes(model: Model, ids: Tensor, count: int, settings: DataSettings, source: str) -> Tensor:
-    """`[sequence, prefix_tokens]` from random disjoint stretches of the text, in random order."""
+    """`[sequence, prefix_tokens]`: prefixes from random disjoint parts of the text, in random order."""
     stretch = settings.prefix_tokens + settings.continuation_tokens
     available = len(ids) // stretch
     if available < count:
@@ -136,11 +136,10 @@ def cut_prefixes(model: Model, ids: Tensor, count: int, settings: DataSettings, 
 def make_prefixes(
     model: Model, settings: DataSettings, text: str | None, with_proof: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Prefixes to search on and fresh ones to prove on, each `[sequence, prefix_tokens]`, disjoint.
+    """Prefixes for the search and other ones for the final score, each `[sequence, prefix_tokens]`.
 
-    Without the proof there are none to prove on; those to search on are the same.
-
-    Raises ConfigError for settings that cannot work, DataError for a text that is too short.
+    Without `with_proof`, there are none for the final score; those for the search are the same. Raises ConfigError for
+    invalid settings, and DataError for a text that is too short.
     """
     check_settings(settings, model.context)
     proof = settings.prefixes if settings.proof_prefixes is None else settings.proof_prefixes
@@ -156,7 +155,7 @@ def make_prefixes(
 
 
 def window_starts(length: int, window: int, stride: int) -> Iterator[int]:
-    """Starts of windows that together score every token after the first, none twice."""
+    """The starts of the windows; together they score every token after the first exactly once."""
     start = 0
     while True:
         yield start
@@ -166,7 +165,7 @@ def window_starts(length: int, window: int, stride: int) -> Iterator[int]:
 
 
 def cut_windows(ids: Tensor, window: int, stride: int, source: str) -> Windows:
-    """Windows of `window` tokens moved by `stride`; the last one is padded, and padding is not scored."""
+    """Windows of `window` tokens, `stride` tokens apart; the last one is padded, and padding is not scored."""
     if len(ids) < 2:
         raise DataError(f"{source} holds {len(ids)} tokens; at least 2 are needed for perplexity; give more text")
     rows, counted, scored_to = [], [], 1
@@ -180,7 +179,7 @@ def cut_windows(ids: Tensor, window: int, stride: int, source: str) -> Windows:
 
 
 def make_windows(model: Model, request: TextWindows, settings: DataSettings, text: str | None) -> Windows:
-    """The text windows that a metric asks for: its own path, else the run's text, else sampled from the base."""
+    """The windows that a metric asks for: of its own text, else of the run's text, else of sequences from the base."""
     if request.path is not None:
         text, source = read_text(request.path), request.path
     else:

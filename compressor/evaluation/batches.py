@@ -1,4 +1,4 @@
-"""What goes through a model at once, and how what it says is read."""
+"""Batches of sequences that are scored together, and how the values of metrics are read from a forward pass."""
 
 from __future__ import annotations
 
@@ -14,92 +14,97 @@ from compressor.data.reference import Reference
 from compressor.errors import CompressorError, ModelError, PluginError
 from compressor.models import Model
 
-Found = Mapping[str, Tensor]
-"""Metric name -> `[sequence, statistic]`."""
+BatchStatistics = Mapping[str, Tensor]
+"""Metric name -> `[sequence, value]`, for the sequences of one batch."""
+
+Scored = Iterator[tuple[int, list[BatchStatistics]]]
+"""Numbers of trials, each with its values on every batch."""
+
+Reader = Callable[[Readout], BatchStatistics]
+"""Computes the values of a batch from the readout of a trial."""
 
 
 class Batch(Protocol):
-    """Sequences that are scored together: `tokens` `[sequence, length]`, after which should come `said`.
+    """Sequences that are scored together: `tokens` `[sequence, length]`, and what they should be followed by.
 
-    `said` and `counted`, the positions that count (None for all), are `[sequence, keep]`, for the last `keep` positions
-    of `tokens`. `only_leading` says that nothing is read but `Readout.leading`.
+    `targets` `[sequence, keep]` are the expected next tokens at the last `keep` positions of `tokens`. `counted`
+    `[sequence, keep]` marks the positions to score; None means all. With `only_leading`, metrics read nothing but
+    `Readout.leading`.
     """
 
     @property
     def tokens(self) -> Tensor: ...
     @property
-    def said(self) -> Tensor: ...
+    def targets(self) -> Tensor: ...
     @property
     def counted(self) -> Tensor | None: ...
     @property
     def only_leading(self) -> bool: ...
 
-    def opened(self) -> AbstractContextManager[Callable[[Readout], Found]]:
-        """Inside, turns what a trial says into statistics."""
+    def open(self) -> AbstractContextManager[Reader]:
+        """Inside, what computes the values of trials on this batch."""
         ...
 
 
 class Continuations:
-    """A batch of what the base said; all metrics that read continuations are fed by one pass."""
+    """A batch of the base's own continuations; all metrics that read continuations share one forward pass."""
 
     def __init__(
         self, model: Model, reference: Reference, metrics: Mapping[str, Metric], index: int, tokens: Tensor
     ) -> None:
         self.tokens, self.counted = tokens[:, :-1], None
-        self.said = tokens[:, reference.prefix_tokens :].to(model.device)
+        self.targets = tokens[:, reference.prefix_tokens :].to(model.device)
         self.only_leading = all(metric.reads is Reads.LEADING for metric in metrics.values())
-        self._model, self._reference, self._metrics, self._index = model, reference, metrics, index
+        self._reference, self._metrics, self._index = reference, metrics, index
 
     @contextmanager
-    def opened(self) -> Iterator[Callable[[Readout], Found]]:
-        """The base's own logits are made once, if a metric needs them."""
+    def open(self) -> Iterator[Reader]:
+        """The base's logits are computed once for all trials, if a metric reads them."""
         needs_base = any(metric.reads & Reads.BASE for metric in self._metrics.values())
-        base = self._reference.base_readout(self._index, len(self.said), self._model) if needs_base else None
+        base = self._reference.base_readout(self._index, len(self.targets)) if needs_base else None
 
-        def read(candidate: Readout) -> Found:
-            return {
-                name: read_statistics(metric, candidate, base or candidate) for name, metric in self._metrics.items()
-            }
+        def read(candidate: Readout) -> BatchStatistics:
+            return {name: read_values(metric, candidate, base or candidate) for name, metric in self._metrics.items()}
 
         yield read
 
 
 class Text:
-    """A batch of windows of text that one metric reads."""
+    """A batch of windows of text for one metric."""
 
     only_leading = False
 
     def __init__(self, name: str, metric: Metric, tokens: Tensor, counted: Tensor, device: torch.device) -> None:
-        self.tokens, self.said, self.counted = tokens[:, :-1], tokens[:, 1:].to(device), counted.to(device)
+        self.tokens, self.targets, self.counted = tokens[:, :-1], tokens[:, 1:].to(device), counted.to(device)
         self._name, self._metric = name, metric
 
     @contextmanager
-    def opened(self) -> Iterator[Callable[[Readout], Found]]:
-        """The base is not asked."""
-        yield lambda candidate: {self._name: read_statistics(self._metric, candidate, candidate)}
+    def open(self) -> Iterator[Reader]:
+        """The base is not read."""
+        yield lambda candidate: {self._name: read_values(self._metric, candidate, candidate)}
 
 
-def read_statistics(metric: Metric, candidate: Readout, base: Readout) -> Tensor:
-    """`[sequence, statistic]` in float64 on the CPU; what the metric gives is checked."""
+def read_values(metric: Metric, candidate: Readout, base: Readout) -> Tensor:
+    """The checked values of a metric: `[sequence, value]` in float64 on the CPU."""
     try:
-        statistics = metric.statistics(
+        values = metric.sequence_values(
             candidate.restricted(metric.reads, metric.name), base.restricted(metric.reads, metric.name)
         )
-        found = tuple(statistics.shape)
-    except CompressorError:
+        found = tuple(values.shape)
+    except (CompressorError, torch.OutOfMemoryError):  # an engine goes on with fewer trials at once
         raise
     except Exception as error:
         reason = " ".join(str(error).split())
         raise PluginError(f"metric `{metric.name}` failed: {type(error).__name__}: {reason}") from error
     if len(found) != 2 or found[0] != len(candidate.tokens):
         raise PluginError(
-            f"metric `{metric.name}` gave statistics of shape {found}; [{len(candidate.tokens)}, statistic] is needed"
+            f"metric `{metric.name}` gave values of shape {found}; [{len(candidate.tokens)}, value] is needed"
         )
-    statistics = statistics.double().cpu()
-    if not statistics.isfinite().all():
+    values = values.double().cpu()
+    if not values.isfinite().all():
         if not candidate.logits.isfinite().all():
             raise ModelError(
                 "the candidate's logits hold NaN or infinity; use a wider model.dtype or a milder treatment"
             )
         raise PluginError(f"metric `{metric.name}` gave NaN or infinity on finite logits; mend the metric")
-    return statistics
+    return values

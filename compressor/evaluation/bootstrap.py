@@ -1,4 +1,4 @@
-"""From statistics per sequence to a score with bootstrap intervals, and paired differences of two models.
+"""From values per sequence to a score with bootstrap intervals, and paired differences of two models.
 
 numpy, not scipy.stats.bootstrap: with the same resamples that gives intervals that differ in the last bit, takes four
 times as long and twice the memory, and cannot use one set of resamples for all metrics.
@@ -24,31 +24,31 @@ def draw_resamples(sequences: int, seed: int) -> NDArray[np.intp]:
     return np.random.default_rng(seed).integers(0, sequences, size=(RESAMPLES, sequences))
 
 
-def values_per_sequence(metric: Metric, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+def aggregate_each(metric: Metric, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
     """`[sequence]`: the metric's value of each sequence alone."""
     return metric.aggregate(statistics[:, None, :])
 
 
 def join_blocks(held: NDArray[np.float64], start: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`[sequence]`: what is `held` of the first sequences, and `values` of those from `start`, where these go on.
+    """`[sequence]`: `held` for the sequences before `start`, followed by `values` for those from `start` on.
 
-    What is held stays where no more sequences come, or where some in between are not known.
+    Returns `held` as it is where `values` adds no further sequence, or where sequences in between are missing.
     """
     return np.concatenate([held[:start], values]) if start <= len(held) < start + len(values) else held
 
 
 def summarize(metric: Metric, statistics: NDArray[np.float64], seed: int = 0) -> Score:
-    """Aggregate `statistics` `[sequence, statistic]`; intervals by the percentile bootstrap over sequences.
+    """Aggregate `statistics` `[sequence, value]`; intervals by the percentile bootstrap over sequences.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13. With one sequence the interval
     is that one value.
     """
     if statistics.ndim != 2 or not np.isfinite(statistics).all():
         raise PluginError(
-            f"metric `{metric.name}` gave statistics of shape {statistics.shape} with "
-            f"{int((~np.isfinite(statistics)).sum())} non-finite values; [sequence, statistic] and finite are needed"
+            f"metric `{metric.name}` gave values of shape {statistics.shape} with "
+            f"{int((~np.isfinite(statistics)).sum())} non-finite values; [sequence, value] and finite are needed"
         )
-    values = values_per_sequence(metric, statistics)
+    values = aggregate_each(metric, statistics)
     resamples = draw_resamples(len(values), seed)
     means, p75s = [], []
     for indices in np.array_split(resamples, max(1, resamples.size * statistics.shape[1] // CHUNK)):
@@ -77,7 +77,7 @@ def compare_paired(
 ) -> tuple[float, float, float]:
     """Value of `first` minus value of `second` on the same sequences, with its bootstrap 95 % interval.
 
-    Both are `[sequence, statistic]`; sequences are resampled as pairs.
+    Both are `[sequence, value]`; sequences are resampled as pairs.
     """
     if first.shape != second.shape:
         raise ValueError(f"paired statistics must have one shape, got {first.shape} and {second.shape}")

@@ -1,8 +1,12 @@
-"""Scores many trials against what the base says: by the engine, or by a plain forward pass each, its oracle."""
+"""Scores trials against the base: by an engine where the layers can be run one at a time, else by plain forward passes.
+
+Both give the same values, so the plain forward passes are the check of the engines.
+"""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,9 +15,10 @@ from numpy.typing import NDArray
 from compressor.contracts import Metric, Plan, Readout
 from compressor.data.reference import Reference
 from compressor.data.texts import Windows
-from compressor.evaluation.batches import Batch, Continuations, Found, Text
+from compressor.evaluation.batches import Batch, BatchStatistics, Continuations, Scored, Text
 from compressor.evaluation.engine import Engine
 from compressor.evaluation.layer_replay import CannotReplay, LayerReplay
+from compressor.evaluation.layer_runner import LayerRunner
 from compressor.evaluation.streaming_engine import StreamingEngine
 from compressor.evaluation.weight_source import WeightSource, make_weights
 from compressor.models import Model
@@ -22,13 +27,24 @@ from compressor.settings import SweepMode
 
 log = logging.getLogger(__name__)
 
-Statistics = dict[str, NDArray[np.float64]]
-"""Metric name -> `[sequence, statistic]`."""
+SequenceValues = dict[str, NDArray[np.float64]]
+"""Metric name -> `[sequence, value]`."""
+
+
+class TrialEngine(Protocol):
+    """Scores many trials together, which all change layers and nothing else."""
+
+    replay: LayerReplay
+    runner: LayerRunner
+
+    def score(self, trials: Mapping[int, Plan], batches: Sequence[Batch]) -> Scored:
+        """The values of each numbered trial, as they come; do not use the model before the last has come."""
+        ...
 
 
 @dataclass
 class Evaluator:
-    """Scores candidates against one reference.
+    """Scores trials of one model against one reference. A trial is a plan; the model is restored after each.
 
     `weight_source` makes the weights of trials. `windows` holds the text of each metric that reads text instead of
     continuations.
@@ -40,47 +56,51 @@ class Evaluator:
     weight_source: WeightSource = field(repr=False)
     windows: Mapping[str, Windows] = field(default_factory=dict)
     mode: SweepMode = SweepMode.exact
-    engine: Engine | None = field(default=None, repr=False)
+    engine: TrialEngine | None = field(default=None, repr=False)
     memory: MemoryBudget = field(default_factory=MemoryBudget)
 
     def score(
         self, trials: Sequence[Plan], names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[int, Statistics]]:
-        """Number and statistics of each trial, as they come; every trial is undone.
+    ) -> Iterator[tuple[int, SequenceValues]]:
+        """Number and values of each trial, as they come.
 
-        `names` None means every metric, `start` and `stop` choose prefixes; text is always read whole.
+        `names` are the metrics; None means all. `start` and `stop` choose prefixes; text is always read whole.
         """
         batches, chosen = self._list_batches(names, start, stop), list(names or self.metrics)
         engine = self._find_engine() if len(trials) > 1 else None
-        shared = {number: trial for number, trial in enumerate(trials) if engine and engine.takes(trial)}
+        by_engine = {
+            number: trial for number, trial in enumerate(trials) if engine and trial and engine.replay.contains(trial)
+        }
         for number, trial in enumerate(trials):
-            if number not in shared:
+            if number not in by_engine:
                 with self.model.swapped(make_weights(self.weight_source, trial)):
-                    yield number, join_statistics(chosen, [score_plainly(self.model, batch) for batch in batches])
-        if engine and shared:
-            for number, found in engine.score(shared, batches):
-                yield number, join_statistics(chosen, found)
+                    yield number, join_values(chosen, [score_plainly(self.model, batch) for batch in batches])
+        if engine and by_engine:
+            for number, found in engine.score(by_engine, batches):
+                yield number, join_values(chosen, found)
 
     def score_all(
         self, trials: Sequence[Plan], names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
-    ) -> list[Statistics]:
+    ) -> list[SequenceValues]:
         """As `score`, in the order of the trials."""
         found = dict(self.score(trials, names, start, stop))
         return [found[number] for number in range(len(trials))]
 
-    def score_current(self, names: Sequence[str] | None = None, start: int = 0, stop: int | None = None) -> Statistics:
-        """Statistics of the model as it stands."""
+    def score_current(
+        self, names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
+    ) -> SequenceValues:
+        """Statistics of the current model, as by `score`."""
         return self.score_all([{}], names, start, stop)[0]
 
     def _list_batches(self, names: Sequence[str] | None, start: int, stop: int | None) -> list[Batch]:
-        """What goes through the model for these metrics: continuations, and each one's text."""
+        """Batches of continuations, which these metrics share, and batches of text for each metric that reads text."""
         metrics = {name: self.metrics[name] for name in (self.metrics if names is None else names)}
         batches: list[Batch] = []
-        if on_base := {name: metric for name, metric in metrics.items() if metric.text() is None}:
+        if on_continuations := {name: metric for name, metric in metrics.items() if metric.text() is None}:
             for index, tokens in self.reference.batches(start, stop):
-                batches.append(Continuations(self.model, self.reference, on_base, index, tokens))
+                batches.append(Continuations(self.model, self.reference, on_continuations, index, tokens))
         for name, metric in metrics.items():
-            if name not in on_base:
+            if name not in on_continuations:
                 batches += self._list_text(name, metric)
         return batches
 
@@ -90,8 +110,8 @@ class Evaluator:
         for tokens, counted in zip(windows.tokens.split(size), windows.counted.split(size), strict=True):
             yield Text(name, metric, tokens, counted, self.model.device)
 
-    def _find_engine(self) -> Engine | None:
-        """The engine of this model, proven at its first use; None where trials must be plain forward passes."""
+    def _find_engine(self) -> TrialEngine | None:
+        """The engine of this model, checked at its first use; None where each trial must be a plain forward pass."""
         if self.mode is not SweepMode.plain and self.engine is None:
             try:
                 streams = self.model.mapped_weights is not None
@@ -104,12 +124,12 @@ class Evaluator:
         return self.engine if self.mode is not SweepMode.plain else None
 
 
-def score_plainly(model: Model, batch: Batch) -> Found:
-    """One forward pass of the model as it stands."""
-    with batch.opened() as read:
-        return read(Readout(model.logits(batch.tokens, batch.said.shape[1]), batch.said, batch.counted))
+def score_plainly(model: Model, batch: Batch) -> BatchStatistics:
+    """The values of the current model on a batch, by one forward pass."""
+    with batch.open() as read:
+        return read(Readout(model.logits(batch.tokens, batch.targets.shape[1]), batch.targets, batch.counted))
 
 
-def join_statistics(names: Sequence[str], parts: Sequence[Found]) -> Statistics:
-    """The statistics of all batches, by metric."""
-    return {name: torch.cat([part[name] for part in parts if name in part]).numpy() for name in names}
+def join_values(names: Sequence[str], batches: Sequence[BatchStatistics]) -> SequenceValues:
+    """The values of all batches, by metric."""
+    return {name: torch.cat([batch[name] for batch in batches if name in batch]).numpy() for name in names}

@@ -1,4 +1,7 @@
-"""Leading tokens of a trial, where nothing else is read: positions come in parts, and a known sequence stops there."""
+"""Counts leading tokens of trials where nothing else is read: a sequence stops at its first divergence.
+
+Positions are run in pieces, the early ones first. A sequence whose first divergence is in a piece needs no later piece.
+"""
 
 import copy
 from collections.abc import Collection
@@ -12,7 +15,11 @@ from compressor.evaluation.module_cache import ModuleCache
 
 
 def split_positions(length: int, keep: int) -> list[int]:
-    """Where the parts of `length` positions end: a quarter of the last `keep`, then twice as many each."""
+    """Where the pieces of `length` positions end.
+
+    The first piece ends after a quarter of the last `keep` positions; each further piece is twice as long as that
+    quarter, four times as long, and so on.
+    """
     size = max(1, keep // 4)
     stops, stop = [], length - keep
     while stop < length:
@@ -23,56 +30,58 @@ def split_positions(length: int, keep: int) -> list[int]:
 
 
 class FirstDivergence:
-    """Counts them for trials that first change the layer `index`.
+    """Counts leading tokens for trials whose first changed layer is `index`.
 
-    `hidden` `[sequence, length, width]` is what enters that layer after `tokens` `[sequence, length]`, of which the
-    last positions should predict `said` `[sequence, keep]`.
+    `hidden` `[sequence, length, width]` is the input of that layer for `tokens` `[sequence, length]`. The last
+    positions of these should predict `targets` `[sequence, keep]`.
     """
 
-    def __init__(self, replay: LayerReplay, index: int, tokens: Tensor, hidden: Tensor, said: Tensor) -> None:
-        self.replay, self.index, self.tokens, self.said = replay, index, tokens, said
+    def __init__(self, replay: LayerReplay, index: int, tokens: Tensor, hidden: Tensor, targets: Tensor) -> None:
+        self.replay, self.index, self.tokens, self.targets = replay, index, tokens, targets
         self.hidden = hidden
-        self.stops = split_positions(tokens.shape[1], said.shape[1])
-        self._entry = replay.enter(tokens[:, : self.stops[0]], 0)
+        self.stops = split_positions(tokens.shape[1], targets.shape[1])
+        self._inputs = replay.enter(tokens[:, : self.stops[0]], 0)
         self._first = hidden[:, : self.stops[0]]
-        self._memo, self._cache = ModuleCache(replay.layers[index]), replay.make_cache()
-        with self._memo.recording():
-            replay.run(index, self._entry, self._first, self._cache)
+        self._module_cache, self._key_values = ModuleCache(replay.layers[index]), replay.make_cache()
+        with self._module_cache.recording():
+            replay.run(index, self._inputs, self._first, self._key_values)
 
     def count(self, changed: Collection[nn.Module]) -> Tensor:
-        """`[sequence]`; the model has the weights of the trial on the modules `changed`."""
-        found = torch.zeros(len(self.tokens), dtype=torch.long, device=self.said.device)
+        """`[sequence]` leading tokens that agree. The model has the trial's weights, on the modules `changed`."""
+        found = torch.zeros(len(self.tokens), dtype=torch.long, device=self.targets.device)
         alive = torch.arange(len(found), device=found.device)
-        cache, start = self.replay.make_cache(), 0
+        key_values, start = self.replay.make_cache(), 0
         for stop in self.stops:
-            agrees = self._predict(changed, alive, start, stop, cache)
+            agrees = self._predict(changed, alive, start, stop, key_values)
             added = agrees.long().cumprod(-1).sum(-1)
             found[alive] += added
-            going_on = (added == agrees.shape[1]).nonzero().flatten()
-            if not len(going_on):
+            undecided = (added == agrees.shape[1]).nonzero().flatten()
+            if not len(undecided):
                 break
-            alive, start = alive[going_on], stop
-            cache.batch_select_indices(going_on)
+            alive, start = alive[undecided], stop
+            key_values.batch_select_indices(undecided)
         return found
 
-    def _predict(self, changed: Collection[nn.Module], alive: Tensor, start: int, stop: int, cache: Cache) -> Tensor:
-        """`[sequence, position]`: are the predictions of the sequences `alive` from `start` to `stop` what was said?"""
+    def _predict(
+        self, changed: Collection[nn.Module], alive: Tensor, start: int, stop: int, key_values: Cache
+    ) -> Tensor:
+        """`[sequence, position]`: do the sequences `alive` predict their targets at the positions `start` to `stop`?"""
         if start == 0:
-            entry = self._entry
-            with self._memo.serving(changed):
-                hidden = self.replay.run(self.index, entry, self._first, cache)
-            self._adopt(cache)
+            inputs = self._inputs
+            with self._module_cache.serving(changed):
+                hidden = self.replay.run(self.index, inputs, self._first, key_values)
+            self._add_missing(key_values)
         else:
-            entry = self.replay.enter(self.tokens[alive.cpu(), :stop], start)
-            hidden = self.replay.run(self.index, entry, self.hidden[alive, start:stop], cache)
+            inputs = self.replay.enter(self.tokens[alive.cpu(), :stop], start)
+            hidden = self.replay.run(self.index, inputs, self.hidden[alive, start:stop], key_values)
         for later in range(self.index + 1, len(self.replay.layers)):
-            hidden = self.replay.run(later, entry, hidden, cache)
-        before = self.tokens.shape[1] - self.said.shape[1]
+            hidden = self.replay.run(later, inputs, hidden, key_values)
+        before = self.tokens.shape[1] - self.targets.shape[1]
         first = max(0, start - before)
-        logits = self.replay.leave(entry, hidden, stop - before - first)
-        return logits.argmax(-1) == self.said[alive, first : stop - before]
+        logits = self.replay.leave(inputs, hidden, stop - before - first)
+        return logits.argmax(-1) == self.targets[alive, first : stop - before]
 
-    def _adopt(self, cache: Cache) -> None:
-        """Where the memo served the attention, its keys and values are those of the model as it stands."""
-        if not cache.get_seq_length(self.index):
-            cache.layers[self.index] = copy.copy(self._cache.layers[self.index])
+    def _add_missing(self, key_values: Cache) -> None:
+        """Where the attention's output came from the module cache, use the current model's keys and values too."""
+        if not key_values.get_seq_length(self.index):
+            key_values.layers[self.index] = copy.copy(self._key_values.layers[self.index])

@@ -1,4 +1,4 @@
-"""What the modules of a layer gave, to be given again where a trial leaves them nothing new to compute."""
+"""Reuses the outputs of a layer's modules that a trial does not change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from compressor.models.patching import patched
 
 @dataclass
 class _Call:
-    """A module's call: what it was given and gave, and when it began and ended in the order of all events."""
+    """One call of a module: its inputs and its output.
+
+    All starts and ends of calls are events and numbered in order; `began` and `ended` are numbers of events. `versions`
+    are those of the tensors right after the call; `times` is how often the module was called.
+    """
 
     inputs: list[Any]
     began: int
@@ -25,22 +29,22 @@ class _Call:
 
 
 class ModuleCache:
-    """Remembers one run of `layer`, and serves modules from it in another run with the same input, bit for bit.
+    """Records one run of `layer`, and reuses outputs in other runs with the same input, bit for bit.
 
-    A module is served where nothing that was computed before it has changed: it ended before the first changed module
-    began, or it is given the very tensors that it was given before and holds no changed module. Modules called twice,
-    and tensors that are written to afterwards, are computed again.
+    A module's output is reused in two cases: the module ended before the first changed module began, or it gets the
+    very same tensors as before and contains no changed module. The output is computed again where a module is called
+    twice, or where one of its tensors is written to afterwards.
     """
 
     def __init__(self, layer: nn.Module) -> None:
         self._modules = [module for module in layer.modules() if module is not layer]
-        self._above = {part: module for module in layer.modules() for part in module.children()}
+        self._parents = {child: module for module in layer.modules() for child in module.children()}
         self._calls: dict[nn.Module, _Call] = {}
         self._events = 0
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Inside, the layer runs once and every module's call is remembered."""
+        """Inside, run the layer once; every call of a module is recorded."""
         self._calls.clear()
         with patched({module: self._record(module, module.forward) for module in self._modules}):
             yield
@@ -50,26 +54,26 @@ class ModuleCache:
 
     @contextmanager
     def serving(self, changed: Collection[nn.Module]) -> Iterator[None]:
-        """Inside, the layer runs on the same input with other weights in the `changed` modules."""
+        """Inside, run the layer on the same input, with other weights in the modules `changed`."""
         touched = set[nn.Module]()
         first = self._events + 1
         for module in changed:
             owner: nn.Module | None = module
             while owner is not None and owner not in self._calls:
                 touched.add(owner)
-                owner = self._above.get(owner)
+                owner = self._parents.get(owner)
             first = min(first, 0 if owner is None else self._calls[owner].began)
             while owner is not None:
                 touched.add(owner)
-                owner = self._above.get(owner)
+                owner = self._parents.get(owner)
         known = {module: call for module, call in self._calls.items() if call.ended >= 0 and module not in touched}
-        with patched({module: _serve(call, module.forward, call.ended < first) for module, call in known.items()}):
+        with patched({module: _reuse(call, module.forward, call.ended < first) for module, call in known.items()}):
             yield
 
     def _record(self, module: nn.Module, own: Callable[..., Any]) -> Callable[..., Any]:
-        """Computes as `own` does, and notes it."""
+        """Computes as `own` does, and records the call."""
 
-        def forward(*args: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever a module takes and gives
+        def forward(*args: Any, **named: Any) -> Any:  # noqa: ANN401 - any arguments and output of a module
             if module in self._calls:
                 self._calls[module].times += 1
                 return own(*args, **named)
@@ -86,10 +90,10 @@ class ModuleCache:
         return self._events
 
 
-def _serve(call: _Call, own: Callable[..., Any], is_before: bool) -> Callable[..., Any]:
-    """Gives what the call gave where that comes before any change, or has the same inputs; else computes as `own`."""
+def _reuse(call: _Call, own: Callable[..., Any], is_before: bool) -> Callable[..., Any]:
+    """Gives the recorded output where the call is before every change or has equal inputs; else computes as `own`."""
 
-    def forward(*args: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever a module takes and gives
+    def forward(*args: Any, **named: Any) -> Any:  # noqa: ANN401 - any arguments and output of a module
         if is_before or _is_same(call.inputs, _list_inputs(args, named)):
             return call.output
         return own(*args, **named)
@@ -98,15 +102,15 @@ def _serve(call: _Call, own: Callable[..., Any], is_before: bool) -> Callable[..
 
 
 def _list_inputs(args: Sequence[Any], named: dict[str, Any]) -> list[Any]:
-    """Arguments in a fixed order, tuples taken apart."""
+    """All arguments in a fixed order; the elements of tuples and lists are listed one by one."""
     found: list[Any] = []
-    for value in (*args, *(part for name in sorted(named) for part in (name, named[name]))):
+    for value in (*args, *(item for name in sorted(named) for item in (name, named[name]))):
         found.extend(value if isinstance(value, tuple | list) else (value,))
     return found
 
 
 def _is_same(before: list[Any], now: list[Any]) -> bool:
-    """The very same tensors, and equal plain values."""
+    """Are these the very same tensors, and equal plain values?"""
     return len(before) == len(now) and all(
         a is b or (isinstance(a, bool | int | float | str) and type(a) is type(b) and a == b)
         for a, b in zip(before, now, strict=True)
@@ -114,6 +118,6 @@ def _is_same(before: list[Any], now: list[Any]) -> bool:
 
 
 def _read_versions(values: Sequence[Any]) -> list[int]:
-    """How often each tensor among the values, or in a tuple there, was written to."""
-    flat = [part for value in values for part in (value if isinstance(value, tuple | list) else (value,))]
-    return [part._version for part in flat if isinstance(part, Tensor)]
+    """How often each tensor was written to; the tensors may be inside tuples and lists."""
+    flat = [item for value in values for item in (value if isinstance(value, tuple | list) else (value,))]
+    return [item._version for item in flat if isinstance(item, Tensor)]

@@ -1,145 +1,148 @@
 """The engine for models larger than memory: all trials go through the layers together, and each layer is read once.
 
-What `Engine` computes is computed here too, in another order: level by level of the tree of trials. A layer's weights
-are there for all that are on their way; their hidden states wait on the host, or on disk.
+It computes the same as `Engine`, in another order. While a layer's weights are in memory, all trials run that layer.
+Between layers, the hidden states of trials wait on the host or on disk.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from compressor.contracts import Plan, Readout
-from compressor.evaluation.batches import Batch, Found
-from compressor.evaluation.engine import BatchState, Branch, Engine, join_branches
+from compressor.contracts import Plan
+from compressor.evaluation.batches import Batch, BatchStatistics, Scored
 from compressor.evaluation.layer_replay import LayerReplay
+from compressor.evaluation.layer_runner import BatchState, Branch, LayerRunner
 from compressor.evaluation.module_cache import ModuleCache
-from compressor.evaluation.weight_source import WeightSource
+from compressor.evaluation.trial_grouping import TrialGrouping
+from compressor.evaluation.weight_source import WeightSource, make_weights_in_groups
 from compressor.models.tensor_spill import TensorSpill
 from compressor.resources import MemoryBudget
 
 
+class StreamingEngine:
+    """Scores trials layer by layer; the statistics of all trials come at the end.
+
+    `weight_source` makes the weights of trials. `at_once` branches are run as one batch where they do not change a
+    layer; None chooses by the device. Hidden states wait on the host as far as the budget `memory` allows, and else on
+    disk.
+    """
+
+    def __init__(
+        self, replay: LayerReplay, weight_source: WeightSource, memory: MemoryBudget, at_once: int | None = None
+    ) -> None:
+        self.replay, self.weight_source, self.memory = replay, weight_source, memory
+        self.runner = LayerRunner(replay, at_once)
+        self.grouping = TrialGrouping(replay.spans, len(replay.layers), replay.tied)
+
+    def score(self, trials: Mapping[int, Plan], batches: Sequence[Batch]) -> Scored:
+        """The statistics of each trial."""
+        if not trials:
+            return
+        states = [self.runner.enter(batch) for batch in batches]
+        with TensorSpill(self.memory.hidden_states) as waiting:
+            layer_pass = LayerPass(self.runner, self.grouping, self.weight_source, trials, states, waiting)
+            nodes = [layer_pass.start()]
+            for index in range(len(self.replay.layers)):
+                nodes = layer_pass.run_layer(index, nodes)
+            yield from layer_pass.read(nodes)
+
+
 @dataclass(frozen=True)
 class Node:
-    """Trials that are the same so far, and the key of their hidden states."""
+    """Trials that are equal so far; `key` is that of their hidden states."""
 
     key: int
     numbers: Sequence[int]
 
 
-class StreamingEngine(Engine):
-    """Scores trials layer by layer; their statistics come at the end, all at once.
+@dataclass
+class LayerPass:
+    """One pass over the layers with all trials. Hidden states are in `waiting`, by number of batch and key of node."""
 
-    Hidden states are on the host as far as the budget `memory` allows, and else on disk.
-    """
+    runner: LayerRunner
+    grouping: TrialGrouping
+    weight_source: WeightSource
+    trials: Mapping[int, Plan]
+    states: Sequence[BatchState]
+    waiting: TensorSpill
+    keys: Iterator[int] = field(default_factory=itertools.count)
 
-    def __init__(
-        self, replay: LayerReplay, weight_source: WeightSource, memory: MemoryBudget, joint: int | None = None
-    ) -> None:
-        super().__init__(replay, weight_source, joint)
-        self.memory = memory
+    def start(self) -> Node:
+        """Before the first layer all trials are equal."""
+        node = Node(next(self.keys), [*self.trials])
+        for place, state in enumerate(self.states):
+            self.waiting.put((place, node.key), state.hidden)
+        return node
 
-    def score(self, trials: Mapping[int, Plan], batches: Sequence[Batch]) -> Iterator[tuple[int, list[Found]]]:
-        """What each trial gives on each batch, with its number."""
-        states, keys = [self.enter(batch) for batch in batches], itertools.count()
-        nodes = [Node(next(keys), [*trials])] if trials else []
-        with TensorSpill(self.memory.hidden_states) as hidden_states:
-            for node in nodes:
-                for place, state in enumerate(states):
-                    hidden_states.put((place, node.key), state.hidden)
-            for index in range(len(self.replay.layers)):
-                unchanged, changed = list[Node](), list[Node]()
-                for node in nodes:
-                    same, others = self._split(index, node, trials, keys)
-                    self._pass_changed(index, node, others, trials, states, hidden_states)
-                    if not same:
-                        self._forget(node, states, hidden_states)
-                    unchanged, changed = unchanged + same, changed + others
-                self._pass_unchanged(index, unchanged, states, hidden_states)
-                nodes = unchanged + changed
-            yield from self._read(nodes, states, hidden_states)
+    def run_layer(self, index: int, nodes: Sequence[Node]) -> list[Node]:
+        """Run a layer for all trials; trials that change it in different ways get nodes of their own."""
+        unchanged, changed = list[Node](), list[Node]()
+        for node in nodes:
+            same, others = self._split(index, node)
+            self._run_changed(index, node, others)
+            if not same:
+                self._drop(node)
+            unchanged, changed = unchanged + same, changed + others
+        self._run_unchanged(index, unchanged)
+        return unchanged + changed
 
-    def _split(
-        self, index: int, node: Node, trials: Mapping[int, Plan], keys: Iterator[int]
-    ) -> tuple[list[Node], list[Node]]:
-        """The trials of a node that leave the layer as it is, and groups of those that change it alike."""
+    def read(self, nodes: Sequence[Node]) -> Scored:
+        """The statistics of all trials after the last layer."""
+        found: dict[int, list[BatchStatistics]] = {node.key: [] for node in nodes}
+        end = len(self.runner.replay.layers)
+        for place, state in enumerate(self.states):
+            with state.batch.open() as read:
+                for branches in self._fetch(place, nodes):
+                    results = self.runner.finish(end, state, branches, read)
+                    for (key, _), statistics in zip(branches, results, strict=True):
+                        found[key].append(statistics)
+        yield from ((number, found[node.key]) for node in nodes for number in node.numbers)
+
+    def _split(self, index: int, node: Node) -> tuple[list[Node], list[Node]]:
+        """The trials of a node that do not change the layer, and a node for each way in which others change it."""
         same, others = list[Node](), list[Node]()
-        for part in self.branching.sort_alike(index, trials, node.numbers):
-            if self._find_used(index).isdisjoint(trials[part[0]]):
-                same.append(Node(node.key, part))
+        used = self.grouping.find_used(index)
+        for numbers in self.grouping.group_equal(index, self.trials, node.numbers):
+            if used.isdisjoint(self.trials[numbers[0]]):
+                same.append(Node(node.key, numbers))
             else:
-                others.append(Node(next(keys), part))
+                others.append(Node(next(self.keys), numbers))
         return same, others
 
-    def _find_used(self, index: int) -> set[str]:
-        """The components that the layer uses."""
-        return {name for name, (first, last) in self.replay.spans.items() if first <= index <= last}
-
-    def _pass_changed(
-        self,
-        index: int,
-        node: Node,
-        others: Sequence[Node],
-        trials: Mapping[int, Plan],
-        states: Sequence[BatchState],
-        hidden_states: TensorSpill,
-    ) -> None:
-        """Trials that change this layer leave the node, each group in its own way."""
-        for group in self.make_weights(trials, [other.numbers[0] for other in others], self._find_used(index)):
-            for place, state in enumerate(states):
-                hidden, memo = (
-                    hidden_states.get((place, node.key)).to(self.model.device),
-                    ModuleCache(self.replay.layers[index]),
-                )
+    def _run_changed(self, index: int, node: Node, others: Sequence[Node]) -> None:
+        """Run the layer for nodes that change it, each with its own weights, from the hidden states of `node`."""
+        replay, model = self.runner.replay, self.runner.model
+        keys = {other.numbers[0]: other.key for other in others}
+        plans = {number: self.trials[number] for number in keys}
+        for group in make_weights_in_groups(self.weight_source, plans, self.grouping.find_used(index)):
+            for place, state in enumerate(self.states):
+                hidden = self.waiting.get((place, node.key)).to(model.device)
+                cache = ModuleCache(replay.layers[index])
                 if len(group) > 1:
-                    with memo.recording():
-                        self.replay.run(index, state.entries[1], hidden)
-                for other in others:
-                    if (weights := group.get(other.numbers[0])) is not None:
-                        with self.model.swapped(weights), memo.serving(self.find_owners(weights)):
-                            hidden_states.put((place, other.key), self.replay.run(index, state.entries[1], hidden))
+                    with cache.recording():
+                        replay.run(index, state.own_inputs, hidden)
+                for number, weights in group.items():
+                    with model.swapped(weights), cache.serving(self.runner.find_owners(weights)):
+                        self.waiting.put((place, keys[number]), replay.run(index, state.own_inputs, hidden))
 
-    def _pass_unchanged(
-        self, index: int, nodes: Sequence[Node], states: Sequence[BatchState], hidden_states: TensorSpill
-    ) -> None:
-        """The others run it together."""
-        for place, state in enumerate(states):
+    def _run_unchanged(self, index: int, nodes: Sequence[Node]) -> None:
+        """Run the layer for nodes that do not change it, several as one batch."""
+        for place, state in enumerate(self.states):
+            for branches in self._fetch(place, nodes):
+                results = self.runner.run_layer(index, state, branches)
+                for (key, _), hidden in zip(branches, results, strict=True):
+                    self.waiting.put((place, key), hidden)
 
-            def go_on(members: Sequence[Branch], place: int = place, state: BatchState = state) -> None:
-                entry = self.repeat(state, len(members))
-                hidden = self.replay.run(index, entry, join_branches(members))
-                for (key, _), own in zip(members, hidden.split(len(state.batch.tokens)), strict=True):
-                    hidden_states.put((place, key), own)
-
-            for members in self._gather(place, nodes, hidden_states):
-                self.fit(members, go_on)
-
-    def _forget(self, node: Node, states: Sequence[BatchState], hidden_states: TensorSpill) -> None:
-        for place in range(len(states)):
-            hidden_states.drop((place, node.key))
-
-    def _gather(self, place: int, nodes: Sequence[Node], hidden_states: TensorSpill) -> Iterator[list[Branch]]:
-        """As many nodes on a batch as may go together, back on the device."""
-        start = 0
+    def _fetch(self, place: int, nodes: Sequence[Node]) -> Iterator[list[Branch]]:
+        """The hidden states of nodes on a batch, back on the device, as many as are run as one batch."""
+        start, device = 0, self.runner.model.device
         while start < len(nodes):
-            chosen = nodes[start : start + self.joint]
+            chosen = nodes[start : start + self.runner.at_once]
             start += len(chosen)
-            yield [(node.key, hidden_states.get((place, node.key)).to(self.model.device)) for node in chosen]
+            yield [(node.key, self.waiting.get((place, node.key)).to(device)) for node in chosen]
 
-    def _read(
-        self, nodes: Sequence[Node], states: Sequence[BatchState], hidden_states: TensorSpill
-    ) -> Iterator[tuple[int, list[Found]]]:
-        found: dict[int, list[Found]] = {node.key: [] for node in nodes}
-        for place, state in enumerate(states):
-            with state.batch.opened() as read:
-
-                def go_on(
-                    members: Sequence[Branch], state: BatchState = state, read: Callable[[Readout], Found] = read
-                ) -> None:
-                    for key, candidate in self.leave(state, members, join_branches(members)):
-                        found[key].append(read(candidate))
-
-                for members in self._gather(place, nodes, hidden_states):
-                    self.fit(members, go_on)
-        yield from ((number, found[node.key]) for node in nodes for number in node.numbers)
+    def _drop(self, node: Node) -> None:
+        for place in range(len(self.states)):
+            self.waiting.drop((place, node.key))

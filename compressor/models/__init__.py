@@ -1,4 +1,7 @@
-"""A model: loaded and checked, its components found, read and swapped, run forward. All that knows architectures."""
+"""Models: load and check a checkpoint, find its components, read and replace their weights, run forward passes.
+
+Only this package knows architectures.
+"""
 
 from compressor.models.input_transforms import Replacement
 from compressor.models.model import Model, load_model

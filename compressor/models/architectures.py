@@ -1,7 +1,7 @@
-"""Where the matrices of a decoder layer lie: facts about transformers' modules, as tables; no code per family.
+"""Where the matrices of a decoder layer are stored: tables of facts about transformers' modules, no code per family.
 
-A part is a function that takes a parameter to a view of one matrix, oriented `[out..., in]`. A name that no table
-knows is one whole matrix of its own kind; so is a fused one whose sizes do not add up.
+A `Part` is a function from a parameter to a view of one matrix, oriented `[out..., in]`. A matrix whose name is in no
+table is one component, and its name is its kind. The same holds for a fused matrix whose shape does not fit its table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 Part = Callable[[Tensor], Tensor]
 Split = tuple[tuple[str, Part], ...]
-"""Suffix and view of every part of a fused matrix, in order."""
+"""Suffix and view of each part of a fused matrix, in order."""
 
 ATTENTION_KINDS = {
     **dict.fromkeys(("q_proj", "q_attn", "q_lin", "query_proj", "query", "wq", "Wq"), "query"),
@@ -40,7 +40,7 @@ ROUTERS = {"gate", "router", "shared_expert_gate"}
 
 @dataclass(frozen=True)
 class Heads:
-    """Query heads of an attention module, and the width of one head."""
+    """The number of query heads of an attention module, and the width of one head."""
 
     count: int
     width: int
@@ -70,7 +70,7 @@ def split_contiguous(out: int, heads: Heads | None) -> Split | None:
 
 
 def split_grouped(out: int, heads: Heads | None) -> Split | None:
-    """Rows `[group, queries of the group + key + value, head width]`: as many groups as there are key heads."""
+    """Rows `[group, queries of the group + key + value, head width]`, with a group for each key head."""
     if heads is None or out % heads.width or (out // heads.width - heads.count) % 2:
         return None
     groups = (out // heads.width - heads.count) // 2
@@ -85,7 +85,7 @@ def split_grouped(out: int, heads: Heads | None) -> Split | None:
 
 
 def split_codegen(out: int, heads: Heads | None) -> Split | None:
-    """Rows `[4 devices, query | value | key, ...]`: the four devices CodeGen was trained on are in its layout."""
+    """Rows `[4, query | value | key, ...]`: CodeGen's rows are in four blocks, one for each device of its training."""
     if out % 12:
         return None
     order = (("q", 0), ("k", 2), ("v", 1))
@@ -115,7 +115,7 @@ FUSED: dict[str, Splitter] = {
     "query_key_value": split_grouped,
     "gate_up_proj": split_halves,
 }
-# Modules that use a name of the table above for another layout, or a layout that the name does not tell.
+# Modules where a name of the table above has another layout, or where a name in no table is a fused matrix.
 FUSED_IN: dict[tuple[str, str], Splitter] = {
     ("CodeGenAttention", "qkv_proj"): split_codegen,
     ("MiniMaxLightningAttention", "qkv_proj"): split_grouped,
@@ -124,20 +124,20 @@ FUSED_IN: dict[tuple[str, str], Splitter] = {
     ("GraniteMoeSharedMLP", "input_linear"): split_halves,
     ("GraniteMoeSWAMLP", "input_linear"): split_halves,
 }
-# Experts stacked along the rows of one matrix, and whether each is stored transposed.
+# Experts that are stacked along the rows of one matrix, and whether each of them is stored transposed.
 STACKED_ROWS = {"DbrxExpertGLU": {"w1": False, "v1": False, "w2": True}}
 FUSED_ATTENTION = {leaf for leaf, split in FUSED.items() if split is not split_halves}
 
 
 def name_kind(leaf: str, parent: nn.Module) -> str:
-    """Kind of the matrix called `leaf`; what `c_proj` or `dense` does depends on its sisters in `parent`."""
-    sisters = set(dict(parent.named_children()))
-    attends = bool(sisters & (ATTENTION_INPUTS | FUSED_ATTENTION))
-    return (ATTENTION_KINDS if attends else MLP_KINDS).get(leaf, leaf)
+    """Kind of the matrix `leaf` in `parent`; that of `c_proj` or `dense` depends on the other modules in `parent`."""
+    siblings = set(dict(parent.named_children()))
+    is_attention = bool(siblings & (ATTENTION_INPUTS | FUSED_ATTENTION))
+    return (ATTENTION_KINDS if is_attention else MLP_KINDS).get(leaf, leaf)
 
 
 def split_matrix(leaf: str, parent: nn.Module, rows: int, config: Any) -> Iterator[tuple[str, str, Part]]:  # noqa: ANN401
-    """Suffix, kind and view of every component in the matrix `leaf` of `parent`, which has that many output rows."""
+    """Suffix, kind and view of each component in the matrix `leaf` of `parent`; `rows` is its number of output rows."""
     splitter = FUSED_IN.get((type(parent).__name__, leaf), FUSED.get(leaf))
     if splitter is split_halves and not getattr(parent, "is_concatenated", True):
         splitter = split_alternating
@@ -150,21 +150,21 @@ def split_matrix(leaf: str, parent: nn.Module, rows: int, config: Any) -> Iterat
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Is the module one matrix product, of which `weight_gradient` knows the layout?"""
+    """Is the module one matrix product with a layout that `weight_gradient` supports?"""
     return isinstance(module, nn.Linear | Conv1D)
 
 
 def weight_gradient(module: nn.Module, inputs: Tensor, gradients: Tensor) -> Tensor:
-    """`[sequence, *weight]` in float32 of a linear module: Σ over positions of gradient times input.
+    """`[sequence, *weight]` in float32: the weight gradients of a linear module, Σ_positions d xᵀ.
 
-    `inputs` are `[sequence, position, in]`, `gradients` of its outputs `[sequence, position, out]`.
+    `inputs` x are `[sequence, position, in]`, `gradients` d those of the outputs, `[sequence, position, out]`.
     """
     x, d = inputs.float(), gradients.float()
     return x.mT @ d if isinstance(module, Conv1D) else d.mT @ x
 
 
 def is_router(path: Sequence[str], shape: Sequence[int]) -> bool:
-    """Whether a matrix `[out, in]` at this path inside a layer chooses experts, or weighs one, rather than computes."""
+    """Is a matrix of this shape `[out, in]`, at this path inside a layer, the router of a mixture of experts?"""
     return shape[0] == 1 or (shape[0] < shape[1] and not ROUTERS.isdisjoint(path))
 
 
@@ -177,19 +177,19 @@ def flip_orientation(weight: Tensor) -> Tensor:
 
 
 def count_experts(module: nn.Module, attribute: str, shape: Sequence[int]) -> int | None:
-    """Matrices in a parameter that no linear module owns; None if it is not a stack of matrices."""
+    """The number of matrices in a parameter of a module that is not linear; None if it is not a stack of matrices."""
     if attribute in STACKED_ROWS.get(type(module).__name__, {}):
         return _first_number((module, "moe_num_experts")) or None
     return shape[0] if len(shape) == 3 and min(shape[1:]) > 1 else None
 
 
 def select_expert(experts: int, expert: int) -> Part:
-    """One matrix out of a stack `[expert, ., .]` or `[expert * ., .]`."""
+    """The view of one matrix in a stack `[expert, ., .]` or `[expert * ., .]`."""
     return lambda stack: stack.view(experts, -1, stack.shape[-1])[expert]
 
 
 def experts_orientation(module: nn.Module, attribute: str, shape: Sequence[int], config: Any) -> Part:  # noqa: ANN401
-    """How one expert's matrix in a stack `[expert, ., .]` comes to `[out, in]`; where no flag tells, by the width."""
+    """The view that brings an expert's matrix to `[out, in]`: by the module's flag, else by the model's width."""
     flags = STACKED_ROWS.get(type(module).__name__, {})
     transposed = flags.get(attribute, getattr(module, "is_transposed", None))
     if transposed is None:
@@ -216,12 +216,12 @@ def _first_number(*places: tuple[Any, str]) -> int:
 
 
 def compose_parts(part: Part, whole: Part) -> Part:
-    """First `whole`, then `part` of what it gives."""
+    """Apply `whole`, then `part` to its result."""
     return lambda parameter: part(whole(parameter))
 
 
 def see_bits(view: Tensor) -> Tensor:
-    """The same view as integers: a copy of them keeps what a number cannot tell, such as which NaN it is."""
+    """The same memory viewed as integers; copying these preserves every bit, also those of NaNs."""
     return view.view(INTEGERS[view.element_size()])
 
 

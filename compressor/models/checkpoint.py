@@ -1,4 +1,4 @@
-"""A checkpoint as a folder on disk: find it, check it before anything is loaded, say what it stores."""
+"""A checkpoint on disk: find its folder, check it before anything is loaded, read what its files store."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """dtype in safetensors' words (`BF16`), bits of one weight, and number of weights of a tensor on disk."""
+    """A tensor on disk: its dtype as safetensors names it (`BF16`), the bits of one weight, the number of weights."""
 
     dtype: str
     bits: int
@@ -41,7 +41,7 @@ class StoredTensor:
 
 
 def find_folder(settings: ModelSettings, embedded: Path) -> Path:
-    """The local folder of the checkpoint: `embedded` if no path is set, a folder as it is, a hub id downloaded."""
+    """The local folder of the checkpoint: `embedded` if no path is set, the folder that is given, or a download."""
     if settings.path is None:
         if not embedded.is_dir():
             raise ModelError("the embedded tiny model is not installed; set `model.path` to a folder or a hub id")
@@ -86,7 +86,7 @@ def _download_folder(settings: ModelSettings) -> Path:
 
 
 def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
-    """The config of a decoder-only language model; raises ModelError for every other folder."""
+    """The config of a decoder-only language model; raises ModelError if the folder holds something else."""
     values = _read_json(folder / "config.json", "choose a folder in the transformers format")
     model_type = values.get("model_type")
     remote = "AutoConfig" in values.get("auto_map", {})
@@ -125,13 +125,13 @@ def _check_decoder_only(config: PreTrainedConfig, folder: Path, remote: bool) ->
 
 
 def check_dense(config: PreTrainedConfig, folder: Path) -> None:
-    """Raises ModelError for a checkpoint of integers."""
+    """Raises ModelError for a checkpoint that is already quantized."""
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(f"`{folder}` is quantized already; the base must be a dense checkpoint, give the original one")
 
 
 def find_weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold the model, sorted by name."""
+    """The safetensors files of the model, sorted by name."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
@@ -160,7 +160,7 @@ def _find_shards(folder: Path) -> list[Path]:
 
 
 def read_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
-    """What the headers of safetensors files say of every tensor, by the name on disk."""
+    """Every tensor in the headers of safetensors files, by its name on disk."""
     tensors: dict[str, StoredTensor] = {}
     for path in files:
         try:
@@ -184,7 +184,7 @@ def _describe_tensor(tensor: Any) -> StoredTensor:  # noqa: ANN401 - safetensors
 
 
 def find_common_tensor(tensors: Iterable[StoredTensor]) -> StoredTensor:
-    """The dtype and bits that most weights of the checkpoint have."""
+    """The dtype and bits of most weights, and how many weights have them."""
     counts: Counter[tuple[str, int]] = Counter()
     for tensor in tensors:
         counts[tensor.dtype, tensor.bits] += tensor.weights
@@ -193,24 +193,24 @@ def find_common_tensor(tensors: Iterable[StoredTensor]) -> StoredTensor:
 
 
 def find_code(folder: Path) -> list[Path]:
-    """The Python files in the folder and below, sorted."""
+    """The Python files in the folder and its subfolders, sorted."""
     return sorted(path for path in folder.rglob("*.py") if path.is_file())
 
 
 def find_running(network: type) -> Path | None:
-    """The folder of the code that came with a checkpoint, or with one that it names; None for transformers' own."""
+    """The folder of the code that a network runs, if that came with a checkpoint; None for code of transformers."""
     if not network.__module__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."):
         return None
     return Path(inspect.getfile(network)).parent
 
 
 def combine(first: str, second: str) -> str:
-    """sha256 over two others."""
+    """sha256 of two hashes."""
     return hashlib.sha256(f"{first}{second}".encode()).hexdigest()
 
 
 def hash_content(folder: Path, files: Iterable[Path]) -> str:
-    """sha256 over contents of the files, and their names as seen from `folder`."""
+    """sha256 of the contents of the files and of their names relative to `folder`."""
     digest = hashlib.sha256()
     for path in files:
         name = Path(os.path.relpath(path, folder)).as_posix()
@@ -222,7 +222,7 @@ def hash_content(folder: Path, files: Iterable[Path]) -> str:
 
 
 def shorten_reason(error: BaseException, characters: int = 160) -> str:
-    """The message of a foreign error on one line."""
+    """The message of an error from another library, on one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= characters else text[: characters - 1] + "…"
 

@@ -1,4 +1,4 @@
-"""Find the weight matrices of a model, whatever its family calls them."""
+"""Find the weight matrices of a model, in every family."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def find_components(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> dict[str, WeightView]:
-    """Slots by component name, ordered by layer and then as the model has them.
+    """Weight views by component name, ordered by layer, and within a layer as in the model.
 
     `stored_bits` are the bits of one weight on disk, for all parameters or by parameter name. `include` and `exclude`
-    are regular expressions over names; the embedding and the LM head are offered only where `include` matches them.
-    Raises ConfigError for a pattern that is no regular expression and for patterns that match nothing.
+    are regular expressions that are searched in names; the embedding and the LM head are components only if `include`
+    matches them. Raises ConfigError for an invalid pattern, and for patterns that match nothing.
     """
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     shared: set[int] = set()
@@ -54,13 +54,13 @@ def find_components(
         name: build(name, kind, None, place, architectures.keep_orientation)
         for name, kind, place in _find_outer(network)
     }
-    return _select_slots(weight_views, outer, include, exclude)
+    return _select_components(weight_views, outer, include, exclude)
 
 
 def find_layers(network: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """Module path and list of the decoder layers; raises ModelError where there is none.
+    """Module path and list of the decoder layers; raises ModelError if there is none.
 
-    The list has as many entries as the config has layers, and of several such lists it is the heaviest.
+    It is the ModuleList that has as many entries as the config has layers; of several, the one with most parameters.
     """
     wanted = getattr(network.config.get_text_config(), "num_hidden_layers", None)
     decoder = network.get_decoder()
@@ -79,7 +79,7 @@ def find_layers(network: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 @dataclass(frozen=True)
 class _Place:
-    """A parameter that holds one matrix, or a stack of one matrix per expert, at `path` inside its layer."""
+    """A parameter with one matrix, or with a stack of one matrix for each expert, at `path` inside its layer."""
 
     path: str
     parent: nn.Module
@@ -94,7 +94,7 @@ class _Place:
         return parameter
 
     def components(self, prefix: str, config: Any) -> Iterator[tuple[str, str, Part]]:  # noqa: ANN401
-        """Name, kind and view of every component here."""
+        """Name, kind and view of each component in the parameter."""
         leaf = self.path.rpartition(".")[2]
         for expert in [None] if self.experts is None else range(self.experts):
             whole = self._take(expert)
@@ -111,7 +111,7 @@ class _Place:
 
 
 def _find_places(layer: nn.Module, config: Any) -> Iterator[_Place]:  # noqa: ANN401
-    """All matrices of a decoder layer, without routers; modules that are not known to be linear are passed by."""
+    """All matrices of a decoder layer: those of linear modules that are not routers, and stacks of experts."""
     for path, module in layer.named_modules():
         above = layer.get_submodule(path.rpartition(".")[0])
         if isinstance(module, nn.Linear | Conv1D):
@@ -132,7 +132,7 @@ def _find_places(layer: nn.Module, config: Any) -> Iterator[_Place]:  # noqa: AN
 
 
 def _find_outer(network: PreTrainedModel) -> Iterator[tuple[str, str, _Place]]:
-    """Name, kind and place of the embedding and of the LM head."""
+    """Name, kind and place of the embedding and the LM head."""
     paths = {id(module): path for path, module in network.named_modules()}
     for module in (network.get_input_embeddings(), network.get_output_embeddings()):
         if isinstance(module, nn.Embedding | nn.Linear):
@@ -144,7 +144,7 @@ def _find_outer(network: PreTrainedModel) -> Iterator[tuple[str, str, _Place]]:
             )
 
 
-def _select_slots(
+def _select_components(
     weight_views: dict[str, WeightView], outer: dict[str, WeightView], include: Sequence[str], exclude: Sequence[str]
 ) -> dict[str, WeightView]:
     names = [*outer, *weight_views]
@@ -168,7 +168,7 @@ def _select_slots(
 
 
 def _match_names(setting: str, patterns: Sequence[str], names: Sequence[str]) -> set[str]:
-    """The names that one of the patterns finds; raises ConfigError for a bad pattern, or when none finds anything."""
+    """The names that a pattern matches; raises ConfigError for an invalid pattern, or if no name matches any."""
     matched: set[str] = set()
     for pattern in patterns:
         try:

@@ -1,11 +1,12 @@
 """Forward passes of any causal language model, in two halves: the body (all layers) and the head (logits).
 
-The halves meet at what the body returns, so `run_head(run_body(x))` is the same computation as `run_network(x)`,
-with whatever a family does around its LM head (scales, soft caps) on the head's side.
+The head starts from what the body returns, so `run_head(run_body(x))` is the same computation as `run_network(x)`.
+Whatever a family does around its LM head (a scale, a soft cap) belongs to the head.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,9 +25,9 @@ from compressor.models.patching import patched
 def run_network(
     network: PreTrainedModel, tokens: Tensor, keep: int, use_cache: bool = False, cache: object = None
 ) -> ModelOutput:
-    """The network's output for `tokens` `[sequence, length]`, its `logits` at the last `keep` positions only.
+    """The network's output for `tokens` `[sequence, length]`, with `logits` at the last `keep` positions only.
 
-    Gradients are recorded where the caller wants them.
+    Gradients are recorded unless the caller switches them off.
     """
     extra = {} if cache is None else {"past_key_values": cache}
     with _narrowed_body(network, lambda hidden: hidden[:, -keep:].contiguous()):
@@ -37,7 +38,7 @@ def run_network(
 
 @torch.no_grad()
 def run_body(network: PreTrainedModel, tokens: Tensor, keep: int) -> Tensor:
-    """`[sequence, keep, width]`: what the body hands to the head at the last `keep` positions of `tokens`."""
+    """`[sequence, keep, width]`: the body's output at the last `keep` positions of `tokens` `[sequence, length]`."""
     taken: list[Tensor] = []
 
     def take(hidden: Tensor) -> Tensor:
@@ -51,13 +52,68 @@ def run_body(network: PreTrainedModel, tokens: Tensor, keep: int) -> Tensor:
     return taken[0]
 
 
-@torch.no_grad()
 def run_head(network: PreTrainedModel, hidden: Tensor) -> Tensor:
     """`[sequence, position, vocabulary]` of `hidden` `[sequence, position, width]`, as `run_body` gives it."""
     body = _find_body(network)
     if body is None:
         raise _refuse_halves(network)
-    answers = [_Handed(last_hidden_state=hidden.contiguous())]
+    return _run_without_body(network, body, hidden)
+
+
+class FrozenHead:
+    """The LM head of a network as it is now, and all that the family computes after it.
+
+    It is a copy of the network without its body: the same forward code runs on it, so scales and soft caps are part of
+    it. Modules that are replaced in the network later, and hooks or input transforms that are added there, do not
+    reach the copy. Its parameters share memory with the network unless `copies` is set or they require gradients: an
+    LM head of 150,000 tokens is large, and normally nobody writes to it. Call `own` before something does; a call of
+    the head raises ModelError if a shared parameter was written to.
+    """
+
+    def __init__(self, network: PreTrainedModel, copies: bool = False) -> None:
+        body = _find_body(network)
+        if body is None:
+            raise _refuse_halves(network)
+        self.device = network.get_output_embeddings().weight.device
+        self._body = nn.Identity()
+        self._shared: list[tuple[nn.Parameter, int, nn.Parameter]] = []
+        inside = set(body.modules())
+        replacements: dict[int, Any] = {id(body): self._body}
+        for module in network.modules():
+            for parameter in () if module in inside else module.parameters(recurse=False):
+                own = nn.Parameter(parameter.detach(), requires_grad=False)
+                if copies or parameter.requires_grad:
+                    own.data = own.data.clone()
+                else:
+                    self._shared.append((parameter, parameter._version, own))
+                replacements[id(parameter)] = own
+        # The memo of deepcopy: an object that is in it is not copied, but replaced by what is given there.
+        self._network: PreTrainedModel = copy.deepcopy(network, replacements)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """`[sequence, position, vocabulary]` of `hidden` `[sequence, position, width]`, as `run_body` gives it."""
+        self._check_unchanged()
+        return _run_without_body(self._network, self._body, hidden)
+
+    def own(self) -> None:
+        """Copy the parameters that still share memory with the network; call it before training the network."""
+        self._check_unchanged()
+        for _, _, own in self._shared:
+            own.data = own.data.clone()
+        self._shared.clear()
+
+    def _check_unchanged(self) -> None:
+        if any(parameter._version != version for parameter, version, _ in self._shared):
+            raise ModelError(
+                "the weights of the LM head were changed, and the reference shares their memory; call "
+                "`reference.head.own()` before you change them"
+            )
+
+
+@torch.no_grad()
+def _run_without_body(network: PreTrainedModel, body: nn.Module, hidden: Tensor) -> Tensor:
+    """The logits of the network, where `body` returns `hidden` `[sequence, position, width]` without computing."""
+    answers = [_BodyOutput(last_hidden_state=hidden.contiguous())]
     with patched({body: lambda *args, **kwargs: answers.pop()}):
         tokens = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
         logits: Tensor | None = network(input_ids=tokens, use_cache=False).logits
@@ -66,8 +122,8 @@ def run_head(network: PreTrainedModel, hidden: Tensor) -> Tensor:
     return logits
 
 
-class _Handed(BaseModelOutputWithPast):  # type: ignore[misc]
-    """Stands in for every family's output of the body: what it does not hold is None."""
+class _BodyOutput(BaseModelOutputWithPast):  # type: ignore[misc]
+    """Replaces the output of any family's body: fields that are not set are None."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("_"):
@@ -75,9 +131,9 @@ class _Handed(BaseModelOutputWithPast):  # type: ignore[misc]
 
 
 def _find_body(network: PreTrainedModel) -> nn.Module | None:
-    """The module that runs all layers and that the network's forward calls; None where the network does it itself."""
+    """The module that runs all layers, called by the network's forward; None if the network runs them itself."""
     decoder: nn.Module = network.get_decoder()
-    # `get_decoder` guesses by name: it may find the head, or nothing better than the network.
+    # `get_decoder` guesses by name: it may return the head, or the network itself.
     if decoder is not network and decoder is not network.get_output_embeddings():
         return decoder
     top, _, below = find_layers(network)[0].partition(".")
@@ -86,10 +142,10 @@ def _find_body(network: PreTrainedModel) -> nn.Module | None:
 
 @contextmanager
 def _narrowed_body(network: PreTrainedModel, narrow: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, the head sees `narrow` of the body's `[sequence, position, width]`; nothing where there is no body."""
+    """Inside, the head receives `narrow` of the body's output `[sequence, position, width]`, if there is a body."""
     body = _find_body(network)
 
-    def change(module: nn.Module, arguments: Any, output: Any) -> Any:  # noqa: ANN401 - what torch's hooks take
+    def change(module: nn.Module, arguments: Any, output: Any) -> Any:  # noqa: ANN401 - torch's hooks
         if isinstance(output, tuple):
             return (narrow(output[0]), *output[1:])
         if "last_hidden_state" in output:

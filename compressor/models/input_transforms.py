@@ -1,4 +1,4 @@
-"""Which components of a model treat their inputs, and the forward passes that do it for them."""
+"""Input transforms: functions that change a component's inputs, such as rounding of activations, and their forward."""
 
 from __future__ import annotations
 
@@ -21,81 +21,82 @@ from compressor.models.weight_views import WeightView
 
 @dataclass(frozen=True)
 class Replacement:
-    """A weight `[out, in]`, and what becomes of the inputs `[..., in]` that it is multiplied with: None leaves them."""
+    """A new weight `[out, in]`, and the transform of the inputs `[..., in]` that it is multiplied with, if any."""
 
     weight: Tensor
     input_transform: InputTransform | None = None
 
     @classmethod
     def of(cls, weight: Tensor | Replacement) -> Replacement:
-        """A mere weight leaves its inputs as they are."""
+        """A tensor as a replacement without an input transform; a replacement as it is."""
         return weight if isinstance(weight, Replacement) else cls(weight)
 
     @property
     def nbytes(self) -> int:
-        """Of the weight."""
+        """Bytes of the weight."""
         return self.weight.nbytes
 
 
 class InputTransforms:
-    """Which components of a network treat their inputs, and the forward passes that do it for them.
+    """The input transforms of a network's components.
 
-    A module that holds the parameter of such a component computes by another forward; the others are let be.
+    A module whose parameter belongs to such a component gets another forward function, which applies the transform. The
+    other modules are not changed.
     """
 
     def __init__(self, network: nn.Module, weight_views: Mapping[str, WeightView]) -> None:
-        self._network, self._slots = network, weight_views
-        self._given: dict[str, InputTransform | None] = {}
+        self._network, self._weight_views = network, weight_views
+        self._transforms: dict[str, InputTransform | None] = {}
         self._installed = ExitStack()
 
     def __bool__(self) -> bool:
-        """Does any component treat its inputs?"""
-        return bool(self._given)
+        """Does any component have an input transform?"""
+        return bool(self._transforms)
 
     @property
     def names(self) -> list[str]:
-        """The components that treat their inputs."""
-        return [name for name, input_transform in self._given.items() if input_transform is not None]
+        """The components that have an input transform."""
+        return [name for name, input_transform in self._transforms.items() if input_transform is not None]
 
     def find(self, name: str) -> InputTransform | None:
-        """What becomes of the inputs of a component."""
-        return self._given.get(name)
+        """The input transform of a component, if it has one."""
+        return self._transforms.get(name)
 
-    def put(self, treats: Mapping[str, InputTransform | None]) -> None:
-        """Have these components treat their inputs so from now on; where weights share memory the last one counts."""
-        others = {name: input_transform for name, input_transform in self._given.items() if name not in treats}
-        self._set(others | dict(treats))
+    def put(self, transforms: Mapping[str, InputTransform | None]) -> None:
+        """Set the input transforms of these components; of components that share memory, the last one counts."""
+        others = {name: transform for name, transform in self._transforms.items() if name not in transforms}
+        self._set(others | dict(transforms))
 
     @contextmanager
-    def swapped(self, treats: Mapping[str, InputTransform | None]) -> Iterator[None]:
-        """Inside as by `put`, afterwards as before."""
-        before = self._given
+    def swapped(self, transforms: Mapping[str, InputTransform | None]) -> Iterator[None]:
+        """Inside, these components have the given input transforms; afterwards they have those that they had."""
+        before = self._transforms
         try:
-            self.put(treats)
+            self.put(transforms)
             yield
         finally:
             self._set(before)
 
     def only(self, names: Collection[str]) -> AbstractContextManager[None]:
-        """Inside, of those that treat their inputs now only these do."""
+        """Inside, only these components keep their input transforms."""
         return self.swapped({name: None for name in self.names if name not in names})
 
-    def _set(self, treats: dict[str, InputTransform | None]) -> None:
-        treats = treats if any(input_transform is not None for input_transform in treats.values()) else {}
-        if not treats and not self._given:
+    def _set(self, transforms: dict[str, InputTransform | None]) -> None:
+        transforms = transforms if any(transform is not None for transform in transforms.values()) else {}
+        if not transforms and not self._transforms:
             return
         self._installed.close()
-        self._given = treats
-        self._installed.enter_context(_computing(self._network, self._slots, treats))
+        self._transforms = transforms
+        self._installed.enter_context(_transforming(self._network, self._weight_views, transforms))
 
 
 @contextmanager
-def _computing(
-    network: nn.Module, weight_views: Mapping[str, WeightView], treats: Mapping[str, InputTransform | None]
+def _transforming(
+    network: nn.Module, weight_views: Mapping[str, WeightView], transforms: Mapping[str, InputTransform | None]
 ) -> Iterator[None]:
-    """Inside, modules that hold the parameters of components that treat their inputs multiply treated inputs."""
+    """Inside, modules whose parameters belong to components with an input transform apply it in their products."""
     by_parameter: dict[int, list[Treated]] = {}
-    for name, input_transform in treats.items():
+    for name, input_transform in transforms.items():
         by_parameter.setdefault(id(weight_views[name].parameter), []).append((weight_views[name], input_transform))
     wanted = {
         key: own for key, own in by_parameter.items() if any(input_transform is not None for _, input_transform in own)
@@ -124,22 +125,22 @@ def _run_transformed(
 def find_untransformable(
     network: PreTrainedModel, weight_views: Mapping[str, WeightView], run: Callable[[], object]
 ) -> set[str]:
-    """The components whose inputs no treat would reach, or not all of them, in a forward pass by `run`."""
+    """The components whose inputs a transform would not reach in all their uses, found in a forward pass by `run`."""
     places = {
         name: (id(weight_view.parameter), int(weight_view.view().storage_offset()))
         for name, weight_view in weight_views.items()
     }
     reached, multiplied = Counter[tuple[int, int]](), Counter[str]()
 
-    def note(name: str, inputs: Tensor) -> Tensor:
+    def note_transform(name: str, inputs: Tensor) -> Tensor:
         reached[places[name]] += 1
         return inputs
 
-    def hear(names: Collection[str], inputs: Tensor) -> None:
+    def note_product(names: Collection[str], inputs: Tensor) -> None:
         multiplied.update(names)
 
-    products = MatmulInputs(weight_views, hear)
-    with _computing(network, weight_views, {name: partial(note, name) for name in weight_views}), products:
+    products = MatmulInputs(weight_views, note_product)
+    with _transforming(network, weight_views, {name: partial(note_transform, name) for name in weight_views}), products:
         run()
     seen = {parameter for parameter, _ in reached}
     return {name for name in products.used if places[name][0] not in seen or reached[places[name]] < multiplied[name]}

@@ -1,7 +1,8 @@
-"""The decoder layers of a streamed model come to the device when they run, two at a time; the rest stays there.
+"""Copies the decoder layers of a streamed model to the device when they run; the other parameters stay there.
 
-A layer arrives when one of its modules is called, also where a backward pass computes the layer again, and stays until
-another one arrives, when its own backward pass is over. Meanwhile the next in the direction of travel is on its way.
+A layer is copied when one of its modules is called, also when a backward pass computes the layer again. At most two
+layers are on the device: the one that runs, and the next one, which is copied in the background. Next is the following
+layer in a forward pass, and the one before in a backward pass.
 """
 
 from __future__ import annotations
@@ -18,22 +19,26 @@ from torch import Tensor, nn
 from compressor.models.architectures import see_bits
 
 ROOM = 2
-"""Layers on the device at once, one that is on its way counted."""
+"""The largest number of layers on the device, including one that is being copied."""
 
 
 @dataclass(frozen=True)
-class _Visit:
-    """Copies of a layer's parameters on the device, and how often each parameter had been written to before."""
+class _DeviceCopy:
+    """Copies of a layer's parameters on the device, and the version counter of each parameter when it was copied.
 
-    copies: Sequence[Tensor]
+    `arrived` is the CUDA event after which the copies are complete.
+    """
+
+    tensors: Sequence[Tensor]
     versions: Sequence[int]
     arrived: torch.cuda.Event | None = None
 
 
 class LayerPrefetch:
-    """Moves `network` to `device`, but for what only one of `layers` uses: that visits.
+    """Moves `network` to `device`, except parameters that only one of `layers` uses: these are copied when needed.
 
-    `release` gets every tensor at home that was written to. What is written to a parameter counts wherever it is.
+    A parameter may be written to while it is on the device: it is copied back when its layer leaves the device, and
+    `release` is called with the host tensor.
     """
 
     def __init__(
@@ -41,19 +46,19 @@ class LayerPrefetch:
     ) -> None:
         self.device, self._release = device, release
         self._parameters = find_streamed(network, layers)
-        self._homes = [[parameter.data for parameter in parameters] for parameters in self._parameters]
-        self._visits: dict[int, _Visit] = {}
-        self._coming: tuple[int, Future[_Visit]] | None = None
+        self._host_tensors = [[parameter.data for parameter in parameters] for parameters in self._parameters]
+        self._on_device: dict[int, _DeviceCopy] = {}
+        self._pending: tuple[int, Future[_DeviceCopy]] | None = None
         self._last: int | None = None
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._carrier = ThreadPoolExecutor(1, "residency")
+        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copy_thread = ThreadPoolExecutor(1, "layer-prefetch")
         streamed = {id(parameter) for parameters in self._parameters for parameter in parameters}
         for tensor in (*network.parameters(), *network.buffers()):
             if id(tensor) not in streamed:
                 tensor.data = tensor.data.to(device)
         for index, layer in enumerate(layers):
             for module in layer.modules():
-                # Not the layer itself: where others compute in its place, it has nothing to do here.
+                # Not the layer itself: its forward may be patched, and then its weights are not needed.
                 if module is not layer or any(True for _ in layer.parameters(recurse=False)):
                     module.register_forward_pre_hook(partial(self._arrive, index))
 
@@ -61,7 +66,7 @@ class LayerPrefetch:
         self.bring(index)
 
     def bring(self, index: int) -> None:
-        """Have the layer on the device, and send for the one that comes next in the direction of travel."""
+        """Make sure that the layer is on the device, and start to copy the next one."""
         if index != self._last:
             self._bring(index)
 
@@ -69,69 +74,72 @@ class LayerPrefetch:
     @torch.no_grad()
     def _bring(self, index: int) -> None:
         step = -1 if self._last is not None and index == self._last - 1 else 1
-        if index not in self._visits:
-            visit = self._await(index)
+        if index not in self._on_device:
+            pending = self._await_pending(index)
             self._make_room()
-            self._welcome(index, visit or self._fetch(index, self._read_versions(index)))
-        self._visits[index] = self._visits.pop(index)  # the latest is the last
+            self._use_copy(index, pending or self._copy_layer(index, self._read_versions(index)))
+        self._on_device[index] = self._on_device.pop(index)  # the latest is the last
         self._last, following = index, index + step
-        if 0 <= following < len(self._homes) and following not in self._visits:
+        if 0 <= following < len(self._host_tensors) and following not in self._on_device:
             self._make_room()
             versions = self._read_versions(following)
-            self._coming = following, self._carrier.submit(self._fetch, following, versions)
+            self._pending = following, self._copy_thread.submit(self._copy_layer, following, versions)
 
-    def _await(self, index: int) -> _Visit | None:
-        """The visit that is on its way, if it is that of the layer; another is called off."""
-        if self._coming is None:
+    def _await_pending(self, index: int) -> _DeviceCopy | None:
+        """The copy that was started, if it is that of the layer; the copy of another layer is dropped."""
+        if self._pending is None:
             return None
-        (coming, future), self._coming = self._coming, None
-        visit = future.result()
-        return visit if coming == index else None
+        (pending, future), self._pending = self._pending, None
+        copies = future.result()
+        return copies if pending == index else None
 
     def _make_room(self) -> None:
-        while len(self._visits) >= ROOM:
-            self._send_home(next(iter(self._visits)))
+        while len(self._on_device) >= ROOM:
+            self._remove_copy(next(iter(self._on_device)))
 
     @torch.no_grad()
-    def _fetch(self, index: int, versions: Sequence[int]) -> _Visit:
-        """Copy a layer; on a GPU beside what runs there, which must wait for `arrived`."""
-        if self._side is None:
-            return _Visit([home.to(self.device, copy=True) for home in self._homes[index]], versions)
-        with torch.cuda.stream(self._side):
-            copies = [home.pin_memory().to(self.device, non_blocking=True) for home in self._homes[index]]
-            return _Visit(copies, versions, self._side.record_event())
+    def _copy_layer(self, index: int, versions: Sequence[int]) -> _DeviceCopy:
+        """Copy a layer to the device; on a GPU in a stream of its own, where `arrived` is the event after it."""
+        tensors = self._host_tensors[index]
+        if self._copy_stream is None:
+            return _DeviceCopy([tensor.to(self.device, copy=True) for tensor in tensors], versions)
+        with torch.cuda.stream(self._copy_stream):
+            copies = [tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors]
+            return _DeviceCopy(copies, versions, self._copy_stream.record_event())
 
-    def _welcome(self, index: int, visit: _Visit) -> None:
-        if visit.arrived is not None:
+    def _use_copy(self, index: int, copies: _DeviceCopy) -> None:
+        """Let the layer's parameters be the copies on the device."""
+        if copies.arrived is not None:
             stream = torch.cuda.current_stream(self.device)
-            stream.wait_event(visit.arrived)
-            for copy in visit.copies:
-                copy.record_stream(stream)
-        places = zip(self._parameters[index], self._homes[index], visit.copies, visit.versions, strict=True)
-        for parameter, home, copy, version in places:
-            if parameter._version != version:  # written to while it was on its way
-                copy.copy_(home)
-            parameter.data = copy
-        self._visits[index] = _Visit(visit.copies, self._read_versions(index))
+            stream.wait_event(copies.arrived)
+            for tensor in copies.tensors:
+                tensor.record_stream(stream)
+        places = zip(self._parameters[index], self._host_tensors[index], copies.tensors, copies.versions, strict=True)
+        for parameter, host_tensor, tensor, version in places:
+            if parameter._version != version:  # written to while it was copied
+                tensor.copy_(host_tensor)
+            parameter.data = tensor
+        self._on_device[index] = _DeviceCopy(copies.tensors, self._read_versions(index))
 
-    def _send_home(self, index: int) -> None:
-        """Have the layer at home again, with what was written to it meanwhile."""
-        visit = self._visits.pop(index)
-        places = zip(self._parameters[index], self._homes[index], visit.copies, visit.versions, strict=True)
-        for parameter, home, copy, version in places:
-            parameter.data = home
+    def _remove_copy(self, index: int) -> None:
+        """Let the layer's parameters be on the host again, with the values that were written to them meanwhile."""
+        copies = self._on_device.pop(index)
+        places = zip(self._parameters[index], self._host_tensors[index], copies.tensors, copies.versions, strict=True)
+        for parameter, host_tensor, tensor, version in places:
+            parameter.data = host_tensor
             if parameter._version != version:
-                returned = copy.to(home.device)
-                if not torch.equal(see_bits(returned), see_bits(home)):  # a page that is written to takes memory
-                    home.copy_(returned)
-                self._release(home)
+                returned = tensor.to(host_tensor.device)
+                # Only a page that changes is written: a mapped page that is written to takes memory.
+                if not torch.equal(see_bits(returned), see_bits(host_tensor)):
+                    host_tensor.copy_(returned)
+                self._release(host_tensor)
 
     def _read_versions(self, index: int) -> list[int]:
         return [parameter._version for parameter in self._parameters[index]]
 
 
 class OnDevice(Mapping[str, Tensor]):
-    """The `tensors`, each brought to `device` as it is asked for: all of them might be too many there."""
+    """The `tensors` as a mapping that copies each one to `device` when it is read, because all may not fit there."""
 
     def __init__(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
         self._tensors, self._device = tensors, device
@@ -147,7 +155,7 @@ class OnDevice(Mapping[str, Tensor]):
 
 
 def find_streamed(network: nn.Module, layers: nn.ModuleList) -> list[list[nn.Parameter]]:
-    """By layer, the parameters that no other layer has, and nothing outside of the layers."""
+    """For each layer, the parameters that are used by no other layer and by nothing outside of the layers."""
     owners: Counter[int] = Counter()
     inside = {module for layer in layers for module in layer.modules()}
     for module in network.modules():

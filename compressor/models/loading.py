@@ -1,4 +1,4 @@
-"""From a folder to a sound network in memory: quietly, with every tensor there, finite, and causal."""
+"""Loads a network from a folder, without output, and checks it: complete, finite, and causal."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from compressor.models.forward import run_network
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 PROBE_TOKENS = 8
 PROBE_SLACK = 1000.0
-"""Rounding that a batch of other tokens may cause in a mixture of experts, in units of the dtype's last place."""
+"""Allowed rounding difference between batches in a mixture of experts, in units of the dtype's last place."""
 
 
 @contextmanager
 def quiet_loading(device: torch.device) -> Iterator[None]:
-    """Inside, transformers and the hub show no bars, logs or warnings, and leave all global random states alone."""
+    """Inside, transformers and the hub show no progress bars, logs or warnings, and random states are kept."""
     level = transformers_logging.get_verbosity()
     bars, hub_bars = transformers_logging.is_progress_bar_enabled(), not hub_utils.are_progress_bars_disabled()
     python_state, numpy_state = random.getstate(), np.random.get_state()
@@ -50,9 +50,9 @@ def quiet_loading(device: torch.device) -> Iterator[None]:
 def load_network(
     folder: Path, config: PreTrainedConfig, dtype: torch.dtype | str, trust_remote_code: bool
 ) -> PreTrainedModel:
-    """The network on the CPU; raises ModelError unless the folder gives it every tensor, all finite.
+    """The network on the CPU; raises ModelError unless the folder has every tensor of the network, all finite.
 
-    `dtype` "auto" is that of the config.
+    `dtype` "auto" takes the dtype of the config.
     """
     try:
         network, report = AutoModelForCausalLM.from_pretrained(
@@ -75,14 +75,14 @@ def load_network(
 
 
 def refuse_folder(folder: Path, error: Exception) -> ModelError:
-    """What to raise where transformers fails on a checkpoint."""
+    """The error for a checkpoint that transformers cannot load."""
     return ModelError(
         f"transformers cannot load `{folder}` ({shorten_reason(error)}); its tensors must be those of its config.json"
     )
 
 
 def check_finite(folder: Path, network: PreTrainedModel) -> None:
-    """Raises ModelError for NaN and infinity."""
+    """Raises ModelError if a tensor holds NaN or infinity."""
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError(
@@ -92,7 +92,7 @@ def check_finite(folder: Path, network: PreTrainedModel) -> None:
 
 
 def check_report(folder: Path, report: Mapping[str, Any]) -> None:
-    """Raises ModelError for tensors that transformers did not find, or found in other shapes."""
+    """Raises ModelError for tensors that transformers did not find, or that have another shape than the network's."""
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
@@ -109,7 +109,7 @@ def check_report(folder: Path, report: Mapping[str, Any]) -> None:
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
-    """The folder's tokenizer, None if it has none; raises ModelError for one that cannot be read."""
+    """The folder's tokenizer, or None if it has none; raises ModelError if the tokenizer cannot be read."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
     try:
@@ -122,7 +122,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizer
 
 
 def probe_network(network: PreTrainedModel) -> int:
-    """The width of the logits; raises ModelError if they are not finite, or if later tokens change earlier logits."""
+    """The vocabulary size; raises ModelError if logits are not finite, or if later tokens change earlier logits."""
     known = network.get_input_embeddings().weight.shape[0]
     tokens = torch.arange(PROBE_TOKENS, device=network.device)[None] * 7 % known
     changed = torch.where(torch.arange(PROBE_TOKENS, device=network.device) < PROBE_TOKENS // 2, tokens, tokens + 1)
@@ -146,7 +146,8 @@ def probe_network(network: PreTrainedModel) -> int:
 def find_stored_bits(network: PreTrainedModel, tensors: Mapping[str, StoredTensor]) -> dict[str, int]:
     """Bits of one weight on disk, by parameter name.
 
-    Where transformers renames or stacks what it reads, so that a name is not on disk, most of the checkpoint decides.
+    Where transformers renames or stacks tensors, a parameter's name may not be on disk. It then has the bits of most
+    weights of the checkpoint.
     """
     common = find_common_tensor(tensors.values()).bits
     prefix = f"{network.base_model_prefix}."

@@ -1,6 +1,6 @@
-"""Models larger than memory: every parameter is a view into the files of the checkpoint, which are mapped, not read.
+"""Models larger than memory: every parameter is a view into the memory-mapped files of the checkpoint.
 
-The mapping is private: what is written goes to pages of this process, and never to the files.
+The mapping is private (copy-on-write): writes go to memory of this process, never to the files.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ DTYPES = {
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
     "BOOL": torch.bool,
 }
-"""By their names in a safetensors header."""
+"""Names in a safetensors header -> dtypes."""
 NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
-"""A mapping that may be larger than memory; Python names it from 3.13 on."""
+"""The flag for a mapping that may be larger than memory; Python has a name for it from 3.13 on."""
 RENAMED = 0.5
-"""Share of the weights that may lie under other names: transformers renames some, and must not stack the others."""
+"""The largest share of the weights that may have other names on disk: transformers renames some tensors."""
 FIX = (
     "load it once without `model.stream` and save it with `save_pretrained(DIR, save_original_format=False)`, or unset "
     "`model.stream`"
@@ -42,7 +42,7 @@ FIX = (
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor lies: `start` in the file behind `mapped`, and `stored`, the same bytes, which nobody writes."""
+    """A tensor at the offset `start` of the `mapped` file; `stored` are its bytes in a second, unchanged mapping."""
 
     mapped: mmap.mmap
     start: int
@@ -52,7 +52,7 @@ class _Place:
 class MappedWeights:
     """The `tensors` of safetensors files, by name: views into the mapped files.
 
-    A tensor that does not lie at a multiple of its item size, which a processor cannot be given, is a copy.
+    A tensor whose offset is not a multiple of its item size is copied, because kernels need aligned memory.
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
@@ -62,9 +62,9 @@ class MappedWeights:
             self._map_file(path)
 
     def release(self, tensor: Tensor) -> None:
-        """Give back the memory that writes to one of the tensors took, if it has come to be again what the file says.
+        """Free the memory that writes to a tensor have taken, if the tensor again has the values of the file.
 
-        That of a tensor which lies elsewhere, or has other values now, stays as it is.
+        Nothing happens to a tensor that is not mapped, or that has other values.
         """
         place = self._places.get(tensor.data_ptr())
         if place is None or not torch.equal(_see_bytes(tensor), place.stored):
@@ -105,7 +105,7 @@ def _map_privately(path: Path, descriptor: int) -> mmap.mmap:
 
 
 def _view_bytes(mapped: mmap.mmap, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-    """`[number]`: a tensor with a storage of its own, so that nobody takes it for tied to its neighbours."""
+    """`[number]`: a tensor with a storage of its own, so that it does not look tied to the tensors beside it."""
     if stop == start:
         return torch.empty(0, dtype=dtype)
     if start % dtype.itemsize:
@@ -118,9 +118,9 @@ def _see_bytes(tensor: Tensor) -> Tensor:
 
 
 def require_stored_dtype(wanted: DType, stored: str) -> torch.dtype:
-    """The dtype `stored`, named as in a safetensors header, in which a streamed model computes.
+    """The dtype in which a streamed model computes; `stored` is its name in a safetensors header.
 
-    Raises ConfigError if another one is wanted, and ModelError if nothing can be computed in it.
+    Raises ConfigError if another one is wanted, and ModelError if a model cannot compute in it.
     """
     dtype = DTYPES.get(stored)
     if dtype is None or dtype.itemsize > 4 or not dtype.is_floating_point:
@@ -140,23 +140,23 @@ def require_stored_dtype(wanted: DType, stored: str) -> torch.dtype:
 def stream_network(
     folder: Path, config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool, files: Iterable[Path]
 ) -> tuple[PreTrainedModel, MappedWeights]:
-    """The network on the CPU, its parameters in `files`, and what maps them.
+    """The network on the CPU with its parameters in the mapped `files`, and the mapping.
 
-    Tensors of another dtype than `dtype` are copied. Raises ModelError unless the folder gives the network every
-    tensor, all finite, each as the network has it.
+    Tensors of another dtype than `dtype` are copied. Raises ModelError unless the folder has every tensor of the
+    network, all finite, each with the shape and layout that it has in the network.
     """
-    pages = MappedWeights(files)
+    mapped_weights = MappedWeights(files)
     try:
         with torch.device("meta"):
             blank = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     except Exception as error:  # remote code raises what it likes
         raise refuse_folder(folder, error) from error
-    _check_names(folder, blank, pages.tensors)
+    _check_names(folder, blank, mapped_weights.tensors)
     try:
         network, report = type(blank).from_pretrained(
             None,
             config=config,
-            state_dict=dict(pages.tensors),
+            state_dict=dict(mapped_weights.tensors),
             dtype=dtype,
             generation_config=_read_generation(folder),
             output_loading_info=True,
@@ -166,9 +166,9 @@ def stream_network(
         raise refuse_folder(folder, error) from error
     network.config.name_or_path = network.name_or_path = str(folder)
     check_report(folder, report)
-    _check_mapped(folder, network, pages.tensors, dtype)
+    _check_mapped(folder, network, mapped_weights.tensors, dtype)
     check_finite(folder, network)
-    return network, pages
+    return network, mapped_weights
 
 
 def _read_generation(folder: Path) -> GenerationConfig | None:
@@ -178,13 +178,13 @@ def _read_generation(folder: Path) -> GenerationConfig | None:
 
 
 def _find_stored(network: PreTrainedModel, name: str, stored: Mapping[str, Tensor]) -> Tensor | None:
-    """The tensor of a parameter, under its name there or in the body alone."""
+    """The stored tensor of a parameter: under its name, or under its name without the prefix of the body."""
     found = stored.get(name)
     return stored.get(name.removeprefix(f"{network.base_model_prefix}.")) if found is None else found
 
 
 def _check_names(folder: Path, blank: PreTrainedModel, stored: Mapping[str, Tensor]) -> None:
-    """Refuse, before anything takes memory, a checkpoint that transformers makes over; a tie counts by either name."""
+    """Refuse a checkpoint that transformers converts, before it takes memory; one name of tied weights is enough."""
     found: dict[int, bool] = {}
     names: dict[int, str] = {}
     sizes: dict[int, int] = {}
@@ -200,7 +200,7 @@ def _check_names(folder: Path, blank: PreTrainedModel, stored: Mapping[str, Tens
 
 
 def _check_mapped(folder: Path, network: PreTrainedModel, stored: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Every matrix is where the files are, but those that were cast; vectors may be copies: some are padded."""
+    """Check that every matrix is in the mapped files, unless it was cast; vectors may be copies, as some are padded."""
     mapped = {tensor.data_ptr() for tensor in stored.values()}
     for name, parameter in network.named_parameters():
         tensor = _find_stored(network, name, stored)

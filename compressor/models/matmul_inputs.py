@@ -1,7 +1,7 @@
-"""Watches the matrix products of a forward pass: what every component's matrix is multiplied with.
+"""Observes the matrix products of a forward pass: the inputs of every component's matrix.
 
-Modules are not asked: a projection, a slice of a stack of experts and a tied LM head are all a product with a view of
-the component's parameter, and torch tells of every product before it is done.
+It does not depend on modules. A projection, one expert of a stack and a tied LM head are all a matrix product with a
+view of the component's parameter, and a torch function mode sees every product before it is computed.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ PRODUCTS: dict[Any, tuple[int, bool]] = {
     **dict.fromkeys((Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.mv, Tensor.__matmul__), (0, False)),
     **dict.fromkeys((torch.addmm, torch.baddbmm, Tensor.addmm, Tensor.baddbmm), (1, False)),
 }
-"""Function -> where its two factors begin among the arguments, and whether it transposes the second one."""
+"""Function -> index of the first of its two factors, and whether the function transposes the second one."""
 
 IMPLEMENTATION = "_experts_implementation_internal"
-"""What a config of transformers calls the way in which its stacked experts are multiplied."""
-Hear = Callable[[Sequence[str], Tensor], None]
-"""Gets components that share a product, and what they are multiplied with, `[token, in]`."""
+"""The field of a transformers config that chooses the kernel for stacked experts."""
+Receive = Callable[[Sequence[str], Tensor], None]
+"""Called with the components of a product, and their inputs `[token, in]`."""
 
 
 class MatmulInputs(TorchFunctionMode):
-    """Inside, `hear` gets the inputs `[token, in]` of every product with the matrix of a component of `slots`.
+    """Inside, `receive` is called with the inputs `[token, in]` of every product with a component of `weight_views`.
 
-    A component is heard of once for each product, and not at all where no token comes to it. `used` and `seen` are the
-    components whose parameter was used in any way, and those whose parameter was seen in a product.
+    It is called once for each product, and not for a product of no tokens. `used` are the components whose parameter
+    was used in any operation, `seen` those whose parameter was used in a matrix product.
     """
 
-    def __init__(self, weight_views: Mapping[str, WeightView], hear: Hear) -> None:
+    def __init__(self, weight_views: Mapping[str, WeightView], receive: Receive) -> None:
         super().__init__()
-        self._hear = hear
-        self._slots: dict[int, list[tuple[str, WeightView]]] = {}
+        self._receive = receive
+        self._by_parameter: dict[int, list[tuple[str, WeightView]]] = {}
         for name, weight_view in weight_views.items():
-            self._slots.setdefault(id(weight_view.parameter), []).append((name, weight_view))
+            self._by_parameter.setdefault(id(weight_view.parameter), []).append((name, weight_view))
         self._found: dict[tuple[Any, ...], list[str]] = {}
         self._used: set[int] = set()
         self._seen: set[int] = set()
@@ -70,30 +70,30 @@ class MatmulInputs(TorchFunctionMode):
             start, transposes = PRODUCTS[function]
             self._look(values[start], values[start + 1], transposes)
         result = function(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):  # asking for a dtype or a shape is no use
-            self._used.update(id(value) for value in values if id(value) in self._slots)
+        if isinstance(result, Tensor):  # reading a dtype or a shape does not count
+            self._used.update(id(value) for value in values if id(value) in self._by_parameter)
         return result
 
     def _look(self, first: Tensor, second: Tensor, transposes: bool) -> None:
-        """Either factor may be the weight; both are turned so that the sum is over their last dimensions."""
+        """Find the weight among two factors; both are transposed so that the sum is over their last dimensions."""
         other = second if transposes or second.dim() < 2 else second.mT
         for weight, inputs in ((other, first), (first, other)):
             base = weight if weight._base is None else weight._base
-            if id(base) in self._slots and weight.dim() >= 2:
+            if id(base) in self._by_parameter and weight.dim() >= 2:
                 self._seen.add(id(base))
                 for matrix, rows in pair_matrices(weight, inputs):
                     names = self._find(base, matrix)
                     if names and rows.numel():
-                        self._hear(names, rows)
+                        self._receive(names, rows)
 
     def _find(self, parameter: Tensor, matrix: Tensor) -> list[str]:
-        """The components that lie in `matrix` `[out, in]`, a view of the parameter, with the same `in`."""
+        """The components that are part of `matrix` `[out, in]`, a view of the parameter, and have the same `in`."""
         start = matrix.storage_offset() - parameter.storage_offset()
         key = (id(parameter), start, matrix.shape, matrix.stride())
         if key not in self._found:
             lowest, highest = find_extent(matrix)
             self._found[key] = []
-            for name, weight_view in self._slots[id(parameter)]:
+            for name, weight_view in self._by_parameter[id(parameter)]:
                 view = weight_view.view()
                 low, high = find_extent(view)
                 if (
@@ -105,13 +105,13 @@ class MatmulInputs(TorchFunctionMode):
         return self._found[key]
 
     def _names(self, parameters: set[int]) -> set[str]:
-        return {name for key in parameters for name, _ in self._slots[key]}
+        return {name for key in parameters for name, _ in self._by_parameter[key]}
 
 
 def pair_matrices(weight: Tensor, inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The matrices `[out, in]` of `weight` `[..., out, in]`, each with all that it is multiplied with, `[token, in]`.
+    """Each matrix `[out, in]` of `weight` `[..., out, in]`, with its inputs `[token, in]`.
 
-    `inputs` `[..., token, in]` are paired with the weights as torch broadcasts batches of matrices.
+    `inputs` `[..., token, in]` are paired with the matrices as torch broadcasts batches.
     """
     if weight.dim() == 2:
         yield weight, inputs.reshape(-1, inputs.shape[-1])
@@ -124,16 +124,16 @@ def pair_matrices(weight: Tensor, inputs: Tensor) -> Iterator[tuple[Tensor, Tens
 
 
 def find_extent(view: Tensor) -> tuple[int, int]:
-    """The first and the last place of a view in its storage."""
+    """The first and the last index of a view in its storage."""
     start = int(view.storage_offset())
     return start, start + sum((size - 1) * step for size, step in zip(view.shape, view.stride(), strict=True))
 
 
 @contextmanager
 def experts_apart(network: PreTrainedModel, weight_views: Mapping[str, WeightView]) -> Iterator[None]:
-    """Inside, stacked experts are multiplied one by one, where the family lets one choose; a fused kernel shows none.
+    """Inside, each stacked expert has a matrix product of its own, if the family allows it.
 
-    Nothing is switched for components that are all modules of their own.
+    A fused kernel for all experts would hide the products. Nothing changes if every component is a linear module.
     """
     if all(is_linear(weight_view.owner) for weight_view in weight_views.values()):
         yield
@@ -148,7 +148,7 @@ def experts_apart(network: PreTrainedModel, weight_views: Mapping[str, WeightVie
 
 @contextmanager
 def expert_by_expert(module: nn.Module) -> Iterator[None]:
-    """Inside, the stacked experts of a module are multiplied one by one; nothing happens for other modules."""
+    """Inside, each stacked expert of a module has a matrix product of its own; other modules are not changed."""
     config = getattr(module, "config", None)
     before = getattr(config, IMPLEMENTATION, None)
     if before is None or is_linear(module):

@@ -1,7 +1,7 @@
-"""The matrix products of components that treat their inputs: t(x) Wᵀ in place of x Wᵀ, for the rows of each.
+"""Applies input transforms in matrix products: t(x) Wᵀ in place of x Wᵀ, for the rows of each component.
 
-As when statistics are gathered, modules are not asked: a projection, some rows of a fused matrix, one expert of a stack
-and a tied LM head are all a product with a view of the component's parameter.
+As for calibration data (`matmul_inputs`), this does not depend on modules: a projection, some rows of a fused matrix,
+one expert of a stack and a tied LM head are all a product with a view of the component's parameter.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from compressor.models.matmul_inputs import PRODUCTS
 from compressor.models.weight_views import WeightView
 
 Treated = tuple[WeightView, InputTransform | None]
-"""A component and what becomes of its inputs."""
+"""A component and its input transform, if it has one."""
 Rows = Sequence[tuple[InputTransform, Tensor | None]]
-"""Treats, and which rows `[..., out]` of some matrices have each; None for all of them."""
+"""Input transforms, each with a mask of the rows `[..., out]` that have it; None is all rows."""
 
 
 class MatmulTransform(TorchFunctionMode):
-    """Inside, products with the matrices of components have treated inputs, for the rows of these components only.
+    """Inside, input transforms are applied in products with components, for the rows of these components only.
 
-    `treated` are the components of each parameter, by the id of that. A mode outside of this one hears of each product
-    once, with the inputs as they come.
+    `treated` are the components by the id of their parameter. A torch function mode outside of this one sees each
+    product once, with the inputs before the transform.
     """
 
     def __init__(self, treated: Mapping[int, Sequence[Treated]]) -> None:
@@ -68,10 +68,10 @@ class MatmulTransform(TorchFunctionMode):
         is_left: bool,
         is_turned: bool,
     ) -> Tensor:
-        """The product of `factors`, with treated inputs for these `rows` of the matrix.
+        """The product of `factors`, with transformed inputs for these `rows` of the matrix.
 
-        The inputs are at `place`, `[..., token, in]`, or `[..., in, token]` if they are turned. With the matrix on the
-        left, its rows are those of the product; else they are its columns.
+        The inputs are `factors[place]`: `[..., token, in]`, or `[..., in, token]` if `is_turned`. If the matrix is on
+        the left, its rows are rows of the product, else they are columns.
         """
         inputs: Tensor = factors[place]
         is_silent = rows[0][1] is None and not has_torch_function((inputs,))
@@ -92,7 +92,7 @@ class MatmulTransform(TorchFunctionMode):
         return result
 
     def _find_rows(self, factor: Tensor, is_turned: bool) -> Rows:
-        """Of a factor, `[..., in, out]` if it is turned; none where it is no matrix of ours."""
+        """The rows of a factor, which is `[..., in, out]` if `is_turned`; none if it belongs to no component."""
         base = factor if factor._base is None else factor._base
         if id(base) not in self._treated or factor.dim() < 2:
             return []
@@ -105,24 +105,24 @@ class MatmulTransform(TorchFunctionMode):
 
 
 def assign_rows(matrices: Tensor, start: int, treated: Sequence[Treated]) -> Rows:
-    """Which rows of the `matrices` `[..., out, in]` belong to components with a treat.
+    """The rows of `matrices` `[..., out, in]` that belong to components with an input transform.
 
-    `start` is where they begin in their parameter. Of components that share a row the last one counts.
+    `start` is the offset of the matrices in their parameter. Of components that share a row, the last one counts.
     """
     owner = torch.full(matrices.shape[:-1], -1)
     places = list_places(matrices.shape[:-1], matrices.stride()[:-1], start)
-    treats: list[InputTransform] = []
+    transforms: list[InputTransform] = []
     for weight_view, input_transform in treated:
         view = weight_view.view()
         if view.shape[-1] != matrices.shape[-1] or view.stride(-1) != matrices.stride(-1):
             continue
         offset = int(view.storage_offset()) - int(weight_view.parameter.storage_offset())
         own = list_places(view.shape[:-1], view.stride()[:-1], offset).flatten()
-        number = next((number for number, known in enumerate(treats) if known is input_transform), len(treats))
-        if input_transform is not None and number == len(treats):
-            treats.append(input_transform)
+        number = next((number for number, known in enumerate(transforms) if known is input_transform), len(transforms))
+        if input_transform is not None and number == len(transforms):
+            transforms.append(input_transform)
         owner[torch.isin(places, own)] = -1 if input_transform is None else number
-    found = [(input_transform, owner == number) for number, input_transform in enumerate(treats)]
+    found = [(input_transform, owner == number) for number, input_transform in enumerate(transforms)]
     return [
         (input_transform, None if rows.all() else rows.to(matrices.device))
         for input_transform, rows in found
@@ -131,7 +131,7 @@ def assign_rows(matrices: Tensor, start: int, treated: Sequence[Treated]) -> Row
 
 
 def list_places(shape: Sequence[int], strides: Sequence[int], start: int) -> Tensor:
-    """`[*shape]`: where rows of these strides begin."""
+    """`[*shape]`: the offsets of rows with these strides."""
     places = torch.tensor(start)
     for size, stride in zip(shape, strides, strict=True):
         places = places[..., None] + stride * torch.arange(size)
@@ -139,7 +139,7 @@ def list_places(shape: Sequence[int], strides: Sequence[int], start: int) -> Ten
 
 
 class _PassThrough(torch.autograd.Function):
-    """Treats inputs, and hands their gradient on as it is: rounding has none of its own."""
+    """Applies an input transform; its gradient is passed through unchanged, because that of rounding is zero."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, input_transform: InputTransform) -> Tensor:  # noqa: ANN401 - torch's own

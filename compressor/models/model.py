@@ -1,4 +1,4 @@
-"""Load a decoder-only model, check it, and run it forward; with components.py all that knows architectures."""
+"""A decoder-only model: loading, components and their weights, forward passes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from compressor.contracts import Component
-from compressor.errors import PlanError
+from compressor.errors import ModelError, PlanError
 from compressor.models import checkpoint, loading
 from compressor.models.components import find_components, find_layers
-from compressor.models.forward import run_body, run_head, run_network
+from compressor.models.forward import FrozenHead, run_body, run_head, run_network
 from compressor.models.input_transforms import InputTransforms, Replacement, find_untransformable
 from compressor.models.layer_prefetch import LayerPrefetch, OnDevice
 from compressor.models.mapped_weights import MappedWeights, require_stored_dtype, stream_network
@@ -34,10 +34,10 @@ CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "n_positions")
 class Model:
     """A loaded model and its components. Forward passes record no gradient and touch no global random state.
 
-    `vocabulary` is the width of the logits, `context` the most positions the model takes (None: no bound known),
-    `base_parameters` counts tied weights once, `stored_bytes` are those of the weight files on disk, `stored_dtype` is
-    the dtype of most weights there. `pages` map the weight files of a model that is streamed from them. `trusts_code`:
-    may code of the folder run? `held` are weights that a later round starts from, see `hold`.
+    `vocabulary` is the number of logits, `context` the largest number of positions (None if unknown). `base_parameters`
+    counts tied weights once. `stored_bytes` is the size of the weight files, and `stored_dtype` the dtype of most
+    weights in them. `mapped_weights` are the memory-mapped files of a streamed model. If `trusts_code` is true, code in
+    the folder may run. `held` are untreated weights of components that have been treated (see `hold`).
     """
 
     network: PreTrainedModel
@@ -59,7 +59,7 @@ class Model:
 
     @property
     def head_is_component(self) -> bool:
-        """Can a treatment change the LM head, by its own name or as the tied embedding?"""
+        """Can a treatment change the LM head, under its own name or as the tied embedding?"""
         head = self.network.get_output_embeddings().weight
         return any(
             getattr(weight_view.owner, weight_view.attribute) is head for weight_view in self.weight_views.values()
@@ -67,7 +67,7 @@ class Model:
 
     @property
     def components(self) -> dict[str, Component]:
-        """By name, in order."""
+        """The components by name, ordered by layer."""
         return {name: weight_view.component for name, weight_view in self.weight_views.items()}
 
     def read(self, name: str) -> Tensor:
@@ -75,39 +75,42 @@ class Model:
         return find_weight_view(self.weight_views, name).read().to(self.device)
 
     def hold(self, names: Collection[str]) -> None:
-        """Keep the weights `[out, in]` of these components in `held`, on the host; what is there already stays."""
+        """Keep the weights `[out, in]` of these components in `held`, on the host, unless they are there already.
+
+        A later round compresses from these, not from weights that are already compressed.
+        """
         self.held |= {
             name: find_weight_view(self.weight_views, name).read().cpu() for name in names if name not in self.held
         }
 
     @functools.cached_property
     def input_transforms(self) -> InputTransforms:
-        """Which components treat their inputs now, and how."""
+        """The input transforms of the components."""
         return InputTransforms(self.network, self.weight_views)
 
     def write(self, name: str, weight: Tensor | Replacement) -> None:
-        """Set the component's weight `[out, in]` for good; its inputs are treated from now on if it is such a product.
+        """Set the component's weight `[out, in]` permanently, and its input transform if the replacement has one.
 
-        Raises PlanError where they cannot be.
+        Raises PlanError if the component cannot have an input transform.
         """
-        product = Replacement.of(weight)
-        self.check_transformable([name] if product.input_transform else [])
-        find_weight_view(self.weight_views, name).write(product.weight)
-        self.input_transforms.put({name: product.input_transform})
+        replacement = Replacement.of(weight)
+        self.check_transformable([name] if replacement.input_transform else [])
+        find_weight_view(self.weight_views, name).write(replacement.weight)
+        self.input_transforms.put({name: replacement.input_transform})
 
     @contextmanager
     def swapped(self, weights: Mapping[str, Tensor | Replacement]) -> Iterator[Mapping[str, Tensor]]:
         """Inside, the components have the given weights `[out, in]`; afterwards they have their own, bit for bit.
 
-        Gives those that they had. What becomes of inputs is swapped with the weight: a mere weight leaves them as they
-        are. Raises PlanError for inputs that cannot be treated.
+        Yields the weights that they had. Input transforms are replaced together with the weights: a component whose new
+        weight is a tensor has none. Raises PlanError for a component that cannot have an input transform.
         """
-        products = {name: Replacement.of(weight) for name, weight in weights.items()}
-        self.check_transformable([name for name, product in products.items() if product.input_transform])
-        treats = {name: product.input_transform for name, product in products.items()}
+        replacements = {name: Replacement.of(weight) for name, weight in weights.items()}
+        self.check_transformable([name for name, new in replacements.items() if new.input_transform])
+        transforms = {name: new.input_transform for name, new in replacements.items()}
         try:
-            dense = {name: product.weight for name, product in products.items()}
-            with swapped(self.weight_views, dense) as originals, self.input_transforms.swapped(treats):
+            dense = {name: new.weight for name, new in replacements.items()}
+            with swapped(self.weight_views, dense) as originals, self.input_transforms.swapped(transforms):
                 yield originals if self.mapped_weights is None else OnDevice(originals, self.device)
         finally:
             if self.mapped_weights is not None:
@@ -116,7 +119,7 @@ class Model:
                     self.mapped_weights.release(parameter)
 
     def check_transformable(self, names: Collection[str]) -> None:
-        """Raise PlanError for a component whose inputs cannot be treated."""
+        """Raise PlanError for a component that cannot have an input transform."""
         for name in names:
             if name in self._untransformable:
                 raise PlanError(
@@ -130,7 +133,7 @@ class Model:
         return find_untransformable(self.network, self.weight_views, lambda: self.logits(tokens, tokens.shape[1]))
 
     def content_hash(self) -> str:
-        """sha256 over config.json, the weight files and the code that is trusted, made once."""
+        """sha256 of config.json, the weight files and the code that is trusted; computed once."""
         return self._content_hash
 
     @functools.cached_property
@@ -139,7 +142,7 @@ class Model:
         if not self.trusts_code:
             return checkpoint.hash_content(self.folder, files)
         found = checkpoint.hash_content(self.folder, [*files, *checkpoint.find_code(self.folder)])
-        running = checkpoint.find_running(type(self.network))  # which may have come from another repository
+        running = checkpoint.find_running(type(self.network))  # the code may come from another repository
         return (
             checkpoint.combine(found, checkpoint.hash_content(running, checkpoint.find_code(running)))
             if running
@@ -152,26 +155,43 @@ class Model:
         return self.traced_logits(tokens, keep)
 
     def traced_logits(self, tokens: Tensor, keep: int) -> Tensor:
-        """As `logits`, differentiable where something inside asks for gradients."""
+        """The same as `logits`, with gradients where a parameter or a hook requires them."""
         logits: Tensor = run_network(self.network, tokens.to(self.device), keep).logits
         return logits
 
     def hidden(self, tokens: Tensor, keep: int) -> Tensor:
-        """`[sequence, keep, width]`: what `project` turns into the logits at the last `keep` positions.
+        """`[sequence, keep, width]`: the inputs of `project` at the last `keep` positions.
 
-        Raises ModelError where the family does not let the LM head run on its own.
+        Raises ModelError if the family does not let the LM head run on its own.
         """
         return run_body(self.network, tokens.to(self.device), keep)
 
     def project(self, hidden: Tensor) -> Tensor:
-        """`[sequence, position, vocabulary]`: the LM head, and what follows it, on `[sequence, position, width]`."""
+        """`[sequence, position, vocabulary]`: the logits of what the method `hidden` returns."""
         return run_head(self.network, hidden)
+
+    def freeze_head(self, example: Tensor) -> FrozenHead:
+        """The LM head as it is now: what happens to the model later does not change it.
+
+        Raises ModelError if it gives other logits than `project` for `example` `[sequence, position, width]`.
+        """
+        try:
+            head = FrozenHead(self.network, copies=self.head_is_component)
+            is_exact = torch.equal(head(example), self.project(example))
+        except ModelError:
+            raise
+        except Exception as error:  # code that comes with a checkpoint raises what it likes
+            reason = checkpoint.shorten_reason(error)
+            raise ModelError(f"the LM head of {type(self.network).__name__} cannot be copied ({reason})") from error
+        if not is_exact:
+            raise ModelError(f"a copy of the LM head of {type(self.network).__name__} gives other logits")
+        return head
 
     @torch.no_grad()
     def decode(self, prefixes: Tensor, tokens: int, pick: Callable[[Tensor], Tensor]) -> Tensor:
         """`[sequence, length + tokens]`: `prefixes` `[sequence, length]` continued one token at a time, with a cache.
 
-        `pick` maps logits `[sequence, vocabulary]` to ids `[sequence]`; end-of-text does not stop it.
+        `pick` maps logits `[sequence, vocabulary]` to token ids `[sequence]`. End-of-text does not stop the generation.
         """
         sequences = step = prefixes.to(self.device)
         cache = None
@@ -180,16 +200,16 @@ class Model:
             picked = pick(answer.logits[:, -1]).to(sequences)[:, None]
             sequences = torch.cat([sequences, picked], dim=1)
             cache = answer.get("past_key_values")
-            # A recurrent family keeps its state elsewhere: it reads the whole sequence again.
+            # A recurrent family has another kind of state; it reads the whole sequence again.
             step = sequences if cache is None else picked
         return sequences
 
 
 def load_model(settings: ModelSettings, components: ComponentSettings | None = None) -> Model:
-    """The checked model, on its device, in evaluation mode and frozen.
+    """The model on its device, checked, in evaluation mode, with frozen parameters.
 
-    Raises ConfigError for settings that do not fit this machine or the components, ModelError for a checkpoint that
-    is not a sound decoder-only language model.
+    Raises ConfigError for settings that do not fit this machine or the components, and ModelError for a checkpoint that
+    is not a valid decoder-only language model.
     """
     chosen = components or ComponentSettings()
     device = choose_device(settings.device.value, "model.device")
@@ -233,7 +253,7 @@ def _load_network(
     files: Sequence[Path],
     stored: str,
 ) -> tuple[PreTrainedModel, torch.dtype, MappedWeights | None]:
-    """The network, in evaluation mode and frozen, its dtype, and what maps its weights if they stay on disk."""
+    """The frozen network in evaluation mode, its dtype, and its mapped weights if they stay on disk."""
     if not settings.stream:
         automatic = torch.float32 if device.type == "cpu" else STORED_DTYPES.get(stored, torch.float32)
         dtype = choose_dtype(settings.dtype, "model.dtype", automatic)
@@ -248,5 +268,5 @@ def _load_network(
 
 
 def _find_number(*places: tuple[Any, str]) -> int | None:
-    """The first of these attributes that is an integer."""
+    """The first of these attributes that is an integer, or None."""
     return next((value for owner, name in places if isinstance(value := getattr(owner, name, None), int)), None)

@@ -1,4 +1,4 @@
-"""Other forward passes in place of those of some modules, for a while."""
+"""Replaces the forward functions of modules temporarily."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def patched(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Inside, each module computes by the function given; afterwards it has the forward that it had."""
+    """Inside, each module has the given forward function; afterwards it has its own again."""
     before = {module: module.__dict__.get("forward") for module in forwards}
     try:
         for module, forward in forwards.items():

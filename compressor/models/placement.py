@@ -1,4 +1,4 @@
-"""Where a model runs, and in which dtype."""
+"""The device and the dtype of a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Automatic = TypeVar("Automatic")
 
 
 def choose_device(wanted: str | torch.device, option: str) -> torch.device:
-    """A CPU or a GPU that is there; raises ConfigError that names the option."""
+    """The wanted device; raises ConfigError, with the name of the option, if it is not available."""
     available = torch.cuda.is_available()
     if wanted == "auto":
         return torch.device("cuda" if available else "cpu")
@@ -29,7 +29,7 @@ def choose_device(wanted: str | torch.device, option: str) -> torch.device:
 
 
 def choose_dtype(wanted: DType | str | torch.dtype, option: str, automatic: Automatic) -> torch.dtype | Automatic:
-    """The dtype that is wanted, or `automatic` where that is auto; raises ConfigError that names the option."""
+    """The wanted dtype, or `automatic` for auto; raises ConfigError, with the name of the option, for others."""
     name = wanted.value if isinstance(wanted, DType) else str(wanted).removeprefix("torch.")
     if name not in DType.__members__:
         raise ConfigError(f"unknown `{option}` `{wanted}`; {suggest(name, DType.__members__)}")

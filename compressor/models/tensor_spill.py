@@ -1,4 +1,4 @@
-"""Tensors that wait: in memory as far as that is granted, then in files of a temporary folder."""
+"""A store for tensors in host memory that overflows to disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from compressor.errors import OutputError
 
 
 class TensorSpill:
-    """Keeps tensors on the host by key; at most `limit` bytes of them in memory. Use it as a context manager."""
+    """Stores tensors by key: up to `limit` bytes in memory, the others in temporary files.
+
+    Use it as a context manager, which removes the files.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -34,7 +37,7 @@ class TensorSpill:
             self._folder.cleanup()
 
     def put(self, key: Hashable, tensor: Tensor) -> None:
-        """Keep a tensor in place of what was there; raises OutputError where the disk is full."""
+        """Store a tensor in place of an earlier one; raises OutputError if the disk is full."""
         self.drop(key)
         if self.held + tensor.nbytes <= self.limit:
             self._kept[key] = tensor.cpu()
@@ -51,13 +54,13 @@ class TensorSpill:
         self._files[key] = path
 
     def get(self, key: Hashable) -> Tensor:
-        """What was put there, on the host."""
+        """The tensor of a key, on the host."""
         if key in self._kept:
             return self._kept[key]
         return safetensors.torch.load_file(self._files[key])["tensor"]
 
     def drop(self, key: Hashable) -> None:
-        """Forget what was put there, if anything was."""
+        """Remove the tensor of a key, if there is one."""
         if key in self._kept:
             self.held -= self._kept.pop(key).nbytes
         elif key in self._files:

@@ -1,4 +1,4 @@
-"""A component and the way to its weight: read it, write it, and swap weights so that they come back bit for bit."""
+"""Access to the weights of components: read, write, and replace for a while with exact restoration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from compressor.models.architectures import Part
 
 @dataclass(frozen=True)
 class WeightView:
-    """A component and the way to its weight: `part` of the parameter `attribute` of the module `owner`."""
+    """A component and where its weight is: the view `part` of the parameter `attribute` of the module `owner`."""
 
     component: Component
     owner: nn.Module
@@ -27,7 +27,7 @@ class WeightView:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """All of it, with the parts that belong to other components."""
+        """The whole parameter, including parts of other components."""
         parameter: nn.Parameter = getattr(self.owner, self.attribute)
         return parameter
 
@@ -36,12 +36,12 @@ class WeightView:
         return self.part(self.parameter.detach())
 
     def read(self) -> Tensor:
-        """`[out, in]`, contiguous, a copy: changing it does not change the model."""
+        """A contiguous copy of the weight, `[out, in]`."""
         with torch.inference_mode(False), torch.no_grad():
             return self.view().clone(memory_format=torch.contiguous_format).reshape(self.component.shape)
 
     def write(self, weight: Tensor) -> None:
-        """Copy `weight` `[out, in]` into the model, cast to the dtype there; raises PlanError for another shape."""
+        """Copy `weight` `[out, in]` into the model, cast to its dtype; raises PlanError for another shape."""
         if tuple(weight.shape) != self.component.shape:
             raise PlanError(
                 f"the weight of `{self.component.name}` must have the shape {list(self.component.shape)}, "
@@ -53,28 +53,27 @@ class WeightView:
         increment_version(self.parameter)
 
     def save_bits(self) -> Tensor:
-        """The bit patterns in the shape of `view`, a copy."""
+        """A copy of the weight as integers with the same bits, in the shape of `view`."""
         with torch.inference_mode():
             return architectures.see_bits(self.view()).clone()
 
     def read_bits(self, bits: Tensor) -> Tensor:
-        """`[out, in]`: the weight that `save_bits` saved."""
+        """`[out, in]`: the weight that was saved by `save_bits`."""
         return bits.view(self.view().dtype).reshape(self.component.shape)
 
     def restore_bits(self, bits: Tensor) -> None:
-        """Put back what `save_bits` gave, whatever the bits mean as numbers."""
+        """Restore the weight that was saved by `save_bits`, bit for bit, also NaNs."""
         with torch.inference_mode():
             architectures.see_bits(self.view()).copy_(bits)
-        increment_version(self.parameter)  # torch does not count what inference mode writes to such a view
+        increment_version(self.parameter)  # torch does not count writes in inference mode
 
 
 @contextmanager
 def swapped(weight_views: Mapping[str, WeightView], weights: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Inside, the named components have the given weights `[out, in]`; afterwards the model is what it was.
+    """Inside, the named components have the given weights `[out, in]`; afterwards they have their own, bit for bit.
 
-    Gives the weights that they had, `[out, in]`.
-
-    Components may share storage: each is saved just before it is written, and they are restored in reverse order.
+    Yields the weights that they had, `[out, in]`. Components may share memory: each is saved just before it is written,
+    and they are restored in reverse order.
     """
     chosen = [(find_weight_view(weight_views, name), weight) for name, weight in weights.items()]
     saved: list[tuple[WeightView, Tensor]] = []
@@ -89,7 +88,7 @@ def swapped(weight_views: Mapping[str, WeightView], weights: Mapping[str, Tensor
 
 
 def find_weight_view(weight_views: Mapping[str, WeightView], name: str) -> WeightView:
-    """The slot of that name; raises PlanError with near misses."""
+    """The component of that name; raises PlanError with similar names."""
     if name not in weight_views:
         raise PlanError(f"the model has no component `{name}`; {suggest(name, weight_views)}")
     return weight_views[name]

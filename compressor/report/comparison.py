@@ -3,12 +3,14 @@
 import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -17,15 +19,17 @@ from compressor.artifacts.run_record import Record
 from compressor.errors import OutputError
 from compressor.report.formatting import (
     MISSING,
+    find_decimals,
     format_bytes,
     format_estimate,
-    format_interval,
     format_number,
     format_percent,
 )
-from compressor.report.run_report import JSON_NAME, read_report
+from compressor.report.run_report import JSON_NAME, choose_metrics, read_report
 
 COMPARISON_NAME = "comparison.json"
+WIDEST_SETTINGS = 22
+"""Longer settings are folded where the terminal is narrow."""
 FIELDS = ("amount", "sparsity", "bits_per_weight", "packed_bits_per_weight", "bytes")
 
 Row = dict[str, Any]
@@ -55,28 +59,43 @@ def write_comparison(folder: Path) -> list[Row]:
     return rows
 
 
-def comparison_table(rows: Sequence[Row]) -> Table:
-    """The rows as a table; what went wrong has a column where anything did."""
-    metrics = list(dict.fromkeys(name for row in rows for name in row["scores"]))
-    table = Table(box=box.SIMPLE_HEAD)
+def comparison_table(rows: Sequence[Row]) -> Group:
+    """The rows as a table of 80 columns, and below it a line for each job that failed.
+
+    A row has the settings that differ, the size and four metrics; the others are in comparison.json. Below a value, `±`
+    is the longer side of its 95 % interval.
+    """
+    metrics, _ = choose_metrics(list(dict.fromkeys(name for row in rows for name in row["scores"])))
+    shortened = shorten_settings(rows)
+    longest = max((len(line) for settings in shortened for line in settings.splitlines()), default=0)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("run", no_wrap=True)
-    table.add_column("settings")
-    for heading in ("amount", "bits per weight", "size", *metrics):
+    table.add_column("settings", overflow="fold", min_width=min(longest, WIDEST_SETTINGS))
+    for heading in ("removed", "size", *metrics):
         # A heading may come from a plugin's name: as Text, its brackets are no markup.
-        table.add_column(Text(heading), justify="right")
-    has_failures = any(row["status"] != "done" for row in rows)
-    if has_failures:
-        table.add_column("what went wrong")
-    for row in rows:
+        table.add_column(Text(heading.replace("_", " ")), justify="right", overflow="fold")
+    for row, settings in zip(rows, shortened, strict=True):
         cells = [
             format_percent(row["amount"], fixed=True),
-            format_number(row["packed_bits_per_weight"], 2),
             format_bytes(row["bytes"]),
             *(_format_mean(row["scores"].get(name)) for name in metrics),
         ]
-        wrong = [_describe_failure(row)] if has_failures else []
-        table.add_row(*(Text(cell) for cell in (str(row["job"]), " ".join(row["overrides"]), *cells, *wrong)))
-    return table
+        table.add_row(*(Text(cell) for cell in (str(row["job"]), settings, *cells)))
+    failures = [f"run {row['job']} {words}" for row in rows if (words := _describe_failure(row))]
+    return Group(table, *(Text(line) for line in ["", *failures] if failures))
+
+
+def shorten_settings(rows: Sequence[Row]) -> list[str]:
+    """The overrides of each row, a line for each; `schedule.targets=…` is `targets=…` where no other key ends so."""
+    keys = {override.partition("=")[0] for row in rows for override in row["overrides"]}
+    ends = Counter(key.rpartition(".")[2] for key in keys)
+
+    def shorten(override: str) -> str:
+        key, equals, value = override.partition("=")
+        end = key.rpartition(".")[2]
+        return f"{end if ends[end] == 1 else key}{equals}{value}"
+
+    return ["\n".join(shorten(override) for override in row["overrides"]) for row in rows]
 
 
 def _find_jobs(place: Path) -> list[Path]:
@@ -132,7 +151,10 @@ def _format_mean(score: Mapping[str, float | None] | None) -> str:
     mean, low, high = (math.nan if (value := score[key]) is None else value for key in ("mean", "low", "high"))
     if math.isnan(mean):
         return MISSING
-    return f"{format_estimate(mean, low, high)} ({format_interval(low, high)})"
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return format_number(mean)
+    side = format_number(max(high - mean, mean - low), find_decimals(low, high))
+    return f"{format_estimate(mean, low, high)}\n±{side}"
 
 
 def _describe_failure(row: Row) -> str:

@@ -1,16 +1,20 @@
-"""The picture of a forecast: what each treatment of each component would cost, one panel a kind, as one SVG."""
+"""The map of a forecast: what each treatment of each component is predicted to cost, a panel for each kind."""
 
-import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from compressor.artifacts.forecast_record import MatrixForecast, OptionForecast
-from compressor.report.formatting import escape_text, format_interval, format_number, format_percent
-from compressor.report.heat_map import ASIDE, CHARACTER_WIDTH, FONT, GAP, INK, TEXT_STYLE, choose_color
+from compressor.report.formatting import clean_text, format_interval, format_number, format_percent
+from compressor.report.heat_map import OUTSIDE, choose_color
+from compressor.report.vega import CHARACTER_WIDTH, INK, Picture, draw_picture, make_key
 
-PAGE, TOP, ROW_HEIGHT, PANEL_GAP, BREAK, LEGEND_HEIGHT = 1080, 40, 15, 22, 5, 66
+if TYPE_CHECKING:
+    import altair as alt
+
+PAGE, ROW_HEIGHT, PANEL_GAP, LABELS = 1080, 15, 18, 110
 NARROWEST, WIDEST = 10, 34
 MOST_ROWS = 10
 """A compressor with more amounts has every second one shown, or fewer."""
@@ -41,6 +45,12 @@ class Scale:
         if cost <= 0:
             return 0.0
         return min(1.0, max(0.0, (math.log10(cost) - self.low) / (self.high - self.low)))
+
+    def list_colors(self) -> list[tuple[str, str]]:
+        """Color and label of each power of ten on the scale; of both ends where there is none."""
+        powers = [float(power) for power in range(math.ceil(self.low), math.floor(self.high) + 1)]
+        costs = [10.0**power for power in powers or (self.low, self.high)]
+        return [(choose_color(self.share(cost)), format_number(cost)) for cost in costs]
 
 
 @dataclass(frozen=True)
@@ -104,137 +114,81 @@ def find_cell(members: Mapping[str, MatrixForecast], pair: Pair) -> Cell | None:
     return Cell(list(found), known, len(found) - len(known))
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where panels and cells go: `abreast` panels of `columns` cells beside the names of the rows."""
+def draw_cost_map(matrices: Matrices) -> Picture | None:
+    """A panel for each kind, with treatments as rows and layers as columns; None without options.
 
-    pairs: Sequence[Pair]
-    panels: int
-    columns: int
-
-    @property
-    def labels(self) -> float:
-        return 12 + CHARACTER_WIDTH * max(len(name_pair(pair)) for pair in self.pairs)
-
-    @property
-    def lines(self) -> int:
-        most = int((PAGE - self.labels) // (2 * NARROWEST * self.columns + PANEL_GAP))
-        return -(-self.panels // min(self.panels, max(1, most)))
-
-    @property
-    def abreast(self) -> int:
-        return -(-self.panels // self.lines)
-
-    @property
-    def cell(self) -> int:
-        """Width of a cell."""
-        room = (PAGE - self.labels) / self.abreast - PANEL_GAP - ASIDE
-        return int(min(WIDEST, max(NARROWEST, room / self.columns)))
-
-    @property
-    def height(self) -> int:
-        """Of a panel."""
-        return self.top(len(self.pairs) - 1) + ROW_HEIGHT + PANEL_GAP
-
-    @property
-    def width(self) -> float:
-        return self.labels + self.abreast * (self.cell * self.columns + ASIDE + PANEL_GAP)
-
-    def place(self, panel: int) -> tuple[float, int]:
-        x = self.labels + (self.cell * self.columns + ASIDE + PANEL_GAP) * (panel % self.abreast)
-        return x, self.height * (panel // self.abreast)
-
-    def top(self, row: int) -> int:
-        """Of a row in its panel; compressors are set apart."""
-        breaks = sum(pair[0] != before[0] for before, pair in itertools.pairwise(self.pairs[: row + 1]))
-        return TOP + ROW_HEIGHT * row + BREAK * breaks
-
-
-def treatment_map_svg(matrices: Matrices) -> str:
-    """A standalone SVG: a panel for each kind, with treatments as rows and layers as columns; empty without options.
-
-    Experts of one kind and layer are one cell. Point at a cell to read its name and numbers.
+    Experts of one kind and layer are one cell.
     """
+    import altair as alt
+
     pairs = list_pairs(matrices)
     if not pairs:
-        return ""
+        return None
     panels: dict[str, dict[int | None, dict[str, MatrixForecast]]] = defaultdict(lambda: defaultdict(dict))
     for name, matrix in matrices.items():
         panels[matrix.kind][matrix.layer][name] = matrix
-    layout = Layout(pairs, len(panels), max(len(layers) for layers in panels.values()))
     shown = set(pairs)
     scale = Scale.of(option.cost for m in matrices.values() for option in m.options if pair_of(option) in shown)
-    parts = []
-    for index, (kind, layers) in enumerate(panels.items()):
-        x, y = layout.place(index)
-        if index % layout.abreast == 0:
-            parts += [_draw_label(pair, layout.labels, y + layout.top(row)) for row, pair in enumerate(pairs)]
-        parts += _draw_panel(kind, layers, layout, scale, x, y)
-    bottom = layout.height * layout.lines
-    parts += _draw_legend(scale, layout.labels, bottom + 4)
-    width, height = max(layout.width, layout.labels + 420), bottom
-    name = f"Predicted cost of {len(pairs)} treatments of {len(matrices)} components, by kind and layer"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height + LEGEND_HEIGHT}" viewBox="0 0 '
-        f'{width:.0f} {height + LEGEND_HEIGHT}" role="img" aria-label="{name}" font-family="{FONT}" font-size="12">'
-        f"<title>{name}</title>{''.join(parts)}</svg>"
-    )
+    columns = max(len(layers) for layers in panels.values())
+    abreast, width = choose_layout(len(panels), columns)
+    drawn = [
+        _make_panel(kind, layers, pairs, scale, width, has_labels=index % abreast == 0)
+        for index, (kind, layers) in enumerate(panels.items())
+    ]
+    map_ = alt.concat(*drawn, columns=abreast, spacing=PANEL_GAP)
+    title = "σ² that the treatment alone is predicted to add, in logits²; dashed: no token came there"
+    label = f"Predicted cost of {len(pairs)} treatments of {len(matrices)} components, by kind and layer"
+    return draw_picture(alt.vconcat(map_, make_key(scale.list_colors(), title), spacing=PANEL_GAP), label)
 
 
-def _draw_label(pair: Pair, right: float, y: float) -> str:
-    return (
-        f'<text x="{right - 8:.1f}" y="{y + 11}" text-anchor="end" font-size="11" {TEXT_STYLE}>'
-        f"{escape_text(name_pair(pair))}</text>"
-    )
+def choose_layout(panels: int, columns: int) -> tuple[int, int]:
+    """How many panels stand side by side, and how wide a cell is."""
+    most = int((PAGE - LABELS) // (2 * NARROWEST * columns + PANEL_GAP))
+    lines = -(-panels // min(panels, max(1, most)))
+    abreast = -(-panels // lines)
+    room = (PAGE - LABELS) / abreast - PANEL_GAP
+    return abreast, int(min(WIDEST, max(NARROWEST, room / columns)))
 
 
-def _draw_panel(
-    kind: str, layers: Mapping[int | None, Matrices], layout: Layout, scale: Scale, x: float, y: float
-) -> Iterator[str]:
-    yield f'<text x="{x:.1f}" y="{y + 14}" font-weight="600" {TEXT_STYLE}>{escape_text(kind)}</text>'
+def _make_panel(
+    kind: str,
+    layers: Mapping[int | None, Matrices],
+    pairs: Sequence[Pair],
+    scale: Scale,
+    width: int,
+    has_labels: bool,
+) -> "alt.LayerChart":
+    import altair as alt
+
     ordered = sorted(layers, key=lambda layer: (layer is None, layer or 0))
-    digits = max(len(_name_layer(layer)) for layer in ordered)
-    every = max(1, math.ceil((digits * CHARACTER_WIDTH + 4) / layout.cell)) if None not in ordered else 1
-    for column, layer in enumerate(ordered):
-        left = x + layout.cell * column + (ASIDE if layer is None and column else 0)
-        if column % every == 0:
-            middle = left + (layout.cell - GAP) / 2
-            yield (
-                f'<text x="{middle:.1f}" y="{y + 33}" text-anchor="middle" font-size="11" {TEXT_STYLE}>'
-                f"{_name_layer(layer)}</text>"
-            )
-        for row, pair in enumerate(layout.pairs):
-            cell = find_cell(layers[layer], pair)
-            if cell is not None:
-                yield _draw_cell(cell, pair, scale, left, y + layout.top(row), layout.cell)
+    rows: list[dict[str, Any]] = [
+        {
+            "layer": _name_layer(layer),
+            "treatment": clean_text(name_pair(pair)),
+            "color": choose_color(scale.share(cell.cost)) if math.isfinite(cell.cost) else "",
+            "tip": clean_text(cell.describe(pair)),
+        }
+        for layer in ordered
+        for pair in pairs
+        if (cell := find_cell(layers[layer], pair)) is not None
+    ]
+    place = alt.Scale(domain=[_name_layer(layer) for layer in ordered], paddingInner=0.05, paddingOuter=0)
+    order = alt.Scale(domain=[clean_text(name_pair(pair)) for pair in pairs], paddingInner=0.06, paddingOuter=0)
+    across = alt.Axis(orient="top", labelAngle=0, labelOverlap="greedy", title=None, labelFontSize=11)
+    room = CHARACTER_WIDTH * max(len(name_pair(pair)) for pair in pairs)
+    down = alt.Axis(title=None, labelFontSize=11, minExtent=room) if has_labels else None
+    title = alt.TitleParams(text=clean_text(kind), anchor="start", frame="group", fontSize=12, offset=2)
+    x, y = alt.X("layer:N", scale=place, axis=across), alt.Y("treatment:N", scale=order, axis=down)
+    known, unknown = [row for row in rows if row["color"]], [row for row in rows if not row["color"]]
+    fill = alt.Fill("color:N", scale=None)
+    cells = []
+    if known:
+        cells.append(alt.Chart(alt.Data(values=known)).mark_rect().encode(x=x, y=y, fill=fill, description="tip:N"))
+    if unknown:
+        empty = alt.Chart(alt.Data(values=unknown)).mark_rect(fill="transparent", stroke=INK, strokeDash=[2, 2])
+        cells.append(empty.encode(x=x, y=y, description="tip:N"))
+    return alt.LayerChart(layer=cells, title=title, width=alt.Step(width), height=alt.Step(ROW_HEIGHT))
 
 
 def _name_layer(layer: int | None) -> str:
-    return "other" if layer is None else str(layer)
-
-
-def _draw_cell(cell: Cell, pair: Pair, scale: Scale, x: float, y: float, width: int) -> str:
-    known = math.isfinite(cell.cost)
-    look = f'fill="{choose_color(scale.share(cell.cost))}"' if known else f'fill="none" stroke="{INK}"'
-    dashes = "" if known else ' stroke-dasharray="2 2"'
-    return (
-        f"<g><title>{escape_text(cell.describe(pair))}</title>"
-        f'<rect x="{x:.1f}" y="{y}" width="{width - 1}" height="{ROW_HEIGHT - 1}" {look}{dashes}/></g>'
-    )
-
-
-def _draw_legend(scale: Scale, left: float, y: float, width: int = 320, steps: int = 64) -> Iterator[str]:
-    step = width / steps
-    for index in range(steps):
-        yield (
-            f'<rect x="{left + step * index:.1f}" y="{y}" width="{step:.1f}" height="10" shape-rendering="crispEdges"'
-            f' fill="{choose_color((index + 0.5) / steps)}"/>'
-        )
-    for power in range(math.ceil(scale.low), math.floor(scale.high) + 1):
-        x = left + width * (power - scale.low) / (scale.high - scale.low)
-        text = f"{10.0**power:g}" if -4 < power < 5 else f"1e{power}"
-        yield f'<text x="{x:.1f}" y="{y + 24}" text-anchor="middle" font-size="11" {TEXT_STYLE}>{text}</text>'
-    yield (
-        f'<text x="{left:.1f}" y="{y + 46}" {TEXT_STYLE}>σ² that the treatment alone is predicted to add, in logits²;'
-        " dashed: no token came there</text>"
-    )
+    return OUTSIDE if layer is None else str(layer)

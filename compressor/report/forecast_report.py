@@ -14,6 +14,7 @@ from compressor.report.cost_map import name_pair
 from compressor.report.forecast_page import make_forecast_page
 from compressor.report.forecast_text import (
     choose_pair,
+    drop_dominated,
     find_check,
     find_last,
     format_counted,
@@ -42,7 +43,8 @@ def write_forecast(record: ForecastRecord, folder: Path) -> None:
 
 def summarize_forecast(record: ForecastRecord) -> Group:
     """The tables at the end: a row for each size, then the components at both ends; what else is to be known."""
-    parts: list[RenderableType] = [make_sizes_table(record), Text(_tell_end(record), style="dim"), Text("")]
+    parts: list[RenderableType] = [make_sizes_table(record), Text(_tell_end(record), style="dim")]
+    parts.append(Text(""))
     pair = choose_pair(record)
     if pair is not None:
         parts += [make_ranks_table(record, name_pair(pair), pair), Text("")]
@@ -50,15 +52,21 @@ def summarize_forecast(record: ForecastRecord) -> Group:
 
 
 def make_sizes_table(record: ForecastRecord) -> Table:
-    """One row per size of all compressors together, bits per weight of components; dim where the law is not trusted."""
+    """One row per size of all compressors together, bits per weight of components; dim where the law is not trusted.
+
+    Plans that another one beats in size and in expected FDT are left out.
+    """
     most = format_number(record.base["expected_fdtm"])
     table = Table(**STYLE, title=Text(f"{name_model(record)}: what every size would cost"))
-    headings = ["amount", "size", "bits", f"FDT of {most} (95 %)"]
+    headings = ["size", "removed", "bits", f"FDT of {most} (95 %)"]
     for heading in [*headings, *(["counted (95 %)"] if record.checks else [])]:
         table.add_column(heading, justify="right", no_wrap=True)
     last = find_last(record)
+    shown = drop_dominated(record, record.curve)
     for point in record.curve:
-        cells = [format_percent(point.amount, fixed=True), format_bytes(point.bytes)]
+        if not any(point is other for other in shown):
+            continue
+        cells = [format_bytes(point.bytes), format_percent(point.amount, fixed=True)]
         cells.append(format_number(point.bits_per_weight, 2))
         cells.append(f"{format_expected(point)} ({format_interval(point.low, point.high)})")
         if record.checks:
@@ -84,7 +92,7 @@ def make_ranks_table(record: ForecastRecord, treatment: str, pair: tuple[str, fl
 
 def _tell_end(record: ForecastRecord) -> str:
     last, limit = find_last(record), format_number(record.trusted_noise)
-    if all(point.trusted for point in record.curve):
-        return f"The margin law is trusted up to a noise of {limit} logits: everywhere here."
-    where = f"above an amount of {format_percent(last.amount)}" if last else "at any size but none"
-    return f"The margin law is trusted up to a noise of {limit} logits: do not trust it {where}."
+    if all(point.trusted for point in drop_dominated(record, record.curve)):
+        return f"The forecast is trusted while σ is at most {limit} logits: everywhere here."
+    where = f"with more than {format_percent(last.amount)} removed" if last else "at any size but the original's"
+    return f"The forecast is trusted while σ is at most {limit} logits: do not trust it {where}."

@@ -2,11 +2,14 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 from compressor.artifacts.forecast_record import CheckForecast, ForecastRecord, OptionForecast, PointForecast
 from compressor.report.cost_map import Pair, pair_of
 from compressor.report.formatting import (
+    ADDITIVITY,
     MISSING,
+    Fact,
     format_additivity,
     format_bytes,
     format_estimate,
@@ -78,22 +81,43 @@ def rank_components(record: ForecastRecord, pair: Pair) -> tuple[Ranked, Ranked]
     return found[:count], found[::-1][:count]
 
 
-def list_forecast_facts(record: ForecastRecord) -> dict[str, str]:
+def gets_smaller(record: ForecastRecord) -> bool:
+    """Is there a plan that needs less room on disk than the original?"""
+    points = [*record.curve, *(point for points in record.curves.values() for point in points)]
+    return any(point.bytes < record.base["bytes"] * 0.999 for point in points)
+
+
+def drop_dominated(record: ForecastRecord, points: Sequence[PointForecast]) -> list[PointForecast]:
+    """Without the plans that another one beats in size and in expected FDT, in the same order.
+
+    All of them where no plan is smaller than the original: then the amount is what they are compared by.
+    """
+    if not gets_smaller(record):
+        return list(points)
+    best = -math.inf
+    kept = []
+    for point in sorted(points, key=lambda point: (point.bytes, -point.expected_fdtm, point.amount)):
+        if point.expected_fdtm > best:
+            kept.append(point)
+            best = point.expected_fdtm
+    return [point for point in points if any(point is other for other in kept)]
+
+
+def list_forecast_facts(record: ForecastRecord) -> list[Fact]:
     """What was looked at, and what it took."""
     options = sum(len(matrix.options) for matrix in record.components.values())
     reference = record.reference
-    facts = {
-        "parameters": f"{record.base['parameters']:,}",
-        "size on disk": format_bytes(record.base["bytes"]),
-        "treatments looked at": f"{options:,} of {len(record.components):,} matrices",
-    }
+    facts = [
+        Fact("size on disk", format_bytes(record.base["bytes"])),
+        Fact("parameters", f"{record.base['parameters']:,}"),
+        Fact("treatments looked at", f"{options:,} of {len(record.components):,} matrices"),
+    ]
     if reference is not None:
-        facts["beginnings"] = (
-            f"{reference.prefixes:,} × {reference.prefix_tokens} + {reference.continuation_tokens} tokens"
-        )
+        shape = f"{reference.prefixes:,} × {reference.prefix_tokens} + {reference.continuation_tokens} tokens"
+        facts.append(Fact("prefixes", shape, "prefix + what the original says after it"))
     last = find_last(record)
-    facts["the law is trusted"] = f"to an amount of {format_percent(last.amount)}" if last else "for no size"
+    facts.append(Fact("forecast trusted", f"to {format_percent(last.amount)} of the bits" if last else "for no size"))
     if ratios := [check.additivity for check in record.checks if check.additivity is not None]:
-        facts["single effects"] = format_additivity(ratios)
-    facts["time"] = format_seconds(record.seconds)
+        facts.append(Fact("additivity", format_additivity(ratios), ADDITIVITY))
+    facts.append(Fact("time", format_seconds(record.seconds)))
     return facts

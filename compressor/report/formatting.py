@@ -1,15 +1,16 @@
 """Numbers as a person reads them: rounded to what they can mean, with units; what is missing is a dash."""
 
-import html
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from compressor.artifacts.forecast_record import ForecastRecord
 from compressor.artifacts.run_record import MetricRecord, Record, RunCost
 from compressor.contracts import Score
 
 MISSING = "–"
+EMBEDDED = "the embedded tiny model"
 BYTE_UNITS = ("bytes", "kB", "MB", "GB", "TB")
 FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 """What no XML may hold, escaped or not."""
@@ -88,6 +89,14 @@ def format_bytes(count: float | None) -> str:
     return f"{size:.0f} {unit}" if unit == BYTE_UNITS[0] or size >= 100 else f"{size:.3g} {unit}"
 
 
+def choose_unit(count: float) -> tuple[str, float]:
+    """The unit in which `format_bytes` would write it, and how many bytes that is."""
+    power = 0
+    while abs(count) >= 1000 ** (power + 1) and power + 1 < len(BYTE_UNITS):
+        power += 1
+    return BYTE_UNITS[power], 1000.0**power
+
+
 def format_seconds(seconds: float | None) -> str:
     if seconds is None or not math.isfinite(seconds):
         return MISSING
@@ -109,43 +118,66 @@ def format_sizes(before: float | None, after: float | None) -> str:
     return f"{text} (unchanged)" if abs(change) < 5e-4 else f"{text} ({sign}{format_percent(abs(change))})"
 
 
+@dataclass(frozen=True)
+class Fact:
+    """A name, the words for it, and what it means where that is not plain."""
+
+    name: str
+    words: str
+    meaning: str = ""
+
+
 def format_bits(stored: float, packed: float) -> str:
-    """Bits per weight in the exported file, and what the compressor would need where that is another number."""
+    """Bits per weight in the exported files, and what packed integers would need where that is another number."""
     text = format_number(round(stored, 3))
-    return text if abs(stored - packed) < 5e-4 else f"{text} as saved, {format_number(round(packed, 3))} packed"
+    return text if abs(stored - packed) < 5e-4 else f"{text} in the files, {format_number(round(packed, 3))} if packed"
 
 
 def format_noise_floor(record: Record) -> str:
-    """Does the base agree with itself, as it must for the scores to mean anything?"""
+    """Does the base agree with itself for every token? Without that no score means anything."""
     tokens = record.reference.continuation_tokens if record.reference else None
     if record.noise_floor is None:
         return MISSING
     text = f"{format_number(record.noise_floor)} of {tokens} tokens" if tokens else format_number(record.noise_floor)
     if tokens is None:
         return text
-    return f"{text}, as it must" if record.noise_floor >= tokens else f"{text}: too low"
+    return f"{text}, passed" if record.noise_floor >= tokens else f"{text}: too low, the scores cannot be trusted"
 
 
-def list_facts(record: Record) -> dict[str, str]:
+def format_check(record: Record) -> str:
+    """Was the saved model loaded again, and does it say what was scored? Empty where that is not known."""
+    found = record.export.verification if record.export else None
+    if found is None:
+        return ""
+    gap = "same logits" if found.gap == 0 else f"logits within {found.gap:.1g}"
+    return f"loaded again: {gap} on {found.prefixes:,} prefixes"
+
+
+def list_facts(record: Record) -> list[Fact]:
     """What a compression came to, apart from its scores; empty without a result."""
     final = record.final
     if final is None:
-        return {}
+        return []
     ratios = [step.additivity for step in record.rounds if step.additivity is not None]
-    return {
-        "taken away": format_percent(final.amount),
-        "zero weights": format_percent(final.sparsity),
-        "bits per weight": format_bits(final.bits_per_weight, final.packed_bits_per_weight),
-        "size on disk": format_sizes(record.base.get("bytes"), final.bytes),
-        **({"single effects": format_additivity(ratios)} if ratios else {}),
-        "noise floor": format_noise_floor(record),
-        "time": format_seconds(record.seconds),
-    }
+    checked = format_check(record)
+    return [
+        Fact("size on disk", format_sizes(record.base.get("bytes"), final.bytes)),
+        Fact("bits removed (amount)", format_percent(final.amount), "mean over weights, scales not counted"),
+        Fact("zero weights", format_percent(final.sparsity)),
+        Fact("bits per weight", format_bits(final.bits_per_weight, final.packed_bits_per_weight), "scales counted"),
+        *([Fact("saved model", checked)] if checked else []),
+        *([Fact("additivity", format_additivity(ratios), ADDITIVITY)] if ratios else []),
+        Fact("original against itself", format_noise_floor(record), "the noise floor of the measurement"),
+        Fact("time", format_seconds(record.seconds)),
+    ]
+
+
+ADDITIVITY = "sum of single effects ÷ effect of the whole plan; near 1, effects add up"
 
 
 def format_additivity(ratios: Sequence[float]) -> str:
-    """`add up to 0.87, 0.95 of the whole`: sums of single effects by the effects of wholes."""
-    return f"add up to {', '.join(format_number(ratio, 2) for ratio in ratios)} of the whole"
+    """`0.87, 0.95`: of each round or check."""
+    return ", ".join(format_number(ratio, 2) for ratio in ratios)
 
 
 def tell_expense(expense: RunCost) -> str:
@@ -170,7 +202,7 @@ def name_model(record: Record | ForecastRecord) -> str:
     """Its path or hub id; without one it is the model that comes with the program."""
     model = record.config.get("model")
     path = model.get("path") if isinstance(model, dict) else None
-    return str(path) if path else "the embedded tiny model"
+    return str(path) if path else EMBEDDED
 
 
 def name_compressors(record: Record) -> str:
@@ -185,9 +217,9 @@ def join_names(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else (names or ["nothing"])[0]
 
 
-def escape_text(text: object) -> str:
-    """For HTML and SVG: markup is text, and what XML does not allow at all is shown as a replacement character."""
-    return html.escape(FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", str(text)))
+def clean_text(text: object) -> str:
+    """Without what XML and HTML do not allow at all: each such character becomes a replacement character."""
+    return FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", str(text))
 
 
 def base_mean(record: Record, metric: str) -> float | None:

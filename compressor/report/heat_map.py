@@ -1,21 +1,23 @@
-"""The picture of a compressed model: kind of component by layer, coloured by how much was taken away, as one SVG."""
+"""The heat map of a compressed model: kind of component by layer, coloured by the share of bits removed."""
 
 import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from compressor.artifacts.run_record import ComponentRecord
-from compressor.report.formatting import escape_text, format_number, format_percent
+from compressor.report.formatting import clean_text, format_number, format_percent
+from compressor.report.vega import CHARACTER_WIDTH, INK, Picture, draw_picture, draw_standalone, make_key
 
-ROW_HEIGHT, GAP, TOP, LEGEND_HEIGHT, ASIDE = 26, 2, 42, 74, 12
-CHARACTER_WIDTH = 7.2
+if TYPE_CHECKING:
+    import altair as alt
+
+ROW_HEIGHT = 26
 NUMBER_WIDTH = 26
 """A cell at least this wide has its number printed."""
-INK = "#757575"
-"""A grey that is equally far from white and from black: readable on either background."""
-TEXT_STYLE = f'fill="{INK}" style="fill:var(--text, {INK})"'
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
+OUTSIDE = "other"
+"""The column of components that are in no layer."""
 
 Components = Mapping[str, ComponentRecord]
 Group = tuple[str, int | None]
@@ -105,79 +107,58 @@ def choose_cell_width(columns: int) -> int:
 
 
 def heat_map_svg(components: Components) -> str:
-    """A standalone SVG with a transparent background: rows are kinds in model order, columns are layers.
+    """A standalone SVG with a transparent background. Point at a cell to read its name and numbers."""
+    return draw_standalone(_make_chart(components), _write_label(components))
 
-    Experts of one kind and layer are one cell, their mean over weights. Components outside the layers are in a last
-    column. Point at a cell to read its name and numbers.
+
+def draw_heat_map(components: Components) -> Picture:
+    """The same for a page."""
+    return draw_picture(_make_chart(components), _write_label(components))
+
+
+def _write_label(components: Components) -> str:
+    return f"Share of the bits that was removed from {len(components)} components, by kind and layer"
+
+
+def _make_chart(components: Components) -> "alt.VConcatChart":
+    """Rows are kinds in model order, columns are layers; experts of one kind and layer are one cell, their mean.
+
+    Components outside the layers are in a last column.
     """
+    import altair as alt
+
     cells = group_components(components)
-    kinds = list(dict.fromkeys(kind for kind, _ in cells))
-    outside = [None] if any(layer is None for _, layer in cells) else []
-    columns = [*sorted({layer for _, layer in cells if layer is not None}), *outside]
-    cell_width = choose_cell_width(len(columns))
-    places = {layer: cell_width * index + (ASIDE if layer is None else 0) for index, layer in enumerate(columns)}
-    left = 16 + CHARACTER_WIDTH * max([len(kind) for kind in kinds], default=0)
-    width = left + max(cell_width * len(columns) + 2 * ASIDE, 330)
-    bottom = TOP + ROW_HEIGHT * len(kinds)
-    parts = [_draw_column_names(places, left, cell_width)]
-    for row, kind in enumerate(kinds):
-        y = TOP + ROW_HEIGHT * row
-        parts.append(f'<text x="{left - 8:.1f}" y="{y + 17}" text-anchor="end" {TEXT_STYLE}>{escape_text(kind)}</text>')
-        for layer, place in places.items():
-            if cell := cells.get((kind, layer)):
-                parts.append(_draw_cell(cell, left + place, y, cell_width))
-    parts.append(_draw_legend(left, bottom + 18))
-    label = f"Amount taken away from {len(components)} components, by kind and layer"
-    height = bottom + LEGEND_HEIGHT
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height}" '
-        f'viewBox="0 0 {width:.0f} {height}" role="img" aria-label="{label}" font-family="{FONT}" font-size="12">'
-        f"<title>{label}</title>{''.join(parts)}</svg>"
+    kinds = list(dict.fromkeys(clean_text(kind) for kind, _ in cells))
+    columns = [str(layer) for layer in sorted({layer for _, layer in cells if layer is not None})]
+    columns += [OUTSIDE] if any(layer is None for _, layer in cells) else []
+    width = choose_cell_width(len(columns))
+    rows = [
+        {
+            "kind": clean_text(cell.kind),
+            "layer": OUTSIDE if cell.layer is None else str(cell.layer),
+            "color": choose_color(amount) if math.isfinite(amount) else "transparent",
+            "ink": choose_ink(amount),
+            "number": f"{100 * amount:.0f}" if math.isfinite(amount) and width >= NUMBER_WIDTH else "",
+            "tip": clean_text(cell.describe()),
+        }
+        for cell in cells.values()
+        for amount in [cell.mean("amount")]
+    ]
+    room = CHARACTER_WIDTH * max((len(kind) for kind in kinds), default=0)
+    heights = alt.Scale(domain=kinds, paddingInner=0.08, paddingOuter=0)
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X(
+            "layer:N",
+            scale=alt.Scale(domain=columns, paddingInner=0.06, paddingOuter=0),
+            axis=alt.Axis(orient="top", labelAngle=0, labelOverlap="greedy", title="layer", titleAnchor="start"),
+        ),
+        y=alt.Y("kind:N", scale=heights, title=None, axis=alt.Axis(minExtent=room)),
     )
-
-
-def _draw_column_names(places: Mapping[int | None, int], left: float, cell_width: int) -> str:
-    layers = [layer for layer in places if layer is not None]
-    digits = max([len(str(layer)) for layer in layers], default=1)
-    every = max(1, math.ceil((digits * CHARACTER_WIDTH + 6) / cell_width))
-    shown: list[int | None] = [*layers[::every], *([None] if None in places else [])]
-    parts = [f'<text x="{left:.1f}" y="14" {TEXT_STYLE}>layer</text>'] if layers else []
-    for layer in shown:
-        middle = left + places[layer] + (cell_width - GAP) / 2
-        name = "other" if layer is None else str(layer)
-        parts.append(f'<text x="{middle:.1f}" y="34" text-anchor="middle" {TEXT_STYLE}>{name}</text>')
-    return "".join(parts)
-
-
-def _draw_cell(cell: Cell, x: float, y: float, cell_width: int) -> str:
-    amount = cell.mean("amount")
-    known = math.isfinite(amount)
-    fill = choose_color(amount) if known else "none"
-    parts = [
-        f"<g><title>{escape_text(cell.describe())}</title>",
-        f'<rect x="{x:.1f}" y="{y}" width="{cell_width - GAP}" height="{ROW_HEIGHT - GAP}" rx="2" fill="{fill}"'
-        f' stroke="{INK}" stroke-width="0.5"/>',
-    ]
-    if known and cell_width >= NUMBER_WIDTH:
-        middle = x + (cell_width - GAP) / 2
-        ink = choose_ink(amount)
-        number = f"{100 * amount:.0f}"
-        parts.append(
-            f'<text x="{middle:.1f}" y="{y + 16}" text-anchor="middle" font-size="11" fill="{ink}">{number}</text>'
-        )
-    return "".join(parts) + "</g>"
-
-
-def _draw_legend(left: float, y: float, steps: int = 50, step: int = 4) -> str:
-    parts = [
-        f'<rect x="{left + step * index:.1f}" y="{y}" width="{step}" height="10" shape-rendering="crispEdges"'
-        f' fill="{choose_color((index + 0.5) / steps)}"/>'
-        for index in range(steps)
-    ]
-    for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
-        x = left + steps * step * share
-        text = format_percent(share)
-        parts.append(f'<text x="{x:.1f}" y="{y + 24}" text-anchor="{anchor}" {TEXT_STYLE}>{text}</text>')
-    text = "of the bits of a component were taken away"
-    parts.append(f'<text x="{left:.1f}" y="{y + 44}" {TEXT_STYLE}>{text}</text>')
-    return "".join(parts)
+    squares = base.mark_rect(stroke=INK, strokeWidth=0.5).encode(
+        fill=alt.Fill("color:N", scale=None), description="tip:N"
+    )
+    numbers = base.mark_text(fontSize=11, aria=False).encode(text="number:N", fill=alt.Fill("ink:N", scale=None))
+    size = {"width": alt.Step(width), "height": alt.Step(ROW_HEIGHT)}
+    shares = (0.0, 0.25, 0.5, 0.75, 1.0)
+    key = make_key([(choose_color(share), format_percent(share)) for share in shares], "of the bits were removed")
+    return alt.vconcat(*([alt.layer(squares, numbers).properties(**size)] if rows else []), key, spacing=14)

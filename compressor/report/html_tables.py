@@ -1,7 +1,8 @@
-"""The tables of report.html."""
+"""The tables of a page, as data for the template that draws them."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from compressor.artifacts.run_record import ComponentRecord, Record
@@ -9,7 +10,6 @@ from compressor.contracts import Score
 from compressor.report.formatting import (
     MISSING,
     base_mean,
-    escape_text,
     format_estimate,
     format_interval,
     format_number,
@@ -24,29 +24,24 @@ MOST_ROWS = 2000
 """A longer table of components shows one row per kind and layer: a page is for reading, report.json has them all."""
 
 
-def make_table(caption: str, headings: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
-    """A table that scrolls sideways on a narrow screen; the first `words` columns are text, the others numbers."""
-    marks = [' class="t"' if index < words else "" for index in range(len(headings))]
-    head = "".join(
-        f'<th scope="col"{mark}>{escape_text(text)}</th>' for mark, text in zip(marks, headings, strict=True)
-    )
-    lines = []
-    for row in rows:
-        first, *others = (escape_text(cell) for cell in row)
-        cells = "".join(f"<td{mark}>{text}</td>" for mark, text in zip(marks[1:], others, strict=True))
-        lines.append(f'<tr><th scope="row"{marks[0]}>{first}</th>{cells}</tr>')
-    body = "\n".join(lines)
-    name = escape_text(caption)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}"><table><caption>{name}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
-    )
+@dataclass(frozen=True)
+class HtmlTable:
+    """The first `words` columns are text, the others numbers; `commands` stand under their rows."""
+
+    caption: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: int = 1
+    commands: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        assert all(len(row) == len(self.headings) for row in self.rows), self.caption
 
 
-def make_scores_table(record: Record, scores: Mapping[str, Score]) -> str:
+def make_scores_table(record: Record, scores: Mapping[str, Score]) -> HtmlTable:
     tokens = record.reference.continuation_tokens if record.reference else None
     has_base = any(base_mean(record, name) is not None for name in scores)
-    headings = ["metric", "better", *(["original"] if has_base else []), "value", "95 % interval", "median"]
+    headings = ["metric", "compressed", "95 % interval", *(["original"] if has_base else []), "better", "median"]
     headings += ["75th percentile", "95 % interval", "least", "most", "n"]
     rows = []
     for name, score in scores.items():
@@ -54,10 +49,10 @@ def make_scores_table(record: Record, scores: Mapping[str, Score]) -> str:
         rows.append(
             [
                 f"{metric.label}, {format_unit(metric, tokens)}" if metric.unit else metric.label,
-                metric.better,
-                *([format_number(base_mean(record, name))] if has_base else []),
                 format_estimate(score.mean, score.low, score.high),
                 format_interval(score.low, score.high),
+                *([format_number(base_mean(record, name))] if has_base else []),
+                metric.better,
                 format_estimate(score.median, score.low, score.high),
                 format_estimate(score.p75, score.p75_low, score.p75_high),
                 format_interval(score.p75_low, score.p75_high),
@@ -66,10 +61,10 @@ def make_scores_table(record: Record, scores: Mapping[str, Score]) -> str:
                 str(score.n),
             ]
         )
-    return make_table("Scores on prefixes that the search never saw", headings, rows, words=2)
+    return HtmlTable("Scores on prefixes that the search never saw", headings, rows)
 
 
-def make_rounds_table(record: Record) -> str:
+def make_rounds_table(record: Record) -> HtmlTable:
     names = list(dict.fromkeys(name for step in record.rounds for name in step.scores))
     labels = [record.metric(name).label for name in names]
     compared = any(step.additivity is not None for step in record.rounds)
@@ -88,11 +83,12 @@ def make_rounds_table(record: Record) -> str:
     ]
     caption = "Rounds, scored on the prefixes of the search: value (95 % interval)"
     headings = ["round", "target", "amount", *labels, *(["additivity"] if compared else [])]
-    return make_table(caption, [*headings, "trials", "forward passes", "time"], rows, words=0)
+    return HtmlTable(caption, [*headings, "trials", "forward passes", "time"], rows, words=0)
 
 
-def make_components_table(components: Mapping[str, ComponentRecord]) -> str:
-    headings = ["component", "kind", "compressor", "layer", "shape", "amount", "zeros", "bits saved", "bits packed"]
+def make_components_table(components: Mapping[str, ComponentRecord]) -> HtmlTable:
+    headings = ["component", "kind", "compressor", "layer", "shape", "amount", "zeros", "bits in the files"]
+    headings += ["bits if packed"]
     if len(components) <= MOST_ROWS:
         rows = [
             [
@@ -105,7 +101,7 @@ def make_components_table(components: Mapping[str, ComponentRecord]) -> str:
             ]
             for name, one in components.items()
         ]
-        return make_table("Where every component ended; bits are per weight", headings, rows, words=3)
+        return HtmlTable("Where every component ended; bits are per weight", headings, rows, words=3)
     fields = ("amount", "sparsity", "bits_per_weight", "packed_bits_per_weight")
     rows = [
         [
@@ -119,7 +115,7 @@ def make_components_table(components: Mapping[str, ComponentRecord]) -> str:
         for (kind, layer), cell in group_components(components).items()
     ]
     caption = f"{len(components):,} components, as means of a kind and a layer; report.json lists each one"
-    return make_table(caption, headings, rows, words=3)
+    return HtmlTable(caption, headings, rows, words=3)
 
 
 def _format_sizes(amount: float, sparsity: float, saved: float, packed: float) -> list[str]:
@@ -127,8 +123,9 @@ def _format_sizes(amount: float, sparsity: float, saved: float, packed: float) -
     return [*shares, format_number(saved, 2), format_number(packed, 2)]
 
 
-def make_pairs_table(caption: str, pairs: Mapping[str, str], headings: tuple[str, str]) -> str:
-    return make_table(caption, headings, [[key, value] for key, value in pairs.items()], words=1)
+def make_pairs_table(caption: str, pairs: Mapping[str, str], headings: tuple[str, str]) -> HtmlTable | None:
+    """None without pairs."""
+    return HtmlTable(caption, headings, [[key, value] for key, value in pairs.items()]) if pairs else None
 
 
 def list_settings(config: Mapping[str, Any], prefix: str = "") -> list[str]:

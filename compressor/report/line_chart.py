@@ -1,194 +1,147 @@
-"""Small line charts as inline SVG: a value over the amount, with its interval as a band; one curve or several."""
+"""Charts of a value over an amount or a size: points with intervals, joined only where there are enough for a curve."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from compressor.report.formatting import escape_text, format_number, format_percent
-from compressor.report.heat_map import FONT, INK, TEXT_STYLE
+from compressor.report.formatting import clean_text, format_number, format_percent
+from compressor.report.vega import ACCENT, COLORS, INK, PAGE, Picture, draw_picture
 
-LEFT, RIGHT, TOP, BOTTOM = 56, 20, 20, 44
-LINE = "#0b78a8"
-ACCENT = f"var(--accent, {LINE})"
-COLORS = ("#d55e00", "#009e73", "#b5609a", "#a67c00", "#7a6ff0", "#8c564b")
-"""Of the curves beside the first: readable on white and on black, told apart by most eyes (after Okabe and Ito)."""
+if TYPE_CHECKING:
+    import altair as alt
+
+FEWEST_JOINED = 3
+"""Two points are two points: a line between them would claim what nobody measured."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A value at an amount, with its interval; from one that is not `trusted` on, the line is dashed."""
+    """A value at a place, with its interval and the text of its tip; not `trusted` ones are joined by dashes."""
 
-    amount: float
+    x: float
     value: float
     low: float
     high: float
+    tip: str = ""
     trusted: bool = True
 
     @property
     def is_finite(self) -> bool:
-        return all(math.isfinite(number) for number in (self.amount, self.value, self.low, self.high))
+        return all(math.isfinite(number) for number in (self.x, self.value, self.low, self.high))
 
     def describe(self) -> str:
         words = f"{format_number(self.value)} ({format_number(self.low)} – {format_number(self.high)})"
-        return f"amount {format_percent(self.amount)}: {words}"
+        return self.tip or f"{format_percent(self.x)}: {words}"
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A line through points from left to right; without a color it is the accent of the page."""
+class Axes:
+    """What is to the right and what is up; `top` is the largest value there can be; shares are shown as percent."""
 
-    points: Sequence[Point]
-    name: str = ""
-    color: str = ""
-    width: float = 2.0
-    radius: float = 4.0
-    opacity: float = 0.18
-
-    def style(self, attribute: str) -> str:
-        if self.color:
-            return f'{attribute}="{self.color}"'
-        return f'{attribute}="{LINE}" style="{attribute}:{ACCENT}"'
+    across: str
+    up: str
+    top: float | None = None
+    is_share: bool = True
+    from_zero: bool = True
 
 
-@dataclass(frozen=True)
-class Frame:
-    """The plane of a chart: amounts to the right up to `furthest`, values upwards up to `ceiling`."""
+def draw_lines(
+    series: Mapping[str, Sequence[Point]], axes: Axes, marks: Sequence[Point] = (), size: tuple[int, int] = (440, 230)
+) -> Picture | None:
+    """One curve for each name, in its own color, and `marks` as rings with error bars; None without two points."""
+    import altair as alt
 
-    width: int
-    height: int
-    furthest: float
-    ceiling: float
-
-    def place(self, amount: float, value: float) -> tuple[float, float]:
-        x = LEFT + (self.width - LEFT - RIGHT) * amount / self.furthest
-        share = min(1.0, max(0.0, value / self.ceiling))
-        return x, self.height - BOTTOM - (self.height - TOP - BOTTOM) * share
-
-
-def line_chart_svg(points: Sequence[Point], label: str, top: float | None = None, axis: str = "amount") -> str:
-    """One curve; `top` is the largest value there can be. Empty where nothing can be drawn."""
-    return curves_svg([Curve(points)], label, top, axis=axis)
-
-
-def curves_svg(
-    curves: Sequence[Curve],
-    label: str,
-    top: float | None = None,
-    marks: Sequence[Point] = (),
-    mark_name: str = "",
-    size: tuple[int, int] = (560, 260),
-    parts: int = 2,
-    axis: str = "amount",
-) -> str:
-    """Curves and, as rings with error bars, `marks`; axes are cut into `parts`. Empty where nothing can be drawn.
-
-    `axis` says what goes to the right.
-    """
-    curves = [Curve(sort_points(c.points), c.name, c.color, c.width, c.radius, c.opacity) for c in curves]
+    series = {clean_text(name): sort_points(points) for name, points in series.items()}
+    # The first is drawn last, on top of the others.
+    reverse = list(series)[::-1]
     marks = sort_points(marks)
-    every = [*marks, *(point for curve in curves for point in curve.points)]
-    if not any(len(curve.points) > 1 for curve in curves):
-        return ""
+    every = [*marks, *(point for points in series.values() for point in points)]
+    if len(every) < 2:
+        return None
+    colors = [ACCENT, *(COLORS[index % len(COLORS)] for index in range(len(series) - 1))]
     highest = max(max(point.value, point.high) for point in every)
-    ceiling = top if top and top >= highest else round_up(highest)
-    frame = Frame(*size, round_up(max(point.amount for point in every)), ceiling)
-    shares = [index / parts for index in range(parts + 1)]
-    drawn = [
-        *(_draw_level(frame, ceiling * share) for share in shares),
-        *(_draw_amount(frame, frame.furthest * share) for share in shares),
-        *(part for curve in curves for part in _draw_curve(frame, curve)),
-        *(_draw_mark(frame, mark) for mark in marks),
-        *_draw_legend(frame, curves, mark_name if marks else ""),
-        f'<text x="{(LEFT + frame.width - RIGHT) / 2}" y="{frame.height - 6}" text-anchor="middle" {TEXT_STYLE}>'
-        f"{escape_text(axis)}</text>",
-    ]
-    name = escape_text(f"{label} over {axis}")
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{frame.width}" height="{frame.height}" viewBox="0 0 '
-        f'{frame.width} {frame.height}" role="img" aria-label="{name}" font-family="{FONT}" font-size="12">'
-        f'<title>{name}</title><text x="{LEFT}" y="12" {TEXT_STYLE}>{escape_text(label)}</text>{"".join(drawn)}</svg>'
+    top = axes.top if axes.top and axes.top >= highest else None
+    up = alt.Scale(domain=[0, top], nice=False) if top else alt.Scale(zero=True)
+    across = alt.Scale(zero=axes.from_zero, nice=True, padding=8)
+    form = alt.Axis(title=clean_text(axes.across), grid=False, format="~%" if axes.is_share else "~g", tickCount=6)
+    # The largest value that there can be has its level drawn.
+    levels = alt.Axis(
+        title=clean_text(axes.up), **({"values": [top * step / 4 for step in range(5)]} if top else {"tickCount": 5})
     )
+    legend = alt.Legend(title=None, orient="bottom", symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=3)
+    place = {
+        "x": alt.X("x:Q", scale=across, axis=form),
+        "y": alt.Y("value:Q", scale=up, axis=levels),
+        "color": alt.Color(
+            "series:N",
+            scale=alt.Scale(domain=list(series), range=colors),
+            legend=legend if len(series) > 1 else None,
+        ),
+    }
+    spans = {**place, "y": alt.Y("low:Q", scale=up), "y2": alt.Y2("high:Q")}
+    curves = {name: points for name in reverse if len(points := series[name]) >= FEWEST_JOINED}
+    apart = [row for name, points in series.items() if name not in curves for row in _list_rows(name, points)]
+    joined = [row for name, points in curves.items() for row in _list_rows(name, points)]
+    dots = [row for name in reverse for row in _list_rows(name, series[name])]
+    rings = _list_rows("", marks)
+    dash = alt.StrokeDash("dashes:N", scale=None)
+    bare = {"x": place["x"], "y": place["y"]}
+    layers: list[alt.Chart] = []
+    if joined:
+        layers.append(_plot(joined).mark_area(opacity=0.15, aria=False).encode(**spans))
+        pieces = [row for name, points in curves.items() for row in _list_pieces(name, points)]
+        line = _plot(pieces).mark_line(strokeWidth=2, aria=False)
+        layers.append(line.encode(**place, detail="piece:N", strokeDash=dash))
+    if apart:
+        layers.append(_plot(apart).mark_rule(strokeWidth=1.5, aria=False).encode(**spans))
+    layers.append(_plot(dots).mark_circle(size=45, opacity=1).encode(**place, description="tip:N"))
+    if rings:
+        errors = {"x": place["x"], "y": spans["y"], "y2": spans["y2"]}
+        layers.append(_plot(rings).mark_rule(strokeWidth=1.5, stroke=INK, aria=False).encode(**errors))
+        circles = _plot(rings).mark_circle(size=70, fill=PAGE, stroke=INK, strokeWidth=2, opacity=1)
+        layers.append(circles.encode(**bare, description="tip:N"))
+    chart = alt.layer(*layers).properties(width=size[0], height=size[1])
+    return draw_picture(chart, f"{axes.up} over {axes.across}")
 
 
 def sort_points(points: Sequence[Point]) -> list[Point]:
     """What can be drawn, from left to right."""
-    return sorted((point for point in points if point.is_finite), key=lambda point: point.amount)
+    return sorted((point for point in points if point.is_finite), key=lambda point: point.x)
 
 
-def round_up(value: float) -> float:
-    """The next number that is easy to halve."""
-    if value <= 0:
-        return 1.0
-    power: float = 10.0 ** math.floor(math.log10(value))
-    return next(step * power for step in (1, 2, 3, 4, 5, 6, 8, 10) if step * power >= value * (1 - 1e-9))
+def _plot(rows: list[dict[str, Any]]) -> "alt.Chart":
+    import altair as alt
+
+    return alt.Chart(alt.Data(values=rows))
 
 
-def _draw_level(frame: Frame, value: float) -> str:
-    x, y = frame.place(0.0, value)
-    return (
-        f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{frame.width - RIGHT}" y2="{y:.1f}" stroke="{INK}"'
-        f' stroke-opacity="0.35"/><text x="{x - 8:.1f}" y="{y + 4:.1f}" text-anchor="end" {TEXT_STYLE}>'
-        f"{format_number(value)}</text>"
-    )
+def _list_rows(name: str, points: Sequence[Point]) -> list[dict[str, Any]]:
+    """As the chart reads them."""
+    return [
+        {
+            "series": name,
+            "x": point.x,
+            "value": point.value,
+            "low": point.low,
+            "high": point.high,
+            "tip": clean_text(f"{name}, {point.describe()}" if name else point.describe()),
+        }
+        for point in points
+    ]
 
 
-def _draw_amount(frame: Frame, amount: float) -> str:
-    x, y = frame.place(amount, 0.0)[0], frame.height - BOTTOM + 17
-    return f'<text x="{x:.1f}" y="{y}" text-anchor="middle" {TEXT_STYLE}>{format_percent(amount)}</text>'
-
-
-def _draw_curve(frame: Frame, curve: Curve) -> Iterator[str]:
-    points = curve.points
-    upper = [frame.place(point.amount, point.high) for point in points]
-    lower = [frame.place(point.amount, point.low) for point in reversed(points)]
-    middle = [frame.place(point.amount, point.value) for point in points]
-    held = next((index for index, point in enumerate(points) if not point.trusted), len(points))
-    if len(points) > 1:
-        yield f'<polygon points="{_join(upper + lower)}" {curve.style("fill")} fill-opacity="{curve.opacity}"/>'
-    line = f'fill="none" {curve.style("stroke")} stroke-width="{curve.width}"'
-    if held > 1:
-        yield f'<polyline points="{_join(middle[:held])}" {line}/>'
-    if held < len(points):
-        yield f'<polyline points="{_join(middle[max(0, held - 1) :])}" {line} stroke-dasharray="3 4"/>'
-    for index, (point, (x, y)) in enumerate(zip(points, middle, strict=True)):
-        title = escape_text(f"{curve.name}, {point.describe()}" if curve.name else point.describe())
-        fill = curve.style("fill") if index < held else f'fill="none" {curve.style("stroke")}'
-        yield f'<g><title>{title}</title><circle cx="{x:.1f}" cy="{y:.1f}" r="{curve.radius:g}" {fill}/></g>'
-
-
-def _draw_mark(frame: Frame, mark: Point) -> str:
-    x, y = frame.place(mark.amount, mark.value)
-    (_, low), (_, high) = frame.place(mark.amount, mark.low), frame.place(mark.amount, mark.high)
-    bars = f"M{x:.1f} {low:.1f}V{high:.1f}M{x - 4:.1f} {low:.1f}h8M{x - 4:.1f} {high:.1f}h8"
-    ink = 'style="stroke:var(--text, #757575)"'
-    return (
-        f'<g><title>counted, {escape_text(mark.describe())}</title><path d="{bars}" stroke="{INK}" {ink}'
-        f' stroke-width="1.5"/><circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="#ffffff" stroke="{INK}" {ink}'
-        ' stroke-width="2"/></g>'
-    )
-
-
-def _draw_legend(frame: Frame, curves: Sequence[Curve], mark_name: str) -> Iterator[str]:
-    """Names of curves and marks at the top right, where falling curves leave room."""
-    named = [curve for curve in curves if curve.name]
-    entries = [(curve.style("stroke"), curve.width, "", curve.name) for curve in named]
-    if any(not point.trusted for curve in named for point in curve.points):
-        entries.append((f'stroke="{INK}"', 2.0, ' stroke-dasharray="3 4"', "beyond the law"))
-    names = [*(name for *_, name in entries), *([mark_name] if mark_name else [])]
-    x = frame.width - RIGHT - 34 - 7 * max((len(name) for name in names), default=0)
-    for row, (stroke, width, dashes, name) in enumerate(entries):
-        y = TOP + 14 + 19 * row
-        yield (
-            f'<line x1="{x}" y1="{y}" x2="{x + 24}" y2="{y}" {stroke} stroke-width="{width}"{dashes}/>'
-            f'<text x="{x + 32}" y="{y + 4}" {TEXT_STYLE}>{escape_text(name)}</text>'
-        )
-    if mark_name:
-        y = TOP + 14 + 19 * len(entries)
-        yield (
-            f'<circle cx="{x + 12}" cy="{y}" r="5" fill="#ffffff" stroke="{INK}" stroke-width="2"/>'
-            f'<text x="{x + 32}" y="{y + 4}" {TEXT_STYLE}>{escape_text(mark_name)}</text>'
-        )
-
-
-def _join(spots: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+def _list_pieces(name: str, points: Sequence[Point]) -> list[dict[str, Any]]:
+    """The line through the points, cut where it changes between solid and dashed: dashed to and from what is not
+    trusted.
+    """
+    rows = _list_rows(name, points)
+    found: list[dict[str, Any]] = []
+    piece, before = 0, None
+    for index in range(len(rows) - 1):
+        dashes = [] if points[index].trusted and points[index + 1].trusted else [3, 4]
+        if dashes != before:
+            piece, before = piece + 1, dashes
+            found.append(rows[index] | {"piece": f"{name} {piece}", "dashes": dashes})
+        found.append(rows[index + 1] | {"piece": f"{name} {piece}", "dashes": dashes})
+    return found

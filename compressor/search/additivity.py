@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from compressor.contracts import EstimableMetric, Metric
 from compressor.evaluation.bootstrap import join_blocks
-from compressor.evaluation.evaluator import Statistics
+from compressor.evaluation.evaluator import SequenceValues
 
 
 @dataclass
@@ -23,7 +23,7 @@ class StartingValues:
         whole = self.metrics[metric].text() is not None
         self.known[metric] = join_blocks(self.known.get(metric, np.empty(0)), 0 if whole else start, values)
 
-    def close_round(self, singles: Mapping[str, float], values: Statistics) -> float | None:
+    def close_round(self, singles: Mapping[str, float], values: SequenceValues) -> float | None:
         """The additivity ratio of the plan that was kept; its own values are where the next round starts.
 
         `singles` are sums of single effects by metric, `values` those of the model with the plan on it. Only prefixes

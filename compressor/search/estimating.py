@@ -66,7 +66,9 @@ class Estimator:
         )
         description = f"round {self.scorer.ledger.round}: estimating options"
         answer = watch(self.scorer.progress, description, lambda: estimator.estimate(request))
-        self.scorer.ledger.spend(estimator.walks(request) * PASSES_OF_ESTIMATE, request.start, request.stop)
+        self.scorer.ledger.spend(
+            estimator.count_backward_passes(request) * PASSES_OF_ESTIMATE, request.start, request.stop
+        )
         return answer
 
     def _measure(self, request: EstimateRequest) -> Known:

@@ -12,7 +12,7 @@ from compressor.artifacts.files import append_json_line
 from compressor.artifacts.plan_file import plan_to_json
 from compressor.contracts import Metric, Plan, Prefixes, Score, ScoreRequest, Scores, ValuesRequest
 from compressor.evaluation.bootstrap import summarize
-from compressor.evaluation.evaluator import Evaluator, Statistics
+from compressor.evaluation.evaluator import Evaluator, SequenceValues
 from compressor.progress import Progress
 from compressor.search.ledger import Ledger
 
@@ -47,19 +47,19 @@ class TrialScorer:
         self._count(len(trials), start, stop)
         return [found[number][metric][:, 0] for number in range(len(trials))]
 
-    def score_kept(self, prefixes: Prefixes) -> Statistics:
+    def score_kept(self, prefixes: Prefixes) -> SequenceValues:
         """Values per sequence, by metric, of the model with the kept plans on it."""
         return self.evaluators[prefixes].score_current()
 
-    def summarize(self, values: Statistics) -> dict[str, Score]:
+    def summarize(self, values: SequenceValues) -> dict[str, Score]:
         """Scores from values per sequence."""
         return {name: summarize(self.metrics[name], rows, self.seed) for name, rows in values.items()}
 
-    def _run(self, request: ScoreRequest | ValuesRequest) -> list[tuple[Statistics, dict[str, Score]]]:
+    def _run(self, request: ScoreRequest | ValuesRequest) -> list[tuple[SequenceValues, dict[str, Score]]]:
         """Values per sequence and scores of each trial, in order."""
         evaluator, count = self.evaluators[request.prefixes], len(request.trials)
         scored = evaluator.score(request.trials, request.metrics, request.start, request.stop)
-        answers: dict[int, tuple[Statistics, dict[str, Score]]] = {}
+        answers: dict[int, tuple[SequenceValues, dict[str, Score]]] = {}
         for number, values, seconds in self._time(scored, count):
             scores = self.summarize(values)
             answers[number] = values, scores
@@ -70,7 +70,9 @@ class TrialScorer:
             self.ledger.trials += count
         return [answers[number] for number in range(count)]
 
-    def _time(self, scored: Iterator[tuple[int, Statistics]], count: int) -> Iterator[tuple[int, Statistics, float]]:
+    def _time(
+        self, scored: Iterator[tuple[int, SequenceValues]], count: int
+    ) -> Iterator[tuple[int, SequenceValues, float]]:
         """Adds the seconds that passed since the trial before."""
         began = time.monotonic()
         for number, values in self.progress.track(scored, f"round {self.ledger.round}: scoring trials", count):

@@ -1,1 +1,1 @@
-"""From options to estimated costs: gradients, the margin law, and a cache of estimates."""
+"""Estimated costs of treatments: gradients, the margin law, and a cache of estimates on disk."""

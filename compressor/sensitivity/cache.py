@@ -1,4 +1,4 @@
-"""What single treatments do, kept on disk from run to run: another budget of the same model then asks nothing anew."""
+"""A cache of estimates on disk: a run with another budget for the same model need not compute them again."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from compressor.models import Model
 log = logging.getLogger(__name__)
 FORMAT = 2
 LIMIT = 1 << 30
-"""Bytes that all answers may take together; those that were not read for longest go."""
+"""The largest size of the cache in bytes; the least recently read files are removed first."""
 VARIABLE = "COMPRESSOR_CACHE_BYTES"
-"""The environment variable that sets another limit; 0 keeps nothing."""
+"""The environment variable that sets another limit; 0 switches the cache off."""
 PACKAGES = ("compressor", "torch", "transformers", "numpy")
 LEVEL = "level"
 ARRAYS = ("changes", "rows", "apart", "line")
@@ -40,7 +40,7 @@ ARRAYS = ("changes", "rows", "apart", "line")
 
 @dataclass(frozen=True)
 class Known:
-    """An answer, and the `level` `[sequence]` that a measured one starts from: the objective's first statistic."""
+    """A cached answer. For a measured one, `level` `[sequence]` is the objective's first value before treatment."""
 
     estimates: dict[str, Estimate]
     level: NDArray[np.float64] | None = None
@@ -48,11 +48,11 @@ class Known:
 
 @dataclass(frozen=True)
 class EstimateCache:
-    """Answers of `metric` for the untreated `model`, each in a file of `folder` that is named by all that decides it.
+    """Estimates of `metric` for the untreated `model`; each answer is a file in `folder`.
 
-    These are the model's files, its components, precision and device; the tokens of the reference, and of `windows` of
-    text; the request; the options of metric and compressors; seeds; and the code of all that computes. So a file is
-    either right or has another name.
+    The name of a file is a hash of everything that the answer depends on: the model's files, components, dtype and
+    device; the tokens of the reference and of the text `windows`; the request; the options of metric and compressors;
+    seeds; and the source code. If any of these changes, the name changes, so that a file never holds a wrong answer.
     """
 
     folder: Path
@@ -66,7 +66,7 @@ class EstimateCache:
     seed: int
 
     def read(self, request: EstimateRequest) -> Known | None:
-        """The answer to an earlier request of the same; None where there is none, or none that can be read."""
+        """The cached answer to a request; None if there is none, or if it cannot be read."""
         path = self.find_path(request)
         if not path.exists():
             return None
@@ -79,7 +79,7 @@ class EstimateCache:
         return known
 
     def write(self, request: EstimateRequest, known: Known) -> None:
-        """Keep an answer, whole or not at all, and remove what is too much; what cannot be written is only logged."""
+        """Write an answer in one atomic step, and remove old files beyond the limit; failures are only logged."""
         content = encode(known)
         if len(content) > self.limit:
             log.info("estimates of %d bytes are more than the cache takes", len(content))
@@ -91,7 +91,7 @@ class EstimateCache:
             log.warning("the estimates are not cached: %s", error)
 
     def find_path(self, request: EstimateRequest) -> Path:
-        """The file of an answer: sha256 of all that decides it."""
+        """The file of an answer, named by the sha256 of everything that it depends on."""
         digest = hashlib.sha256(json.dumps(self._list_facts(request)).encode())
         digest.update(self.reference.tokens.contiguous().numpy().tobytes())
         if self.windows is not None:
@@ -105,7 +105,7 @@ class EstimateCache:
         return self.folder / f"{digest.hexdigest()}.safetensors"
 
     def _list_facts(self, request: EstimateRequest) -> list[object]:
-        """All that decides an answer and is no array."""
+        """Everything that an answer depends on, except arrays."""
         model, reference = self.model, self.reference
         cuda = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else None
         compressors = [repr(compressor) for compressor in self._list_compressors(request)]
@@ -122,7 +122,7 @@ class EstimateCache:
         ]  # fmt: skip
 
     def _list_compressors(self, request: EstimateRequest) -> list[Compressor]:
-        """Each compressor of the request, with its options."""
+        """The compressors of a request, with their options."""
         found: dict[str, Compressor] = {}
         for options in request.options.values():
             for option in options:
@@ -132,7 +132,7 @@ class EstimateCache:
 
 
 def encode(known: Known) -> bytes:
-    """Arrays as they are, by the number of their component; what is known of them besides as metadata."""
+    """An answer as the bytes of a safetensors file: arrays named by the component's number, the rest as metadata."""
     arrays = {
         f"{number}.{name}": np.ascontiguousarray(array)
         for number, estimate in enumerate(known.estimates.values())
@@ -145,7 +145,7 @@ def encode(known: Known) -> bytes:
 
 
 def decode(content: bytes, names: Collection[str]) -> Known:
-    """The opposite, for components of these names; raises KeyError, ValueError or SafetensorError for what is not."""
+    """The answer for components of these names; raises KeyError, ValueError or SafetensorError for other content."""
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     facts, arrays = header["__metadata__"], safetensors.numpy.load(content)
     found: dict[str, Estimate] = {}
@@ -158,7 +158,7 @@ def decode(content: bytes, names: Collection[str]) -> Known:
 
 
 def remove_oldest(folder: Path, limit: int) -> None:
-    """Remove files that were not read for longest until the rest takes at most `limit` bytes."""
+    """Remove the least recently read files until the others take at most `limit` bytes."""
     files = sorted(((path, path.stat()) for path in folder.glob("*.safetensors")), key=lambda pair: pair[1].st_mtime_ns)
     excess = sum(facts.st_size for _, facts in files) - limit
     for path, facts in files:
@@ -170,7 +170,7 @@ def remove_oldest(folder: Path, limit: int) -> None:
 
 @functools.cache
 def hash_sources(modules: frozenset[str]) -> str:
-    """sha256 of the code of the packages that these modules are in: a changed formula is another one."""
+    """sha256 of the source code of the packages of these modules: if a formula changes, the hash changes."""
     digest = hashlib.sha256()
     for package in sorted({module.partition(".")[0] for module in modules}):
         for path in find_sources(package):
@@ -179,7 +179,7 @@ def hash_sources(modules: frozenset[str]) -> str:
 
 
 def read_version(package: str) -> str | None:
-    """Of an installed distribution."""
+    """The version of an installed distribution; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -187,7 +187,7 @@ def read_version(package: str) -> str | None:
 
 
 def find_sources(package: str) -> list[Path]:
-    """The Python files of an imported package, or of a module that is in none."""
+    """The Python files of an imported package, or the file of a module that is in no package."""
     origin = getattr(sys.modules[package], "__file__", None)
     if origin is None:
         return []
@@ -196,7 +196,7 @@ def find_sources(package: str) -> list[Path]:
 
 
 def read_limit() -> int:
-    """How many bytes may be kept; raises ConfigError for what is no number."""
+    """The limit of the cache in bytes; raises ConfigError if the environment variable is not a number."""
     given = os.environ.get(VARIABLE, str(LIMIT))
     if not given.isdecimal():
         raise ConfigError(f"`{VARIABLE}` must be a number of bytes, got {given!r}; 0 keeps no estimates")
@@ -204,5 +204,5 @@ def read_limit() -> int:
 
 
 def estimates_folder() -> Path:
-    """Beside the references."""
+    """The folder of the cache, beside that of the references."""
     return cache_folder().with_name("estimates")

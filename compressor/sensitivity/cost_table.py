@@ -1,7 +1,7 @@
-"""What every treatment of every component is predicted to do, remembered, so that schedules are answered from it.
+"""A table of the predicted costs and sizes of every treatment of every component, which answers schedules.
 
-One estimate of a grid of options serves every plan: between two amounts of a compressor that offers a range, changes
-and sizes are read off a straight line.
+One estimate of a grid of options is enough for every plan: between two amounts of a compressor that offers a range,
+changes and sizes are interpolated linearly.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,15 @@ from compressor.sensitivity.shrinkage import steady_changes
 
 Array = NDArray[np.float64]
 STEPS = 20
-"""A range of amounts is looked at in so many even steps."""
+"""The number of equal steps into which a range of amounts is divided."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the amounts of one compressor do to one component.
+    """The predicted costs and sizes of one component, for the amounts of one compressor.
 
-    `amounts` `[option]` ascend; `changes` `[sequence, option]` are those of the objective's first statistic, `bits`
-    `[option]` what is stored, scales included.
+    `amounts` `[option]` ascend. `changes` `[sequence, option]` are changes of the objective's first value, and
+    `bits` `[option]` the stored bits, scales included.
     """
 
     offer: Offer
@@ -33,7 +33,7 @@ class Options:
     bits: Array
 
     def mix(self, amount: float) -> Array:
-        """`[option]`: the shares of the options that stand for an amount."""
+        """`[option]`: the weights of the options in the interpolation at `amount`."""
         right = int(np.clip(np.searchsorted(self.amounts, amount), 1, max(1, len(self.amounts) - 1)))
         shares = np.zeros(len(self.amounts))
         if not self.offer.is_range or len(self.amounts) == 1:
@@ -47,7 +47,7 @@ class Options:
 
 @dataclass(frozen=True)
 class CostTable:
-    """Component -> compressor -> options; `reached` says of which components anything is known at all."""
+    """Component -> compressor -> options; `reached` is false for components that no token of the sequences reached."""
 
     components: Mapping[str, Component]
     options: Mapping[str, Mapping[str, Options]]
@@ -55,7 +55,7 @@ class CostTable:
     sequences: int
 
     def change(self, plan: Plan) -> Array:
-        """`[sequence]`: the sum over components of what their treatments change."""
+        """`[sequence]`: the predicted change by a plan, which is the sum over its components."""
         total = np.zeros(self.sequences)
         for name, treatment in plan.items():
             options = self.find(name, treatment)
@@ -63,14 +63,14 @@ class CostTable:
         return total
 
     def bits(self, name: str, treatment: Treatment | None) -> float:
-        """Packed bits of a component after a treatment, None as the checkpoint stores it."""
+        """Stored bits of a component after a treatment; None is the component as the checkpoint stores it."""
         if treatment is None:
             return float(self.components[name].parameters * self.components[name].stored_bits)
         options = self.find(name, treatment)
         return float(options.bits @ options.mix(treatment.amount))
 
     def reach(self, compressors: Sequence[str]) -> float:
-        """The largest mean amount over components; those that were not reached stay as they are."""
+        """The largest mean amount over components, where components that were not reached stay as they are."""
         most = {
             name: max(found[compressor].offer.largest for compressor in compressors) if self.reached[name] else 0.0
             for name, found in self.options.items()
@@ -79,9 +79,9 @@ class CostTable:
         return sum(most[name] * component.parameters for name, component in self.components.items()) / total
 
     def answer_estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
-        """What an estimate would say of all sequences together: their mean, as if it were one sequence.
+        """The answer to a request: the mean over all sequences, in the place of one sequence.
 
-        Raises ConfigError for what only an estimate of its own could tell.
+        Raises ConfigError for requests that the table cannot answer.
         """
         if request.at or request.by_row:
             raise ConfigError(
@@ -95,14 +95,14 @@ class CostTable:
         return answer
 
     def answer_sizes(self, request: SizeRequest) -> dict[str, list[int]]:
-        """What each option stores, in bits."""
+        """The stored bits of each option."""
         return {
             name: [round(self.bits(name, treatment)) for treatment in treatments]
             for name, treatments in request.options.items()
         }
 
     def find(self, name: str, treatment: Treatment) -> Options:
-        """The options that a treatment is one of, or lies between."""
+        """The options of a treatment's compressor; raises ConfigError for a treatment that is not in the table."""
         options = self.options[name].get(treatment.compressor)
         if options is None or treatment.rows or treatment.options:
             raise ConfigError(
@@ -114,14 +114,14 @@ class CostTable:
 
 
 def sample_options(offers: Mapping[str, Mapping[str, Offer]], name: str) -> list[Treatment]:
-    """A grid of what compressors offer for a component: fixed amounts, and even steps of ranges."""
+    """The treatments of a component that are estimated: every fixed amount, and equal steps of every range."""
     return [
         Treatment(compressor, amount) for compressor, offer in offers.items() for amount in list_amounts(offer[name])
     ]
 
 
 def list_amounts(offer: Offer) -> list[float]:
-    """Amounts in ascending order."""
+    """The amounts of an offer that are estimated, in ascending order."""
     if not offer.is_range:
         return sorted(offer.levels)
     return sorted({round(float(amount), 12) for amount in np.linspace(offer.low, offer.high, STEPS + 1)})
@@ -134,7 +134,7 @@ def make_cost_table(
     estimates: Mapping[str, Estimate],
     sizes: Mapping[str, Sequence[int]],
 ) -> CostTable:
-    """From the estimates and the sizes in bits of a `grid` of options."""
+    """The table, from the estimates and the sizes in bits of a `grid` of treatments."""
     changes = steady_changes(estimates)
     options: dict[str, dict[str, Options]] = {}
     for name, treatments in grid.items():

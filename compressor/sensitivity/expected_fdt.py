@@ -1,4 +1,4 @@
-"""The margin law with its uncertainty: from predicted changes of σ², prefix by prefix, to the FDT to expect."""
+"""The expected FDT of a plan, with its uncertainty: the margin law applied to predicted σ² of every prefix."""
 
 import functools
 from dataclasses import dataclass
@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from compressor.data.reference import Reference
 from compressor.evaluation.bootstrap import LEVEL, draw_resamples
-from compressor.models import Model
 from compressor.sensitivity.margin_law import RUNNERS, read_table, tabulate_fdt
 
 Array = NDArray[np.float64]
@@ -16,7 +15,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Expected:
-    """The margin noise σ that is predicted, the FDT that the law expects of it, and its 95 % band."""
+    """The predicted margin noise σ, the FDT that the margin law expects for it, and the ends of its 95 % interval."""
 
     noise: float
     fdt: float
@@ -26,11 +25,12 @@ class Expected:
 
 @dataclass(frozen=True)
 class Law:
-    """The margin law over the prefixes whose `tables` `[sequence, noise]` are given (see `tabulate_fdt`).
+    """The margin law over prefixes, whose `tables` `[sequence, noise]` are made by `tabulate_fdt`.
 
         σ = √(mean_p v_p),   FDT = mean_p table_p(σ)
 
-    with v_p the predicted σ² of prefix p. Bands are 95 % percentile bootstraps over prefixes, v and tables together.
+    with v_p the predicted σ² of prefix p. Intervals are 95 % percentile bootstraps over prefixes; a resample draws v_p
+    and the table of a prefix together.
     """
 
     tables: Array
@@ -38,7 +38,7 @@ class Law:
 
     def resample(self, values: Array) -> Array:
         """`[resample, …]`: means over resampled sequences of `values` `[sequence, …]`."""
-        # Whole counts first, so that what is alike in all sequences stays exactly that.
+        # Counts are integers, and are divided last: values that are equal in all sequences then stay exactly equal.
         means: Array = self.counts @ values / len(self.tables)
         return means
 
@@ -52,11 +52,11 @@ class Law:
 
     @functools.cached_property
     def resampled_tables(self) -> Array:
-        """`[resample, noise]`"""
+        """`[resample, noise]`: mean tables of the resamples."""
         return self.resample(self.tables)
 
     def expect(self, squares: Array) -> Expected:
-        """What a plan is expected to do; `squares` `[sequence]` are its predicted σ², logits squared."""
+        """The expected FDT of a plan; `squares` `[sequence]` are its predicted σ², in squared logits."""
         noise = float(np.sqrt(squares.mean()))
         resampled = read_table(self.resampled_tables, np.sqrt(self.resample(squares)))
         low, high = np.percentile(resampled, LEVEL)
@@ -72,10 +72,10 @@ class Law:
         return changes.mean(axis=0), low, high
 
 
-def read_law(reference: Reference, model: Model, seed: int) -> Law:
-    """The law over a reference, from the base's margins alone."""
+def read_law(reference: Reference, seed: int) -> Law:
+    """The margin law over a reference; it needs only the base's margins."""
     tables = [
-        tabulate_fdt(reference.base_readout(start, len(batch), model).runners_up(RUNNERS)[1]).cpu().numpy()
+        tabulate_fdt(reference.base_readout(start, len(batch)).runners_up(RUNNERS)[1]).cpu().numpy()
         for start, batch in reference.batches()
     ]
     return Law(np.concatenate(tables), seed)

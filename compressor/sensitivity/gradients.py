@@ -1,10 +1,12 @@
-"""Visits the layers in reverse: each component's gradient, sequence by sequence, one layer in memory at a time.
+"""Gradients of every component for each sequence, from one backward pass that keeps one layer in memory at a time.
 
-The model's own forward pass runs, so every family works. Each decoder layer is a checkpoint: it keeps nothing but its
-input, and is computed again when the backward pass comes to it. A tap behind each linear module hears the module's
-input x and the gradient d of its output there; the gradient of a sequence's scalar by the weight is Σ_tokens d xᵀ.
-Weights that are used otherwise (stacked experts, a tied embedding, a module called twice) get their gradient from
-autograd, and experts mix the tokens of sequences: both need one sequence at a time.
+The model's own forward pass runs, so every family works. Each decoder layer is checkpointed: it stores only its input,
+and is computed again when the backward pass reaches it. For a linear module, a hook stores its input x, and the
+backward pass gives the gradient d of its output; a sequence's gradient of the weight is then Σ_tokens d xᵀ.
+
+Weights that are used in another way (stacked experts, a tied embedding, a module that is called twice) get their
+gradient from autograd, which adds up sequences. Modules of experts receive the tokens of all sequences together. In
+both cases a backward pass takes one sequence only.
 """
 
 import functools
@@ -25,36 +27,40 @@ from compressor.models.patching import patched
 from compressor.models.weight_views import WeightView
 
 PROBE = (2, 3)
-"""Sequences and tokens of the forward pass that finds out how modules are called."""
+"""Sequences and tokens of the short forward pass that shows how modules are called."""
 GRADIENT_NUMBERS = 1 << 22
-"""Gradients of several sequences may take so many numbers together, or an eighth of the model's if that is more.
+"""The largest number of elements in the gradients of several sequences; an eighth of the model's, if that is more.
 
-A constant, not a share of the memory budget: it decides which sequences one product takes together, and in which order
-their rows are added up, so that rounding depends on it.
+It is a constant, not a share of the memory budget: it decides which sequences are in one matrix product and in which
+order their gradients are added up, and rounding depends on that.
 """
 Visit = Callable[[str, slice, Tensor], None]
-"""Gets a component, which sequences, and the whole gradients `[sequence, out, in]` of their scalars; once each."""
+"""Called once for each component and slice of sequences, with the gradients `[sequence, out, in]` of these."""
 
 
-class _Tap(torch.autograd.Function):
-    """Passes `outputs` on; on the way back `hear` gets `inputs` and the gradient of the outputs."""
+class _CaptureGradient(torch.autograd.Function):
+    """Returns `outputs`; in the backward pass, `receive` is called with `inputs` and the gradient of the outputs.
+
+    `anchor` requires a gradient, so that the backward pass comes here although no input may require one.
+    """
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, inputs: Tensor, outputs: Tensor, hear: Callable[..., None]) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, anchor: Tensor, inputs: Tensor, outputs: Tensor, receive: Callable[..., None]) -> Tensor:  # noqa: ANN401
         ctx.save_for_backward(inputs)
-        ctx.hear = hear
+        ctx.receive = receive
         return outputs.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's own
-        ctx.hear(*ctx.saved_tensors, *gradients)
+        ctx.receive(*ctx.saved_tensors, *gradients)
         return None, None, gradients[0], None
 
 
 class LayerwiseGradients:
-    """Walks `model` backwards and visits the components `names`.
+    """Computes the gradients of the components `names` of `model`, one layer after the other.
 
-    `at_once` is how many sequences one walk can take: None for any number, 1 for models that mix sequences.
+    `at_once` is the largest number of sequences in one backward pass: None is any number, 1 is for models whose
+    modules mix the tokens of sequences.
     """
 
     def __init__(self, model: Model, names: Collection[str]) -> None:
@@ -64,33 +70,36 @@ class LayerwiseGradients:
             weight_view = model.weight_views[name]
             self.places.setdefault((id(weight_view.owner), weight_view.attribute), []).append(weight_view)
         uses = Counter(id(parameter) for _, parameter in model.network.named_parameters(remove_duplicate=False))
-        shapes = self._probe()
-        self.tapped = {
+        shapes = self._find_input_shapes()
+        self.captured = {
             place
             for place, weight_views in self.places.items()
             if len(shapes[place]) == 1 and is_linear(weight_views[0].owner) and uses[id(weight_views[0].parameter)] == 1
         }
-        apart = all(shapes[place][0][:2] == PROBE and len(shapes[place][0]) > 2 for place in self.tapped)
-        self.at_once = None if apart and len(self.tapped) == len(self.places) else 1
+        keeps_sequences = all(shapes[place][0][:2] == PROBE and len(shapes[place][0]) > 2 for place in self.captured)
+        self.at_once = None if keeps_sequences and len(self.captured) == len(self.places) else 1
 
-    def back(self, tokens: Tensor, keep: int, scalar: Callable[[Tensor], Tensor], visit: Visit) -> None:
-        """Visit every component with the gradients of `scalar`'s values.
+    def run_backward(self, tokens: Tensor, keep: int, scalar: Callable[[Tensor], Tensor], visit: Visit) -> None:
+        """Run one backward pass over `tokens` `[sequence, length]`, and call `visit` with the gradients.
 
-        `tokens` are `[sequence, length]`; `scalar` takes the logits `[sequence, keep, vocabulary]` at the last `keep`
-        of them to one value for each sequence, `[sequence]`, independent of the other sequences.
+        `scalar` maps the logits `[sequence, keep, vocabulary]` at the last `keep` positions to one value for each
+        sequence, `[sequence]`. A sequence's value must not depend on the other sequences.
         """
         with ExitStack() as stack, torch.enable_grad():
             anchor = torch.zeros((), device=self.model.device, requires_grad=True)
             for place, weight_views in self.places.items():
-                if place in self.tapped:
-                    stack.enter_context(self._tapped(weight_views, anchor, visit))
+                if place in self.captured:
+                    stack.enter_context(self._capturing(weight_views, anchor, visit))
                 else:
-                    stack.enter_context(self._watched(weight_views, visit))
+                    stack.enter_context(self._accumulating(weight_views, visit))
             stack.enter_context(checkpointed(find_layers(self.model.network)[1]))
             scalar(self.model.traced_logits(tokens, keep)).sum().backward()
 
-    def _probe(self) -> dict[tuple[int, str], list[torch.Size]]:
-        """Shapes of what each module is called with in a short forward pass; weights may be used without a call."""
+    def _find_input_shapes(self) -> dict[tuple[int, str], list[torch.Size]]:
+        """The input shapes of each module in a short forward pass, one for each call.
+
+        The list is empty for a module whose weights are used without a call of the module.
+        """
         shapes: dict[tuple[int, str], list[torch.Size]] = {place: [] for place in self.places}
 
         def note(place: tuple[int, str], inputs: tuple[Tensor, ...]) -> None:
@@ -106,32 +115,34 @@ class LayerwiseGradients:
         return shapes
 
     @contextmanager
-    def _tapped(self, weight_views: list[WeightView], anchor: Tensor, visit: Visit) -> Iterator[None]:
-        """A tap behind the linear module of these components."""
+    def _capturing(self, weight_views: list[WeightView], anchor: Tensor, visit: Visit) -> Iterator[None]:
+        """Inside, the inputs and output gradients of the linear module of these components are captured."""
         limit = max(GRADIENT_NUMBERS, self.model.base_parameters // 8)
 
-        def hear(inputs: Tensor, gradients: Tensor) -> None:
+        def receive(inputs: Tensor, gradients: Tensor) -> None:
             count = 1 if self.at_once == 1 else len(inputs)
             x, d = (part.reshape(count, -1, part.shape[-1]) for part in (inputs, gradients))
             step = max(1, limit // (x.shape[-1] * d.shape[-1]))
             for start in range(0, count, step):
                 rows = slice(start, min(count, start + step))
-                for input_transform, parts in self._sort_by_treat(weight_views):
-                    seen = x[rows] if input_transform is None else input_transform(x[rows])
-                    self._visit_parts(parts, rows, weight_gradient(weight_views[0].owner, seen, d[rows]), visit)
+                for input_transform, parts in self._group_by_transform(weight_views):
+                    transformed = x[rows] if input_transform is None else input_transform(x[rows])
+                    self._visit_parts(parts, rows, weight_gradient(weight_views[0].owner, transformed, d[rows]), visit)
 
-        def tap(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
-            tapped: Tensor = _Tap.apply(anchor, inputs[0], outputs, hear)  # type: ignore[no-untyped-call]
-            return tapped
+        def capture(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
+            captured: Tensor = _CaptureGradient.apply(anchor, inputs[0], outputs, receive)  # type: ignore[no-untyped-call]
+            return captured
 
-        handle = weight_views[0].owner.register_forward_hook(tap)
+        handle = weight_views[0].owner.register_forward_hook(capture)
         try:
             yield
         finally:
             handle.remove()
 
-    def _sort_by_treat(self, weight_views: list[WeightView]) -> list[tuple[InputTransform | None, list[WeightView]]]:
-        """Components of a matrix that are multiplied with the same inputs."""
+    def _group_by_transform(
+        self, weight_views: list[WeightView]
+    ) -> list[tuple[InputTransform | None, list[WeightView]]]:
+        """The components of one matrix, grouped by the input transform that they have now."""
         groups: dict[int, tuple[InputTransform | None, list[WeightView]]] = {}
         for weight_view in weight_views:
             input_transform = self.model.input_transforms.find(weight_view.component.name)
@@ -139,8 +150,8 @@ class LayerwiseGradients:
         return [*groups.values()]
 
     @contextmanager
-    def _watched(self, weight_views: list[WeightView], visit: Visit) -> Iterator[None]:
-        """Autograd's own gradient of a parameter, taken away as soon as it is there."""
+    def _accumulating(self, weight_views: list[WeightView], visit: Visit) -> Iterator[None]:
+        """Inside, autograd computes the gradient of a parameter; it is freed as soon as it was visited."""
         parameter = weight_views[0].parameter
 
         def take(accumulated: Tensor) -> None:
@@ -158,7 +169,7 @@ class LayerwiseGradients:
             parameter.grad = None
 
     def _visit_parts(self, weight_views: list[WeightView], rows: slice, gradients: Tensor, visit: Visit) -> None:
-        """Each component's part of the gradients `[sequence, *parameter]` of the matrix that holds it."""
+        """Visit each component with its part of the gradients `[sequence, *parameter]` of a whole parameter."""
         with torch.no_grad():
             for weight_view in weight_views:
                 parts = torch.vmap(weight_view.part)(gradients)
@@ -167,7 +178,7 @@ class LayerwiseGradients:
 
 @contextmanager
 def checkpointed(layers: nn.ModuleList) -> Iterator[None]:
-    """Inside, each layer keeps only its input for the backward pass, and is computed again there."""
+    """Inside, each layer stores only its input for the backward pass, which computes the layer again."""
     run = functools.partial(functools.partial, checkpoint)
     with patched({layer: run(layer.forward, use_reentrant=False, preserve_rng_state=False) for layer in layers}):
         yield

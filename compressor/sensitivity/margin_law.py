@@ -1,17 +1,17 @@
-"""The margin law: the base's margins and one number, the margin noise, give the divergence to expect. Pure functions.
+"""The margin law: the expected divergence, from the base's margins and one number, the margin noise. Pure functions.
 
-At a position the base's token g leads its k-th runner-up by the margin m_k = z[g] − z[r_k] ≥ 0. Let the candidate's
-logits be the base's plus independent Gaussian noise of variance s² = σ²/2 each, so that σ² is the variance of a margin.
-The candidate keeps the token with probability
+At a position, the base's token g has a logit that is larger than that of its k-th runner-up by the margin
+m_k = z[g] − z[r_k] ≥ 0. Let the candidate's logits be those of the base plus independent Gaussian noise of variance
+s² = σ²/2 each, so that σ² is the variance of a margin. The candidate keeps the token with probability
 
     q = E_u[ Π_k Φ(m_k / s + u) ],   u ~ N(0, 1)
 
-where u is the noise of g itself. Positions are taken as independent:
+where u is the noise of g itself. Positions are assumed to be independent:
 
     FDT = Σ_t Π_{i ≤ t} q_i        SDT = Σ_i (1 − q_i)
 
-σ = 0 gives q = 1, also at exact ties. With one runner-up q = Φ(m_1 / σ). What is measured of the law, and where it
-ends, stands in docs/margin-law.md.
+σ = 0 gives q = 1, also at exact ties. With one runner-up, q = Φ(m_1 / σ). docs/margin-law.md says how well the law
+agrees with measurements, and where it fails.
 """
 
 import math
@@ -23,12 +23,12 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 RUNNERS = 8
-"""Runners-up that the law looks at."""
+"""The number of runners-up that the law uses."""
 TRUSTED_NOISE = 1.0
-"""The largest σ, in logits, at which a forecast trusts the law; docs/margin-law.md has what was measured beyond."""
+"""The largest σ, in logits, up to which a forecast trusts the law; see docs/margin-law.md for measurements beyond."""
 QUADRATURE_POINTS = 21
 NOISE_GRID: NDArray[np.float64] = np.concatenate([[0.0], np.geomspace(1e-4, 1e2, 84)])
-"""Values of σ at which `tabulate_fdt` evaluates the law; 18 % from one to the next."""
+"""Values of σ at which `tabulate_fdt` evaluates the law; each is 18 % larger than the one before."""
 _tables = WeakTensorKeyDictionary()
 
 
@@ -58,7 +58,7 @@ def expected_sdt(margins: Tensor, noise: float) -> Tensor:
 def tabulate_fdt(margins: Tensor) -> Tensor:
     """`[sequence, noise]`: expected FDT of `margins` `[sequence, position, runner]` at each value of `NOISE_GRID`.
 
-    The table of the same tensor is made once, for all candidates share the base's margins.
+    The table is cached by the tensor, because all candidates share the base's margins.
     """
     table: Tensor | None = _tables.get(margins)
     if table is None:
@@ -67,10 +67,10 @@ def tabulate_fdt(margins: Tensor) -> Tensor:
 
 
 def read_table(table: NDArray[np.float64], noise: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The entry at margin noise `noise` `[...]` of `table` `[..., noise]`, within 0.2 %.
+    """The value of `table` `[..., noise]` at margin noise `noise` `[...]`, with an error below 0.2 %.
 
-    The cubic in log σ through the four nearest entries, kept between its two neighbours. From σ = 0 to the first value
-    above it the line is straight; beyond the last it is flat.
+    Interpolates with the cubic in log σ through the four nearest entries, clipped to its two neighbours. Between σ = 0
+    and the next entry it interpolates linearly; beyond the last entry it is constant.
     """
     scale = np.log(NOISE_GRID[1:])
     position = np.log(np.clip(noise, NOISE_GRID[1], NOISE_GRID[-1]))

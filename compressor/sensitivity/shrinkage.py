@@ -1,15 +1,17 @@
-"""From estimates to costs: the steady one of two estimators, made true on the whole by the other. Torch-free.
+"""From estimates to costs: an estimator with low variance, whose bias is corrected by an unbiased one. Without torch.
 
-For a component with changes Δ_r of its output rows r and gradients G_r of one sequence's probe, the second-order
-change can be estimated by the square of the sum, A = (Σ_r ⟨G_r, Δ_r⟩)², or the sum of the squares, B = Σ_r ⟨G_r, Δ_r⟩².
-A is unbiased, and as noisy as the square of one normal number: 64 sequences leave 18 %. B averages over rows and is
-far steadier, but leaves out what rows do together. Their ratio is much the same for all options of a component, and
-similar between components, so it is estimated once for a component and shrunk to the mean of all:
+Let Δ_r be the changes of a component's output rows r, and G_r the gradients of one sequence's probe. The second-order
+change can be estimated by the square of the sum, A = (Σ_r ⟨G_r, Δ_r⟩)², or by the sum of the squares,
+B = Σ_r ⟨G_r, Δ_r⟩². A is unbiased, but has the variance of the square of a normal variable: with 64 sequences, its
+standard error is 18 %. B averages over rows and varies much less, but ignores interactions between rows. The ratio
+A / B is nearly the same for all options of a component, and similar between components. So it is estimated once for
+each component, and shrunk towards the mean of all components:
 
     cost = line + κ_c B,   ln κ_c = μ + τ² / (τ² + s_c²) · (ln(A_c / B_c) − μ)
 
-with s_c the standard error of ln(A_c / B_c), μ the mean over components, and τ² what is left of their variance without
-sampling noise (the shrinkage of James and Stein, 1961, with an empirical prior as in Efron and Morris, 1973).
+s_c is the standard error of ln(A_c / B_c), μ the mean over components, and τ² the variance between components without
+the sampling noise. This is the shrinkage of James and Stein (1961) with an empirical prior, as in Efron and Morris
+(1973). `line` is the first-order change.
 """
 
 from collections.abc import Mapping
@@ -23,7 +25,7 @@ Array = NDArray[np.float64]
 
 
 def steady_changes(estimates: Mapping[str, Estimate]) -> dict[str, Array]:
-    """`[sequence, option]` by component: what to sum up and to compare; measured changes stay what they are."""
+    """Component -> costs `[sequence, option]`, to be added up and compared; measured changes stay as they are."""
     logs, errors = {}, {}
     for name, estimate in estimates.items():
         if estimate.apart is not None and estimate.line is not None:
@@ -40,9 +42,9 @@ def steady_changes(estimates: Mapping[str, Estimate]) -> dict[str, Array]:
 
 
 def compare_squares(together: Array, apart: Array) -> tuple[float, float] | None:
-    """ln(A / B) of one component as a mean over options, and its standard error over sequences; None without changes.
+    """ln(A / B) of one component, as a mean over options, and its standard error over sequences.
 
-    Both are `[sequence, option]`.
+    `together` is A and `apart` is B, both `[sequence, option]`. None if no option changes anything.
     """
     a, b = together.mean(axis=0), apart.mean(axis=0)
     known = (a > 0) & (b > 0)
@@ -55,7 +57,7 @@ def compare_squares(together: Array, apart: Array) -> tuple[float, float] | None
 
 
 def shrink_ratios(logs: Mapping[str, float], errors: Mapping[str, float]) -> dict[str, float]:
-    """exp of the logarithms, each drawn to their mean by as much as its standard error makes it doubtful."""
+    """The ratios, from their logarithms: each is shrunk towards the mean, and more if its standard error is large."""
     values, squares = np.array(list(logs.values())), np.square(list(errors.values()))
     if len(values) > 1:
         noise = float(squares.mean())

@@ -32,26 +32,26 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 """What compressors are tried on, made of normal numbers `[out, in]` whose sizes no group divides."""
 
 
-def make_statistics(width: int) -> dict[str, Tensor]:
+def make_calibration_data(width: int) -> dict[str, Tensor]:
     """Those of random inputs that go together, more than there are of them; the last one is always 0."""
     import torch
 
-    from compressor.compression.calibration import STATISTICS
+    from compressor.compression.calibration import CALIBRATION_DATA
 
     mixed = torch.randn(width, width, generator=torch.Generator().manual_seed(1)) / width**0.5
     inputs = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(2)) @ mixed
     inputs[:, -1] = 0
     found = {}
-    for name, statistic in STATISTICS.items():
-        found[name] = torch.zeros(statistic.shape(width), dtype=statistic.dtype)
-        statistic.add(found[name], inputs)
-        if statistic.is_mean:
+    for name, accumulation in CALIBRATION_DATA.items():
+        found[name] = torch.zeros(accumulation.shape(width), dtype=accumulation.dtype)
+        accumulation.add(found[name], inputs)
+        if accumulation.is_mean:
             found[name] /= len(inputs)
     return found
 
 
 class CompressorContract(InputsContract):
-    """The promises of a `Compressor`; calibration statistics, if it `needs` any, are those of random inputs."""
+    """The promises of a `Compressor`; calibration data, if it `needs` any, are those of random inputs."""
 
     contract = Compressor
 
@@ -62,13 +62,13 @@ class CompressorContract(InputsContract):
         return WEIGHTS[request.param](torch.randn(19, 75, generator=torch.Generator().manual_seed(0)))
 
     def context(self, weight: Tensor) -> Context:
-        """A component that is stored as `weight` is, with every calibration statistic."""
+        """A component that is stored as `weight` is, with all calibration data."""
         out, width = weight.shape
         component = Component("model.layers.0.mlp.up_proj", "up", 0, (out, width), weight.element_size() * 8)
-        return Context(component, statistics=make_statistics(width))
+        return Context(component, calibration=make_calibration_data(width))
 
     def test_needs_are_gathered(self, plugin: Compressor) -> None:
-        """Every calibration statistic in `needs` is one that a run gathers."""
+        """All calibration data in `needs` is one that a run gathers."""
         from compressor.compression.calibration import check_needs
 
         check_needs(plugin.name, plugin.needs)

@@ -68,27 +68,27 @@ class MetricContract(PluginContract):
         return Readout(lambda: said, tokens), Readout(lambda: base[chosen] if readable else refuse(), tokens)
 
     def read(self, plugin: Metric, readouts: tuple[Readout, Readout]) -> Tensor:
-        """Statistics `[sequence, k]` from the declared readings alone."""
+        """Values `[sequence, k]` from the declared readings alone."""
         candidate, base = (readout.restricted(plugin.reads, plugin.name) for readout in readouts)
-        return plugin.statistics(candidate, base)
+        return plugin.sequence_values(candidate, base)
 
     def values(self, plugin: Metric, candidate: Tensor, base: Tensor) -> NDArray[np.float64]:
-        """What `aggregate` gives, and the mean of the first statistic, which searches add up and compare."""
+        """What `aggregate` gives, and the mean of the first value, which searches add up and compare."""
         found = self.read(plugin, self.readouts(plugin, candidate, base)).double().numpy()
         return np.array([plugin.aggregate(found), found[:, 0].mean()])
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-    def test_statistics_are_finite_rows(self, plugin: Metric, dtype: str) -> None:
-        """`statistics` is `[sequence, k]` and finite, from nothing but the readings that `reads` declares."""
+    def test_values_are_finite_rows(self, plugin: Metric, dtype: str) -> None:
+        """`sequence_values` is `[sequence, k]` and finite, from nothing but the readings that `reads` declares."""
         import torch
 
         candidate, base = (self.draw(seed).to(getattr(torch, dtype)) for seed in (1, 2))
         found = self.read(plugin, self.readouts(plugin, candidate, base))
-        assert found.ndim == 2 and len(found) == len(base), f"statistics have shape {tuple(found.shape)}"
-        assert found.isfinite().all(), f"statistics are not finite: {found}"
+        assert found.ndim == 2 and len(found) == len(base), f"values have shape {tuple(found.shape)}"
+        assert found.isfinite().all(), f"values are not finite: {found}"
 
     def test_sequences_are_independent(self, plugin: Metric) -> None:
-        """A sequence's statistics do not depend on which others it is scored with, or in which order."""
+        """A sequence's values do not depend on which others it is scored with, or in which order."""
         import torch
 
         candidate, base = self.draw(1), self.draw(2)
@@ -100,7 +100,7 @@ class MetricContract(PluginContract):
         torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-6)
 
     def test_is_pure(self, plugin: Metric) -> None:
-        """The same readings give the same statistics; readings and options stay as they are: metrics share them."""
+        """The same readings give the same values; readings and options stay as they are: metrics share them."""
         import torch
 
         options = copy.deepcopy(plugin)
@@ -136,7 +136,7 @@ class MetricContract(PluginContract):
         assert np.isfinite(plugin.aggregate(samples[:, :, :1])).all(), "one sequence alone must have a value"
 
     def test_nothing_beats_the_base(self, plugin: Metric) -> None:
-        """None is better than the base on its tokens, on text than one certain of all; nor by the first statistic."""
+        """None is better than the base on its tokens, on text than one certain of all; nor by the first value."""
         import torch
 
         base = self.draw(2)
@@ -165,11 +165,11 @@ class MetricContract(PluginContract):
         return found.detach(), gradient
 
     def measure(self, plugin: EstimableMetric, candidate: Tensor, base: Tensor) -> Tensor:
-        """The first statistic `[sequence]`, in float64."""
+        """The first value `[sequence]`, in float64."""
         return self.read(plugin, self.readouts(plugin, candidate, base))[:, 0].double()
 
-    def test_value_is_the_first_statistic(self, estimable: EstimableMetric) -> None:
-        """`value` is the first statistic, 0 for the base, and the larger it is the larger is `aggregate`."""
+    def test_value_is_the_first_sequence_value(self, estimable: EstimableMetric) -> None:
+        """`value` is the first of `sequence_values`, 0 for the base, and the larger it is the larger is `aggregate`."""
         import torch
 
         candidate, base = self.draw(1), self.draw(2)
@@ -205,7 +205,7 @@ class MetricContract(PluginContract):
         assert torch.equal(probe(), first), "the same generator gave another probe"
 
     def test_value_has_its_own_slope(self, estimable: EstimableMetric) -> None:
-        """Away from the base the gradient of `value` says how the first statistic changes."""
+        """Away from the base the gradient of `value` says how the first value changes."""
         import torch
 
         base, direction = self.draw(2), self.draw(5) / 3

@@ -1,1 +1,1 @@
-"""Logs runs: Weights & Biases, or nothing."""
+"""Logging of runs to Weights & Biases, or nowhere."""

@@ -1,4 +1,4 @@
-"""A record as flat keys and plain numbers: what a tracker's tables and charts can show."""
+"""A run's record as flat keys with plain numbers, which a tracker can show in tables and charts."""
 
 import math
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from compressor.artifacts.run_record import ComponentRecord, Record, RoundRecord
 from compressor.contracts import Score
 
 SUFFIXES = {"mean": "", "low": "_low", "high": "_high", "p75": "_p75"}
-"""Statistic -> what it adds to the name of its metric."""
+"""Statistic -> the suffix that its key has after the name of the metric."""
 
 
 def flatten_scores(prefix: str, scores: Mapping[str, Score]) -> dict[str, float]:
-    """`{prefix}{metric}` is the mean; its interval and the 75th percentile carry a suffix."""
+    """The mean under `{prefix}{metric}`; the ends of its interval and the 75th percentile have a suffix."""
     return {
         f"{prefix}{metric}{suffix}": score.statistic(statistic)
         for metric, score in scores.items()
@@ -22,7 +22,7 @@ def flatten_scores(prefix: str, scores: Mapping[str, Score]) -> dict[str, float]
 
 
 def flatten_round(index: int, round_record: RoundRecord) -> dict[str, Any]:
-    """A point of the run's history."""
+    """One point of the run's charts."""
     numbers: dict[str, Any] = {
         "round/index": index,
         "round/target": round_record.target,
@@ -34,9 +34,10 @@ def flatten_round(index: int, round_record: RoundRecord) -> dict[str, Any]:
 
 
 def flatten_record(record: Record) -> dict[str, Any]:
-    """The run's summary: one number or word per key."""
+    """The run's summary, a number or a word for each key: of the base under `base/`, of the result under `final/`."""
     summary: dict[str, Any] = {"status": record.status, "seconds": record.seconds, "noise_floor": record.noise_floor}
     summary |= {f"base/{key}": value for key, value in record.base.items() if isinstance(value, int | float)}
+    summary |= flatten_scores("base/", record.base.get("scores", {}))
     if record.final:
         for key in ("amount", "sparsity", "bits_per_weight", "packed_bits_per_weight", "bytes"):
             summary[f"final/{key}"] = getattr(record.final, key)
@@ -45,7 +46,7 @@ def flatten_record(record: Record) -> dict[str, Any]:
 
 
 def flatten_component(name: str, component: ComponentRecord) -> dict[str, Any]:
-    """A row of the table of components; a number that is not finite is None."""
+    """A row of the table of components; None in place of a number that is not finite."""
     row = {"name": name} | {key: value for key, value in vars(component).items() if key != "shape"}
     row["rows"], row["columns"] = component.shape
     plain: dict[str, Any] = to_strict(row)
@@ -53,7 +54,7 @@ def flatten_component(name: str, component: ComponentRecord) -> dict[str, Any]:
 
 
 def _keep_finite(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    # A chart shows a gap for a missing number, but draws "NaN" as text or as zero.
+    # A chart leaves a gap where a number is missing, but shows NaN as text or as zero.
     return {
         key: value
         for key, value in numbers.items()

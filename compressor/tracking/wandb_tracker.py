@@ -1,18 +1,20 @@
-"""Weights & Biases, or nothing: the only file that knows wandb. A tracker never stops, prompts or holds up a run.
+"""Trackers: Weights & Biases, or none. This is the only module that imports wandb.
 
-Each scored trial is a line of scores.jsonl; W&B gets a point per round and the result.
+W&B gets a point for each round, and the result. Scored trials are not sent: they are lines of scores.jsonl. Whatever
+goes wrong in W&B, the run continues: it is never stopped, never waits for an answer, and for W&B only a limited time.
 """
 
 import logging
 import netrc
 import os
+import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from compressor.artifacts.files import to_strict
@@ -20,55 +22,70 @@ from compressor.artifacts.plan_file import ROWS_FILE
 from compressor.artifacts.run_record import ComponentRecord, Record, RoundRecord
 from compressor.settings import TrackingMode, TrackingSettings
 from compressor.tracking.flat_record import flatten_component, flatten_record, flatten_round
+from compressor.tracking.run_label import RunLabel
 
 log = logging.getLogger(__name__)
 
 INIT_SECONDS = 15.0
-"""How long going online may take before the run is tracked offline."""
+"""How long wandb may try to go online; after that, the run is tracked offline."""
 FINISH_SECONDS = 60.0
-"""How long the last upload may take; what is left stays on disk for `wandb sync`."""
+"""How long the last upload may take; the rest stays on disk, for `wandb sync`."""
+REPORT_FILES = ("report.html", "report.json")
+PLAN_FILES = ("plan.json", ROWS_FILE)
 
 
 class Tracker(Protocol):
-    """Where a run is logged besides its folder."""
+    """Logs a run to a place outside of its folder.
+
+    `sync_command` is the command that uploads the run, if it was tracked offline.
+    """
+
+    sync_command: str | None
 
     def log_round(self, index: int, round_record: RoundRecord) -> None:
-        """A round was kept; `index` counts from 1."""
+        """Log a round that was kept; the first has the `index` 1."""
         ...
 
-    def log_final(self, record: Record, heat_map_svg: str, plan_path: Path) -> None:
-        """The run is complete: its record, the picture of its components, and the plan on disk, rows beside it."""
+    def log_final(self, record: Record, heat_map_svg: str, folder: Path) -> None:
+        """Log a complete run: its record, the heat map of its components, and the plan and the report in `folder`."""
         ...
 
 
 class NullTracker:
-    """Logs nowhere."""
+    """Logs nothing."""
+
+    sync_command: str | None = None
 
     def log_round(self, index: int, round_record: RoundRecord) -> None:
         return None
 
-    def log_final(self, record: Record, heat_map_svg: str, plan_path: Path) -> None:
+    def log_final(self, record: Record, heat_map_svg: str, folder: Path) -> None:
         return None
 
 
 class WandbTracker:
-    """Logs to a W&B run; after the first failure it says so once and is silent."""
+    """Logs to a W&B run. The first failure is logged once; after that nothing more is sent."""
 
     def __init__(self, run: Any) -> None:  # noqa: ANN401 - wandb is untyped here
         self.run = run
         self.works = True
+        self.sync_command: str | None = None
+        self.attempt(self.find_sync_command)
         self.attempt(lambda: run.define_metric("round/*", step_metric="round/amount"))
 
     def log_round(self, index: int, round_record: RoundRecord) -> None:
         self.attempt(lambda: self.run.log(flatten_round(index, round_record)))
 
-    def log_final(self, record: Record, heat_map_svg: str, plan_path: Path) -> None:
+    def log_final(self, record: Record, heat_map_svg: str, folder: Path) -> None:
         self.attempt(lambda: self.run.summary.update(flatten_record(record)))
         self.attempt(lambda: self.log_media(record.components, heat_map_svg))
-        self.attempt(lambda: self.log_plan(plan_path))
+        # The plan is not copied: it may be large, and `wandb sync` reads it in the run's folder. The report is copied:
+        # its page may be built anew, and `wandb sync` refuses a file that has changed.
+        self.attempt(lambda: self.log_files("plan", folder, PLAN_FILES, copies=False))
+        self.attempt(lambda: self.log_files("report", folder, REPORT_FILES, copies=True))
 
     def log_media(self, components: Mapping[str, ComponentRecord], heat_map_svg: str) -> None:
-        """The heat map, as HTML because W&B has no SVG image, and the table of components."""
+        """Log the heat map, as HTML because W&B shows no SVG images, and the table of components."""
         import wandb
 
         media = {"heat_map": wandb.Html(heat_map_svg, inject=False, data_is_not_path=True)}
@@ -77,18 +94,24 @@ class WandbTracker:
             media["components"] = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
         self.run.log(media)
 
-    def log_plan(self, plan_path: Path) -> None:
+    def log_files(self, kind: str, folder: Path, names: Sequence[str], copies: bool) -> None:
+        """Log those of the files that are in the folder as one artifact."""
         import wandb
 
-        artifact = wandb.Artifact(f"plan-{self.run.id}", type="plan")
-        # Neither copied nor cached: the run's folder keeps the plan, and a later `wandb sync` reads it from there.
-        for path in (plan_path, plan_path.with_name(ROWS_FILE)):
+        artifact = wandb.Artifact(f"{kind}-{self.run.id}", type=kind)
+        policy: Literal["mutable", "immutable"] = "mutable" if copies else "immutable"
+        for path in (folder / name for name in names):
             if path.exists():
-                artifact.add_file(str(path.resolve()), name=path.name, skip_cache=True, policy="immutable")
+                artifact.add_file(str(path.resolve()), name=path.name, skip_cache=True, policy=policy)
         self.run.log_artifact(artifact)
 
+    def find_sync_command(self) -> None:
+        """Set `sync_command` for a run that is offline."""
+        if self.run.offline:
+            self.sync_command = f"wandb sync {shlex.quote(str(self.run.settings.sync_dir))}"
+
     def attempt(self, action: Callable[[], object], always: bool = False) -> None:
-        """Do `action` while W&B works; a failure is logged once, and ends the tracking, not the run."""
+        """Do `action`, unless W&B has failed before. The first failure is logged; it ends the tracking, not the run."""
         if not (self.works or always):
             return
         try:
@@ -103,16 +126,19 @@ class WandbTracker:
 
 
 @contextmanager
-def open_tracker(settings: TrackingSettings, folder: Path, config: Mapping[str, Any], name: str) -> Iterator[Tracker]:
-    """A tracker for one run, closed and cleaned up on the way out, however that is.
+def open_tracker(
+    settings: TrackingSettings, folder: Path, config: Mapping[str, Any], name: str, group: str | None = None
+) -> Iterator[Tracker]:
+    """A tracker for one run, which is closed at the end, also where the run fails.
 
-    All of W&B's files go under `folder`/wandb. The environment of the process is afterwards as it was.
+    `name` and `group` are how W&B shows the run (see `RunLabel`). All of W&B's files are written to `folder`/wandb. The
+    environment of the process is restored.
     """
     if settings.backend == "none" or settings.mode is TrackingMode.disabled:
         yield NullTracker()
         return
     with _isolate_wandb(folder) as owned:
-        run = _start_run(settings, folder, config, name, owned)
+        run = _start_run(settings, folder, config, RunLabel(name, group), owned)
         if run is None:
             yield NullTracker()
             return
@@ -126,7 +152,7 @@ def open_tracker(settings: TrackingSettings, folder: Path, config: Mapping[str, 
 
 @contextmanager
 def _isolate_wandb(folder: Path) -> Iterator[bool]:
-    """Keep W&B's files and its service to this run; says whether the service is ours to end."""
+    """Keep W&B's files and its service process separate from others; gives whether the service is ours to end."""
     defaults = {
         "WANDB_DATA_DIR": str(folder.resolve() / "wandb"),
         "WANDB_CACHE_DIR": str(folder.resolve() / "wandb" / "cache"),
@@ -134,9 +160,9 @@ def _isolate_wandb(folder: Path) -> Iterator[bool]:
     }
     added = {key: value for key, value in defaults.items() if key not in os.environ}
     owned = "WANDB_SERVICE" not in os.environ
-    # wandb replaces both when its service starts, and leaves them so.
+    # wandb replaces both when its service starts, and does not restore them.
     leave, excepthook = sys.exit, sys.excepthook
-    # What wandb does step by step is in its debug.log; in the run's own log it would be noise.
+    # wandb's own messages are in its debug.log; the log of the run should not repeat them.
     chatter = logging.getLogger("wandb")
     propagate, chatter.propagate = chatter.propagate, False
     os.environ.update(added)
@@ -160,8 +186,10 @@ def _end_service() -> None:
         log.warning("W&B did not end cleanly (%s)", _first_line(error))
 
 
-def _start_run(settings: TrackingSettings, folder: Path, config: Mapping[str, Any], name: str, owned: bool) -> Any:  # noqa: ANN401
-    """A W&B run, online if it may and can, else offline; None where tracking is off or failed."""
+def _start_run(
+    settings: TrackingSettings, folder: Path, config: Mapping[str, Any], label: RunLabel, owned: bool
+) -> Any:  # noqa: ANN401
+    """A W&B run: online if that is allowed and possible, else offline; None if tracking is off or has failed."""
     try:
         import wandb
 
@@ -174,7 +202,8 @@ def _start_run(settings: TrackingSettings, folder: Path, config: Mapping[str, An
             initialize,
             project=settings.project,
             dir=str(folder),
-            name=name,
+            name=label.name,
+            group=label.group,
             config=to_strict(config),
             reinit="create_new",
             settings=wanted,
@@ -208,14 +237,14 @@ def _begin_online(begin: Callable[..., Any], folder: Path) -> Any:  # noqa: ANN4
             _first_line(error),
             folder / "wandb" / "offline-run-*",
         )
-        # The attempt left an empty run, which `wandb sync` would send as well.
+        # The failed attempt left an empty run, which `wandb sync` would upload too.
         for attempt in set((folder / "wandb").glob("run-*")) - earlier:
             shutil.rmtree(attempt, ignore_errors=True)
         return begin(mode="offline")
 
 
 def _choose_mode(mode: TrackingMode, session: Any, default_url: str) -> TrackingMode:  # noqa: ANN401 - wandb is untyped here
-    """What `mode` comes to; `session` are wandb's own settings, which hold WANDB_MODE and what `wandb offline` set."""
+    """Online, offline or disabled; `session` are wandb's settings: they include WANDB_MODE and `wandb offline`."""
     if mode is TrackingMode.auto:
         named = {"offline": TrackingMode.offline, "dryrun": TrackingMode.offline, "disabled": TrackingMode.disabled}
         mode = named.get(session.mode, TrackingMode.auto)
@@ -223,19 +252,19 @@ def _choose_mode(mode: TrackingMode, session: Any, default_url: str) -> Tracking
         return mode
     if _is_logged_in(session, default_url):
         return TrackingMode.online
-    # Going online now would make wandb ask for a key, and a run must not wait for a person.
+    # wandb would ask for a key now, and a run must not wait for a person.
     level = logging.WARNING if mode is TrackingMode.online else logging.INFO
     log.log(level, "not logged in to W&B at %s; tracking offline, `wandb login` goes online", session.base_url)
     return TrackingMode.offline
 
 
 def _is_logged_in(session: Any, default_url: str) -> bool:  # noqa: ANN401 - wandb is untyped here
-    """Has wandb credentials for its server?"""
+    """Does wandb have credentials for its server?"""
     if session.api_key or os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     candidates = [os.environ.get("NETRC", ""), "~/.netrc", "~/_netrc"]
     path = next((path for text in candidates if text and (path := Path(text).expanduser()).is_file()), None)
-    # wandb's default server has changed its address, and still takes the key of the old one.
+    # The address of wandb's default server has changed; the key that is stored for the old address is still valid.
     hosts = [urlsplit(session.base_url).netloc] + (["api.wandb.ai"] if session.base_url == default_url else [])
     try:
         entries = netrc.netrc(path) if path else None

@@ -30,11 +30,11 @@ class DivergentPerplexity(Metric):
     better: ClassVar[Better] = Better.LOWER
     label: ClassVar[str] = "DPPL"
 
-    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
+    def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
         return -candidate.reference_log_probability.double().mean(-1, keepdim=True)
 
-    def aggregate(self, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+    def aggregate(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         import numpy as np
 
-        perplexity: NDArray[np.float64] = np.exp(statistics[..., 0].mean(axis=-1))
+        perplexity: NDArray[np.float64] = np.exp(values[..., 0].mean(axis=-1))
         return perplexity

@@ -39,7 +39,7 @@ class ExpectedFdtm(Metric):
     unit: ClassVar[str] = "tokens"
     label: ClassVar[str] = "expected FDT"
 
-    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
+    def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
         """`[sequence, 2 + noise]`: the law at the σ of the sequence, σ², the law on a grid of σ, by the base alone."""
         import numpy as np
         import torch
@@ -54,10 +54,10 @@ class ExpectedFdtm(Metric):
         alone = read_table(table.cpu().numpy(), np.sqrt(squares.cpu().numpy()))
         return torch.cat([torch.from_numpy(alone).to(squares)[:, None], squares[:, None], table], dim=1)
 
-    def aggregate(self, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+    def aggregate(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         import numpy as np
 
         from compressor.sensitivity.margin_law import read_table
 
-        means = statistics.mean(axis=-2)
+        means = values.mean(axis=-2)
         return read_table(means[..., 2:], np.sqrt(means[..., 1]))

@@ -29,5 +29,5 @@ class Fdtm(Metric):
     unit: ClassVar[str] = "tokens"
     label: ClassVar[str] = "FDT"
 
-    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
+    def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
         return candidate.leading.double()[:, None]

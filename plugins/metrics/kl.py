@@ -32,7 +32,7 @@ class Kl(EstimableMetric):
     unit: ClassVar[str] = "nats per token"
     label: ClassVar[str] = "KL"
 
-    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
+    def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
         # The true value is never negative; what rounding leaves below zero is nothing.
         return divergence(candidate, base).clamp(min=0.0).double().mean(-1, keepdim=True)
 

@@ -40,13 +40,13 @@ class MarginNoise(EstimableMetric):
     unit: ClassVar[str] = "logits"
     label: ClassVar[str] = "σ"
 
-    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
+    def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
         return self.value(candidate, base).double()[:, None]
 
-    def aggregate(self, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+    def aggregate(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         import numpy as np
 
-        noise: NDArray[np.float64] = np.sqrt(statistics[..., 0].mean(axis=-1))
+        noise: NDArray[np.float64] = np.sqrt(values[..., 0].mean(axis=-1))
         return noise
 
     def value(self, candidate: Readout, base: Readout) -> Tensor:

@@ -46,16 +46,16 @@ class Perplexity(Metric):
             )
         return TextWindows(self.path, self.window, self.stride, self.tokens or None)
 
-    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
+    def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
         import torch
 
         counted = candidate.counted.double()
         nats = -(candidate.reference_log_probability.double() * counted).sum(-1)
         return torch.stack([nats, counted.sum(-1)], dim=-1)
 
-    def aggregate(self, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+    def aggregate(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         import numpy as np
 
-        nats, tokens = statistics[..., 0].sum(axis=-1), statistics[..., 1].sum(axis=-1)
+        nats, tokens = values[..., 0].sum(axis=-1), values[..., 1].sum(axis=-1)
         perplexity: NDArray[np.float64] = np.exp(nats / np.maximum(tokens, 1.0))
         return perplexity

@@ -28,5 +28,5 @@ class Sdtm(Metric):
     unit: ClassVar[str] = "tokens"
     label: ClassVar[str] = "SDT"
 
-    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
+    def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
         return (candidate.predicted != candidate.tokens).sum(-1, keepdim=True).double()

@@ -78,9 +78,9 @@ class Gptq(Compressor):
 
     def compress_each(self, weight: Tensor, amounts: Sequence[float], context: Context) -> Iterator[QuantizedMatrix]:
         """All amounts share R."""
-        component, hessian = context.component, context.statistics["hessian"]
+        component, hessian = context.component, context.calibration["hessian"]
         widths = [choose_bits(self.name, self.offer(component), amount, component) for amount in amounts]
-        tokens, columns = int(context.statistics["tokens"]), self.order_columns(hessian)
+        tokens, columns = int(context.calibration["tokens"]), self.order_columns(hessian)
         note_tokens(component.name, tokens, len(columns))
         knows = tokens > 0 and bool(hessian.any())
         factor = factor_hessian(hessian, self.damping, columns, component.name) if knows else None

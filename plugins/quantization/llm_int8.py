@@ -97,7 +97,7 @@ class LlmInt8(Compressor):
     def compress(self, weight: Tensor, amount: float, context: Context) -> MixedWeight:
         component = context.component
         bits = choose_bits(self.name, self.offer(component), amount, component)
-        kept = context.statistics["absmax"] >= self.threshold
+        kept = context.calibration["absmax"] >= self.threshold
         check_finite(weight, component)
         others = RoundToNearest(bits, weight.shape[1], balanced=True).quantize(weight.masked_fill(kept, 0), component)
         return MixedWeight(others, halve(weight[:, kept]), kept)

@@ -15,8 +15,9 @@ class ReplayedPlan(Schedule):
 
     Components that the file does not name stay as they are; amounts per row come from the rows.safetensors beside it.
     Treatments without options are done as configured. A compressor need not be configured, so that a plan of several
-    can be done again; installed is enough. With a `depth` the path is the report.json of a beam search, of which that
-    depth is done: `schedule=plan schedule.path=report.json schedule.depth=12`.
+    can be done again; installed is enough. With an `amount` the path is a forecast.json, and the point of its curve
+    that has this mean amount is made: `schedule=plan schedule.path=forecast.json schedule.amount=0.45`. With a `depth`
+    it is the report.json of a beam search, and the best plan of so many components is made.
     """
 
     name: ClassVar[str] = "plan"
@@ -24,11 +25,17 @@ class ReplayedPlan(Schedule):
 
     path: str = ""
     depth: int | None = None
+    amount: float | None = None
 
     def search(self, problem: Problem) -> Search:
         if not self.path:
             raise ConfigError("`schedule.path` must be a plan.json, got nothing; say schedule.path=plan.json")
-        plan = read_plan(self.path, self.depth)
+        if self.depth is not None and self.amount is not None:
+            raise ConfigError(
+                f"one of `schedule.depth` and `schedule.amount` may be given, got {self.depth} and {self.amount:g}; "
+                "depth is for a report.json, amount for a forecast.json"
+            )
+        plan = read_plan(self.path, self.depth, self.amount)
         for name, treatment in plan.items():
             check_treatment(name, treatment, problem)
         yield from KeepRequest(plan, last=True)

@@ -34,7 +34,7 @@ from compressor.contracts import (
     ValuesRequest,
 )
 from compressor.evaluation.bootstrap import compare_paired, summarize
-from compressor.evaluation.evaluator import Evaluator, Statistics
+from compressor.evaluation.evaluator import Evaluator, SequenceValues
 from compressor.plugins import installed
 from compressor_plugins.schedules.budget import continuous
 
@@ -49,9 +49,9 @@ METRICS = ("fdtm", "sdtm", "kl", "perplexity", "margin_noise")
 
 @dataclass
 class Measured:
-    """Proof statistics of one plan, and what its search cost."""
+    """Proof values of one plan, and what its search cost."""
 
-    statistics: Statistics
+    values: SequenceValues
     passes: float
 
 
@@ -130,8 +130,8 @@ def measure_group(group: Group, model: str, seed: int, proof: int, wanted: set[K
             limit_prefixes(run, whole, method.prefixes)
             with patch.object(continuous, "LEVELS", np.arange(method.amounts) / (method.amounts - 1)):
                 plan, passes = find_plan(run, method, adapt_budget(run, budget), remembered)
-            (statistics,) = run.evaluators[Prefixes.PROOF].score_all([plan])
-            yield (model, text, name, seed), Measured(statistics, passes)
+            (values,) = run.evaluators[Prefixes.PROOF].score_all([plan])
+            yield (model, text, name, seed), Measured(values, passes)
 
 
 def adapt_budget(run: Run, budget: float) -> float:
@@ -155,12 +155,12 @@ def describe_rows(found: Mapping[Key, Measured]) -> Iterator[dict[str, Any]]:
             row: dict[str, Any] = {"model": model, "budget": text, "method": method, "seeds": len(seeds)}
             row["passes"] = float(np.mean([found[model, text, method, seed].passes for seed in seeds]))
             for name, metric in metrics.items():
-                rows = np.concatenate([found[model, text, method, seed].statistics[name] for seed in seeds])
+                rows = np.concatenate([found[model, text, method, seed].values[name] for seed in seeds])
                 score = summarize(metric, rows)
                 row[name] = [score.mean, score.low, score.high]
                 others = [found.get((model, text, baseline, seed)) for seed in seeds]
                 if method != baseline and all(others):
-                    other = np.concatenate([entry.statistics[name] for entry in others if entry])
+                    other = np.concatenate([entry.values[name] for entry in others if entry])
                     row[f"{name} − {baseline}"] = list(compare_paired(metric, rows, other))
             yield row
 
@@ -198,7 +198,7 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
         wanted = set() if options.only_kept else {key for key in every if key not in keep}
         for key, measured in measure_group(group, model, seed, options.proof, wanted):
             keep[key] = measured
-            print(key, round(measured.passes, 1), measured.statistics["kl"].mean(), file=sys.stderr, flush=True)
+            print(key, round(measured.passes, 1), measured.values["kl"].mean(), file=sys.stderr, flush=True)
     found: dict[Key, Measured] = {key: keep[key] for key in keys if key in keep}
     if options.page:
         options.page.write_text(render_page(list(describe_rows(choose_seeds(found)))), encoding="utf-8")

@@ -29,7 +29,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from compressor.contracts import Prefixes
-from compressor.evaluation.evaluator import Statistics
+from compressor.evaluation.evaluator import SequenceValues
 from compressor_plugins.schedules.budget.budget import Budget
 
 from .asking import ask_peer
@@ -56,16 +56,16 @@ class Found:
     seconds: float
     version: str = ""
     bits: dict[float, float] = field(default_factory=dict)
-    statistics: dict[float, Statistics] = field(default_factory=dict)
+    values: dict[float, SequenceValues] = field(default_factory=dict)
 
     def add(self, case: Case, number: int, allocation: Allocation) -> None:
         """Apply an allocation for the budget of this number, score it on fresh prefixes, undo it."""
         taken = case.task.count(allocation)
         assert taken <= case.task.budgets[number], f"{taken} bits of {case.task.budgets[number]}"
         plan = {component: FORMATS[form] for component, form in allocation.items()}
-        (statistics,) = case.run.evaluators[Prefixes.PROOF].score_all([plan], METRICS)
+        (values,) = case.run.evaluators[Prefixes.PROOF].score_all([plan], METRICS)
         budget = case.budgets[number]
-        self.bits[budget], self.statistics[budget] = taken / case.task.parameters, statistics
+        self.bits[budget], self.values[budget] = taken / case.task.parameters, values
 
 
 def search_here(case: Case) -> dict[str, Found]:
@@ -128,7 +128,7 @@ def describe_rows(seeds: list[dict[str, Found]], budgets: list[float]) -> Iterat
     """A row for each budget and method, over all seeds; a seed counts where the method found an allocation."""
     methods = list(dict.fromkeys(method for answers in seeds for method in answers))
     for budget, method in itertools.product(budgets, methods):
-        pairs = [(s[method], s[BASELINE]) for s in seeds if method in s and budget in s[method].statistics]
+        pairs = [(s[method], s[BASELINE]) for s in seeds if method in s and budget in s[method].values]
         found = [one for one, _ in pairs]
         row: dict[str, Any] = {"budget": budget, "method": method, "seeds": len(pairs)}
         if pairs:
@@ -136,10 +136,10 @@ def describe_rows(seeds: list[dict[str, Found]], budgets: list[float]) -> Iterat
             row["bits"] = sum(one.bits[budget] for one in found) / len(found)
             row["passes"] = sum(one.passes for one in found) / len(found)
             row["seconds"] = sum(one.seconds for one in found) / len(found)
-            row |= describe([one.statistics[budget] for one in found])
+            row |= describe([one.values[budget] for one in found])
             if method != BASELINE:
-                bases = [base.statistics[budget] for _, base in pairs]
-                cells = compare([one.statistics[budget] for one in found], bases)
+                bases = [base.values[budget] for _, base in pairs]
+                cells = compare([one.values[budget] for one in found], bases)
                 row |= {f"{name} − {BASELINE}": cell for name, cell in cells.items()}
         yield row
 

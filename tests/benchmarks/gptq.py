@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from compressor.commands.run import Run
 from compressor.contracts import Prefixes, Treatment
-from compressor.evaluation.evaluator import Statistics
+from compressor.evaluation.evaluator import SequenceValues
 from compressor_plugins.quantization.gptq import Gptq, Order
 from compressor_plugins.quantization.int4 import Int4
 from tests.support.trial_weights import GivenWeights
@@ -43,7 +43,7 @@ BASELINE = "llmcompressor"
 class Outcome:
     """What a method does on fresh prefixes; None as seconds where nothing was calibrated."""
 
-    statistics: Statistics
+    values: SequenceValues
     seconds: float | None = None
     busy: float | None = None
     version: str = ""
@@ -91,23 +91,23 @@ def compress_there(
         weights = load_file(path)
     given = GivenWeights()
     evaluator = replace(run.evaluators[Prefixes.PROOF], weight_source=given, engine=None)
-    (statistics,) = evaluator.score_all([given.add_plan({name: weights[name] for name in names})], METRICS)
-    return Outcome(statistics, answer["seconds"], answer["busy"], answer["version"])
+    (values,) = evaluator.score_all([given.add_plan({name: weights[name] for name in names})], METRICS)
+    return Outcome(values, answer["seconds"], answer["busy"], answer["version"])
 
 
 def describe_rows(seeds: list[dict[str, Outcome]]) -> Iterator[dict[str, Any]]:
     """A row for each method, over all seeds; differences where llmcompressor has them all."""
-    bases = [answers[BASELINE].statistics for answers in seeds if BASELINE in answers]
+    bases = [answers[BASELINE].values for answers in seeds if BASELINE in answers]
     for method in seeds[0]:
         found = [answers[method] for answers in seeds]
         row: dict[str, Any] = {"method": method, "seeds": len(found), "version": found[0].version}
         for name, times in (("seconds", [one.seconds for one in found]), ("CPU s", [one.busy for one in found])):
             if None not in times:
                 row[name] = float(np.median([seconds for seconds in times if seconds is not None]))
-        statistics = [one.statistics for one in found]
-        row |= describe(statistics)
+        values = [one.values for one in found]
+        row |= describe(values)
         if method != BASELINE and len(bases) == len(found):
-            row |= {f"{name} − {BASELINE}": cell for name, cell in compare(statistics, bases).items()}
+            row |= {f"{name} − {BASELINE}": cell for name, cell in compare(values, bases).items()}
         yield row
 
 

@@ -35,7 +35,7 @@ def gather_gradients(run: Run, heuristic: Heuristic) -> dict[str, Tensor]:
         found[name] = found.get(name, torch.zeros(())) + value
 
     for start, batch in reference.batches():
-        base = reference.base_readout(start, len(batch), run.model)
+        base = reference.base_readout(start, len(batch))
 
         def scalar(logits: Tensor, base: Readout = base) -> Tensor:
             candidate = Readout(logits, base.tokens)
@@ -44,7 +44,7 @@ def gather_gradients(run: Run, heuristic: Heuristic) -> dict[str, Tensor]:
             probed: Tensor = objective.probe(candidate, base, draw)  # type: ignore[attr-defined]
             return probed
 
-        walk.back(batch[:, :-1], reference.continuation_tokens, scalar, visit)
+        walk.run_backward(batch[:, :-1], reference.continuation_tokens, scalar, visit)
     return {name: value / len(reference.tokens) for name, value in found.items()}
 
 

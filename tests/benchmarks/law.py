@@ -30,7 +30,7 @@ from torch import Tensor
 from compressor.commands.run import Run
 from compressor.contracts import Compressor, EstimateRequest, Metric, Plan, Prefixes, Readout, Treatment
 from compressor.evaluation.bootstrap import draw_resamples, summarize
-from compressor.evaluation.evaluator import Statistics
+from compressor.evaluation.evaluator import SequenceValues
 from compressor.sensitivity.margin_law import expected_sdt, read_table, tabulate_fdt
 from compressor.sensitivity.shrinkage import steady_changes
 from compressor.settings import DataSettings, DataSource, DType
@@ -55,7 +55,7 @@ Vector = NDArray[np.float64]
 class Shift(MarginNoise):
     """δ itself, at every position."""
 
-    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
+    def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
         ids, margins = base.runners_up(1)
         return (read_margins(candidate, ids) - margins)[..., 0].double()
 
@@ -92,7 +92,7 @@ def read_base_margins(run: Run, which: Prefixes) -> Tensor:
     """`[sequence, position, runner]` of eight runners-up."""
     reference = run.evaluators[which].reference
     batches = reference.batches()
-    return torch.cat([reference.base_readout(start, len(rows), run.model).runners_up(8)[1] for start, rows in batches])
+    return torch.cat([reference.base_readout(start, len(rows)).runners_up(8)[1] for start, rows in batches])
 
 
 def estimate_noise(run: Run, plans: dict[str, Plan]) -> dict[str, Vector]:
@@ -129,7 +129,7 @@ def measure_plans(
             yield row | judge(here, found, "one pass") | judge(forecast, found, "forecast")
 
 
-def compare_law(margins: Tensor, found: Statistics, seed: int) -> dict[str, Any]:
+def compare_law(margins: Tensor, found: SequenceValues, seed: int) -> dict[str, Any]:
     """Count and law on the same prefixes."""
     table, single = tabulate_fdt(margins).numpy(), tabulate_fdt(margins[..., :1].contiguous()).numpy()
     counted, squares = found["fdtm"][:, 0], found["margin_noise"][:, 0]
@@ -168,13 +168,13 @@ def describe_shift(shift: Vector, margins: Vector) -> dict[str, float]:
     }
 
 
-def count(found: Statistics) -> list[float]:
+def count(found: SequenceValues) -> list[float]:
     """Counted FDT with its interval."""
     score = summarize(METRICS["fdtm"], found["fdtm"])
     return [score.mean, score.low, score.high]
 
 
-def judge(law: float, found: Statistics, name: str) -> dict[str, bool]:
+def judge(law: float, found: SequenceValues, name: str) -> dict[str, bool]:
     """Is it within 15 % of the count, or inside the count's interval?"""
     counted, low, high = count(found)
     return {f"{name} meets": abs(law - counted) <= CLOSE * counted or low <= law <= high}

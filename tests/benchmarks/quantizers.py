@@ -50,8 +50,8 @@ def make_component(weight: Tensor) -> Component:
 
 def compress(compressor: Compressor, weight: Tensor) -> Result:
     component = make_component(weight)
-    statistics = make_statistics(weight.shape[1])
-    found: CompressedWeight = compressor.compress(weight, 1 - 4 / 32, Context(component, statistics=statistics))
+    statistics = make_calibration_data(weight.shape[1])
+    found: CompressedWeight = compressor.compress(weight, 1 - 4 / 32, Context(component, calibration=statistics))
     if isinstance(found, NormalFloatWeight):
         return Result(found.indices.int(), found.dense())
     assert isinstance(found, QuantizedMatrix | FloatZerosWeight)
@@ -59,7 +59,7 @@ def compress(compressor: Compressor, weight: Tensor) -> Result:
 
 
 @functools.cache
-def make_statistics(width: int) -> dict[str, Tensor]:
+def make_calibration_data(width: int) -> dict[str, Tensor]:
     """Of inputs that go together, of different sizes."""
     generator = torch.Generator().manual_seed(7)
     sizes = torch.randn(width, generator=generator).exp()
@@ -154,7 +154,7 @@ def compare_llmcompressor(weight: Tensor) -> Found:
     """Given the scales here."""
     quantization = importlib.import_module("compressed_tensors.quantization")
     quantize = importlib.import_module("llmcompressor.modifiers.gptq.gptq_quantize").quantize_weight
-    hessian = make_statistics(weight.shape[1])["hessian"]
+    hessian = make_calibration_data(weight.shape[1])["hessian"]
     plain = RoundToNearest(4, GROUP).quantize(weight, make_component(weight))
     for order, name in ((Order.none, None), (Order.act, "static")):
         rule = quantization.QuantizationArgs(
@@ -196,7 +196,7 @@ def make_weights(shape: tuple[int, int], seed: int) -> dict[str, Tensor]:
 
 def describe(weight: Tensor, ours: Result, theirs: Result) -> dict[str, Any]:
     start = (weight - start_hqq(weight).dense).abs().pow(0.7).mean()
-    hessian, plain = make_statistics(weight.shape[1])["hessian"], weight - compress(Int4(GROUP), weight).dense
+    hessian, plain = make_calibration_data(weight.shape[1])["hessian"], weight - compress(Int4(GROUP), weight).dense
     row: dict[str, Any] = {
         "same": float((ours.integers == theirs.integers).double().mean()),
         "gap": int((ours.integers - theirs.integers).abs().max()),

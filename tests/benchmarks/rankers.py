@@ -33,7 +33,7 @@ from compressor.contracts import (
     Treatment,
 )
 from compressor.data.texts import make_windows
-from compressor.evaluation.evaluator import Statistics
+from compressor.evaluation.evaluator import SequenceValues
 from compressor.plugins import installed
 from compressor.sensitivity.shrinkage import steady_changes
 from compressor.settings import DataSettings
@@ -77,7 +77,7 @@ class Chosen:
 
     seconds: float
     order: list[str]
-    statistics: dict[float, Statistics] = field(default_factory=dict)
+    values: dict[float, SequenceValues] = field(default_factory=dict)
 
 
 Singles = Mapping[str, Mapping[str, Score]]
@@ -157,19 +157,19 @@ def measure_ranker(run: Run, treatments: Mapping[str, Treatment], ranker: str, s
     chosen = Chosen(time.process_time() - began, names)
     trials = [{name: treatments[name] for name in names[:count]} for count in counts]
     found = run.evaluators[Prefixes.PROOF].score_all(trials, METRICS)
-    chosen.statistics = dict(zip(COUNTS, found, strict=True))
+    chosen.values = dict(zip(COUNTS, found, strict=True))
     return chosen
 
 
 def describe_rows(seeds: list[dict[str, Chosen]]) -> Iterator[dict[str, Any]]:
     """A row for each count and ranker, over all seeds."""
     for share, ranker in itertools.product(COUNTS, seeds[0]):
-        found = [answers[ranker].statistics[share] for answers in seeds]
+        found = [answers[ranker].values[share] for answers in seeds]
         seconds = float(np.mean([answers[ranker].seconds for answers in seeds]))
         row: dict[str, Any] = {"share": share, "ranker": ranker, "seeds": len(seeds), "seconds": seconds}
         row |= describe(found)
         if ranker != BASELINE and BASELINE in seeds[0]:
-            cells = compare(found, [answers[BASELINE].statistics[share] for answers in seeds])
+            cells = compare(found, [answers[BASELINE].values[share] for answers in seeds])
             row |= {f"{name} − {BASELINE}": cell for name, cell in cells.items()}
         yield row
 

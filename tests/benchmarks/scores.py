@@ -1,4 +1,4 @@
-"""What rows of a table say of statistics on fresh prefixes: values, and differences that are paired by prefix."""
+"""What rows of a table say of values on fresh prefixes: values, and differences that are paired by prefix."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -7,17 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.contracts import Metric
-from compressor.evaluation.bootstrap import LEVEL, compare_paired, draw_resamples, summarize, values_per_sequence
-from compressor.evaluation.evaluator import Statistics
+from compressor.evaluation.bootstrap import LEVEL, aggregate_each, compare_paired, draw_resamples, summarize
+from compressor.evaluation.evaluator import SequenceValues
 from compressor.plugins import installed
 
 METRICS = ("fdtm", "sdtm", "kl", "perplexity")
-"""What `describe` needs statistics of."""
+"""What `describe` needs values of."""
 Cell = list[float]
 """A value, and its 95 % interval."""
 
 
-def describe(found: Sequence[Statistics]) -> dict[str, Cell]:
+def describe(found: Sequence[SequenceValues]) -> dict[str, Cell]:
     """FDT, FDT75 and the rest, over the sequences of all these together."""
     cells = {}
     for name, metric in load_metrics().items():
@@ -28,14 +28,14 @@ def describe(found: Sequence[Statistics]) -> dict[str, Cell]:
     return cells
 
 
-def compare(found: Sequence[Statistics], others: Sequence[Statistics]) -> dict[str, Cell]:
+def compare(found: Sequence[SequenceValues], others: Sequence[SequenceValues]) -> dict[str, Cell]:
     """The same of `found` minus that of `others`, which are of the same sequences, paired."""
     cells = {}
     for name, metric in load_metrics().items():
         first, second = join(found, name), join(others, name)
         cells[name] = list(compare_paired(metric, first, second))
         if name == "fdtm":
-            cells["FDT75"] = compare_p75(values_per_sequence(metric, first), values_per_sequence(metric, second))
+            cells["FDT75"] = compare_p75(aggregate_each(metric, first), aggregate_each(metric, second))
     return cells
 
 
@@ -66,9 +66,9 @@ def compare_p75(first: NDArray[np.float64], second: NDArray[np.float64]) -> Cell
     return [float(np.percentile(first, 75) - np.percentile(second, 75)), float(low), float(high)]
 
 
-def join(found: Sequence[Statistics], name: str) -> NDArray[np.float64]:
-    """`[sequence, statistic]` of all, one after the other."""
-    return np.concatenate([statistics[name] for statistics in found])
+def join(found: Sequence[SequenceValues], name: str) -> NDArray[np.float64]:
+    """`[sequence, value]` of all, one after the other."""
+    return np.concatenate([values[name] for values in found])
 
 
 def load_metrics() -> Mapping[str, Metric]:

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compressor.commands.run import Run
 from compressor.contracts import Plan, Prefixes, Treatment
-from compressor.evaluation.evaluator import Evaluator, Statistics
+from compressor.evaluation.evaluator import Evaluator, SequenceValues
 from compressor.evaluation.weight_source import make_weights
 from compressor.models.components import find_layers
 from compressor.settings import SweepMode
@@ -125,11 +125,11 @@ def time_once(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - began, found
 
 
-def check_equal(one: list[Statistics], other: list[Statistics]) -> bool:
+def check_equal(one: list[SequenceValues], other: list[SequenceValues]) -> bool:
     return all(np.array_equal(a[name], b[name]) for a, b in zip(one, other, strict=True) for name in a)
 
 
-def score(evaluator: Evaluator, mode: SweepMode, trials: list[Plan], metric: str) -> list[Statistics]:
+def score(evaluator: Evaluator, mode: SweepMode, trials: list[Plan], metric: str) -> list[SequenceValues]:
     evaluator.mode = mode
     return evaluator.score_all(trials, [metric])
 
@@ -180,7 +180,7 @@ def measure_generation(run: Run, trials: int, target: float) -> dict[str, Any]:
 
 def compare_modes(
     evaluator: Evaluator, trials: list[Plan], metric: str, repeat: int
-) -> tuple[list[tuple[float, float]], list[Statistics], list[Statistics]]:
+) -> tuple[list[tuple[float, float]], list[SequenceValues], list[SequenceValues]]:
     """Seconds of plain passes and of the engine, each time one after the other, and what both found."""
     score(evaluator, SweepMode.exact, trials[:2], metric)  # the proof of the replay, once
     pairs = []

@@ -20,6 +20,7 @@ from compressor.commands.config import (
 from compressor.errors import ConfigError
 from compressor.plugins import installed
 from tests.support.families import save_checkpoint
+from tests.support.wandb_log import read_log
 
 CONF = Path(__file__).parents[2] / "conf"
 SMALL = [
@@ -215,3 +216,20 @@ def test_large_experiments_run_on_a_small_model(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rounds = json.loads((tmp_path / "out" / "report.json").read_text())["rounds"]
     assert [r["amount"] for r in rounds] == pytest.approx([0.20, 0.35, 0.45, 0.55, 0.60, 0.65, 0.70, 0.75], abs=1e-3)
+
+
+def test_jobs_of_a_multirun_share_a_group_in_wandb(tmp_path: Path) -> None:
+    """The name of a job is what differs; the line that uploads it names a folder that is there."""
+    (tmp_path / "home").mkdir()
+    tracked = ["tracking=wandb", "tracking.mode=offline", "schedule=uniform", "hydra.sweep.dir=sweep/one"]
+    done = call(tmp_path, "run", "-m", "schedule.targets=[0.2],[0.3]", *SMALL, *tracked, HOME=str(tmp_path / "home"))
+    assert (done.returncode, done.stderr) == (0, "")
+    (runs, commands) = [], [line for line in done.stdout.splitlines() if "wandb sync" in line]
+    for job in ("0", "1"):
+        records = read_log(tmp_path / "sweep" / "one" / job)
+        runs += [record.run for record in records if record.WhichOneof("record_type") == "run"]
+        (log,) = (tmp_path / "sweep" / "one" / job).glob("wandb/offline-run-*")
+        assert commands[int(job)] == f"W&B: the run is stored offline; upload it with: wandb sync {log.resolve()}"
+    assert [run.display_name for run in runs] == ["schedule.targets=[0.2]", "schedule.targets=[0.3]"]
+    assert [run.run_group for run in runs] == ["sweep/one"] * 2
+    assert len(commands) == 2

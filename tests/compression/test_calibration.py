@@ -1,4 +1,4 @@
-"""Calibration statistics against explicit sums in float64 over inputs that hooks and plain loops find."""
+"""Calibration data against explicit sums in float64 over inputs that hooks and plain loops find."""
 
 import gc
 from collections.abc import Iterable, Iterator
@@ -121,6 +121,18 @@ def test_stacked_experts_have_their_own_tokens(family: str, tmp_path: Path) -> N
     assert heard and any(map(len, heard.values()))
     for name, inputs in heard.items():
         assert_same(found.read(name, ALL), explicit(inputs, bench.model.components[name].shape[1]), name, 1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_the_diagonal_is_that_of_the_whole_matrix_and_takes_no_such_memory(family: str, tmp_path: Path) -> None:
+    bench = make_bench(family, tmp_path)
+    whole, diagonal = take(bench, ["hessian"]), take(bench, ["second_moment"])
+    for name, component in bench.model.components.items():
+        found, expected = diagonal.read(name, ["second_moment"]), whole.read(name, ["hessian"])
+        assert found is not None and expected is not None
+        assert found["second_moment"].shape == (component.shape[1],)
+        torch.testing.assert_close(found["second_moment"], expected["hessian"].diagonal(), rtol=1e-5, atol=1e-9)
+        assert diagonal.read(name, ["hessian"]) is None
 
 
 def test_an_expert_that_nothing_reaches_has_no_tokens(tmp_path: Path) -> None:
@@ -249,7 +261,9 @@ def test_nothing_is_left_behind(family: str, tmp_path: Path, monkeypatch: pytest
     take(bench)
     take(bench, last=0)
     check()
-    monkeypatch.setitem(calibration.STATISTICS, "absmax", calibration.Statistic(lambda width: (), lambda *_: 1 / 0))
+    monkeypatch.setitem(
+        calibration.CALIBRATION_DATA, "absmax", calibration.Accumulation(lambda width: (), lambda *_: 1 / 0)
+    )
     with pytest.raises(ZeroDivisionError):
         take(bench, last=0)
     check()
@@ -303,9 +317,9 @@ class Scaled(Compressor):
         return Offer()
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> PrunedWeight:
-        assert set(context.statistics) == self.needs
-        self.given.append((context.component.name, context.statistics["hessian"]))
-        return PrunedWeight(weight / (1 + amount * context.statistics["absmax"]), 32)
+        assert set(context.calibration) == self.needs
+        self.given.append((context.component.name, context.calibration["hessian"]))
+        return PrunedWeight(weight / (1 + amount * context.calibration["absmax"]), 32)
 
 
 @dataclass

@@ -117,7 +117,7 @@ def test_the_remembered_distribution_is_the_bases_own(tmp_path: Path, family: st
     reference.remember_distribution(model)
     for start, batch in reference.batches():
         expected = model.network(batch[:, :-1], use_cache=False).logits[:, -6:].float().log_softmax(-1)
-        base = reference.base_readout(start, len(batch), model).restricted(Reads.DISTRIBUTION, "test")
+        base = reference.base_readout(start, len(batch)).restricted(Reads.DISTRIBUTION, "test")
         assert torch.allclose(base.log_probabilities, expected, atol=1e-5)
 
 
@@ -126,7 +126,7 @@ def test_a_distribution_that_was_not_remembered_is_an_error(tmp_path: Path) -> N
     model = load_model(ModelSettings(path=str(tmp_path)))
     reference = build_reference(model, random_prefixes(model), 6)
     with pytest.raises(ModelError, match="was not remembered"):
-        _ = reference.base_readout(0, 1, model).logits
+        _ = reference.base_readout(0, 1).logits
 
 
 def test_a_reference_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

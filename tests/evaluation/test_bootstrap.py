@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from compressor.errors import PluginError
-from compressor.evaluation.bootstrap import compare_paired, summarize, values_per_sequence
+from compressor.evaluation.bootstrap import aggregate_each, compare_paired, summarize
 from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.perplexity import Perplexity
@@ -49,7 +49,7 @@ def test_resampling_equals_a_plain_loop() -> None:
 def test_the_value_of_a_metric_need_not_be_a_mean() -> None:
     nats = np.array([[0.0], [2.0]])
     assert summarize(DivergentPerplexity(), nats).mean == pytest.approx(np.exp(1.0))
-    assert values_per_sequence(DivergentPerplexity(), nats) == pytest.approx([1.0, np.exp(2.0)])
+    assert aggregate_each(DivergentPerplexity(), nats) == pytest.approx([1.0, np.exp(2.0)])
 
 
 def test_one_sequence_has_a_point_as_interval() -> None:
@@ -72,5 +72,5 @@ def test_same_seed_same_interval() -> None:
 
 
 def test_non_finite_statistics_are_refused() -> None:
-    with pytest.raises(PluginError, match=r"`fdtm` gave statistics of shape .* with 1 non-finite"):
+    with pytest.raises(PluginError, match=r"`fdtm` gave values of shape .* with 1 non-finite"):
         summarize(Fdtm(), np.array([[1.0], [np.nan]]))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.contracts import Plan, Treatment
+from compressor.contracts import Plan, Readout, Treatment
 from compressor.errors import ModelError
 from compressor.evaluation.engine import Engine
 from compressor.evaluation.first_divergence import split_positions
@@ -23,9 +23,10 @@ from compressor.models.patching import patched
 from compressor.models.tensor_spill import TensorSpill
 from compressor.resources import MemoryBudget
 from compressor.settings import ComponentSettings, DType, ModelSettings, SweepMode
+from compressor_plugins.metrics.kl import Kl
 from tests.support.families import FAMILIES, ODDITIES, save_checkpoint
 from tests.support.snapshots import is_unchanged, snapshot
-from tests.support.sweeps import TOKENS, assert_same_bits, make_sweep, score_both
+from tests.support.sweeps import TOKENS, assert_same_bits, make_sweep, open_engine, score_both
 from tests.support.trial_weights import GivenWeights, MaskedWeights, mask
 
 EVERY_FAMILY = sorted(FAMILIES | ODDITIES)
@@ -69,13 +70,13 @@ def test_every_family_scores_as_by_plain_passes(tmp_path: Path, family: str) -> 
 @pytest.mark.parametrize("metrics", [["fdtm", "kl"], ["fdtm"]])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral", "gpt2", "mamba"])
-@pytest.mark.parametrize("order", [Engine, StreamingEngine])
+@pytest.mark.parametrize("streams", [False, True])
 def test_trials_that_are_alike_at_first_score_as_by_plain_passes(
-    tmp_path: Path, order: type[Engine], family: str, seed: int, metrics: list[str]
+    tmp_path: Path, streams: bool, family: str, seed: int, metrics: list[str]
 ) -> None:
     model = load(tmp_path, family, **({"n_layer": 4} if family == "gpt2" else {"num_hidden_layers": 4}))
     before, evaluator = snapshot(model), make_sweep(model)
-    evaluator.engine = order(LayerReplay(model), evaluator.weight_source)
+    evaluator.engine = open_engine(evaluator, streams)
     exact, plain = score_both(evaluator, make_family_tree(model, seed), names=metrics)
     assert_same_bits(exact, plain)
     assert is_unchanged(model, before)
@@ -133,7 +134,7 @@ def test_branches_that_go_on_together_say_the_same(tmp_path: Path, family: str) 
     """Larger products round otherwise: the last bits may differ, and tokens only where there are near ties."""
     model = load(tmp_path, family)
     evaluator, trials = make_sweep(model), make_trials(model, several=2)
-    evaluator.engine = Engine(LayerReplay(model), evaluator.weight_source, joint=3)
+    evaluator.engine = Engine(LayerReplay(model), evaluator.weight_source, at_once=3)
     exact, plain = score_both(evaluator, trials)
     for one, other in zip(exact, plain, strict=True):
         assert np.allclose(one["kl"], other["kl"], rtol=1e-3, atol=1e-6)
@@ -147,7 +148,7 @@ def test_positions_that_come_in_parts_count_the_same(tmp_path: Path, family: str
     evaluator, trials = make_sweep(model), make_trials(model)
     exact, plain = score_both(evaluator, trials, names=["fdtm"])
     assert evaluator.engine is not None
-    assert evaluator.engine.replay.splits == (family != "mamba"), "a family's cache was not understood"
+    assert evaluator.engine.replay.splits_positions == (family != "mamba"), "a family's cache was not understood"
     found, expected = (np.array([statistics["fdtm"] for statistics in each]) for each in (exact, plain))
     assert np.mean(found == expected) > 0.99
     assert expected.min() < TOKENS / 4 < expected.max()
@@ -168,28 +169,28 @@ def test_positions_split_at_a_quarter_and_twice_as_many_each() -> None:
 def test_low_precision_keeps_positions_together(tmp_path: Path) -> None:
     """There the base agrees with itself in no other shape than that of its reference."""
     save_checkpoint("llama", tmp_path)
-    assert not LayerReplay(load_model(ModelSettings(path=str(tmp_path), dtype=DType.bfloat16))).splits
+    assert not LayerReplay(load_model(ModelSettings(path=str(tmp_path), dtype=DType.bfloat16))).splits_positions
 
 
-@pytest.mark.parametrize("joint", [1, 3])
+@pytest.mark.parametrize("at_once", [1, 3])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe", "gpt2", "mamba"])
-def test_a_procession_scores_as_by_plain_passes(tmp_path: Path, family: str, joint: int) -> None:
+def test_streaming_scores_as_by_plain_passes(tmp_path: Path, family: str, at_once: int) -> None:
     """Layer by layer for all trials, some of whose hidden states wait on disk."""
     model = load(tmp_path, family, **({"n_layer": 3} if family == "gpt2" else {"num_hidden_layers": 3}))
     before = snapshot(model)
     evaluator, trials = make_sweep(model), make_trials(model)
     evaluator.engine = StreamingEngine(
-        LayerReplay(model), evaluator.weight_source, MemoryBudget(host=8 * 40_000), joint
+        LayerReplay(model), evaluator.weight_source, MemoryBudget(host=8 * 40_000), at_once
     )
     exact, plain = score_both(evaluator, trials)
-    if joint == 1:
+    if at_once == 1:
         assert_same_bits(exact, plain)
     assert all(np.allclose(a["kl"], b["kl"], rtol=1e-3, atol=1e-6) for a, b in zip(exact, plain, strict=True))
     assert is_unchanged(model, before)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "opt", "falcon"])
-def test_a_streamed_model_goes_in_procession_and_scores_the_same(tmp_path: Path, family: str) -> None:
+def test_a_streamed_model_uses_the_streaming_engine_and_scores_the_same(tmp_path: Path, family: str) -> None:
     model = load(tmp_path, family)
     streamed = load_model(ModelSettings(path=str(tmp_path), stream=True))
     plain, evaluator = make_sweep(model), make_sweep(streamed)
@@ -204,7 +205,7 @@ def note_visit(visits: list[int], index: int, forward: Callable[..., torch.Tenso
     return forward(*args, **named)
 
 
-def test_a_procession_reads_every_layer_once(tmp_path: Path) -> None:
+def test_streaming_reads_every_layer_once(tmp_path: Path) -> None:
     model = load(tmp_path, num_hidden_layers=4)
     evaluator, visits = make_sweep(model), list[int]()
     evaluator.engine = StreamingEngine(LayerReplay(model), evaluator.weight_source, MemoryBudget())
@@ -241,7 +242,7 @@ def test_weights_that_are_in_two_components_are_changed_as_by_plain_passes(tmp_p
     layers = model.network.model.layers
     layers[2].mlp.up_proj.weight = layers[0].mlp.up_proj.weight
     first, other = (f"model.layers.{index}.mlp.up_proj" for index in (0, 2))
-    assert LayerReplay(model).entangled == {first, other}
+    assert LayerReplay(model).tied == {first, other}
     plans = [[first, other], [first], [first, "model.layers.1.mlp.up_proj"], [other], [first, other]]
     exact, plain = score_both(make_sweep(model), [dict.fromkeys(plan, mask(0)) for plan in plans])
     assert_same_bits(exact, plain)
@@ -344,7 +345,7 @@ def test_a_sweep_that_nobody_finishes_leaves_the_model_as_it_was(tmp_path: Path)
 def test_what_does_not_fit_together_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(tmp_path)
     evaluator, trials = make_sweep(model), make_trials(model, several=0)
-    evaluator.engine = engine = Engine(LayerReplay(model), evaluator.weight_source, joint=8)
+    evaluator.engine = engine = Engine(LayerReplay(model), evaluator.weight_source, at_once=8)
     enter = LayerReplay.enter
 
     def fail_when_large(self: LayerReplay, tokens: torch.Tensor) -> object:
@@ -354,7 +355,26 @@ def test_what_does_not_fit_together_is_halved(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(LayerReplay, "enter", fail_when_large)
     exact, plain = score_both(evaluator, trials)
-    assert engine.joint <= 3
+    assert engine.runner.at_once <= 3
+    assert all(np.allclose(a["kl"], b["kl"], rtol=1e-3, atol=1e-6) for a, b in zip(exact, plain, strict=True))
+
+
+def test_memory_that_a_metric_lacks_is_halved_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SequenceValues that were computed before memory ran out are not counted twice."""
+    model = load(tmp_path)
+    evaluator, trials = make_sweep(model), make_trials(model, several=0)
+    evaluator.engine = engine = Engine(LayerReplay(model), evaluator.weight_source, at_once=8)
+    calls, statistics = list[int](), Kl.statistics
+
+    def fail_once(self: Kl, candidate: Readout, base: Readout) -> torch.Tensor:
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("too large")
+        return statistics(self, candidate, base)
+
+    monkeypatch.setattr(Kl, "statistics", fail_once)
+    exact, plain = score_both(evaluator, trials)
+    assert engine.runner.at_once == 4
     assert all(np.allclose(a["kl"], b["kl"], rtol=1e-3, atol=1e-6) for a, b in zip(exact, plain, strict=True))
 
 

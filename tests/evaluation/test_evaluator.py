@@ -122,7 +122,7 @@ class Broken(Metric):
     def __init__(self, how: str) -> None:
         self.how = how
 
-    def statistics(self, candidate: Readout, base: Readout) -> torch.Tensor:
+    def sequence_values(self, candidate: Readout, base: Readout) -> torch.Tensor:
         match self.how:
             case "raises":
                 raise ZeroDivisionError("no such thing")
@@ -137,7 +137,7 @@ class Broken(Metric):
     ("how", "message"),
     [
         ("raises", "metric `broken` failed: ZeroDivisionError: no such thing"),
-        ("shape", r"metric `broken` gave statistics of shape \(20,\); \[4, statistic\] is needed"),
+        ("shape", r"metric `broken` gave values of shape \(20,\); \[4, value\] is needed"),
         ("nan", "metric `broken` gave NaN or infinity on finite logits"),
     ],
 )

@@ -187,7 +187,7 @@ def test_mixed_products_are_those_of_an_explicit_loop(threshold: float) -> None:
     inputs[3, 9] = -7.0
     inputs[5] = 0
     absmax = inputs.abs().amax(0)
-    context = Context(component_of(weight, 32), statistics={"absmax": absmax})
+    context = Context(component_of(weight, 32), calibration={"absmax": absmax})
     made = LlmInt8(threshold).compress(weight, 0.75, context)
     kept = [j for j in range(30) if absmax[j] >= threshold]
     assert made.kept.nonzero().flatten().tolist() == kept
@@ -210,14 +210,16 @@ def test_kept_columns_of_sixteen_bits_stay_bit_for_bit(dtype: torch.dtype) -> No
     weight = (torch.randn(6, 20, generator=torch.Generator().manual_seed(0)) ** 9).to(dtype)
     absmax = torch.arange(20.0)
     for given in (weight, weight.float()):
-        made = LlmInt8(12.0).compress(given, 0.5, Context(component_of(given), statistics={"absmax": absmax}))
+        made = LlmInt8(12.0).compress(given, 0.5, Context(component_of(given), calibration={"absmax": absmax}))
         assert torch.equal(made.dense()[:, 12:], given[:, 12:]) and made.columns.dtype.itemsize == 2
         assert not torch.equal(made.dense()[:, :12], given[:, :12])
 
 
 def test_weights_beyond_halves_stay_finite() -> None:
     weight = torch.tensor([[3.4e38, -3.4e38, 1.0], [1e-40, 7e4, 2.0]])
-    made = LlmInt8().compress(weight, 0.75, Context(component_of(weight, 32), statistics={"absmax": torch.ones(3) * 9}))
+    made = LlmInt8().compress(
+        weight, 0.75, Context(component_of(weight, 32), calibration={"absmax": torch.ones(3) * 9})
+    )
     assert made.dense().isfinite().all() and made.columns.dtype is torch.bfloat16
 
 
@@ -284,7 +286,7 @@ def test_components_of_every_dtype_treat_inputs_on_the_model(tmp_path: Path) -> 
         model = load_model(ModelSettings(path=str(base), dtype=dtype), ComponentSettings(include=["down_proj"]))
         for name, weight_view in model.weight_views.items():
             weight = model.read(name)
-            context = Context(weight_view.component, statistics={"absmax": torch.arange(weight.shape[1]) / 5.0})
+            context = Context(weight_view.component, calibration={"absmax": torch.arange(weight.shape[1]) / 5.0})
             for compressor in (Int8(activations=TOKEN), LlmInt8()):
                 compressed = compressor.compress(weight, 0.5, context)
                 assert is_linear(weight_view.owner) and compressed.input_transform is not None

@@ -105,6 +105,17 @@ def test_head_of_body_is_the_network_bit_for_bit(family: str, loaded: Callable[[
 
 
 @pytest.mark.parametrize("family", ALL)
+def test_a_frozen_head_is_the_head_bit_for_bit(family: str, loaded: Callable[[str], Model], quiet: None) -> None:
+    model = loaded(family)
+    hidden = model.hidden(draw_tokens(), 4)
+    head = model.freeze_head(hidden[:1, :2])
+    assert head.device == model.device
+    assert torch.equal(head(hidden), model.project(hidden))
+    head.own()
+    assert torch.equal(head(hidden[:2]), model.project(hidden[:2]))
+
+
+@pytest.mark.parametrize("family", ALL)
 def test_decode_is_greedy_generate(family: str, loaded: Callable[[str], Model], quiet: None) -> None:
     model, tokens = loaded(family), draw_tokens(length=11)
     model.network.generation_config.eos_token_id = None

@@ -375,7 +375,7 @@ def test_layers_come_and_go_with_the_walk(deep: Path, monkeypatch: pytest.Monkey
     model.logits(tokens, 2)
     assert seen == [(0, [0, 1]), (1, [1, 2]), (2, [2, 3]), (3, [3, 4]), (4, [3, 4])]
     seen.clear()
-    LayerwiseGradients(model, list(model.components)).back(
+    LayerwiseGradients(model, list(model.components)).run_backward(
         tokens, 5, lambda logits: logits.square().mean((1, 2)), lambda *_: None
     )
     assert [index for index, _ in seen] == [*range(5), *range(5), 3, 2, 1, 0]

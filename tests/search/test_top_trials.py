@@ -31,7 +31,7 @@ from compressor.contracts import (
 )
 from compressor.errors import ConfigError, PluginError
 from compressor.evaluation.bootstrap import summarize
-from compressor.evaluation.evaluator import Statistics
+from compressor.evaluation.evaluator import SequenceValues
 from compressor.plugins import installed
 from compressor.progress import Silent
 from compressor.search.ledger import Ledger
@@ -75,7 +75,7 @@ class FakeSweep:
 
     def score(
         self, trials: Sequence[Plan], names: Sequence[str], start: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[int, Statistics]]:
+    ) -> Iterator[tuple[int, SequenceValues]]:
         for number, trial in reversed([*enumerate(trials)]):
             (index,) = map(int, trial)
             self.asked.append((index, start, stop))

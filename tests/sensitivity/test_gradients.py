@@ -66,7 +66,9 @@ def test_a_bfloat16_model_has_nearly_the_same_gradients(family: str, tmp_path: P
     save_checkpoint(family, tmp_path, dtype=torch.bfloat16)
     exact, low = (load_model(ModelSettings(path=str(tmp_path), dtype=DType(name))) for name in ("float32", "bfloat16"))
     tokens, names, dtypes = draw_tokens(3), list(low.components), set()
-    LayerwiseGradients(low, names).back(tokens, KEEP, weigh, lambda name, rows, gradients: dtypes.add(gradients.dtype))
+    LayerwiseGradients(low, names).run_backward(
+        tokens, KEEP, weigh, lambda name, rows, gradients: dtypes.add(gradients.dtype)
+    )
     found, expected = walk_gradients(low, names, tokens), walk_gradients(exact, names, tokens)
     assert dtypes == {torch.float32}
     for name in names:
@@ -103,7 +105,7 @@ def test_the_model_is_left_as_it_was_when_the_scalar_fails(tmp_path: Path) -> No
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        LayerwiseGradients(model, list(model.components)).back(draw_tokens(2), KEEP, fail, lambda *_: None)
+        LayerwiseGradients(model, list(model.components)).run_backward(draw_tokens(2), KEEP, fail, lambda *_: None)
     assert not any(module._forward_hooks or "forward" in vars(module) for module in hooked(model))
 
 
@@ -116,6 +118,6 @@ def test_a_layer_keeps_only_its_input(tmp_path: Path) -> None:
     model = load_family("llama", tmp_path)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        LayerwiseGradients(model, list(model.components)).back(draw_tokens(2), KEEP, weigh, lambda *_: None)
+        LayerwiseGradients(model, list(model.components)).run_backward(draw_tokens(2), KEEP, weigh, lambda *_: None)
     inside = model.components["model.layers.0.mlp.down_proj"].shape[1] * 2 * TOKENS
     assert inside not in kept[: len(kept) // 3]

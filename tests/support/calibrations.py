@@ -1,4 +1,4 @@
-"""Calibration statistics by hand: inputs overheard, and sums over them in float64."""
+"""Calibration data by hand: inputs overheard, and sums over them in float64."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compressor.models import Model
 from compressor.models.architectures import is_linear
 from tests.support.estimates import Bench
 
-ALL = ("hessian", "absmax", TOKENS)
+ALL = ("hessian", "second_moment", "absmax", TOKENS)
 
 
 @contextmanager
@@ -38,6 +38,7 @@ def explicit(inputs: list[Tensor], width: int) -> dict[str, Tensor]:
     x = x[(x != 0).any(1)]
     return {
         "hessian": sum((torch.outer(row, row) for row in x), torch.zeros(width, width).double()) / max(1, len(x)),
+        "second_moment": sum((row**2 for row in x), torch.zeros(width).double()) / max(1, len(x)),
         "absmax": torch.cat([torch.zeros(1, width).double(), x.abs()]).amax(0),
         TOKENS: torch.tensor(len(x)),
     }
@@ -46,7 +47,7 @@ def explicit(inputs: list[Tensor], width: int) -> dict[str, Tensor]:
 def assert_same(found: dict[str, Tensor] | None, expected: dict[str, Tensor], what: str, rounding: float) -> None:
     assert found is not None
     assert found[TOKENS] == expected[TOKENS], what
-    for name in ("hessian", "absmax"):
+    for name in ("hessian", "second_moment", "absmax"):
         assert found[name].dtype is torch.float32
         error, size = (found[name] - expected[name]).abs().max(), expected[name].abs().max()
         assert error <= rounding * size, f"{what}: {name} off by {error} of {size}"

@@ -62,8 +62,8 @@ class BySequence(EstimableMetric):
     def __init__(self, inner: EstimableMetric) -> None:
         self.inner, self.name, self.better = inner, inner.name, inner.better
 
-    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
-        return self.inner.statistics(candidate, base)
+    def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
+        return self.inner.sequence_values(candidate, base)
 
     def value(self, candidate: Readout, base: Readout) -> Tensor:
         return self.inner.value(candidate, base)

@@ -32,7 +32,7 @@ def walk_gradients(model: Model, names: list[str], tokens: Tensor) -> dict[str, 
         def visit(name: str, rows: slice, gradients: Tensor, start: int = start) -> None:
             found[name][start + rows.start : start + rows.stop] += gradients
 
-        walk.back(tokens[start : start + size], KEEP, weigh, visit)
+        walk.run_backward(tokens[start : start + size], KEEP, weigh, visit)
     return found
 
 

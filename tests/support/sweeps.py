@@ -7,8 +7,12 @@ import numpy as np
 from compressor.contracts import Metric, Plan, TextWindows
 from compressor.data.reference import build_reference
 from compressor.data.texts import make_windows
-from compressor.evaluation.evaluator import Evaluator
+from compressor.evaluation.engine import Engine
+from compressor.evaluation.evaluator import Evaluator, TrialEngine
+from compressor.evaluation.layer_replay import LayerReplay
+from compressor.evaluation.streaming_engine import StreamingEngine
 from compressor.models import Model
+from compressor.resources import MemoryBudget
 from compressor.settings import DataSettings, SweepMode
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.kl import Kl
@@ -29,6 +33,12 @@ def make_sweep(model: Model, batch: int = 4, text: bool = False) -> Evaluator:
         settings = DataSettings(prefix_tokens=9, continuation_tokens=8)
         windows["perplexity"] = make_windows(model, TextWindows(tokens=100), settings, None)
     return Evaluator(model, reference, metrics, MaskedWeights(model), windows)
+
+
+def open_engine(evaluator: Evaluator, streams: bool) -> TrialEngine:
+    """The engine for a model in memory, or the one for a model that is larger."""
+    replay, source = LayerReplay(evaluator.model), evaluator.weight_source
+    return StreamingEngine(replay, source, MemoryBudget()) if streams else Engine(replay, source)
 
 
 def score_both(evaluator: Evaluator, trials: list[Plan], **choice: object) -> tuple[list, list]:  # type: ignore[type-arg]

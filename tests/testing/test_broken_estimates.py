@@ -23,7 +23,7 @@ class Distance(EstimableMetric):
     reads: ClassVar[Reads] = Reads.DISTRIBUTION
     better: ClassVar[Better] = Better.LOWER
 
-    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
+    def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
         return Distance.value(self, candidate, base)[:, None]
 
     def value(self, candidate: Readout, base: Readout) -> Tensor:
@@ -47,7 +47,7 @@ def value_by(change: Callable[[Distance, Readout, Readout], Tensor]) -> dict[str
     honest = Distance()
     return {
         "value": lambda self, candidate, base: change(honest, candidate, base),
-        "statistics": lambda self, candidate, base: change(honest, candidate, base).detach()[:, None],
+        "sequence_values": lambda self, candidate, base: change(honest, candidate, base).detach()[:, None],
     }
 
 
@@ -67,10 +67,10 @@ def half_detached(candidate: Readout, base: Readout) -> Tensor:
 counter = itertools.count()
 CURVATURE = "probes_have_the_curvature_of_the_value"
 BROKEN_ESTIMABLE: dict[str, tuple[str, dict[str, Any]]] = {
-    "doubled": ("value_is_the_first_statistic", {"value": lambda self, c, b: 2 * Distance().value(c, b)}),
-    "one_number": ("value_is_the_first_statistic", {"value": lambda self, c, b: Distance().value(c, b).mean()}),
-    "not_zero": ("value_is_the_first_statistic", value_by(lambda honest, c, b: 1 + honest.value(c, b))),
-    "falls": ("value_is_the_first_statistic", {"aggregate": lambda self, s: -s[..., 0].mean(-1)}),
+    "doubled": ("value_is_the_first_sequence_value", {"value": lambda self, c, b: 2 * Distance().value(c, b)}),
+    "one_number": ("value_is_the_first_sequence_value", {"value": lambda self, c, b: Distance().value(c, b).mean()}),
+    "not_zero": ("value_is_the_first_sequence_value", value_by(lambda honest, c, b: 1 + honest.value(c, b))),
+    "falls": ("value_is_the_first_sequence_value", {"aggregate": lambda self, s: -s[..., 0].mean(-1)}),
     "no_gradient": ("gradients_are_finite", value_by(lambda honest, c, b: honest.value(c, b).detach())),
     "infinite_gradient": ("gradients_are_finite", value_by(lambda honest, c, b: honest.value(c, b).sqrt())),
     "others_matter": (

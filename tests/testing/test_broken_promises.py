@@ -37,7 +37,7 @@ class Matches(Metric):
     reads: ClassVar[Reads] = Reads.PREDICTED
     better: ClassVar[Better] = Better.HIGHER
 
-    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
+    def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
         right = (candidate.predicted == candidate.tokens) & candidate.counted
         return right.double().sum(-1, keepdim=True)
 
@@ -50,7 +50,7 @@ class TestHonestTextMetric(MetricContract):
     instance = broken(Matches, text=lambda self: TextWindows())
 
 
-def statistics_by(change: Callable[[Readout, Readout], Tensor]) -> Callable[[Metric, Readout, Readout], Tensor]:
+def values_by(change: Callable[[Readout, Readout], Tensor]) -> Callable[[Metric, Readout, Readout], Tensor]:
     return lambda self, candidate, base: change(candidate, base)
 
 
@@ -60,29 +60,32 @@ def zero_in_place(candidate: Readout, base: Readout) -> Tensor:
 
 ALL = Reads.PREDICTED | Reads.REFERENCE | Reads.DISTRIBUTION
 BROKEN_METRICS: dict[str, tuple[str, dict[str, Any]]] = {
-    "no_columns": ("statistics_are_finite_rows", {"statistics": statistics_by(lambda c, b: c.predicted[:, 0])}),
-    "not_finite": ("statistics_are_finite_rows", {"statistics": statistics_by(lambda c, b: c.predicted / 0)}),
+    "no_columns": ("values_are_finite_rows", {"sequence_values": values_by(lambda c, b: c.predicted[:, 0])}),
+    "not_finite": ("values_are_finite_rows", {"sequence_values": values_by(lambda c, b: c.predicted / 0)}),
     "undeclared": (
-        "statistics_are_finite_rows",
-        {"statistics": statistics_by(lambda c, b: c.log_probabilities[..., 0])},
+        "values_are_finite_rows",
+        {"sequence_values": values_by(lambda c, b: c.log_probabilities[..., 0])},
     ),
-    "base_unread": ("statistics_are_finite_rows", {"statistics": statistics_by(lambda c, b: b.predicted)}),
+    "base_unread": ("values_are_finite_rows", {"sequence_values": values_by(lambda c, b: b.predicted)}),
     "batch_mean": (
         "sequences_are_independent",
-        {"statistics": statistics_by(lambda c, b: c.predicted - c.predicted.double().mean())},
+        {"sequence_values": values_by(lambda c, b: c.predicted - c.predicted.double().mean())},
     ),
-    "draws": ("is_pure", {"statistics": statistics_by(lambda c, b: torch.rand(len(c.tokens), 1))}),
-    "in_place": ("is_pure", {"reads": ALL, "statistics": statistics_by(zero_in_place)}),
+    "draws": ("is_pure", {"sequence_values": values_by(lambda c, b: torch.rand(len(c.tokens), 1))}),
+    "in_place": ("is_pure", {"reads": ALL, "sequence_values": values_by(zero_in_place)}),
     "uncounted": (
         "only_counted_positions_matter",
-        {"text": lambda self: TextWindows(), "statistics": statistics_by(lambda c, b: c.predicted.double())},
+        {"text": lambda self: TextWindows(), "sequence_values": values_by(lambda c, b: c.predicted.double())},
     ),
     "flat_aggregate": ("aggregate_takes_many_samples_at_once", {"aggregate": lambda self, s: s.mean()}),
     "wrong_axis": ("aggregate_takes_many_samples_at_once", {"aggregate": lambda self, s: s[..., 0].mean(axis=0)}),
     "wrong_way": ("nothing_beats_the_base", {"better": Better.LOWER}),
     "first_is_wrong_way": (
         "nothing_beats_the_base",
-        {"statistics": lambda *given: -Matches.statistics(*given), "aggregate": lambda self, s: -s[..., 0].mean(-1)},
+        {
+            "sequence_values": lambda *given: -Matches.sequence_values(*given),
+            "aggregate": lambda self, s: -s[..., 0].mean(-1),
+        },
     ),
     "no_default": ("can_be_registered_and_configured", {"name": "No Name"}),
 }
@@ -91,7 +94,7 @@ BROKEN_METRICS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("case", BROKEN_METRICS)
 def test_broken_metric_is_noticed(case: str) -> None:
     promise, members = BROKEN_METRICS[case]
-    arguments = {"dtype": "float32"} if promise == "statistics_are_finite_rows" else {}
+    arguments = {"dtype": "float32"} if promise == "values_are_finite_rows" else {}
     with pytest.raises((AssertionError, PluginError)):
         getattr(MetricContract(), f"test_{promise}")(broken(Matches, **members), **arguments)
 

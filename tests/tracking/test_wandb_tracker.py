@@ -4,8 +4,8 @@ import json
 import logging
 import math
 import os
+import shlex
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -22,11 +22,10 @@ from compressor.contracts import Score, Treatment
 from compressor.settings import TrackingMode, TrackingSettings
 from compressor.tracking import wandb_tracker
 from compressor.tracking.wandb_tracker import NullTracker, Tracker, WandbTracker, open_tracker
+from tests.support.wandb_log import read_items, read_log
 
 KEY = "0123456789" * 4
 """Has the form of a key and opens nothing."""
-BLOCK, HEADER = 32768, 7
-"""W&B's log is written in blocks as LevelDB's: a chunk has a header of checksum, length and type."""
 
 
 @pytest.fixture(autouse=True)
@@ -83,40 +82,22 @@ def make_record() -> Record:
         "lm_head": ComponentRecord("lm_head", None, (16, 8), 128, None, 0.0, math.nan, 16.0, 16.0),
     }
     final = FinalRecord(0.5, 0.4, 16.0, 8.0, 1000, {"fdtm": make_score(16.4)})
-    return Record("done", {}, {}, noise_floor=64.0, base={"bytes": 2000}, final=final, components=components)
+    base = {"bytes": 2000, "scores": {"fdtm": make_score(64.0), "kl": make_score(math.nan)}}
+    return Record("done", {}, {}, noise_floor=64.0, base=base, final=final, components=components)
 
 
 def log_everything(tracker: Tracker, folder: Path, rows: tuple[float, ...] | None = None) -> None:
-    plan = folder / "plan.json"
-    write_plan({"layers.0.q_proj": Treatment("magnitude", 0.5, rows=rows)}, plan)
+    write_plan({"layers.0.q_proj": Treatment("magnitude", 0.5, rows=rows)}, folder / "plan.json")
+    for name in ("report.html", "report.json"):
+        (folder / name).write_text(f"what {name} says")
     tracker.log_round(1, make_round(0.2, 40.0))
     tracker.log_round(2, make_round(0.5, 16.4))
-    tracker.log_final(make_record(), "<svg><title>ä</title></svg>", plan)
+    tracker.log_final(make_record(), "<svg><title>ä</title></svg>", folder)
 
 
-def read_log(folder: Path) -> list[Any]:
-    """The records of the one offline run under `folder`, as wandb's own messages."""
-    from wandb.proto import wandb_internal_pb2
-
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    data = path.read_bytes()
-    assert data.startswith(b":W&B")
-    records, record, position = [], b"", HEADER
-    while position + HEADER <= len(data):
-        if BLOCK - position % BLOCK < HEADER:
-            position += BLOCK - position % BLOCK
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + HEADER])
-        position += HEADER + length
-        record += data[position - length : position]
-        if kind in (1, 4):  # whole, or the last chunk of several
-            records.append(wandb_internal_pb2.Record.FromString(record))
-            record = b""
-    return records
-
-
-def read_items(items: Any) -> dict[str, Any]:  # noqa: ANN401 - wandb's messages are untyped
-    return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+def read_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged, without wandb's own logger: it does not propagate, and yet pytest may capture it."""
+    return [record.getMessage() for record in caplog.records if record.name.partition(".")[0] != "wandb"]
 
 
 def test_an_offline_run_is_on_disk_with_all_that_was_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -124,14 +105,17 @@ def test_an_offline_run_is_on_disk_with_all_that_was_logged(tmp_path: Path, capl
     folder.mkdir()
     settings = TrackingSettings(mode=TrackingMode.offline, project="sparse")
     config = {"model": {"path": None}, "targets": [0.2, math.nan], "folder": Path("x")}
-    with caplog.at_level(logging.INFO), open_tracker(settings, folder, config, "first") as tracker:
+    with caplog.at_level(logging.INFO), open_tracker(settings, folder, config, "first", "sweep/1") as tracker:
         assert isinstance(tracker, WandbTracker)
         log_everything(tracker, folder)
-    assert caplog.records == []
+    assert read_lines(caplog) == []
+    (log,) = folder.glob("wandb/offline-run-*")
+    assert tracker.sync_command is not None
+    assert shlex.split(tracker.sync_command) == ["wandb", "sync", str(log.resolve())]
     records = read_log(folder)
 
     (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
-    assert (run.project, run.display_name) == ("sparse", "first")
+    assert (run.project, run.display_name, run.run_group) == ("sparse", "first", "sweep/1")
     found = read_items(run.config.update)
     assert (found["model"], found["targets"], found["folder"]) == ({"path": None}, [0.2, None], "x")
 
@@ -149,6 +133,8 @@ def test_an_offline_run_is_on_disk_with_all_that_was_logged(tmp_path: Path, capl
         if record.HasField("summary"):
             summary |= read_items(record.summary.update)
     assert (summary["status"], summary["noise_floor"], summary["base/bytes"]) == ("done", 64.0, 2000)
+    assert (summary["base/fdtm"], summary["base/fdtm_low"], summary["base/fdtm_p75"]) == (64.0, 62.5, 70.0)
+    assert not [key for key in summary if "kl" in key]
     assert (summary["final/amount"], summary["final/bytes"], summary["final/fdtm"]) == (0.5, 1000, 16.4)
 
     artifacts = {record.artifact.type: record.artifact for record in records if record.HasField("artifact")}
@@ -168,6 +154,19 @@ def test_rows_are_logged_with_their_plan(tmp_path: Path) -> None:
     (artifact,) = (r.artifact for r in read_log(tmp_path) if r.HasField("artifact") and r.artifact.type == "plan")
     paths = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
     assert paths == {name: (tmp_path / name).resolve() for name in ("plan.json", "rows.safetensors")}
+
+
+def test_the_report_is_logged_as_it_was(tmp_path: Path) -> None:
+    """A page that is built anew before `wandb sync` must not make that fail: W&B has a copy."""
+    with open_tracker(TrackingSettings(mode=TrackingMode.offline), tmp_path, {}, "x") as tracker:
+        log_everything(tracker, tmp_path)
+    (tmp_path / "report.html").write_text("another")
+    (artifact,) = (r.artifact for r in read_log(tmp_path) if r.HasField("artifact") and r.artifact.type == "report")
+    found = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
+    assert {name: path.read_text() for name, path in found.items()} == {
+        name: f"what {name} says" for name in ("report.html", "report.json")
+    }
+    assert all(path.is_relative_to((tmp_path / "wandb").resolve()) for path in found.values())
 
 
 def test_nothing_is_printed_and_runs_follow_one_another(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -252,7 +251,7 @@ def test_online_without_a_login_does_not_ask(
     monkeypatch.setattr("builtins.input", lambda *arguments: pytest.fail("a prompt"))
     with open_tracker(TrackingSettings(mode=TrackingMode.online), tmp_path, {}, "x") as tracker:
         assert isinstance(tracker, WandbTracker)
-    (line,) = [record.getMessage() for record in caplog.records]
+    (line,) = read_lines(caplog)
     assert line.startswith("not logged in to W&B at https://") and line.endswith("`wandb login` goes online")
     assert read_log(tmp_path)
 
@@ -299,7 +298,7 @@ def test_a_wandb_that_cannot_start_is_one_line(
     monkeypatch.setattr(wandb, "init", fail)
     with open_tracker(TrackingSettings(), tmp_path, {}, "x") as tracker:
         assert isinstance(tracker, NullTracker)
-    assert [r.getMessage() for r in caplog.records] == ["W&B could not start (no room); the run goes on without it"]
+    assert read_lines(caplog) == ["W&B could not start (no room); the run goes on without it"]
 
 
 def test_the_first_failure_is_logged_once_and_the_run_goes_on(
@@ -315,7 +314,7 @@ def test_the_first_failure_is_logged_once_and_the_run_goes_on(
         assert isinstance(tracker, WandbTracker)
         monkeypatch.setattr(tracker.run, "log", fail)
         log_everything(tracker, tmp_path)
-    assert [r.getMessage() for r in caplog.records] == ["W&B failed (disk full); the run goes on without it"]
+    assert read_lines(caplog) == ["W&B failed (disk full); the run goes on without it"]
     assert len(calls) == 1
     assert [record.exit.exit_code for record in read_log(tmp_path) if record.HasField("exit")] == [0]
 

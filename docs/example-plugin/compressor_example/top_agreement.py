@@ -28,7 +28,7 @@ class TopAgreement(Metric):
     reads: ClassVar[Reads] = Reads.DISTRIBUTION
     better: ClassVar[Better] = Better.HIGHER
 
-    def statistics(self, candidate: Readout, base: Readout) -> Tensor:
+    def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
         """`[sequence, 1]`: the share of each sequence; `aggregate` is inherited, their mean."""
         if self.k < 1:
             raise ConfigError(f"`metric.top_agreement.k` must be at least 1, got {self.k}; give for example 5")

@@ -29,7 +29,7 @@ def test_ternary_takes_two_bits_and_the_scales() -> None:
 def test_top_agreement_counts_ranks(k: int, expected: float) -> None:
     logits = torch.tensor([[[4.0, 3.0, 2.0, 1.0]] * 4])
     readout = Readout(lambda: logits, torch.tensor([[0, 1, 2, 3]]))
-    assert TopAgreement(k).statistics(readout, readout).tolist() == [[expected]]
+    assert TopAgreement(k).sequence_values(readout, readout).tolist() == [[expected]]
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.0])
@@ -41,4 +41,4 @@ def test_bad_threshold_is_one_line(threshold: float) -> None:
 def test_bad_k_is_one_line() -> None:
     readout = Readout(lambda: torch.zeros(1, 1, 2), torch.zeros(1, 1, dtype=torch.int64))
     with pytest.raises(ConfigError, match=r"^`metric\.top_agreement\.k` must be at least 1, got 0; [^\n]+$"):
-        TopAgreement(0).statistics(readout, readout)
+        TopAgreement(0).sequence_values(readout, readout)

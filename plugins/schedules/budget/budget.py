@@ -43,8 +43,9 @@ class Budget(Schedule):
 
     `objective` is a metric that can be estimated: `kl` is the sturdiest, `margin_noise` speaks of the FDT itself.
     `estimate=measured` gets the costs from a trial for each option, and takes any metric. `targets` are cumulative mean
-    amounts, a round each; in their place `bits` is the mean over components, scales counted, or `bytes` the weight
-    files as they are exported. A budget is never exceeded. `granularity=row` gives every output row its own amount.
+    amounts, a round each. In their place `size` limits the exported weight files: `50%` of the base's, `2.8MB` (10^6
+    bytes) or `3MiB` (2^20); `bytes` is the same as a number, and `bits` the mean bits of a component's weight, scales
+    counted. A budget is never exceeded. `granularity=row` gives every output row its own amount.
 
     Source: this project, docs/margin-law.md.
     """
@@ -58,18 +59,19 @@ class Budget(Schedule):
     estimate: EstimateBy = EstimateBy.one_pass
     corrections: int = 6
     granularity: Granularity = Granularity.matrix
+    size: str | None = None
 
     def ranks_by(self) -> tuple[str, ...]:
         return (self.objective,)
 
     def limits_files(self) -> bool:
-        return self.bytes is not None
+        return self.bytes is not None or self.size is not None
 
     def search(self, problem: Problem) -> Search:
         self._check(problem)
         by_row, measured = self.granularity is Granularity.row, self.estimate is EstimateBy.measured
         floor = {c.name: np.zeros(c.shape[0] if by_row else 1) for c in problem.components}
-        limits = read_limits(problem, self.targets, self.bits, self.bytes)
+        limits = read_limits(problem, self.targets, self.bits, self.bytes, self.size)
         for limit in limits:
             choices = make_choices(problem, floor, by_row)
             on_disk = limit.unit is Unit.bytes
@@ -77,7 +79,7 @@ class Budget(Schedule):
             plan = yield from planning.run(self.corrections)
             singles = {self.objective: planning.singles}
             notes, last = tuple(planning.notes), limit is limits[-1]
-            yield from KeepRequest(plan, limit.target, notes, most_bytes=self.bytes, singles=singles, last=last)
+            yield from KeepRequest(plan, limit.target, notes, most_bytes=limit.most_bytes, singles=singles, last=last)
             floor = {c.name: choices.read(c, plan.get(c.name)) for c in problem.components}
 
     def _check(self, problem: Problem) -> None:
@@ -112,8 +114,10 @@ class Budget(Schedule):
                 f"{', '.join(problem.offers)}{fused}; use compressor=magnitude, or granularity=matrix"
                 f"{', or components.fuse=false' if mixed else ''}"
             )
-        if self.estimate is EstimateBy.measured or self.bits is not None or self.bytes is not None:
+        given = {"bits": self.bits, "bytes": self.bytes, "size": self.size}
+        sized = [f"{name}={value}" for name, value in given.items() if value is not None]
+        if self.estimate is EstimateBy.measured or sized:
             raise ConfigError(
                 "`schedule.granularity=row` takes estimates of one pass and `schedule.targets`, got "
-                f"estimate={self.estimate.name}, bits={self.bits}, bytes={self.bytes}; drop these"
+                f"{', '.join([f'estimate={self.estimate.name}', *sized])}; drop these"
             )

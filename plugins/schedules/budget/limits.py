@@ -9,6 +9,7 @@ from compressor.contracts import Problem
 from compressor.errors import ConfigError
 
 from ..targets import DEFAULT_TARGET, check_order
+from .file_size import read_size
 
 ROUNDING = 1e-9
 """Sums of sizes may be off by this share of all weights."""
@@ -28,7 +29,8 @@ class Unit(enum.Enum):
 class Limit:
     """The sum of sizes over components may be `total`: of `parameters` · (1 − amount), or of bits.
 
-    `asked` is the budget as it was given; `fixed_bits` are those of files that no treatment changes.
+    `asked` is the budget as a number, in bytes for files; `size` is the text of `schedule.size`, if that was given.
+    `fixed_bits` are those of files that no treatment changes, `base_bytes` what the base's weight files take.
     """
 
     total: float
@@ -36,6 +38,8 @@ class Limit:
     asked: float
     parameters: int
     fixed_bits: int = 0
+    size: str | None = None
+    base_bytes: int = 0
 
     @property
     def in_bits(self) -> bool:
@@ -44,6 +48,11 @@ class Limit:
     @property
     def target(self) -> float | None:
         return self.asked if self.unit is Unit.amount else None
+
+    @property
+    def most_bytes(self) -> int | None:
+        """What the weight files may take, if that is what is limited."""
+        return int(self.asked) if self.unit is Unit.bytes else None
 
     def allows(self, total: float) -> bool:
         """Do sizes of `total` fit? Bits are counted, amounts may be off by rounding."""
@@ -61,7 +70,11 @@ class Limit:
             case Unit.bits:
                 nearest = f"smallest is {round_up(total / self.parameters):g} bits"
             case Unit.bytes:
-                nearest = f"smallest is {math.ceil((self.fixed_bits + total) / 8)} bytes"
+                smallest = math.ceil((self.fixed_bits + total) / 8)
+                nearest = f"smallest is {smallest} bytes"
+                if self.size is not None and self.base_bytes:
+                    wanted, fix = f"`schedule.size={self.size}` ({self.asked:.12g} bytes)", "raise `schedule.size`"
+                    nearest += f", {math.ceil(1000 * smallest / self.base_bytes) / 10:g}% of the base"
         reasons = "".join(f" ({note})" for note in notes)
         raise ConfigError(
             f"the budget of {wanted} is out of reach, the {nearest}; {fix} or add a compressor that takes more{reasons}"
@@ -80,21 +93,24 @@ def round_up(value: float) -> float:
     return math.ceil(value * 1e4 - ROUNDING) / 1e4
 
 
-def read_limits(problem: Problem, targets: Sequence[float], bits: float | None, size: int | None) -> list[Limit]:
-    """One limit a round, from `schedule.targets`, `.bits` or `.bytes`; raises ConfigError for what cannot be."""
-    given = [name for name, value in (("targets", targets), ("bits", bits), ("bytes", size)) if value]
+def read_limits(
+    problem: Problem, targets: Sequence[float], bits: float | None, size_bytes: int | None, size: str | None
+) -> list[Limit]:
+    """One limit a round, from `schedule.targets`, `.bits`, `.bytes` or `.size`; raises ConfigError for a wrong one."""
+    options = {"targets": list(targets) or None, "bits": bits, "bytes": size_bytes, "size": size}
+    given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise ConfigError(
-            f"at most one of `schedule.targets`, `.bits` and `.bytes` may be given, got {' and '.join(given)}; "
-            "drop the others"
+            "at most one of `schedule.targets`, `.bits`, `.bytes` and `.size` may be given, got "
+            f"{' and '.join(given)}; drop the others"
         )
     parameters = sum(component.parameters for component in problem.components)
     if bits is not None:
         if not (math.isfinite(bits) and bits > 0):
             raise ConfigError(f"`schedule.bits` must be above 0, got {bits:g}; give the mean bits of a weight, say 4.5")
         return [Limit(math.floor(bits * parameters * (1 + 1e-12)), Unit.bits, bits, parameters)]
-    if size is not None:
-        return [limit_bytes(problem, size)]
+    if size is not None or size_bytes is not None:
+        return [limit_bytes(problem, size_bytes, size)]
     largest = {c.name: max(offers[c.name].largest for offers in problem.offers.values()) for c in problem.components}
     most = sum(c.parameters * largest[c.name] for c in problem.components)
     chosen = check_order(targets) or [min(DEFAULT_TARGET, most / parameters)]
@@ -104,14 +120,16 @@ def read_limits(problem: Problem, targets: Sequence[float], bits: float | None, 
     return limits
 
 
-def limit_bytes(problem: Problem, size: int) -> Limit:
-    """The limit of weight files of `size` bytes; raises ConfigError where no plan makes them smaller."""
+def limit_bytes(problem: Problem, size_bytes: int | None, size: str | None) -> Limit:
+    """The limit of the weight files, by `schedule.bytes` or `.size`; raises ConfigError for what cannot be."""
+    key = "schedule.bytes" if size is None else "schedule.size"
     if not problem.packed:
         raise ConfigError(
-            "`schedule.bytes` needs an export that packs weights, and of this model it packs none; set "
+            f"`{key}` needs an export that packs weights, and of this model it packs none; set "
             "export.format=auto and install 'compressor[export]', or use schedule.bits or schedule.targets"
         )
-    if size <= 0:
-        raise ConfigError(f"`schedule.bytes` must be above 0, got {size}; give the size of the weight files")
+    most = (size_bytes or 0) if size is None else read_size(size, problem.stored_bytes)
+    if most <= 0:
+        raise ConfigError(f"`{key}` must be above 0, got {most}; give the size of the weight files")
     parameters, fixed = sum(c.parameters for c in problem.components), 8 * problem.fixed_bytes
-    return Limit(size * 8 - fixed, Unit.bytes, size, parameters, fixed)
+    return Limit(most * 8 - fixed, Unit.bytes, most, parameters, fixed, size, problem.stored_bytes)

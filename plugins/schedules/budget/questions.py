@@ -44,7 +44,7 @@ class Questions:
         return (yield from EstimateRequest(options, self.objective, plan, start, stop, self.by_row, self.measured))
 
     def ask_costs(self, plan: Plan) -> Asks[Array]:
-        """What a plan costs on each of the search prefixes, `[sequence]`: the objective's first statistic."""
+        """What a plan costs on each of the search prefixes, `[sequence]`: the objective's first value."""
         (found,) = yield from ValuesRequest([plan], (self.objective,))
         return self.sign * found[self.objective]
 

@@ -35,7 +35,7 @@ class BudgetRound:
     reached: frozenset[str] = frozenset()
     """Components that a token of these prefixes came to; others stay as they are."""
     singles: float = 0.0
-    """What each treatment of the plan alone changes of the objective's first statistic, added up."""
+    """What each treatment of the plan alone changes of the objective's first value, added up."""
     alone: Table = field(default_factory=lambda: Table({}, {}, {}))
     """What every option costs at the start of the round."""
 

@@ -16,7 +16,7 @@ from compressor.contracts import EstimateRequest, Metric, Plan, Treatment
 from compressor.data.reference import Reference, build_reference
 from compressor.data.texts import sample_sequences
 from compressor.evaluation.engine import Engine
-from compressor.evaluation.evaluator import Evaluator, Statistics
+from compressor.evaluation.evaluator import Evaluator, SequenceValues
 from compressor.evaluation.layer_replay import LayerReplay
 from compressor.models import Model, load_model
 from compressor.plugins import installed
@@ -69,14 +69,18 @@ class Case:
         return reference
 
     def open_sweep(
-        self, metrics: Sequence[str], joint: int | None = None, plain: bool = False, reference: Reference | None = None
+        self,
+        metrics: Sequence[str],
+        at_once: int | None = None,
+        plain: bool = False,
+        reference: Reference | None = None,
     ) -> Evaluator:
-        """A sweep over the reference: by the engine, `joint` trials at once, or by a plain forward pass per trial."""
+        """Scores by the engine, `at_once` trials as one batch, or by a plain forward pass for each trial."""
         mode = SweepMode.plain if plain else SweepMode.exact
         weights = TrialWeights(self.model, Treatments({}, installed().compressors), 1 << 30)
         evaluator = Evaluator(self.model, reference or self.reference, make_metrics(metrics), weights, mode=mode)
-        if joint is not None:
-            evaluator.engine = Engine(LayerReplay(self.model), weights, joint)
+        if at_once is not None:
+            evaluator.engine = Engine(LayerReplay(self.model), weights, at_once)
         return evaluator
 
     def make_trials(self, compressor: str, amount: float | None = None) -> list[Plan]:
@@ -110,7 +114,7 @@ def make_metrics(names: Sequence[str]) -> dict[str, Metric]:
     return {name: installed().metrics[name]() for name in names}
 
 
-def find_differences(first: Sequence[Statistics], second: Sequence[Statistics]) -> dict[str, dict[str, float]]:
+def find_differences(first: Sequence[SequenceValues], second: Sequence[SequenceValues]) -> dict[str, dict[str, float]]:
     """By metric: the largest and the mean difference of a sequence, over all trials."""
     found = {}
     for metric in first[0]:

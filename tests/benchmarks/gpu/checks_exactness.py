@@ -24,7 +24,7 @@ def check_replay(case: Case) -> Iterator[Result]:
     """Do the layers, run one by one, give the bits of the whole forward pass? If not, the engine is not used."""
     with Clock() as clock:
         replay = LayerReplay(case.model)
-    yield Result(True, {"splits positions": replay.splits, **clock.facts()})
+    yield Result(True, {"splits positions": replay.splits_positions, **clock.facts()})
 
 
 def check_engine(case: Case) -> Iterator[Result]:
@@ -37,9 +37,9 @@ def check_engine(case: Case) -> Iterator[Result]:
         means = {metric: float(np.mean([found[metric][:, 0] for found in plain])) for metric in METRICS}
         facts = {"compressor": compressor, "trials": len(trials)}
         yield Result(are_equal(repeated), {**facts, "means": means, "differences": repeated}, "plain passes repeated")
-        for joint in (1, 64):
-            found = find_differences(plain, case.open_sweep(METRICS, joint).score_all(trials))
-            yield Result(are_equal(found), {**facts, "differences": found}, f"engine, {joint} at once")
+        for at_once in (1, 64):
+            found = find_differences(plain, case.open_sweep(METRICS, at_once).score_all(trials))
+            yield Result(are_equal(found), {**facts, "differences": found}, f"engine, {at_once} at once")
         leading = case.open_sweep(["fdtm"]).score_all(trials)
         found = find_differences(leading, plain)
         yield Result(are_equal(found), {**facts, "differences": found}, "engine, FDT alone")

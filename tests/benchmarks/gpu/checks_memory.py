@@ -39,7 +39,7 @@ def check_out_of_memory(case: Case) -> Iterator[Result]:
     model = case.model
     before = {name: model.read(name).cpu() for name in [*model.components][:4]}
     trials = case.make_trials("int8")
-    evaluator = case.open_sweep(["fdtm"], joint=64)
+    evaluator = case.open_sweep(["fdtm"], at_once=64)
     expected = evaluator.score_all(trials)
     logits_bytes = len(case.reference.tokens) * CONTINUATION_TOKENS * model.vocabulary * model.dtype.itemsize
     passed = True if model.device.type == "cuda" else None
@@ -49,7 +49,7 @@ def check_out_of_memory(case: Case) -> Iterator[Result]:
     except Exception as error:
         passed, facts = False, dict(describe_error(error).facts)
     whole = all(torch.equal(model.read(name).cpu(), weight) for name, weight in before.items())
-    facts |= {"at once afterwards": evaluator.engine and evaluator.engine.joint, "model is whole": whole}
+    facts |= {"at once afterwards": evaluator.engine and evaluator.engine.runner.at_once, "model is whole": whole}
     yield Result(passed if whole else False, facts)
 
 

@@ -134,7 +134,7 @@ def check_trials(case: Case, peaks: Peaks) -> Iterator[Result]:
         with Clock() as clock:
             evaluator.score_all(trials)
         facts = {"trials": len(trials), "seconds per trial": clock.seconds / len(trials), **clock.facts()}
-        facts |= {"at once": evaluator.engine and evaluator.engine.joint}
+        facts |= {"at once": evaluator.engine and evaluator.engine.runner.at_once}
         yield Result(True, facts | count_synchronisations(partial(evaluator.score_all, trials[:2])), part)
         plain = case.open_sweep(["fdtm", "kl"], plain=True, reference=reference)
         with Clock() as clock:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from compressor.contracts import Metric, Readout, Reads
 from compressor.data.reference import build_reference
 from compressor.errors import ConfigError, PluginError
-from compressor.evaluation.batches import read_statistics
+from compressor.evaluation.batches import read_values
 from compressor.evaluation.bootstrap import compare_paired, summarize
 from compressor.evaluation.evaluator import Evaluator
 from compressor.models import load_model
@@ -41,7 +41,7 @@ def make_pair(seed: int, noise: float = 1.0, shape: tuple[int, int, int] = (5, 1
 
 
 def score(metric: Metric, candidate: Readout, base: Readout) -> np.ndarray:
-    return read_statistics(metric, candidate, base).numpy()
+    return read_values(metric, candidate, base).numpy()
 
 
 def test_fdtm_counts_leading_agreement_token_by_token() -> None:
@@ -122,19 +122,19 @@ def test_undeclared_readings_are_refused() -> None:
         name = "sneaky"
         reads = Reads.PREDICTED
 
-        def statistics(self, candidate: Readout, base: Readout) -> torch.Tensor:
+        def sequence_values(self, candidate: Readout, base: Readout) -> torch.Tensor:
             return candidate.log_probabilities.sum((-1, -2))[:, None]
 
     candidate, base = make_pair(1)
     with pytest.raises(PluginError, match="`sneaky` reads `log_probabilities` without declaring it"):
-        read_statistics(Sneaky(), candidate, base)
+        read_values(Sneaky(), candidate, base)
 
 
 @pytest.mark.parametrize("reads", [Reads.PREDICTED, Reads.REFERENCE])
 def test_light_readings_never_make_a_softmax(reads: Reads) -> None:
     candidate, base = make_pair(1)
     metric = Fdtm() if reads is Reads.PREDICTED else DivergentPerplexity()
-    read_statistics(metric, candidate, base)
+    read_values(metric, candidate, base)
     assert "log_probabilities" not in candidate.__dict__
 
 
@@ -264,14 +264,14 @@ def test_runners_are_checked(runners: int) -> None:
     candidate, base = make_pair(3)
     message = f"`metric.expected_fdtm.runners` must be at least 1, got {runners}; 8 is a good one"
     with pytest.raises(ConfigError) as raised:
-        ExpectedFdtm(runners=runners).statistics(candidate, base)
+        ExpectedFdtm(runners=runners).sequence_values(candidate, base)
     assert str(raised.value) == message
 
 
 @pytest.mark.parametrize("metric", [MarginNoise(closeness=0.0), ExpectedFdtm(closeness=-1.0)])
 def test_closeness_is_checked(metric: Metric) -> None:
     with pytest.raises(ConfigError, match=r"`closeness` of a metric must be above 0, got (0|-1); "):
-        metric.statistics(*make_pair(3))
+        metric.sequence_values(*make_pair(3))
 
 
 def test_margins_cost_no_forward_pass_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def component_of(weight: Tensor) -> Component:
 
 def quantize(compressor: Gptq, weight: Tensor, hessian: Tensor, bits: int = 4, tokens: int = 10**6) -> QuantizedMatrix:
     component = component_of(weight)
-    context = Context(component, statistics={"hessian": hessian, "tokens": torch.tensor(tokens)})
+    context = Context(component, calibration={"hessian": hessian, "tokens": torch.tensor(tokens)})
     return compressor.compress(weight, 1 - bits / component.stored_bits, context)
 
 
@@ -248,7 +248,7 @@ def test_many_widths_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "compressor_plugins.quantization.gptq.factor_hessian", lambda *a: factors.append(1) or original(*a)
     )
-    context = Context(component, statistics={"hessian": hessian, "tokens": torch.tensor(99)})
+    context = Context(component, calibration={"hessian": hessian, "tokens": torch.tensor(99)})
     compressor = Gptq([2, 3, 4, 8], 16)
     found = list(compressor.compress_each(weight, compressor.offer(component).levels, context))
     assert len(factors) == 1 and [part.integer_bits for part in found] == [2, 3, 4, 8]

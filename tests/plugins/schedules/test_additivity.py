@@ -14,7 +14,7 @@ from torch import Tensor
 from compressor.artifacts.run_record import Record
 from compressor.commands.run import Run, execute
 from compressor.contracts import Compressor, KeepRequest, Plan, Prefixes
-from compressor.evaluation.evaluator import Statistics
+from compressor.evaluation.evaluator import SequenceValues
 from compressor.models import Model, load_model
 from compressor.plugins import installed
 from compressor.search.additivity import StartingValues
@@ -140,7 +140,7 @@ def test_later_rounds_start_from_what_was_kept(tmp_path: Path, monkeypatch: pyte
     seen: list[tuple[float, Array]] = []
     close = StartingValues.close_round
 
-    def look(started: StartingValues, singles: Mapping[str, float], values: Statistics) -> float | None:
+    def look(started: StartingValues, singles: Mapping[str, float], values: SequenceValues) -> float | None:
         seen.append((singles["kl"], values["kl"][:, 0]))
         return close(started, singles, values)
 

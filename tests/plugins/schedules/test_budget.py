@@ -214,6 +214,31 @@ def test_bytes_are_those_of_the_whole_checkpoint(size: int) -> None:
     assert size - (bits / 8 + 376) < 160 * (2 + 0.5) / 8 + 1  # less than what one level of the largest would take
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ("50%", 700),
+        ("100%", 1400),
+        ("62.5 %", 875),
+        ("66.6%", 932),
+        ("1kB", 1000),
+        ("1KiB", 1024),
+        (".7kb", 700),
+        ("0.001MB", 1000),
+        ("0.001 MiB", 1048),
+        ("1200B", 1200),
+    ],
+)
+def test_a_size_is_a_number_of_bytes(size: str, expected: int) -> None:
+    rehearsal, plain = (
+        play(Budget(**options), "round", cls=Packed, packed=True, fixed_bytes=376, stored_bytes=1400)
+        for options in ({"size": size}, {"bytes": expected})
+    )
+    assert rehearsal.kept == plain.kept
+    assert [request.most_bytes for request in requests_of(rehearsal, KeepRequest)] == [expected]
+    assert Budget(size=size).limits_files()
+
+
 def plans_of(rehearsal: DryRun) -> list[Plan]:
     return [request.plan for request in requests_of(rehearsal, KeepRequest)]
 
@@ -540,6 +565,7 @@ def test_a_plan_is_plain_python() -> None:
 
 
 def test_options_come_from_a_command_line() -> None:
+    assert OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Budget), {"size": "50%"})) == Budget(size="50%")
     given = {"targets": [0.2, 1], "estimate": "measured", "granularity": "row", "objective": "fdtm", "bits": 4}
     built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Budget), given))
     assert built == Budget([0.2, 1.0], 4.0, None, "fdtm", MEASURED, 6, ROWS)
@@ -547,6 +573,7 @@ def test_options_come_from_a_command_line() -> None:
 
 
 PRUNE, ROUND, MIXED = (make_problem(names, BOTH) for names in (("prune",), ("round",), ("prune", "round")))
+BASE = replace(ROUND, packed=True, fixed_bytes=376, stored_bytes=1000)
 WRONG: list[tuple[Mapping[str, Any], Problem, str]] = [
     ({"objective": "klx"}, PRUNE, "unknown metric `klx` in `schedule.objective`; did you mean `kl`?"),
     (
@@ -563,8 +590,10 @@ WRONG: list[tuple[Mapping[str, Any], Problem, str]] = [
     (
         {"targets": [0.5], "bits": 4.0},
         ROUND,
-        "at most one of `schedule.targets`, `.bits` and `.bytes` may be given, got targets and bits; drop the others",
+        "at most one of `schedule.targets`, `.bits`, `.bytes` and `.size` may be given, got targets and bits; drop the "
+        "others",
     ),
+    ({"bytes": 9, "size": "50%"}, ROUND, "may be given, got bytes and size; drop the others"),
     ({"bytes": 9, "bits": 4.0}, ROUND, "may be given, got bits and bytes; drop the others"),
     ({"bits": 0.0}, ROUND, "`schedule.bits` must be above 0, got 0; give the mean bits of a weight, say 4.5"),
     ({"bits": -2.0}, ROUND, "`schedule.bits` must be above 0, got -2; give"),
@@ -577,6 +606,31 @@ WRONG: list[tuple[Mapping[str, Any], Problem, str]] = [
         "and install 'compressor[export]', or use schedule.bits or schedule.targets",
     ),
     ({"bytes": 0}, replace(ROUND, packed=True), "`schedule.bytes` must be above 0, got 0; give the size of the wei"),
+    (
+        {"size": "50%"},
+        ROUND,
+        "`schedule.size` needs an export that packs weights, and of this model it packs none; set",
+    ),
+    *(
+        ({"size": size}, BASE, f"`schedule.size` must be {rule}, got {size!r}; {fix}")
+        for size, rule, fix in (
+            (
+                "50",
+                "a percentage or a number of bytes with a unit",
+                "give a share of the base's weight files, say 50%, or",
+            ),
+            ("half", "a percentage or a number of bytes with a unit", "give"),
+            ("", "a percentage or a number of bytes with a unit", "give"),
+            ("-5%", "a percentage or a number of bytes with a unit", "give"),
+            ("3 Mbit", "a percentage or a number of bytes with a unit", "give"),
+            ("1e3MB", "a percentage or a number of bytes with a unit", "give"),
+            ("0%", "above 0% and at most 100%", "say 50%"),
+            ("101%", "above 0% and at most 100%", "say 50%"),
+            ("0.1B", "at least one byte", "give"),
+            ("0MB", "at least one byte", "give"),
+            ("9" * 400 + "MB", "at least one byte", "give"),
+        )
+    ),
     (
         {"targets": [0.6, 0.8]},
         ROUND,
@@ -602,9 +656,10 @@ WRONG: list[tuple[Mapping[str, Any], Problem, str]] = [
         {"granularity": ROWS, "bits": 4.0},
         PRUNE,
         "`schedule.granularity=row` takes estimates of one pass and `schedule.targets`, got estimate=one_pass, "
-        "bits=4.0, bytes=None; drop these",
+        "bits=4.0; drop these",
     ),
-    ({"granularity": ROWS, "estimate": MEASURED}, PRUNE, "got estimate=measured, bits=None, bytes=None; drop these"),
+    ({"granularity": ROWS, "size": "50%"}, PRUNE, "got estimate=one_pass, size=50%; drop these"),
+    ({"granularity": ROWS, "estimate": MEASURED}, PRUNE, "`schedule.targets`, got estimate=measured; drop these"),
     ({}, replace(PRUNE, components=[], offers={"prune": {}}), "no component is selected, at least one is needed; loo"),
     ({}, replace(PRUNE, offers={}), "schedule `budget` needs a compressor, none is configured; set `compressor`"),
 ]
@@ -637,3 +692,16 @@ def test_budgets_below_the_smallest_name_what_is_enough(scale: int) -> None:
         Packed(problem).play(Budget(**{option: nearest}))
         with pytest.raises(ConfigError, match="out of reach"):
             Packed(problem).play(Budget(**{option: nearest - (1e-4 if option == "bits" else 1)}))
+
+
+def test_a_percentage_below_the_smallest_names_what_is_enough() -> None:
+    problem = replace(ROUND, packed=True, fixed_bytes=376, stored_bytes=1400)
+    rehearsal = Packed(problem)
+    with pytest.raises(ConfigError) as caught:
+        rehearsal.play(Budget(size="30%"))
+    assert [type(request) for request in rehearsal.requests] == [SizeRequest]
+    assert str(caught.value) == (
+        "the budget of `schedule.size=30%` (420 bytes) is out of reach, the smallest is 664 bytes, 47.5% of the "
+        "base; raise `schedule.size` or add a compressor that takes more"
+    )
+    Packed(problem).play(Budget(size="47.5%"))
