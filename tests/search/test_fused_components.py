@@ -235,7 +235,7 @@ def test_rows_of_several_lengths_are_refused_and_equal_ones_work() -> None:
             assert all(len(rows[c.name] or ()) == c.shape[0] for c in components)
         else:
             with pytest.raises(
-                ConfigError, match=r"per row, got a, and in `model\.layers\.0\.mlp\.experts` rows of"
+                ConfigError, match=r"per row, got a, and `model\.layers\.0\.mlp\.experts` fuses"
             ) as caught:
                 open_dialogue(budget, problem, DryRun(problem), fuses=True)
             assert str(caught.value).isprintable() and "or components.fuse=false" in str(caught.value)

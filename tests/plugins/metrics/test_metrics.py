@@ -260,7 +260,7 @@ def test_a_vocabulary_with_fewer_tokens_than_runners_up() -> None:
 @pytest.mark.parametrize("runners", [0, -3])
 def test_runners_are_checked(runners: int) -> None:
     candidate, base = make_pair(3)
-    message = f"`metric.expected_fdtm.runners` must be at least 1, got {runners}; 8 is a good one"
+    message = f"`metric.expected_fdtm.runners` must be at least 1, got {runners}; give for example 8"
     with pytest.raises(ConfigError) as raised:
         ExpectedFdtm(runners=runners).sequence_values(candidate, base)
     assert str(raised.value) == message
