@@ -55,11 +55,11 @@ CALIBRATION_DATA = {
 
 
 def check_needs(compressor: str, needs: Iterable[str]) -> None:
-    """Raise PluginError for calibration data that do not exist."""
+    """Raise PluginError for calibration data that no run gathers."""
     for name in needs:
         if name not in CALIBRATION_DATA:
             raise PluginError(
-                f"compressor `{compressor}` needs the calibration data `{name}`, which do not exist; "
+                f"compressor `{compressor}` needs the calibration data `{name}`, which no run gathers; "
                 f"{suggest(name, CALIBRATION_DATA)}"
             )
 
