@@ -43,7 +43,7 @@ class Treatments:
             raise PlanError(f"the options of compressor `{cls.name}` are not valid: {error}") from None
 
     def find_needs(self, compressors: Iterable[str]) -> frozenset[str]:
-        """The calibration data that compressors of these names need; raises PluginError for data that no run gathers."""
+        """The calibration data that these compressors need; raises PluginError for data that no run gathers."""
         needs: set[str] = set()
         for name in set(compressors):
             compressor = self.configured.get(name) or self.installed[name]
