@@ -69,7 +69,7 @@ WRONG = {
     TREATMENT % '"0.5"': "must be a number in [0, 1], got '0.5'",
     TREATMENT % "null": "must be a number in [0, 1], got None",
     TREATMENT % "NaN": ": NaN is not a JSON number; give a finite one",
-    TREATMENT % "-Infinity": ": -Infinity is not a number that JSON knows; give a finite one",
+    TREATMENT % "-Infinity": ": -Infinity is not a JSON number; give a finite one",
     TREATMENT % "1e999": ": '1e999' is too large; give a smaller number",
     TREATMENT % ("9" * 5000): ": Exceeds the limit",
     TREATMENT % ("9" * 4000): "must be a number in [0, 1], got 9999",

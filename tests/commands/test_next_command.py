@@ -158,6 +158,6 @@ def test_what_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
     ):
         read_plan(other)
     with pytest.raises(
-        ConfigError, match=r"one of `schedule\.depth` and `schedule\.amount` may be given, got 3 and 0\.5;"
+        ConfigError, match=r"give only one of `schedule\.depth` .*, got 3 and 0\.5; drop one"
     ):
         Dialogue(ReplayedPlan(str(path), depth=3, amount=0.5), make_problem(["prune"], {}))
