@@ -157,7 +157,5 @@ def test_what_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
         PlanError, match=r"it is the report of a run; give the plan\.json beside it, or schedule\.depth"
     ):
         read_plan(other)
-    with pytest.raises(
-        ConfigError, match=r"give only one of `schedule\.depth` .*, got 3 and 0\.5; drop one"
-    ):
+    with pytest.raises(ConfigError, match=r"give only one of `schedule\.depth` .*, got 3 and 0\.5; drop one"):
         Dialogue(ReplayedPlan(str(path), depth=3, amount=0.5), make_problem(["prune"], {}))
