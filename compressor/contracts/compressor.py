@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,10 +13,7 @@ from compressor.errors import PlanError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compressor.contracts.quantized import QuantizedMatrix
-
-InputTransform = Callable[["Tensor"], "Tensor"]
-"""What becomes of inputs `[..., in]` before a matrix product: as many, of the same dtype, each token by itself."""
+    from compressor.contracts.quantized import CompressedWeight
 
 
 @dataclass(frozen=True)
@@ -36,33 +33,6 @@ class Context:
     component: Component
     seed: int = 0
     calibration: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-class CompressedWeight(ABC):
-    """A weight after compression, in the form in which it is stored."""
-
-    @abstractmethod
-    def dense(self) -> Tensor:
-        """The value `[out, in]` that the matrix product uses, in the dtype of the weight that was given."""
-
-    @property
-    @abstractmethod
-    def bits(self) -> int:
-        """Bits that the packed weight takes: its integers, scales, zero points and whatever else `dense` needs."""
-
-    @property
-    def quantized(self) -> QuantizedMatrix | None:
-        """The weight as integers with scales, if it is nothing else: an export then packs it. None: it stays dense."""
-        return None
-
-    @property
-    def input_transform(self) -> InputTransform | None:
-        """What is done to the inputs before the matrix product, simulated in their own dtype; None leaves them.
-
-        A pure function of inputs `[..., in]` that treats each token by itself. It may be other than None only if
-        `Compressor.transforms_inputs` is True.
-        """
-        return None
 
 
 class Compressor(ABC):

@@ -1,20 +1,50 @@
-"""Weights that are nothing but integers, scales and zero points, and inputs that are rounded to integers.
+"""Weights after compression, and those that are nothing but integers, scales and zero points.
 
-File formats of other programs can hold such weights.
+File formats of other programs can hold the latter.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from compressor.contracts.compressor import CompressedWeight
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+InputTransform = Callable[["Tensor"], "Tensor"]
+"""What becomes of inputs `[..., in]` before a matrix product: as many, of the same dtype, each token by itself."""
+
+
+class CompressedWeight(ABC):
+    """A weight after compression, in the form in which it is stored."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """The value `[out, in]` that the matrix product uses, in the dtype of the weight that was given."""
+
+    @property
+    @abstractmethod
+    def bits(self) -> int:
+        """Bits that the packed weight takes: its integers, scales, zero points and whatever else `dense` needs."""
+
+    @property
+    def quantized(self) -> QuantizedMatrix | None:
+        """The weight as integers with scales, if it is nothing else: an export then packs it. None: it stays dense."""
+        return None
+
+    @property
+    def input_transform(self) -> InputTransform | None:
+        """What is done to the inputs before the matrix product, simulated in their own dtype; None leaves them.
+
+        A pure function of inputs `[..., in]` that treats each token by itself. It may be other than None only if
+        `Compressor.transforms_inputs` is True.
+        """
+        return None
 
 
 class Strategy(enum.Enum):

@@ -113,7 +113,7 @@ __all__ = [
     "check_format",
     "check_gguf",
     "holds_exactly",
-    "list_untreated",
+    "list_untransformed",
     "save",
     "save_dense",
     "save_gguf",
