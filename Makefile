@@ -6,14 +6,20 @@ STAMP := $(VENV)/installed
 # For `make gpu`, which installs nothing: the environment of `make run` where it exists, else any Python with torch.
 GPU_PYTHON ?= $(firstword $(wildcard $(VENV)/bin/python) python3)
 
-.PHONY: run test bench gpu lint clean
+.PHONY: run test test-all bench gpu lint clean
 
 run: $(STAMP)
 	$(VENV)/bin/compressor run
 
-# A process for each core, so each with one thread.
+# A process for each core, so each with one thread; a module stays in one process, which makes its fixtures once.
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGUMENTS)
+
+# Five families of models; the others are marked slow.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto
+	$(PYTEST) -m "not slow"
+
+test-all: $(STAMP)
+	$(PYTEST)
 
 bench: $(STAMP)
 	$(VENV)/bin/python -m tests.benchmarks

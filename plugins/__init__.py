@@ -1,1 +1,1 @@
-"""Built-in plugins; found by entry points, like any other."""
+"""Built-in plugins. They are found by entry points, like all other plugins."""

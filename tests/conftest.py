@@ -14,6 +14,22 @@ from tests.support.browser import Browser  # noqa: E402 - its assertions are rew
 SHARED_MODELS = Path(__file__).parents[2] / "shared" / "models"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-browser", action="store_true", help="skip the tests that open pages in Chromium")
+    parser.addoption("--slow-shard", metavar="I/N", help="of the slow tests only every N-th, beginning with number I")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the slow tests of other shards out; a shard has slow tests of every module."""
+    if (shard := config.getoption("--slow-shard")) is None:
+        return
+    first, step = map(int, shard.split("/"))
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    left_out = {*slow} - {*slow[first % step :: step]}
+    config.hook.pytest_deselected(items=[*left_out])
+    items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """Tiny matrices gain nothing from threads, and lose much on a busy machine."""
@@ -29,10 +45,6 @@ def isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("COLUMNS", "160")
         yield
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--no-browser", action="store_true", help="skip the tests that open pages in Chromium")
 
 
 @pytest.fixture(scope="session")

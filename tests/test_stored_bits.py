@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from compressor.contracts import Component, Compressor, Context
-from compressor.testing.compressors import make_calibration_data
+from compressor.testing.compressor_case import make_calibration_data
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.gptq import Gptq
 from compressor_plugins.quantization.hqq import Hqq

@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
-from hydra.version import getbase, setbase
+from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -148,15 +148,14 @@ def build_settings(config: DictConfig) -> Settings:
 @contextmanager
 def open_hydra() -> Iterator[None]:
     """Hydra can compose our configuration inside; a Hydra application that is running gets its own state back."""
-    state, version = GlobalHydra.instance().hydra, getbase()
+    state, version = GlobalHydra.instance().hydra, VersionBase.instance().version_base
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3", job_name="compressor"):
             yield
     finally:
         GlobalHydra.instance().hydra = state
-        if hasattr(version, "release"):  # else none was set
-            setbase(str(version))
+        VersionBase.instance().version_base = version
 
 
 def complete_overrides(overrides: Sequence[str], plugins: Plugins) -> tuple[list[str], DictConfig]:

@@ -20,7 +20,7 @@ from compressor.registry import Registry, build_options, option_names
 class Treatments:
     """The compressors of a run: those `configured`, by name, and any installed one that a plan brings options for.
 
-    `calibration` holds the statistics that compressors need, of the model as it stands; None while none were gathered.
+    `calibration` is what compressors need, of the model as it stands; None while none was gathered.
     """
 
     configured: Mapping[str, Compressor]
@@ -43,7 +43,7 @@ class Treatments:
             raise PlanError(f"the options of compressor `{cls.name}` are not valid: {error}") from None
 
     def find_needs(self, compressors: Iterable[str]) -> frozenset[str]:
-        """The statistics that compressors of these names need; raises PluginError for those that nobody gathers."""
+        """The calibration data that compressors of these names need; raises PluginError for what no run gathers."""
         needs: set[str] = set()
         for name in set(compressors):
             compressor = self.configured.get(name) or self.installed[name]
@@ -52,11 +52,11 @@ class Treatments:
         return frozenset(needs)
 
     def is_sequential(self, treatment: Treatment) -> bool:
-        """Does its compressor want statistics from below what it has compressed already?"""
+        """Does its compressor want calibration data of a model whose lower layers are compressed already?"""
         return bool(self.find_needs([treatment.compressor])) and self.resolve(treatment).sequential
 
     def make_context(self, compressor: Compressor, component: Component, weight: Tensor) -> Context:
-        """What the compressor may know; raises PlanError where statistics that it needs were not gathered."""
+        """What the compressor may know; raises PlanError where calibration data that it needs was not gathered."""
         if not compressor.needs:
             return Context(component, self.seed)
         found = None if self.calibration is None else self.calibration.read(component.name, compressor.needs)

@@ -55,18 +55,18 @@ CALIBRATION_DATA = {
 
 
 def check_needs(compressor: str, needs: Iterable[str]) -> None:
-    """Raise PluginError for statistics that nobody gathers."""
+    """Raise PluginError for calibration data that no run gathers."""
     for name in needs:
         if name not in CALIBRATION_DATA:
             raise PluginError(
-                f"compressor `{compressor}` needs the calibration data `{name}`, which nobody gathers; "
+                f"compressor `{compressor}` needs the calibration data `{name}`, which no run gathers; "
                 f"{suggest(name, CALIBRATION_DATA)}"
             )
 
 
 @dataclass
 class Calibration:
-    """The statistics `names` of components, on the host; their files go when nobody holds them any more.
+    """The calibration data `names` of components, on the host; their files go when nobody holds them any more.
 
     Components that have the same inputs share a source. `passes` is how many forward passes it took.
     """
@@ -94,7 +94,7 @@ def gather(
     last: int | None = None,
     memory: MemoryBudget | None = None,
 ) -> Calibration:
-    """Statistics of `components`, of the model as it stands, over all sequences of `reference`.
+    """Calibration data of `components`, of the model as it stands, over all sequences of `reference`.
 
     With `last` nothing behind that layer is run. The budget `memory` decides how many components one forward pass
     gathers, one at least, and how much of what is gathered stays in memory; the rest goes to disk. Raises ModelError
@@ -165,7 +165,7 @@ class _Gathering:
             yield group
 
     def gather_group(self, group: Collection[str]) -> dict[str, dict[str, Tensor]]:
-        """Source -> name -> statistic, by one forward pass over all sequences."""
+        """Source -> name -> calibration data, by one forward pass over all sequences."""
         totals: dict[str, dict[str, Tensor]] = {}
         for source in group:
             width, device = self.weight_views[source].component.shape[1], self.model.device

@@ -21,7 +21,7 @@ InputTransform = Callable[["Tensor"], "Tensor"]
 
 @dataclass(frozen=True)
 class Context:
-    """What a compressor may know besides the weight: its component, a seed, and the statistics it `needs`.
+    """What a compressor may know besides the weight: its component, a seed, and the calibration data that it `needs`.
 
     `calibration` is of the component's inputs x_t `[in]`, one for each token t of the search prefixes and of what the
     base said after them, in the model as it stood when they were gathered. They are on the weight's device, and are not
@@ -72,8 +72,8 @@ class Compressor(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     """Names of calibration data, of those that `Context` lists."""
     sequential: bool = False
-    """Are statistics to be gathered anew for each layer, when what lies below is compressed? When a plan is kept only:
-    trials are compressed by the statistics of the model as it stands."""
+    """Is calibration data gathered anew for each layer, when the layers below are compressed? Only when a plan is kept:
+    trials are compressed with calibration data of the model as it stands."""
 
     @property
     def transforms_inputs(self) -> bool:

@@ -46,7 +46,7 @@ class Metric(ABC):
         """`[sequence, value]` of the candidate on some sequences; pure, and independent between sequences.
 
         On text windows `base` is the candidate itself: the base is not run there. Searches add up and compare the first
-        statistic, so its mean and `aggregate` must agree on which of two candidates is better.
+        value, so its mean and `aggregate` must agree on which of two candidates is better.
         """
 
     def aggregate(self, values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -14,13 +14,13 @@ from compressor.data.reference import Reference
 from compressor.errors import CompressorError, ModelError, PluginError
 from compressor.models import Model
 
-BatchStatistics = Mapping[str, Tensor]
+BatchValues = Mapping[str, Tensor]
 """Metric name -> `[sequence, value]`, for the sequences of one batch."""
 
-Scored = Iterator[tuple[int, list[BatchStatistics]]]
+Scored = Iterator[tuple[int, list[BatchValues]]]
 """Numbers of trials, each with its values on every batch."""
 
-Reader = Callable[[Readout], BatchStatistics]
+Reader = Callable[[Readout], BatchValues]
 """Computes the values of a batch from the readout of a trial."""
 
 
@@ -63,7 +63,7 @@ class Continuations:
         needs_base = any(metric.reads & Reads.BASE for metric in self._metrics.values())
         base = self._reference.base_readout(self._index, len(self.targets)) if needs_base else None
 
-        def read(candidate: Readout) -> BatchStatistics:
+        def read(candidate: Readout) -> BatchValues:
             return {name: read_values(metric, candidate, base or candidate) for name, metric in self._metrics.items()}
 
         yield read

@@ -24,9 +24,9 @@ def draw_resamples(sequences: int, seed: int) -> NDArray[np.intp]:
     return np.random.default_rng(seed).integers(0, sequences, size=(RESAMPLES, sequences))
 
 
-def aggregate_each(metric: Metric, statistics: NDArray[np.float64]) -> NDArray[np.float64]:
+def aggregate_each(metric: Metric, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """`[sequence]`: the metric's value of each sequence alone."""
-    return metric.aggregate(statistics[:, None, :])
+    return metric.aggregate(values[:, None, :])
 
 
 def join_blocks(held: NDArray[np.float64], start: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -37,38 +37,38 @@ def join_blocks(held: NDArray[np.float64], start: int, values: NDArray[np.float6
     return np.concatenate([held[:start], values]) if start <= len(held) < start + len(values) else held
 
 
-def summarize(metric: Metric, statistics: NDArray[np.float64], seed: int = 0) -> Score:
-    """Aggregate `statistics` `[sequence, value]`; intervals by the percentile bootstrap over sequences.
+def summarize(metric: Metric, values: NDArray[np.float64], seed: int = 0) -> Score:
+    """Aggregate `values` `[sequence, value]`; intervals by the percentile bootstrap over sequences.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13. With one sequence the interval
     is that one value.
     """
-    if statistics.ndim != 2 or not np.isfinite(statistics).all():
+    if values.ndim != 2 or not np.isfinite(values).all():
         raise PluginError(
-            f"metric `{metric.name}` gave values of shape {statistics.shape} with "
-            f"{int((~np.isfinite(statistics)).sum())} non-finite values; [sequence, value] and finite are needed"
+            f"metric `{metric.name}` gave values of shape {values.shape} with "
+            f"{int((~np.isfinite(values)).sum())} non-finite values; [sequence, value] and finite are needed"
         )
-    values = aggregate_each(metric, statistics)
-    resamples = draw_resamples(len(values), seed)
+    single = aggregate_each(metric, values)
+    resamples = draw_resamples(len(single), seed)
     means, p75s = [], []
-    for indices in np.array_split(resamples, max(1, resamples.size * statistics.shape[1] // CHUNK)):
-        means.append(metric.aggregate(statistics[indices]))
-        p75s.append(np.percentile(values[indices], 75, axis=1))
+    for indices in np.array_split(resamples, max(1, resamples.size * values.shape[1] // CHUNK)):
+        means.append(metric.aggregate(values[indices]))
+        p75s.append(np.percentile(single[indices], 75, axis=1))
     low, high = np.percentile(np.concatenate(means), LEVEL)
     p75_low, p75_high = np.percentile(np.concatenate(p75s), LEVEL)
-    p25, median, p75 = np.percentile(values, (25, 50, 75))
+    p25, median, p75 = np.percentile(single, (25, 50, 75))
     return Score(
-        mean=float(metric.aggregate(statistics)),
+        mean=float(metric.aggregate(values)),
         median=float(median),
         p25=float(p25),
         p75=float(p75),
-        min=float(values.min()),
-        max=float(values.max()),
+        min=float(single.min()),
+        max=float(single.max()),
         low=float(low),
         high=float(high),
         p75_low=float(p75_low),
         p75_high=float(p75_high),
-        n=len(values),
+        n=len(single),
     )
 
 
@@ -80,7 +80,7 @@ def compare_paired(
     Both are `[sequence, value]`; sequences are resampled as pairs.
     """
     if first.shape != second.shape:
-        raise ValueError(f"paired statistics must have one shape, got {first.shape} and {second.shape}")
+        raise ValueError(f"paired values must have one shape, got {first.shape} and {second.shape}")
     resamples = draw_resamples(len(first), seed)
     differences = metric.aggregate(first[resamples]) - metric.aggregate(second[resamples])
     low, high = np.percentile(differences, LEVEL)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from compressor.contracts import Plan, Readout
-from compressor.evaluation.batches import Batch, BatchStatistics, Reader, Scored
+from compressor.evaluation.batches import Batch, BatchValues, Reader, Scored
 from compressor.evaluation.first_divergence import FirstDivergence
 from compressor.evaluation.layer_replay import LayerReplay
 from compressor.evaluation.layer_runner import BatchState, Branch, LayerRunner
@@ -37,7 +37,7 @@ class Engine:
         self.grouping = TrialGrouping(replay.spans, len(replay.layers), replay.tied)
 
     def score(self, trials: Mapping[int, Plan], batches: Sequence[Batch]) -> Scored:
-        """The statistics of each trial as they come. Do not use the model before the last trial has come."""
+        """The per-sequence values of each trial as they come. Do not use the model before the last trial has come."""
         yield from self._score_from(0, [self.runner.enter(batch) for batch in batches], trials)
 
     def _score_from(self, start: int, states: Sequence[BatchState], trials: Mapping[int, Plan]) -> Scored:
@@ -52,7 +52,7 @@ class Engine:
             separate, shared = self.grouping.choose_shared(index, trials, numbers, self._estimate_share(states))
             plans = {number: trials[number] for number in separate}
             for group in make_weights_in_groups(self.weight_source, plans):
-                found: dict[int, list[BatchStatistics]] = {number: [] for number in group}
+                found: dict[int, list[BatchValues]] = {number: [] for number in group}
                 for state in states:
                     self._score_separate(index, state, group, found)
                 yield from found.items()
@@ -70,7 +70,7 @@ class Engine:
         """Score trials that change nothing more: all of them are the current model."""
         if not numbers:
             return
-        found: dict[int, list[BatchStatistics]] = {numbers[0]: []}
+        found: dict[int, list[BatchValues]] = {numbers[0]: []}
         for state in states:
             with state.batch.open() as read:
                 self._finish(start, state, [(numbers[0], state.hidden)], read, found)
@@ -93,9 +93,9 @@ class Engine:
         index: int,
         state: BatchState,
         group: Mapping[int, Weights],
-        found: Mapping[int, list[BatchStatistics]],
+        found: Mapping[int, list[BatchValues]],
     ) -> None:
-        """Add the statistics of a batch for trials whose first changed layer is `index`."""
+        """Add the per-sequence values of a batch for trials whose first changed layer is `index`."""
         if state.batch.only_leading and self.replay.splits_positions:
             simple = {number: weights for number, weights in group.items() if not self._transforms_inputs(weights)}
             if simple:
@@ -127,7 +127,7 @@ class Engine:
         index: int,
         state: BatchState,
         group: Mapping[int, Weights],
-        found: Mapping[int, list[BatchStatistics]],
+        found: Mapping[int, list[BatchValues]],
     ) -> None:
         """As `_score_separate`, where nothing but the first divergence is read."""
         batch = state.batch
@@ -151,12 +151,12 @@ class Engine:
         state: BatchState,
         branches: Sequence[Branch],
         read: Reader,
-        found: Mapping[int, list[BatchStatistics]],
+        found: Mapping[int, list[BatchValues]],
     ) -> None:
-        """Run branches through the layers from `start`, which none of them changes, and add their statistics."""
+        """Run branches through the layers from `start`, where none of them changes a layer, and add their values."""
         results = self.runner.finish(start, state, branches, read)
-        for (number, _), statistics in zip(branches, results, strict=True):
-            found[number].append(statistics)
+        for (number, _), values in zip(branches, results, strict=True):
+            found[number].append(values)
 
 
 def _refuse_logits() -> Tensor:

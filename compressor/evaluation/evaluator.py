@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from compressor.contracts import Metric, Plan, Readout
 from compressor.data.reference import Reference
 from compressor.data.texts import Windows
-from compressor.evaluation.batches import Batch, BatchStatistics, Continuations, Scored, Text
+from compressor.evaluation.batches import Batch, BatchValues, Continuations, Scored, Text
 from compressor.evaluation.engine import Engine
 from compressor.evaluation.layer_replay import CannotReplay, LayerReplay
 from compressor.evaluation.layer_runner import LayerRunner
@@ -62,7 +62,7 @@ class Evaluator:
     def score(
         self, trials: Sequence[Plan], names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
     ) -> Iterator[tuple[int, SequenceValues]]:
-        """Number and values of each trial, as they come.
+        """Number and per-sequence values of each trial, as they come.
 
         `names` are the metrics; None means all. `start` and `stop` choose prefixes; text is always read whole.
         """
@@ -89,7 +89,7 @@ class Evaluator:
     def score_current(
         self, names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
     ) -> SequenceValues:
-        """Statistics of the current model, as by `score`."""
+        """Per-sequence values of the current model, as by `score`."""
         return self.score_all([{}], names, start, stop)[0]
 
     def _list_batches(self, names: Sequence[str] | None, start: int, stop: int | None) -> list[Batch]:
@@ -124,12 +124,12 @@ class Evaluator:
         return self.engine if self.mode is not SweepMode.plain else None
 
 
-def score_plainly(model: Model, batch: Batch) -> BatchStatistics:
+def score_plainly(model: Model, batch: Batch) -> BatchValues:
     """The values of the current model on a batch, by one forward pass."""
     with batch.open() as read:
         return read(Readout(model.logits(batch.tokens, batch.targets.shape[1]), batch.targets, batch.counted))
 
 
-def join_values(names: Sequence[str], batches: Sequence[BatchStatistics]) -> SequenceValues:
-    """The values of all batches, by metric."""
+def join_values(names: Sequence[str], batches: Sequence[BatchValues]) -> SequenceValues:
+    """The per-sequence values of all batches, by metric."""
     return {name: torch.cat([batch[name] for batch in batches if name in batch]).numpy() for name in names}

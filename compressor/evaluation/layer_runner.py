@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.contracts import Readout
-from compressor.evaluation.batches import Batch, BatchStatistics, Reader
+from compressor.evaluation.batches import Batch, BatchValues, Reader
 from compressor.evaluation.layer_replay import LayerInputs, LayerReplay
 from compressor.evaluation.weight_source import Weights
 
@@ -77,10 +77,10 @@ class LayerRunner:
 
         return self._run_as_fits(branches, run)
 
-    def finish(self, start: int, state: BatchState, branches: Sequence[Branch], read: Reader) -> list[BatchStatistics]:
-        """Run branches through the layers from `start` to the last; the statistics of each."""
+    def finish(self, start: int, state: BatchState, branches: Sequence[Branch], read: Reader) -> list[BatchValues]:
+        """Run branches through the layers from `start` to the last; the per-sequence values of each."""
 
-        def run(chosen: Sequence[Branch]) -> list[BatchStatistics]:
+        def run(chosen: Sequence[Branch]) -> list[BatchValues]:
             batch, inputs, hidden = state.batch, self._find_inputs(state, len(chosen)), join_branches(chosen)
             for index in range(start, len(self.replay.layers)):
                 hidden = self.replay.run(index, inputs, hidden)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from compressor.contracts import Plan
-from compressor.evaluation.batches import Batch, BatchStatistics, Scored
+from compressor.evaluation.batches import Batch, BatchValues, Scored
 from compressor.evaluation.layer_replay import LayerReplay
 from compressor.evaluation.layer_runner import BatchState, Branch, LayerRunner
 from compressor.evaluation.module_cache import ModuleCache
@@ -22,7 +22,7 @@ from compressor.resources import MemoryBudget
 
 
 class StreamingEngine:
-    """Scores trials layer by layer; the statistics of all trials come at the end.
+    """Scores trials layer by layer; the per-sequence values of all trials come at the end.
 
     `weight_source` makes the weights of trials. `at_once` branches are run as one batch where they do not change a
     layer; None chooses by the device. Hidden states wait on the host as far as the budget `memory` allows, and else on
@@ -37,7 +37,7 @@ class StreamingEngine:
         self.grouping = TrialGrouping(replay.spans, len(replay.layers), replay.tied)
 
     def score(self, trials: Mapping[int, Plan], batches: Sequence[Batch]) -> Scored:
-        """The statistics of each trial."""
+        """The per-sequence values of each trial."""
         if not trials:
             return
         states = [self.runner.enter(batch) for batch in batches]
@@ -89,15 +89,15 @@ class LayerPass:
         return unchanged + changed
 
     def read(self, nodes: Sequence[Node]) -> Scored:
-        """The statistics of all trials after the last layer."""
-        found: dict[int, list[BatchStatistics]] = {node.key: [] for node in nodes}
+        """The per-sequence values of all trials after the last layer."""
+        found: dict[int, list[BatchValues]] = {node.key: [] for node in nodes}
         end = len(self.runner.replay.layers)
         for place, state in enumerate(self.states):
             with state.batch.open() as read:
                 for branches in self._fetch(place, nodes):
                     results = self.runner.finish(end, state, branches, read)
-                    for (key, _), statistics in zip(branches, results, strict=True):
-                        found[key].append(statistics)
+                    for (key, _), values in zip(branches, results, strict=True):
+                        found[key].append(values)
         yield from ((number, found[node.key]) for node in nodes for number in node.numbers)
 
     def _split(self, index: int, node: Node) -> tuple[list[Node], list[Node]]:

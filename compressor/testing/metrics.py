@@ -177,9 +177,9 @@ class MetricContract(PluginContract):
         torch.testing.assert_close(found.double(), self.measure(estimable, candidate, base), rtol=1e-5, atol=1e-6)
         at_base, _ = self.differentiate(estimable, estimable.value, base, base)
         assert (at_base.abs() <= 1e-5).all(), f"the base must have a value of 0, got {at_base}"
-        statistics = self.read(estimable, self.readouts(estimable, candidate, base)).double().numpy()
-        raised = statistics + np.eye(1, statistics.shape[1])
-        assert estimable.aggregate(raised) >= estimable.aggregate(statistics), "aggregate falls where the value rises"
+        values = self.read(estimable, self.readouts(estimable, candidate, base)).double().numpy()
+        raised = values + np.eye(1, values.shape[1])
+        assert estimable.aggregate(raised) >= estimable.aggregate(values), "aggregate falls where the value rises"
 
     def test_gradients_are_finite(self, estimable: EstimableMetric) -> None:
         """`value` and `probe` have finite gradients by the candidate's logits, each sequence by its own alone."""

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from compressor.contracts import Better, Dialogue, KeepRequest, Problem, Schedule
-from compressor.errors import ConfigError, PlanError
+from compressor.errors import CompressorError, PluginError
 from compressor.plugins import installed
 from compressor.testing.plugin_contract import PluginContract, randomness_untouched
 from compressor.testing.problems import DryRun, make_problem
@@ -34,7 +34,7 @@ class TorchRefused(importlib.abc.MetaPathFinder):
 class ScheduleContract(PluginContract):
     """The promises of a `Schedule`, tried in runs without a model; at most `requests` things may be asked for.
 
-    A schedule may refuse a problem by ConfigError or PlanError before it asks for anything. One that refuses all of
+    A schedule may refuse a problem by CompressorError before it asks for anything. One that refuses all of
     `problems` needs others: override that.
     """
 
@@ -53,7 +53,9 @@ class ScheduleContract(PluginContract):
         for problem in self.problems(plugin):
             try:
                 Dialogue(plugin, problem)
-            except (ConfigError, PlanError):
+            except PluginError:
+                raise
+            except CompressorError:
                 continue
             run = DryRun(problem, proof_shift)
             run.play(plugin, self.requests)

@@ -1,4 +1,4 @@
-"""Perplexity of the candidate on the base's own continuations."""
+"""Perplexity of the candidate on the continuations that the base generated."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class DivergentPerplexity(Metric):
-    """How surprised the candidate is by what the base says.
+    """Perplexity of the candidate on the base's continuations; 1 means that it is certain of every token.
 
-    DPPL = exp(−(1/M) Σ_i ln p_F′(g_i | prefix, g_1 … g_{i−1})) ≥ 1; over many prefixes the exponential of the mean
-    over all tokens. SDT · ln 2 ≤ M · ln DPPL.
+    DPPL = exp(−(1/M) Σ_i ln p_F′(g_i | prefix, g_1 … g_{i−1})) ≥ 1. Over many prefixes it is the exponential of the
+    mean over all tokens. SDT · ln 2 ≤ M · ln DPPL.
 
     Source: Deiseroth et al., Divergent Token Metrics, NAACL 2024.
     """

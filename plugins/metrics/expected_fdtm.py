@@ -1,4 +1,4 @@
-"""First divergent token that the margin law expects."""
+"""First divergent token as predicted by the margin law."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class ExpectedFdtm(Metric):
-    """Leading tokens on which candidate and base should agree, by the margin law: much less noise than counting.
+    """Leading tokens on which candidate and base should agree by the margin law; far less noisy than a count.
 
-    FDT = Σ_t Π_{i ≤ t} q_i, q_i = E_u[Π_k Φ(m_ik / s + u)], s² = σ²/2, u ~ N(0, 1): m_ik are the base's margins over
-    its first `runners` runners-up, σ is the candidate's margin noise over all prefixes, with the same `closeness`. The
-    value of one prefix alone (median, percentiles) takes the noise of that prefix. Trust it where docs/margin-law.md
-    says so; `fdtm` counts.
+    FDT = Σ_t Π_{i ≤ t} q_i, q_i = E_u[Π_k Φ(m_ik / s + u)], s² = σ²/2, u ~ N(0, 1). m_ik are the base's margins over
+    its first `runners` runners-up. σ is the candidate's margin noise over all prefixes, with the same `closeness`. The
+    value of one prefix (for the median and percentiles) uses the noise of that prefix. docs/margin-law.md says where
+    the law holds; `fdtm` counts the tokens instead.
 
     Source: this project, docs/margin-law.md.
     """
@@ -40,14 +40,16 @@ class ExpectedFdtm(Metric):
     label: ClassVar[str] = "expected FDT"
 
     def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
-        """`[sequence, 2 + noise]`: the law at the σ of the sequence, σ², the law on a grid of σ, by the base alone."""
+        """`[sequence, 2 + noise]`: expected FDT at the sequence's own σ, σ², and expected FDT on a grid of σ."""
         import numpy as np
         import torch
 
         from compressor.sensitivity.margin_law import read_table, tabulate_fdt
 
         if self.runners < 1:
-            raise ConfigError(f"`metric.expected_fdtm.runners` must be at least 1, got {self.runners}; 8 is a good one")
+            raise ConfigError(
+                f"`metric.expected_fdtm.runners` must be at least 1, got {self.runners}; give for example 8"
+            )
         squares = read_squares(candidate, base, self.closeness).double()
         _, margins = base.runners_up(self.runners)
         table = tabulate_fdt(margins)

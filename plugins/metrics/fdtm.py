@@ -18,7 +18,7 @@ class Fdtm(Metric):
     """Leading tokens on which candidate and base agree.
 
     FDT = #{i : ĝ_j = g_j for all j ≤ i}, from 0 to M, where ĝ_i is the candidate's most likely token after the
-    base's first i − 1 tokens; M if they never part. A candidate that runs free has the same FDT.
+    base's first i − 1 tokens. It is M if all tokens agree. Free-running greedy generation gives the same FDT.
 
     Source: Deiseroth et al., Divergent Token Metrics, NAACL 2024.
     """

@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergence of the candidate's distribution from the base's."""
+"""Kullback-Leibler divergence between the next-token distributions of base and candidate."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Kl(EstimableMetric):
-    """Nats per token that the candidate loses against the base, on the base's continuations.
+    """Mean KL divergence from base to candidate on the base's continuations, in nats per token.
 
     KL = (1/M) Σ_i Σ_v p_F(v) (ln p_F(v) − ln p_F′(v)) ≥ 0, over the full vocabulary, at the same positions. Its
-    curvature is the Fisher information: with labels y_i drawn from F′ itself, the second-order change of KL by ΔW is
+    curvature is the Fisher information: with labels y_i sampled from F′, the second-order change of KL by ΔW is
     ½ E_y⟨∂ Σ_i ln p_F′(y_i) / ∂W, ΔW⟩² / M.
 
     Source: Kullback and Leibler, On information and sufficiency, 1951; Martens, New insights and perspectives on the
@@ -33,14 +33,14 @@ class Kl(EstimableMetric):
     label: ClassVar[str] = "KL"
 
     def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
-        # The true value is never negative; what rounding leaves below zero is nothing.
+        # The true value is never negative. Negative numbers are rounding errors.
         return divergence(candidate, base).clamp(min=0.0).double().mean(-1, keepdim=True)
 
     def value(self, candidate: Readout, base: Readout) -> Tensor:
         return divergence(candidate, base).mean(-1)
 
     def probe(self, candidate: Readout, base: Readout, generator: Generator) -> Tensor:
-        """Σ_i ln p_F′(y_i) / √(2M), y_i drawn from p_F′ at each position."""
+        """Σ_i ln p_F′(y_i) / √(2M), y_i sampled from p_F′ at each position."""
         import torch
 
         q = candidate.log_probabilities
@@ -53,5 +53,5 @@ def divergence(candidate: Readout, base: Readout) -> Tensor:
     """`[sequence, position]`: KL at each position, in nats."""
     p, q = base.log_probabilities, candidate.log_probabilities
     probability = p.exp()
-    # A token that the base rules out adds nothing, also where both logits are -inf.
+    # A token with probability 0 in the base adds nothing, even if both logits are -inf.
     return (probability * (p - q)).masked_fill(probability == 0, 0.0).sum(-1)

@@ -1,4 +1,4 @@
-"""Margin noise: the one number from which the margin law tells the divergence."""
+"""Margin noise: the number from which the margin law predicts the first divergent token."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from compressor.contracts import Readout
 
 CLOSENESS = 0.25
-"""Margins of so many logits, or fewer, count fully; docs/margin-law.md has what was measured."""
+"""In logits. Margins below it get nearly the full weight. docs/margin-law.md has the measurements behind it."""
 
 
 @dataclass
 class MarginNoise(EstimableMetric):
-    """How much the candidate moves the base's margins, in logits, where they are close.
+    """How much the candidate changes the base's margins, in logits. Small margins have the largest weights.
 
-    σ² = Σ_i w_i δ_i² as a mean over prefixes, δ_i = m′_i − m_i, where m_i = z_i[g_i] − z_i[r_i] is the margin of the
-    base's token g over its first runner-up r, and the candidate's m′ is at the same ids. Weights w_i ∝ 1 / (m_i + c)
-    add up to 1 over a prefix, for only close margins turn; c is `closeness` in logits, a large one weighs all alike.
-    σ² of small changes adds up over components: with random signs ε_i,
+    σ² = Σ_i w_i δ_i², averaged over prefixes, with δ_i = m′_i − m_i. m_i = z_i[g_i] − z_i[r_i] is the margin of the
+    base's token g over its first runner-up r; m′ is the candidate's margin for the same two ids. The weights
+    w_i ∝ 1 / (m_i + c) sum to 1 over a prefix, because only small margins change sign. c is `closeness` in logits; a
+    large c gives all positions the same weight. For small changes σ² adds up over components: with random signs ε_i,
     E_ε⟨∂ Σ_i ε_i √w_i m′_i / ∂W, ΔW⟩² = Σ_i w_i ⟨∂m′_i/∂W, ΔW⟩².
 
-    Source: this project, docs/margin-law.md; the random signs are those of Hutchinson's estimator of a trace, 1989.
+    Source: this project, docs/margin-law.md. Random signs: Hutchinson's trace estimator, 1989.
     """
 
     closeness: float = CLOSENESS
@@ -64,16 +64,14 @@ class MarginNoise(EstimableMetric):
 
 
 def read_margins(candidate: Readout, ids: Tensor) -> Tensor:
-    """`[sequence, position, runner]`: the candidate's logit of the base's token minus those at `ids`."""
+    """`[sequence, position, runner]`: the candidate's logit of the base's token minus its logits at `ids`."""
     return candidate.logits_at(candidate.tokens[..., None]) - candidate.logits_at(ids)
 
 
 def weigh_positions(margins: Tensor, closeness: float) -> Tensor:
-    """`[sequence, position]`: w ∝ 1 / (m + c), m the first of `margins` `[sequence, position, runner]`."""
+    """`[sequence, position]`: w ∝ 1 / (m + c), where m is the first of `margins` `[sequence, position, runner]`."""
     if not closeness > 0:
-        raise ConfigError(
-            f"`closeness` of a metric must be above 0, got {closeness:g}; {CLOSENESS} is what was measured"
-        )
+        raise ConfigError(f"`closeness` of a metric must be above 0, got {closeness:g}; give for example {CLOSENESS}")
     weights = 1 / (1 + margins[..., 0].clamp(min=0.0) / closeness)
     return weights / weights.sum(-1, keepdim=True)
 

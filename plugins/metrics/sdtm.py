@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Sdtm(Metric):
-    """Tokens on which candidate and base differ, given the base's text.
+    """Tokens of the base's continuation at which the candidate predicts another token.
 
-    SDT = #{i : ĝ_i ≠ g_i}, a count from 0 to M; divided by M it is the share.
+    SDT = #{i : ĝ_i ≠ g_i}, a count from 0 to M. Divided by M it is a share.
 
     Source: Deiseroth et al., Divergent Token Metrics, NAACL 2024.
     """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Scope(enum.Enum):
-    """Where weights compete: in the whole matrix, or within each output row, so that every row loses the same share."""
+    """The set in which weights are ranked: the whole matrix, or each output row (then all rows lose the same share)."""
 
     matrix = "matrix"
     row = "row"
@@ -33,15 +33,15 @@ class Scope(enum.Enum):
 
 @dataclass
 class Magnitude(Compressor):
-    """Zeroes the smallest |w|.
+    """Sets the smallest |w| to zero.
 
-    ŵ = 0 at the round(a · n) smallest |w| of each set of n weights, ŵ = w elsewhere. The amount a is the sparsity
-    after pruning: weights that are zero already are the smallest and count. Equal |w| go in order of their index, so
-    a larger amount's zeros include a smaller one's. The set is the matrix or the row, by `scope`; with amounts per row,
-    row r of `[out, in]` loses the round(a_r · in) smallest of its own, whatever the `scope`.
+    ŵ = 0 at the round(a · n) smallest |w| of each set of n weights, ŵ = w elsewhere. The set is the matrix or a row, by
+    `scope`. The amount a is the sparsity after pruning: weights that were zero before count too. Among equal |w| the
+    lowest index is pruned first, so the zeros of a larger amount include those of a smaller one. With amounts per row,
+    the round(a_r · in) smallest |w| of row r of `[out, in]` become zero, whatever the `scope`.
 
     `pattern` N:M (such as 2:4) keeps the N largest |w| of every M neighbours along `in` of `[out, in]`, and
-    ⌈N · n / M⌉ of a shorter last group of n; `scope` then says nothing, and 1 − N/M is the only amount.
+    ⌈N · n / M⌉ of a shorter last group of n. `scope` then has no effect, and 1 − N/M is the only amount.
 
     Source: Han et al., Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015; N:M after
     Mishra et al., Accelerating Sparse Deep Neural Networks, 2021 (arXiv 2104.08378).
@@ -82,15 +82,15 @@ class Magnitude(Compressor):
         return prune(weight, mask, context.component)
 
     def importance(self, weight: Tensor, context: Context) -> Tensor | None:
-        """|w|; None with a `pattern`, whose weights do not go one by one."""
+        """|w|; None with a `pattern`, which does not prune weights one by one."""
         return None if self.pattern else self.rank(weight, context.component)
 
     def rank(self, weight: Tensor, component: Component) -> Tensor:
-        """|w| `[out, in]`; raises ModelError where that is no order."""
+        """|w| `[out, in]`; raises ModelError for NaN, which has no rank."""
         importance = weight.abs()
         if importance.isnan().any():
             raise ModelError(
-                f"weight of `{component.name}` contains NaN; every weight must be a number, mend the checkpoint"
+                f"weight of `{component.name}` contains NaN; every weight must be a number, repair the checkpoint"
             )
         return importance
 
@@ -101,12 +101,12 @@ class Magnitude(Compressor):
         if not 1 <= keep < of:
             raise ConfigError(
                 f"`compressor.magnitude.pattern` must be N:M with 1 <= N < M, got {self.pattern!r}; "
-                "give say '2:4' (YAML needs the quotes)"
+                "give for example '2:4' (YAML needs the quotes)"
             )
         return keep, of
 
     def mask_pattern(self, importance: Tensor) -> Tensor:
-        """True at all but the N largest of every M neighbours of a row."""
+        """True for the weights to prune: all except the N largest of every M neighbours in a row."""
         import torch
 
         keep, of = self.parse_pattern()

@@ -1,4 +1,4 @@
-"""A pruned weight, and the choice of the weights that go; every pruner shares it."""
+"""Pruned weights, and masks of the weights to prune; shared by all pruners."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PrunedWeight(CompressedWeight):
-    """`weight` `[out, in]` with zeros in place; stored densely, so zeros save nothing."""
+    """`weight` `[out, in]` that contains its zeros. It is stored dense, so zeros save no bits."""
 
     weight: Tensor
     stored_bits: int
@@ -32,12 +32,12 @@ class PrunedWeight(CompressedWeight):
 
 
 def prune(weight: Tensor, mask: Tensor, component: Component) -> PrunedWeight:
-    """`weight` `[out, in]` with +0 where `mask` `[out, in]` is true; survivors keep every bit."""
+    """`weight` `[out, in]` with +0 where `mask` `[out, in]` is true; all other weights keep their bits."""
     return PrunedWeight(fill_zeros(weight, mask), component.stored_bits)
 
 
 def fill_zeros(weight: Tensor, mask: Tensor) -> Tensor:
-    """`weight` with +0 where `mask` is true; on a CPU by its bits, which is some ten times faster than a fill."""
+    """`weight` with +0 where `mask` is true. On a CPU a bitwise and is about ten times faster than `masked_fill`."""
     import torch
 
     if weight.device.type != "cpu":
@@ -48,9 +48,9 @@ def fill_zeros(weight: Tensor, mask: Tensor) -> Tensor:
 
 
 def lowest(importance: Tensor, count: int) -> Tensor:
-    """True at the `count` smallest of each line `[..., line]`; among equals the lowest index goes first.
+    """True at the `count` smallest of each line `[..., line]`; among equal values the lowest index comes first.
 
-    Masks are nested: a larger count's mask includes a smaller one's.
+    Masks are nested: the mask of a larger count includes that of a smaller one.
     """
     import torch
 
@@ -61,7 +61,7 @@ def lowest(importance: Tensor, count: int) -> Tensor:
 
 
 def up_to(importance: Tensor, threshold: Tensor, count: int) -> Tensor:
-    """`lowest`, where the `count`-th smallest of each line is known as `threshold`."""
+    """`lowest` for a known `threshold`, the `count`-th smallest value of each line."""
     import torch
 
     below, ties = importance < threshold, importance == threshold
@@ -76,7 +76,7 @@ def lowest_of_matrix(importance: Tensor, amount: float) -> Tensor:
 
 
 def lowest_of_matrix_each(importance: Tensor, amounts: Sequence[float]) -> Iterator[Tensor]:
-    """`lowest_of_matrix` at each of the amounts, by one sort for all of them."""
+    """`lowest_of_matrix` at each of the amounts, with one sort for all of them."""
     line = importance.reshape(1, -1)
     ordered = sort_values(line[0])
     for count in (round(amount * len(ordered)) for amount in amounts):
@@ -89,7 +89,7 @@ def lowest_of_matrix_each(importance: Tensor, amounts: Sequence[float]) -> Itera
 
 
 def sort_values(line: Tensor) -> Tensor:
-    """In ascending order; on a CPU by numpy, whose vectorized sort is some twenty times faster."""
+    """`line` in ascending order. On a CPU numpy sorts it, about twenty times faster than torch."""
     import torch
 
     if line.device.type != "cpu":
@@ -99,7 +99,7 @@ def sort_values(line: Tensor) -> Tensor:
 
 
 def lowest_of_rows(importance: Tensor, amounts: Sequence[float]) -> Tensor:
-    """True at the round(a_r · in) smallest of each row r of `[out, in]`, as `lowest` chooses in one row."""
+    """True at the round(a_r · in) smallest of each row r of `[out, in]`, chosen as by `lowest`."""
     import torch
 
     width = importance.shape[-1]

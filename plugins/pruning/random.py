@@ -1,4 +1,4 @@
-"""Pruning at random: the baseline that every criterion must beat."""
+"""Random pruning: a baseline that every other criterion should beat."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Random(Compressor):
-    """Zeroes weights at random positions, whatever they hold.
+    """Sets weights at random positions to zero, whatever their value.
 
     ŵ = 0 at the round(a · n) smallest of u ~ U(0, 1] drawn for each of the n weights, ŵ = w elsewhere. Weights that
-    are zero already have u = 0, so they count and go first. The draws come from the run's seed and the component's
-    name alone: a larger amount's zeros include a smaller one's, on every device. With amounts per row, row r of
-    `[out, in]` loses round(a_r · in) of its own.
+    were zero before have u = 0, so they count and come first. The draws depend only on the run's seed and the
+    component's name. So the zeros of a larger amount include those of a smaller one, on every device. With amounts per
+    row, round(a_r · in) weights of row r of `[out, in]` become zero.
     """
 
     name: ClassVar[str] = "random"
@@ -39,11 +39,11 @@ class Random(Compressor):
         return prune(weight, lowest_of_rows(self.importance(weight, context), amounts), context.component)
 
     def importance(self, weight: Tensor, context: Context) -> Tensor:
-        """u `[out, in]`, 0 where the weight is zero already."""
+        """u `[out, in]`; 0 where the weight is already zero."""
         import torch
 
         digest = hashlib.sha256(f"{context.seed}/{context.component.name}".encode()).digest()
-        # A generator of the CPU, because other devices would draw other numbers.
+        # The generator is on the CPU, because other devices would draw other numbers.
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         drawn = 1 - torch.rand(weight.shape, generator=generator)
         return drawn.to(weight.device).masked_fill(weight == 0, 0)

@@ -1,4 +1,4 @@
-"""Rounding that makes up for its errors: the linear algebra of GPTQ."""
+"""Rounding with error compensation: the linear algebra of GPTQ."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 TENFOLD = 10.0
 noted: set[tuple[str, object]] = set()
-"""What was said already: warnings come once, however often a component is tried."""
+"""Warnings that were given. Each is given once, however often a component is compressed."""
 
 
 def factor_hessian(hessian: Tensor, damping: float, order: Tensor, name: str) -> Tensor:
     """R / diag(R) `[in, in]`, R upper triangular with R Rᵀ = H + λI, λ = damping · mean(diag H), in the given `order`.
 
-    Columns are divided by their last element, so the diagonal is 1. In float64, because what decides about late columns
-    are the small eigenvalues; H is first divided by mean(diag H), which must not be 0. With J the matrix that turns the
-    order around and L the Cholesky factor of J (H + λI) J, R is J L J. Where H + λI is not positive definite in spite
-    of λ, damping is raised tenfold, and a line says so.
+    Columns are divided by their last element, so the diagonal is 1. The computation is in float64, because small
+    eigenvalues decide about late columns. H is first divided by mean(diag H), which must not be 0. With J the matrix
+    that reverses the order and L the Cholesky factor of J (H + λI) J, R is J L J. If H + λI is not positive definite,
+    damping is multiplied by ten until it is, and a warning names the value.
     """
     import torch
 
@@ -34,31 +34,31 @@ def factor_hessian(hessian: Tensor, damping: float, order: Tensor, name: str) ->
     matrix /= matrix.diagonal().mean()
     matrix.diagonal().add_(chosen)
     lower, failed = torch.linalg.cholesky_ex(matrix)
-    while failed:  # comes to an end: a finite matrix is small beside enough of the identity
+    while failed:  # this ends: with enough of the identity added, a finite matrix is positive definite
         matrix.diagonal().add_((TENFOLD - 1) * chosen)
         chosen *= TENFOLD
         lower, failed = torch.linalg.cholesky_ex(matrix)
     if chosen != damping:
-        text = f"the Hessian of `{name}` is not positive definite with damping {damping:g}, used is {chosen:g}"
+        text = f"the Hessian of `{name}` is not positive definite with damping {damping:g}; {chosen:g} is used"
         note("damping", name, text)
     upper: Tensor = lower.flip(0, 1)
     return upper.div_(upper.diagonal().clone())
 
 
 def round_columns(weight: Tensor, plain: QuantizedMatrix, factor: Tensor, order: Tensor, block: int) -> QuantizedMatrix:
-    """Columns of `weight` `[out, in]` one by one in the `order`, on the grid of `plain`, moved by the errors so far.
+    """Round the columns of `weight` `[out, in]` one by one in the `order`, on the grid of `plain`, with compensation.
 
-    With w_j the column as it is, s_j its scales and F the `factor`, in that order,
+    With w_j the original column, s_j its scales and F the `factor`, in that order,
 
         q_j = clamp(round((w_j + Σ_{i before j} F_ij (w_i − ŵ_i)) / s_j), −2^(b−1), 2^(b−1) − 1),
 
-    ŵ_j = s_j q_j in the dtype of the weight. Errors of earlier blocks come in one product for a whole `block`. Columns
-    are held as rows, where they lie together.
+    ŵ_j = s_j q_j in the dtype of the weight. Errors of earlier blocks are added in one product for a whole `block`.
+    Columns are held as rows, which are contiguous in memory.
     """
     import torch
 
     compute = working_dtype(weight.dtype)
-    # Of columns that are done the error, of the others the weight.
+    # Columns that are done hold their error, the others their weight.
     left, factor = weight.to(compute).mT[order], factor.to(compute)
     found = torch.empty_like(left, dtype=torch.int8)
     bounds = find_bounds(plain.scales, None, plain.integer_bits, plain.dtype)
@@ -79,21 +79,17 @@ def round_columns(weight: Tensor, plain: QuantizedMatrix, factor: Tensor, order:
 
 
 def note_tokens(component: str, tokens: int, width: int) -> None:
-    """Say where calibration is not what it should be; of the components of one width only of the first."""
+    """Warn of missing or few calibration tokens; few tokens only for the first component of each width."""
     if tokens == 0:
         text = f"no calibration token reached `{component}`, so it is rounded to nearest; raise data.prefixes"
         note("unreached", None, text)
     elif tokens < width:
-        note(
-            "few",
-            width,
-            f"`{component}` has {tokens} calibration tokens for {width} inputs, so damping decides much; "
-            "raise data.prefixes or data.continuation_tokens",
-        )
+        text = f"`{component}` has only {tokens} calibration tokens for {width} inputs, so damping has a large effect"
+        note("few", width, f"{text}; raise data.prefixes or data.continuation_tokens")
 
 
 def note(kind: str, of: object, text: str) -> None:
-    """A warning, once."""
+    """Log a warning once."""
     if (kind, of) not in noted:
         noted.add((kind, of))
         log.warning("gptq: %s", text)

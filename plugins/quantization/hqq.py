@@ -17,10 +17,9 @@ from compressor.contracts import (
     split_groups,
     working_dtype,
 )
-from compressor.errors import ConfigError
 
 from .clip_search import keep_better
-from .options import check_group, check_widths, choose_bits, offer_bits
+from .options import check_group, check_option, check_widths, choose_bits, offer_bits
 from .rounding import find_range, fit_range, round_groups, scales_dtype
 
 if TYPE_CHECKING:
@@ -30,11 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class FloatZerosWeight(CompressedWeight):
-    """ŵ = s · (q − z) with floating-point zero points z, which no format of integers can hold.
+    """ŵ = s · (q − z) with floating-point zero points z, which the integer formats of an export cannot hold.
 
     `integers` q `[out, in]` int8 in [−2^(b−1), 2^(b−1) − 1], b = `integer_bits`; `scales` s and `zeros` z
-    `[out, group]` of the same dtype. `group` neighbours along `in` share both, the last group of a row may be shorter.
-    Integers are centred on 0 because only q − z counts, and a float z near 0 loses little to rounding.
+    `[out, group]` of the same dtype. `group` neighbours along `in` share both; the last group of a row may be shorter.
+    The range of q is centred on 0, so z is near 0, where a float has small rounding errors.
     """
 
     integers: Tensor
@@ -55,24 +54,25 @@ class FloatZerosWeight(CompressedWeight):
 
 @dataclass
 class Hqq(Compressor):
-    """Integers of b bits, b among `bits`, whose zero points minimise Σ|w − ŵ|^p, which forgives outliers.
+    """Integers of b bits (b in `bits`) with zero points that minimise Σ|w − ŵ|^p, which is robust to outliers.
 
-    ŵ = s · (q − z), s and z for each `group` of neighbours along `in` of `[out, in]`; the last of a row may be shorter.
-    s spans the range of the group, zero included, and stays. z starts at the range's end, and is moved `iterations`
-    times with e for the error that is left to outliers:
+    ŵ = s · (q − z). Each `group` of neighbours along `in` of `[out, in]` has one s and one z; the last group of a row
+    may be shorter. s covers the range of the group, zero included, and is fixed. z starts at the end of the range and
+    is updated `iterations` times; e is the error attributed to outliers:
 
         q = clamp(round(w / s + z), −2^(b−1), 2^(b−1) − 1)
         e = sign(x) · max(0, |x| − |x|^(p−1) / β)  where x = w − ŵ
         z = mean(q − (w − e) / s),  β ← κ · β
 
-    p is `lp_norm`; `beta` and `kappa` start and grow β, in units of the weights. Errors below β^(−1/(2−p)), 0.17 by
-    default, give e = 0: then z only takes out the mean error. Every group keeps the z, as stored, with the least
-    Σ|w − ŵ|^p, so that none is worse than round to nearest at the start. z is a float as wide as a scale; zeros need
-    not stay zero. The amount of b is 1 − b / stored bits; scales and zero points come on top and are counted.
+    p is `lp_norm`; `beta` is the first β and `kappa` its growth factor, in units of the weights. Errors below
+    β^(−1/(2−p)), 0.17 by default, give e = 0; z then only removes the mean error. Each group keeps the stored z with
+    the least Σ|w − ŵ|^p, so no group is worse than round to nearest at the start. z is a float as wide as a scale; a
+    weight of zero may change. The amount of b is 1 − b / stored bits. Scales and zero points are stored in addition,
+    and counted.
 
     Source: Badri and Shaji, Half-Quadratic Quantization of Large Machine Learning Models, 2023
-    (mobiusml.github.io/hqq_blog), with its defaults; there one test on the whole matrix ends the search, and the
-    range need not hold zero.
+    (mobiusml.github.io/hqq_blog), with its defaults. There the search ends for the whole matrix at once, and the range
+    need not include zero.
     """
 
     bits: list[int] = field(default_factory=lambda: [4])
@@ -87,14 +87,10 @@ class Hqq(Compressor):
     def offer(self, component: Component) -> Offer:
         check_group(self.name, self.group, least=1)
         check_widths(self.name, list(self.bits))
-        for option, value, fits, rule, example in (
-            ("lp_norm", self.lp_norm, 0 < self.lp_norm <= 1, "in (0, 1]", "0.7"),
-            ("beta", self.beta, 0 < self.beta < math.inf, "positive and finite", "10"),
-            ("kappa", self.kappa, 1 <= self.kappa < math.inf, "finite and at least 1", "1.01"),
-            ("iterations", self.iterations, self.iterations >= 1, "at least 1", "20"),
-        ):
-            if not fits:
-                raise ConfigError(f"`compressor.hqq.{option}` must be {rule}, got {value}; give for example {example}")
+        check_option("hqq", "lp_norm", self.lp_norm, 0 < self.lp_norm <= 1, "in (0, 1]", "0.7")
+        check_option("hqq", "beta", self.beta, 0 < self.beta < math.inf, "positive and finite", "10")
+        check_option("hqq", "kappa", self.kappa, 1 <= self.kappa < math.inf, "finite and at least 1", "1.01")
+        check_option("hqq", "iterations", self.iterations, self.iterations >= 1, "at least 1", "20")
         return offer_bits(self.name, list(self.bits), component)
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> FloatZerosWeight:
@@ -105,7 +101,7 @@ class Hqq(Compressor):
         group = min(self.group, weight.shape[1])
         groups = split_groups(weight.to(working_dtype(dtype)), len(weight), group)
         lowest, highest = find_range(groups, component)
-        # A short last group is filled up with weights that must not count.
+        # A short last group is padded; the padding must not count.
         counts = split_groups(groups.new_ones(1, weight.shape[1]), 1, group)
         scales, start = fit_range(lowest, highest, bits, scales_dtype(weight, component), dtype)
         zeros = self.search_zeros(groups, counts, scales, start, bits, dtype)
@@ -115,7 +111,7 @@ class Hqq(Compressor):
     def search_zeros(
         self, groups: Tensor, counts: Tensor, scales: Tensor, start: Tensor, bits: int, dtype: torch.dtype
     ) -> Tensor:
-        """z `[rows, group]` from `start`, in the dtype of `scales`; `counts` is 0 where `groups` are filled up."""
+        """The best z `[rows, group]`, in the dtype of `scales`; `counts` is 0 where `groups` are padded."""
         import torch
 
         steps, zeros, beta = scales.to(groups.dtype)[..., None], start.to(scales.dtype), self.beta
@@ -127,7 +123,7 @@ class Hqq(Compressor):
             power = size**self.lp_norm
             found = ((counts * power).sum(-1), zeros)
             best = keep_better(best, found) if best else found
-            # |x|^(p−1) without a second power, which is most of the time, and without dividing by zero.
+            # |x|^(p−1) without a second power (powers take most of the time) and without dividing by zero.
             shrunk = size - power / size.clamp(min=torch.finfo(size.dtype).tiny) / beta
             outliers = error.sign() * shrunk.clamp(min=0)
             zeros = (counts * (integers - (groups - outliers) / steps)).sum(-1) / counts.sum(-1)

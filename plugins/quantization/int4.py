@@ -1,4 +1,4 @@
-"""Int4 in groups: by the largest weight, or between the smallest and the largest."""
+"""Int4 in groups, symmetric or with zero points."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 class Int4(Compressor):
     """4-bit integers by round to nearest, one scale for each `group` of neighbours along `in` of `[out, in]`.
 
-    s = max|w| / 7.5, q = clamp(round(w / s), −8, 7), ŵ = s · q; ties round to even, the last group of a row may be
-    shorter. All 16 integers are used, as compressed-tensors does. Not `symmetric`, a group also has a zero point of 4
-    bits:
+    s = max|w| / 7.5, q = clamp(round(w / s), −8, 7), ŵ = s · q. Ties round to even; the last group of a row may be
+    shorter. All 16 integers are used, as in compressed-tensors. If it is not `symmetric`, each group also has a 4-bit
+    zero point:
 
         s = (max(w, 0) − min(w, 0)) / 15,  z = round(−8 − min(w, 0) / s),
         q = clamp(round(w / s + z), −8, 7),  ŵ = s · (q − z).
 
-    `clip` lets outliers of a group go for a finer grid: max|w|, or both ends of the range, are multiplied by the c in
-    {1, 0.975, …, 0.5} with the least Σ(w − ŵ)² in the group. Zeros stay zero in all of these. The amount is
-    1 − 4 / stored bits; scales and zero points come on top and are counted.
+    `clip` cuts off outliers of a group to get a finer grid: max|w|, or both ends of the range, are multiplied by the c
+    in {1, 0.975, …, 0.5} with the least Σ(w − ŵ)² in the group. A weight of zero always stays zero. The amount is
+    1 − 4 / stored bits. Scales and zero points are stored in addition, and counted.
 
-    Source: the round-to-nearest baselines of Frantar et al., GPTQ, ICLR 2023 (arXiv 2210.17323); the search over
-    clipped ranges is that of Lin et al., AWQ, MLSys 2024 (arXiv 2306.00978), here on the weights alone.
+    Source: the round-to-nearest baselines of Frantar et al., GPTQ, ICLR 2023 (arXiv 2210.17323). The search over
+    clipped ranges is from Lin et al., AWQ, MLSys 2024 (arXiv 2306.00978), here with the error of the weights alone.
     """
 
     group: int = 32

@@ -25,7 +25,7 @@ class Granularity(enum.Enum):
 
 
 class Activations(enum.Enum):
-    """Which inputs share a scale, if they are integers too."""
+    """Whether inputs are rounded too: `none`, or with one scale for each `token`."""
 
     none = "none"
     token = "token"
@@ -36,15 +36,15 @@ INPUTS = TokenRounding()
 
 @dataclass
 class Int8(Compressor):
-    """AbsMax: 8-bit integers, the largest |w| sets the scale, outliers get no treatment of their own.
+    """AbsMax: 8-bit integers with a scale set by the largest |w|; outliers are not treated separately.
 
     s = max|w| / 127, q = clamp(round(w / s), ±127), ŵ = s · q; ties round to even. Weights `[out, in]` share s in the
-    matrix (`tensor`), in an output row (`row`), or in `group` neighbours of a row (`group`, the last may be shorter).
-    A positive `group` says enough: with it, `row` means groups of a row. The amount is 1 − 8 / stored bits; scales
-    come on top and are counted.
+    matrix (`tensor`), in an output row (`row`), or in `group` neighbours of a row (`group`; the last may be shorter).
+    With a positive `group`, `row` means the same as `group`. The amount is 1 − 8 / stored bits. Scales are stored in
+    addition, and counted.
 
-    With `activations` `token` inputs become 8-bit integers as well, with a scale for each token that is found as it
-    comes (see `TokenRounding`): what is scored is the product of integers. It costs no bits of the checkpoint.
+    With `activations` `token`, inputs are rounded to 8-bit integers too. Each token gets its scale at run time (see
+    `TokenRounding`), and scores are those of the product of integers. This takes no bits of the checkpoint.
 
     Source: Dettmers et al., LLM.int8(), NeurIPS 2022, section 2; the baseline of Divergent Token Metrics, NAACL 2024.
     Scales per token: Yao et al., ZeroQuant, NeurIPS 2022, section 4.1.

@@ -1,4 +1,4 @@
-"""LLM.int8(): inputs with outliers stay in floating point, with the weights that they are multiplied with."""
+"""LLM.int8(): input features with outliers, and the weight columns they multiply, stay in floating point."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, QuantizedMatrix, working_dtype
-from compressor.errors import ConfigError
 
-from .options import choose_bits, offer_bits
+from .options import check_option, choose_bits, offer_bits
 from .rounding import RoundToNearest, check_finite
 
 if TYPE_CHECKING:
@@ -19,9 +18,9 @@ LIMIT = 127
 
 @dataclass(frozen=True, eq=False)
 class MixedInputs:
-    """Inputs of the features `kept` `[in]` as they are; the others of a token x are integers with one scale.
+    """Leaves the input features `kept` `[in]` unchanged; rounds the other features of a token x with one scale.
 
-    s = max|x| / 127 over the others, q = round(x / s), x̂ = s · q, in float32 and then rounded to the dtype of x.
+    s = max|x| / 127 over the other features, q = round(x / s), x̂ = s · q, in float32, then in the dtype of x.
     """
 
     kept: Tensor
@@ -39,7 +38,7 @@ class MixedInputs:
 
 @dataclass(frozen=True)
 class MixedWeight(CompressedWeight):
-    """Columns of the features `kept` `[in]` in 16 bits, `columns` `[out, kept]`; `others` has integers, 0 in these."""
+    """16-bit `columns` `[out, kept]` for the features `kept` `[in]`; `others` holds integers, 0 in kept columns."""
 
     others: QuantizedMatrix
     columns: Tensor
@@ -52,7 +51,7 @@ class MixedWeight(CompressedWeight):
 
     @property
     def bits(self) -> int:
-        """Of the other columns, integers and scales; of the kept ones, values and an index of 32 bits each."""
+        """Integers and scales of the other columns; values and a 32-bit index of each kept column."""
         others, kept = self.others, self.columns.shape[1]
         integers = (others.integers.numel() - self.columns.numel()) * others.integer_bits
         return integers + 8 * (others.scales.nbytes + self.columns.nbytes) + 32 * kept
@@ -64,18 +63,18 @@ class MixedWeight(CompressedWeight):
 
 @dataclass
 class LlmInt8(Compressor):
-    """8-bit integers but for the few input features that have outliers: these stay in floating point.
+    """8-bit integers, except for the few input features with outliers, which stay in floating point.
 
-    A feature j is kept where max_t |x_tj| ≥ `threshold` over the calibration tokens t. With the kept features K
+    Feature j is kept if max_t |x_tj| ≥ `threshold` over the calibration tokens t. With the kept features K
 
         x Wᵀ ≈ Σ_{j ∈ K} x_j w_j + s_x s_w Σ_{j ∉ K} q_xj q_wj
 
-    s_w = max|w| / 127 in each output row and s_x = max|x| / 127 in each token, both over the features that are not
-    kept. Kept columns of W are stored in 16 bits, which is exact for a checkpoint of 16 bits, and counted with their
-    numbers. The amount is 1 − 8 / stored bits; kept columns and scales come on top.
+    where s_w = max|w| / 127 in each output row and s_x = max|x| / 127 in each token, both over the features that are
+    not kept. Kept columns of W are stored in 16 bits (exact for a 16-bit checkpoint) together with their indices. The
+    amount is 1 − 8 / stored bits. Kept columns, indices and scales are stored in addition, and counted.
 
-    Source: Dettmers et al., LLM.int8(), NeurIPS 2022 (arXiv 2208.07339), section 3. There features are found in every
-    batch, for which columns of W become 16 bits again; here calibration decides once what is stored.
+    Source: Dettmers et al., LLM.int8(), NeurIPS 2022 (arXiv 2208.07339), section 3. The paper finds the features in
+    every batch and converts their columns of W back to 16 bits; here calibration data decide once what is stored.
     """
 
     threshold: float = 6.0
@@ -88,10 +87,7 @@ class LlmInt8(Compressor):
         return True
 
     def offer(self, component: Component) -> Offer:
-        if not self.threshold > 0:
-            raise ConfigError(
-                f"`compressor.llm_int8.threshold` must be positive, got {self.threshold}; give for example 6.0"
-            )
+        check_option(self.name, "threshold", self.threshold, self.threshold > 0, "positive", "6.0")
         return offer_bits(self.name, [8], component)
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> MixedWeight:
@@ -104,7 +100,7 @@ class LlmInt8(Compressor):
 
 
 def halve(values: Tensor) -> Tensor:
-    """`values` in 16 bits: as float16 or bfloat16 where one is exact, else as the first that holds their range."""
+    """`values` in 16 bits: float16 or bfloat16 if that is exact, else float16 unless it overflows, else bfloat16."""
     import torch
 
     for rounded in (values.half(), values.bfloat16()):

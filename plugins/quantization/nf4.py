@@ -1,4 +1,4 @@
-"""NormalFloat of 4 bits."""
+"""4-bit NormalFloat."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 @dataclass
 class Nf4(Compressor):
-    """NormalFloat: 16 levels that are quantiles of a normal distribution, so that each is about as often the nearest.
+    """NormalFloat: 16 levels at quantiles of a normal distribution, so that all levels are used about equally often.
 
-    s = max|w|, i = the level nearest to w / s, ŵ = s · LEVELS[i]; s for each `group` of neighbours along `in` of
-    `[out, in]`, the last group of a row may be shorter. With `double_quant` scales take 8 bits: with m the mean of all
+    s = max|w|, i = the level nearest to w / s, ŵ = s · LEVELS[i]. Each `group` of neighbours along `in` of `[out, in]`
+    has one s; the last group of a row may be shorter. With `double_quant` a scale takes 8 bits: with m the mean of all
     scales of the matrix and d = max|s − m| / 127 in a block of 256 scales,
 
         c = round((s − m) / d),  s̃ = m + d · c,
 
-    c as int8, d and m in float32; without it s is as wide as the checkpoint's weights, at most 32 bits. Levels are
-    chosen by the scale s̃ as stored, and one of them is 0: zeros stay zero, and no weight moves further than half the
-    widest gap, 0.152 |s̃|, or than s − s̃ where that is more. The amount is 1 − 4 / stored bits; scales come on top and
-    are counted.
+    c is int8, d and m are float32. Without it s is as wide as the checkpoint's weights, at most 32 bits. Levels are
+    chosen with the stored scale s̃. One level is 0, so zeros stay zero. No weight changes by more than half the widest
+    gap, 0.152 |s̃|, or by s − s̃ if that is more. The amount is 1 − 4 / stored bits. Scales are stored in addition, and
+    counted.
 
-    Source: Dettmers et al., QLoRA, NeurIPS 2023 (arXiv 2305.14314). The 8 bits of its scales are floats; here they are
-    integers, evenly spaced. Its levels are chosen by the scale before that is rounded.
+    Source: Dettmers et al., QLoRA, NeurIPS 2023 (arXiv 2305.14314). QLoRA stores scales as 8-bit floats, here they are
+    evenly spaced integers; it chooses levels with the scale before rounding.
     """
 
     group: int = 64

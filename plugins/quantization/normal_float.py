@@ -1,4 +1,4 @@
-"""Weights on the 16 levels of the 4-bit NormalFloat, and their scales in 8 bits."""
+"""Weights on the 16 levels of the 4-bit NormalFloat, with 8-bit scales."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ LEVELS = (
     *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
     *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
-"""Of the paper's appendix E: quantiles of the normal distribution, divided by the largest; zero is one of them."""
+"""From appendix E of the paper: quantiles of the normal distribution divided by the largest one; one level is 0."""
 BLOCK = 256
-"""Scales that share a step when they are quantized too."""
+"""How many quantized scales share a step."""
 
 
 @dataclass(frozen=True)
 class QuantizedScales:
-    """s = min(m + d · c, largest number of the weight's dtype or of float32): scales in 8 bits each.
+    """8-bit scales s = min(m + d · c, largest finite number of the weight's dtype and of float32).
 
-    `codes` c `[out, group]` int8 in ±127; `steps` d `[block]` float32, one for `BLOCK` codes in the order of
-    `[out, group]`, the last block may be shorter; `mean` m, one float32 for the matrix.
+    `codes` c `[out, group]` int8 in ±127; `steps` d `[block]` float32, one for each `BLOCK` codes in row-major order
+    (the last block may be shorter); `mean` m, one float32 for the matrix.
     """
 
     codes: Tensor
@@ -64,8 +64,8 @@ def quantize_scales(scales: Tensor) -> QuantizedScales:
 class NormalFloatWeight(CompressedWeight):
     """ŵ = s · LEVELS[i] with one scale s for each group of weights.
 
-    `indices` i `[out, in]` int8 in [0, 15]; `scales` s `[out, group]`, as they are or in 8 bits; `group` neighbours
-    along `in` share a scale, the last group of a row may be shorter.
+    `indices` i `[out, in]` int8 in [0, 15]; `scales` s `[out, group]`, floats or 8-bit; `group` neighbours along `in`
+    share a scale, the last group of a row may be shorter.
     """
 
     indices: Tensor
@@ -86,7 +86,7 @@ class NormalFloatWeight(CompressedWeight):
 
 
 def find_nearest(groups: Tensor, scales: Tensor) -> Tensor:
-    """Index of the level nearest to w / s, the lower one of two as near; that of the level 0 where s is 0."""
+    """Index of the level nearest to w / s, the lower one in a tie; the index of level 0 where s is 0."""
     import torch
 
     levels = groups.new_tensor(LEVELS)

@@ -1,4 +1,4 @@
-"""Scales, zero points and the rounding of weights to integers, which all quantizers to integers share."""
+"""Scales, zero points and rounding of weights to integers, shared by all integer quantizers."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class RoundToNearest:
 
         q = clamp(round(w / s + z), −2^(b−1), 2^(b−1) − 1),  ŵ = s · (q − z)
 
-    Each `group` of neighbours along `in` has a scale of its own, or each row if it is 0; with `whole_matrix` the matrix
-    has one scale.
+    Each `group` of neighbours along `in` has its own scale; a `group` of 0 means one scale for each row. With
+    `whole_matrix` the matrix has one scale.
 
-    - Symmetric: z = 0 and s = max|w| / (2^(b−1) − ½). `balanced` does not use −2^(b−1), and puts the largest |w| at
+    - Symmetric: z = 0 and s = max|w| / (2^(b−1) − ½). With `balanced`, −2^(b−1) is not used and the largest |w| is at
       2^(b−1) − 1.
     - With `zero_points`: s = (max(w, 0) − min(w, 0)) / (2^b − 1) and z = round(−2^(b−1) − min(w, 0) / s).
 
-    In both a weight of zero stays zero. s is the scale as stored, so that |w − ŵ| ≤ s/2, and with zero points
-    |w − ŵ| ≤ s/2 + max(0, range − (2^b − 1) · s), up to the rounding of dtypes. With `clip` the range of each group is
-    made smaller where `search_clip` finds that better.
+    In both cases a weight of zero stays zero. s is the scale as stored, so |w − ŵ| ≤ s/2, and with zero points
+    |w − ŵ| ≤ s/2 + max(0, range − (2^b − 1) · s), up to the rounding of dtypes. With `clip`, `search_clip` makes the
+    range of each group smaller where that reduces the error.
     """
 
     bits: int
@@ -41,7 +41,7 @@ class RoundToNearest:
     clip: bool = False
 
     def quantize(self, weight: Tensor, component: Component) -> QuantizedMatrix:
-        """`weight` `[out, in]` on its grid; raises ModelError for NaN and infinity."""
+        """Round `weight` `[out, in]`; raises ModelError for NaN and infinity."""
         import torch
 
         dtype, stored = weight.dtype, scales_dtype(weight, component)
@@ -80,17 +80,17 @@ def find_range(groups: Tensor, component: Component) -> tuple[Tensor, Tensor]:
 
 
 def check_finite(largest: Tensor, component: Component) -> None:
-    """Raises ModelError if `largest`, of every group, is NaN or infinite anywhere."""
+    """Raises ModelError if `largest`, the largest |w| of each group, contains NaN or infinity."""
     if not largest.isfinite().all():
         raise ModelError(
-            f"weight of `{component.name}` contains NaN or infinity; a grid needs finite weights, mend the checkpoint"
+            f"weight of `{component.name}` contains NaN or infinity; all weights must be finite, repair the checkpoint"
         )
 
 
 def scales_dtype(weight: Tensor, component: Component) -> torch.dtype:
-    """Scales are as wide as the weights, here or in the checkpoint if that is narrower: 16 bits, or 32.
+    """The dtype of scales: 16 or 32 bits, as wide as the weights in memory or in the checkpoint if that is narrower.
 
-    A 16-bit checkpoint that was widened on loading gets bfloat16, whose range no scale overflows.
+    A 16-bit checkpoint that was loaded in a wider dtype gets bfloat16, because no scale overflows its range.
     """
     import torch
 
@@ -100,11 +100,11 @@ def scales_dtype(weight: Tensor, component: Component) -> torch.dtype:
 
 
 def fit_scales(largest: Tensor, limit: float, stored: torch.dtype, dtype: torch.dtype) -> Tensor:
-    """s = max|w| / `limit`, rounded to what is `stored`; 1 for a group of zeros.
+    """s = max|w| / `limit`, rounded to the dtype `stored`; 1 for a group of zeros.
 
-    A rounded scale is moved by one step where `limit` + ½ of it are less than the largest weight (tiny scales have few
-    bits left; those that vanish become the smallest positive one), or where `limit` of it overflow the weight's
-    `dtype`.
+    The rounded scale is increased by one step where (`limit` + ½) · s is less than the largest weight (tiny scales have
+    few bits; a scale of 0 becomes the smallest positive number). It is decreased by one step where `limit` · s
+    overflows the weight's `dtype`.
     """
     import torch
 
@@ -112,7 +112,7 @@ def fit_scales(largest: Tensor, limit: float, stored: torch.dtype, dtype: torch.
     integers = {2: torch.int16, 4: torch.int32}[scales.itemsize]
     reach = scales.to(largest.dtype)
     step = (reach * (limit + 0.5) < largest).to(integers) - (reach * limit > torch.finfo(dtype).max).to(integers)
-    # Bit patterns of positive floats, infinity included, are in the order of their values.
+    # The bit patterns of positive floats, infinity included, have the order of their values.
     return (scales.view(integers) + step).view(stored).masked_fill(largest == 0, 1)
 
 
@@ -121,34 +121,34 @@ def fit_range(
 ) -> tuple[Tensor, Tensor]:
     """s = (highest − lowest) / (2^b − 1) as `stored`, and z = −2^(b−1) − lowest / s, not rounded; all `[rows, group]`.
 
-    s is 1 for a group of zeros, and fitted to its dtype by `fit_scales`; z is clamped to the range of q.
+    s is 1 for a group of zeros, and is rounded by `fit_scales`; z is clamped to the range of q.
     """
-    # Halves, because the whole range of the largest weights overflows.
+    # Half the range, because the range of the largest weights overflows.
     scales = fit_scales(highest / 2 - lowest / 2, (2**bits - 1) / 2, stored, dtype)
     start = -(2 ** (bits - 1))
     return scales, (start - lowest / scales.to(lowest.dtype)).clamp(start, -start - 1)
 
 
 def find_bounds(scales: Tensor, zeros: Tensor | None, bits: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The lowest and the highest q for each scale, like `scales`, in the dtype of arithmetic.
+    """The lowest and the highest q for each scale: two tensors of the shape of `scales`, in the dtype of arithmetic.
 
-    They are −2^(b−1) and 2^(b−1) − 1, or fewer steps where s · (q − z) would overflow the weight's `dtype`.
+    They are −2^(b−1) and 2^(b−1) − 1, or closer together where s · (q − z) would overflow the weight's `dtype`.
     """
     import torch
 
     scales, largest = scales.to(working_dtype(dtype)), torch.finfo(dtype).max
     start, end = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     if zeros is None:
-        # `fit_scales` sees to it that only the lowest can overflow.
+        # After `fit_scales` only the lowest can overflow.
         lowest = torch.full_like(scales, start).masked_fill(scales > largest / -start, start + 1)
         return lowest, torch.full_like(scales, end)
-    # A little less than the largest number, because steps are rounded when they are divided and multiplied again.
+    # Slightly less than the largest number, because the division and the multiplication round.
     steps, zeros = largest * (1 - 2**-20) / scales, zeros.to(scales.dtype)
     return (zeros - steps).ceil().clamp(min=start), (zeros + steps).floor().clamp(max=end)
 
 
 def round_within(weight: Tensor, scales: Tensor, zeros: Tensor | None, bounds: tuple[Tensor, Tensor]) -> Tensor:
-    """q = clamp(round(w / s + z), lowest, highest), half to even; everything in one dtype, z None for 0."""
+    """q = clamp(round(w / s + z), lowest, highest), half to even. All tensors have one dtype; z None means 0."""
     steps = weight / scales
     return (steps if zeros is None else steps + zeros).round().clamp(*bounds)
 
@@ -156,7 +156,7 @@ def round_within(weight: Tensor, scales: Tensor, zeros: Tensor | None, bounds: t
 def round_groups(
     groups: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, dtype: torch.dtype, balanced: bool = False
 ) -> Tensor:
-    """q like `groups` `[rows, group, weight]` and in their dtype, of s, z `[rows, group]` and weights of `dtype`."""
+    """q `[rows, group, weight]` in the dtype of `groups`, for s and z `[rows, group]` and weights of `dtype`."""
     lowest, highest = find_bounds(scales, zeros, bits, dtype)
     bounds = (lowest.maximum(-highest) if balanced else lowest)[..., None], highest[..., None]
     wide = None if zeros is None else zeros.to(groups.dtype)[..., None]

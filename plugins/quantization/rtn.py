@@ -1,4 +1,4 @@
-"""Round to nearest at several widths, for schedules that choose one per component."""
+"""Round to nearest at several widths; a schedule chooses one for each component."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Rtn(Compressor):
-    """Integers of b bits by round to nearest, b among `bits`, one scale for each `group` of neighbours along `in`.
+    """Integers of b bits (b in `bits`) by round to nearest, one scale for each `group` of neighbours along `in`.
 
-    s = max|w| / (2^(b−1) − ½), q = clamp(round(w / s), −2^(b−1), 2^(b−1) − 1), ŵ = s · q; ties round to even, the last
-    group of a row of `[out, in]` may be shorter. The amount of b is 1 − b / stored bits; scales come on top and are
-    counted.
+    s = max|w| / (2^(b−1) − ½), q = clamp(round(w / s), −2^(b−1), 2^(b−1) − 1), ŵ = s · q. Ties round to even; the last
+    group of a row of `[out, in]` may be shorter. The amount of b is 1 − b / stored bits. Scales are stored in addition,
+    and counted.
 
     Source: the round-to-nearest baseline of Frantar et al., GPTQ, ICLR 2023 (arXiv 2210.17323), here symmetric.
     """

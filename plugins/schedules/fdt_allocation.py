@@ -1,4 +1,4 @@
-"""Algorithm 1 of the paper: prune every component as far as a common level of the metric allows."""
+"""Algorithm 1 of the paper: prune every component down to a common level of the metric."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -8,11 +8,11 @@ import numpy as np
 from compressor.contracts import Asks, KeepRequest, Problem, Schedule, ScoreRequest, Scores, Search, Treatment
 
 from . import water_filling
-from .rankers import Statistic, check_ranker
+from .rankers import Statistic, check_metric
 from .targets import Span, Vector, choose_span
 
 VALUE_OF_REMOVED = {"fdtm": 0.0}
-"""Rankers whose value without a component is known by definition; that of others is measured."""
+"""Rankers whose value for a removed component is known by definition. It is measured for all others."""
 
 Measured = dict[tuple[int, float], float]
 """(component, amount) -> value of the ranker."""
@@ -24,13 +24,14 @@ class FdtAllocation(Schedule):
 
     max_a min_c FDT_c(a_c)  subject to  sum_c w_c a_c = target,  w_c = parameters_c / sum parameters
 
-    A round that adds t scores every component alone at its current amount + t/2 and + 3t/2. Its curve is straight
-    between the current model's own value, these two and the removed component (FDT 0 by definition, measured for
-    other rankers), made non-increasing by a running minimum. A level sinks from the best value until the amounts at
-    which the curves meet it reach the budget. Scores are always against the dense base.
+    A round that adds t scores every component alone at its current amount + t/2 and + 3t/2. The component's curve is
+    linear between the value of the current model, these two values and that of the removed component (FDT 0 by
+    definition, measured for other rankers). A running minimum makes it non-increasing. The common level starts at the
+    best value and is lowered until the amounts at which the curves have that level reach the target. Scores always
+    compare with the dense base.
 
-    `ranker` is the metric that makes the curves, `statistic` its aggregate over prefixes. Without targets it takes half
-    in one round.
+    `ranker` is the metric of the curves, `statistic` its aggregate over prefixes. Without targets there is one round
+    that takes half.
 
     Deiseroth et al., "Divergent Token Metrics", NAACL 2024, Algorithm 1.
     """
@@ -47,7 +48,7 @@ class FdtAllocation(Schedule):
     def search(self, problem: Problem) -> Search:
         span = choose_span(problem, self.name)
         targets = span.check_targets(self.targets)
-        sign = check_ranker(problem, self.ranker).sign
+        sign = check_metric(problem, self.ranker).sign
         current = np.zeros(len(span.names))
         for target in targets:
             amounts = yield from self._allocate(span, current, target, sign)
@@ -55,7 +56,7 @@ class FdtAllocation(Schedule):
             current = span.read((yield from request))
 
     def _allocate(self, span: Span, current: Vector, target: float, sign: float) -> Asks[Vector]:
-        """One round: the amounts `[component]` that reach the target, from scores on top of the current model."""
+        """One round: the amounts `[component]` that reach the target. Trials are scored on top of the current model."""
         floor = np.maximum(current, span.low)
         ceiling = np.maximum(floor, span.high)
         added = target - span.mean(current)
@@ -71,7 +72,7 @@ class FdtAllocation(Schedule):
         return water_filling.fill(*curves, span.parameters, target)
 
     def _measure(self, span: Span, current: Vector, points: Vector) -> Asks[Measured]:
-        """The ranker at every point; no change is one trial for all components, and nothing is scored twice."""
+        """The ranker at every point. Nothing is scored twice; the unchanged model is one trial for all components."""
         known: Measured = {}
         if self.ranker in VALUE_OF_REMOVED:
             known = {(index, 1.0): VALUE_OF_REMOVED[self.ranker] for index in range(len(span.names))}

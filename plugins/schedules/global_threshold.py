@@ -1,4 +1,4 @@
-"""One threshold for the whole model: the least important weights go, wherever they are."""
+"""Global pruning: one importance threshold for all weights of the model."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,19 +13,19 @@ from .targets import Span, Vector, choose_span
 
 Counts = NDArray[np.int64]
 INFINITY = 0x7F800000
-"""Bits of the float32 infinity: finite floats of one sign have smaller ones, in the order of their magnitudes."""
+"""Bit pattern of the float32 infinity. Those of positive finite floats are smaller and have the order of the values."""
 THRESHOLDS = 256
-"""Per request; four requests tell any two float32 values apart."""
+"""Per request. Four requests are enough to separate any two float32 values."""
 
 
 @dataclass
 class GlobalThreshold(Schedule):
-    """Prunes by one order of all weights, one round per cumulative target; needs a compressor with `importance`.
+    """Ranks all weights of the model together, one round per cumulative target; needs a compressor with `importance`.
 
     amount_c = #{w in c : importance(w) <= tau} / parameters_c,  tau such that the mean over all weights is the target
 
-    tau is found to the last bit by counting alone; weights that tie at tau are split in proportion to how many each
-    component has. No component gets less than it has already, or more than the compressor offers for it.
+    tau is found to the last bit by counting weights. Of the weights with importance tau, each component prunes the same
+    share. A component's amount never decreases, and never exceeds what the compressor offers for it.
 
     The global magnitude baseline of Han et al., "Learning both Weights and Connections", NeurIPS 2015, and of
     Blalock et al., "What is the State of Neural Network Pruning?", MLSys 2020.
@@ -48,7 +48,7 @@ class GlobalThreshold(Schedule):
 def find_counts(span: Span, current: Vector, target: float) -> Asks[Counts]:
     """How many weights `[component]` to prune so that the total is within one weight of the target.
 
-    A bracket of two neighbouring thresholds is refined until the total is met, or no float32 lies in between.
+    An interval of thresholds is narrowed until one end meets the total, or no float32 lies between the ends.
     """
     floor = np.ceil(np.maximum(current, span.low) * span.parameters - 1e-6).astype(np.int64)
     ceiling = np.maximum(floor, np.floor(span.high * span.parameters + 1e-6).astype(np.int64))
@@ -58,7 +58,7 @@ def find_counts(span: Span, current: Vector, target: float) -> Asks[Counts]:
         grid = cut_bracket(*bits)
         answer = yield from CountRequest(span.compressor, float_at(grid))
         table = np.array([answer[name] for name in span.names], dtype=np.int64)
-        # clipping keeps the order of the thresholds, so that the bracket encloses the total with the bounds in force
+        # Clipped counts still increase with the threshold, so the interval encloses the wanted total.
         steps = [counts[0], *np.clip(table, floor[:, None], ceiling[:, None]).T, counts[1]]
         first = next(index for index, step in enumerate(steps) if step.sum() >= wanted)
         edges = [bits[0], *grid, bits[1]]
@@ -67,20 +67,20 @@ def find_counts(span: Span, current: Vector, target: float) -> Asks[Counts]:
 
 
 def cut_bracket(low: int, high: int) -> list[int]:
-    """At most THRESHOLDS whole numbers strictly between low and high, evenly spread."""
+    """At most THRESHOLDS integers strictly between low and high, evenly spaced."""
     parts = min(THRESHOLDS + 1, high - low)
     return [low + (high - low) * part // parts for part in range(1, parts)]
 
 
 def float_at(grid: list[int]) -> list[float]:
-    """The float32 at each place in the order of all float32: 0 is 0.0, and n and -n have opposite signs."""
+    """The float32 values at these ranks in the order of all float32; rank 0 is 0.0, and -n is the negative of n."""
     places = np.array(grid, dtype=np.int64)
     magnitudes = np.abs(places).astype(np.uint32).view(np.float32).astype(np.float64)
     return [math.copysign(value, place) for value, place in zip(magnitudes.tolist(), grid, strict=True)]
 
 
 def split_ties(below: Counts, at: Counts, wanted: int) -> Counts:
-    """Whole counts from `below` to `at` with the sum `wanted`, in proportion; the largest remainders are rounded up."""
+    """Counts between `below` and `at` that sum to `wanted`, split in proportion; the largest remainders round up."""
     tied = int((at - below).sum())
     if tied == 0:
         return below

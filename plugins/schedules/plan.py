@@ -1,4 +1,4 @@
-"""Does again what an earlier run decided, or what somebody wrote by hand."""
+"""Applies a plan from a file, of an earlier run or written by hand."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,13 +11,13 @@ from compressor.plugins import installed
 
 @dataclass
 class ReplayedPlan(Schedule):
-    """Keeps the plan of a plan.json in one round; nothing is scored: `schedule=plan schedule.path=plan.json`.
+    """Keeps the plan of a plan.json in one round and scores no trials: `schedule=plan schedule.path=plan.json`.
 
-    Components that the file does not name stay as they are; amounts per row come from the rows.safetensors beside it.
-    Treatments without options are done as configured. A compressor need not be configured, so that a plan of several
-    can be done again; installed is enough. With an `amount` the path is a forecast.json, and the point of its curve
-    that has this mean amount is made: `schedule=plan schedule.path=forecast.json schedule.amount=0.45`. With a `depth`
-    it is the report.json of a beam search, and the best plan of so many components is made.
+    Components that the file does not name stay unchanged. Amounts per row are read from the rows.safetensors beside it.
+    A treatment without options uses those of this run. Compressors of the plan must be installed; they need not be
+    configured. With an `amount` the path is a forecast.json, and the plan is that of the point of its curve with this
+    mean amount: `schedule=plan schedule.path=forecast.json schedule.amount=0.45`. With a `depth` the path is the
+    report.json of a beam search, and the plan is the best one that treats so many components.
     """
 
     name: ClassVar[str] = "plan"
@@ -29,11 +29,11 @@ class ReplayedPlan(Schedule):
 
     def search(self, problem: Problem) -> Search:
         if not self.path:
-            raise ConfigError("`schedule.path` must be a plan.json, got nothing; say schedule.path=plan.json")
+            raise ConfigError("`schedule.path` must be a plan.json, got nothing; give schedule.path=plan.json")
         if self.depth is not None and self.amount is not None:
             raise ConfigError(
-                f"one of `schedule.depth` and `schedule.amount` may be given, got {self.depth} and {self.amount:g}; "
-                "depth is for a report.json, amount for a forecast.json"
+                f"give only one of `schedule.depth` (of a report.json) and `schedule.amount` (of a forecast.json), "
+                f"got {self.depth} and {self.amount:g}; drop one of them"
             )
         plan = read_plan(self.path, self.depth, self.amount)
         for name, treatment in plan.items():
@@ -42,28 +42,29 @@ class ReplayedPlan(Schedule):
 
 
 def check_treatment(name: str, treatment: Treatment, problem: Problem) -> None:
-    """Can it be done to a component of that name? Raises PlanError."""
+    """Raises PlanError if the model has no such component, or the treatment is not possible for it."""
     known = {component.name: component for component in problem.components}
     if name not in known:
         raise PlanError(f"the plan treats {name!r}, which is not a component of this model; {suggest(name, known)}")
     out = known[name].shape[0]
     if treatment.rows is not None and len(treatment.rows) != out:
         raise PlanError(
-            f"the plan gives `{name}` amounts for {len(treatment.rows)} rows, it has {out}; take a plan of this model"
+            f"the plan gives `{name}` amounts for {len(treatment.rows)} rows, it has {out}; use a plan of this model"
         )
     if treatment.compressor not in problem.offers:
         compressors = installed().compressors
         if treatment.compressor not in compressors:
-            raise PlanError(f"the plan treats `{name}` by what is missing: {compressors.unknown(treatment.compressor)}")
+            unknown = compressors.unknown(treatment.compressor)
+            raise PlanError(f"the plan treats `{name}` by a compressor that is not installed: {unknown}")
         return
     offer = problem.offers[treatment.compressor][name]
-    # options of its own may change what a compressor offers; only the run, which builds it, can know that
+    # Options of the treatment may change the offer. The run checks it when it builds the compressor.
     if treatment.options:
         return
     if treatment.rows is not None:
         offer.require_rows(treatment.rows, treatment.compressor, known[name])
     elif not offer.contains(treatment.amount):
         raise PlanError(
-            f"the plan asks for amount {treatment.amount:g} of `{name}`, {treatment.compressor} offers {offer}; "
+            f"the plan has amount {treatment.amount:g} for `{name}`, {treatment.compressor} offers {offer}; "
             "change the amount, or give the options that offer it"
         )

@@ -1,4 +1,4 @@
-"""By what trials are ranked: a metric, and one of its aggregates over prefixes."""
+"""How trials are ranked: by a metric and one of its statistics over prefixes."""
 
 import enum
 
@@ -7,7 +7,7 @@ from compressor.errors import ConfigError, suggest
 
 
 class Statistic(enum.Enum):
-    """Which aggregate over prefixes a search reads; p75 of the FDT is what the paper calls FDT75."""
+    """The statistic over prefixes that ranks trials. p75 of the FDT is the paper's FDT75."""
 
     mean = "mean"
     p75 = "p75"
@@ -15,8 +15,8 @@ class Statistic(enum.Enum):
     p25 = "p25"
 
 
-def check_ranker(problem: Problem, ranker: str) -> Better:
-    """Which way `schedule.ranker` points; raises ConfigError for a metric that is not configured."""
-    if ranker not in problem.better:
-        raise ConfigError(f"unknown metric `{ranker}` in `schedule.ranker`; {suggest(ranker, problem.better)}")
-    return problem.better[ranker]
+def check_metric(problem: Problem, metric: str, option: str = "ranker") -> Better:
+    """Which values of the metric in `schedule.OPTION` are better; raises ConfigError if it is not configured."""
+    if metric not in problem.better:
+        raise ConfigError(f"unknown metric `{metric}` in `schedule.{option}`; {suggest(metric, problem.better)}")
+    return problem.better[metric]

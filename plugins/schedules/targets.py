@@ -1,4 +1,4 @@
-"""What the schedules share: checks of `schedule.targets` against the offers of the one compressor that is used."""
+"""Checks that schedules share: `schedule.targets` against the offers of the one compressor that they use."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ DEFAULT_TARGET = 0.5
 
 @dataclass(frozen=True)
 class Span:
-    """What one compressor may do to the components: an amount in [low, high] each, weighted by parameters.
+    """The range of amounts [low, high] that one compressor offers for each component, and the parameter counts.
 
     All vectors are `[component]`, in the order of the problem.
     """
@@ -32,7 +32,7 @@ class Span:
         return float(self.parameters @ amounts / self.parameters.sum())
 
     def plan(self, amounts: Vector) -> dict[str, Treatment]:
-        """Every component at its amount; what rounding puts outside of [0, 1] is clipped."""
+        """Every component at its amount. Amounts outside of [0, 1] by rounding are clipped."""
         exact = np.clip(amounts, 0.0, 1.0).tolist()
         return {name: Treatment(self.compressor, amount) for name, amount in zip(self.names, exact, strict=True)}
 
@@ -41,19 +41,19 @@ class Span:
         return np.array([answer[name] for name in self.names], dtype=np.float64)
 
     def check_targets(self, targets: Sequence[float]) -> list[float]:
-        """The targets to go for, a default in place of none; raises ConfigError for one that is out of reach."""
+        """The targets, or the default if there are none; raises ConfigError for one that is out of reach."""
         lowest, highest = self.mean(self.low), self.mean(self.high)
         for target in check_order(targets):
             if not lowest - Offer.TOLERANCE <= target <= highest + Offer.TOLERANCE:
                 raise ConfigError(
-                    f"`schedule.targets` asks for {target:g}, {self.compressor} offers [{lowest:g}, {highest:g}] "
-                    "over all components; ask for a mean amount in that range"
+                    f"`schedule.targets` has {target:g}, {self.compressor} offers [{lowest:g}, {highest:g}] "
+                    "over all components; give a mean amount in that range"
                 )
         return list(targets) or check_order([max(lowest, min(DEFAULT_TARGET, highest))])
 
 
 def check_order(targets: Sequence[float]) -> list[float]:
-    """Cumulative amounts, each in (0, 1] and above the one before; raises ConfigError."""
+    """Cumulative amounts, each in (0, 1] and above the previous one; raises ConfigError."""
     for before, target in zip([0.0, *targets], targets, strict=False):
         if not (math.isfinite(target) and 0.0 < target <= 1.0):
             raise ConfigError(
@@ -64,23 +64,34 @@ def check_order(targets: Sequence[float]) -> list[float]:
     return list(targets)
 
 
-def choose_offers(problem: Problem, schedule: str) -> tuple[str, Mapping[str, Offer]]:
-    """The one compressor that is configured, and its offers; raises ConfigError if it is not one."""
-    names = list(problem.offers)
+def check_problem(problem: Problem, schedule: str) -> None:
+    """Raises ConfigError if there is no component or no compressor."""
     if not problem.components:
         raise ConfigError("no component is selected, at least one is needed; loosen `components.include` or `.exclude`")
-    if not names:
+    if not problem.offers:
         raise ConfigError(f"schedule `{schedule}` needs a compressor, none is configured; set `compressor`")
+
+
+def check_bits(bits: float) -> None:
+    """Raises ConfigError for a value that `schedule.bits` cannot have."""
+    if not (math.isfinite(bits) and bits > 0):
+        raise ConfigError(f"`schedule.bits` must be above 0, got {bits:g}; give the mean bits of a weight, such as 4.5")
+
+
+def choose_offers(problem: Problem, schedule: str) -> tuple[str, Mapping[str, Offer]]:
+    """The one configured compressor and its offers; raises ConfigError if there is not exactly one."""
+    check_problem(problem, schedule)
+    names = list(problem.offers)
     if len(names) > 1:
         raise ConfigError(
             f"schedule `{schedule}` takes one compressor, configured are {', '.join(names)}; "
-            f"choose one, say `compressor={names[0]}`"
+            f"choose one, for example `compressor={names[0]}`"
         )
     return names[0], problem.offers[names[0]]
 
 
 def choose_span(problem: Problem, schedule: str) -> Span:
-    """The one compressor as a Span; raises ConfigError where it offers fixed levels."""
+    """The ranges of the one compressor; raises ConfigError if it offers fixed levels."""
     compressor, offers = choose_offers(problem, schedule)
     for name, offer in offers.items():
         if not offer.is_range:
@@ -88,11 +99,12 @@ def choose_span(problem: Problem, schedule: str) -> Span:
                 f"schedule `{schedule}` needs a range of amounts, {compressor} offers {offer} for `{name}`; "
                 "choose a compressor that prunes, or another schedule"
             )
-    ordered = [offers[component.name] for component in problem.components]
-    return Span(
-        compressor,
-        tuple(component.name for component in problem.components),
-        np.array([component.parameters for component in problem.components], dtype=np.float64),
-        np.array([offer.low for offer in ordered]),
-        np.array([offer.high for offer in ordered]),
-    )
+    return make_span(compressor, problem, [(offers[c.name].low, offers[c.name].high) for c in problem.components])
+
+
+def make_span(compressor: str, problem: Problem, ranges: Sequence[tuple[float, float]]) -> Span:
+    """The ranges (low, high), one for each component of the problem."""
+    names = tuple(component.name for component in problem.components)
+    parameters = np.array([component.parameters for component in problem.components], dtype=np.float64)
+    low, high = np.array(ranges, dtype=np.float64).T
+    return Span(compressor, names, parameters, low, high)

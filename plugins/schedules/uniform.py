@@ -1,4 +1,4 @@
-"""The baseline that every search has to beat: the same amount for every component."""
+"""The same amount for every component: a baseline that every search should beat."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,9 +12,9 @@ from .targets import DEFAULT_TARGET, check_order, choose_offers
 
 @dataclass
 class Uniform(Schedule):
-    """One round per target, nothing scored: amount_c = target for every component c.
+    """amount_c = target for every component c, one round per target; no trials are scored.
 
-    Without targets a range is taken by half, and fixed levels by the largest that all components share.
+    The default target is 0.5 for a range, and the largest level that all components share for fixed levels.
     """
 
     name: ClassVar[str] = "uniform"
@@ -32,7 +32,7 @@ class Uniform(Schedule):
 
 
 def find_common_amount(compressor: str, offers: Mapping[str, Offer]) -> float:
-    """The amount to take without targets; raises ConfigError if fixed levels have none in common."""
+    """The default target; raises ConfigError if the components have no fixed level in common."""
     levels = {level for offer in offers.values() for level in offer.levels}
     if not levels:
         lowest, highest = max(offer.low for offer in offers.values()), min(offer.high for offer in offers.values())
@@ -42,16 +42,16 @@ def find_common_amount(compressor: str, offers: Mapping[str, Offer]) -> float:
     if not common:
         raise ConfigError(
             f"{compressor} offers no amount that all components share ({', '.join(f'{x:g}' for x in sorted(levels))}); "
-            "narrow `components.include` to components stored alike"
+            "narrow `components.include` to components of one stored dtype"
         )
     return max(common)
 
 
 def check_offered(target: float, compressor: str, offers: Mapping[str, Offer]) -> None:
-    """Does every component offer the target? Raises ConfigError that names one that does not."""
+    """Raises ConfigError that names a component for which the target is not offered."""
     for name, offer in offers.items():
         if not offer.contains(target):
             raise ConfigError(
-                f"`schedule.targets` asks for {target:g}, {compressor} offers {offer}; "
-                f"choose what every component offers, `{name}` too"
+                f"`schedule.targets` has {target:g}, {compressor} offers {offer} for `{name}`; "
+                "choose an amount that it offers for every component"
             )

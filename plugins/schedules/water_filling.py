@@ -1,7 +1,7 @@
-"""Curves amount -> goodness, and the common level at which they meet a budget. Pure functions of numpy arrays.
+"""Water-filling: amounts that meet a budget at a common level of curves amount -> goodness. Pure numpy functions.
 
 A set of curves is two arrays `[component, point]`: amounts that do not decrease along a row, and the goodness there,
-which does not increase; in between a curve is straight, and a step is two points of one amount.
+which does not increase. A curve is linear between its points. Two points with the same amount are a step.
 """
 
 import numpy as np
@@ -11,28 +11,28 @@ Array = NDArray[np.float64]
 
 
 def make_non_increasing(goodness: Array) -> Array:
-    """The running minimum along each row: more of a treatment is never better, whatever the noise says."""
+    """The running minimum along each row. A larger amount is never better, so an increase is noise."""
     smooth: Array = np.minimum.accumulate(goodness, axis=-1)
     return smooth
 
 
 def replace_non_finite(goodness: Array) -> Array:
-    """The worst finite value in place of values that are not finite: a broken model has no level of its own."""
+    """Replaces values that are not finite (of a broken model) by the worst finite value."""
     finite = np.isfinite(goodness)
     return np.where(finite, goodness, goodness[finite].min() if finite.any() else 0.0)
 
 
 def cut_curves(amounts: Array, goodness: Array, low: Array, high: Array) -> tuple[Array, Array]:
-    """The curves restricted to [low, high] `[component]`: points beyond are moved to the border of their curve."""
+    """The curves restricted to [low, high] `[component]`. Points outside are moved to the nearer end."""
     inside = np.clip(amounts, low[:, None], high[:, None])
     values = [np.interp(*row) for row in zip(inside, amounts, goodness, strict=True)]
     return inside, np.where(inside == amounts, goodness, np.reshape(values, goodness.shape))
 
 
 def read_off(amounts: Array, goodness: Array, level: float, past_plateau: bool) -> Array:
-    """The amount `[component]` at which each curve is at `level`: the end of a plateau there, else its beginning.
+    """The amount `[component]` at which each curve has `level`: on a plateau its end if `past_plateau`, else its start.
 
-    A curve that begins below the level is read at its beginning, one that ends above it at its end.
+    A curve that starts below the level gives its first amount; one that ends above it gives its last amount.
     """
     above = goodness >= level if past_plateau else goodness > level
     after = above.sum(axis=1)
@@ -50,10 +50,10 @@ def fill(amounts: Array, goodness: Array, weights: Array, target: float) -> Arra
 
     max_a min_c goodness_c(a_c)  subject to  sum_c weights_c a_c = target sum_c weights_c
 
-    The solution is a water level: lower it, read every curve off, stop when the mean reaches the target. Amounts move
-    straight between the levels at which some curve bends, so bisection needs to look at those only, on both sides of
-    their plateaus, and the last step is a straight line, also across plateaus. A target that the ends of the curves
-    do not enclose gives the nearer ends.
+    The solution is a water level: lower it until the mean of the amounts at this level reaches the target. Between the
+    levels of two neighbouring points of the curves, amounts are linear in the level. So bisection only tries the levels
+    of points, at the start and at the end of their plateaus, and the last step is a linear interpolation. A target
+    outside the range of the curves gives the nearer end of each curve.
     """
     levels = np.unique(goodness)[::-1]
 

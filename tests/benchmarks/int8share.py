@@ -64,7 +64,7 @@ def measure_order(run: Run, order: str) -> Ordered:
     trials = [{name: treated[name] for name in names[:depth]} for depth in depths]
     found = run.evaluators[Prefixes.PROOF].score_all(trials, ["fdtm"])
     parameters = {name: component.parameters for name, component in components.items()}
-    leading = np.stack([statistics["fdtm"][:, 0] for statistics in found])
+    leading = np.stack([values["fdtm"][:, 0] for values in found])
     return Ordered(names, depths, parameters, leading, measure_outliers(run))
 
 

@@ -50,8 +50,8 @@ def make_component(weight: Tensor) -> Component:
 
 def compress(compressor: Compressor, weight: Tensor) -> Result:
     component = make_component(weight)
-    statistics = make_calibration_data(weight.shape[1])
-    found: CompressedWeight = compressor.compress(weight, 1 - 4 / 32, Context(component, calibration=statistics))
+    data = make_calibration_data(weight.shape[1])
+    found: CompressedWeight = compressor.compress(weight, 1 - 4 / 32, Context(component, calibration=data))
     if isinstance(found, NormalFloatWeight):
         return Result(found.indices.int(), found.dense())
     assert isinstance(found, QuantizedMatrix | FloatZerosWeight)

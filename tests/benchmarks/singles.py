@@ -47,7 +47,7 @@ def measure_run(run: Run) -> Iterator[dict[str, Any]]:
         trials = [plan, *({name: treatment} for name, treatment in plan.items())]
         together, *found = evaluator.score_all(trials)
         for name in OBJECTIVES:
-            single = np.array([statistics[name][:, 0].mean() for statistics in found])
+            single = np.array([values[name][:, 0].mean() for values in found])
             whole = together[name][:, 0].mean()
             predicted = np.array([estimates[name][part][:, index].mean() for part in plan])
             yield {

@@ -59,7 +59,7 @@ def measure_here(folder: str, stream: bool, prefixes: int) -> dict[str, Any]:
     with watched_memory(peak), open_run(folder, [Magnitude()], ["kl"], stream=stream, **sizes) as run:
         evaluator, began = run.evaluators[Prefixes.SEARCH], time.perf_counter()
         trials = [{name: Treatment("magnitude", 0.5)} for name in run.model.components]
-        scored = np.stack([statistics["kl"] for statistics in evaluator.score_all(trials)])
+        scored = np.stack([values["kl"] for values in evaluator.score_all(trials)])
         swept = time.perf_counter()
         options = {name: [Treatment("magnitude", level / 10) for level in range(1, 7)] for name in run.model.components}
         estimates = run.session.estimate(EstimateRequest(options, "kl"))

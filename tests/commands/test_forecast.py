@@ -47,7 +47,7 @@ from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
 from tests.support.browser import Browser
-from tests.support.families import FAMILIES, save_checkpoint
+from tests.support.families import FAMILIES, each, save_checkpoint
 from tests.support.forecasts import make_settings, run
 from tests.support.pages import Page, show
 from tests.support.trial_weights import GivenWeights
@@ -234,10 +234,10 @@ def test_checks_count_what_a_sweep_counts(made: Forecast, tmp_path: Path) -> Non
             name: weight.dense()
             for name, weight in made.session.treatments.compress(made.bench.model, read_plan(path)).items()
         }
-        (statistics,) = evaluator.score_all([given.add_plan(weights)])
-        assert check.scores["fdtm"] == summarize(Fdtm(), statistics["fdtm"], 0)
+        (values,) = evaluator.score_all([given.add_plan(weights)])
+        assert check.scores["fdtm"] == summarize(Fdtm(), values["fdtm"], 0)
         assert check.scores["margin_noise"].mean == pytest.approx(
-            float(MarginNoise().aggregate(statistics["margin_noise"]))
+            float(MarginNoise().aggregate(values["margin_noise"]))
         )
         assert check.additivity == pytest.approx((point.noise / check.scores["margin_noise"].mean) ** 2)
     assert {fact.name: fact.words for fact in list_forecast_facts(made.record)}["additivity"].count(",") == 1
@@ -264,7 +264,7 @@ def test_the_backward_pass_runs_once_and_the_model_stays_as_it_is(
     assert all(torch.equal(p, q) for p, q in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", each(FAMILIES))
 def test_every_family_gives_a_forecast(tmp_path: Path, family: str) -> None:
     dtype = torch.bfloat16 if family in ("llama", "gpt2", "mixtral") else torch.float32
     save_checkpoint(family, tmp_path / "base", dtype=dtype)

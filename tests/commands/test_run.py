@@ -30,7 +30,7 @@ from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
-from tests.support.families import FAMILIES, save_checkpoint
+from tests.support.families import FAMILIES, each, save_checkpoint
 from tests.support.references import count_leading, generate
 from tests.support.runs import METRICS, make_settings, run
 
@@ -172,7 +172,7 @@ def test_the_same_seed_decides_the_same(finished: Path, tmp_path: Path) -> None:
     assert hashes[0] == hashes[1]
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", each(FAMILIES))
 def test_every_family_runs_and_reloads(tmp_path: Path, family: str) -> None:
     save_checkpoint(family, tmp_path / "base", with_tokenizer=True)
     settings = make_settings(GlobalThreshold(targets=[0.3]), model=ModelSettings(path=str(tmp_path / "base")))

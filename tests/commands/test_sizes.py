@@ -57,7 +57,7 @@ def test_the_first_command_halves_the_weight_files(checkpoint: Path, tmp_path: P
 @pytest.mark.parametrize(("size", "message"), [
     ("1%", "the budget of `schedule.size=1%` ("),
     ("1kB", "(1000 bytes) is out of reach, the smallest is "),
-    ("50", "`schedule.size` must be a percentage or a number of bytes with a unit, got '50'; give a share of"),
+    ("50", "`schedule.size` must be a percentage or a number of bytes with a unit, got '50'; give a percentage of"),
 ])  # fmt: skip
 def test_a_size_that_cannot_be_had_is_an_error_before_any_pass(size: str, message: str, tmp_path: Path) -> None:
     save_checkpoint("llama", tmp_path / "base", with_tokenizer=True)

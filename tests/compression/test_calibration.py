@@ -40,7 +40,7 @@ from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.pruning.masks import PrunedWeight
 from tests.support.calibrations import ALL, assert_same, explicit, overheard, run_plainly
 from tests.support.estimates import Bench, make_bench, make_reference, make_treatments
-from tests.support.families import FAMILIES, ODDITIES, save_checkpoint
+from tests.support.families import FAMILIES, ODDITIES, each, save_checkpoint
 from tests.support.sessions import open_session
 
 ROUTED = ("mixtral", "qwen3_moe", "qwen2_moe", "dbrx", "granitemoeshared", "gpt_oss")
@@ -50,8 +50,8 @@ def take(bench: Bench, names: Iterable[str] = ALL, **given: Any) -> Calibration:
     return gather(bench.model, bench.reference, bench.model.components, names, **given)
 
 
-@pytest.mark.parametrize("family", FAMILIES | ODDITIES)
-def test_statistics_are_explicit_sums_over_inputs(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", each(FAMILIES | ODDITIES))
+def test_data_are_explicit_sums_over_inputs(family: str, tmp_path: Path) -> None:
     """Fused, transposed, tied and grouped ones; experts too where they are modules."""
     bench = make_bench(family, tmp_path)
     found = take(bench)
@@ -66,11 +66,11 @@ def test_statistics_are_explicit_sums_over_inputs(family: str, tmp_path: Path) -
         assert_same(found.read(name, ALL), explicit(inputs, width), name, 1e-4)
     sequences, length = bench.reference.tokens.shape
     for name, component in bench.model.components.items():
-        statistics = found.read(name, ALL)
-        assert statistics is not None and statistics["hessian"].shape == (component.shape[1],) * 2
-        assert statistics[TOKENS] <= sequences * (length - 1)
+        data = found.read(name, ALL)
+        assert data is not None and data["hessian"].shape == (component.shape[1],) * 2
+        assert data[TOKENS] <= sequences * (length - 1)
         if name in heard:
-            assert statistics[TOKENS] > 0 or ".experts." in name
+            assert data[TOKENS] > 0 or ".experts." in name
 
 
 @contextmanager
@@ -142,8 +142,8 @@ def test_an_expert_that_nothing_reaches_has_no_tokens(tmp_path: Path) -> None:
     unreached = [name for name, count in counts.items() if not count]
     assert unreached and all(":" in name for name in unreached)
     for name in unreached:
-        statistics = found.read(name, ALL)
-        assert not statistics["hessian"].any() and not statistics["absmax"].any()
+        data = found.read(name, ALL)
+        assert not data["hessian"].any() and not data["absmax"].any()
 
 
 def test_experts_that_see_every_token_count_theirs(tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def bench(tmp_path: Path) -> Bench:
     return make_bench("llama", tmp_path / "model", num_hidden_layers=4)
 
 
-def test_statistics_are_gathered_once_and_again_after_a_plan_was_kept(bench: Bench, tmp_path: Path) -> None:
+def test_data_are_gathered_once_and_again_after_a_plan_was_kept(bench: Bench, tmp_path: Path) -> None:
     session = search_on(bench, Scaled(), folder=tmp_path)
     first, *_, last = bench.model.components
     plan = {first: Treatment("scaled", 0.5)}
@@ -364,7 +364,7 @@ def test_statistics_are_gathered_once_and_again_after_a_plan_was_kept(bench: Ben
     assert torch.equal(after, expected) and not torch.equal(after, before)
 
 
-def test_what_is_made_from_statistics_is_made_once_in_a_round(bench: Bench, tmp_path: Path) -> None:
+def test_what_is_made_from_data_is_made_once_in_a_round(bench: Bench, tmp_path: Path) -> None:
     session = search_on(bench, Scaled(), folder=tmp_path)
     first, second, *_ = bench.model.components
     half, most = Treatment("scaled", 0.5), Treatment("scaled", 0.9)
@@ -385,7 +385,7 @@ def test_a_kept_plan_alone_is_one_pass(bench: Bench, tmp_path: Path) -> None:
     assert all(torch.equal(given, expected[name]) for name, given in Scaled.given)
 
 
-def test_sequential_statistics_are_those_of_the_model_with_lower_layers_treated(bench: Bench, tmp_path: Path) -> None:
+def test_sequential_data_are_those_of_the_model_with_lower_layers_treated(bench: Bench, tmp_path: Path) -> None:
     names = [name for name in bench.model.components if "layers.2" not in name]
     plan = {name: Treatment("int8", 0.75) if "v_proj" in name else Treatment("scaled", 0.5) for name in names}
     session = search_on(bench, Scaled(sequential=True), *[make_treatments().configured["int8"]], folder=tmp_path)
@@ -427,8 +427,8 @@ def test_nothing_is_gathered_where_nothing_needs_it(
     assert session.rounds.records[0].passes == 1
 
 
-def test_statistics_are_there_while_weights_are_swapped(bench: Bench, tmp_path: Path) -> None:
-    """An estimate at a plan compresses anew in the midst of it, from the same statistics."""
+def test_data_are_there_while_weights_are_swapped(bench: Bench, tmp_path: Path) -> None:
+    """An estimate at a plan compresses anew in the midst of it, from the same data."""
     session = search_on(bench, Scaled(), folder=tmp_path)
     first, *_, last = bench.model.components
     expected = take(bench).read(last, ["hessian"])["hessian"]
@@ -437,8 +437,8 @@ def test_statistics_are_there_while_weights_are_swapped(bench: Bench, tmp_path: 
     assert all(torch.equal(given, expected) for name, given in Scaled.given if name == last)
 
 
-def test_unknown_and_missing_statistics_are_named(bench: Bench, tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match=r"`lost` needs the calibration statistic `hesian`.*did you mean `hessian`"):
+def test_unknown_and_missing_data_are_named(bench: Bench, tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match=r"`lost` needs the calibration data `hesian`.*did you mean `hessian`"):
         search_on(bench, Lost(), folder=tmp_path).calibrator.prepare(["lost"])
     name = next(iter(bench.model.components))
     with pytest.raises(PlanError, match=r"`scaled` needs absmax, hessian of .* were not gathered"):

@@ -36,14 +36,14 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
 
 
 def test_resampling_equals_a_plain_loop() -> None:
-    statistics = np.random.default_rng(3).random((12, 2)) + 0.5
+    values = np.random.default_rng(3).random((12, 2)) + 0.5
     metric = Perplexity()
     from compressor.evaluation.bootstrap import draw_resamples
 
-    loop = [metric.aggregate(statistics[rows]) for rows in draw_resamples(12, 0)]
-    score = summarize(metric, statistics)
+    loop = [metric.aggregate(values[rows]) for rows in draw_resamples(12, 0)]
+    score = summarize(metric, values)
     assert (score.low, score.high) == pytest.approx(tuple(np.percentile(loop, (2.5, 97.5))))
-    assert score.mean == pytest.approx(np.exp(statistics[:, 0].sum() / statistics[:, 1].sum()))
+    assert score.mean == pytest.approx(np.exp(values[:, 0].sum() / values[:, 1].sum()))
 
 
 def test_the_value_of_a_metric_need_not_be_a_mean() -> None:
@@ -71,6 +71,6 @@ def test_same_seed_same_interval() -> None:
     assert summarize(Fdtm(), values, 3).low != summarize(Fdtm(), values, 4).low
 
 
-def test_non_finite_statistics_are_refused() -> None:
+def test_non_finite_values_are_refused() -> None:
     with pytest.raises(PluginError, match=r"`fdtm` gave values of shape .* with 1 non-finite"):
         summarize(Fdtm(), np.array([[1.0], [np.nan]]))

@@ -21,7 +21,7 @@ from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.perplexity import Perplexity
 from compressor_plugins.metrics.sdtm import Sdtm
 from compressor_plugins.pruning.magnitude import Magnitude
-from tests.support.families import FAMILIES, save_checkpoint
+from tests.support.families import FAMILIES, each, save_checkpoint
 from tests.support.references import count_leading, generate, random_prefixes
 from tests.support.snapshots import is_unchanged, snapshot
 from tests.support.trial_weights import GivenWeights
@@ -44,16 +44,16 @@ def check_against_generate(model: Model, amounts: tuple[float, ...]) -> list[lis
     for amount in amounts:
         weights, given = prune(model, amount), GivenWeights()
         evaluator = Evaluator(model, reference, {"fdtm": Fdtm()}, given)
-        (statistics,) = evaluator.score_all([given.add_plan(weights)])
+        (values,) = evaluator.score_all([given.add_plan(weights)])
         with model.swapped(weights):
             candidate = generate(model, prefixes, TOKENS)
         expected = count_leading(reference.tokens[:, 7:], candidate[:, 7:])
-        assert statistics["fdtm"][:, 0].tolist() == expected
+        assert values["fdtm"][:, 0].tolist() == expected
         said.append(expected)
     return said
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", each(FAMILIES))
 def test_fdt_is_what_two_generations_share(tmp_path: Path, family: str) -> None:
     save_checkpoint(family, tmp_path)
     said = check_against_generate(load_model(ModelSettings(path=str(tmp_path))), (0.1, 0.3))
@@ -109,9 +109,9 @@ def test_trials_are_independent_and_undone(llama: Model) -> None:
     plans = [prune(llama, 0.4, [name]) for name in names[:4]]
     together = evaluator.score_all([GIVEN.add_plan(plan) for plan in plans], ["fdtm", "kl"])
     assert is_unchanged(llama, before)
-    for plan, statistics in zip(reversed(plans), reversed(together), strict=True):
+    for plan, values in zip(reversed(plans), reversed(together), strict=True):
         (alone,) = evaluator.score_all([GIVEN.add_plan(plan)], ["fdtm", "kl"])
-        assert all(np.array_equal(alone[name], statistics[name]) for name in alone)
+        assert all(np.array_equal(alone[name], values[name]) for name in alone)
 
 
 class Broken(Metric):

@@ -30,7 +30,7 @@ from compressor_plugins.quantization.int8 import Activations, Granularity, Int8
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.uniform import Uniform
 from tests.support.exports import TOKENS, Shipped, draw_tokens, export_treated, mix, read_by_transformers
-from tests.support.families import FAMILIES, save_checkpoint
+from tests.support.families import FAMILIES, USUAL, each, save_checkpoint
 from tests.support.hostile_models import (
     REMOTE_CODE,
     assert_one_line,
@@ -44,22 +44,36 @@ from tests.support.hostile_models import (
 from tests.support.loaded_models import count_bytes, count_computed, generate, logits
 from tests.support.runs import make_settings, run
 
-CASES = [*FAMILIES, "llama in bfloat16"]
+CASES = [*each(FAMILIES), "llama in bfloat16"]
+OFTEN = [*USUAL, "qwen3", "llama in bfloat16"]
+SELDOM = [family for family in FAMILIES if family not in OFTEN]
 DENSE = ("gpt2", "mixtral", "qwen3_moe", "falcon")
 
 
+class Exports(dict[str, Shipped]):
+    """Every family with treatments of every sort, and what plain transformers says of the folder in its own dtype.
+
+    They are made when one is asked for: those that are asked for often together, and the others together.
+    """
+
+    def __init__(self, home: Path) -> None:
+        super().__init__()
+        self.home = home
+
+    def __missing__(self, wanted: str) -> Shipped:
+        for case in OFTEN if wanted in OFTEN else SELDOM:
+            dtype = DType.bfloat16 if "bfloat16" in case else DType.float32
+            self[case] = export_treated(self.home / case, mix, case.partition(" ")[0], dtype)
+        made = [one for one in self.values() if not one.said]
+        said = read_by_transformers({one.exported.path: "" for one in made})
+        for one in made:
+            one.said.update(said[one.exported.path])
+        return self[wanted]
+
+
 @pytest.fixture(scope="module")
-def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shipped]:
-    """Every family with treatments of every sort, and what plain transformers says of the folder in its own dtype."""
-    home = tmp_path_factory.mktemp("shipped")
-    made = {}
-    for case in CASES:
-        dtype = DType.bfloat16 if "bfloat16" in case else DType.float32
-        made[case] = export_treated(home / case, mix, case.partition(" ")[0], dtype)
-    said = read_by_transformers({one.exported.path: "" for one in made.values()})
-    for one in made.values():
-        one.said.update(said[one.exported.path])
-    return made
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    return Exports(tmp_path_factory.mktemp("shipped"))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -20,10 +20,10 @@ from transformers.pytorch_utils import Conv1D
 from compressor.errors import CompressorError, ConfigError, ModelError, PlanError
 from compressor.models.components import find_components, find_layers
 from compressor.models.weight_views import WeightView, swapped
-from tests.support.families import FAMILIES, ODDITIES, VOCABULARY, make_network
+from tests.support.families import FAMILIES, ODDITIES, VOCABULARY, each, make_network
 
-ALL = [*FAMILIES, *ODDITIES]
-ATTENTION = [family for family in ALL if family != "mamba"]
+ALL = each(FAMILIES | ODDITIES)
+ATTENTION = each(family for family in FAMILIES | ODDITIES if family != "mamba")
 
 
 def expect_attention(
@@ -152,6 +152,9 @@ FIRST_LAYER: dict[str, tuple[str, dict[str, tuple[str, int, int]]]] = {
         },
     ),
 }
+
+FUSED = [family for family, (_, names) in FIRST_LAYER.items() if any(name.endswith(":q") for name in names)]
+STACKED = [family for family, (_, names) in FIRST_LAYER.items() if any("experts." in name for name in names)]
 COUNTS = {"qwen3_moe": 20, "llama4": 23, "mamba": 8}
 """Components of both layers where the second one differs from the first, or has as many as are listed here."""
 ROUTERS = ("gate.weight", "router.weight", "router.layer.weight", "shared_expert_gate.weight")
@@ -275,7 +278,7 @@ def make_unbiased(family: str) -> PreTrainedModel:
     return network
 
 
-@pytest.mark.parametrize("family", [f for f, (_, names) in FIRST_LAYER.items() if any(n.endswith(":q") for n in names)])
+@pytest.mark.parametrize("family", each(FUSED))
 def test_fused_attention_parts_are_what_attention_gets(family: str) -> None:
     """Of a single token, attention passes on the value, and rotary positions are the identity."""
     network = make_unbiased(family)
@@ -334,7 +337,7 @@ def compute_experts(
     return (nn.functional.silu(gated) * raised) @ down.T
 
 
-@pytest.mark.parametrize("family", [f for f, (_, names) in FIRST_LAYER.items() if any("experts." in n for n in names)])
+@pytest.mark.parametrize("family", each(STACKED))
 def test_stacked_experts_are_what_the_layer_computes(family: str) -> None:
     network = make_unbiased(family)
     weight_views = find_components(network, 16)

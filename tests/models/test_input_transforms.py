@@ -18,14 +18,14 @@ from compressor.models.architectures import is_linear
 from compressor.settings import ComponentSettings, DType, ModelSettings, SweepMode
 from tests.support.calibrations import ALL, assert_same, explicit, overheard, run_plainly
 from tests.support.estimates import make_bench
-from tests.support.families import FAMILIES, ODDITIES, VOCABULARY, save_checkpoint
+from tests.support.families import FAMILIES, ODDITIES, VOCABULARY, each, save_checkpoint
 from tests.support.gradients import draw_tokens, explicit_gradients, walk_gradients
 from tests.support.prefetch import settle
 from tests.support.snapshots import is_unchanged, snapshot
 from tests.support.sweeps import assert_same_bits, make_sweep, open_engine, score_both
 from tests.support.trial_weights import MaskedWeights, mask
 
-EVERY_FAMILY = sorted(FAMILIES | ODDITIES)
+EVERY_FAMILY = each(FAMILIES | ODDITIES)
 SERIAL = TokenRounding(4)
 
 
@@ -186,7 +186,7 @@ def test_the_engine_scores_as_by_plain_passes(tmp_path: Path, family: str) -> No
 
 
 @pytest.mark.parametrize("metrics", [["fdtm", "kl"], ["fdtm"]])
-@pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral", "gpt2", "phi3", "gpt_oss"])
+@pytest.mark.parametrize("family", each(["llama", "gemma3", "mixtral", "gpt2", "phi3", "gpt_oss"]))
 @pytest.mark.parametrize("streams", [False, True])
 def test_and_on_a_model_that_treats_inputs_already(
     tmp_path: Path, streams: bool, family: str, metrics: list[str]
@@ -280,7 +280,7 @@ def test_inputs_that_cannot_be_treated_are_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "mixtral"])
-def test_statistics_are_of_inputs_as_they_come(tmp_path: Path, family: str) -> None:
+def test_data_are_of_inputs_as_they_come(tmp_path: Path, family: str) -> None:
     """Each token once, before it is treated; what lies below treats its inputs, which changes them."""
     bench = make_bench(family, tmp_path)
     names = list_treatable(bench.model)

@@ -36,13 +36,14 @@ from tests.support.families import (
     FAMILIES,
     ODDITIES,
     VOCABULARY,
+    each,
     make_network,
     save_checkpoint,
     save_tokenizer,
 )
 from tests.support.hostile_models import REMOTE_CODE, edit_config
 
-ALL = [*FAMILIES, *ODDITIES]
+ALL = each(FAMILIES | ODDITIES)
 CPU = torch.device("cpu")
 TRAINED = Path(__file__).resolve().parents[3] / "shared" / "models"
 
@@ -126,7 +127,7 @@ def test_decode_is_greedy_generate(family: str, loaded: Callable[[str], Model], 
     assert torch.equal(model.decode(tokens, 0, pick_greedy), tokens)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES])
+@pytest.mark.parametrize("family", each(FAMILIES))
 def test_what_a_model_says_of_itself(family: str, loaded: Callable[[str], Model]) -> None:
     model = loaded(family)
     weights = [path for path in model.folder.iterdir() if path.suffix == ".safetensors"]

@@ -27,13 +27,14 @@ from compressor.models.layer_prefetch import ROOM, find_streamed
 from compressor.models.loading import quiet_loading
 from compressor.sensitivity.gradients import LayerwiseGradients
 from compressor.settings import ComponentSettings, Device, DType, ModelSettings
-from tests.support.families import FAMILIES, make_network, save_checkpoint
+from tests.support.families import FAMILIES, each, make_network, save_checkpoint
 from tests.support.gradients import draw_tokens, walk_gradients
 from tests.support.prefetch import CPU, settle
+from tests.support.slow import rarely
 
 MADE_OVER = {"mixtral", "qwen3_moe"}
 """Families whose experts transformers stacks as it loads them."""
-STREAMED = [family for family in FAMILIES if family not in MADE_OVER]
+STREAMED = each(family for family in FAMILIES if family not in MADE_OVER)
 
 
 def load(folder: Path, components: ComponentSettings | None = None, **settings: Any) -> Model:  # noqa: ANN401
@@ -272,7 +273,7 @@ print(peaks[0] - start, peaks[1] - start, read_anonymous() - start)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *rarely([torch.float32])])
 def test_memory(dtype: torch.dtype, tmp_path: Path) -> None:
     """Memory that is no file's, in units of the checkpoint, while it is loaded and while components are swapped."""
     sizes = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 4, "initializer_range": 0.02}

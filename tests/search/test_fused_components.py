@@ -49,7 +49,7 @@ from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
-from tests.support.families import FAMILIES, save_checkpoint
+from tests.support.families import FAMILIES, each, save_checkpoint
 
 KINDS = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "output"}
 MLP = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
@@ -122,7 +122,7 @@ def test_units_are_what_servers_load_as_one() -> None:
     }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", each(FAMILIES))
 def test_every_component_of_a_family_is_in_one_unit(family: str, tmp_path: Path) -> None:
     model = load_model(ModelSettings(path=str(save_checkpoint(family, tmp_path))), ComponentSettings())
     units = fuse(model.components.values()).units
@@ -235,7 +235,7 @@ def test_rows_of_several_lengths_are_refused_and_equal_ones_work() -> None:
             assert all(len(rows[c.name] or ()) == c.shape[0] for c in components)
         else:
             with pytest.raises(
-                ConfigError, match=r"per row, got a, and in `model\.layers\.0\.mlp\.experts` rows of"
+                ConfigError, match=r"per row, got a, and `model\.layers\.0\.mlp\.experts` fuses"
             ) as caught:
                 open_dialogue(budget, problem, DryRun(problem), fuses=True)
             assert str(caught.value).isprintable() and "or components.fuse=false" in str(caught.value)

@@ -136,7 +136,7 @@ def test_a_replayed_plan_is_checked_before_anything_is_done(tmp_path: Path) -> N
     problem = make_problem(["prune", "round"], {})
     name, path = problem.components[1].name, tmp_path / "plan.json"
     wrong = {
-        f"the plan gives `{name}` amounts for 3 rows, it has 4; take a plan of this model": ("prune", 3),
+        f"the plan gives `{name}` amounts for 3 rows, it has 4; use a plan of this model": ("prune", 3),
         f"`round` takes one amount per matrix; give `{name}` no rows": ("round", 4),
     }
     for message, (compressor, rows) in wrong.items():

@@ -132,7 +132,7 @@ def test_another_budget_asks_nothing_of_single_components(case: str, corrections
     trials = 1 + sum(map(len, asked[0].options.values())) if asked[0].measured else 0
     assert other.trials - step.trials == trials
     assert other.passes - step.passes == pytest.approx(trials or 4)
-    if not corrections and case != "calibrated":  # statistics of inputs are gathered for the treatments themselves
+    if not corrections and case != "calibrated":  # calibration data is gathered for the treatments themselves
         assert step.trials == 0 and step.passes == 0
     (note,) = [note for note in record.notes if "came from the cache" in note]
     assert note.startswith(f"What {sum(map(len, asked[0].options.values()))} options do alone")

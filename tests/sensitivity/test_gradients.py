@@ -11,7 +11,7 @@ from compressor.models import Model, load_model
 from compressor.models.architectures import weight_gradient
 from compressor.sensitivity.gradients import LayerwiseGradients
 from compressor.settings import ComponentSettings, DType, ModelSettings
-from tests.support.families import FAMILIES, ODDITIES, save_checkpoint
+from tests.support.families import FAMILIES, ODDITIES, each, save_checkpoint
 from tests.support.gradients import KEEP, TOKENS, draw_tokens, explicit_gradients, walk_gradients, weigh
 
 ONE_BY_ONE = {"mixtral", "qwen3_moe", "opt", "gpt_oss", "qwen2_moe", "llama4", "dbrx", "granitemoeshared", "mamba"}
@@ -23,7 +23,7 @@ def load_family(family: str, folder: Path, components: ComponentSettings | None 
     return load_model(ModelSettings(path=str(folder)), components)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *ODDITIES])
+@pytest.mark.parametrize("family", each(FAMILIES | ODDITIES))
 def test_gradients_are_autograds_own(family: str, tmp_path: Path) -> None:
     model = load_family(family, tmp_path)
     tokens, names = draw_tokens(3), list(model.components)
@@ -36,7 +36,7 @@ def test_gradients_are_autograds_own(family: str, tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *ODDITIES])
+@pytest.mark.parametrize("family", each(FAMILIES | ODDITIES))
 def test_only_models_that_mix_sequences_are_walked_one_by_one(family: str, tmp_path: Path) -> None:
     model = load_family(family, tmp_path)
     assert (LayerwiseGradients(model, list(model.components)).at_once == 1) == (family in ONE_BY_ONE)

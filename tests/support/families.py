@@ -1,13 +1,16 @@
 """Tiny random models of many families, and checkpoints of them, for tests that must not depend on one family.
 
 `FAMILIES` are those that every part of the project must handle; `ODDITIES` are further layouts and forward passes.
+Tests of `each` of them run with the five of `USUAL` by default, and with all others where slow tests run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -103,6 +106,15 @@ ODDITIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mamba": ("MambaConfig", {**_TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.2}),
 }
+
+
+USUAL = ("llama", "gpt2", "phi3", "mixtral", "gemma3")
+"""Separate matrices; weights stored `[in, out]`; fused q, k, v; stacked experts; more norms and sliding windows."""
+
+
+def each(families: Iterable[str]) -> list[Any]:
+    """Parameters of a test: the families, and the mark `slow` on those that are not in `USUAL`."""
+    return [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in families]
 
 
 def make_network(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:  # noqa: ANN401 - any config value

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from compressor.artifacts.plan_file import write_plan
-from compressor.contracts import Compressor, Metric, Schedule, Treatment
+from compressor.contracts import Metric, Schedule, Treatment
 from compressor.plugins import installed
 from compressor.testing import CompressorContract, MetricContract, ScheduleContract, make_tiny_checkpoint
 from compressor.testing.problems import COMPONENTS
@@ -22,10 +22,8 @@ class TestMetrics(MetricContract):
         return installed().metrics[request.param]()
 
 
-class TestCompressors(CompressorContract):
-    @pytest.fixture(params=sorted(installed().compressors))
-    def plugin(self, request: pytest.FixtureRequest) -> Compressor:
-        return installed().compressors[request.param]()
+for _name, _compressor in installed().compressors.items():  # a suite for each, which collects what applies to it
+    globals()[f"Test_{_name}"] = type(f"Test_{_name}", (CompressorContract,), {"instance": _compressor()})
 
 
 class TestSchedules(ScheduleContract):

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from compressor import hookimpl
-from compressor.contracts import Compressor, Metric
+from compressor import Compressor, Metric, hookimpl
 from compressor_example.ternary import Ternary
 from compressor_example.top_agreement import TopAgreement
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix
-from compressor.errors import ConfigError
+from compressor import Compressor, CompressorError
+from compressor.contracts import Component, Context, Offer, QuantizedMatrix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ class Ternary(Compressor):
 
     def offer(self, component: Component) -> Offer:
         if not 0 <= self.threshold < 1:
-            raise ConfigError(
+            raise CompressorError(
                 f"`compressor.ternary.threshold` must be in [0, 1), got {self.threshold:g}; give for example 0.7"
             )
         return Offer(levels=(1 - BITS / component.stored_bits,))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Better, Metric, Reads
-from compressor.errors import ConfigError
+from compressor import CompressorError, Metric
+from compressor.contracts import Better, Reads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ class TopAgreement(Metric):
     def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
         """`[sequence, 1]`: the share of each sequence; `aggregate` is inherited, their mean."""
         if self.k < 1:
-            raise ConfigError(f"`metric.top_agreement.k` must be at least 1, got {self.k}; give for example 5")
+            raise CompressorError(f"`metric.top_agreement.k` must be at least 1, got {self.k}; give for example 5")
         logits = candidate.logits
         ahead = (logits > logits.gather(-1, candidate.tokens[..., None])).sum(-1)
         return (ahead < self.k).double().mean(-1, keepdim=True)

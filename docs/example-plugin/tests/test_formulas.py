@@ -4,8 +4,8 @@ import pytest
 import torch
 from compressor_example import Ternary, TopAgreement
 
+from compressor import CompressorError
 from compressor.contracts import Component, Context, Readout
-from compressor.errors import ConfigError
 
 WEIGHT = torch.randn(5, 33, generator=torch.Generator().manual_seed(0))
 COMPONENT = Component("model.layers.0.mlp.up_proj", "up", 0, (5, 33), stored_bits=32)
@@ -34,11 +34,11 @@ def test_top_agreement_counts_ranks(k: int, expected: float) -> None:
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.0])
 def test_bad_threshold_is_one_line(threshold: float) -> None:
-    with pytest.raises(ConfigError, match=r"^`compressor\.ternary\.threshold` must be in \[0, 1\), got [^\n]+$"):
+    with pytest.raises(CompressorError, match=r"^`compressor\.ternary\.threshold` must be in \[0, 1\), got [^\n]+$"):
         Ternary(threshold).offer(COMPONENT)
 
 
 def test_bad_k_is_one_line() -> None:
     readout = Readout(lambda: torch.zeros(1, 1, 2), torch.zeros(1, 1, dtype=torch.int64))
-    with pytest.raises(ConfigError, match=r"^`metric\.top_agreement\.k` must be at least 1, got 0; [^\n]+$"):
+    with pytest.raises(CompressorError, match=r"^`metric\.top_agreement\.k` must be at least 1, got 0; [^\n]+$"):
         TopAgreement(0).sequence_values(readout, readout)

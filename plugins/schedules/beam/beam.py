@@ -1,4 +1,4 @@
-"""The paper's beam search over which components to treat: one more at every depth, the best plans go on."""
+"""The paper's beam search over the components to treat: one more at each depth, keeping the best plans."""
 
 import math
 from collections.abc import Sequence
@@ -19,25 +19,26 @@ from compressor.contracts import (
 )
 from compressor.errors import ConfigError
 
-from ..rankers import Statistic, check_ranker
+from ..rankers import Statistic, check_metric
+from ..targets import check_bits
 from .moves import State, list_moves
 from .size_bounds import SizeBounds, measure_size_bounds
 
 
 @dataclass
 class Beam(Schedule):
-    """Beam search: depth d holds plans that treat d components, and the best of them at the last depth is kept.
+    """Beam search: plans at depth d treat d components, and the best plan at the last depth is kept.
 
-    beam_0 = {the model as it is}
+    beam_0 = {the current model}
     beam_d = the `width` best of { plan + one option of a component not in it : plan in beam_{d−1} }
 
-    A compressor with fixed levels has each as an option, one that offers a range has `amount`. Plans are ranked by a
-    `statistic` of the metric `ranker`; a width of 1 is greedy. It ends at `count` components, before the statistic gets
-    worse than `floor`, at the first depth whose best plan takes at most `bits` packed bits per weight of components,
-    or when every component is treated, whichever comes first. Plans that no further treatment brings down to `bits` are
-    left out, so that only `count` and `floor` can end a beam above it; a note says so. No plan can be expected to do
-    better than the smaller ones inside it: the worst of their scores is the bound that it is asked about with. The best
-    plan of every depth is kept as a curve, with the one that falls below the floor.
+    The options of a compressor are its fixed levels, or `amount` if it offers a range. Plans are ranked by a
+    `statistic` of the metric `ranker`; a width of 1 is greedy search. The search ends at `count` components, before the
+    statistic gets worse than `floor`, at the first depth whose best plan takes at most `bits` packed bits per weight of
+    components, or when every component is treated, whichever comes first. Plans that cannot reach `bits` by further
+    treatments are left out. So only `count` and `floor` can end the search above `bits`; a note then reports it. A plan
+    is expected to score no better than its subsets, so the worst score of these is passed as its bound. The best plan
+    of every depth is recorded in a curve, including the one below the floor.
 
     Deiseroth et al., "Divergent Token Metrics", NAACL 2024; a width of 10 and the FDT75 are theirs.
     """
@@ -56,7 +57,7 @@ class Beam(Schedule):
         return (self.ranker,)
 
     def search(self, problem: Problem) -> Search:
-        moves, better = list_moves(problem, self.amount), check_ranker(problem, self.ranker)
+        moves, better = list_moves(problem, self.amount), check_metric(problem, self.ranker)
         depths = self._check_numbers(problem)
         storage = None
         if self.bits is not None:
@@ -66,7 +67,7 @@ class Beam(Schedule):
         for _ in range(depths):
             states = [state for state in moves.extend(beam) if not storage or storage.allows(state)]
             if not states:
-                reason = "; any treatment would take more bits"
+                reason = "; every further treatment would take more bits"
                 break
             plans = [moves.plan(state) for state in states]
             bounds = [moves.bound(state, known, better) for state in states]
@@ -76,7 +77,7 @@ class Beam(Schedule):
             value = known[beam[0]]
             curve.append(Waypoint(plans[answer.chosen[0]], self.ranker, value, self.statistic.value))
             if self.floor is not None and not better.sign * (value - self.floor) >= 0:
-                reason = f"; with one more it would be {value:.4g}, worse than the floor of {self.floor:g}"
+                reason = f"; with one more component it is {value:.4g}, worse than the floor of {self.floor:g}"
                 break
             best, final = plans[answer.chosen[0]], beam[0]
             if storage and storage.mean(beam[0]) <= storage.limit:
@@ -84,14 +85,14 @@ class Beam(Schedule):
                 break
         notes = [self._describe(problem, best, curve) + reason + "."]
         if storage and storage.mean(final) > storage.limit:
-            notes.append(self._tell_missed(storage, final))
+            notes.append(self._describe_missed(storage, final))
         yield from KeepRequest(best, notes=notes, curve=curve, last=True)
 
     def _read(self, scores: Scores) -> float:
         return scores[self.ranker].statistic(self.statistic.value)
 
     def _check_numbers(self, problem: Problem) -> int:
-        """How many components to treat at most; raises ConfigError for what cannot be."""
+        """The largest number of components to treat; raises ConfigError for invalid options."""
         every = len(problem.components)
         if self.width < 1:
             raise ConfigError(f"`schedule.width` must be at least 1, got {self.width}; 1 is greedy")
@@ -101,20 +102,20 @@ class Beam(Schedule):
             )
         if self.floor is not None and not math.isfinite(self.floor):
             raise ConfigError(f"`schedule.floor` must be finite, got {self.floor:g}; give a value of `schedule.ranker`")
-        if self.bits is not None and not (math.isfinite(self.bits) and self.bits > 0):
-            raise ConfigError(f"`schedule.bits` must be above 0, got {self.bits:g}; give the mean over weights")
+        if self.bits is not None:
+            check_bits(self.bits)
         return self.count or every
 
-    def _tell_missed(self, storage: SizeBounds, final: State) -> str:
-        """That `bits` were not reached, which only `count` and `floor` prevent."""
+    def _describe_missed(self, storage: SizeBounds, final: State) -> str:
+        """A note that the search ended above `bits`, because of `count` or `floor`."""
         given = [name for name in ("count", "floor") if getattr(self, name) is not None]
         return (
-            f"{storage.limit:g} bits per weight were not reached: the beam ended at {storage.mean(final):.4g}; "
+            f"{storage.limit:g} bits per weight were not reached: the search ended at {storage.mean(final):.4g}; "
             f"loosen `schedule.{'` or `.'.join(given)}`, or use schedule=budget."
         )
 
     def _describe(self, problem: Problem, best: Plan, curve: Sequence[Waypoint]) -> str:
-        """What was kept, for a person."""
+        """A note on the plan that was kept."""
         total = sum(component.parameters for component in problem.components)
         share = sum(component.parameters for component in problem.components if component.name in best) / total
         value = next(

@@ -1,4 +1,4 @@
-"""What a beam search may do next: each component, untreated, takes one of its options. Plans are sets of moves."""
+"""The moves of a beam search: a component that is not treated yet gets one of its options. A plan is a set of moves."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,13 +7,15 @@ from functools import cached_property
 from compressor.contracts import Better, Problem, Treatment
 from compressor.errors import ConfigError
 
+from ..targets import check_problem
+
 State = int
-"""A plan: bit i is set where move i is made."""
+"""A plan: bit i is set if move i is in it."""
 
 
 @dataclass(frozen=True)
 class Moves:
-    """Every (component, treatment) there is, in the order of components and of the compressors that the user gave."""
+    """All moves (component, treatment), in the order of the components and of the configured compressors."""
 
     every: Sequence[tuple[str, Treatment]]
 
@@ -27,7 +29,7 @@ class Moves:
 
     @property
     def options(self) -> dict[str, list[Treatment | None]]:
-        """Component -> as it is now, and each of its treatments."""
+        """Component -> None (unchanged), then each of its treatments."""
         found: dict[str, list[Treatment | None]] = {}
         for name, treatment in self.every:
             found.setdefault(name, [None]).append(treatment)
@@ -37,7 +39,7 @@ class Moves:
         return {name: treatment for index, (name, treatment) in enumerate(self.every) if state >> index & 1}
 
     def extend(self, beam: Sequence[State]) -> list[State]:
-        """Each plan with one more component treated, in order, without duplicates."""
+        """All plans of the beam with one more component treated, in order, without duplicates."""
         found = (
             state | 1 << index
             for state in beam
@@ -47,11 +49,12 @@ class Moves:
         return list(dict.fromkeys(found))
 
     def bound(self, state: State, known: Mapping[State, float], better: Better) -> float | None:
-        """The worst known value of the plans that lack one of its moves; None where there is none."""
+        """The worst known value of the plans with one move less; None if none is known."""
         values = [known[smaller] for smaller in self._shrink(state) if smaller in known]
         return min(values, key=lambda value: better.sign * value, default=None)
 
     def _shrink(self, state: State) -> Iterator[State]:
+        """All plans with one move less."""
         rest = state
         while rest:
             lowest = rest & -rest
@@ -60,11 +63,8 @@ class Moves:
 
 
 def list_moves(problem: Problem, amount: float | None) -> Moves:
-    """Every fixed level, and `amount` of each compressor that offers a range; raises ConfigError where it is wrong."""
-    if not problem.components:
-        raise ConfigError("no component is selected, at least one is needed; loosen `components.include` or `.exclude`")
-    if not problem.offers:
-        raise ConfigError("schedule `beam` needs a compressor, none is configured; set `compressor`")
+    """Every fixed level, and `amount` for each compressor that offers a range; raises ConfigError if it is wrong."""
+    check_problem(problem, "beam")
     found, ranges = [], False
     for component in problem.components:
         for compressor, offers in problem.offers.items():
@@ -73,12 +73,12 @@ def list_moves(problem: Problem, amount: float | None) -> Moves:
                 ranges = True
                 if amount is None:
                     raise ConfigError(
-                        f"`schedule.amount` must be given, {compressor} offers {offer}; say how much a component loses"
+                        f"`schedule.amount` must be given, {compressor} offers {offer}; give the amount of a component"
                     )
                 if not offer.contains(amount):
                     raise ConfigError(
-                        f"`schedule.amount` asks for {amount:g} of `{component.name}`, {compressor} offers {offer}; "
-                        "ask for one of these"
+                        f"`schedule.amount` is {amount:g}, {compressor} offers {offer} for `{component.name}`; "
+                        "give one of these"
                     )
                 amounts = [amount]
             found += [(component.name, Treatment(compressor, level)) for level in amounts]

@@ -1,1 +1,1 @@
-"""The schedule `budget`: the plan of least estimated cost under a budget."""
+"""The schedule `budget`: the plan of least estimated cost within a budget."""

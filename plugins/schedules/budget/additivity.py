@@ -1,4 +1,4 @@
-"""Do effects add up? What the treatments of a plan cost each alone, to compare with what they cost together."""
+"""The sum of the costs of single treatments, which is compared with the cost of the whole plan."""
 
 import numpy as np
 
@@ -8,20 +8,20 @@ from .convex_hull import Array
 from .options import Choices, Table
 
 ROUNDING = 1e-9
-"""Amounts so close are one."""
+"""Amounts that differ by less are equal."""
 
 
 def add_singles(choices: Choices, table: Table, plan: Plan) -> float:
-    """The sum of what `table` says that each treatment of a plan costs alone.
+    """The sum of the costs that each treatment of a plan has alone, from `table`.
 
-    Between two amounts of one compressor a cost is read off a straight line; components without costs have none.
+    Costs between two amounts of a compressor are interpolated. Components without known costs are left out.
     """
     known = (component for component in choices.problem.components if component.name in table.costs)
     return sum(_read_cost(choices, table, component, plan) for component in known)
 
 
 def _read_cost(choices: Choices, table: Table, component: Component, plan: Plan) -> float:
-    """The cost of what a plan does to one component, all its units together; nothing where it leaves it alone."""
+    """The cost of the treatment of one component, summed over its units; 0 if the plan does not treat it."""
     chosen = plan.get(component.name)
     if chosen is None:
         return 0.0
@@ -32,7 +32,7 @@ def _read_cost(choices: Choices, table: Table, component: Component, plan: Plan)
 
 
 def interpolate(amounts: Array, values: Array, wanted: Array) -> Array:
-    """`[unit]`: `values` `[unit, point]` at amounts `wanted` `[unit]`; `amounts` `[unit, point]` do not decrease."""
+    """`values` `[unit, point]` interpolated at `wanted` `[unit]`; `amounts` `[unit, point]` do not decrease."""
     every, last = np.arange(len(amounts)), amounts.shape[1] - 1
     right = np.clip((amounts < wanted[:, None] - ROUNDING).sum(axis=1), 0, last)
     left = np.maximum(right - 1, 0)

@@ -1,4 +1,4 @@
-"""The default search: one backward pass ranks every treatment, and corrections are made where the plan stands."""
+"""The default schedule: one backward pass estimates every option, then corrections improve the plan."""
 
 import enum
 from dataclasses import dataclass, field
@@ -7,8 +7,10 @@ from typing import ClassVar
 import numpy as np
 
 from compressor.contracts import KeepRequest, Problem, Schedule, Search
-from compressor.errors import ConfigError, suggest
+from compressor.errors import ConfigError
 
+from ..rankers import check_metric
+from ..targets import check_problem
 from .discrete import make_choices
 from .limits import Unit, read_limits
 from .questions import Questions
@@ -16,14 +18,14 @@ from .round import BudgetRound
 
 
 class EstimateBy(enum.Enum):
-    """Where costs come from: one backward pass for all options together, or a trial for each."""
+    """How costs are estimated: by one backward pass for all options, or by a trial for each option."""
 
     one_pass = "one_pass"
     measured = "measured"
 
 
 class Granularity(enum.Enum):
-    """What has an amount of its own."""
+    """Whether each matrix or each row has its own amount."""
 
     matrix = "matrix"
     row = "row"
@@ -31,20 +33,21 @@ class Granularity(enum.Enum):
 
 @dataclass
 class Budget(Schedule):
-    """The plan of least cost under a budget: predicted for all options at once, corrected where the plan stands.
+    """The plan of least cost within a budget, from estimated costs, corrected by measured trials.
 
         minimise Σ_c cost_c(option_c)   subject to   Σ_c size_c(option_c) ≤ budget
 
-    First a plan from costs at the start of the round, on more and more prefixes until it settles: amounts of a range
-    share one slope on their lower convex hulls, fixed options are a multiple-choice knapsack, both together a mixed
-    integer program. Then up to `corrections` attempts to do better: costs at the plan, a solution within a trust region
-    (10 points of amount, or one option up or down), taken if it measures better on the search prefixes by more than a
-    standard error; else the region is halved. Before that, the fixed option that treats all components alike is tried.
+    The first plan uses costs at the start of the round, estimated on more and more prefixes until the plan settles.
+    Amounts of a range share one slope on their lower convex hulls, fixed options are a multiple-choice knapsack, and
+    both together are a mixed integer program. Then the best plan with one fixed option for all components is tried.
+    Then up to `corrections` times, costs are estimated at the current plan and solved within a trust region (amounts
+    ± 0.1, or one option up or down). The new plan is accepted if it is better on the search prefixes by more than a
+    standard error; else the trust region is halved.
 
-    `objective` is a metric that can be estimated: `kl` is the sturdiest, `margin_noise` speaks of the FDT itself.
-    `estimate=measured` gets the costs from a trial for each option, and takes any metric. `targets` are cumulative mean
-    amounts, a round each. In their place `size` limits the exported weight files: `50%` of the base's, `2.8MB` (10^6
-    bytes) or `3MiB` (2^20); `bytes` is the same as a number, and `bits` the mean bits of a component's weight, scales
+    `objective` is a metric that can be estimated: `kl` is the most robust, `margin_noise` is closest to the FDT.
+    `estimate=measured` runs a trial for each option and takes any metric. `targets` are cumulative mean amounts, one
+    round each. In their place `size` limits the exported weight files: `50%` of the base's, `2.8MB` (10^6 bytes) or
+    `3MiB` (2^20). `bytes` is the same as a number, and `bits` limits the mean bits per weight of components, scales
     counted. A budget is never exceeded. `granularity=row` gives every output row its own amount.
 
     Source: this project, docs/margin-law.md.
@@ -84,22 +87,15 @@ class Budget(Schedule):
 
     def _check(self, problem: Problem) -> None:
         """Raise ConfigError for options that do not fit the problem."""
-        if not problem.components:
-            text = "no component is selected, at least one is needed; loosen `components.include` or `.exclude`"
-            raise ConfigError(text)
-        if not problem.offers:
-            raise ConfigError(f"schedule `{self.name}` needs a compressor, none is configured; set `compressor`")
+        check_problem(problem, self.name)
         if self.corrections < 0:
             raise ConfigError(f"`schedule.corrections` must not be negative, got {self.corrections}; 0 makes none")
-        if self.objective not in problem.better:
-            raise ConfigError(
-                f"unknown metric `{self.objective}` in `schedule.objective`; {suggest(self.objective, problem.better)}"
-            )
+        check_metric(problem, self.objective, "objective")
         if self.estimate is EstimateBy.one_pass and self.objective not in problem.estimable:
             known = ", ".join(sorted(problem.estimable)) or "none of those configured"
             raise ConfigError(
                 f"`schedule.objective={self.objective}` cannot be estimated by one pass, {known} can; choose one of "
-                "these, or schedule.estimate=measured"
+                "these, or use schedule.estimate=measured"
             )
         if self.granularity is Granularity.row:
             self._check_rows(problem)
@@ -108,7 +104,7 @@ class Budget(Schedule):
         without = {n for offers in problem.offers.values() for n, o in offers.items() if not (o.by_row and o.is_range)}
         if len(problem.offers) != 1 or without:
             mixed = next((c.name for c in problem.components if c.name in without and c.shape[1] == 1), None)
-            fused = f", and in `{mixed}` rows of several lengths are fused" if mixed else ""
+            fused = f", and `{mixed}` fuses matrices with different row lengths" if mixed else ""
             raise ConfigError(
                 f"`schedule.granularity=row` needs one compressor that takes amounts per row, got "
                 f"{', '.join(problem.offers)}{fused}; use compressor=magnitude, or granularity=matrix"
@@ -118,6 +114,6 @@ class Budget(Schedule):
         sized = [f"{name}={value}" for name, value in given.items() if value is not None]
         if self.estimate is EstimateBy.measured or sized:
             raise ConfigError(
-                "`schedule.granularity=row` takes estimates of one pass and `schedule.targets`, got "
+                "`schedule.granularity=row` needs estimate=one_pass and `schedule.targets`, got "
                 f"{', '.join([f'estimate={self.estimate.name}', *sized])}; drop these"
             )

@@ -1,4 +1,4 @@
-"""Budgets of one compressor that offers ranges: an amount for each matrix, or for each row, shared by slope."""
+"""Choices of one compressor that offers ranges: an amount for each matrix or row, at one common slope."""
 
 from dataclasses import dataclass
 
@@ -10,22 +10,22 @@ from .convex_hull import Array, Curves, share_slope
 from .options import LEVELS, OFFSETS, TRUST, Choices, Options, Table
 
 HERE = int(np.flatnonzero(OFFSETS == 0)[0])
-"""The place of a plan's own amount among those around it."""
+"""The index of the plan's own amount in OFFSETS."""
 
 
 @dataclass(frozen=True)
 class ContinuousChoices(Choices):
-    """The amounts of one compressor, of matrices or, `by_row`, of their rows."""
+    """The amounts of one compressor, for each matrix or, with `by_row`, for each row."""
 
     compressor: str
     by_row: bool = False
 
     def begin(self) -> Options:
-        """Levels of the whole range, from what is taken already."""
+        """Levels over the whole range, not below the current amounts."""
         return {c.name: self._offer(c, LEVELS[None, :]) for c in self.problem.components}
 
     def near(self, plan: Plan) -> Options:
-        """Amounts around those of a plan."""
+        """Amounts around those of `plan`."""
         return {
             c.name: self._offer(c, self.read(c, plan.get(c.name))[:, None] + TRUST * OFFSETS)
             for c in self.problem.components
@@ -53,7 +53,7 @@ class ContinuousChoices(Choices):
         return [self._treat(component, column) for column in np.broadcast_to(amounts, (units, amounts.shape[1])).T]
 
     def _treat(self, component: Component, amounts: Array) -> Treatment:
-        """The treatment that takes `amounts` `[unit]`, or what comes next to them."""
+        """The treatment with `amounts` `[unit]`, or with the nearest amounts that are offered."""
         fitting = self._fit(component, self.problem.offers[self.compressor][component.name], amounts).tolist()
         mean = sum(fitting) / len(fitting)
         return Treatment(self.compressor, mean, rows=tuple(fitting) if self.by_row else None)

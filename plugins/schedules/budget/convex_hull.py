@@ -1,4 +1,4 @@
-"""The best amounts under a budget, when costs add up: lower convex hulls and one common slope. Pure numpy."""
+"""The best amounts within a budget if costs add up: lower convex hulls and one common slope. Pure numpy."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,9 +12,9 @@ Indices = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Curves:
-    """What each point costs and stores, `[unit, point]`; a unit is a component, or a row of one.
+    """The cost and the size of each point, `[unit, point]`; a unit is a component, or a row of one.
 
-    Along a row, amounts do not decrease and sizes do not increase; between two points a size is linear in the amount.
+    Along a row, amounts do not decrease and sizes do not increase. Between two points size is linear in the amount.
     """
 
     amounts: Array
@@ -23,7 +23,7 @@ class Curves:
 
 
 class Steps(NamedTuple):
-    """Steps along the hulls, `[step]`: of which unit, from which point to which, what they save and cost per saving."""
+    """Steps along the hulls, `[step]`: unit, start point, end point, size saved, and cost per size saved (`slopes`)."""
 
     units: Indices
     left: Indices
@@ -33,7 +33,7 @@ class Steps(NamedTuple):
 
 
 class PartialStep(NamedTuple):
-    """The one step of which only a share in (0, 1) is needed."""
+    """The last step, of which only a share in (0, 1) is taken."""
 
     unit: int
     left: int
@@ -44,10 +44,10 @@ class PartialStep(NamedTuple):
 def share_slope(curves: Curves, limit: float) -> Array:
     """Amounts `[unit]` that minimise the sum of costs with a sum of sizes of at most `limit`.
 
-    On lower convex hulls the best allocation has one slope (cost per size saved) everywhere: take the steps from
-    vertex to vertex in the order of their slopes until the sizes fit. Steps that lower the cost are taken in any case.
-    All units but one end at a vertex, which is a point that was asked for; the one between two vertices is where the
-    hull may flatter. A limit that the last points do not reach gives the last points.
+    On lower convex hulls the best allocation has the same slope (cost per size saved) everywhere. So steps from vertex
+    to vertex are taken in the order of their slopes until the sizes fit. Steps that lower the cost are always taken.
+    All units except one end at a vertex, which is one of the given points. The hull may underestimate the cost of the
+    one unit that ends between two vertices. If the limit is out of reach, each unit gets its last point.
 
     Source: Shoham and Gersho, Efficient bit allocation for an arbitrary set of quantizers, IEEE TASSP 1988.
     """
@@ -60,7 +60,7 @@ def share_slope(curves: Curves, limit: float) -> Array:
 
 
 def take_steps(curves: Curves, limit: float) -> tuple[Indices, PartialStep | None]:
-    """The vertex of each unit `[unit]` after all steps that are needed whole, and the step that is needed in part."""
+    """The vertex of each unit `[unit]` after all whole steps, and the last step if only a part of it is needed."""
     places, steps = find_steps(curves)
     reached = np.cumsum(steps.saved)
     needed = float(curves.sizes[np.arange(len(places)), places].sum()) - limit
@@ -74,9 +74,9 @@ def take_steps(curves: Curves, limit: float) -> tuple[Indices, PartialStep | Non
 
 
 def find_steps(curves: Curves) -> tuple[Indices, Steps]:
-    """The cheapest point of each unit `[unit]`, and all steps along the hulls that save more, by increasing slope.
+    """The cheapest point of each unit `[unit]`, and all further steps along its hull, by increasing slope.
 
-    Of points that cost the same the one that saves more counts.
+    Among points of equal cost the smallest one is used.
     """
     count, points = curves.costs.shape
     every = np.arange(count)
@@ -88,7 +88,7 @@ def find_steps(curves: Curves) -> tuple[Indices, Steps]:
         rise = curves.costs - curves.costs[every, places][:, None]
         slopes = np.where(saved > 0, rise / np.where(saved > 0, saved, 1.0), np.inf)
         best = points - 1 - np.argmin(slopes[:, ::-1], axis=1)
-        # On a straight line rounding must not put a unit's second step before its first.
+        # On a straight line, rounding must not put the second step of a unit before its first.
         flattest = np.maximum(flattest, slopes[every, best])
         moving = np.isfinite(slopes[every, best])
         if not moving.any():

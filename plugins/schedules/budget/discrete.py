@@ -1,4 +1,4 @@
-"""Budgets of several compressors, or of fixed levels: one option for each matrix, chosen by the knapsack."""
+"""Choices of several compressors, or of fixed levels: one option for each matrix, by a multiple-choice knapsack."""
 
 import math
 from collections import defaultdict
@@ -16,23 +16,23 @@ from .mixed_integer import Menu
 from .options import LEVELS, OFFSETS, TRUST, Choices, Option, Options, Table, Values
 
 SAME = 1e-9
-"""Amounts so close are one."""
+"""Amounts that differ by less are equal."""
 
 
 @dataclass(frozen=True)
 class DiscreteChoices(Choices):
-    """The options of all compressors, by increasing amount, None among them."""
+    """The options of all compressors and None, by increasing amount."""
 
     def begin(self) -> Options:
-        """Every fixed option, and levels of every range."""
+        """All fixed options, and levels over every range."""
         return {c.name: self._sort(c, self._list(c)) for c in self.problem.components}
 
     def near(self, plan: Plan) -> Options:
-        """The next fixed option on each side of a plan's, and the amounts of ranges in between and around it."""
+        """The next fixed option above and below that of the plan, and amounts of ranges between and around them."""
         return {c.name: self._sort(c, self._list_near(c, plan.get(c.name))) for c in self.problem.components}
 
     def solve(self, table: Table, limit: float, around: Plan | None = None, share: float = 1.0) -> Plan:
-        """As promised; of the changes to `around` only those that matter most are made, a `share` of them."""
+        """See `Choices.solve`. With `share` < 1, only that share of the changes to `around` is made, largest first."""
         kept = around or {}
         plan, costs = self._choose(table, limit, kept, table.costs.keys())
         if around is None or share == 1:
@@ -59,7 +59,7 @@ class DiscreteChoices(Choices):
         return plans[min(fitting, key=costs.__getitem__)] if fitting else {}
 
     def _choose(self, table: Table, limit: float, kept: Plan, free: Collection[str]) -> tuple[Plan, dict[str, float]]:
-        """The best plan in which only components that are `free` leave `kept`; and what it costs, by component."""
+        """The best plan that changes `kept` only for the components in `free`, and its cost by component."""
         menus, options, plan, costs = [], [], {}, {}
         for c in self.problem.components:
             listed = table.options[c.name]
@@ -75,7 +75,7 @@ class DiscreteChoices(Choices):
         return plan, costs
 
     def _mix(self, component: Component, options: Sequence[Option], shares: Array) -> Option:
-        """The option that is taken, or the amount between those of a line that are taken together."""
+        """The option with the largest share; on a line, the amount averaged by the shares."""
         first = options[int(shares.argmax())]
         if first is None or not self._line(component, first):
             return first
@@ -87,13 +87,13 @@ class DiscreteChoices(Choices):
         return float(self.read(component, option)[0])
 
     def _line(self, component: Component, option: Option) -> str:
-        """The compressor, where amounts around the option's can be had too; else nothing."""
+        """The option's compressor if it offers a range; else an empty string."""
         if option is None or not self.problem.offers[option.compressor][component.name].is_range:
             return ""
         return option.compressor
 
     def _reach(self, component: Component, compressor: str, amounts: Sequence[float]) -> list[Treatment]:
-        """Treatments by a compressor that offers a range, at `amounts` or what comes next to them."""
+        """Treatments by a compressor that offers a range, at `amounts` or the nearest that are offered."""
         offer = self.problem.offers[compressor][component.name]
         fitting = self._fit(component, offer, np.array([amounts], dtype=np.float64))[0]
         return [Treatment(compressor, amount) for amount in dict.fromkeys(fitting.tolist())]
@@ -102,7 +102,7 @@ class DiscreteChoices(Choices):
         return sorted(options, key=lambda option: self._amount(component, option))
 
     def _list(self, component: Component) -> list[Option]:
-        """None, the fixed levels of every compressor above what is taken already, and levels of every range."""
+        """None, the fixed levels of all compressors above the current amount, and levels over every range."""
         found, taken = list[Option]([None]), self._amount(component, None)
         for compressor, offers in self.problem.offers.items():
             offer = offers[component.name]
@@ -113,7 +113,7 @@ class DiscreteChoices(Choices):
         return found
 
     def _list_near(self, component: Component, now: Option) -> list[Option]:
-        """The options of `near` for one component, where `now` is taken."""
+        """The options of `near` for one component whose current option is `now`."""
         every, here = self._list(component), self._amount(component, now)
         fixed = [self._amount(component, option) for option in every if not self._line(component, option)]
         low = max((amount for amount in fixed if amount < here - SAME), default=here - TRUST)
@@ -126,7 +126,7 @@ class DiscreteChoices(Choices):
 
 
 def make_choices(problem: Problem, floor: Values, by_row: bool) -> Choices:
-    """What can be chosen: amounts of the one compressor that offers ranges, or the options of all."""
+    """Continuous choices if the only compressor offers ranges for all components, else discrete choices."""
     if len(problem.offers) == 1:
         (compressor,) = problem.offers
         if all(offer.is_range for offer in problem.offers[compressor].values()):

@@ -1,4 +1,4 @@
-"""The best choice of one option for each component under a budget: a multiple-choice knapsack."""
+"""The best choice of one option for each component within a budget: a multiple-choice knapsack."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from .convex_hull import Array, Curves, take_steps
 from .mixed_integer import Menu, solve_exactly
 
 ATTEMPTS = 6
-"""How often the solver may be told a tighter limit, until what it finds keeps the true one."""
+"""How often the solver is run, each time with a tighter limit, until its solution keeps the true limit."""
 
 
 def choose(menus: Sequence[Menu], limit: float) -> list[Array]:
-    """For each menu the share of every option, `[option]`; where nothing fits, the smallest options.
+    """For each menu the share x of every option, `[option]`; the smallest options if nothing fits.
 
-    minimise Σ cost · x  subject to  Σ size · x ≤ limit, each menu's x adding up to 1; x is 0 or 1 but along a line,
-    where it is on one line or not at all. Costs are taken to be convex along a line, as their hull is.
+    minimise Σ cost · x  subject to  Σ size · x ≤ limit  and  Σ x = 1 in each menu. x is 0 or 1, except that the options
+    of one line may share. Costs are assumed to be convex along a line.
 
     Source: Sinha and Zoltners, The multiple-choice knapsack problem, Operations Research 1979.
     """
@@ -25,7 +25,7 @@ def choose(menus: Sequence[Menu], limit: float) -> list[Array]:
         shares = solve_exactly(menus, tightened, cost, bound)
         if shares is None:
             break
-        # The solver keeps a limit up to a tolerance of its own; a budget has none.
+        # The solver keeps the limit only up to its own tolerance; a budget has no tolerance.
         over = _add_up(menus, shares, "sizes") - limit
         if over <= 0:
             return min(shares, greedy, key=lambda found: _add_up(menus, found, "costs"))
@@ -34,12 +34,12 @@ def choose(menus: Sequence[Menu], limit: float) -> list[Array]:
 
 
 def choose_greedily(menus: Sequence[Menu], limit: float) -> tuple[list[Array], float, float]:
-    """Shares by one common slope, the last step taken whole; their cost; and a bound that no choice that fits is below.
+    """Shares by one common slope with the last step taken whole, their cost, and a lower bound of every fitting choice.
 
-    Costs are those above each menu's cheapest option. Where nothing fits: the smallest options, cost and bound alike.
+    Costs are relative to each menu's cheapest option. If nothing fits: the smallest options, and the bound is the cost.
     """
     width = max(len(menu.sizes) for menu in menus)
-    # By falling size, of equal sizes the cheapest last, which is repeated up to the width of the widest menu.
+    # By decreasing size; of equal sizes the cheapest is last. The last option pads to the width of the widest menu.
     orders = [np.lexsort((-menu.costs, -menu.sizes)) for menu in menus]
     options = np.stack([np.pad(order, (0, width - len(order)), mode="edge") for order in orders])
     sizes, costs = (

@@ -1,4 +1,4 @@
-"""What a budget limits: mean amounts, mean bits or bytes; what can be had, and what is left of it."""
+"""Limits of a budget: mean amount, mean bits or bytes; whether a plan fits, and how much is left over."""
 
 import enum
 import math
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from compressor.contracts import Problem
 from compressor.errors import ConfigError
 
-from ..targets import DEFAULT_TARGET, check_order
+from ..targets import DEFAULT_TARGET, check_bits, check_order
 from .file_size import read_size
 
 ROUNDING = 1e-9
-"""Sums of sizes may be off by this share of all weights."""
+"""Rounding error of sums of sizes, as a share of all weights."""
 UNSPENT = 0.002
-"""A smaller share of the budget that is left over is not worth a note."""
+"""If less than this share of the budget is left over, there is no note."""
 
 
 class Unit(enum.Enum):
-    """What a budget is given in."""
+    """The unit of a budget."""
 
     amount = "amount"
     bits = "bits"
@@ -27,10 +27,10 @@ class Unit(enum.Enum):
 
 @dataclass(frozen=True)
 class Limit:
-    """The sum of sizes over components may be `total`: of `parameters` · (1 − amount), or of bits.
+    """The sum of sizes over components may be at most `total`: of `parameters` · (1 − amount), or of bits.
 
-    `asked` is the budget as a number, in bytes for files; `size` is the text of `schedule.size`, if that was given.
-    `fixed_bits` are those of files that no treatment changes, `base_bytes` what the base's weight files take.
+    `asked` is the budget as a number, in bytes for files. `size` is the text of `schedule.size`, if it was given.
+    `fixed_bits` is the part of the files that no treatment changes, `base_bytes` the size of the base's weight files.
     """
 
     total: float
@@ -51,15 +51,15 @@ class Limit:
 
     @property
     def most_bytes(self) -> int | None:
-        """What the weight files may take, if that is what is limited."""
+        """The limit of the weight files; None if the budget is not in bytes."""
         return int(self.asked) if self.unit is Unit.bytes else None
 
     def allows(self, total: float) -> bool:
-        """Do sizes of `total` fit? Bits are counted, amounts may be off by rounding."""
+        """Whether sizes of `total` fit. Bits are exact, amounts may have rounding errors."""
         return total <= self.total + (0.0 if self.in_bits else ROUNDING * self.parameters)
 
     def require(self, total: float, notes: Sequence[str] = ()) -> None:
-        """Raise ConfigError where sizes of `total` are too much; it says that no less can be had, and `notes` why."""
+        """Raise ConfigError if `total`, the smallest possible size, does not fit; the message includes `notes`."""
         if self.allows(total):
             return
         wanted, nearest, fix = f"{self.asked:.12g} {self.unit.name}", "", f"raise `schedule.{self.unit.name}`"
@@ -81,22 +81,22 @@ class Limit:
         )
 
     def describe_rest(self, total: float) -> str | None:
-        """A note on what sizes of `total` leave of the budget; None where that is too little to speak of."""
+        """A note on the part of the budget that is left over; None if it is at most UNSPENT."""
         rest = 1 - total / self.total if self.total else 0.0
         if rest <= UNSPENT:
             return None
-        return f"{rest:.1%} of the budget stay unspent: nothing that it could buy makes the plan better."
+        return f"{rest:.1%} of the budget is left over: no option that fits into it improves the plan."
 
 
 def round_up(value: float) -> float:
-    """`value` to four decimals, not rounded down: what is named must be enough."""
+    """`value` rounded up to four decimals, so that the number in a message is enough."""
     return math.ceil(value * 1e4 - ROUNDING) / 1e4
 
 
 def read_limits(
     problem: Problem, targets: Sequence[float], bits: float | None, size_bytes: int | None, size: str | None
 ) -> list[Limit]:
-    """One limit a round, from `schedule.targets`, `.bits`, `.bytes` or `.size`; raises ConfigError for a wrong one."""
+    """One limit for each round, from `schedule.targets`, `.bits`, `.bytes` or `.size`; raises ConfigError."""
     options = {"targets": list(targets) or None, "bits": bits, "bytes": size_bytes, "size": size}
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
@@ -106,8 +106,7 @@ def read_limits(
         )
     parameters = sum(component.parameters for component in problem.components)
     if bits is not None:
-        if not (math.isfinite(bits) and bits > 0):
-            raise ConfigError(f"`schedule.bits` must be above 0, got {bits:g}; give the mean bits of a weight, say 4.5")
+        check_bits(bits)
         return [Limit(math.floor(bits * parameters * (1 + 1e-12)), Unit.bits, bits, parameters)]
     if size is not None or size_bytes is not None:
         return [limit_bytes(problem, size_bytes, size)]
@@ -121,11 +120,11 @@ def read_limits(
 
 
 def limit_bytes(problem: Problem, size_bytes: int | None, size: str | None) -> Limit:
-    """The limit of the weight files, by `schedule.bytes` or `.size`; raises ConfigError for what cannot be."""
+    """The limit of the weight files, from `schedule.bytes` or `.size`; raises ConfigError if it is not possible."""
     key = "schedule.bytes" if size is None else "schedule.size"
     if not problem.packed:
         raise ConfigError(
-            f"`{key}` needs an export that packs weights, and of this model it packs none; set "
+            f"`{key}` needs an export that packs weights, and it can pack no component of this model; set "
             "export.format=auto and install 'compressor[export]', or use schedule.bits or schedule.targets"
         )
     most = (size_bytes or 0) if size is None else read_size(size, problem.stored_bytes)

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 SECONDS = 60.0
-"""The solver may think so long; what it has by then is used."""
+"""Time limit of the solver; its best solution by then is used."""
 DUST = 1e-9
-"""Smaller shares are rounding, or what the solver's tolerance leaves over."""
+"""Shares below it are rounding errors or within the solver's tolerance."""
 
 
 @dataclass(frozen=True)
 class Menu:
-    """Options of one component: what each costs and stores, `[option]`.
+    """Options of one component: the size and the cost of each, `[option]`.
 
-    Options of one `line` (a name other than "") lie on a curve, along which any point between two may be taken.
+    Options of one `line` (a name other than "") are points of a curve; any point between two of them may be chosen.
     """
 
     sizes: Array
@@ -34,10 +34,10 @@ class Menu:
 
 
 def solve_exactly(menus: Sequence[Menu], limit: float, most: float, least: float) -> list[Array] | None:
-    """The best share of every option, `[option]` for each menu; None where the solver finds nothing.
+    """The best share of every option, `[option]` for each menu; None if the solver finds no solution.
 
-    The cost above each menu's cheapest option is known to be at least `least` > 0 and at most `most`. Shares may exceed
-    the limit by the solver's tolerance.
+    The optimal cost relative to each menu's cheapest option is at least `least` > 0 and at most `most`. Shares may
+    exceed the limit by the solver's tolerance.
 
     Source: Huangfu and Hall, Parallelizing the dual revised simplex method, 2018 (HiGHS).
     """
@@ -56,8 +56,8 @@ def solve_exactly(menus: Sequence[Menu], limit: float, most: float, least: float
     unit = float(sizes.max()) or 1.0
     sums = [*np.ones(len(menus)), *np.zeros(len(lines))]
     matrix = _make_matrix(sizes / unit, starts, lines)
-    # Beside the options a switch for each line, 1 where the line is taken. In units of `least` the solver's absolute
-    # tolerances are small beside the optimum, however dear some options are.
+    # The variables are the options and a switch for each line, which is 1 if the line is used. Costs are in units of
+    # `least`, so that the solver's absolute tolerances are small relative to the optimum.
     with silent_output():
         result = milp(
             np.concatenate([costs / least, np.zeros(len(lines))]),
@@ -74,7 +74,7 @@ def solve_exactly(menus: Sequence[Menu], limit: float, most: float, least: float
 
 @contextmanager
 def silent_output() -> Iterator[None]:
-    """Inside, nothing gets to standard output: HiGHS prints there at times, whatever its options say."""
+    """Discards standard output inside: HiGHS sometimes prints there, whatever its options are."""
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -87,7 +87,7 @@ def silent_output() -> Iterator[None]:
 
 
 def _make_matrix(sizes: Array, starts: Sequence[int], lines: Sequence[Indices]) -> "csr_array":
-    """`[constraint, option and switch]`: the budget; one option of each menu; a line's options add up to its switch."""
+    """`[constraint, option and switch]`: the budget; Σ x = 1 in each menu; the options of a line sum to its switch."""
     from scipy.sparse import csr_array
 
     menus, options = len(starts) - 1, np.arange(len(sizes))
@@ -104,7 +104,7 @@ def _make_matrix(sizes: Array, starts: Sequence[int], lines: Sequence[Indices]) 
 
 
 def _clean(menu: Menu, shares: Array) -> Array:
-    """The same shares `[option]` without what the solver's tolerance leaves beside the option, or the line, taken."""
+    """The shares `[option]` with 0 for all options except the chosen option or line, without the solver's tolerance."""
     owners = np.array([line or f"option {index}" for index, line in enumerate(menu.lines)])
     taken = max(dict.fromkeys(owners), key=lambda owner: float(shares[owners == owner].sum()))
     kept = np.where((owners == taken) & (shares > DUST), shares, 0.0)

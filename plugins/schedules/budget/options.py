@@ -1,4 +1,4 @@
-"""What a budget chooses from: options of each component, what they store and cost, and how far apart plans are."""
+"""The choices of a budget: options of each component, their sizes and costs, and the distance between plans."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,25 +11,25 @@ from compressor.contracts import Component, Offer, Plan, Problem, Treatment
 from .convex_hull import Array
 
 LEVELS = np.arange(21) / 20
-"""Amounts of a range that are looked at first."""
+"""Amounts of a range that are tried first."""
 OFFSETS = np.array([-1, -1 / 2, -1 / 4, -1 / 8, -1 / 16, 0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1])
-"""Amounts that are looked at around a plan, in units of the trust region."""
+"""Amounts that are tried around a plan, in units of the trust region."""
 TRUST = 0.1
 """How far an amount may move in one correction."""
 ROUNDING = 1e-12
-"""A share of a component's weights that is no weight."""
+"""Rounding error, as a share of a component's weights."""
 
 Option = Treatment | None
-"""None leaves a component as it was at the start of the round."""
+"""None leaves the component as it is at the start of the round."""
 Options = Mapping[str, Sequence[Option]]
 """Component -> its options."""
 Values = Mapping[str, Array]
-"""Component -> a value of each option, `[unit, option]`: the units are its rows, or the matrix."""
+"""Component -> a value of each option, `[unit, option]`; units are its rows, or the whole matrix."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Options, what each stores and what it costs. Where nothing is known of a component's costs, it has none here."""
+    """Options, their sizes and their costs. Components whose costs are not known have no entry in `costs`."""
 
     options: Options
     sizes: Values
@@ -38,7 +38,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Choices(ABC):
-    """What may be chosen in a round; `floor` `[unit]` are the amounts that earlier rounds took from each component."""
+    """The choices of a round; `floor` `[unit]` are the amounts of each component after earlier rounds."""
 
     problem: Problem
     floor: Values
@@ -49,20 +49,20 @@ class Choices(ABC):
 
     @abstractmethod
     def near(self, plan: Plan) -> Options:
-        """Options in the trust region of a plan, that of the plan among them."""
+        """Options in the trust region around a plan, including those of the plan."""
 
     @abstractmethod
     def solve(self, table: Table, limit: float, around: Plan | None = None, share: float = 1.0) -> Plan:
-        """The cheapest plan whose sizes add up to no more than `limit`, else the smallest.
+        """The cheapest plan whose sizes sum to at most `limit`; the smallest plan if none fits.
 
-        The options are those of `begin`, or near the plan `around`; of that trust region only a `share` is used.
-        Components without costs stay as they are, in `around` or at the start of the round.
+        The options are those of `begin`, or those near the plan `around`, within a `share` of the trust region.
+        Components without costs keep their option in `around`, or stay as they are at the start of the round.
         """
 
     def alike(self, table: Table, limit: float) -> Plan:
-        """Of the plans that treat every component with costs by the same fixed option, the cheapest that fits.
+        """The cheapest fitting plan that gives every component with costs the same fixed option.
 
-        Empty where there is none: ranges have none, for amounts that share a slope only gain on equal ones.
+        Empty if there is none. Ranges have none, because amounts with a common slope are never worse than equal ones.
         """
         return {}
 
@@ -74,7 +74,7 @@ class Choices(ABC):
         return np.array(option.rows) if option.rows else np.full_like(floor, option.amount)
 
     def sizes(self, options: Options) -> Values:
-        """The weights that each option keeps, parameters · (1 − amount)."""
+        """The size of each option in weights, parameters · (1 − amount)."""
         return {
             c.name: c.parameters
             / len(self.floor[c.name])
@@ -83,7 +83,7 @@ class Choices(ABC):
         }
 
     def distance(self, first: Plan, second: Plan) -> float:
-        """Mean over weights of how far amounts are apart; where the compressor differs, as far as can be."""
+        """Mean over weights of the difference of amounts; 1 for a component with different compressors."""
         apart = [self._separate(c, first.get(c.name), second.get(c.name)) for c in self.problem.components]
         return float(np.average(apart, weights=[component.parameters for component in self.problem.components]))
 
@@ -93,7 +93,7 @@ class Choices(ABC):
         return float(np.abs(self.read(component, first) - self.read(component, second)).mean())
 
     def _fit(self, component: Component, offer: Offer, amounts: Array) -> Array:
-        """`amounts` `[unit, …]` brought into what a range offers: whole weights, what is asked for and never less."""
+        """`amounts` `[unit, …]` rounded up to whole weights and clipped to the offered range, not below the floor."""
         floor = self.floor[component.name].reshape(-1, *[1] * (amounts.ndim - 1))
         weights = component.parameters // len(floor)
         whole = np.ceil(amounts * weights - ROUNDING * weights) / weights

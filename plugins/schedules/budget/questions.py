@@ -1,4 +1,4 @@
-"""What a budget asks of the run: what options and plans store, what options cost, what plans measure."""
+"""The requests of a budget: sizes of options and plans, estimated costs of options, measured costs of plans."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from .convex_hull import Array
 from .options import Choices, Options, Table, Values
 
 Estimates = Mapping[str, Estimate]
-"""Component -> what its options would do."""
+"""Component -> the estimated effects of its options."""
 
 
 @dataclass(frozen=True)
 class Questions:
-    """The questions of a round, of costs by `objective`; methods that say what they ask are generators of requests."""
+    """The requests of a round, with costs by `objective`. The `ask_` methods are generators of requests."""
 
     choices: Choices
     objective: str
@@ -27,20 +27,20 @@ class Questions:
     by_row: bool = False
 
     def ask_sizes(self, options: Options) -> Asks[Values]:
-        """What each option stores, `[unit, option]` by component: bits, packed or `on_disk`, or kept weights."""
+        """The size of each option, `[unit, option]` by component: bits (packed or `on_disk`), or kept weights."""
         if not self.in_bits:
             return self.choices.sizes(options)
         answer = yield from SizeRequest(options, self.on_disk)
         return {name: np.array([bits], dtype=np.float64) for name, bits in answer.items()}
 
     def ask_size(self, plan: Plan) -> Asks[float]:
-        """What a plan stores, all components together."""
+        """The size of a plan over all components."""
         options = {component.name: [plan.get(component.name)] for component in self.choices.problem.components}
         sizes = yield from self.ask_sizes(options)
         return sum(float(values.sum()) for values in sizes.values())
 
     def ask_estimates(self, options: Options, plan: Plan, start: int, stop: int) -> Asks[Estimates]:
-        """Estimates of each option with a plan on the model, on the search prefixes from `start` to `stop`."""
+        """Estimates of each option with `plan` on the model, on the search prefixes from `start` to `stop`."""
         return (yield from EstimateRequest(options, self.objective, plan, start, stop, self.by_row, self.measured))
 
     def ask_costs(self, plan: Plan) -> Asks[Array]:
@@ -49,7 +49,7 @@ class Questions:
         return self.sign * found[self.objective]
 
     def tabulate(self, options: Options, sizes: Values, estimates: Estimates, reached: Collection[str]) -> Table:
-        """What is known of the options, with costs of the components that were `reached`; lower is better."""
+        """Options with sizes, and costs of the components in `reached`; lower costs are better."""
         known = {name: estimate for name, estimate in estimates.items() if name in reached and estimate.reached}
         means = {name: changes.mean(axis=0, keepdims=True) for name, changes in steady_changes(known).items()}
         rows = {name: estimate.rows for name, estimate in known.items() if estimate.rows is not None}
@@ -57,12 +57,12 @@ class Questions:
 
     @property
     def sign(self) -> float:
-        """-1 turns values of the objective, and their changes, into costs where higher is better; else 1."""
+        """Factor from values of the objective to costs: -1 if higher values are better, else 1."""
         return -self.choices.problem.better[self.objective].sign
 
 
 def merge(first: Estimates, second: Estimates) -> Estimates:
-    """Estimates on two sets of sequences as one; the first may be none yet."""
+    """Estimates on two sets of sequences as one; `first` may be empty."""
     return {name: _merge_one(first[name], estimate) for name, estimate in second.items()} if first else second
 
 
@@ -78,5 +78,5 @@ def _merge_one(first: Estimate, second: Estimate) -> Estimate:
 
 
 def _merge_values(first: Array | None, second: Array | None, combine: Callable[[list[Array]], Array]) -> Array | None:
-    """What both have, combined; None where one has nothing."""
+    """Both values combined; None if one is None."""
     return None if first is None or second is None else combine([first, second])

@@ -1,4 +1,4 @@
-"""One round of a budget: estimate, solve, and correct where the plan stands."""
+"""One round of a budget: estimate costs, solve, then correct the plan."""
 
 from dataclasses import dataclass, field
 
@@ -11,36 +11,36 @@ from .options import Table
 from .questions import Estimates, Questions, merge
 
 FIRST_PREFIXES = 32
-"""Prefixes that are estimated on before a plan is made; then twice as many, until it settles."""
+"""Prefixes of the first estimate. Their number is doubled until the plan settles."""
 SETTLED = 0.005
-"""A plan is settled when twice the prefixes move it no farther than this (see `Choices.distance`)."""
+"""A plan has settled if twice the prefixes change it by at most this (see `Choices.distance`)."""
 SMALLEST_SHARE = 1 / 16
-"""Corrections end when so small a share of the trust region brings nothing."""
+"""Corrections end if this share of the trust region gives no better plan."""
 ROWS_SHARE = 1 / 4
-"""Rows begin with a smaller region than matrices: there are so many of them that their estimates are noisier."""
+"""The first share of the trust region for rows. It is smaller because estimates of single rows are noisier."""
 TIGHTER = 3
-"""How often a limit is tightened where a plan stores more than its options let expect."""
+"""How often the limit is tightened if a plan stores more than its options predict."""
 
 
 @dataclass
 class BudgetRound:
-    """Finds the plan of one round. What asks is a generator of requests, which returns the plan and what it stores."""
+    """Finds the plan of one round. The methods are generators of requests; most return the plan and its size."""
 
     inquiry: Questions
     limit: Limit
     notes: list[str] = field(default_factory=list)
-    """What a person should know of the plan."""
+    """Sentences for the user about the plan."""
     prefixes: int = 0
-    """On how many the plan settled."""
+    """The number of prefixes on which the plan settled."""
     reached: frozenset[str] = frozenset()
-    """Components that a token of these prefixes came to; others stay as they are."""
+    """Components that a token of these prefixes reached. The others stay unchanged."""
     singles: float = 0.0
-    """What each treatment of the plan alone changes of the objective's first value, added up."""
+    """The sum of the changes of the objective's first value by each treatment of the plan alone."""
     alone: Table = field(default_factory=lambda: Table({}, {}, {}))
-    """What every option costs at the start of the round."""
+    """The cost of every option at the start of the round."""
 
     def run(self, corrections: int) -> Asks[Plan]:
-        """The plan after at most so many attempts to correct it; raises ConfigError where the limit is out of reach."""
+        """The plan after at most `corrections` attempts; raises ConfigError if the limit is out of reach."""
         plan, size = yield from self.solve_first()
         self.limit.require(size, self.notes)
         if corrections:
@@ -51,7 +51,7 @@ class BudgetRound:
         return plan
 
     def solve_first(self) -> Asks[tuple[Plan, float]]:
-        """The plan from estimates at the start of the round, on as many prefixes as it takes to settle."""
+        """The plan from estimates at the start of the round, with more and more prefixes until the plan settles."""
         choices = self.inquiry.choices
         options = choices.begin()
         sizes = yield from self.inquiry.ask_sizes(options)
@@ -72,9 +72,10 @@ class BudgetRound:
         return plan, size
 
     def correct(self, plan: Plan, size: float, attempts: int) -> Asks[tuple[Plan, float]]:
-        """A better plan, by solving again where the plan stands; only what is cheaper (`is_cheaper`) is taken.
+        """Improves the plan with estimates around it; only plans that measure cheaper (`is_cheaper`) are accepted.
 
-        It starts where all components are treated alike if that is better: so far from the base no estimate need hold.
+        It starts from the plan with one option for all components if that is better, because estimates at the start of
+        the round may be wrong far from the base.
         """
         best = yield from self.inquiry.ask_costs(plan)
         if (alike := self.inquiry.choices.alike(self.alone, self.limit.total)) and alike != plan:
@@ -102,9 +103,9 @@ class BudgetRound:
         return plan, size
 
     def _solve(self, table: Table, around: Plan | None = None, share: float = 1.0) -> Asks[tuple[Plan, float]]:
-        """The plan of least cost that fits, else the smallest.
+        """The plan of least cost that fits; the smallest plan if none fits.
 
-        An amount between two options may store more than a straight line between them says: then once more, for less.
+        An amount between two options may store more than interpolation predicts; then it solves with a tighter limit.
         """
         limit = self.limit.total
         for _ in range(TIGHTER):
@@ -119,15 +120,15 @@ class BudgetRound:
         names = [c.name for c in self.inquiry.choices.problem.components if c.name not in self.reached]
         if names:
             self.notes.append(
-                f"{len(names)} components stay as they were, for no token of the search prefixes came to them: "
+                f"{len(names)} components stay unchanged, because no token of the search prefixes reached them: "
                 f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}; more prefixes may reach them."
             )
 
 
 def is_cheaper(costs: Array, others: Array) -> bool:
-    """On the same sequences, by more than the standard error of the mean difference.
+    """Whether `costs` are lower than `others` (both `[sequence]`) by more than the standard error of the difference.
 
-    Costs `[sequence]`. Less than that would as often be worse on other prefixes.
+    A smaller difference could easily be reversed on other prefixes.
     """
     gains = others - costs
     error = float(gains.std(ddof=1)) / len(gains) ** 0.5 if len(gains) > 1 else 0.0

@@ -1,4 +1,4 @@
-"""An evolutionary search of the allocation: switch amounts between components, keep what scores best."""
+"""Evolutionary search over allocations: move amounts between components, keep the allocation that scores best."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,9 +7,10 @@ from typing import ClassVar
 import numpy as np
 
 from compressor.contracts import Asks, KeepRequest, Problem, Schedule, ScoreRequest, Search, SizeRequest
-from compressor.errors import ConfigError, suggest
+from compressor.errors import ConfigError
 
-from ..targets import Span, choose_span
+from ..rankers import check_metric
+from ..targets import Span, check_bits, choose_span
 from .fixed_levels import make_levels
 from .ladder import list_levels, make_ladder, span_options
 from .mutations import Space, State, make_steps
@@ -18,22 +19,24 @@ from .presets import Effort, Preset, choose_effort
 
 @dataclass
 class Evolution(Schedule):
-    """EvoPress, a (1 + λ) evolution strategy over the allocations of one size; a round per cumulative target.
+    """EvoPress, a (1 + λ) evolution strategy over allocations of one size; one round per cumulative target.
 
     parent ← uniform;  in each generation:
         offspring_1 … offspring_λ ← parent after min(u, v) random switches each, u and v drawn from 1, 2, 3
         stage i keeps the best `survivors_i` of them by the `objective` on ceil(tokens_i / M) prefixes, M tokens each
         the parent joins the last stage, whose one survivor is the next parent
 
-    A switch takes less of one component and more of another. A range of amounts moves by the same number of weights
-    everywhere (`Steps`), so the mean amount stays; fixed levels move by one option, of one compressor or several,
-    within the packed bits of the uniform allocation (`FixedLevels`), or within `bits` per weight, scales counted, in
-    place of `targets`. Without either half is taken, of fixed levels the middle of what they reach.
+    A switch lowers the amount of one component and raises that of another. With a range of amounts, both change by the
+    same number of weights (`Steps`), so the mean amount is constant. With fixed levels, of one or several compressors,
+    they move by one level within the packed bits of the uniform allocation (`FixedLevels`), or within `bits` per weight
+    (scales counted) if `bits` is given in place of `targets`. The default target is 0.5 for a range, and the middle of
+    the reachable amounts for fixed levels.
 
-    The preset small makes 80 generations of 16, survivors 3, 1, 1 on 256, 1024, 4096 tokens: as much as 220 trials on
-    64 prefixes of 64 tokens. The preset published is the authors': to prune 400 generations of 64, survivors 8, 2, 1
-    on 2048, 16384, 65536 tokens; to quantize 150 of 128, 16, 4, 1 on 2048, 16384, 131072. What is given replaces it.
-    Unlike theirs, a stage has the same prefixes in every generation, so that no plan is scored on them twice.
+    The preset `small` has 80 generations of 16 offspring, survivors 3, 1, 1 on 256, 1024, 4096 tokens, which costs as
+    much as 220 trials on 64 prefixes of 64 tokens. The preset `published` is the authors'. For pruning: 400 generations
+    of 64, survivors 8, 2, 1 on 2048, 16384, 65536 tokens; for quantization: 150 of 128, 16, 4, 1 on 2048, 16384,
+    131072. Options that are given replace those of the preset. Unlike in EvoPress, a stage uses the same prefixes in
+    every generation, so no plan is scored twice on them.
 
     Sieberling et al., "EvoPress: Towards Optimal Dynamic Model Compression via Evolutionary Search", ICML 2025
     (arXiv 2410.14649); numbers from the authors' scripts, github.com/IST-DASLab/EvoPress.
@@ -60,10 +63,7 @@ class Evolution(Schedule):
         targets = self._check_targets(span, fixed=bool(options))
         given = {name: getattr(self, name) for name in ("generations", "offspring", "survivors", "tokens", "step")}
         effort = choose_effort(self.preset, bool(options), **given)
-        if self.objective not in problem.better:
-            raise ConfigError(
-                f"unknown metric `{self.objective}` in `schedule.objective`; {suggest(self.objective, problem.better)}"
-            )
+        check_metric(problem, self.objective, "objective")
         ladder = make_ladder(options, (yield from SizeRequest(options))) if options else None
         rng, current = np.random.default_rng(problem.seed), np.zeros(len(span.names))
         for target in targets:
@@ -76,7 +76,7 @@ class Evolution(Schedule):
             current = span.read((yield from KeepRequest(space.plan(best), target, last=target == targets[-1])))
 
     def _check_targets(self, span: Span, fixed: bool) -> list[float | None]:
-        """The target of every round, None for one of `bits`."""
+        """The target of each round; None stands for a round with `bits`."""
         if self.bits is None:
             middle = [(span.mean(span.low) + span.mean(span.high)) / 2] if fixed else []
             return [*span.check_targets(self.targets or middle)]
@@ -85,13 +85,12 @@ class Evolution(Schedule):
                 f"`schedule.bits` needs fixed levels, {span.compressor} offers a range; give `schedule.targets` instead"
             )
         if self.targets:
-            raise ConfigError(f"`schedule.bits` goes without `schedule.targets`, got {self.targets} too; drop one")
-        if not (math.isfinite(self.bits) and self.bits > 0):
-            raise ConfigError(f"`schedule.bits` must be above 0, got {self.bits:g}; give the mean over weights")
+            raise ConfigError(f"`schedule.bits` excludes `schedule.targets`, got {self.targets} too; drop one of them")
+        check_bits(self.bits)
         return [None]
 
     def _evolve(self, problem: Problem, space: Space, effort: Effort, rng: np.random.Generator) -> Asks[State]:
-        """The last parent; scores on top of the current model are remembered."""
+        """The last parent. Scores are on top of the current model, and no plan is scored twice on the same prefixes."""
         sign, known = problem.better[self.objective].sign, dict[tuple[State, int], float]()
         parent, stages = space.uniform(rng), effort.stages(problem)
         for _ in range(effort.generations):

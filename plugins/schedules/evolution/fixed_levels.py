@@ -1,4 +1,4 @@
-"""Fixed levels as a space to evolve in, within a budget of packed bits."""
+"""The search space of fixed levels within a budget of packed bits."""
 
 import math
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ LEAST_RETURN = 0.8
 class FixedLevels(Space):
     """States of at most `budget` packed bits.
 
-    A switch lowers random levels, then raises random ones until it is within the budget. It does not work out where
-    that makes more than MOST_CHANGES changes, or what is given is less than LEAST_RETURN of what is taken for it.
+    A switch lowers random levels, then raises random levels until the state is within the budget. It fails after more
+    than MOST_CHANGES changes, or if the added bits are less than LEAST_RETURN of the removed bits.
     """
 
     ladder: Ladder
@@ -37,7 +37,7 @@ class FixedLevels(Space):
         return found
 
     def uniform(self, rng: np.random.Generator) -> State:
-        """The lowest level for all that fits the budget, then random components a level lower while that fits."""
+        """The lowest common level that fits the budget, then random components one level lower while that fits."""
         common = range(int(self.highest.max()) + 1)
         states = (np.clip(level, self.lowest, self.highest) for level in common)
         levels = next(found for found in states if self.cost(found).sum() <= self.budget)
@@ -65,9 +65,9 @@ class FixedLevels(Space):
 
 
 def make_levels(ladder: Ladder, span: Span, current: Vector, target: float | None, bits: float | None) -> FixedLevels:
-    """Levels that take no less than `current` `[component]`, within the bits of the uniform allocation at `target`.
+    """Levels with amounts of at least `current` `[component]`, within the bits of the uniform allocation at `target`.
 
-    Without a target the budget is `bits` per weight; raises ConfigError where that is out of reach.
+    Without a target the budget is `bits` per weight; raises ConfigError if it is out of reach.
     """
     highest = ladder.tops
     lowest = np.minimum(ladder.floor(current), highest)
@@ -79,7 +79,7 @@ def make_levels(ladder: Ladder, span: Span, current: Vector, target: float | Non
     if least > space.budget:
         nearest = math.ceil(least / span.parameters.sum() * 1e4) / 1e4
         raise ConfigError(
-            f"`schedule.bits` asks for {bits:g} per weight, {span.compressor} stores at least {nearest:g}, scales "
-            "counted; ask for that or more"
+            f"`schedule.bits` is {bits:g} per weight, {span.compressor} stores at least {nearest:g}, scales "
+            "counted; give that or more"
         )
     return space

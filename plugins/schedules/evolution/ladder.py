@@ -1,4 +1,4 @@
-"""Fixed levels in order: what may be done to each component, from what stores the most bits to the least."""
+"""The fixed levels of each component, ordered by stored bits from the most to the least."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ import numpy as np
 
 from compressor.contracts import Offer, Problem, Treatment
 
-from ..targets import Span, Vector
+from ..targets import Span, Vector, make_span
 from .mutations import Counts
 
 Options = Mapping[str, Sequence[Treatment]]
 
 
 def list_levels(problem: Problem) -> dict[str, list[Treatment]]:
-    """Every level of every compressor for each component; empty where one offers a range instead."""
+    """All levels of all compressors for each component; empty if a compressor offers a range."""
     if any(offer.is_range for offers in problem.offers.values() for offer in offers.values()):
         return {}
     return {
@@ -28,22 +28,16 @@ def list_levels(problem: Problem) -> dict[str, list[Treatment]]:
 
 
 def span_options(problem: Problem, options: Options) -> Span:
-    """What the options reach, from the least to the most."""
+    """The smallest and the largest amount of the options of each component."""
     amounts = [[treatment.amount for treatment in options[component.name]] for component in problem.components]
-    return Span(
-        ", ".join(problem.offers),
-        tuple(options),
-        np.array([component.parameters for component in problem.components], dtype=np.float64),
-        np.array([min(row) for row in amounts]),
-        np.array([max(row) for row in amounts]),
-    )
+    return make_span(", ".join(problem.offers), problem, [(min(row), max(row)) for row in amounts])
 
 
 @dataclass(frozen=True)
 class Ladder:
     """The options of each component from the largest to the smallest, and their packed bits `[component, level]`.
 
-    Shorter rows repeat their last.
+    Shorter rows of `bits` are padded with their last value.
     """
 
     names: tuple[str, ...]
@@ -55,19 +49,19 @@ class Ladder:
         return np.array([len(row) - 1 for row in self.options], dtype=np.int64)
 
     def interpolate(self, amounts: Vector) -> int:
-        """Bits of all components at `amounts` `[component]`, straight between their levels."""
+        """Bits of all components at `amounts` `[component]`, by linear interpolation between levels."""
         rows = zip(amounts, self.options, self.bits, strict=True)
         exact = sum(float(np.interp(a, [t.amount for t in row], bits[: len(row)])) for a, row, bits in rows)
         return int(exact * (1 + 1e-12) + Offer.TOLERANCE)
 
     def floor(self, current: Vector) -> Counts:
-        """The first level of each component that takes no less than `current` `[component]`."""
+        """The first level of each component with an amount of at least `current` `[component]`."""
         rows = zip(current - Offer.TOLERANCE, self.options, strict=True)
         return np.array([sum(t.amount < amount for t in row) for amount, row in rows], dtype=np.int64)
 
 
 def make_ladder(options: Options, sizes: Mapping[str, Sequence[int]]) -> Ladder:
-    """Order the options; one that takes less than another of at least its size is left out."""
+    """Order the options by size. An option is left out if one of at least its size has a larger amount."""
     rows: list[list[tuple[int, Treatment]]] = []
     for name, choices in options.items():
         rows.append([])

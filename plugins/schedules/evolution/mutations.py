@@ -1,4 +1,4 @@
-"""Where an evolution moves: a whole level per component, the higher the more is taken, and switches between them."""
+"""The search space of an evolution: an integer level per component (higher means a larger amount), and switches."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ State = tuple[int, ...]
 
 Counts = NDArray[np.int64]
 DRAWS = 50
-"""How often to try for one more different offspring."""
+"""How many switches are tried for each offspring that differs from the others."""
 
 
 @dataclass(frozen=True)
 class Space(ABC):
-    """States whose levels are in [lowest, highest], vectors `[component]`, and which do not exceed the budget."""
+    """States with levels in [lowest, highest], vectors `[component]`, that do not exceed the budget."""
 
     lowest: Counts
     highest: Counts
@@ -32,14 +32,14 @@ class Space(ABC):
 
     @abstractmethod
     def uniform(self, rng: np.random.Generator) -> State:
-        """Where the search begins."""
+        """The state that the search starts from."""
 
     @abstractmethod
     def switch(self, state: State, flips: int, rng: np.random.Generator) -> State | None:
-        """Another state after so many random flips; None where they do not work out."""
+        """The state after `flips` random flips; None if they fail."""
 
     def breed(self, parent: State, count: int, rng: np.random.Generator) -> list[State]:
-        """At most `count` different offspring, none like its parent; fewer where DRAWS for each do not find more.
+        """At most `count` different offspring, none equal to the parent; fewer if DRAWS for each do not find more.
 
         The number of flips is the smaller of two draws from 1, 2, 3.
         """
@@ -54,13 +54,13 @@ class Space(ABC):
 
 
 def draw(where: NDArray[np.bool_], rng: np.random.Generator) -> int | None:
-    """One of the places that are true; None if there is none."""
+    """A random index at which `where` is true; None if there is none."""
     places = np.flatnonzero(where)
     return int(rng.choice(places)) if len(places) else None
 
 
 def add_uniformly(span: Span, current: Vector, target: float) -> Vector:
-    """Amounts `[component]` of mean `target`: the same x on top of all current ones, as far as their bounds allow.
+    """Amounts `[component]` of mean `target`: the same x is added to all current amounts, within their bounds.
 
     amount_c = clip(current_c + x, floor_c, high_c),  floor = max(current, low)
     """
@@ -73,9 +73,9 @@ def add_uniformly(span: Span, current: Vector, target: float) -> Vector:
 
 @dataclass(frozen=True)
 class Steps(Space):
-    """A range of amounts: amount_c = start_c + level_c · step / parameters_c; levels that sum to 0 keep the mean.
+    """A range of amounts: amount_c = start_c + level_c · step / parameters_c. Levels sum to 0, which keeps the mean.
 
-    A flip lowers one level by 1 and raises another, which moves `step` weights, whatever the sizes of the two.
+    A flip lowers one level by 1 and raises another by 1. Each is a change of `step` weights, whatever the sizes.
     """
 
     span: Span
@@ -100,11 +100,11 @@ class Steps(Space):
 
 
 def make_steps(span: Span, current: Vector, target: float, share: float) -> Steps:
-    """Steps around the uniform allocation, those whose amounts are offered and not below what is taken already.
+    """Steps around the uniform allocation whose amounts are offered and not below the current ones.
 
     step = share · min(mean(start) − mean(floor), mean(high) − mean(start)) · median_c parameters_c  weights
 
-    In a layer like Llama's the median matrix is as large as the hidden size squared.
+    In a Llama layer the median matrix has hidden size squared weights.
     """
     start, floor = add_uniformly(span, current, target), np.maximum(current, span.low)
     ceiling = np.maximum(floor, span.high)

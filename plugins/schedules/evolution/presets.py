@@ -1,4 +1,4 @@
-"""How much an evolution spends: generations, offspring and the stages of their selection."""
+"""The cost of an evolution: generations, offspring and stages of selection."""
 
 import enum
 import math
@@ -12,7 +12,7 @@ from compressor.errors import ConfigError
 
 
 class Preset(enum.Enum):
-    """Small fits 64 prefixes of 64 tokens; published is what the authors of EvoPress ran."""
+    """`small` is made for 64 prefixes of 64 tokens; `published` has the numbers of the EvoPress authors."""
 
     small = "small"
     published = "published"
@@ -20,7 +20,7 @@ class Preset(enum.Enum):
 
 @dataclass(frozen=True)
 class Effort:
-    """`survivors` and `tokens` have a number per stage of selection; `step` is a share, see `make_steps`."""
+    """`survivors` and `tokens` have one number for each stage of selection; `step` is the share of `make_steps`."""
 
     generations: int
     offspring: int
@@ -29,7 +29,7 @@ class Effort:
     step: float
 
     def stages(self, problem: Problem) -> list[tuple[int, int]]:
-        """(survivors, prefixes) of every stage, ceil(tokens / tokens of a continuation) of the prefixes there are."""
+        """(survivors, prefixes) of each stage: ceil(tokens / tokens of a continuation) prefixes, or all there are."""
         wanted = [min(math.ceil(tokens / problem.tokens), problem.prefixes) for tokens in self.tokens]
         return list(zip(self.survivors, wanted, strict=True))
 
@@ -40,7 +40,7 @@ QUANTIZATION = replace(PRUNING, generations=150, offspring=128, survivors=(16, 4
 
 
 def choose_effort(preset: Preset, quantizes: bool, **given: Any) -> Effort:  # noqa: ANN401 - fields of Effort
-    """The preset with everything in its place that is given, neither None nor empty; raises ConfigError."""
+    """The preset, with the fields replaced that are given (not None or empty); raises ConfigError."""
     published = QUANTIZATION if quantizes else PRUNING
     effort = published if preset is Preset.published else SMALL
     effort = replace(effort, **{name: value for name, value in given.items() if value is not None and value != []})
@@ -49,7 +49,7 @@ def choose_effort(preset: Preset, quantizes: bool, **given: Any) -> Effort:  # n
 
 
 def check_effort(effort: Effort) -> None:
-    """Can a search be made of it? Raises ConfigError."""
+    """Raises ConfigError for invalid numbers."""
     survivors, tokens = list(effort.survivors), list(effort.tokens)
     for name, value in (("generations", effort.generations), ("offspring", effort.offspring)):
         if value < 1:
@@ -59,13 +59,13 @@ def check_effort(effort: Effort) -> None:
     if len(survivors) != len(tokens):
         raise ConfigError(
             f"`schedule.survivors` and `schedule.tokens` need a number for each stage, got {survivors} and {tokens}; "
-            "give both, equally long"
+            "give two lists of the same length"
         )
     if survivors[-1] != 1:
         raise ConfigError(f"`schedule.survivors` must end in 1, the next parent, got {survivors}; add a stage for it")
     if any(after > before for before, after in pairwise(survivors)):
         raise ConfigError(
-            f"`schedule.survivors` must not increase, got {survivors}; say {sorted(survivors, reverse=True)}"
+            f"`schedule.survivors` must not increase, got {survivors}; give {sorted(survivors, reverse=True)}"
         )
     if tokens[0] < 1 or any(after < before for before, after in pairwise(tokens)):
         raise ConfigError(f"`schedule.tokens` must be positive and not decrease, got {tokens}; sort them")

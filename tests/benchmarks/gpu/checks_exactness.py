@@ -144,12 +144,12 @@ def compare_with_cpu(case: Case, name: str) -> Iterator[Result]:
     amount = 0.37 if offer.is_range else offer.levels[0]
     stored = case.model.read(component.name).cpu()
     inputs = torch.randn(2048, component.shape[1], generator=torch.Generator().manual_seed(0))
-    statistics = {"hessian": inputs.mT @ inputs / len(inputs), "absmax": inputs.abs().amax(0)}
-    statistics["tokens"] = torch.tensor(len(inputs))
+    data = {"hessian": inputs.mT @ inputs / len(inputs), "absmax": inputs.abs().amax(0)}
+    data["tokens"] = torch.tensor(len(inputs))
     for dtype in (torch.float32, torch.bfloat16):
         weight, found = stored.to(dtype), []
         for device in (torch.device("cpu"), case.model.device):
-            context = Context(component, 0, {key: value.to(device) for key, value in statistics.items()})
+            context = Context(component, 0, {key: value.to(device) for key, value in data.items()})
             found.append(compressor.compress(weight.to(device), amount, context).dense().cpu().float())
         differs = float((found[0] != found[1]).double().mean())
         errors = [float((one - weight.float()).norm()) for one in found]

@@ -207,16 +207,16 @@ def check_sorting(case: Case) -> Iterator[Result]:
 def check_compressor(case: Case, name: str) -> Iterator[Result]:
     """All options of a compressor for the largest matrix; of one that solves equations, for a down projection."""
     compressor, component = installed().compressors[name](), find_largest(case)
-    statistics = {}
+    data = {}
     if compressor.needs:
         component = next(other for other in case.model.components.values() if other.kind == "down")
         inputs = torch.randn(4096, component.shape[1], device=case.model.device)
-        statistics = {"hessian": inputs.mT @ inputs / len(inputs), "tokens": torch.tensor(10**6, device=inputs.device)}
+        data = {"hessian": inputs.mT @ inputs / len(inputs), "tokens": torch.tensor(10**6, device=inputs.device)}
     offer, weight = compressor.offer(component), case.model.read(component.name)
     amounts = offer.levels or ([0.5] if name == "random" else np.linspace(0, 1, 21).tolist())
 
     def work() -> list[object]:
-        context = Context(component, 0, statistics)
+        context = Context(component, 0, data)
         return [compressed.dense() for compressed in compressor.compress_each(weight, amounts, context)]
 
     share = find_share(case, component)

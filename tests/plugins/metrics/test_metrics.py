@@ -77,9 +77,9 @@ def test_perplexity_counts_only_marked_positions() -> None:
     counted = torch.rand(3, 8, generator=torch.Generator().manual_seed(2)) > 0.4
     readout = Readout(lambda: logits, tokens, counted)
     nats = -logits.double().log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
-    statistics = score(Perplexity(), readout, readout)
-    assert statistics[:, 1].tolist() == counted.sum(-1).tolist()
-    assert Perplexity().aggregate(statistics) == pytest.approx(math.exp(nats[counted].mean().item()), rel=1e-6)
+    values = score(Perplexity(), readout, readout)
+    assert values[:, 1].tolist() == counted.sum(-1).tolist()
+    assert Perplexity().aggregate(values) == pytest.approx(math.exp(nats[counted].mean().item()), rel=1e-6)
 
 
 @settings(deadline=None, max_examples=60)
@@ -230,24 +230,22 @@ def test_expected_fdtm_is_the_law_at_the_noise_of_all_prefixes(runners: int) -> 
     noise = float(MarginNoise().aggregate(score(MarginNoise(), candidate, base)))
     expected = expected_fdt(torch.from_numpy(margins), noise).mean().item()
     metric = ExpectedFdtm(runners=runners)
-    statistics = score(metric, candidate, base)
-    assert metric.aggregate(statistics) == pytest.approx(expected, rel=2e-3)
-    single = [float(metric.aggregate(row[None])) for row in statistics]
-    law = [
-        expected_fdt(torch.from_numpy(m), math.sqrt(row[1])).item() for m, row in zip(margins, statistics, strict=True)
-    ]
+    values = score(metric, candidate, base)
+    assert metric.aggregate(values) == pytest.approx(expected, rel=2e-3)
+    single = [float(metric.aggregate(row[None])) for row in values]
+    law = [expected_fdt(torch.from_numpy(m), math.sqrt(row[1])).item() for m, row in zip(margins, values, strict=True)]
     assert single == pytest.approx(law, rel=2e-3)
-    assert statistics[:, 0] == pytest.approx(single, rel=1e-9)
+    assert values[:, 0] == pytest.approx(single, rel=1e-9)
 
 
 @pytest.mark.parametrize("metric", [MarginNoise(), ExpectedFdtm()])
 def test_intervals_hold_the_value(metric: Metric) -> None:
-    statistics = score(metric, *make_pair(1, noise=0.5, shape=(40, 12, 17)))
-    found = summarize(metric, statistics)
+    values = score(metric, *make_pair(1, noise=0.5, shape=(40, 12, 17)))
+    found = summarize(metric, values)
     assert np.isfinite(list(found.to_json().values())).all()
     assert found.low < found.mean < found.high and found.min <= found.median <= found.max
     worse = score(metric, *make_pair(1, noise=2.0, shape=(40, 12, 17)))
-    difference, low, high = compare_paired(metric, worse, statistics)
+    difference, low, high = compare_paired(metric, worse, values)
     assert low < difference < high and metric.better.sign * difference < 0 < low * high
 
 
@@ -262,7 +260,7 @@ def test_a_vocabulary_with_fewer_tokens_than_runners_up() -> None:
 @pytest.mark.parametrize("runners", [0, -3])
 def test_runners_are_checked(runners: int) -> None:
     candidate, base = make_pair(3)
-    message = f"`metric.expected_fdtm.runners` must be at least 1, got {runners}; 8 is a good one"
+    message = f"`metric.expected_fdtm.runners` must be at least 1, got {runners}; give for example 8"
     with pytest.raises(ConfigError) as raised:
         ExpectedFdtm(runners=runners).sequence_values(candidate, base)
     assert str(raised.value) == message

@@ -267,7 +267,7 @@ def test_bad_pattern_is_one_line(pattern: str) -> None:
         Magnitude(pattern=pattern).offer(context_of(torch.ones(4, 6)).component)
     assert str(error.value) == (
         f"`compressor.magnitude.pattern` must be N:M with 1 <= N < M, got {pattern!r}; "
-        "give say '2:4' (YAML needs the quotes)"
+        "give for example '2:4' (YAML needs the quotes)"
     )
 
 
@@ -313,5 +313,5 @@ def test_pattern_without_quotes_in_yaml_is_explained() -> None:
     """YAML 1.1 reads 2:4 as 124, in base 60."""
     pruner = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Magnitude), OmegaConf.create("pattern: 2:4")))
     assert isinstance(pruner, Magnitude)
-    with pytest.raises(ConfigError, match="got '124'; give say '2:4'"):
+    with pytest.raises(ConfigError, match="got '124'; give for example '2:4'"):
         pruner.offer(context_of(torch.ones(4, 6)).component)

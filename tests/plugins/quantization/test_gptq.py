@@ -217,7 +217,10 @@ def test_few_tokens_are_said_once_and_damped(caplog: pytest.LogCaptureFixture) -
         < 0.2 * loss(weight, round_plainly(weight, 4, 16).dense(), hessian).sum()
     )
     (message,) = caplog.messages
-    assert f"`{NAME}` has 5 calibration tokens for 40 inputs, so damping decides much; raise data.prefixes" in message
+    assert (
+        f"`{NAME}` has only 5 calibration tokens for 40 inputs, so damping has a large effect; raise data.prefixes"
+        in message
+    )
 
 
 def test_a_hessian_that_is_not_positive_definite_gets_more_damping(caplog: pytest.LogCaptureFixture) -> None:
@@ -229,7 +232,7 @@ def test_a_hessian_that_is_not_positive_definite_gets_more_damping(caplog: pytes
         found = quantize(Gptq([4], 16, damping=1e-6), weight, hessian)
     assert found.dense().isfinite().all()
     assert caplog.messages == [
-        f"gptq: the Hessian of `{NAME}` is not positive definite with damping 1e-06, used is 0.1"
+        f"gptq: the Hessian of `{NAME}` is not positive definite with damping 1e-06; 0.1 is used"
     ]
 
 

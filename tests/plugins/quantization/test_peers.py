@@ -52,8 +52,8 @@ def test_mixed_products_are_those_of_bitsandbytes(seed: int) -> None:
     kept = torch.tensor([7, 30])
     inputs[:, kept] = 20 * inputs[:, kept].sign() + inputs[:, kept]
     inputs = inputs.half()
-    statistics = {"absmax": inputs.float().abs().amax(0)}
-    ours = LlmInt8().compress(weight.float(), 0.75, Context(make_component(weight), calibration=statistics))
+    data = {"absmax": inputs.float().abs().amax(0)}
+    ours = LlmInt8().compress(weight.float(), 0.75, Context(make_component(weight), calibration=data))
     integers, steps, columns = functional.int8_vectorwise_quant(inputs.clone(), threshold=6.0)
     assert columns.tolist() == ours.kept.nonzero().flatten().tolist() == kept.tolist()
     others = ~ours.kept

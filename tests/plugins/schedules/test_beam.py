@@ -172,7 +172,7 @@ def test_it_ends_at_a_size() -> None:
     found = play(make_problem(4), Beam(2, "kl", bits=14.0), costs=[1.0, 2.0, 3.0, 4.0])
     assert {*found.kept} == {"layers.0.q", "layers.1.q"}  # 0.3 of the weights at 8 bits: 13.6 in the mean
     assert kept(found).notes[0].endswith("; they take 13.6 bits per weight.") and kept(found).target is None
-    with pytest.raises(ConfigError, match=r"`schedule.bits` asks for 7 per weight, int8 stores at least 8, scales"):
+    with pytest.raises(ConfigError, match=r"`schedule.bits` is 7 per weight, int8 stores at least 8, scales"):
         play(make_problem(4), Beam(bits=7.0), costs=[1.0] * 4)
 
 
@@ -206,7 +206,7 @@ def test_what_grows_is_left_alone_where_the_size_needs_it(bits: float, treated: 
     assert [*growing.kept] == [f"layers.{index}.q" for index in treated]
     every = Growing(make_problem(1), grown=["layers.0.q"], costs=[1.0])
     every.play(Beam(1, "kl", bits=16.0))
-    assert every.kept == {} and kept(every).notes[0].endswith("; any treatment would take more bits.")
+    assert every.kept == {} and kept(every).notes[0].endswith("; every further treatment would take more bits.")
 
 
 def test_a_size_that_leaves_room_changes_no_trial() -> None:
@@ -226,7 +226,7 @@ def test_a_size_that_leaves_room_changes_no_trial() -> None:
 def test_a_size_that_is_not_reached_is_told(ends: Mapping[str, Any], stored: str, fix: str) -> None:
     found = play(make_problem(4), Beam(1, "kl", bits=9.0, **ends), costs=[1.0, 2.0, 3.0, 4.0])
     _, note = kept(found).notes
-    assert note == f"9 bits per weight were not reached: the beam ended at {stored}; {fix} use schedule=budget."
+    assert note == f"9 bits per weight were not reached: the search ended at {stored}; {fix} use schedule=budget."
 
 
 def test_every_option_of_every_compressor_is_tried() -> None:
@@ -251,7 +251,7 @@ def test_every_option_of_every_compressor_is_tried() -> None:
         (
             {"amount": 0.9},
             make_problem(3, Offer(high=0.8), "prune"),
-            "`schedule.amount` asks for 0.9 of `layers.0.q`, prune offers any amount in [0, 0.8]; ask for",
+            "`schedule.amount` is 0.9, prune offers any amount in [0, 0.8] for `layers.0.q`; give one",
         ),
         ({"amount": 0.5}, make_problem(3), "`schedule.amount` is for compressors that offer a range, got 0.5 for int8"),
         ({}, Problem([], {"int8": {}}, BETTER, 32), "no component is selected, at least one is needed; loosen"),

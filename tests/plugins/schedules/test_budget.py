@@ -481,7 +481,7 @@ def test_components_that_were_not_reached_stay_and_are_noted(
     (kept,) = requests_of(rehearsal, KeepRequest)
     name = COMPONENTS[2].name
     assert name not in kept.plan and rehearsal.mean(kept.plan) >= 0.4 - 1e-9
-    text = f"1 components stay as they were, for no token of the search prefixes came to them: {name}; more prefixes"
+    text = f"1 components stay unchanged, because no token of the search prefixes reached them: {name}; more prefixes"
     assert kept.notes[0].startswith(text)
     assert all(name not in plan for request in requests_of(rehearsal, ValuesRequest) for plan in request.trials)
 
@@ -517,7 +517,8 @@ def test_nothing_reached_keeps_nothing() -> None:
     (kept,) = requests_of(rehearsal, KeepRequest)
     names = ", ".join(component.name for component in COMPONENTS[:3])
     assert (
-        f"6 components stay as they were, for no token of the search prefixes came to them: {names} …;" in kept.notes[0]
+        f"6 components stay unchanged, because no token of the search prefixes reached them: {names} …;"
+        in kept.notes[0]
     )
 
 
@@ -526,7 +527,7 @@ def test_what_stays_unspent_is_noted() -> None:
     kept_weights = sum(c.parameters * (1 - kept.plan[c.name].amount) for c in COMPONENTS)
     share = 1 - kept_weights / (0.28 * PARAMETERS)
     assert share > 0.002
-    text = f"{share:.1%} of the budget stay unspent: nothing that it could buy makes the plan better."
+    text = f"{share:.1%} of the budget is left over: no option that fits into it improves the plan."
     assert kept.notes == (text,)
     assert requests_of(play(Budget([0.5])), KeepRequest)[0].notes == ()
 
@@ -595,21 +596,21 @@ WRONG: list[tuple[Mapping[str, Any], Problem, str]] = [
     ),
     ({"bytes": 9, "size": "50%"}, ROUND, "may be given, got bytes and size; drop the others"),
     ({"bytes": 9, "bits": 4.0}, ROUND, "may be given, got bits and bytes; drop the others"),
-    ({"bits": 0.0}, ROUND, "`schedule.bits` must be above 0, got 0; give the mean bits of a weight, say 4.5"),
+    ({"bits": 0.0}, ROUND, "`schedule.bits` must be above 0, got 0; give the mean bits of a weight, such as 4.5"),
     ({"bits": -2.0}, ROUND, "`schedule.bits` must be above 0, got -2; give"),
     ({"bits": float("nan")}, ROUND, "`schedule.bits` must be above 0, got nan; give"),
     ({"bits": float("inf")}, ROUND, "`schedule.bits` must be above 0, got inf; give"),
     (
         {"bytes": 700},
         ROUND,
-        "`schedule.bytes` needs an export that packs weights, and of this model it packs none; set export.format=auto "
-        "and install 'compressor[export]', or use schedule.bits or schedule.targets",
+        "`schedule.bytes` needs an export that packs weights, and it can pack no component of this model; set "
+        "export.format=auto and install 'compressor[export]', or use schedule.bits or schedule.targets",
     ),
     ({"bytes": 0}, replace(ROUND, packed=True), "`schedule.bytes` must be above 0, got 0; give the size of the wei"),
     (
         {"size": "50%"},
         ROUND,
-        "`schedule.size` needs an export that packs weights, and of this model it packs none; set",
+        "`schedule.size` needs an export that packs weights, and it can pack no component of this model; set",
     ),
     *(
         ({"size": size}, BASE, f"`schedule.size` must be {rule}, got {size!r}; {fix}")
@@ -617,15 +618,15 @@ WRONG: list[tuple[Mapping[str, Any], Problem, str]] = [
             (
                 "50",
                 "a percentage or a number of bytes with a unit",
-                "give a share of the base's weight files, say 50%, or",
+                "give a percentage of the base's weight files, such as 50%, or",
             ),
             ("half", "a percentage or a number of bytes with a unit", "give"),
             ("", "a percentage or a number of bytes with a unit", "give"),
             ("-5%", "a percentage or a number of bytes with a unit", "give"),
             ("3 Mbit", "a percentage or a number of bytes with a unit", "give"),
             ("1e3MB", "a percentage or a number of bytes with a unit", "give"),
-            ("0%", "above 0% and at most 100%", "say 50%"),
-            ("101%", "above 0% and at most 100%", "say 50%"),
+            ("0%", "above 0% and at most 100%", "for example 50%"),
+            ("101%", "above 0% and at most 100%", "for example 50%"),
             ("0.1B", "at least one byte", "give"),
             ("0MB", "at least one byte", "give"),
             ("9" * 400 + "MB", "at least one byte", "give"),
@@ -655,7 +656,7 @@ WRONG: list[tuple[Mapping[str, Any], Problem, str]] = [
     (
         {"granularity": ROWS, "bits": 4.0},
         PRUNE,
-        "`schedule.granularity=row` takes estimates of one pass and `schedule.targets`, got estimate=one_pass, "
+        "`schedule.granularity=row` needs estimate=one_pass and `schedule.targets`, got estimate=one_pass, "
         "bits=4.0; drop these",
     ),
     ({"granularity": ROWS, "size": "50%"}, PRUNE, "got estimate=one_pass, size=50%; drop these"),

@@ -374,14 +374,14 @@ def test_published_figures_are_one_option() -> None:
         ({"offspring": -1}, "`schedule.offspring` must be at least 1, got -1; leave it out"),
         ({"step": 0.0}, "`schedule.step` must be in (0, 1], got 0; leave"),
         ({"step": math.nan}, "`schedule.step` must be in (0, 1], got nan; leave"),
-        ({"survivors": [2, 1]}, "need a number for each stage, got [2, 1] and [256, 1024, 4096]; give both"),
+        ({"survivors": [2, 1]}, "need a number for each stage, got [2, 1] and [256, 1024, 4096]; give two lists"),
         ({"survivors": [3, 2], "tokens": [1, 2]}, "`schedule.survivors` must end in 1, the next parent, got [3, 2]; "),
-        ({"survivors": [1, 4, 1]}, "`schedule.survivors` must not increase, got [1, 4, 1]; say [4, 1, 1]"),
+        ({"survivors": [1, 4, 1]}, "`schedule.survivors` must not increase, got [1, 4, 1]; give [4, 1, 1]"),
         ({"tokens": [64, 32, 128]}, "`schedule.tokens` must be positive and not decrease, got [64, 32, 128]; "),
         ({"tokens": [0, 32, 128]}, "`schedule.tokens` must be positive and not decrease, got [0, 32, 128]; "),
         ({"objective": "klx"}, "unknown metric `klx` in `schedule.objective`; did you mean `kl`?"),
         ({"bits": 3.0}, "`schedule.bits` needs fixed levels, prune offers a range; give `schedule.targets`"),
-        ({"targets": [0.9]}, "asks for 0.9, prune offers [0, 0.8] over all components"),
+        ({"targets": [0.9]}, "`schedule.targets` has 0.9, prune offers [0, 0.8] over all components"),
         ({"targets": [0.5, 0.4]}, "must increase, got 0.4 after 0.5"),
     ],
 )
@@ -394,11 +394,11 @@ def test_wrong_options_are_told_in_one_line_before_any_request(options: Mapping[
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bits": 4.0, "targets": [0.6]}, "`schedule.bits` goes without `schedule.targets`, got [0.6] too; drop one"),
+        ({"bits": 4.0, "targets": [0.6]}, "`schedule.bits` excludes `schedule.targets`, got [0.6] too; drop one"),
         ({"bits": 0.0}, "`schedule.bits` must be above 0, got 0; give the mean"),
         ({"bits": math.inf}, "`schedule.bits` must be above 0, got inf; give the mean"),
-        ({"targets": [0.3]}, "asks for 0.3, rtn offers [0.5, 0.875] over all components"),
-        ({"bits": 2.4}, "`schedule.bits` asks for 2.4 per weight, rtn stores at least 2.5, scales counted; ask for"),
+        ({"targets": [0.3]}, "`schedule.targets` has 0.3, rtn offers [0.5, 0.875] over all components"),
+        ({"bits": 2.4}, "`schedule.bits` is 2.4 per weight, rtn stores at least 2.5, scales counted; give that"),
     ],
 )
 def test_wrong_budgets_of_fixed_levels(options: Mapping[str, Any], message: str) -> None:

@@ -143,25 +143,25 @@ SETTINGS: list[tuple[Sequence[str], Mapping[str, Any], Problem, str]] = [
         RANGED,
         {"targets": [0.9]},
         make_problem("wanda", offer=Offer(high=0.8)),
-        "asks for 0.9, wanda offers [0, 0.8] over",
+        "`schedule.targets` has 0.9, wanda offers [0, 0.8] over",
     ),
     (
         RANGED,
         {"targets": [0.1]},
         make_problem("wanda", offer=Offer(low=0.2)),
-        "asks for 0.1, wanda offers [0.2, 1] over",
+        "`schedule.targets` has 0.1, wanda offers [0.2, 1] over",
     ),
     (
         ("uniform",),
         {"targets": [0.6]},
         make_problem("int8", offer=INT8),
-        "asks for 0.6, int8 offers the amounts 0.5; cho",
+        "`schedule.targets` has 0.6, int8 offers the amounts 0.5 for `layers.0.q`; cho",
     ),
     (
         ("uniform",),
         {"targets": [0.6]},
         make_problem("w", k0=Offer(high=0.4)),
-        "w offers any amount in [0, 0.4]; choose what",
+        "w offers any amount in [0, 0.4] for `layers.0.k`; choose an amount",
     ),
     (
         ("uniform",),
@@ -220,11 +220,11 @@ def test_a_plan_may_use_an_installed_compressor_that_is_not_configured(write_pla
         ({"x\ny": Treatment("int8", 0.5)}, r"treats 'x\ny', which is not a component of this model; known: layers.0.k"),
         (
             {"layers.0.q": Treatment("no_such", 0.5)},
-            "treats `layers.0.q` by what is missing: unknown compressor `no_such`",
+            "treats `layers.0.q` by a compressor that is not installed: unknown compressor `no_such`",
         ),
         (
             {"layers.0.q": Treatment("int8", 0.6)},
-            "asks for amount 0.6 of `layers.0.q`, int8 offers the amounts 0.5; cha",
+            "the plan has amount 0.6 for `layers.0.q`, int8 offers the amounts 0.5; cha",
         ),
     ],
 )
@@ -235,7 +235,7 @@ def test_a_plan_that_does_not_fit(plan: Mapping[str, Treatment], message: str, w
 
 
 def test_a_plan_needs_a_path() -> None:
-    with pytest.raises(ConfigError, match=r"^`schedule.path` must be a plan.json, got nothing; say schedule.path="):
+    with pytest.raises(ConfigError, match=r"^`schedule.path` must be a plan.json, got nothing; give schedule.path="):
         Dialogue(ReplayedPlan(), make_problem("int8"))
     with pytest.raises(PlanError, match=r"^plan 'missing.json' cannot be read"):
         Dialogue(ReplayedPlan("missing.json"), make_problem("int8"))

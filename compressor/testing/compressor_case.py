@@ -1,0 +1,122 @@
+"""What the contract suite of compressors tries: a compressor and a weight, and what applies to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "float32": lambda normal: normal,
+    "bfloat16": lambda normal: normal.bfloat16(),
+    "float16": lambda normal: normal.half(),
+    "one_row": lambda normal: normal[:1],
+    "one_column": lambda normal: normal[:, :1],
+    "transposed": lambda normal: normal.T,
+    "zeros": lambda normal: 0 * normal.abs(),
+    "ties": lambda normal: normal.sign().bfloat16(),
+    "half_zeros": lambda normal: normal.relu(),
+    "outliers": lambda normal: (normal**9).bfloat16(),
+}
+"""What compressors are tried on, made of normal numbers `[out, in]` whose sizes no group divides."""
+
+
+def make_weight(name: str) -> Tensor:
+    """One of `WEIGHTS`, the same each time."""
+    import torch
+
+    return WEIGHTS[name](torch.randn(19, 75, generator=torch.Generator().manual_seed(0)))
+
+
+def make_calibration_data(width: int) -> dict[str, Tensor]:
+    """Those of random inputs that go together, more than there are of them; the last one is always 0."""
+    import torch
+
+    from compressor.compression.calibration import CALIBRATION_DATA
+
+    mixed = torch.randn(width, width, generator=torch.Generator().manual_seed(1)) / width**0.5
+    inputs = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(2)) @ mixed
+    inputs[:, -1] = 0
+    found = {}
+    for name, accumulation in CALIBRATION_DATA.items():
+        found[name] = torch.zeros(accumulation.shape(width), dtype=accumulation.dtype)
+        accumulation.add(found[name], inputs)
+        if accumulation.is_mean:
+            found[name] /= len(inputs)
+    return found
+
+
+@dataclass(frozen=True)
+class CompressorCase:
+    """A compressor and a weight `[out, in]` that it is tried on; calibration data are those of random inputs."""
+
+    plugin: Compressor
+    weight: Tensor
+
+    @cached_property
+    def context(self) -> Context:
+        """A component that is stored as the weight is, with all calibration data."""
+        out, width = self.weight.shape
+        component = Component("model.layers.0.mlp.up_proj", "up", 0, (out, width), self.weight.element_size() * 8)
+        return Context(component, calibration=make_calibration_data(width))
+
+    @property
+    def offer(self) -> Offer:
+        return self.plugin.offer(self.context.component)
+
+    @property
+    def amounts(self) -> list[float]:
+        """Every level that is offered, or a few amounts across the range; the smallest first."""
+        offer = self.offer
+        spread: list[float] = np.linspace(offer.low, offer.high, 6).tolist()
+        return sorted(offer.levels or spread)
+
+    def compress(self, amount: float) -> CompressedWeight:
+        return self.plugin.compress(self.weight, amount, self.context)
+
+    def compress_all(self) -> Iterator[CompressedWeight]:
+        """The weight at every amount that is tried."""
+        return (self.compress(amount) for amount in self.amounts)
+
+    def compress_rows(self, amounts: list[float]) -> CompressedWeight:
+        return self.plugin.compress_rows(self.weight, amounts, self.context)
+
+    # What the promises of a case depend on ----------------------------------------------------------------------
+
+    def always(self) -> bool:
+        """The promise is one of every compressor on every weight."""
+        return True
+
+    def starts_at_zero(self) -> bool:
+        """A range of amounts is offered, and it begins at 0."""
+        return self.offer.is_range and self.offer.low == 0
+
+    def has_rows(self) -> bool:
+        """An amount for each row is offered."""
+        return self.offer.by_row
+
+    def has_rows_from_zero(self) -> bool:
+        return self.has_rows() and self.starts_at_zero()
+
+    def ranks_weights(self) -> bool:
+        """The compressor is a pruner of single weights."""
+        return self.plugin.importance(self.weight, self.context) is not None
+
+    def ranks_weights_of_rows(self) -> bool:
+        return self.has_rows() and self.ranks_weights()
+
+    def has_integers(self) -> bool:
+        """At some amount the weight is nothing but integers, scales and zero points."""
+        return any(compressed.quantized is not None for compressed in self.compress_all())
+
+    def transforms_inputs(self) -> bool:
+        """Weights may transform their inputs."""
+        return self.plugin.transforms_inputs
