@@ -34,7 +34,7 @@ from compressor.models import Model
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent, watch
 from compressor.report import heat_map_svg, read_report, write_report
-from compressor.report.formatting import tell_forecast
+from compressor.report.formatting import describe_expected_cost
 from compressor.search.session import Session
 from compressor.settings import Settings
 from compressor.tracking.run_label import RunLabel
@@ -125,7 +125,7 @@ class Run:
         expected = forecast_cost(self.session, self.settings.schedule, self.folder, copies, self.seconds_per_pass)
         if expected is not None:
             self.record.expense = RunCostRecord(expected.cost)
-            self.progress.say(f"forecast: {tell_forecast(self.record.expense.forecast)}")
+            self.progress.say(f"forecast: {describe_expected_cost(self.record.expense.forecast)}")
             expected.check()
 
     def prove(self) -> dict[str, Score]:
