@@ -1,11 +1,11 @@
-"""The exception tree: every `CompressorError` is one line that tells the user what, the value, the rule, the fix."""
+"""The exceptions. Each message is one line: what is wrong, the value, the rule, the fix."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class CompressorError(Exception):
-    """Root of all errors that a user can cause and mend; printed without a traceback."""
+    """Root of all errors that a user can cause and correct; printed without a traceback."""
 
 
 class ConfigError(CompressorError):

@@ -1,4 +1,4 @@
-"""Entry points -> registries. Each plugin is loaded on its own: one that fails is remembered and kills nothing else."""
+"""Entry points -> registries. Each plugin is loaded by itself: if one fails, that is recorded, and the others work."""
 
 import functools
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""How long work tells that it goes on; the library is silent unless somebody listens."""
+"""The interface for showing progress; the library itself shows nothing."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar

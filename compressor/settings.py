@@ -69,7 +69,10 @@ class ModelSettings:
 
 @dataclass
 class DataSettings:
-    """Prefixes of `prefix_tokens` (BOS counted) that the base continues by `continuation_tokens`."""
+    """Prefixes of `prefix_tokens` (BOS counted) that the base continues by `continuation_tokens`.
+
+    The search decides on `prefixes`. The final score is on `proof_prefixes` fresh ones, None means as many.
+    """
 
     source: DataSource = DataSource.self
     path: str | None = None
@@ -100,13 +103,14 @@ class ComponentSettings:
 class SweepSettings:
     """How trials are scored. `batch` sequences go through the model at once; None chooses by vocabulary and length.
 
-    The rest counts in the approximate mode. A trial is dropped when the metric `screen` predicts that it is not among
-    the best, or when the scores of smaller plans bound it (`lazy`). `delta` is the probability that the screen drops a
-    trial that is among the best. Neither looks for a trial that is better than the last one kept by less than
-    `tolerance` of its value. `audit` dropped trials of each question are measured too. `racing` was removed: the name
-    is accepted and ignored, with a warning.
+    With `cache`, the effects of single treatments of the base are kept on disk, and another run does not measure them
+    again. All else counts in the approximate mode only, which leaves out trials that can hardly be the best:
 
-    With `cache`, what single treatments of the base do is kept on disk, and not asked again by another run.
+    - `screen` is a metric whose estimates say which ones, `delta` the probability that it leaves out one of the best;
+    - with `lazy`, the scores of smaller plans say which ones;
+    - a trial that is better than the last one kept by less than `tolerance` of its value need not be found;
+    - `audit` left-out trials of each question are measured all the same, to check;
+    - `racing` was removed: the name is accepted and ignored, with a warning.
     """
 
     mode: SweepMode = SweepMode.exact
