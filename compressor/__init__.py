@@ -17,7 +17,7 @@ else:
     }
 
     def __getattr__(name: str) -> object:
-        """The functions that need torch, transformers or hydra are imported when somebody asks for them."""
+        """Imports functions that need torch, transformers or hydra at their first use."""
         if name not in LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         import importlib

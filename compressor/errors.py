@@ -1,11 +1,11 @@
-"""The exceptions. Each message is one line: what is wrong, the value, the rule, the fix."""
+"""The exception tree. The message of every `CompressorError` is one line: what, the value, the rule, the fix."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class CompressorError(Exception):
-    """Root of all errors that a user can cause and correct; printed without a traceback."""
+    """Root of all errors that a user can cause and fix; printed without a traceback."""
 
 
 class ConfigError(CompressorError):
@@ -17,15 +17,15 @@ class ModelError(CompressorError):
 
 
 class DataError(CompressorError):
-    """A text or the prefixes made from it do not fit the request."""
+    """A text, or the prefixes made from it, cannot be used."""
 
 
 class PlanError(CompressorError):
-    """A plan names what does not exist, or asks for what a compressor does not offer."""
+    """A plan names a component or compressor that does not exist, or an amount that is not offered."""
 
 
 class PluginError(CompressorError):
-    """A plugin broke its contract."""
+    """A plugin does not keep its contract."""
 
 
 class OutputError(CompressorError):
@@ -33,7 +33,7 @@ class OutputError(CompressorError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown `name`: near misses first, else everything that is known."""
+    """The end of an error about an unknown `name`: near misses if there are any, else all known names."""
     options = sorted(known)
     near = difflib.get_close_matches(name, options, n=3, cutoff=0.6)
     if near:

@@ -1,4 +1,4 @@
-"""What a plugin may implement. Put `hookimpl` on a module-level function of one of these names."""
+"""The hooks that a plugin can implement. Put `hookimpl` on a module-level function with one of these names."""
 
 from collections.abc import Callable
 

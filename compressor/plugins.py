@@ -1,4 +1,4 @@
-"""Entry points -> registries. Each plugin is loaded by itself: if one fails, that is recorded, and the others work."""
+"""Loads plugins from entry points into registries. A plugin that fails is recorded and does not affect the others."""
 
 import functools
 import importlib.metadata
@@ -20,7 +20,7 @@ OWN_MODULES = "compressor_plugins."
 
 @dataclass(frozen=True)
 class Plugin:
-    """An entry point of the group, as found."""
+    """An entry point of the group `compressor`, and its distribution."""
 
     entry_point: importlib.metadata.EntryPoint
     distribution: str
@@ -60,9 +60,9 @@ class Plugins:
 
 
 def find_plugins() -> tuple[list[Plugin], list[Failure]]:
-    """All entry points of the group, the project's own first (they keep their names), then by distribution.
+    """All entry points of the group: the project's own first (they keep their names), then by distribution.
 
-    Distributions whose entry points cannot be read are failures, for they may be plugins.
+    A distribution whose entry points cannot be read is a failure, because it may contain plugins.
     """
     found: dict[tuple[str, str, str], Plugin] = {}
     failures: list[Failure] = []
@@ -71,7 +71,7 @@ def find_plugins() -> tuple[list[Plugin], list[Failure]]:
         owner, version = metadata["Name"] or "an unnamed distribution", metadata["Version"] or "of unknown version"
         try:
             entry_points = list(distribution.entry_points)
-        except Exception as error:  # metadata that a stranger wrote
+        except Exception as error:  # metadata of other packages may be broken in any way
             broken = importlib.metadata.EntryPoint("entry_points.txt", "", GROUP)
             failures.append(Failure(Plugin(broken, owner, version), describe_cause(error)))
             continue
@@ -87,12 +87,12 @@ def find_plugins() -> tuple[list[Plugin], list[Failure]]:
 
 
 def describe_cause(error: BaseException) -> str:
-    """Any exception as one line."""
+    """An exception as one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
 
 
 def load_plugin(plugin: Plugin, plugins: Plugins) -> None:
-    """Import one plugin and register all it offers, or nothing; raises whatever is wrong with it."""
+    """Import one plugin and register all of its classes, or none if one fails; raises the error."""
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     module = plugin.entry_point.load()
@@ -116,13 +116,13 @@ def load_plugin(plugin: Plugin, plugins: Plugins) -> None:
 
 
 def load_plugins() -> Plugins:
-    """Load every installed plugin anew."""
+    """Load every installed plugin again."""
     found, unreadable = find_plugins()
     plugins = Plugins(failures=unreadable)
     for plugin in found:
         try:
             load_plugin(plugin, plugins)
-        except (Exception, SystemExit) as error:  # whatever a stranger's module does at import
+        except (Exception, SystemExit) as error:  # a plugin may raise anything at import
             plugins.failures.append(Failure(plugin, describe_cause(error)))
         else:
             plugins.loaded.append(plugin)

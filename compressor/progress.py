@@ -1,4 +1,4 @@
-"""The interface for showing progress; the library itself shows nothing."""
+"""Progress of long work. The library shows nothing by default; the command line passes a display."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
@@ -7,14 +7,14 @@ T = TypeVar("T")
 
 
 class Progress(Protocol):
-    """Shows steps of a phase to a person."""
+    """Shows the progress of a phase to the user."""
 
     def track(self, steps: Iterable[T], description: str, total: int) -> Iterator[T]:
-        """Yield `steps` one by one, of `total`."""
+        """Yield the steps one by one; there are `total`."""
         ...
 
     def say(self, message: str) -> None:
-        """One line about a milestone."""
+        """Print one line about a milestone."""
         ...
 
 

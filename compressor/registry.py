@@ -1,4 +1,4 @@
-"""name -> class, for one kind of plugin; a second owner of a name is an error, a wrong name suggests near ones."""
+"""Plugin classes by name, one registry for each kind of plugin. Two classes with the same name are an error."""
 
 import dataclasses
 import inspect
@@ -19,12 +19,12 @@ REQUIRED: dict[type, dict[str, type]] = {
     Compressor: {"name": str},
     Schedule: {"name": str},
 }
-"""Class attributes that each contract demands, with their types."""
+"""Class attributes that each contract requires, with their types."""
 
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """A registered class and the distribution that brought it."""
+    """A registered class and the distribution that contains it."""
 
     cls: type[T]
     distribution: str
@@ -39,7 +39,7 @@ class Registry(Mapping[str, type[T]]):
         self.word = contract.__name__.lower()
         self.entries: dict[str, Entry[T]] = {}
         self.hints: list[Callable[[], str]] = []
-        """Called for the end of an unknown-name error, say to name plugins that failed to load."""
+        """Their texts are appended to the error for an unknown name, for example plugins that failed to load."""
 
     def add(self, cls: type[T], distribution: str, version: str) -> None:
         """Register `cls`; raises PluginError if it does not fit the contract or its name is taken."""
@@ -51,7 +51,7 @@ class Registry(Mapping[str, type[T]]):
         self.entries[cls.name] = Entry(cls, distribution, version)
 
     def check(self, cls: type[T]) -> None:
-        """Does `cls` fit the contract? Raises PluginError that says what is missing."""
+        """Raises PluginError if `cls` does not fit the contract; the message names what is missing."""
         if not (isinstance(cls, type) and issubclass(cls, self.contract)):
             raise PluginError(f"{cls!r} is not a subclass of {self.contract.__name__}; derive it from that")
         path = f"{cls.__module__}.{cls.__qualname__}"
@@ -63,7 +63,7 @@ class Registry(Mapping[str, type[T]]):
         if inspect.isabstract(cls):
             missing = ", ".join(sorted(cls.__abstractmethods__))
             raise PluginError(f"{path} lacks {missing}; implement it")
-        if "__dataclass_params__" not in vars(cls):  # a parent's fields alone would hide the options of its own
+        if "__dataclass_params__" not in vars(cls):  # a parent may be a dataclass without the class's own options
             raise PluginError(f"{path} is not a dataclass; put @dataclass on it")
         if vars(cls)["__dataclass_params__"].frozen:
             raise PluginError(f"{path} is a frozen dataclass, whose options cannot be overridden; drop frozen=True")
@@ -72,7 +72,7 @@ class Registry(Mapping[str, type[T]]):
                 raise PluginError(f"field `{option.name}` of {self.word} `{cls.name}` has no default; give it one")
         try:
             OmegaConf.structured(cls)
-        except Exception as error:  # whatever it makes of a stranger's annotations
+        except Exception as error:  # OmegaConf raises many kinds of errors for unusual annotations
             reason = str(error).partition("\n")[0]
             raise PluginError(f"the fields of {path} cannot be options: {reason}; use simple types") from None
 
@@ -97,13 +97,13 @@ class Registry(Mapping[str, type[T]]):
 
 
 def option_names(cls: type[Compressor]) -> list[str]:
-    """The fields of a compressor's class; the registry has checked that it is a dataclass."""
+    """The field names of a compressor class; the registry has checked that it is a dataclass."""
     assert dataclasses.is_dataclass(cls)
     return [field.name for field in dataclasses.fields(cls)]
 
 
 def build_options(cls: type[Compressor], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values of a plan file as a dataclass's field types, enums by name."""
+    """Plain values of a plan file converted to the types of the fields; enums are given by name."""
     from omegaconf.errors import OmegaConfBaseException
 
     try:

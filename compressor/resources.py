@@ -1,4 +1,4 @@
-"""What the machine has, memory and room on a disk, and how much memory a run may use for what."""
+"""Memory and disk space of the machine, and the memory budget of a run."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ from compressor.errors import ConfigError
 
 STATUS = Path("/proc/self/status")
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Where a container says how much memory it may use: in version 2 and in version 1 of cgroups."""
+"""Files with the memory limit of a container, in version 2 and version 1 of cgroups."""
 UNITS = {"B": 1} | {
     f"{letter}{suffix}": base**power
     for suffix, base in (("B", 1000), ("iB", 1024))
@@ -23,7 +23,7 @@ UNITS = {"B": 1} | {
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: what this process uses now, what it has used at most, and what it can have in all."""
+    """Bytes that this process uses now, the most that it has used, and the most that it can use."""
 
     used: int
     peak: int
@@ -32,10 +32,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """Bytes that a run may use, on the model's `device` and on the `host`, and the shares of what it stores in them.
+    """Bytes that a run may use on the model's `device` and on the `host`, and their division between kinds of data.
 
-    A share decides only how work is divided, or what is computed again. Limits that decide the shape of a batch or the
-    order of a sum are constants where they are used: with them, rounding depends on them, and with rounding the result.
+    The division only decides how work is split, or what is computed again. Limits that change the shape of a batch or
+    the order of a sum are constants in the modules that use them, because rounding and so results depend on them.
     """
 
     device: int = 16 << 30
@@ -43,31 +43,31 @@ class MemoryBudget:
 
     @property
     def calibration_pass(self) -> int:
-        """On the device: calibration data that one forward pass gathers."""
+        """On the device: calibration data that are gathered in one forward pass."""
         return self.device // 16
 
     @property
     def compressed_weights(self) -> int:
-        """On the device: compressed weights of a round, kept for its later trials."""
+        """On the device: compressed weights that are kept for later trials of the round."""
         return self.device // 16
 
     @property
     def calibration(self) -> int:
-        """On the host: gathered calibration data; the rest goes to disk."""
+        """On the host: gathered calibration data; the rest is on disk."""
         return self.host // 8
 
     @property
     def hidden_states(self) -> int:
-        """On the host: hidden states of trials of a streamed model; the rest goes to disk."""
+        """On the host: hidden states of trials of a streamed model; the rest is on disk."""
         return self.host // 8
 
     def limit(self, memory: Memory | None) -> Memory | None:
-        """`memory` of the device, of which this process can have no more than the budget."""
+        """`memory` of the device, with `available` limited to the budget."""
         return memory and replace(memory, available=min(memory.available, self.device))
 
 
 def make_budget(device: torch.device, on_device: int | None = None, on_host: int | None = None) -> MemoryBudget:
-    """The budget of a model on `device`, by default all that the machine has; the memory of a CPU is the host's."""
+    """The budget of a model on `device`, by default all memory of the machine. The memory of a CPU is the host's."""
     default = MemoryBudget()
     host = on_host or min([read_total() or default.host, *read_limits()])
     if device.type == "cuda":
@@ -76,7 +76,7 @@ def make_budget(device: torch.device, on_device: int | None = None, on_host: int
 
 
 def parse_bytes(key: str, value: int | str | None) -> int | None:
-    """The bytes that a setting says, as a number or as text such as 40GiB or 1.5 GB; None stays None.
+    """A setting in bytes, given as a number or as text such as 40GiB or 1.5 GB; None stays None.
 
     Raises ConfigError that names the `key`.
     """
@@ -92,7 +92,7 @@ def parse_bytes(key: str, value: int | str | None) -> int | None:
 
 
 def read_memory(device: torch.device) -> Memory | None:
-    """Memory of a GPU, or of the machine; None where the system does not say."""
+    """Memory of a GPU, or of the machine; None if it cannot be read."""
     if device.type == "cuda":
         available = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         return Memory(torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device), available)
@@ -104,7 +104,7 @@ def read_memory(device: torch.device) -> Memory | None:
 
 
 def read_total() -> int | None:
-    """Bytes of the machine's memory; None where the system does not say."""
+    """Bytes of the machine's memory; None if it cannot be read."""
     try:
         return int(psutil.virtual_memory().total)
     except (psutil.Error, OSError, NotImplementedError):
@@ -112,7 +112,7 @@ def read_total() -> int | None:
 
 
 def read_peak() -> int:
-    """The most bytes that this process has used; 0 where the system is not Linux. psutil does not know it there."""
+    """The most bytes that this process has used; 0 if the system is not Linux. psutil has no such value on Linux."""
     with suppress(OSError, ValueError):
         for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
@@ -121,19 +121,19 @@ def read_peak() -> int:
 
 
 def read_limits() -> list[int]:
-    """Bytes that the container's limits allow; empty where there are none."""
+    """The container's memory limits in bytes; empty if there are none."""
     found = []
     for path in CGROUP_LIMITS:
-        with suppress(OSError, ValueError):  # version 2 says "max" for no limit
+        with suppress(OSError, ValueError):  # in version 2, "max" means no limit
             found.append(int(path.read_text(encoding="ascii")))
     return found
 
 
 def read_free_disk(folder: Path) -> int:
-    """Bytes that may still be written to `folder`."""
+    """Free bytes on the disk of `folder`."""
     return shutil.disk_usage(folder).free
 
 
 def measure_folder(folder: Path) -> int:
-    """Bytes of all files in it."""
+    """Bytes of all files in `folder`."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

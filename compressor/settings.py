@@ -1,4 +1,4 @@
-"""The settings of a run, typed: Hydra composes them from conf/, Python code may build them by hand."""
+"""The typed settings of a run. Hydra composes them from conf/; Python code can also build them."""
 
 import enum
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ class TrackingBackend(enum.StrEnum):
 
 class TrackingMode(enum.Enum):
     auto = "auto"
-    """Online when the user is logged in to W&B, else offline."""
+    """Online if the user is logged in to W&B, else offline."""
     offline = "offline"
     online = "online"
     disabled = "disabled"
@@ -45,18 +45,18 @@ class TrackingMode(enum.Enum):
 
 class SweepMode(enum.Enum):
     exact = "exact"
-    """Trials share what they have in common; each scores as by a forward pass of its own."""
+    """Trials share computations; each has the same scores as with its own forward pass."""
     plain = "plain"
     """One forward pass per trial."""
     approximate = "approximate"
-    """As exact, but of trials that are compared only those that may be among the best are measured, and it says so."""
+    """Like exact, but a comparison measures only trials that may be among the best; a note reports it."""
 
 
 @dataclass
 class ModelSettings:
-    """Which checkpoint: a local folder or a hub id; `path` None is the embedded tiny model.
+    """The checkpoint: a local folder or a hub id; `path` None is the embedded tiny model.
 
-    With `stream` the weights stay on disk, in the dtype there, and are read as they are used.
+    With `stream`, weights stay on disk in their stored dtype and are read when they are used.
     """
 
     path: str | None = None
@@ -69,9 +69,9 @@ class ModelSettings:
 
 @dataclass
 class DataSettings:
-    """Prefixes of `prefix_tokens` (BOS counted) that the base continues by `continuation_tokens`.
+    """Prefixes of `prefix_tokens` (BOS included), each continued by the base by `continuation_tokens`.
 
-    The search decides on `prefixes`. The final score is on `proof_prefixes` fresh ones, None means as many.
+    The search decides on `prefixes`. The final score is on `proof_prefixes` fresh ones; None means as many.
     """
 
     source: DataSource = DataSource.self
@@ -90,8 +90,8 @@ class DataSettings:
 class ComponentSettings:
     """Regular expressions over component names; empty `include` means every matrix of the decoder layers.
 
-    With `fuse`, query, key and value share a treatment, gate and up share one, and all experts of a layer; None is true
-    where the export is asked to pack what servers load as one.
+    With `fuse`, one treatment is shared by query, key and value, by gate and up, and by all experts of a layer. None is
+    true if `export.format` is compressed-tensors, because servers load these matrices as one.
     """
 
     include: list[str] = field(default_factory=list)
@@ -101,16 +101,15 @@ class ComponentSettings:
 
 @dataclass
 class SweepSettings:
-    """How trials are scored. `batch` sequences go through the model at once; None chooses by vocabulary and length.
+    """How trials are scored. `batch` sequences are in a forward pass; None chooses by vocabulary and length.
 
-    With `cache`, the effects of single treatments of the base are kept on disk, and another run does not measure them
-    again. All else counts in the approximate mode only, which leaves out trials that can hardly be the best:
+    Most other fields are for the approximate mode. A trial is left out if the metric `screen` predicts that it is not
+    among the best, or if the scores of smaller plans bound it (`lazy`). `delta` is the probability that the screen
+    drops a trial that is among the best. A trial that would improve on the last chosen one by less than `tolerance` of
+    its value may be left out too. Of each request, `audit` left-out trials are measured anyway. `racing` was removed;
+    the name is accepted with a warning and has no effect.
 
-    - `screen` is a metric whose estimates say which ones, `delta` the probability that it leaves out one of the best;
-    - with `lazy`, the scores of smaller plans say which ones;
-    - a trial that is better than the last one kept by less than `tolerance` of its value need not be found;
-    - `audit` left-out trials of each question are measured all the same, to check;
-    - `racing` was removed: the name is accepted and ignored, with a warning.
+    With `cache`, estimates of single treatments of the base are kept on disk for later runs.
     """
 
     mode: SweepMode = SweepMode.exact
@@ -126,7 +125,7 @@ class SweepSettings:
 
 @dataclass
 class ForecastSettings:
-    """`check` plans of the forecast curve are applied, scored and undone, to see whether it holds."""
+    """`check` plans of the forecast curve are scored, to compare the predictions with measurements."""
 
     check: int = 0
 
@@ -142,7 +141,7 @@ class RecoverySettings:
 class MemorySettings:
     """Memory that a run may use, on the model's device and on the host: bytes, or text such as 40GiB.
 
-    None is what the machine has, or what its container allows. No result depends on it.
+    None means all memory of the machine or of its container. Results do not depend on it.
     """
 
     device: int | str | None = None
@@ -151,7 +150,7 @@ class MemorySettings:
 
 @dataclass
 class TrackingSettings:
-    """Where a run is logged besides its folder."""
+    """Where a run is logged, in addition to its folder."""
 
     backend: TrackingBackend = TrackingBackend.wandb
     mode: TrackingMode = TrackingMode.auto
@@ -160,9 +159,9 @@ class TrackingSettings:
 
 @dataclass
 class ExportSettings:
-    """The form in which the compressed model is saved: `auto` packs what the format holds exactly.
+    """The format of the saved model: `auto` packs every weight that compressed-tensors represents exactly.
 
-    `gguf` writes it as one more file, for llama.cpp. `verify` loads what is saved again in a new process, and compares.
+    `gguf` also writes a GGUF file for llama.cpp. `verify` reloads the saved model in a new process and compares logits.
     """
 
     format: str = "auto"
@@ -172,7 +171,7 @@ class ExportSettings:
 
 @dataclass
 class Settings:
-    """Everything a run needs; `metric`, `compressor` and `schedule` hold plugin instances by name."""
+    """All settings of a run; `metric` and `compressor` hold plugin instances by name, `schedule` one instance."""
 
     metric: dict[str, Any]
     compressor: dict[str, Any]
@@ -190,5 +189,5 @@ class Settings:
 
     @property
     def fuses(self) -> bool:
-        """Do components that servers load as one share a treatment?"""
+        """Whether components that servers load as one matrix share a treatment."""
         return self.export.format == "compressed-tensors" if self.components.fuse is None else self.components.fuse

@@ -1,1 +1,1 @@
-"""What lies on disk: records of runs and forecasts, plan files, atomic writes."""
+"""Files on disk: records of runs and forecasts, plan files, atomic writes."""

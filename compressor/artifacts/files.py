@@ -1,4 +1,4 @@
-"""Files and folders replaced as a whole, strict JSON and JSON lines; every failure is one line for the user."""
+"""Atomic replacement of files and folders, strict JSON and JSON lines. Every failure is one line for the user."""
 
 import enum
 import json
@@ -21,8 +21,8 @@ from compressor.errors import OutputError
 def replaced_file(path: Path) -> Iterator[Path]:
     """Replace the file `path` in one step. Yields a temporary path beside it, where the caller writes the new file.
 
-    A reader sees the old file or the new one, never a part. Where the caller fails, or the file cannot be written,
-    `path` stays as it was. Missing parent folders are made. Raises OutputError for an OSError or a SafetensorError.
+    A reader sees the old file or the new one, never a part. If the caller fails, or the file cannot be written, `path`
+    does not change. Missing parent folders are created. Raises OutputError for an OSError or a SafetensorError.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with _explained(path):
@@ -39,15 +39,15 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """Replace `folder` with all that is in it. Yields a new folder beside it, which the caller fills.
+    """Replace `folder` and everything in it. Yields a new folder beside it, which the caller fills.
 
-    Where the caller fails, or a file cannot be written, `folder` stays as it was. A folder cannot be replaced in one
-    step: the old one is renamed, then the new one, and a process that is killed in between leaves the old one whole as
-    `.NAME.old`. Raises OutputError for an OSError or a SafetensorError.
+    If the caller fails, or a file cannot be written, `folder` does not change. A folder cannot be replaced in one step:
+    the old one is renamed, then the new one. A process that is killed between these steps leaves the old folder
+    complete as `.NAME.old`. Raises OutputError for an OSError or a SafetensorError.
     """
     partial, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("partial", "old"))
     with _explained(folder):
-        shutil.rmtree(partial, ignore_errors=True)  # that of a process that was killed
+        shutil.rmtree(partial, ignore_errors=True)  # left over from a process that was killed
         try:
             partial.mkdir(parents=True)
             probe = partial / ".mode"
@@ -73,19 +73,19 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Put `content` at `path`, as `replaced_file` does; raises OutputError."""
+    """Write `content` to `path` in one step, like `replaced_file`; raises OutputError."""
     with replaced_file(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Put `text` at `path` in UTF-8, as `write_bytes` does."""
-    # A lone surrogate (a file name that is not UTF-8) becomes \udcxx, which in a JSON string is its escape.
+    """Write `text` to `path` in UTF-8, like `write_bytes`."""
+    # A lone surrogate (from a file name that is not UTF-8) becomes \udcxx, which is its escape in a JSON string.
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def remove_file(path: Path) -> None:
-    """Make sure that there is no file at `path`; raises OutputError."""
+    """Remove the file `path` if it exists; raises OutputError."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -95,18 +95,18 @@ def remove_file(path: Path) -> None:
 
 
 def write_json(path: Path, data: object) -> None:
-    """Put `data` at `path` as strict JSON, keys in their own order; what is not a finite number becomes null."""
+    """Write `data` to `path` as strict JSON, with keys in their order; numbers that are not finite become null."""
     write_text(path, json.dumps(to_strict(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def append_json_line(path: Path, data: object) -> None:
-    """Add `data` to `path` as one line of strict JSON, and hand it to the operating system before returning."""
-    # In ASCII: some readers take other line separators of Unicode for the end of a line.
+    """Append `data` to `path` as one line of strict JSON, and flush it to the operating system."""
+    # In ASCII, because some readers end a line at other Unicode line separators.
     line = json.dumps(to_strict(data), allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
-            # A run that was killed while writing left a torn line; this one must not be glued to it.
+            # A run that was killed while writing left an incomplete line; the new line must not be appended to it.
             if file.seek(0, os.SEEK_END) and _last_byte(path) != b"\n":
                 line = "\n" + line
             file.write(line.encode("ascii"))
@@ -118,7 +118,7 @@ def append_json_line(path: Path, data: object) -> None:
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is whatever was written
-    """What `path` holds; raises OutputError where it is missing or is not JSON."""
+    """The content of the JSON file `path`; raises OutputError if it is missing or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -129,7 +129,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is whatever was written
 
 
 def check_writable(folder: Path) -> None:
-    """Make `folder` and try to write to it, before hours of work; raises OutputError where that fails."""
+    """Create `folder` and try to write to it, before hours of work; raises OutputError if that fails."""
     probe = folder / f".probe-{secrets.token_hex(4)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,10 +142,10 @@ def check_writable(folder: Path) -> None:
 
 
 def to_strict(data: object) -> Any:  # noqa: ANN401 - JSON is whatever was given
-    """`data` as what strict JSON can say.
+    """`data` converted to values of strict JSON.
 
-    Non-finite numbers become null, because a report is wanted most when something went wrong; enumerations become
-    their values, paths strings, and array scalars plain numbers. Raises OutputError for anything else.
+    Non-finite numbers become null, so that a report can be written even if something went wrong. Enums become their
+    values, paths become strings, array scalars become plain numbers. Raises OutputError for anything else.
     """
     if isinstance(data, enum.Enum):
         return to_strict(data.value)
@@ -168,7 +168,7 @@ def to_strict(data: object) -> Any:  # noqa: ANN401 - JSON is whatever was given
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn a failure to write `path` into one line for the user."""
+    """Convert a failure to write `path` into one line for the user."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -178,7 +178,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _save_to_disk(path: Path, mode: int) -> None:
-    """Hand a file over to the disk. Its permissions become `mode`: safetensors lets nobody but the owner read."""
+    """Sync a file to disk and set its permissions to `mode`; files of safetensors are readable only by their owner."""
     path.chmod(stat.S_IMODE(mode))
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""What a forecast leaves behind, as data: the layout of forecast.json, the same for every reader of it."""
+"""The data of a forecast: the layout of forecast.json."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -9,10 +9,10 @@ from compressor.contracts import Score
 
 @dataclass
 class OptionForecast:
-    """One treatment of one component: packed bytes, and the σ² (logits squared) that it alone is predicted to add.
+    """One treatment of one component: packed bytes, and the predicted σ² (logits²) of this treatment alone (`cost`).
 
-    `low` and `high` end the 95 % interval of `cost`; `expected_fdtm` is the FDT to expect if nothing else is treated.
-    NaN where no token reached the component.
+    `low` and `high` are the ends of the 95 % interval of `cost`. `expected_fdtm` is the expected FDT if nothing else is
+    treated. The numbers are NaN if no token reached the component.
     """
 
     compressor: str
@@ -26,7 +26,7 @@ class OptionForecast:
 
 @dataclass
 class MatrixForecast:
-    """One component, whether any token of the prefixes reached it, and what may be done to it."""
+    """One component, whether a token of the prefixes reached it, and its options."""
 
     kind: str
     layer: int | None
@@ -37,11 +37,11 @@ class MatrixForecast:
 
 @dataclass
 class PointForecast:
-    """One size: mean amount, bytes of the checkpoint with packed components, and the FDT to expect of the best plan.
+    """One size: mean amount, bytes of the checkpoint with packed components, and the expected FDT of the best plan.
 
-    `noise` is the predicted σ; `trusted` whether the margin law holds there; `parts` the share of the weights that each
-    compressor treats. `command` makes the point: of all compressors together by its `plan`, of one compressor alone by
-    a search for its amount. Either is left out where there is none.
+    `noise` is the predicted σ, `trusted` whether the margin law holds there, `parts` the share of the weights that each
+    compressor treats. `command` compresses a model to this point: with its `plan` for all compressors together, by a
+    search for its amount for a single compressor. JSON omits `plan` and `command` if they are None.
     """
 
     amount: float
@@ -59,9 +59,9 @@ class PointForecast:
 
 @dataclass
 class CheckForecast:
-    """A plan of the curve that was put on the model and scored: what was predicted, and what was counted.
+    """A plan of the curve that was scored on the model: predictions and measured scores.
 
-    `additivity` is the predicted σ², a sum over components, by the measured one; None where that is 0.
+    `additivity` is the predicted σ², a sum over components, divided by the measured σ²; None if that is 0.
     """
 
     amount: float
@@ -74,7 +74,7 @@ class CheckForecast:
 
 @dataclass
 class ForecastRecord:
-    """A whole forecast. `curve` is of all compressors together, `curves` of each alone."""
+    """A whole forecast. `curve` is for all compressors together, `curves` for each compressor alone."""
 
     config: dict[str, Any]
     versions: dict[str, str]
@@ -92,7 +92,7 @@ class ForecastRecord:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Components as lists of options; what else is known of them stands beside."""
+        """The layout of the file: `components` has only lists of options, `reached` is a separate entry."""
         plain = asdict(self)
         points = [*plain["curve"], *(point for points in plain["curves"].values() for point in points)]
         for point in points:

@@ -1,7 +1,7 @@
-"""Dataclasses from the plain data that JSON holds; each field is checked against its annotation.
+"""Builds dataclasses from plain JSON data; each field is checked against its annotation.
 
-By hand, not by pydantic: pydantic refuses text that is not valid Unicode (a path in a configuration may be that), and
-has no rule for a null that stands for NaN; both are in files that this project writes.
+It does not use pydantic, which refuses text that is not valid Unicode (a path in a configuration) and has no rule for a
+null that stands for NaN. This project writes files with both.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ def rebuild(cls: type[T], data: object, place: str = "") -> T:
 
 
 def _check(hint: Any, value: Any, place: str) -> Any:  # noqa: ANN401 - by annotation
-    """`value` as the annotation `hint` wants it."""
+    """`value` converted to the annotation `hint`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -65,5 +65,5 @@ def _to_float(value: float, place: str) -> float:
 
 
 def _quote(key: str) -> str:
-    """A key of a file in one line of a message."""
+    """A key of a file for a message of one line."""
     return key if key.isprintable() else repr(key)

@@ -1,7 +1,7 @@
-"""plan.json, read and written: component -> treatment. A file that is not a plan gives one line, whatever is in it.
+"""Reads and writes plan.json: component -> treatment. Every error in a file is one line for the user.
 
-Amounts per row lie beside it in rows.safetensors, a float64 tensor `[out]` named by each component that has them. Not
-float32: a row loses round(a_r · in) weights, and a rounded a_r may fall on the other side of a half.
+Amounts per row are stored beside it in rows.safetensors: for each component that has them, a float64 tensor `[out]` of
+its name. It is not float32, because a rounded a_r could change round(a_r · in), the number of pruned weights.
 """
 
 import enum
@@ -24,22 +24,22 @@ SHAPE = 'a plan is {component: {"compressor": name, "amount": number, "options":
 ROWS_FILE = "rows.safetensors"
 
 SAME_AMOUNT = 5.1e-4
-"""Amounts that are this close read alike as a percentage with one decimal."""
+"""Amounts that differ by less look the same as percentages with one decimal."""
 
 short = reprlib.Repr()
-"""Quotes what a file says: one printable line, cut where it is long."""
+"""Quotes values of a file in one printable line, shortened if they are long."""
 short.maxstring = short.maxother = 80
 
 
 class _Wrong(Exception):
-    """What is wrong inside a file; the reader adds which file."""
+    """An error inside a file; the reader adds the name of the file."""
 
 
 def plan_to_json(plan: Plan, rows_file: str | None = None) -> dict[str, dict[str, Any]]:
-    """The plan as plain data for `json.dump`; `read_plan` gives it back.
+    """The plan as plain data for `json.dump`; `read_plan` is the inverse.
 
-    Where a treatment has rows, `rows` is the file that holds them, to be written by `write_rows`; without a `rows_file`
-    it is true, which says that the mean amount is not all and cannot be read back.
+    If a treatment has rows, `rows` is the file that holds them, which `write_rows` writes. Without a `rows_file` it is
+    true: the plan then has amounts per row that cannot be read back.
     """
     return {
         name: {
@@ -53,15 +53,15 @@ def plan_to_json(plan: Plan, rows_file: str | None = None) -> dict[str, dict[str
 
 
 def write_plan(plan: Plan, path: str | Path) -> None:
-    """Put the plan at `path`, and its rows, if it has any, beside it as rows.safetensors; raises OutputError."""
+    """Write the plan to `path`, and its rows, if it has any, to rows.safetensors beside it; raises OutputError."""
     path = Path(path)
-    # The rows first: a plan never names a file that is not there.
+    # Rows are written first, so that a plan never names a missing file.
     write_rows(plan, path.with_name(ROWS_FILE))
     write_json(path, plan_to_json(plan, ROWS_FILE))
 
 
 def write_rows(plan: Plan, path: Path) -> None:
-    """Put the amounts per row at `path`; where the plan has none, there is no such file afterwards."""
+    """Write the amounts per row to `path`; if the plan has none, remove the file."""
     import numpy as np
     from safetensors.numpy import save
 
@@ -73,10 +73,10 @@ def write_rows(plan: Plan, path: Path) -> None:
 
 
 def read_plan(path: str | Path, depth: int | None = None, amount: float | None = None) -> dict[str, Treatment]:
-    """The plan in a JSON file, options as they are there, rows from the files that it names; raises PlanError.
+    """The plan in a JSON file, with rows from the files that it names; options are not checked. Raises PlanError.
 
-    With a `depth` the file is the report.json of a run, and the plan the best that its last search had found when it
-    treated so many components. With an `amount` it is a forecast.json, and the plan that of a point of its curve.
+    With a `depth` the file is the report.json of a run, and the plan is the best one of its last search that treats so
+    many components. With an `amount` it is a forecast.json, and the plan is that of a point of its curve.
     """
     where = f"plan {short.repr(str(path))}"
     try:
@@ -100,25 +100,25 @@ def read_plan(path: str | Path, depth: int | None = None, amount: float | None =
 
 
 def _choose_plan(data: object, depth: int | None, amount: float | None) -> object:
-    """The plan that a file is, or holds."""
+    """The plan in the data of a file."""
     if depth is not None:
         return _find_waypoint(data, depth)
     if amount is not None:
         return _find_point(data, amount)
     if isinstance(data, dict) and "curve" in data:
-        raise _Wrong("it is a forecast, which holds a plan for every size; choose one by schedule.amount, say 0.5")
+        raise _Wrong("it is a forecast with a plan for every size; choose one by schedule.amount, for example 0.5")
     if isinstance(data, dict) and "rounds" in data:
         raise _Wrong("it is the report of a run; give the plan.json beside it, or schedule.depth for a beam search")
     return data
 
 
 def _find_point(data: object, amount: float) -> object:
-    """The plan of the point of a forecast's curve that has this mean amount, to the places that tables show."""
+    """The plan of the point of a forecast's curve with this mean amount, up to the decimals that tables show."""
     try:
         points = data["curve"]  # type: ignore[index]
         plans = {float(point["amount"]): point["plan"] for point in points if point["amount"] > 0}
     except (TypeError, ValueError, KeyError):
-        raise _Wrong("there is no curve of a forecast in it; give the forecast.json of compressor forecast") from None
+        raise _Wrong("it has no curve of a forecast; give the forecast.json of compressor forecast") from None
     nearest = sorted(plans, key=lambda known: abs(known - amount))
     if not nearest or abs(nearest[0] - amount) > SAME_AMOUNT:
         known = " and ".join(f"{near:.4g}" for near in sorted(nearest[:2])) or "none"
@@ -127,15 +127,15 @@ def _find_point(data: object, amount: float) -> object:
 
 
 def _find_waypoint(data: object, depth: int) -> object:
-    """What a report.json has as the best plan of so many components."""
+    """The best plan of so many components in a report.json."""
     try:
         curve = data["rounds"][-1]["curve"]  # type: ignore[index]
         plans = {int(point["components"]): point["plan"] for point in curve}
     except (TypeError, ValueError, KeyError, IndexError):
-        raise _Wrong("there is no curve of a search in it; give the report.json of a run with schedule=beam") from None
+        raise _Wrong("it has no curve of a search; give the report.json of a run with schedule=beam") from None
     if depth not in plans:
         known = f"from {min(plans)} to {max(plans)}" if plans else "none"
-        raise _Wrong(f"it has no plan of {depth} components, but {known}; choose one of these")
+        raise _Wrong(f"it has no plan of {depth} components, only {known}; choose one of these")
     return plans[depth]
 
 
@@ -161,7 +161,7 @@ def _to_float(digits: str) -> float:
 
 
 def _refuse_constant(constant: str) -> None:
-    raise _Wrong(f"{constant} is not a number that JSON knows; give a finite one")
+    raise _Wrong(f"{constant} is not a JSON number; give a finite one")
 
 
 def _to_plan(data: object, folder: Path) -> dict[str, Treatment]:
@@ -204,17 +204,17 @@ def _to_options(where: str, data: object) -> Mapping[str, Any]:
 
 
 def _read_rows(name: str, file: object, folder: Path) -> tuple[float, ...]:
-    """The tensor of component `name` in `file`, which must lie in `folder`."""
+    """The tensor of component `name` in `file`, which must be in `folder`."""
     from safetensors import SafetensorError, safe_open
 
     where, what = f"`rows` of component {short.repr(name)}", short.repr(file)
     if not isinstance(file, str):
-        raise _Wrong(f"{where} must be the name of a file beside the plan, got {what}; say {ROWS_FILE!r}")
+        raise _Wrong(f"{where} must be the name of a file beside the plan, got {what}; give {ROWS_FILE!r}")
     try:
         home = os.path.realpath(folder)
         path = os.path.realpath(os.path.join(home, file))
     except ValueError:
-        raise _Wrong(f"{where} must be the name of a file beside the plan, got {what}; say {ROWS_FILE!r}") from None
+        raise _Wrong(f"{where} must be the name of a file beside the plan, got {what}; give {ROWS_FILE!r}") from None
     if not Path(path).is_relative_to(home):
         raise _Wrong(f"{where} must stay in the folder of the plan, got {what}; put the file beside the plan")
     if not os.path.isfile(path):

@@ -1,4 +1,4 @@
-"""What a run leaves behind, as data: the layout of report.json, the same for every reader of it."""
+"""The data of a run: the layout of report.json."""
 
 import importlib.metadata
 import platform
@@ -13,7 +13,7 @@ from compressor.contracts import Metric, Score
 
 @dataclass
 class MetricRecord:
-    """What a metric's numbers mean, so that a report can be read without the plugin: `better` is higher or lower."""
+    """Description of a metric, so that a report can be read without the plugin; `better` is higher or lower."""
 
     label: str
     summary: str = ""
@@ -22,16 +22,16 @@ class MetricRecord:
 
     @classmethod
     def of(cls, metric: Metric) -> "MetricRecord":
-        """From a metric: its `label` if it has one, else its name; the first line of its docstring."""
+        """The metric's label (or its name), the first line of its docstring, its unit and direction."""
         summary = (type(metric).__doc__ or "").strip().partition("\n")[0]
         return cls(metric.label or metric.name, summary, metric.unit, metric.better.value)
 
 
 @dataclass
 class CurvePoint:
-    """The best plan that a search had found at some point: `share` of the parameters are in the `components` treated.
+    """The best plan at one point of a search. It treats `components` components with a `share` of all parameters.
 
-    `value` is that of the `statistic` of `metric` by which it was the best, on the search prefixes.
+    `value` is the `statistic` of `metric` that ranked it, on the search prefixes.
     """
 
     components: int
@@ -44,11 +44,11 @@ class CurvePoint:
 
 @dataclass
 class RoundRecord:
-    """One kept plan: the target asked for, the amount reached, its scores on the search prefixes, what it cost.
+    """One kept plan: its target, the amount reached, its scores on the search prefixes, and the cost of the search.
 
-    `passes` is the cost of the search in forward passes over all search prefixes; keeping and proving come on top.
-    `curve` is what the search found on its way, where it says so. `additivity` is the sum of what each treatment alone
-    was found to change of the objective, by what all together changed; None where the schedule does not say.
+    `passes` is the cost in forward passes over all search prefixes, without applying the plan and the final score.
+    `curve` has the best plans on the way, if the schedule gives them. `additivity` is the sum of the changes of the
+    objective by single treatments, divided by the change by the whole plan; None if the schedule does not give it.
     """
 
     target: float | None
@@ -63,7 +63,7 @@ class RoundRecord:
 
 @dataclass
 class ComponentRecord:
-    """Where one component ended. Bits count what the exported format stores; packed bits what the compressor needs."""
+    """Final state of a component. `bits_per_weight` are those of the exported files, packed bits of the compressor."""
 
     kind: str
     layer: int | None
@@ -78,7 +78,7 @@ class ComponentRecord:
 
 @dataclass
 class FinalRecord:
-    """The compressed model: amounts and bits are means over all weights of components; bytes are on disk."""
+    """The compressed model. Amounts and bits are means over all weights of components; `bytes` are on disk."""
 
     amount: float
     sparsity: float
@@ -90,7 +90,7 @@ class FinalRecord:
 
 @dataclass
 class ReferenceRecord:
-    """What was scored: shape of the reference, near ties of the base, and how many tokens consistency mended."""
+    """The reference: its shape, near ties of the base, and how many tokens were changed to make it consistent."""
 
     source: str
     prefixes: int
@@ -103,9 +103,9 @@ class ReferenceRecord:
 
 @dataclass
 class RunCost:
-    """What a run costs: trials, passes and seconds of the search; memory at its peak; bytes in the run's folder.
+    """The cost of a run: trials, passes and seconds of the search, peak memory, and bytes in the run's folder.
 
-    Memory is that of the device that the model is on. None is not known. A forecast may be `at_least` what it says.
+    Memory is that of the model's device. None means not known. With `at_least`, a forecast is a lower bound.
     """
 
     trials: int
@@ -118,7 +118,7 @@ class RunCost:
 
 @dataclass
 class RunCostRecord:
-    """What was forecast before the search, and what it really took."""
+    """The cost that was forecast before the search, and the actual cost."""
 
     forecast: RunCost
     actual: RunCost | None = None
@@ -126,9 +126,9 @@ class RunCostRecord:
 
 @dataclass
 class VerificationRecord:
-    """The saved model against the scored one: `gap` is the largest difference of a logit on so many proof `prefixes`.
+    """The saved model compared with the scored one: `gap` is the largest difference of a logit on proof `prefixes`.
 
-    It is at most `tolerance`; 0 is bit for bit. `diverged` prefixes have another FDT, which only near ties can cause.
+    It is at most `tolerance`; 0 means equal bit for bit. `diverged` prefixes have another FDT, because of near ties.
     """
 
     prefixes: int
@@ -140,7 +140,7 @@ class VerificationRecord:
 
 @dataclass
 class FileRecord:
-    """A file beside the saved model: its bytes, how many components are packed in it; None was not verified."""
+    """A file beside the saved model: its bytes, and how many components are packed; None means not verified."""
 
     bytes: int
     packed: int
@@ -149,7 +149,7 @@ class FileRecord:
 
 @dataclass
 class ExportRecord:
-    """How the model is saved: the format, how many components are packed in it; None was not verified.
+    """The saved model: its format, and how many components are packed; None means not verified.
 
     `gguf` is model.gguf, if there is one.
     """
@@ -187,12 +187,12 @@ class Record:
         return asdict(self)
 
     def metric(self, name: str) -> MetricRecord:
-        """What is known of a metric; only its name where the run did not say more."""
+        """The description of a metric; only its name if the record has no description."""
         return self.metrics.get(name) or MetricRecord(label=name)
 
 
 def collect_versions() -> dict[str, str]:
-    """Versions of everything that can change a result."""
+    """Versions of all packages that can change a result."""
     names = (
         "compressor",
         "torch",
@@ -213,7 +213,7 @@ def collect_versions() -> dict[str, str]:
 
 
 class Timed(Protocol):
-    """A record of wall-clock seconds: of each phase, and of all of them."""
+    """A record with wall-clock seconds of each phase and of all phases."""
 
     phases: dict[str, float]
     seconds: float
@@ -221,7 +221,7 @@ class Timed(Protocol):
 
 @contextmanager
 def time_phase(record: Timed, name: str) -> Iterator[None]:
-    """Time what happens inside, also where it fails."""
+    """Record the time that is spent inside, also if it fails."""
     began = time.monotonic()
     try:
         yield

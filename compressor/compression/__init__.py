@@ -1,1 +1,1 @@
-"""From treatments to weights: compressors are applied, calibrated and their amounts counted."""
+"""Treatments -> weights: applies compressors, gathers their calibration data and counts amounts."""

@@ -1,4 +1,4 @@
-"""How much was taken away: amounts, zeros and bits, per component and over all of them."""
+"""Amounts, sparsity and bits, of each component and over all components."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from compressor.models import Model
 
 
 def amount_of(plan: Plan, name: str) -> float:
-    """The amount that a plan takes from a component; 0 where the plan leaves it alone."""
+    """The amount of a component in a plan; 0 if the plan does not treat it."""
     return plan[name].amount if name in plan else 0.0
 
 
@@ -19,7 +19,7 @@ def mean_amount(components: Mapping[str, Component], plan: Plan) -> float:
 
 
 def treated_share(components: Mapping[str, Component], plan: Plan) -> float:
-    """Share of the parameters of all components that are in treated ones."""
+    """Parameters of the treated components as a share of all components' parameters."""
     treated = sum(component.parameters for name, component in components.items() if name in plan)
     return treated / sum(component.parameters for component in components.values())
 
@@ -27,10 +27,10 @@ def treated_share(components: Mapping[str, Component], plan: Plan) -> float:
 def describe_components(
     model: Model, plan: Plan, packed_bits: Mapping[str, int], exported_bits: Mapping[str, float]
 ) -> dict[str, ComponentRecord]:
-    """Each component as it now is.
+    """A record of the current state of each component.
 
-    `packed_bits` are what a compressor stores for a component, scales included; a component without an entry takes
-    its checkpoint's. `exported_bits` are those of one weight of each in the exported files.
+    `packed_bits` are the bits that a compressor stores for a component, scales included; without an entry they are
+    those of the checkpoint. `exported_bits` are the bits per weight in the exported files.
     """
     records = {}
     for name, component in model.components.items():
@@ -51,7 +51,7 @@ def describe_components(
 
 
 def describe_final(records: Mapping[str, ComponentRecord], size: int, scores: dict[str, Score]) -> FinalRecord:
-    """Means over all weights of components, the exported bytes, and the proven scores."""
+    """Means over all weights of components, the exported bytes, and the final scores."""
     total = sum(record.parameters for record in records.values())
 
     def mean(field: str) -> float:

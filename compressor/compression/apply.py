@@ -1,4 +1,4 @@
-"""From a plan to compressed weights: finds each treatment's compressor and applies it to the current weights."""
+"""Plan -> compressed weights: builds the compressor of each treatment and applies it."""
 
 import dataclasses
 import enum
@@ -18,9 +18,9 @@ from compressor.registry import Registry, build_options, option_names
 
 @dataclass
 class Treatments:
-    """The compressors of a run: those `configured`, by name, and any installed one that a plan brings options for.
+    """The compressors of a run: those `configured`, by name, and all `installed` ones, which a plan may use.
 
-    `calibration` is what compressors need, of the model as it stands; None while none was gathered.
+    `calibration` holds the calibration data of the current model; None if none were gathered.
     """
 
     configured: Mapping[str, Compressor]
@@ -29,7 +29,7 @@ class Treatments:
     calibration: Calibration | None = None
 
     def resolve(self, treatment: Treatment) -> Compressor:
-        """The compressor with its options: the treatment's own, else as configured, else the defaults."""
+        """The compressor with the options of the treatment, else the configured ones, else the defaults."""
         if treatment.compressor in self.configured and not treatment.options:
             return self.configured[treatment.compressor]
         cls = self.installed[treatment.compressor]
@@ -43,7 +43,7 @@ class Treatments:
             raise PlanError(f"the options of compressor `{cls.name}` are not valid: {error}") from None
 
     def find_needs(self, compressors: Iterable[str]) -> frozenset[str]:
-        """The calibration data that compressors of these names need; raises PluginError for what no run gathers."""
+        """The calibration data that these compressors need; raises PluginError for data that no run gathers."""
         needs: set[str] = set()
         for name in set(compressors):
             compressor = self.configured.get(name) or self.installed[name]
@@ -52,11 +52,11 @@ class Treatments:
         return frozenset(needs)
 
     def is_sequential(self, treatment: Treatment) -> bool:
-        """Does its compressor want calibration data of a model whose lower layers are compressed already?"""
+        """Whether it needs calibration data from a model whose earlier layers are compressed."""
         return bool(self.find_needs([treatment.compressor])) and self.resolve(treatment).sequential
 
     def make_context(self, compressor: Compressor, component: Component, weight: Tensor) -> Context:
-        """What the compressor may know; raises PlanError where calibration data that it needs was not gathered."""
+        """The context for the compressor; raises PlanError if calibration data that it needs were not gathered."""
         if not compressor.needs:
             return Context(component, self.seed)
         found = None if self.calibration is None else self.calibration.read(component.name, compressor.needs)
@@ -68,7 +68,7 @@ class Treatments:
         return Context(component, self.seed, {name: tensor.to(weight.device) for name, tensor in found.items()})
 
     def fill_options(self, plan: Plan) -> dict[str, Treatment]:
-        """The same plan with every option written out, so that it means the same elsewhere."""
+        """The same plan with every option written out, so that it does not depend on this run's configuration."""
         filled = {}
         for name, treatment in plan.items():
             compressor = self.resolve(treatment)
@@ -85,7 +85,7 @@ class Treatments:
         }
 
     def compress(self, model: Model, plan: Plan) -> dict[str, CompressedWeight]:
-        """Every component of the plan, compressed from what it was before any round; the model stays as it is."""
+        """Compress every component of the plan, from its weight before any round. The model does not change."""
         check_names(model, plan)
         return {name: self.compress_one(model, name, treatment) for name, treatment in plan.items()}
 
@@ -94,7 +94,7 @@ class Treatments:
         return self.compress_weight(model.components[name], read_untreated(model, name), treatment)
 
     def compress_weight(self, component: Component, weight: Tensor, treatment: Treatment) -> CompressedWeight:
-        """`weight` `[out, in]` of a component after a treatment, row by row where that has rows."""
+        """`weight` `[out, in]` of a component after a treatment."""
         (compressed,) = self.compress_each(component, weight, [treatment])
         return compressed
 
@@ -102,7 +102,7 @@ class Treatments:
     def compress_each(
         self, component: Component, weight: Tensor, treatments: Sequence[Treatment]
     ) -> Iterator[CompressedWeight]:
-        """`weight` `[out, in]` after each treatment, in order; amounts of one compressor may share work."""
+        """`weight` `[out, in]` after each treatment, in order. Amounts of one compressor may share work."""
         for (_, _, by_row), group in itertools.groupby(
             treatments, lambda t: (t.compressor, t.options, t.rows is not None)
         ):
@@ -137,7 +137,7 @@ class Treatments:
         yield from compressor.compress_each(weight, [treatment.amount for treatment in treatments], context)
 
     def check_repeatable(self, model: Model, options: Mapping[str, Sequence[Treatment | None]]) -> None:
-        """Raise PluginError for a compressor that does not give the same twice; one component of each is tried."""
+        """Raise PluginError for a compressor that gives different results for the same input, on one component."""
         tried: set[str] = set()
         for name, choices in sorted(options.items(), key=lambda item: model.components[item[0]].parameters):
             for treatment in choices:
@@ -147,8 +147,8 @@ class Treatments:
                 first, second = (self.compress_one(model, name, treatment).dense() for _ in range(2))
                 if not torch.equal(first, second):
                     raise PluginError(
-                        f"compressor `{treatment.compressor}` gives another weight each time, on {name}; an estimate "
-                        "needs the same: draw its randomness from Context.seed"
+                        f"compressor `{treatment.compressor}` gives a different weight each time, on {name}; "
+                        "estimates need the same weight: draw its randomness from Context.seed"
                     )
 
     def sizes(
@@ -158,9 +158,9 @@ class Treatments:
         now: Mapping[str, int],
         measure: Callable[[str, CompressedWeight], int] = lambda name, made: made.bits,
     ) -> dict[str, list[int]]:
-        """Bits of each option, packed with its scales or as `measure` says; `now` has them as components are.
+        """Bits of each option, by `measure` (default: packed bits with scales).
 
-        One that is not there is as the checkpoint stores it.
+        `now` has the current bits of components; a component without an entry has the bits of the checkpoint.
         """
         answer = {}
         for name, choices in options.items():
@@ -172,7 +172,7 @@ class Treatments:
         return answer
 
     def count(self, model: Model, compressor: str, thresholds: Sequence[float]) -> dict[str, list[int]]:
-        """How many weights of each component have at most each importance (`thresholds` ascending)."""
+        """Counts of each component's weights with importance of at most each threshold (`thresholds` increase)."""
         limits = torch.tensor(list(thresholds), dtype=torch.float64)
         counts = {}
         for name, component in model.components.items():
@@ -181,16 +181,16 @@ class Treatments:
             if importance is None:
                 raise ConfigError(
                     f"compressor `{compressor}` does not rank single weights, which this schedule needs; "
-                    f"use a pruner such as magnitude"
+                    "use a pruner such as magnitude"
                 )
-            # Weights land in the first bucket whose limit they do not exceed.
+            # Each weight is counted in the first bucket whose limit it does not exceed.
             buckets = torch.bucketize(importance.double().flatten().cpu(), limits)
             counts[name] = torch.bincount(buckets, minlength=len(limits) + 1)[:-1].cumsum(0).tolist()
         return counts
 
 
 class named_by:
-    """Turns whatever a compressor raises into one line that names it, its distribution and the component."""
+    """Converts errors of a compressor into one line that names it, its distribution and the component."""
 
     def __init__(self, installed: Registry[Compressor], compressor: Compressor, component: str) -> None:
         entry = installed.entries.get(compressor.name)
@@ -207,12 +207,12 @@ class named_by:
 
 
 def read_untreated(model: Model, name: str) -> Tensor:
-    """The weight `[out, in]` that treatments start from: the base's, for a second one does not add to the first."""
+    """The weight `[out, in]` that treatments start from: the base's, because treatments replace one another."""
     return model.held[name].to(model.device, copy=True) if name in model.held else model.read(name)
 
 
 def check_names(model: Model, plan: Plan) -> None:
-    """Raise PlanError for a component that the model does not have."""
+    """Raise PlanError for a name that is not a component of the model."""
     components = model.components
     for name in plan:
         if name not in components:
@@ -220,7 +220,7 @@ def check_names(model: Model, plan: Plan) -> None:
 
 
 def check_dense(dense: Tensor, weight: Tensor) -> None:
-    """A compressed weight must be able to stand in for the weight."""
+    """Raise ValueError unless `dense` has the shape and dtype of `weight` and is finite."""
     if dense.shape != weight.shape or dense.dtype != weight.dtype:
         raise ValueError(
             f"dense value is {tuple(dense.shape)} {dense.dtype}, the weight is {tuple(weight.shape)} {weight.dtype}"
@@ -230,16 +230,16 @@ def check_dense(dense: Tensor, weight: Tensor) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite; a finite sum tells it for a small part of the time."""
+    """Whether no element is NaN or infinite. A finite sum proves it, and is much faster to compute."""
     return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
 
 
 def check_input_transform(compressed: CompressedWeight, compressor: Compressor) -> None:
-    """A compressor must say beforehand that its weights treat their inputs."""
+    """Raise ValueError if a compressor did not declare that its weights transform their inputs."""
     if compressed.input_transform is not None and not compressor.transforms_inputs:
-        raise ValueError("its weights treat their inputs, and `transforms_inputs` must then be True")
+        raise ValueError("its weights have an `input_transform`, so `transforms_inputs` must be True")
 
 
 def make_replacement(compressed: CompressedWeight) -> Replacement:
-    """What a compressed weight is on a model."""
+    """The dense weight and the input transform, as the model takes them."""
     return Replacement(compressed.dense(), compressed.input_transform)

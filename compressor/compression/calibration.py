@@ -1,15 +1,15 @@
-"""What compressors may know of a component's inputs: gathered while the model reads what the base said.
+"""Calibration data of a component's inputs, gathered while the model reads prefixes and the base's continuations.
 
-With x_t `[in]` the inputs of a component, one for each token t that comes to it, and n the number of these tokens:
+With x_t `[in]` the input of a component for each token t that reaches it, and n the number of these tokens:
 
     hessian        `[in, in]`  Σ_t x_t x_tᵀ / n
-    second_moment  `[in]`      Σ_t x_t² / n, the diagonal of the hessian, without the rest of it
+    second_moment  `[in]`      Σ_t x_t² / n, the diagonal of the hessian
     absmax         `[in]`      max_t |x_t|
     tokens         `[]`        n
 
-all in float32 but n, which is an int64 and 0 for an expert that no token reached; the others are zero there. Tokens
-are those that a scoring pass is fed: prefixes and continuations without the last token. The LM head sees what comes to
-continuations only. A token whose inputs are all zero does not count: so a family says that it is not for an expert.
+All are float32, except n, which is int64. For an expert that no token reached, n is 0 and the others are zero. The
+tokens are those of a scoring pass: prefixes and continuations without the last token. The LM head only gets tokens that
+predict continuations. A token with zero inputs is not counted: some families give an expert zeros for other tokens.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from compressor.models.weight_views import WeightView
 from compressor.resources import MemoryBudget
 
 PROBE = (1, 4)
-"""Sequences and tokens of the forward pass that finds out which components have the same inputs."""
+"""Sequences and tokens of the forward pass that finds components with the same inputs."""
 
 
 @dataclass(frozen=True)
 class Accumulation:
-    """A sum, or the like, over tokens: its shape by the width of the inputs, and how inputs `[token, in]` are added."""
+    """A sum or maximum over tokens: its shape by the width of the inputs, and how inputs `[token, in]` are added."""
 
     shape: Callable[[int], tuple[int, ...]]
     add: Callable[[Tensor, Tensor], object]
@@ -66,9 +66,9 @@ def check_needs(compressor: str, needs: Iterable[str]) -> None:
 
 @dataclass
 class Calibration:
-    """The calibration data `names` of components, on the host; their files go when nobody holds them any more.
+    """The calibration data `names` of components, on the host. Files on disk are deleted together with this object.
 
-    Components that have the same inputs share a source. `passes` is how many forward passes it took.
+    Components with the same inputs share a source. `passes` is the number of forward passes of gathering.
     """
 
     names: frozenset[str]
@@ -80,7 +80,7 @@ class Calibration:
         weakref.finalize(self, self.spill.__exit__)
 
     def read(self, component: str, names: Iterable[str]) -> dict[str, Tensor] | None:
-        """By name; None for a component of which nothing was gathered, or not all of these."""
+        """The data by name; None if not all of these were gathered for the component."""
         if component not in self.sources or not self.names.issuperset(names):
             return None
         return {name: self.spill.get((self.sources[component], name)) for name in names}
@@ -94,11 +94,11 @@ def gather(
     last: int | None = None,
     memory: MemoryBudget | None = None,
 ) -> Calibration:
-    """Calibration data of `components`, of the model as it stands, over all sequences of `reference`.
+    """Calibration data of `components` in the current model, over all sequences of `reference`.
 
-    With `last` nothing behind that layer is run. The budget `memory` decides how many components one forward pass
-    gathers, one at least, and how much of what is gathered stays in memory; the rest goes to disk. Raises ModelError
-    for a component whose inputs cannot be seen, or are not finite.
+    With `last`, layers after it do not run. The budget `memory` decides for how many components data are gathered in
+    one forward pass (at least one), and how much stays in memory; the rest is on disk. Raises ModelError for a
+    component whose inputs cannot be observed, or are not finite.
     """
     wanted, memory = frozenset(names) | {TOKENS}, memory or MemoryBudget()
     weight_views = {name: model.weight_views[name] for name in components}
@@ -117,7 +117,7 @@ def gather(
 
 @dataclass
 class _Gathering:
-    """One call of `gather`; `used` and `seen` are components whose parameter was used, or multiplied with."""
+    """One call of `gather`. `used` are components whose parameter was used, `seen` those used in a matrix product."""
 
     model: Model
     reference: Reference
@@ -129,28 +129,28 @@ class _Gathering:
 
     @property
     def share(self) -> float:
-        """Of a forward pass, that each of these is."""
+        """The share of the layers that run in each forward pass."""
         layers = len(find_layers(self.model.network)[1])
         return 1.0 if self.last is None else (self.last + 1) / layers
 
     def find_sources(self) -> dict[str, str]:
-        """For each component the first that has the very same inputs, by a pass over a few tokens."""
-        heard: dict[str, list[object]] = {name: [] for name in self.weight_views}
-        kept: list[Tensor] = []  # so that no two tensors have one address
+        """For each component the first one with identical inputs, by a pass over a few tokens."""
+        observed: dict[str, list[object]] = {name: [] for name in self.weight_views}
+        kept: list[Tensor] = []  # so that no two tensors have the same address
 
-        def hear(names: Sequence[str], inputs: Tensor) -> None:
+        def observe(names: Sequence[str], inputs: Tensor) -> None:
             kept.append(inputs)
             for name in names:
-                heard[name].append((inputs.data_ptr(), inputs.shape, inputs.stride(), inputs._version))
+                observed[name].append((inputs.data_ptr(), inputs.shape, inputs.stride(), inputs._version))
 
         sequences, length = PROBE
-        with self._watched(self.weight_views, hear):
+        with self._watched(self.weight_views, observe):
             self._run(self.reference.tokens[:sequences, :length])
         first: dict[object, str] = {}
-        return {name: first.setdefault(tuple(calls) or name, name) for name, calls in heard.items()}
+        return {name: first.setdefault(tuple(calls) or name, name) for name, calls in observed.items()}
 
     def list_groups(self, sources: Iterable[str], limit: int) -> Iterator[list[str]]:
-        """Sources that are gathered together, in order: as many as take at most `limit` bytes."""
+        """Groups of sources, in order, whose data take at most `limit` bytes together."""
         group: list[str] = []
         held = 0
         for source in sources:
@@ -176,13 +176,13 @@ class _Gathering:
                 for name in self.names
             }
 
-        def hear(names: Sequence[str], inputs: Tensor) -> None:
+        def accumulate(names: Sequence[str], inputs: Tensor) -> None:
             rows = inputs.float()
             for source in names:
                 for name, total in totals[source].items():
                     CALIBRATION_DATA[name].add(total, rows)
 
-        with self._watched({source: self.weight_views[source] for source in group}, hear):
+        with self._watched({source: self.weight_views[source] for source in group}, accumulate):
             for _, tokens in self.reference.batches():
                 self._run(tokens[:, :-1])
         for source, found in totals.items():
@@ -190,7 +190,7 @@ class _Gathering:
         return totals
 
     def _finish(self, source: str, totals: dict[str, Tensor]) -> None:
-        """Sums become means; raises ModelError for what is not finite."""
+        """Turn sums into means; raises ModelError for values that are not finite."""
         for name, total in totals.items():
             if CALIBRATION_DATA[name].is_mean:
                 total /= totals[TOKENS].clamp(min=1)
@@ -201,21 +201,21 @@ class _Gathering:
                 )
 
     def check_seen(self) -> None:
-        """Raise ModelError for a component that is used, and no product shows by what."""
+        """Raise ModelError for a component that is used, but in no matrix product."""
         for name in self.weight_views:
             if name in self.used - self.seen:
                 raise ModelError(
-                    f"the inputs of `{name}` cannot be seen: its matrix is used, and not in a matrix product; exclude "
+                    f"the inputs of `{name}` cannot be observed: its matrix is used outside matrix products; exclude "
                     "it by components.exclude, or leave out compressors that need calibration data"
                 )
 
     @contextmanager
     def _watched(
-        self, weight_views: Mapping[str, WeightView], hear: Callable[[Sequence[str], Tensor], None]
+        self, weight_views: Mapping[str, WeightView], on_inputs: Callable[[Sequence[str], Tensor], None]
     ) -> Iterator[None]:
-        """Inside, products are heard, and the model stops behind the last layer that is wanted."""
+        """Inside, `on_inputs` is called at each matrix product, and a forward pass stops after the layer `last`."""
         layers = find_layers(self.model.network)[1]
-        products = MatmulInputs(weight_views, hear)
+        products = MatmulInputs(weight_views, on_inputs)
         handle = None if self.last is None else layers[self.last].register_forward_hook(_stop)
         try:
             with products:
@@ -234,7 +234,7 @@ class _Gathering:
 
 
 class _Enough(Exception):
-    """The forward pass has come as far as it is wanted."""
+    """Raised to stop a forward pass after the last layer that is needed."""
 
 
 def _stop(module: nn.Module, inputs: object, output: object) -> None:

@@ -1,4 +1,4 @@
-"""Gathers calibration data when compressors need it, and only what they need."""
+"""Gathers calibration data when compressors need them, and only those that they need."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,10 +16,10 @@ from compressor.resources import MemoryBudget
 
 @dataclass
 class Calibrator:
-    """Keeps `treatments.calibration` up to date for the model as it stands.
+    """Keeps `treatments.calibration` up to date for the current model.
 
-    `reference` gives what is read to calibrate; it may be built after this object. `on_passes` is told how many forward
-    passes over all search prefixes each gathering took. `memory` limits what is gathered at once.
+    `reference` returns the sequences for calibration; they may be built after this object. `on_passes` is called with
+    the number of forward passes over all search prefixes of each gathering. `memory` limits what is gathered at once.
     """
 
     model: Model
@@ -30,9 +30,9 @@ class Calibrator:
     memory: MemoryBudget = field(default_factory=MemoryBudget)
 
     def prepare(self, compressors: Iterable[str]) -> None:
-        """Gather what compressors of these names need of all components, unless it is known.
+        """Gather the data that compressors of these names need, for all components, unless they are known.
 
-        Call it where no trial is on the model.
+        Call it while no trial is applied to the model.
         """
         needs, before = self.treatments.find_needs(compressors), self.treatments.calibration
         known = frozenset[str]() if before is None else before.names
@@ -42,17 +42,17 @@ class Calibrator:
         self.treatments.calibration = self._gather(self.model.components, needs | known)
 
     def prepare_layer(self, plan: Plan, last: int | None) -> None:
-        """Gather anew for the components of `plan`, without running the layers behind `last`."""
+        """Gather again for the components of `plan`, without running the layers after `last`."""
         needs = self.treatments.find_needs(treatment.compressor for treatment in plan.values())
         self.treatments.calibration = self._gather(list(plan), needs, last)
 
     def forget(self) -> None:
-        """Drop the calibration data: the weights that it was gathered with have changed."""
+        """Drop the calibration data, because the weights of the model have changed."""
         self.treatments.calibration = None
 
     @contextmanager
     def prepared_for(self, plan: Plan) -> Iterator[None]:
-        """Inside, there is what the plan needs, of its components only; that costs less than for all components."""
+        """Inside, the data for the plan are available, only for its components, which costs less than for all."""
         needs, before = self.treatments.find_needs(t.compressor for t in plan.values()), self.treatments.calibration
         layers = [self.model.components[name].layer for name in plan]
         last = None if None in layers else max((layer for layer in layers if layer is not None), default=None)

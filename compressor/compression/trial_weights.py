@@ -1,4 +1,4 @@
-"""Makes the weights of trials, and remembers those that take long to make."""
+"""Computes the weights of trials, and caches those that take long to compute."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from compressor.models import Model, Replacement
 
 
 class TrialWeights:
-    """Makes the weight of a component after a treatment, from the model as it is when the weight is asked for.
+    """Computes the weight of a component after a treatment, from the model at the time of the call.
 
-    Weights that are made from calibration data take long to make, so they are remembered in compressed form, up to
-    `most_bytes`. They depend on the model that the data were gathered from: call `forget` when a plan was kept.
+    Weights that need calibration data take long to compute, so they are cached in compressed form, up to `most_bytes`.
+    They depend on the model at calibration time: call `forget` when a plan was kept.
     """
 
     def __init__(self, model: Model, treatments: Treatments, most_bytes: int) -> None:
@@ -22,24 +22,24 @@ class TrialWeights:
         self._held_bits = 0
 
     def make(self, component: str, treatment: Treatment) -> Replacement:
-        """The weight `[out, in]` of the component after the treatment, and what happens to its inputs."""
+        """The weight `[out, in]` of the component after the treatment, and its input transform."""
         compressed = self._made.get((component, treatment))
         if compressed is None:
             compressed = self._compress(component, treatment)
-            # Two treatments by row are hardly ever equal, so they are not remembered.
+            # Treatments by row are hardly ever equal, so they are not cached.
             if treatment.rows is None and self.treatments.resolve(treatment).needs:
                 self._remember(component, treatment, compressed)
         return make_replacement(compressed)
 
     def prepare(self, plans: Iterable[Plan]) -> None:
-        """Make the weights of these plans now and remember them, so that scoring does not wait for them."""
+        """Compute the weights of these plans now and cache them, so that scoring does not wait for them."""
         for plan in plans:
             for component, treatment in plan.items():
                 if (component, treatment) not in self._made:
                     self._remember(component, treatment, self._compress(component, treatment))
 
     def forget(self) -> None:
-        """Remember nothing any more."""
+        """Empty the cache."""
         self._made.clear()
         self._held_bits = 0
 
@@ -47,7 +47,7 @@ class TrialWeights:
         return self.treatments.compress(self.model, {component: treatment})[component]
 
     def _remember(self, component: str, treatment: Treatment, compressed: CompressedWeight) -> None:
-        """Keep the weight, unless the limit would be exceeded."""
+        """Cache the weight, unless the limit would be exceeded."""
         if self._held_bits + compressed.bits <= 8 * self.most_bytes:
             self._made[component, treatment] = compressed
             self._held_bits += compressed.bits

@@ -1,7 +1,7 @@
-"""What plugins implement and exchange: Metric, Compressor, Schedule, and the types that pass between them and a run.
+"""What plugins implement: Metric, Compressor and Schedule, and the types that they exchange with a run.
 
-A plugin class is a dataclass; its fields are its options. Nothing here imports torch: plugin modules are imported for
-`--help`, and by schedules that never see a tensor.
+A plugin class is a dataclass; its fields are its options. This package does not import torch, because plugin modules
+are imported for `--help`, and schedules do not use tensors.
 """
 
 from compressor.contracts.compressor import Compressor, Context

@@ -1,4 +1,4 @@
-"""The contract of compressors: what one does to a weight matrix."""
+"""The contract of compressors: weight matrix -> compressed weight."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """What a compressor may know besides the weight: its component, a seed, and the calibration data that it `needs`.
+    """Information for a compressor besides the weight: the component, a seed, and the calibration data in its `needs`.
 
-    `calibration` is of the component's inputs x_t `[in]`, one for each token t of the search prefixes and of what the
-    base said after them, in the model as it stood when they were gathered. They are on the weight's device, and are not
-    to be changed, for components share them:
+    `calibration` is computed from the component's inputs x_t `[in]`, for each token t of the search prefixes and of the
+    base's continuations, in the model at the time of calibration. The tensors are on the weight's device. They must not
+    be changed, because components share them:
 
     - `hessian` `[in, in]` float32: Σ_t x_t x_tᵀ / n, the matrix of second moments;
-    - `second_moment` `[in]` float32: Σ_t x_t² / n, the diagonal of `hessian`, for a fraction of its time and memory;
+    - `second_moment` `[in]` float32: Σ_t x_t² / n, the diagonal of `hessian`, at a fraction of its time and memory;
     - `absmax` `[in]` float32: max_t |x_t|;
-    - `tokens` `[]` int64: n, how many tokens came to the component. An expert that none reached has 0, and zeros.
+    - `tokens` `[]` int64: n, the number of tokens that reached the component. An expert with 0 has zeros elsewhere.
     """
 
     component: Component
@@ -36,36 +36,36 @@ class Context:
 
 
 class Compressor(ABC):
-    """Takes bits away from one weight matrix. A pure function of weight, amount and context."""
+    """A compression method for one weight matrix: a pure function of weight, amount and context."""
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Names of calibration data, of those that `Context` lists."""
+    """Names of the calibration data that it uses, from the list in `Context`."""
     sequential: bool = False
-    """Is calibration data gathered anew for each layer, when the layers below are compressed? Only when a plan is kept:
-    trials are compressed with calibration data of the model as it stands."""
+    """Whether a kept plan is applied layer by layer, with new calibration data when all earlier layers are compressed.
+    Trials always use calibration data of the current model."""
 
     @property
     def transforms_inputs(self) -> bool:
-        """May its weights have an `input_transform`, with these options? A run first checks that it can apply them."""
+        """Whether weights with these options may have an `input_transform`. A run checks first that it can apply it."""
         return False
 
     @abstractmethod
     def offer(self, component: Component) -> Offer:
-        """The amounts that can be asked for; raises ConfigError where an option does not fit."""
+        """The amounts that are offered for a component; raises ConfigError for an invalid option."""
 
     @abstractmethod
     def compress(self, weight: Tensor, amount: float, context: Context) -> CompressedWeight:
-        """Compress `weight` `[out, in]`, which must not be changed; `amount` is one that `offer` contains."""
+        """Compress `weight` `[out, in]` without changing it; `amount` is in the `offer`."""
 
     def compress_each(self, weight: Tensor, amounts: Sequence[float], context: Context) -> Iterator[CompressedWeight]:
-        """`compress` at each of the amounts, one after the other; override it where they can share work, say a sort."""
+        """`compress` at each of the amounts, in order. Override it if amounts can share work, for example a sort."""
         return (self.compress(weight, amount, context) for amount in amounts)
 
     def compress_rows(self, weight: Tensor, amounts: Sequence[float], context: Context) -> CompressedWeight:
-        """As `compress`, with an amount of its own for every output row; only where the offer is `by_row`."""
+        """Like `compress`, with one amount for each output row. Needed only if the offer is `by_row`."""
         raise PlanError(f"`{self.name}` takes one amount per matrix; give `{context.component.name}` no rows")
 
     def importance(self, weight: Tensor, context: Context) -> Tensor | None:
-        """`[out, in]`, smallest goes first, comparable between components; None if not a pruner of single weights."""
+        """`[out, in]`, comparable between components; the smallest is pruned first; None if weights are not ranked."""
         return None

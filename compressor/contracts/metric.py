@@ -1,4 +1,4 @@
-"""The contract of metrics: how far a compressed model is from its base."""
+"""The contract of metrics: the distance of a compressed model from its base."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextWindows:
-    """Natural text that a metric wants to be scored on, in windows of at most `window` tokens moved by `stride`.
+    """Text on which a metric is scored, in windows of at most `window` tokens that move by `stride`.
 
-    None leaves the choice to the run: its own text (or sequences sampled from the base), the model's context.
-    `tokens` bounds how many are scored.
+    None means the run's default: its own text (or sequences sampled from the base), the model's context length.
+    At most `tokens` tokens are scored.
     """
 
     path: str | None = None
@@ -32,21 +32,21 @@ class TextWindows:
 
 
 class Metric(ABC):
-    """How far a candidate is from the base. One forward pass -> values per sequence -> one value over many."""
+    """Distance of a candidate from the base: forward pass -> values per sequence -> one value over all sequences."""
 
     name: ClassVar[str]
     reads: ClassVar[Reads]
     better: ClassVar[Better]
     unit: ClassVar[str] = ""
     label: ClassVar[str] = ""
-    """What tables call it; empty means its name."""
+    """The name in tables; empty means `name`."""
 
     @abstractmethod
     def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
-        """`[sequence, value]` of the candidate on some sequences; pure, and independent between sequences.
+        """`[sequence, value]` of the candidate; a pure function in which sequences do not affect one another.
 
-        On text windows `base` is the candidate itself: the base is not run there. Searches add up and compare the first
-        value, so its mean and `aggregate` must agree on which of two candidates is better.
+        On text windows `base` is the candidate itself, because the base is not run there. Searches add up and compare
+        the first value, so its mean and `aggregate` must agree on which of two candidates is better.
         """
 
     def aggregate(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -55,19 +55,19 @@ class Metric(ABC):
         return mean
 
     def text(self) -> TextWindows | None:
-        """None to be scored on the base's continuations, else the text to be scored on."""
+        """The text on which the metric is scored; None for the base's continuations."""
         return None
 
 
 class EstimableMetric(Metric):
-    """A metric of which one backward pass tells what any small change of the weights would do.
+    """A metric for which one backward pass estimates the effect of any small change of the weights.
 
-    It speaks of the first value of a sequence, v. With θ the weights and Δ their change,
+    Let v be the first value of a sequence, θ the weights and Δ their change. Then
 
         v(θ + Δ) ≈ v(θ) + ⟨∂ value/∂θ, Δ⟩ + E⟨∂ probe/∂θ, Δ⟩²
 
-    where `probe` is random. The sum over components of such terms is what a schedule minimises, so `aggregate` must not
-    decrease with the mean of v, which must be 0 for the base.
+    where `probe` is random. A schedule minimises the sum of these terms over components. So v must be 0 for the base,
+    and `aggregate` must not decrease when the mean of v increases.
     """
 
     @abstractmethod
@@ -76,4 +76,4 @@ class EstimableMetric(Metric):
 
     @abstractmethod
     def probe(self, candidate: Readout, base: Readout, generator: RandomGenerator) -> Tensor:
-        """`[sequence]`: differentiable in the candidate's logits; all randomness from `generator` (on the CPU)."""
+        """`[sequence]`: differentiable in the candidate's logits; all randomness is from `generator`, on the CPU."""

@@ -1,4 +1,4 @@
-"""What one forward pass says at the scored positions of some sequences; every reading is made once, when asked for."""
+"""Outputs of one forward pass at the scored positions. Each is computed once, at its first use."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Runners = dict[int, tuple["Tensor", "Tensor"]]
-"""Count -> ids and margins of so many runners-up."""
+"""Number of runners-up -> their ids and margins."""
 
 
 class Readout:
-    """Readings of `logits` `[sequence, position, vocabulary]`, the scores for `tokens` `[sequence, position]`.
+    """Quantities computed from `logits` `[sequence, position, vocabulary]` for `tokens` `[sequence, position]`.
 
-    `logits` may be a function, called only if they are read. `counted` `[sequence, position]` marks positions to score;
-    it is all true on continuations. `runners` remembers what `runners_up` found, for whoever reads the same again.
-    `leading` `[sequence]` is given where no other reading was made.
+    `logits` may be a function, which is called only if they are read. `counted` `[sequence, position]` marks positions
+    to score; all are true on continuations. `runners` caches the results of `runners_up`, and may be shared between
+    readouts. `leading` `[sequence]` is given if nothing else was computed.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Readout:
         self._runners: Runners = {} if runners is None else runners
 
     def restricted(self, reads: Reads, owner: str) -> Readout:
-        """The same readings for a metric that declared `reads`; another reading raises PluginError."""
+        """A view for a metric that declares `reads`; reading anything else raises PluginError."""
         return _Restricted(self, reads, owner)
 
     @property
@@ -49,12 +49,12 @@ class Readout:
 
     @functools.cached_property
     def logits(self) -> Tensor:
-        """`[sequence, position, vocabulary]` as the model gave them."""
+        """`[sequence, position, vocabulary]`, as the model returns them."""
         return self._logits() if callable(self._logits) else self._logits
 
     @property
     def leading(self) -> Tensor:
-        """`[sequence]` leading positions at which the most likely token is that of `tokens`."""
+        """`[sequence]`: number of leading positions at which the most likely token is the one in `tokens`."""
         if self._leading is not None:
             return self._leading
         return (self.predicted == self.tokens).long().cumprod(-1).sum(-1)
@@ -82,10 +82,9 @@ class Readout:
         return self.logits.gather(-1, ids).float()
 
     def runners_up(self, count: int) -> tuple[Tensor, Tensor]:
-        """The `count` most likely tokens besides `tokens`: ids and margins, both `[sequence, position, count]`.
+        """The `count` most likely tokens other than `tokens`: ids and margins, both `[sequence, position, count]`.
 
-        A margin is the logit of the token minus that of the runner-up, in float32; the token is left out by its id.
-        A vocabulary that has fewer tokens gives fewer.
+        A margin is the logit of the token minus that of the runner-up, in float32. A smaller vocabulary gives fewer.
         """
         if count not in self._runners:
             others = self.logits.float().scatter(-1, self.tokens[..., None], -math.inf)
@@ -95,7 +94,7 @@ class Readout:
 
 
 class _Restricted(Readout):
-    """A view of a readout through which only declared readings pass."""
+    """A view of a readout that allows only what a metric declared in `reads`."""
 
     NEEDS: ClassVar[dict[str, Reads]] = {
         "leading": Reads.LEADING,

@@ -1,6 +1,6 @@
-"""Weights after compression, and those that are nothing but integers, scales and zero points.
+"""Weights after compression, and those that consist of integers, scales and zero points.
 
-File formats of other programs can hold the latter.
+File formats of other programs can store the latter.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 InputTransform = Callable[["Tensor"], "Tensor"]
-"""What becomes of inputs `[..., in]` before a matrix product: as many, of the same dtype, each token by itself."""
+"""A function of the inputs `[..., in]` of a matrix product: same shape and dtype, each token independently."""
 
 
 class CompressedWeight(ABC):
-    """A weight after compression, in the form in which it is stored."""
+    """A weight after compression, in its stored form."""
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -30,18 +30,18 @@ class CompressedWeight(ABC):
     @property
     @abstractmethod
     def bits(self) -> int:
-        """Bits that the packed weight takes: its integers, scales, zero points and whatever else `dense` needs."""
+        """Bits of the packed weight: integers, scales, zero points and everything else that `dense` needs."""
 
     @property
     def quantized(self) -> QuantizedMatrix | None:
-        """The weight as integers with scales, if it is nothing else: an export then packs it. None: it stays dense."""
+        """The weight as integers and scales, if that is all of it; an export can pack it. None: it is saved dense."""
         return None
 
     @property
     def input_transform(self) -> InputTransform | None:
-        """What is done to the inputs before the matrix product, simulated in their own dtype; None leaves them.
+        """The transform of the inputs before the matrix product, simulated in their own dtype; None for no transform.
 
-        A pure function of inputs `[..., in]` that treats each token by itself. It may be other than None only if
+        It is a pure function of inputs `[..., in]` that handles each token independently. It must be None unless
         `Compressor.transforms_inputs` is True.
         """
         return None
@@ -61,9 +61,9 @@ class TokenRounding:
 
         s = max|x| / ((2^b − 1) / 2),  q = clamp(round(x / s), −2^(b−1), 2^(b−1) − 1),  x̂ = s · q
 
-    Ties round to even. Every number of the formula is rounded to the dtype of x, as the reader of compressed-tensors
-    does it for dynamic symmetric integers. A token of zeros stays zero. The float product of x̂ and ŵ = s_w · q_w is
-    s · s_w · Σ q q_w, the product of integers, up to the rounding of that dtype.
+    Ties round to even. Every step is computed in the dtype of x, as compressed-tensors does for dynamic symmetric
+    integers. A token of zeros stays zero. The float product of x̂ and ŵ = s_w · q_w equals s · s_w · Σ q q_w, the
+    product of integers, up to the rounding of that dtype.
     """
 
     bits: int = 8
@@ -83,7 +83,7 @@ class TokenRounding:
 class Scheme:
     """How integers of `bits` bits represent weights; `group` is 0 unless groups share a scale.
 
-    If it is not `symmetric`, every scale has a zero point. `input_rounding` is None if inputs stay as they are.
+    If it is not `symmetric`, every scale has a zero point. `input_rounding` is None if inputs are not rounded.
     """
 
     bits: int
@@ -95,14 +95,14 @@ class Scheme:
 
 @dataclass(frozen=True, eq=False)
 class QuantizedMatrix(CompressedWeight):
-    """ŵ = s · (q − z): a weight matrix that is stored as integers, scales and, if there are any, zero points.
+    """ŵ = s · (q − z): a weight matrix stored as integers, scales and optional zero points.
 
     - `integers` q `[out, in]` int8, in [−2^(b−1), 2^(b−1) − 1] for b = `integer_bits`;
     - `scales` s `[out, group]`, or `[1, 1]` for the whole matrix;
-    - `group`: so many neighbours along `in` share s and z, the last group of a row may be shorter; 0 means a whole row;
+    - `group` neighbours along `in` share s and z; the last group of a row may be shorter; 0 means a whole row;
     - `dtype` of ŵ;
     - `zeros` z int8, of the shape of s and in the range of q; None means z = 0;
-    - `input_rounding` is applied to the inputs before the matrix product; None leaves them as they are.
+    - `input_rounding` is applied to the inputs before the matrix product; None does not round them.
     """
 
     integers: Tensor
@@ -119,7 +119,7 @@ class QuantizedMatrix(CompressedWeight):
 
     @property
     def bits(self) -> int:
-        """Integers and zero points take `integer_bits` each, and scales as many as their dtype has."""
+        """Integers and zero points take `integer_bits` each, scales the bits of their dtype."""
         integers = self.integers.numel() + (0 if self.zeros is None else self.zeros.numel())
         return integers * self.integer_bits + 8 * self.scales.nbytes
 
@@ -133,7 +133,7 @@ class QuantizedMatrix(CompressedWeight):
 
     @property
     def scheme(self) -> Scheme:
-        """What the numbers mean, without the numbers."""
+        """The layout of this matrix, without its numbers."""
         if len(self.scales) < len(self.integers):
             strategy = Strategy.tensor
         else:
@@ -143,11 +143,11 @@ class QuantizedMatrix(CompressedWeight):
 
     @property
     def is_even(self) -> bool:
-        """Do all groups of a row have the same length?"""
+        """Whether all groups of a row have the same length."""
         return self.scheme.strategy is not Strategy.group or self.integers.shape[1] % self.group == 0
 
     def without_zeros(self) -> QuantizedMatrix | None:
-        """The same weight as symmetric integers q − z, which take one bit more; None where that is more than 8."""
+        """The same weight as symmetric integers q − z, which take one bit more; None if that is more than 8."""
         if self.zeros is None:
             return self
         if self.integer_bits == 8:
@@ -172,7 +172,7 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 def split_groups(matrix: Tensor, rows: int, group: int) -> Tensor:
     """`[out, in]` as `[rows, group, weight]`; `rows` is out, or 1 if the whole matrix is one row.
 
-    A shorter last group is filled up with zeros. With a `group` of 0, or longer than a row, the row is one group.
+    A shorter last group is padded with zeros. With a `group` of 0, or longer than a row, the row is one group.
     """
     from torch.nn.functional import pad
 
@@ -188,12 +188,12 @@ def join_groups(groups: Tensor, shape: torch.Size) -> Tensor:
 
 
 def dequantize(integers: Tensor, scales: Tensor, zeros: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """ŵ = s · (q − z) `[rows, group, weight]` in `dtype`, of q alike and s, z `[rows, group]`; z None means 0.
+    """ŵ = s · (q − z) in `dtype`, from q `[rows, group, weight]` and s, z `[rows, group]`; z None means 0.
 
-    It is computed in float32 (in float64 for a `dtype` of that) and then rounded to `dtype`.
+    It is computed in float32 (float64 if `dtype` is float64) and then rounded to `dtype`.
     """
     compute = working_dtype(dtype)
     if scales.dtype == dtype and (zeros is None or not zeros.is_floating_point()):
-        compute = dtype  # The same result with less memory: q − z is exact in every dtype, only the product is rounded.
+        compute = dtype  # Same result, less memory: q − z is exact in every dtype, only the product is rounded.
     differences = integers if zeros is None else integers.to(compute) - zeros.to(compute)[..., None]
     return (differences * scales.to(compute)[..., None]).to(dtype)

@@ -1,4 +1,4 @@
-"""What a schedule knows and may ask for, the answers, and the protocol of whoever answers; torch-free."""
+"""The problem that a schedule gets, its requests, their answers, and the protocol of who answers; torch-free."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Problem:
-    """What a schedule knows of the model: its components, what may be done to them, which way metrics are better."""
+    """The information for a schedule: components, offers of compressors, metrics and sizes."""
 
     components: Sequence[Component]
     offers: Mapping[str, Mapping[str, Offer]]
-    """Compressor -> component -> offer, for the compressors of this run, in the order that the user gave."""
+    """Compressor -> component -> offer, for the configured compressors, in the user's order."""
     better: Mapping[str, Better]
-    """Metric -> which way is better, for every configured metric."""
+    """Metric -> which values are better, for every configured metric."""
     tokens: int
     """Length M of a continuation."""
     seed: int = 0
     estimable: frozenset[str] = frozenset()
     """Metrics whose changes can be estimated by a backward pass."""
     prefixes: int = 64
-    """How many search prefixes there are."""
+    """Number of search prefixes."""
     stored_bytes: int = 0
-    """Size of the base on disk, with everything that is not a component."""
+    """Size of the base's weight files, including everything that is not a component."""
     packed: bool = False
-    """Does the export store what a compressor packs? If not, its size does not depend on the plan."""
+    """Whether the export can pack weights. If not, its size does not depend on the plan."""
     fixed_bytes: int = 0
-    """Upper bound of what the exported weight files take besides the components."""
+    """Upper bound of the size of exported weight files without the components."""
 
 
 class Prefixes(enum.Enum):
     SEARCH = "search"
-    """The search decides on these."""
+    """Prefixes on which the search makes decisions."""
     PROOF = "proof"
-    """Fresh prefixes for the final score. The search must never decide on them."""
+    """Other prefixes for the final score. No decision of the search may depend on them."""
 
 
 class Request(ABC, Generic[Answer]):
-    """A question of a schedule. Inside `Schedule.search`, `answer = yield from request` gives an answer of its type.
+    """A request of a schedule. In `Schedule.search`, `answer = yield from request` gives a typed answer.
 
-    `answer = yield request` does the same, and a type checker then knows nothing of the answer.
+    `answer = yield request` does the same, but a type checker then does not know the type of the answer.
     """
 
     def __iter__(self) -> Generator[Request[Any], Any, Answer]:
@@ -65,9 +65,9 @@ class Request(ABC, Generic[Answer]):
 
 @dataclass(frozen=True)
 class ScoreRequest(Request[tuple[Scores, ...]]):
-    """Score every trial exactly, each on its own, and undo it. Answer: the scores of each trial, in order.
+    """Score every trial exactly, one at a time, and undo it. Answer: the scores of each trial, in order.
 
-    `start` and `stop` choose prefixes; metrics on text are scored on all of their text.
+    `start` and `stop` select prefixes; metrics on text are always scored on their whole text.
     """
 
     trials: Sequence[Plan]
@@ -82,9 +82,9 @@ class ScoreRequest(Request[tuple[Scores, ...]]):
 
 @dataclass(frozen=True)
 class ValuesRequest(Request["tuple[dict[str, NDArray[np.float64]], ...]"]):
-    """As `ScoreRequest`, but the answer has for each metric its first value per sequence, `[sequence]`.
+    """Like `ScoreRequest`, but the answer has the first value per sequence of each metric, `[sequence]`.
 
-    With these, two trials can be compared prefix by prefix.
+    With these values, two trials can be compared prefix by prefix.
     """
 
     trials: Sequence[Plan]
@@ -99,9 +99,9 @@ class ValuesRequest(Request["tuple[dict[str, NDArray[np.float64]], ...]"]):
 
 @dataclass(frozen=True)
 class Best:
-    """`chosen` are the indices of the best trials, best first, ties to the lower index; they all have scores.
+    """`chosen` are the indices of the best trials, best first; in a tie the lower index. All of them have scores.
 
-    `scores` of each trial are on all search prefixes, None where the trial was not measured.
+    `scores` are those of each trial on all search prefixes; None if a trial was not measured.
     """
 
     chosen: tuple[int, ...]
@@ -110,10 +110,10 @@ class Best:
 
 @dataclass(frozen=True)
 class BestRequest(Request[Best]):
-    """Which `count` of these trials score best by a statistic of a metric on the search prefixes? Answer: `Best`.
+    """Find the `count` trials with the best statistic of a metric on the search prefixes. Answer: `Best`.
 
-    `statistic` is a field of `Score`. `bounds` has for each trial the best value that it can reach as far as the
-    schedule knows, None where it knows nothing. With it a run may leave trials unmeasured.
+    `statistic` is a field of `Score`. `bounds` has for each trial the best value that the schedule expects of it, or
+    None if it has no bound. With bounds, a run may leave trials unmeasured.
     """
 
     trials: Sequence[Plan]
@@ -131,11 +131,11 @@ class Estimate:
     """Estimated effects of the options of one component, on each sequence.
 
     `changes` `[sequence, option]` are changes of the objective's first value per sequence; `line` is their first-order
-    part. `apart` equals `changes` except that the output rows are taken independently: the sum of the rows' squares
-    replaces the square of their sum, which has far less variance and ignores how rows interact.
-    `compressor.sensitivity.shrinkage` combines the two. `rows` `[row, option]`, if asked for, is the change by each row
-    alone, a mean over sequences. A measured estimate has `changes` only. `reached` is False where no token of the
-    prefixes came to the component (an expert), so that nothing is known of it.
+    part. `apart` equals `changes`, except that output rows are taken as independent: the sum of the rows' squares
+    replaces the square of their sum. This has far less variance, but ignores interactions between rows.
+    `compressor.sensitivity.shrinkage` combines the two. `rows` `[row, option]`, if requested, is the change by each row
+    alone, averaged over sequences. A measured estimate has only `changes`. `reached` is False if no token of the
+    prefixes reached the component (an expert); its numbers then have no meaning.
     """
 
     changes: NDArray[np.float64]
@@ -147,12 +147,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class EstimateRequest(Request[dict[str, Estimate]]):
-    """Estimate what each option would change, one component at a time, with the plan `at` on the others.
+    """Estimate the effect of each option, one component at a time, with the plan `at` on the other components.
 
-    `objective` is one of `Problem.estimable`, or any metric where the changes are to be `measured`: then each option is
-    a trial. `start` and `stop` choose search prefixes. Treatments are applied to the weights at the start of the round,
-    as everywhere; None is the weight at the start of the round. A change is against the model with `at` on it. Answer:
-    component -> `Estimate`.
+    `objective` is one of `Problem.estimable`, or any metric if the changes are `measured`; then each option is a trial.
+    `start` and `stop` select search prefixes. None is the component as it is at the start of the round. Changes are
+    relative to the model with the plan `at`. Answer: component -> `Estimate`.
     """
 
     options: Mapping[str, Sequence[Treatment | None]]
@@ -167,7 +166,7 @@ class EstimateRequest(Request[dict[str, Estimate]]):
         return oracle.estimate(self)
 
     def list_trials(self) -> list[Plan]:
-        """The trials by which it is measured: the plan `at`, then each option of each component."""
+        """The trials of a measured estimate: the plan `at`, then each option of each component."""
         trials = [self.at]
         for name, options in self.options.items():
             others = {other: treatment for other, treatment in self.at.items() if other != name}
@@ -177,10 +176,10 @@ class EstimateRequest(Request[dict[str, Estimate]]):
 
 @dataclass(frozen=True)
 class SizeRequest(Request[dict[str, list[int]]]):
-    """How many bits does each option store? None is the component as it is now. Answer: component -> bits.
+    """Count the stored bits of each option. None is the component as it is now. Answer: component -> bits.
 
-    Packed bits with scales; `on_disk` those of the exported files: everything that the format adds, and whole weights
-    where it cannot pack. Parts of one matrix are then taken to have the same option.
+    These are packed bits with scales, or bits in the exported files if `on_disk`: with all that the format adds, and
+    dense weights where it cannot pack. `on_disk` assumes that all parts of one matrix have the same option.
     """
 
     options: Mapping[str, Sequence[Treatment | None]]
@@ -192,7 +191,7 @@ class SizeRequest(Request[dict[str, list[int]]]):
 
 @dataclass(frozen=True)
 class CountRequest(Request[dict[str, list[int]]]):
-    """How many weights of each component have at most each importance? `thresholds` ascend.
+    """Count the weights of each component whose importance is at most each threshold; `thresholds` increase.
 
     Answer: component -> counts, in the order of the thresholds.
     """
@@ -206,7 +205,7 @@ class CountRequest(Request[dict[str, list[int]]]):
 
 @dataclass(frozen=True)
 class Waypoint:
-    """The best plan that a search had found at some point, and the `statistic` of the metric by which it was best."""
+    """The best plan at one point of a search, and the value of the `statistic` of the metric that ranked it."""
 
     plan: Plan
     metric: str
@@ -216,21 +215,21 @@ class Waypoint:
 
 @dataclass(frozen=True)
 class KeepRequest(Request[dict[str, float]]):
-    """End a round: put the plan on the model for good. Answer: component -> its amount now."""
+    """End a round: apply the plan to the model permanently. Answer: component -> its amount now."""
 
     plan: Plan
     target: float | None = None
     notes: Sequence[str] = ()
-    """What a person should know of the plan, one sentence each."""
+    """Sentences for the user about the plan."""
     curve: Sequence[Waypoint] = ()
-    """What the search found on its way; recorded with the round."""
+    """The best plans on the way of the search; recorded with the round."""
     most_bytes: int | None = None
-    """Upper limit of the exported weight files; a run whose files are larger fails."""
+    """Upper limit of the size of the exported weight files; a run with larger files fails."""
     singles: Mapping[str, float] = field(default_factory=dict)
-    """Metric -> sum of the changes that each treatment alone makes to its first value per sequence, a mean over
-    sequences, each from the start of the round. The run compares it with what the whole plan changes."""
+    """Metric -> sum over treatments of the change of its first value by the treatment alone, averaged over sequences,
+    relative to the start of the round. The run compares it with the change by the whole plan."""
     last: bool = field(default=False, compare=False)
-    """No round follows, so the base weights need not be kept for one: every round treats the base's weights anew."""
+    """True if no round follows. Base weights are then not kept; otherwise the next round starts from them again."""
 
     def ask(self, oracle: Oracle) -> dict[str, float]:
         return oracle.keep(self)
@@ -269,9 +268,9 @@ class Oracle(Protocol):
 
 
 Asks = Generator[Request[Any], Any, Answer]
-"""A generator of requests that receives their answers and returns what it found out."""
+"""A generator of requests that receives their answers and returns a result."""
 Search = Asks[None]
-"""What `Schedule.search` returns."""
+"""The type that `Schedule.search` returns."""
 
 
 def compressors_of(treatments: Mapping[str, Sequence[Treatment | None]] | Plan) -> set[str]:

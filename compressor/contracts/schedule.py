@@ -1,4 +1,4 @@
-"""The contract of schedules: what to try and what to keep."""
+"""The contract of schedules: which trials to score and which plans to keep."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from compressor.errors import PluginError
 
 
 class Schedule(ABC):
-    """Decides what to try and what to keep. Torch-free; all randomness from `problem.seed`.
+    """Decides which trials to score and which plans to keep. Torch-free; all randomness is from `problem.seed`.
 
-    A schedule is written as a generator: it yields requests and receives their answers. `Dialogue` turns that into
-    ask and tell, and, as a search is a pure function of the problem and the answers, its state is the answers so far.
+    A schedule is a generator: it yields requests and receives their answers. `Dialogue` offers it as ask and tell. A
+    search is a pure function of the problem and the answers, so its state is the list of answers so far.
     """
 
     name: ClassVar[str]
     repeats: ClassVar[bool] = False
-    """Does it do what was decided elsewhere? It then gets every component as it is, even if some are fused."""
+    """True if it only repeats earlier decisions. It then gets the components unfused."""
 
     @abstractmethod
     def search(self, problem: Problem) -> Search:
-        """Yield requests until done; raises ConfigError before the first one where options do not fit the problem."""
+        """Yield requests until done; raises ConfigError before the first one if options do not fit the problem."""
 
     def ranks_by(self) -> Sequence[str]:
-        """Metrics that the search itself asks for, so that they are configured even if nobody wants them reported."""
+        """Metrics that the search needs. They are configured even if the user does not select them."""
         return ()
 
     def limits_files(self) -> bool:
-        """Does it limit the size of the exported files? It then decides for all parts of one matrix together."""
+        """True if it limits the size of the exported files. Parts of one matrix are then fused for it."""
         return False
 
 
 class Dialogue:
-    """A schedule's search as ask and tell: `propose` gives the open request (None when done), `tell` answers it.
+    """A schedule's search as ask and tell: `propose` returns the open request (None if done), `tell` answers it.
 
     >>> dialogue = Dialogue(schedule, problem)
     >>> while (request := dialogue.propose()) is not None:
     ...     dialogue.tell(request.ask(oracle))
 
-    A search is a function of the problem and the answers so far, so a dialogue that is given the first `answers` goes
-    on from there. Raises PluginError where the schedule yields something that is no request.
+    A dialogue that is given the first `answers` of a search continues after them, because a search depends only on the
+    problem and the answers. Raises PluginError if the schedule yields something that is not a request.
     """
 
     def __init__(self, schedule: Schedule, problem: Problem, answers: Sequence[Any] = ()) -> None:
@@ -75,5 +75,5 @@ class Dialogue:
         if request is None or isinstance(request, Request):
             return request
         raise PluginError(
-            f"schedule `{self._name}` yielded {request!r}, which is no request; yield one of compressor.contracts"
+            f"schedule `{self._name}` yielded {request!r}, which is not a request; yield one of compressor.contracts"
         )

@@ -1,4 +1,4 @@
-"""The value types that stages hand to one another; plain data, torch-free, comparable and printable."""
+"""Value types that all stages exchange; plain data, torch-free, comparable and printable."""
 
 import enum
 import math
@@ -10,20 +10,20 @@ from compressor.errors import PlanError
 
 
 class Reads(enum.Flag):
-    """What a metric reads of a forward pass; the engine computes nothing that no metric reads."""
+    """The outputs of a forward pass that a metric reads. The engine computes nothing else."""
 
     LEADING = enum.auto()
-    """How many leading positions have the reference token as the most likely one, `[sequence]`."""
+    """Number of leading positions at which the reference token is the most likely one, `[sequence]`."""
     PREDICTED = enum.auto()
     """The most likely token, `[sequence, position]`."""
     LOGITS = enum.auto()
-    """The logits at ids that the metric gives, and the base's margins over its runners-up."""
+    """The logits at ids that the metric chooses, and the base's margins over its runners-up."""
     REFERENCE = enum.auto()
     """The log-probability of the reference token, `[sequence, position]`."""
     DISTRIBUTION = enum.auto()
     """All log-probabilities, `[sequence, position, vocabulary]`, of candidate and base."""
     BASE = LOGITS | DISTRIBUTION
-    """Those for which the base is read too."""
+    """Those that need outputs of the base too."""
 
 
 class Better(enum.Enum):
@@ -32,16 +32,16 @@ class Better(enum.Enum):
 
     @property
     def sign(self) -> float:
-        """+1 or -1: `sign * value` is always the larger the better."""
+        """+1 or -1: a larger `sign * value` is always better."""
         return 1.0 if self is Better.HIGHER else -1.0
 
 
 @dataclass(frozen=True)
 class Component:
-    """One weight matrix of the model, seen as `[out, in]` however the checkpoint stores it.
+    """One weight matrix of the model, `[out, in]` however the checkpoint stores it.
 
-    `kind` is query, key, value, output, gate, up, down, fc_in or fc_out (else the module's own name); `layer` is None
-    outside the decoder layers; `stored_bits` are the bits of one weight in the checkpoint on disk.
+    `kind` is query, key, value, output, gate, up, down, fc_in or fc_out (else the module's own name). `layer` is None
+    outside the decoder layers. `stored_bits` are the bits of one weight in the checkpoint on disk.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Component:
 class Offer:
     """The amounts that a compressor offers for a component: fixed `levels`, or every amount in [low, high].
 
-    `by_row` says that every output row may also have an amount of its own.
+    With `by_row`, each output row can also have its own amount.
     """
 
     levels: tuple[float, ...] = ()
@@ -83,14 +83,14 @@ class Offer:
         return any(abs(amount - level) <= self.TOLERANCE for level in self.levels)
 
     def require(self, amount: float, compressor: str, component: Component) -> None:
-        """Raise PlanError where `amount` is not one of these, which `compressor` offers for `component`."""
+        """Raise PlanError if `amount` is not offered; `compressor` and `component` are for the message."""
         if not self.contains(amount):
             raise PlanError(
                 f"`{compressor}` offers {self} for `{component.name}`, got {amount:g}; ask for one of these"
             )
 
     def require_rows(self, amounts: Sequence[float], compressor: str, component: Component) -> None:
-        """As `require`, for an amount of its own for every output row."""
+        """Like `require`, for one amount for each output row."""
         rows = component.shape[0]
         if not self.by_row:
             raise PlanError(f"`{compressor}` takes one amount per matrix; give `{component.name}` no rows")
@@ -110,10 +110,10 @@ class Offer:
 
 @dataclass(frozen=True)
 class Treatment:
-    """A compressor, the amount it takes away (cumulative, in [0, 1]) and its options.
+    """A compressor, the amount (cumulative, in [0, 1]) and options of the compressor.
 
-    `options` are the compressor's fields; empty means "as configured in this run". `rows` are the amounts of the output
-    rows where each has its own; their mean is the amount.
+    `options` are the compressor's fields; empty means those of this run. `rows` are the amounts of the output rows, if
+    each has its own; their mean is `amount`.
     """
 
     compressor: str
@@ -135,19 +135,19 @@ class Treatment:
             )
 
     def __hash__(self) -> int:
-        """Equal treatments have the same hash; `options` is left out, because a mapping cannot be hashed."""
+        """Without `options`, because a mapping cannot be hashed."""
         return hash((self.compressor, self.amount, self.rows))
 
 
 Plan = Mapping[str, Treatment]
-"""Component name -> treatment; components that are not named stay as they are."""
+"""Component name -> treatment; other components stay unchanged."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One metric over n sequences: aggregates and bootstrap 95 % intervals of the mean and of the 75th percentile.
+    """One metric over n sequences: its statistics and bootstrap 95 % intervals of the mean and of the 75th percentile.
 
-    Where a metric is not a mean of sequences, `mean` is its value over all of them.
+    If a metric is not a mean over sequences, `mean` is its value over all of them.
     """
 
     mean: float

@@ -68,8 +68,8 @@ WRONG = {
     TREATMENT % "true": "must be a number in [0, 1], got True",
     TREATMENT % '"0.5"': "must be a number in [0, 1], got '0.5'",
     TREATMENT % "null": "must be a number in [0, 1], got None",
-    TREATMENT % "NaN": ": NaN is not a number that JSON knows; give a finite one",
-    TREATMENT % "-Infinity": ": -Infinity is not a number that JSON knows; give a finite one",
+    TREATMENT % "NaN": ": NaN is not a JSON number; give a finite one",
+    TREATMENT % "-Infinity": ": -Infinity is not a JSON number; give a finite one",
     TREATMENT % "1e999": ": '1e999' is too large; give a smaller number",
     TREATMENT % ("9" * 5000): ": Exceeds the limit",
     TREATMENT % ("9" * 4000): "must be a number in [0, 1], got 9999",
@@ -102,7 +102,7 @@ def read_error(path: Path | str) -> str:
 ROWS = '{"a": {"compressor": "magnitude", "amount": 0.5, "rows": %s}}'
 WRONG_ROWS = {
     ROWS
-    % "true": ": `rows` of component 'a' must be the name of a file beside the plan, got True; say 'rows.safetensors'",
+    % "true": ": `rows` of component 'a' must be the name of a file beside the plan, got True; give 'rows.safetensors'",
     ROWS % "null": "must be the name of a file beside the plan, got None",
     ROWS % "[0.5]": "must be the name of a file beside the plan, got [0.5]",
     ROWS % r'"a\u0000b"': r"must be the name of a file beside the plan, got 'a\x00b'",
@@ -204,7 +204,7 @@ def test_any_depth_of_a_search_is_a_plan(tmp_path: Path) -> None:
     path.write_text(json.dumps({"status": "done", "rounds": [{"amount": 0.1}, {"curve": curve}]}))
     assert read_plan(path, 1) == {"a": Treatment("int4", 0.75, {"group": 32})}
     assert {*read_plan(path, 2)} == {"b", "c"}
-    with pytest.raises(PlanError, match="it has no plan of 3 components, but from 1 to 2; choose one of these"):
+    with pytest.raises(PlanError, match="it has no plan of 3 components, only from 1 to 2; choose one of these"):
         read_plan(path, 3)
 
 
@@ -214,7 +214,7 @@ def test_any_depth_of_a_search_is_a_plan(tmp_path: Path) -> None:
 def test_a_report_without_a_search_has_no_depth(tmp_path: Path, rounds: object) -> None:
     path = tmp_path / "report.json"
     path.write_text(json.dumps({"rounds": rounds}))
-    with pytest.raises(PlanError, match=r"there is no curve of a search in it; give the report\.json of a run with"):
+    with pytest.raises(PlanError, match=r"it has no curve of a search; give the report\.json of a run with"):
         read_plan(path, 1)
 
 

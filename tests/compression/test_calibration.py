@@ -166,7 +166,9 @@ def test_the_tied_head_sees_continuations(tmp_path: Path) -> None:
 
 def test_inputs_that_no_product_shows_are_named(tmp_path: Path) -> None:
     bench = make_bench("llama", tmp_path, include=["embed_tokens", "q_proj"], tie_word_embeddings=False)
-    with pytest.raises(ModelError, match=r"`model.embed_tokens` cannot be seen: .*exclude it by components.exclude"):
+    with pytest.raises(
+        ModelError, match=r"`model.embed_tokens` cannot be observed: .*exclude it by components.exclude"
+    ):
         take(bench)
 
 
