@@ -1,1 +1,1 @@
-"""Answers what a schedule asks: measured on a model, predicted from estimates, or made up in a dry run."""
+"""Answers a schedule's requests: measured on a model, predicted from estimates, or made up in a dry run."""

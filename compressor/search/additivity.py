@@ -13,22 +13,22 @@ from compressor.evaluation.evaluator import SequenceValues
 
 @dataclass
 class StartingValues:
-    """First values per sequence of metrics at the start of the round, on as many search prefixes as were measured."""
+    """First values per sequence of metrics at the start of the round, on the search prefixes measured so far."""
 
     metrics: Mapping[str, Metric]
     known: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def add(self, metric: str, start: int, values: NDArray[np.float64]) -> None:
-        """Values that were measured on the prefixes from `start` on; of a metric on text they are of the whole text."""
+        """Add values measured on the prefixes from `start` on; values of a metric on text are those of the whole text."""
         whole = self.metrics[metric].text() is not None
         self.known[metric] = join_blocks(self.known.get(metric, np.empty(0)), 0 if whole else start, values)
 
     def close_round(self, singles: Mapping[str, float], values: SequenceValues) -> float | None:
-        """The additivity ratio of the plan that was kept; its own values are where the next round starts.
+        """The additivity ratio of the plan that was kept; its values become the starting values of the next round.
 
-        `singles` are sums of single effects by metric, `values` those of the model with the plan on it. Only prefixes
-        whose starting values are known count; an estimable metric starts at 0 on the base. None where nothing got
-        worse or nothing is known.
+        `singles` are sums of single effects by metric, `values` the values of the model with the plan. Only prefixes
+        with known starting values count; an estimable metric is 0 on the base. None if no metric got worse or no
+        starting values are known.
         """
         started, self.known = self.known, {name: rows[:, 0] for name, rows in values.items()}
         for name, total in singles.items():

@@ -1,4 +1,4 @@
-"""The plan that is on the model: puts treatments on it for good, and knows what every component then stores."""
+"""The kept plan: applies treatments to the model permanently, and holds the stored bits of treated components."""
 
 import math
 from collections.abc import Collection, Iterator
@@ -14,9 +14,9 @@ from compressor.models import Model
 
 @dataclass
 class AppliedPlan:
-    """`kept` is the plan on the model. `packed_bits` and `quantized` are those of the components that it treats.
+    """`kept` is the plan on the model. `packed_bits` and `quantized` have entries for the components that it treats.
 
-    `files` says what exported files take.
+    `files` computes the sizes of exported files.
     """
 
     model: Model
@@ -29,10 +29,10 @@ class AppliedPlan:
     quantized: dict[str, QuantizedMatrix | None] = field(default_factory=dict)
 
     def apply(self, plan: Plan, is_last: bool) -> None:
-        """Put a plan on the model. Unless it is the last, base weights are held, from which later treatments start.
+        """Apply a plan to the model. Unless it is the last, base weights are kept for treatments of later rounds.
 
-        First come the treatments that are not sequential, with calibration data of the model as it stands. The others
-        follow layer by layer, each with calibration data of its inputs when everything before it is in place.
+        Treatments that are not sequential are applied first, with calibration data of the current model. The others
+        follow layer by layer, with calibration data from the model in which all earlier layers are compressed.
         """
         check_names(self.model, plan)
         if not is_last:
@@ -52,7 +52,7 @@ class AppliedPlan:
         self.kept.update(plan)
 
     def count_sizes(self, request: SizeRequest) -> dict[str, list[int]]:
-        """Bits of each option, as compressors pack it or in the exported files."""
+        """Bits of each option, packed or in the exported files."""
         if not request.on_disk:
             return self.treatments.sizes(self.model, request.options, self.packed_bits)
         count = self.files.count_bits
@@ -68,7 +68,7 @@ class AppliedPlan:
         return self.treatments.sizes(self.model, request.options, now, measure)
 
     def list_quantized(self) -> dict[str, QuantizedMatrix | None]:
-        """`quantized` of the components that take fewer bits than a dense weight."""
+        """`quantized` of the components that take fewer bits than dense weights."""
         dense = {name: c.parameters * c.stored_bits for name, c in self.model.components.items()}
         return {name: matrix for name, matrix in self.quantized.items() if self.packed_bits[name] < dense[name]}
 
@@ -79,7 +79,7 @@ class AppliedPlan:
 
 
 def list_layers(model: Model, names: Collection[str]) -> Iterator[tuple[int | None, list[str]]]:
-    """Each layer that holds some of these components, first to last, with their names; None (no layer) is last."""
+    """The layers of these components, first to last, with the names in each; None (outside of layers) is last."""
     components = model.components
     inside: dict[int | None, list[str]] = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""A search without a model: answers what a schedule asks by made-up, additive damage, and checks what it asks for."""
+"""A search without a model: checks a schedule's requests and answers them with made-up numbers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ MOST_REQUESTS = 1000
 
 
 class Damage(Protocol):
-    """How much a plan is made out to harm a model; with `adds_up`, components do so independently of one another."""
+    """The made-up loss of quality by a plan. With `adds_up`, it is a sum over components."""
 
     adds_up: ClassVar[bool]
 
@@ -57,12 +57,12 @@ class AdditiveDamage:
 
     @classmethod
     def for_components(cls, components: Sequence[Component], turn: int = 0) -> "AdditiveDamage":
-        """Hardness 1, 2, 3, 1, … times the number of weights; another `turn` makes other components hard."""
+        """Hardness 1, 2, 3, 1, … times the number of weights; `turn` shifts this sequence."""
         return cls({c.name: (1 + (index + turn) % 3) * c.parameters for index, c in enumerate(components)})
 
     @cached_property
     def total(self) -> float:
-        """The hardness of all components."""
+        """The sum of the hardness of all components."""
         return sum(self.hardness.values())
 
     def of(self, plan: Plan) -> float:
@@ -71,12 +71,12 @@ class AdditiveDamage:
 
 @dataclass
 class DryRun:
-    """The oracle that makes answers up. Raises PluginError for a request that no run could answer.
+    """The oracle with made-up answers. Raises PluginError for a request that no run could answer.
 
-    Metrics that are better when lower are the damage, others are tokens · (1 − damage). `proof_shift` is added to all
-    values on proof prefixes. `made_up` gives the damage, by default `AdditiveDamage`. `kept` is the plan on the
-    imagined model; `requests` and `answers` are those of `play`. Tests override `damage`, `size`, `score_plan` or
-    `spread` to make up other answers.
+    Metrics whose lower values are better equal the damage; others equal tokens · (1 − damage). `proof_shift` is added
+    to all values on proof prefixes. `made_up` computes the damage, by default `AdditiveDamage`. `kept` is the plan on
+    the imaginary model; `requests` and `answers` are those of `play`. Tests override `damage`, `size`, `score_plan` or
+    `spread` for other answers.
     """
 
     problem: Problem
@@ -87,7 +87,7 @@ class DryRun:
     answers: list[Any] = field(default_factory=list)
 
     def play(self, schedule: Schedule, most: int = MOST_REQUESTS) -> None:
-        """Run a schedule to its end; raises PluginError for a bad request, or more than `most`."""
+        """Run a schedule to its end; raises PluginError for an invalid request, or after more than `most` requests."""
         dialogue = Dialogue(schedule, self.problem)
         self.answers = dialogue.answers
         for request in dialogue.converse(self):
@@ -97,7 +97,7 @@ class DryRun:
 
     @cached_property
     def components(self) -> dict[str, Component]:
-        """Those of the problem, by name."""
+        """The components of the problem, by name."""
         return {component.name: component for component in self.problem.components}
 
     @cached_property
@@ -109,7 +109,7 @@ class DryRun:
         return self._damage.of(plan)
 
     def size(self, name: str, option: Treatment | None) -> int:
-        """Bits of an option; an amount is what it takes away of the stored bits."""
+        """Bits of an option: stored bits · (1 − amount)."""
         treatment = self._replace({}, name, option).get(name)
         component = self.components[name]
         return round(component.parameters * component.stored_bits * (1 - (treatment.amount if treatment else 0.0)))
@@ -130,7 +130,7 @@ class DryRun:
         return {name: flat_score(value + shift) for name, value in values.items()}
 
     def spread(self, scores: Scores, sequences: int) -> dict[str, NDArray[np.float64]]:
-        """Values per sequence whose mean is that of the scores: the same for each."""
+        """Values per sequence: the mean of the scores for every sequence."""
         return {name: np.full(sequences, score.mean) for name, score in scores.items()}
 
     def score(self, request: ScoreRequest) -> tuple[Scores, ...]:
@@ -142,14 +142,14 @@ class DryRun:
         return tuple(self.spread(scores, sequences) for scores in scored)
 
     def best(self, request: BestRequest) -> Best:
-        """As little as may be answered: only the chosen trials have scores."""
+        """The smallest allowed answer: only the chosen trials have scores."""
         check_request(request)
         scores = [self.score_plan(plan, (request.metric,), Prefixes.SEARCH) for plan in request.trials]
         chosen = choose_best(request, self.problem.better[request.metric], scores).chosen
         return Best(chosen, tuple(found if index in chosen else None for index, found in enumerate(scores)))
 
     def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
-        """Exactly the difference of scores, the same for every sequence; rows share it evenly."""
+        """The exact difference of scores, the same for every sequence, divided evenly between rows."""
         if request.objective not in (self.problem.better if request.measured else self.problem.estimable):
             raise PluginError(f"`{request.objective}` cannot be estimated, only {sorted(self.problem.estimable)} can")
         self.check_plan(request.at)
@@ -157,7 +157,7 @@ class DryRun:
         answer = {}
         for name, options in request.options.items():
             before = whole
-            if self.made_up is not None and self.made_up.adds_up:  # the other components make no difference
+            if self.made_up is not None and self.made_up.adds_up:  # other components have no effect
                 before = {name: whole[name]} if name in whole else {}
             changes = np.array([self.damage(self._replace(before, name, option)) for option in options])
             changes -= self.damage(before)
@@ -173,7 +173,7 @@ class DryRun:
         return {name: [self.size(name, option) for option in options] for name, options in request.options.items()}
 
     def counts(self, request: CountRequest) -> dict[str, list[int]]:
-        """Importance is spread evenly over (0, 1 + i % 3] in component i."""
+        """The importance in component i is distributed evenly over (0, 1 + i % 3]."""
         if request.compressor not in self.problem.offers or list(request.thresholds) != sorted(request.thresholds):
             raise PluginError(f"counts need a configured compressor and sorted thresholds, got {request!r}")
         return {
@@ -198,7 +198,7 @@ class DryRun:
         return {component.name: kept.get(component.name, 0.0) for component in self.problem.components}
 
     def check_plan(self, plan: Plan) -> None:
-        """Raise PluginError for a treatment that does not exist."""
+        """Raise PluginError for a component or treatment that is not in the problem."""
         for name, treatment in plan.items():
             if name not in self.components:
                 raise PluginError(f"the schedule treats `{name}`, which is not a component of its problem")
@@ -212,7 +212,7 @@ class DryRun:
                     raise PluginError(f"the schedule asks for rows that do not exist: {error}") from None
 
     def _replace(self, plan: Plan, name: str, option: Treatment | None) -> Plan:
-        """The plan with another option for one component; None is what was kept of it."""
+        """The plan with another option for one component; None is its kept treatment."""
         if option is not None:
             self.check_plan({name: option})
         chosen = self.kept.get(name) if option is None else option

@@ -1,4 +1,4 @@
-"""Estimates of options: by one backward pass, by a trial for each, or from the cache of an earlier run."""
+"""Estimates of options: by one backward pass, by a trial for each option, or from the cache of an earlier run."""
 
 from dataclasses import dataclass
 
@@ -16,12 +16,12 @@ from compressor.sensitivity.estimator import GradientEstimator
 
 PASSES_OF_ESTIMATE = 4
 """One backward pass costs about four forward passes: forward, recomputation layer by layer, and the gradients of inputs
-and of weights."""
+and weights."""
 
 
 @dataclass
 class Estimator:
-    """Answers requests for estimates on the search prefixes; those of the base may take `cache_bytes` on disk."""
+    """Answers estimate requests on the search prefixes. Estimates of the base are cached, in `cache_bytes` on disk."""
 
     applied: AppliedPlan
     scorer: TrialScorer
@@ -30,7 +30,7 @@ class Estimator:
     cache_bytes: int = 0
 
     def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
-        """What options change; a note says what a prediction leaves out."""
+        """The estimated effects of options; a note says what a prediction ignores."""
         note = note_ignored_inputs(self.applied.treatments, request)
         self.notes.extend([note] if note and note not in self.notes else [])
         cache = self._open_cache(request)
@@ -46,7 +46,7 @@ class Estimator:
         return known.estimates
 
     def _open_cache(self, request: EstimateRequest) -> EstimateCache | None:
-        """Where such answers are kept; None where nothing is kept, or the model is not the base any more."""
+        """The cache for this request; None if there is no cache, or the model is not the base any more."""
         if not self.cache_bytes or self.applied.kept or request.at:
             return None
         evaluator, metric = self.scorer.evaluators[Prefixes.SEARCH], self.scorer.metrics[request.objective]
@@ -83,12 +83,12 @@ class Estimator:
 
 
 def note_ignored_inputs(treatments: Treatments, request: EstimateRequest) -> str | None:
-    """A note where an option transforms inputs, which a prediction ignores; None where none does."""
+    """A note if an option transforms inputs, which a prediction ignores; else None."""
     options = (option for choices in request.options.values() for option in choices if option is not None)
     compressors = dict.fromkeys(option.compressor for option in options if treatments.resolve(option).transforms_inputs)
     if request.measured or not compressors:
         return None
     return (
-        f"Estimates of {', '.join(compressors)} count the change of the weights and not that of their inputs, so they "
-        "are too low; scores count both."
+        f"Estimates of {', '.join(compressors)} include the change of the weights but not that of the inputs, so they "
+        "are too low; scores include both."
     )

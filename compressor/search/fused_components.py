@@ -1,7 +1,7 @@
-"""Components that must share a treatment: a schedule decides for them as one unit. Torch-free.
+"""Fused components: several components for which a schedule chooses one treatment. Torch-free.
 
-Servers load query, key and value as one matrix, gate and up as one, and all experts of a layer as one kernel. Each of
-these then has one format, so a search should decide for them together.
+Servers load query, key and value as one matrix, gate and up as one matrix, and all experts of a layer as one kernel.
+Each of these has one format, so its components must have the same treatment.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ from compressor.contracts import (
 
 T = TypeVar("T")
 Options = Mapping[str, Sequence[Treatment | None]]
-"""Component -> options; None is the component as it is."""
+"""Component -> options; None is the unchanged component."""
 TOGETHER = {**dict.fromkeys(("query", "key", "value"), "qkv"), **dict.fromkeys(("gate", "up"), "gate_up")}
-"""Kind -> what the matrices of one module that go with it are called together."""
+"""Kind -> the name of the unit that it belongs to, within its module."""
 
 
 def name_matrix(component: Component) -> str:
-    """`model.layers.0.self_attn.qkv_proj:k` -> `model.layers.0.self_attn.qkv_proj`: what is one matrix in the model."""
+    """The matrix in the model: `model.layers.0.self_attn.qkv_proj:k` -> `model.layers.0.self_attn.qkv_proj`."""
     return component.name.partition(":")[0]
 
 
 def name_unit(component: Component) -> str:
-    """`model.layers.0.self_attn.q_proj` -> `model.layers.0.self_attn.qkv`.
+    """The unit of a component: `model.layers.0.self_attn.q_proj` -> `model.layers.0.self_attn.qkv`.
 
-    Query, key and value of an attention are one unit, gate and up of an MLP, and all experts of a layer.
+    One unit is query, key and value of an attention, gate and up of an MLP, or all experts of a layer.
     """
     experts = re.match(r"(.*\bexperts)\b", component.name)
     if experts and "shared_experts" not in component.name:
@@ -64,12 +64,12 @@ def name_unit(component: Component) -> str:
 
 @dataclass(frozen=True)
 class Fusion:
-    """Units by name, each with the components it is made of; most are made of one, and have its name."""
+    """Units by name, each with its components. A unit of one component has the name of the component."""
 
     units: Mapping[str, Sequence[Component]]
 
     def fuse_problem(self, problem: Problem) -> Problem:
-        """The problem in units."""
+        """The problem with units as its components."""
         return replace(
             problem,
             components=tuple(join_components(name, members) for name, members in self.units.items()),
@@ -83,7 +83,7 @@ class Fusion:
         )
 
     def spread(self, plan: Plan) -> dict[str, Treatment]:
-        """A plan for units as one for components; each takes its own of the rows."""
+        """A plan for units converted to a plan for components; rows are split between them."""
         return {
             member.name: part
             for name, treatment in plan.items()
@@ -91,7 +91,7 @@ class Fusion:
         }
 
     def spread_options(self, options: Options) -> dict[str, Sequence[Treatment | None]]:
-        """Each member has the options of its unit, with its own of their rows."""
+        """Options of units converted to options of components; rows are split between them."""
         found: dict[str, Sequence[Treatment | None]] = {}
         for name, chosen in options.items():
             members = self.units[name]
@@ -100,13 +100,13 @@ class Fusion:
         return found
 
     def gather(self, names: Iterable[str], answer: Mapping[str, T]) -> Iterator[tuple[str, list[T]]]:
-        """Each unit with the answers for its members."""
+        """Each unit with the answers for its components."""
         return ((name, [answer[member.name] for member in self.units[name]]) for name in names)
 
 
 @dataclass(frozen=True)
 class FusedOracle:
-    """Answers requests about units by asking `inner` about their components."""
+    """Answers requests about units; it forwards requests about their components to `inner`."""
 
     inner: Oracle
     fusion: Fusion
@@ -148,10 +148,10 @@ class FusedOracle:
 
 
 def open_dialogue(schedule: Schedule, problem: Problem, oracle: Oracle, fuses: bool) -> tuple[Dialogue, Oracle]:
-    """A dialogue with a schedule, and who answers it: `oracle`, through a `FusedOracle` where components are fused.
+    """A dialogue with a schedule, and the oracle that answers it: `oracle`, or a `FusedOracle` around it.
 
-    With `fuses` what servers load as one is decided together. A schedule that limits the size of files decides for all
-    parts of one matrix together. One that repeats earlier decisions gets the components as they are.
+    With `fuses`, components that servers load as one are fused. For a schedule that limits the size of files, the parts
+    of each matrix are fused. For a schedule that repeats earlier decisions, nothing is fused.
     """
     if schedule.repeats or not (fuses or schedule.limits_files()):
         return Dialogue(schedule, problem), oracle
@@ -160,7 +160,7 @@ def open_dialogue(schedule: Schedule, problem: Problem, oracle: Oracle, fuses: b
 
 
 def fuse(components: Iterable[Component], unit: Callable[[Component], str] = name_unit) -> Fusion:
-    """Components for which `unit` gives the same name together; the others stay alone."""
+    """Fuse the components for which `unit` returns the same name."""
     units: dict[str, list[Component]] = {}
     for component in components:
         units.setdefault(unit(component), []).append(component)
@@ -168,7 +168,7 @@ def fuse(components: Iterable[Component], unit: Callable[[Component], str] = nam
 
 
 def join_components(name: str, members: Sequence[Component]) -> Component:
-    """One component with the weights of all; its rows are theirs, one after the other, where these are equally long."""
+    """One component for all members. If their rows are equally long, its rows are theirs, one after the other."""
     if len(members) == 1:
         return members[0]
     total, width = sum(member.parameters for member in members), members[0].shape[1]
@@ -183,7 +183,7 @@ def join_components(name: str, members: Sequence[Component]) -> Component:
 
 
 def join_offers(members: Sequence[Component], offers: Sequence[Offer]) -> Offer:
-    """What all members offer; rows only where theirs are equally long, for else the unit has none."""
+    """The amounts that all members offer; by row only if their rows are equally long."""
     joined = reduce(intersect, offers)
     return joined if len({member.shape[1] for member in members}) == 1 else replace(joined, by_row=False)
 
@@ -197,7 +197,7 @@ def intersect(one: Offer, other: Offer) -> Offer:
 
 
 def split_rows(treatment: Treatment, members: Sequence[Component]) -> list[Treatment]:
-    """The treatment of a unit for each of its members, whose rows are one after the other."""
+    """The treatment of a unit for each of its members; their rows follow one another."""
     if treatment.rows is None:
         return [treatment] * len(members)
     rows = iter(treatment.rows)
@@ -206,12 +206,12 @@ def split_rows(treatment: Treatment, members: Sequence[Component]) -> list[Treat
 
 
 def sum_columns(parts: Sequence[Sequence[int]]) -> list[int]:
-    """Sums over members of what each option takes."""
+    """The sum over members for each option."""
     return [sum(column) for column in zip(*parts, strict=True)]
 
 
 def join_estimates(parts: Sequence[Estimate]) -> Estimate:
-    """The sum over members; rows one after the other."""
+    """The sum over members; their rows follow one another."""
 
     def total(name: str) -> NDArray[np.float64] | None:
         arrays = [getattr(part, name) for part in parts]

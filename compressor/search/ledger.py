@@ -1,4 +1,4 @@
-"""What the current round has cost so far: trials, forward passes, cached options, and what approximation left out."""
+"""Costs of the current round: trials, forward passes, cached options, and trials left out by the approximation."""
 
 import time
 from dataclasses import dataclass, field
@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 @dataclass
 class ApproximationTotals:
-    """Counts of the approximate mode: trials asked about, trials measured, and trials left out for each reason.
+    """Counts of the approximate mode: requests (`questions`), their trials, measured trials, and trials left out.
 
-    `violations` are measured trials that were better than the bound they came with. Of the trials left out, `audited`
-    were measured anyway, and `missed` of these would have been among the best.
+    `violations` are measured trials that were better than their bound. Of the trials left out, `audited` were measured
+    anyway, and `missed` of these are among the best.
     """
 
     questions: int = 0
@@ -22,7 +22,7 @@ class ApproximationTotals:
     missed: int = 0
 
     def describe(self) -> list[str]:
-        """A sentence for a person; none where nothing was asked."""
+        """A sentence for the user; none if there was no request."""
         if not self.questions:
             return []
         return [
@@ -35,10 +35,10 @@ class ApproximationTotals:
 
 @dataclass
 class Ledger:
-    """Costs of the `round` that is going on, on so many search `prefixes`.
+    """Costs of the current `round`, with `prefixes` search prefixes.
 
-    `trials` is how many plans were tried, `passes` the cost in forward passes over all search prefixes, `cached` how
-    many estimates came from an earlier run.
+    `trials` is the number of scored plans, `passes` the cost in forward passes over all search prefixes, `cached` the
+    number of estimates from an earlier run.
     """
 
     prefixes: int
@@ -54,20 +54,20 @@ class Ledger:
         self.passes += passes * len(range(self.prefixes)[start:stop]) / self.prefixes
 
     def describe(self) -> list[str]:
-        """Sentences for a person about what was not measured in this round."""
+        """Sentences for the user about what was not measured in this round."""
         return [*self.approximation.describe(), *describe_cached(self.cached)]
 
     def open_round(self, number: int) -> None:
-        """Start counting anew."""
+        """Reset all counts."""
         self.round, self.trials, self.passes, self.cached = number, 0, 0.0, 0
         self.approximation, self.began = ApproximationTotals(), time.monotonic()
 
 
 def describe_cached(count: int) -> list[str]:
-    """A note on estimates that were read from the cache; none where there were none."""
+    """A note on estimates that were read from the cache; none if there were none."""
     if not count:
         return []
     return [
-        f"What {count} options do alone came from the cache, measured by an earlier run of the same model, compressors "
-        "and data: it counts no trials and no passes here. sweep.cache=false asks anew."
+        f"The estimates of {count} options came from the cache, computed by an earlier run with the same model, "
+        "compressors and data. They count as no trials and no passes. sweep.cache=false computes them again."
     ]

@@ -1,10 +1,10 @@
-"""What plugin authors inherit: a contract suite for each kind of plugin, and a tiny checkpoint to run it on.
+"""For tests of plugins: a contract suite for each kind of plugin, and a tiny checkpoint.
 
 >>> class TestMine(CompressorContract):
 ...     instance = Mine()
 
-Every test of a suite states a promise that the rest of the project relies on. Where a constructor call is not enough,
-override the fixture `plugin` in place of the attribute `instance`. Needs pytest.
+Each test of a suite checks a promise that the rest of the project relies on. If a constructor call is not enough,
+override the fixture `plugin` in place of the attribute `instance`. It needs pytest.
 """
 
 from compressor.testing.checkpoint import make_tiny_checkpoint

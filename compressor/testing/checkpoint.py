@@ -1,4 +1,4 @@
-"""A tiny checkpoint, for tests from end to end."""
+"""A tiny checkpoint for end-to-end tests."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 def make_tiny_checkpoint(folder: str | Path, seed: int = 0) -> Path:
     """Save a random Llama of two layers with a byte-level tokenizer to `folder`, in the format of transformers.
 
-    Its weights are large enough that its most likely tokens stand out and change when it is compressed. Offline; the
-    global generators stay as they are. Returns `folder`.
+    Its weights are large enough that its most likely tokens have clear margins and change with compression. It works
+    offline and does not change the global random generators. Returns `folder`.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -41,7 +41,7 @@ def make_tiny_checkpoint(folder: str | Path, seed: int = 0) -> Path:
 
 
 def make_byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each of the 256 bytes, after <unk>, <s> and </s>; begins every text with <s>."""
+    """A tokenizer with <unk>, <s>, </s> and one token for each of the 256 bytes. Every text starts with <s>."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

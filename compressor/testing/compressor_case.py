@@ -1,4 +1,4 @@
-"""What the contract suite of compressors tries: a compressor and a weight, and what applies to them."""
+"""A test case of the compressor contract: a compressor with a weight, and which promises apply to it."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "half_zeros": lambda normal: normal.relu(),
     "outliers": lambda normal: (normal**9).bfloat16(),
 }
-"""What compressors are tried on, made of normal numbers `[out, in]` whose sizes no group divides."""
+"""Test weights, made from normal random numbers `[out, in]` whose sizes no group divides."""
 
 
 def make_weight(name: str) -> Tensor:
-    """One of `WEIGHTS`, the same each time."""
+    """One of `WEIGHTS`, with a fixed seed."""
     import torch
 
     return WEIGHTS[name](torch.randn(19, 75, generator=torch.Generator().manual_seed(0)))
 
 
 def make_calibration_data(width: int) -> dict[str, Tensor]:
-    """Those of random inputs that go together, more than there are of them; the last one is always 0."""
+    """Calibration data of 2 · `width` random, correlated input vectors; the last input is always 0."""
     import torch
 
     from compressor.compression.calibration import CALIBRATION_DATA
@@ -56,14 +56,14 @@ def make_calibration_data(width: int) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class CompressorCase:
-    """A compressor and a weight `[out, in]` that it is tried on; calibration data are those of random inputs."""
+    """A compressor and a test weight `[out, in]`. Calibration data are those of random inputs."""
 
     plugin: Compressor
     weight: Tensor
 
     @cached_property
     def context(self) -> Context:
-        """A component that is stored as the weight is, with all calibration data."""
+        """The context of a component with the shape and dtype of the weight, with all calibration data."""
         out, width = self.weight.shape
         component = Component("model.layers.0.mlp.up_proj", "up", 0, (out, width), self.weight.element_size() * 8)
         return Context(component, calibration=make_calibration_data(width))
@@ -74,7 +74,7 @@ class CompressorCase:
 
     @property
     def amounts(self) -> list[float]:
-        """Every level that is offered, or a few amounts across the range; the smallest first."""
+        """All offered levels, or a few amounts across the range, in increasing order."""
         offer = self.offer
         spread: list[float] = np.linspace(offer.low, offer.high, 6).tolist()
         return sorted(offer.levels or spread)
@@ -83,20 +83,20 @@ class CompressorCase:
         return self.plugin.compress(self.weight, amount, self.context)
 
     def compress_all(self) -> Iterator[CompressedWeight]:
-        """The weight at every amount that is tried."""
+        """The compressed weight at each of `amounts`."""
         return (self.compress(amount) for amount in self.amounts)
 
     def compress_rows(self, amounts: list[float]) -> CompressedWeight:
         return self.plugin.compress_rows(self.weight, amounts, self.context)
 
-    # What the promises of a case depend on ----------------------------------------------------------------------
+    # Conditions under which promises apply ----------------------------------------------------------------------
 
     def always(self) -> bool:
-        """The promise is one of every compressor on every weight."""
+        """The promise applies to every compressor and every weight."""
         return True
 
     def starts_at_zero(self) -> bool:
-        """A range of amounts is offered, and it begins at 0."""
+        """A range of amounts is offered, and it starts at 0."""
         return self.offer.is_range and self.offer.low == 0
 
     def has_rows(self) -> bool:
@@ -114,7 +114,7 @@ class CompressorCase:
         return self.has_rows() and self.ranks_weights()
 
     def has_integers(self) -> bool:
-        """At some amount the weight is nothing but integers, scales and zero points."""
+        """At some amount the weight consists of integers, scales and zero points."""
         return any(compressed.quantized is not None for compressed in self.compress_all())
 
     def transforms_inputs(self) -> bool:

@@ -1,4 +1,4 @@
-"""The promises of a compressor about the weights that it gives; each fails where a case breaks it."""
+"""The promises of a compressor about its compressed weights. Each function fails if a case breaks the promise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from compressor.testing.plugin_contract import randomness_untouched, same_bits
 
 
 def offer_is_valid(case: CompressorCase) -> None:
-    """Levels are different and in (0, 1]; a range lies in [0, 1]."""
+    """Levels are distinct and in (0, 1]; a range is within [0, 1]."""
     offer = case.offer
     assert len(set(offer.levels)) == len(offer.levels), f"a level is offered twice: {offer}"
     assert all(0 < level <= 1 for level in offer.levels), f"a level is not in (0, 1]: {offer}"
@@ -26,7 +26,7 @@ def result_stands_in_for_the_weight(case: CompressorCase) -> None:
 
 
 def is_pure(case: CompressorCase) -> None:
-    """The same weight, amount and context give the same bits; weight and options stay as they are."""
+    """The same weight, amount and context give the same bits. The weight and the options do not change."""
     before, options = case.weight.clone(), copy.deepcopy(case.plugin)
     for amount in case.amounts:
         with randomness_untouched():
@@ -38,13 +38,13 @@ def is_pure(case: CompressorCase) -> None:
 
 
 def many_amounts_are_as_each_alone(case: CompressorCase) -> None:
-    """`compress_each` gives what `compress` gives, amount by amount, in the order asked for."""
+    """`compress_each` gives the results of `compress` for each amount, in the same order."""
     amounts = [*case.amounts, *reversed(case.amounts)]
     found = list(case.plugin.compress_each(case.weight, amounts, case.context))
     assert len(found) == len(amounts), f"{len(found)} results for {len(amounts)} amounts"
     for amount, compressed in zip(amounts, found, strict=True):
         alone = case.compress(amount)
-        assert same_bits(compressed.dense(), alone.dense()), f"amount {amount} is another one among many"
+        assert same_bits(compressed.dense(), alone.dense()), f"amount {amount} gives another result among many"
         assert compressed.bits == alone.bits, f"amount {amount} takes other bits among many"
 
 
@@ -58,13 +58,13 @@ def bits_fall_with_the_amount(case: CompressorCase) -> None:
 
 
 def amount_zero_changes_nothing(case: CompressorCase) -> None:
-    """Where a range begins at 0, amount 0 leaves every bit of the weight."""
+    """If a range starts at 0, amount 0 does not change any bit of the weight."""
     assert same_bits(case.compress(0.0).dense(), case.weight), "amount 0 changed the weight"
 
 
 def pruning_is_cumulative(case: CompressorCase) -> None:
-    """A pruner of single weights leaves round(amount · numel) zeros or more (a share per row may round per row),
-    and the zeros of a larger amount include those of a smaller one."""
+    """A pruner of single weights gives at least round(amount · numel) zeros (a share per row may round per row). The
+    zeros of a larger amount include those of a smaller one."""
     import torch
 
     before = torch.zeros_like(case.weight, dtype=torch.bool)
@@ -77,7 +77,7 @@ def pruning_is_cumulative(case: CompressorCase) -> None:
 
 
 def importance_is_an_order(case: CompressorCase) -> None:
-    """`importance` is a number for each weight, and what is zero already goes first."""
+    """`importance` is a number for each weight. Weights that are zero have the smallest importance."""
     importance = case.plugin.importance(case.weight, case.context)
     assert importance is not None
     assert importance.shape == case.weight.shape, f"importance has shape {tuple(importance.shape)}"

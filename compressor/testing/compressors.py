@@ -1,4 +1,4 @@
-"""The contract suite of compressors: each promise is tested on the weights that it applies to."""
+"""The contract suite of compressors. Each promise is tested on the weights to which it applies."""
 
 from __future__ import annotations
 
@@ -34,26 +34,27 @@ PROMISES: dict[Promise, Callable[[CompressorCase], bool]] = {
     input_promises.input_transform_is_pure: CompressorCase.transforms_inputs,
     input_promises.every_token_is_transformed_by_itself: CompressorCase.transforms_inputs,
 }
-"""Promise -> the cases that it applies to."""
+"""Promise -> whether it applies to a case."""
 
 
 class CompressorContract(PluginContract):
-    """The promises of a `Compressor`: those of `PROMISES` that apply to it, each on every weight of `WEIGHTS`.
+    """Tests the promises in `PROMISES` that apply to a `Compressor`, on every weight of `WEIGHTS`.
 
-    Where a test class overrides the fixture `plugin`, what applies is known in a test only, and the others are skipped.
+    If a test class overrides the fixture `plugin`, the plugin is only known in a test; promises that do not apply are
+    then skipped.
     """
 
     contract = Compressor
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """A test for each promise and each weight that it applies to."""
+        """One test for each promise and each weight to which it applies."""
         if "promise" in metafunc.fixturenames:
             pairs = self.list_promises(getattr(self, "instance", None))
             names = [f"{promise.__name__}-{weight}" for promise, weight in pairs]
             metafunc.parametrize(("promise", "weight"), pairs, ids=names)
 
     def list_promises(self, plugin: Compressor | None) -> list[tuple[Promise, str]]:
-        """Promises with the names of the weights that they apply to; all of them where the plugin is not known."""
+        """Pairs of a promise and the name of a weight to which it applies; all pairs if the plugin is not known."""
         if plugin is None:
             return [*itertools.product(PROMISES, WEIGHTS)]
         cases = {name: CompressorCase(plugin, make_weight(name)) for name in WEIGHTS}
@@ -62,7 +63,7 @@ class CompressorContract(PluginContract):
         ]
 
     def test_needs_are_gathered(self, plugin: Compressor) -> None:
-        """All calibration data in `needs` is one that a run gathers."""
+        """A run gathers all calibration data in `needs`."""
         from compressor.compression.calibration import check_needs
 
         check_needs(plugin.name, plugin.needs)
@@ -75,7 +76,7 @@ class CompressorContract(PluginContract):
 
 
 def may_apply(promise: Promise, case: CompressorCase) -> bool:
-    """Whether a promise applies; also where the plugin fails, which a test reports better than a collection."""
+    """Whether a promise applies. True if the plugin fails, because a test reports that better than collection."""
     try:
         return PROMISES[promise](case)
     except Exception:

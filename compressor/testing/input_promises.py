@@ -1,4 +1,4 @@
-"""The promises of weights that transform their inputs; each fails where a case breaks it."""
+"""The promises of weights that transform their inputs. Each function fails if a case breaks the promise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def make_inputs(case: CompressorCase) -> Tensor:
-    """`[sequence, position, in]`: normal numbers, tokens of other sizes, one with outliers, and one of zeros."""
+    """`[sequence, position, in]`: normal random tokens, some scaled, one with outliers and one of zeros."""
     import torch
 
     width = case.weight.shape[1]
@@ -24,7 +24,7 @@ def make_inputs(case: CompressorCase) -> Tensor:
 
 
 def transformed_inputs_are_announced(case: CompressorCase) -> None:
-    """Where `transforms_inputs` is False no weight has an `input_transform`."""
+    """If `transforms_inputs` is False, no weight has an `input_transform`."""
     for compressed in case.compress_all():
         assert case.plugin.transforms_inputs or compressed.input_transform is None, (
             "a weight has an `input_transform`, so `transforms_inputs` must be True"
@@ -32,7 +32,7 @@ def transformed_inputs_are_announced(case: CompressorCase) -> None:
 
 
 def transformed_inputs_stand_in_for_the_inputs(case: CompressorCase) -> None:
-    """`input_transform` gives as many finite numbers of the same dtype; none for none."""
+    """`input_transform` keeps shape, dtype and device, and gives finite numbers; also for empty inputs."""
     for compressed in case.compress_all():
         if (input_transform := compressed.input_transform) is None:
             continue
@@ -44,7 +44,7 @@ def transformed_inputs_stand_in_for_the_inputs(case: CompressorCase) -> None:
 
 
 def input_transform_is_pure(case: CompressorCase) -> None:
-    """The same inputs give the same bits, by a weight that was made again too; they stay as they are."""
+    """The same inputs give the same bits, also with a weight that is compressed again. Inputs do not change."""
     inputs = make_inputs(case)
     before = inputs.clone()
     for compressed, again in zip(case.compress_all(), case.compress_all(), strict=True):
@@ -63,7 +63,7 @@ def input_transform_is_pure(case: CompressorCase) -> None:
 
 
 def every_token_is_transformed_by_itself(case: CompressorCase) -> None:
-    """What becomes of a token does not depend on the others: trials are scored in batches of any size."""
+    """The result for a token does not depend on other tokens, because trials are scored in batches of any size."""
     inputs = make_inputs(case)
     for compressed in case.compress_all():
         if compressed.input_transform is None:

@@ -1,4 +1,4 @@
-"""The promises of weights that are integers with scales; each fails where a case breaks it."""
+"""The promises of weights that are integers with scales. Each function fails if a case breaks the promise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from compressor.testing.plugin_contract import same_bits
 
 
 def integers_are_the_weight(case: CompressorCase) -> None:
-    """A weight that is `quantized` decodes to `dense()`, and its integers fit into their bits."""
+    """If a weight has `quantized`, that decodes to `dense()`, and its integers fit into their bits."""
     for amount in case.amounts:
         compressed = case.compress(amount)
         if (matrix := compressed.quantized) is None:
@@ -21,7 +21,7 @@ def integers_are_the_weight(case: CompressorCase) -> None:
 
 
 def integers_are_counted_exactly(case: CompressorCase) -> None:
-    """`bits` are those of integers, scales and zero points, each padded by less than a byte."""
+    """`bits` is the sum of integers, scales and zero points, each padded by less than a byte."""
     for amount in case.amounts:
         compressed = case.compress(amount)
         if (matrix := compressed.quantized) is None:
@@ -35,7 +35,7 @@ def integers_are_counted_exactly(case: CompressorCase) -> None:
 
 
 def integers_go_with_the_inputs(case: CompressorCase) -> None:
-    """A weight that is `quantized` has the same `input_transform` as its integers."""
+    """If a weight has `quantized`, its rounding of inputs equals the `input_transform`."""
     for compressed in case.compress_all():
         if (matrix := compressed.quantized) is None:
             continue

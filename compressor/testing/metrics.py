@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 class MetricContract(PluginContract):
-    """The promises of a `Metric`, tried on random logits; `sizes` are their sequences, positions and vocabulary.
+    """The promises of a `Metric`, tested on random logits of `sizes` (sequences, positions, vocabulary).
 
-    Those of an `EstimableMetric` are tried in steps of `step` logits.
+    Slopes of an `EstimableMetric` are tested with steps of `step` logits.
     """
 
     contract = Metric
@@ -44,10 +44,10 @@ class MetricContract(PluginContract):
     def readouts(
         self, plugin: Metric, candidate: Tensor, base: Tensor, rows: Sequence[int] | None = None
     ) -> tuple[Readout, Readout]:
-        """Candidate and base as a run gives them, the tokens being what `base` predicts.
+        """Readouts of candidate and base as in a run; the tokens are those that `base` predicts.
 
-        Without Reads.LOGITS or Reads.DISTRIBUTION a run has no readings of the base. On text the base is the candidate,
-        and every third token counts.
+        Without Reads.LOGITS or Reads.DISTRIBUTION a run has no outputs of the base. On text the base is the candidate,
+        and every third token is counted.
         """
         import torch
 
@@ -59,27 +59,27 @@ class MetricContract(PluginContract):
             )
 
         chosen = list(range(len(base)) if rows is None else rows)
-        tokens, said = base.argmax(-1)[chosen], candidate[chosen]
+        tokens, logits = base.argmax(-1)[chosen], candidate[chosen]
         if plugin.text() is not None:
             counted = torch.arange(tokens.shape[1]) % 3 == 0
-            on_text = Readout(lambda: said, tokens, counted.expand_as(tokens))
+            on_text = Readout(lambda: logits, tokens, counted.expand_as(tokens))
             return on_text, on_text
         readable = bool(plugin.reads & Reads.BASE)
-        return Readout(lambda: said, tokens), Readout(lambda: base[chosen] if readable else refuse(), tokens)
+        return Readout(lambda: logits, tokens), Readout(lambda: base[chosen] if readable else refuse(), tokens)
 
     def read(self, plugin: Metric, readouts: tuple[Readout, Readout]) -> Tensor:
-        """Values `[sequence, k]` from the declared readings alone."""
+        """Values `[sequence, k]`, with access to the declared outputs only."""
         candidate, base = (readout.restricted(plugin.reads, plugin.name) for readout in readouts)
         return plugin.sequence_values(candidate, base)
 
     def values(self, plugin: Metric, candidate: Tensor, base: Tensor) -> NDArray[np.float64]:
-        """What `aggregate` gives, and the mean of the first value, which searches add up and compare."""
+        """The result of `aggregate`, and the mean of the first value, which searches add up and compare."""
         found = self.read(plugin, self.readouts(plugin, candidate, base)).double().numpy()
         return np.array([plugin.aggregate(found), found[:, 0].mean()])
 
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
     def test_values_are_finite_rows(self, plugin: Metric, dtype: str) -> None:
-        """`sequence_values` is `[sequence, k]` and finite, from nothing but the readings that `reads` declares."""
+        """`sequence_values` is finite and `[sequence, k]`, and uses only the outputs that `reads` declares."""
         import torch
 
         candidate, base = (self.draw(seed).to(getattr(torch, dtype)) for seed in (1, 2))
@@ -88,7 +88,7 @@ class MetricContract(PluginContract):
         assert found.isfinite().all(), f"values are not finite: {found}"
 
     def test_sequences_are_independent(self, plugin: Metric) -> None:
-        """A sequence's values do not depend on which others it is scored with, or in which order."""
+        """The values of a sequence do not depend on the other sequences or their order."""
         import torch
 
         candidate, base = self.draw(1), self.draw(2)
@@ -100,7 +100,7 @@ class MetricContract(PluginContract):
         torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-6)
 
     def test_is_pure(self, plugin: Metric) -> None:
-        """The same readings give the same values; readings and options stay as they are: metrics share them."""
+        """The same readouts give the same values. Readouts (which metrics share) and options do not change."""
         import torch
 
         options = copy.deepcopy(plugin)
@@ -116,7 +116,7 @@ class MetricContract(PluginContract):
         assert plugin == options, "an option was changed"
 
     def test_only_counted_positions_matter(self, plugin: Metric) -> None:
-        """On text, what the candidate says where `counted` is false changes nothing."""
+        """On text, logits at positions where `counted` is false have no effect."""
         import torch
 
         candidate, base = self.draw(1), self.draw(2)
@@ -126,7 +126,7 @@ class MetricContract(PluginContract):
         torch.testing.assert_close(found[1], found[0])
 
     def test_aggregate_takes_many_samples_at_once(self, plugin: Metric) -> None:
-        """`aggregate` is `[..., sequence, k]` -> `[...]`, each slice as if it were alone: bootstrapping needs that."""
+        """`aggregate` maps `[..., sequence, k]` to `[...]`, each slice as if it were alone, as the bootstrap needs."""
         found = self.read(plugin, self.readouts(plugin, self.draw(1), self.draw(2))).double().numpy()
         samples = found[np.random.default_rng(0).integers(0, len(found), size=(3, 4, len(found)))]
         values = plugin.aggregate(samples)
@@ -136,7 +136,7 @@ class MetricContract(PluginContract):
         assert np.isfinite(plugin.aggregate(samples[:, :, :1])).all(), "one sequence alone must have a value"
 
     def test_nothing_beats_the_base(self, plugin: Metric) -> None:
-        """None is better than the base on its tokens, on text than one certain of all; nor by the first value."""
+        """No model beats the base on the base's tokens, or a model that is certain of all tokens on text."""
         import torch
 
         base = self.draw(2)
@@ -150,7 +150,7 @@ class MetricContract(PluginContract):
     def differentiate(
         self, plugin: EstimableMetric, scalar: Callable[[Readout, Readout], Tensor], candidate: Tensor, base: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`[sequence]` that `scalar` gives, and their gradients by the candidate's logits, in float64."""
+        """The results `[sequence]` of `scalar`, and their gradients by the candidate's logits, in float64."""
         import torch
 
         logits = candidate.double().requires_grad_(True)
@@ -169,7 +169,7 @@ class MetricContract(PluginContract):
         return self.read(plugin, self.readouts(plugin, candidate, base))[:, 0].double()
 
     def test_value_is_the_first_sequence_value(self, estimable: EstimableMetric) -> None:
-        """`value` is the first of `sequence_values`, 0 for the base, and the larger it is the larger is `aggregate`."""
+        """`value` equals the first of `sequence_values` and is 0 for the base; `aggregate` increases with it."""
         import torch
 
         candidate, base = self.draw(1), self.draw(2)
@@ -182,7 +182,7 @@ class MetricContract(PluginContract):
         assert estimable.aggregate(raised) >= estimable.aggregate(values), "aggregate falls where the value rises"
 
     def test_gradients_are_finite(self, estimable: EstimableMetric) -> None:
-        """`value` and `probe` have finite gradients by the candidate's logits, each sequence by its own alone."""
+        """`value` and `probe` have finite gradients by the candidate's logits, each sequence only by its own."""
         import torch
 
         base, generator = self.draw(2), torch.Generator().manual_seed(0)
@@ -205,7 +205,7 @@ class MetricContract(PluginContract):
         assert torch.equal(probe(), first), "the same generator gave another probe"
 
     def test_value_has_its_own_slope(self, estimable: EstimableMetric) -> None:
-        """Away from the base the gradient of `value` says how the first value changes."""
+        """Away from the base, the gradient of `value` is the slope of the first value."""
         import torch
 
         base, direction = self.draw(2), self.draw(5) / 3
@@ -219,8 +219,8 @@ class MetricContract(PluginContract):
 
     @pytest.mark.parametrize("away", [0.0, 1.0])
     def test_probes_have_the_curvature_of_the_value(self, estimable: EstimableMetric, away: float) -> None:
-        """Over many draws, one for each sequence, the squared slope of `probe` is what the slope of `value` leaves of
-        a small change: at the base, and `away` from it."""
+        """Averaged over many draws, the squared slope of `probe` is the second-order change of the value: at the base,
+        and `away` from it."""
         import torch
 
         base, direction, copies = self.draw(2), self.draw(5) / 3, 600

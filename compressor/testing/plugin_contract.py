@@ -1,4 +1,4 @@
-"""The promises that plugins of every kind make, and how they are checked."""
+"""Contract tests and helpers that are shared by plugins of every kind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class PluginContract:
-    """What every plugin promises; a suite names its `contract`, an author the `instance`."""
+    """The promises of every plugin. A suite sets `contract`, a plugin author sets `instance`."""
 
     contract: ClassVar[Any]
     instance: Any
@@ -28,7 +28,7 @@ class PluginContract:
         return self.instance
 
     def test_can_be_registered_and_configured(self, plugin: Any) -> None:  # noqa: ANN401
-        """The class fits its contract, and Hydra can hold every field: instance -> config -> an equal instance."""
+        """The class fits its contract, and Hydra supports every field: instance -> config -> an equal instance."""
         from omegaconf import OmegaConf
 
         Registry(self.contract).check(type(plugin))
@@ -38,11 +38,11 @@ class PluginContract:
 
 @contextmanager
 def randomness_untouched() -> Iterator[None]:
-    """Nobody may draw from the global generators, or seed them: randomness enters by an explicit seed."""
+    """Fails if the code inside uses or seeds a global random generator; randomness must come from an explicit seed."""
     before = read_generators()
     yield
     assert read_generators() == before, "a global generator was used; draw from one that is made from the given seed"
-    # Whoever reads the global state all the same gets another one next time.
+    # Change the global state, so that code which only reads it gives another result next time.
     disturb_generators()
 
 

@@ -1,4 +1,4 @@
-"""Small problems for dry runs of schedules, and the dry run itself, for those who test a schedule."""
+"""For tests of schedules: small problems and the dry run."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ OFFERS = {"prune": Offer(by_row=True), "round": Offer(levels=(0.5, 0.625, 0.75))
 
 
 def make_problem(compressors: Sequence[str], better: dict[str, Better], seed: int = 0) -> Problem:
-    """Six small components; of `compressors`, `prune` offers every amount, also by row, and `round` three levels."""
+    """Six small components. The compressor `prune` offers every amount, also by row; `round` offers three levels."""
     offers = {name: {component.name: OFFERS[name] for component in COMPONENTS} for name in compressors}
     lower = frozenset(name for name, which in better.items() if which is Better.LOWER)
     return Problem(COMPONENTS, offers, better, tokens=32, seed=seed, estimable=lower, prefixes=8)

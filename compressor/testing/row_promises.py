@@ -1,4 +1,4 @@
-"""The promises of a compressor about amounts for single rows; each fails where a case breaks it."""
+"""The promises of a compressor about amounts for single rows. Each function fails if a case breaks the promise."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from compressor.testing.plugin_contract import randomness_untouched, same_bits
 
 
 def rows_are_refused_where_they_do_not_fit(case: CompressorCase) -> None:
-    """Amounts for more or fewer rows than there are, or for rows that are not offered, are a PlanError."""
+    """A wrong number of amounts, or amounts for rows that are not offered, raises PlanError."""
     amount, rows = case.amounts[-1], len(case.weight)
     for number in [rows - 1, rows + 1] if case.offer.by_row else [rows]:
         try:
             case.compress_rows([amount] * number)
         except PlanError:
             continue
-        raise AssertionError(f"{number} amounts are taken, the weight has {rows} rows")
+        raise AssertionError(f"{number} amounts are accepted, the weight has {rows} rows")
 
 
 def rows_go_each_its_own_way(case: CompressorCase) -> None:
-    """Each row ends as it would if all had its amount. `compress_rows` is as pure as `compress`, and its result can
-    stand in for the weight."""
+    """Each row gets the same result as if all rows had its amount. `compress_rows` is as pure as `compress`, and its
+    result has the weight's shape, dtype and device."""
     weight, amounts = case.weight, case.amounts
     before, options = weight.clone(), copy.deepcopy(case.plugin)
     alike = [case.compress_rows([amount] * len(weight)).dense() for amount in amounts]
@@ -42,14 +42,14 @@ def rows_go_each_its_own_way(case: CompressorCase) -> None:
 
 
 def amount_zero_in_every_row_changes_nothing(case: CompressorCase) -> None:
-    """Where a range begins at 0, amount 0 in all rows leaves every bit of the weight."""
+    """If a range starts at 0, amount 0 in all rows does not change any bit of the weight."""
     dense = case.compress_rows([0.0] * len(case.weight)).dense()
     assert same_bits(dense, case.weight), "amount 0 in every row changed the weight"
 
 
 def rows_lose_what_was_asked_for(case: CompressorCase) -> None:
-    """Equal amounts in all rows: a pruner of single weights leaves round(amount · in) zeros in every row, or as many as
-    there were if these are more, and a larger amount's zeros include a smaller one's."""
+    """With equal amounts in all rows, a pruner of single weights gives round(amount · in) zeros in each row, or as many
+    as there were if these are more. The zeros of a larger amount include those of a smaller one."""
     import torch
 
     weight = case.weight

@@ -42,13 +42,13 @@ class ScheduleContract(PluginContract):
     requests: int = 1000
 
     def problems(self, plugin: Schedule) -> list[Problem]:
-        """With a compressor that offers a range, with one that offers levels, with both; scored by `ranks_by`."""
+        """With a compressor that offers a range, with one that offers levels, and with both; metrics of `ranks_by`."""
         metrics = installed().metrics
         better = {name: metrics[name].better if name in metrics else Better.LOWER for name in plugin.ranks_by()}
         return [make_problem(compressors, better) for compressors in COMPRESSORS]
 
     def dry_runs(self, plugin: Schedule, proof_shift: float = 0.0) -> list[DryRun]:
-        """A dry run of every problem that the schedule does not refuse; PluginError for a bad request."""
+        """Dry runs of all problems that the schedule does not refuse; raises PluginError for an invalid request."""
         found = []
         for problem in self.problems(plugin):
             try:
@@ -64,14 +64,14 @@ class ScheduleContract(PluginContract):
         return found
 
     def test_ends_and_keeps_a_plan(self, plugin: Schedule) -> None:
-        """After a bounded number of requests the schedule is done and has kept a plan. It asks only for components,
-        amounts and metrics that there are, and keeps no less than it has kept before."""
+        """The schedule ends after a limited number of requests and keeps a plan. It only uses components, amounts and
+        metrics that exist, and kept amounts never decrease."""
         for run in self.dry_runs(plugin):
             kept = [request for request in run.requests if isinstance(request, KeepRequest)]
             assert kept, f"no plan was kept in {len(run.requests)} requests"
 
     def test_is_a_function_of_problem_and_answers(self, plugin: Schedule) -> None:
-        """The same problem and answers give the same requests; options and global generators stay as they are."""
+        """The same problem and answers give the same requests. Options and global generators do not change."""
         options = copy.deepcopy(plugin)
         with randomness_untouched():
             first = self.dry_runs(plugin)
@@ -80,15 +80,15 @@ class ScheduleContract(PluginContract):
         assert plugin == options, "an option was changed"
 
     def test_goes_on_from_its_answers(self, plugin: Schedule) -> None:
-        """A run resumes: a new dialogue that is given the first answers asks for what came next."""
+        """A new dialogue that is given the first answers continues with the next request, so a run can be resumed."""
         for run in self.dry_runs(plugin):
             expected = [*run.requests, None]
-            for told in range(0, len(expected), 1 + len(expected) // 20):
-                dialogue = Dialogue(plugin, run.problem, run.answers[:told])
-                assert dialogue.propose() == expected[told], f"after {told} answers it goes on otherwise"
+            for count in range(0, len(expected), 1 + len(expected) // 20):
+                dialogue = Dialogue(plugin, run.problem, run.answers[:count])
+                assert dialogue.propose() == expected[count], f"after {count} answers it continues differently"
 
     def test_decides_nothing_on_proof_prefixes(self, plugin: Schedule) -> None:
-        """Scores on proof prefixes may be asked for, but other scores there change no request."""
+        """Scores on proof prefixes may be requested, but do not affect any other request."""
         first, second = self.dry_runs(plugin), self.dry_runs(plugin, proof_shift=0.5)
         assert [r.requests for r in first] == [r.requests for r in second], "a decision depends on proof prefixes"
 

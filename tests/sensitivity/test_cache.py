@@ -135,7 +135,7 @@ def test_another_budget_asks_nothing_of_single_components(case: str, corrections
     if not corrections and case != "calibrated":  # calibration data is gathered for the treatments themselves
         assert step.trials == 0 and step.passes == 0
     (note,) = [note for note in record.notes if "came from the cache" in note]
-    assert note.startswith(f"What {sum(map(len, asked[0].options.values()))} options do alone")
+    assert note.startswith(f"The estimates of {sum(map(len, asked[0].options.values()))} options")
     assert "came from the cache" in (runs.folder / "second" / "report.html").read_text()
 
 

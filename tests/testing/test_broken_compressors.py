@@ -262,7 +262,7 @@ def test_a_broken_promise_is_noticed(promise: Callable[[CompressorCase], None]) 
 
 def test_a_wrong_number_of_rows_must_be_refused() -> None:
     plugin = broken(FirstOfRows, compress_rows=lambda self, weight, amounts, context: Stored(weight))
-    with pytest.raises(AssertionError, match="3 amounts are taken, the weight has 4 rows"):
+    with pytest.raises(AssertionError, match="3 amounts are accepted, the weight has 4 rows"):
         row_promises.rows_are_refused_where_they_do_not_fit(CompressorCase(plugin, WEIGHT))
 
 
