@@ -69,7 +69,10 @@ class ModelSettings:
 
 @dataclass
 class DataSettings:
-    """Prefixes of `prefix_tokens` (BOS included), each continued by the base by `continuation_tokens`."""
+    """Prefixes of `prefix_tokens` (BOS included), each continued by the base by `continuation_tokens`.
+
+    The search decides on `prefixes`. The final score is on `proof_prefixes` fresh ones; None means as many.
+    """
 
     source: DataSource = DataSource.self
     path: str | None = None

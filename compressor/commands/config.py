@@ -29,7 +29,7 @@ FORECAST_SCHEDULE = ("schedule=budget", "schedule.corrections=0", "schedule.obje
 SIZE_OPTIONS = ("size", "bytes", "bits")
 """Options of schedules that limit how much the compressed weights may take."""
 SIZED = "compressor=[int8,int4]"
-"""What is chosen where a size is given and no compressor: zeros of pruning make no file smaller, integers do."""
+"""The default where a size is given: pruned weights make no file smaller, integers do."""
 RENAMED: dict[str, str] = {}
 """Old key -> its name now. Old keys are accepted, with a warning."""
 
@@ -48,7 +48,7 @@ def store_schemas(plugins: Plugins) -> None:
 
 
 def parse_arguments(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - argparse's own
-    """Hydra's flags and the overrides; raises ConfigError for a flag that Hydra does not know."""
+    """Parse Hydra's flags and the overrides; raises ConfigError for a flag that Hydra does not know."""
     parser = get_args_parser()
 
     def fail(message: str) -> None:
@@ -74,7 +74,10 @@ def replace_overrides(arguments: Sequence[str], overrides: Sequence[str]) -> lis
 
 
 def add_forecast_defaults(arguments: Sequence[str]) -> list[str]:
-    """Overrides before those of the user, which win; options of the schedule go where another is chosen."""
+    """Add the forecast's defaults before the user's overrides, which win.
+
+    If the user chooses a schedule, the options of the default schedule are left out.
+    """
     chooses = any(argument.startswith("schedule=") for argument in arguments)
     return add_overrides(arguments, before=[*FORECAST, *(() if chooses else FORECAST_SCHEDULE)])
 
@@ -147,7 +150,7 @@ def build_settings(config: DictConfig) -> Settings:
 
 @contextmanager
 def open_hydra() -> Iterator[None]:
-    """Hydra can compose our configuration inside; a Hydra application that is running gets its own state back."""
+    """Initialise Hydra's compose API with our configuration; a running Hydra application gets its own state back."""
     state, version = GlobalHydra.instance().hydra, VersionBase.instance().version_base
     GlobalHydra.instance().clear()
     try:
@@ -169,7 +172,7 @@ def complete_overrides(overrides: Sequence[str], plugins: Plugins) -> tuple[list
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    """By Hydra's grammar; raises ConfigError for what it cannot read."""
+    """Parse overrides by Hydra's grammar; raises ConfigError for what it cannot read."""
     try:
         parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
@@ -179,7 +182,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
 
 
 def rename_key(override: Override) -> str:
-    """The override with the present name of its key; a warning where that is another one."""
+    """The override, with the new name of its key and a warning if the key was renamed."""
     key, line = override.key_or_group, override.input_line or ""
     if key not in RENAMED:
         return line
@@ -188,7 +191,7 @@ def rename_key(override: Override) -> str:
 
 
 def choose_compressors(overrides: Sequence[str]) -> list[str]:
-    """The override that goes before the user's: integers, where a size is asked for and no compressor is chosen."""
+    """`compressor=[int8,int4]` if a size is given and no compressor is chosen, else nothing."""
     parsed = parse_overrides(overrides)
     if any(override.key_or_group == "compressor" for override in parsed):
         return []
@@ -230,7 +233,7 @@ def check_overrides(overrides: Sequence[str], plugins: Plugins) -> DictConfig:
 
 
 def suggest_key(key: str, known: Collection[str]) -> str:
-    """Near misses of a key; where there is none, where to find all."""
+    """Near misses of a key; without any, where to find all keys."""
     near = suggest(key, known)
     return near if near.startswith("did") else "compressor --help lists all"
 
@@ -243,7 +246,7 @@ def find_varied(overrides: Sequence[str], hydra_config: DictConfig) -> frozenset
 
 
 def compose_groups(overrides: list[str]) -> DictConfig:
-    """The configuration that group choices alone make, mandatory values missing."""
+    """The configuration of group choices alone; mandatory values may be missing."""
     try:
         return hydra.compose("config", overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:

@@ -1,4 +1,4 @@
-"""A forecast: from one backward pass, what every treatment and every size would do; nothing is compressed."""
+"""`compressor forecast`: predict from one backward pass what every treatment and every size would cost."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ Points = list[tuple[PointForecast, Plan]]
 
 @dataclass
 class Forecast:
-    """One forecast in progress; `execute` drives it from settings to a finished record."""
+    """One forecast in progress; `execute` does all its phases."""
 
     settings: Settings
     plugins: Plugins
@@ -59,7 +59,7 @@ class Forecast:
     predictions: dict[str, CostTable] = field(init=False, default_factory=dict)
 
     def execute(self) -> ForecastRecord:
-        """Every phase in order; the record is complete afterwards."""
+        """Do every phase in order. Returns the complete record."""
         with time_phase(self.record, "load"):
             self.load()
         with time_phase(self.record, "reference"):
@@ -74,7 +74,7 @@ class Forecast:
         return self.record
 
     def load(self) -> None:
-        """Model, metrics, compressors; whatever settings get wrong is found here, before any work."""
+        """Load model, metrics and compressors. Wrong settings are errors here, before any work."""
         settings, check = self.settings, self.settings.forecast.check
         if check < 0:
             raise ConfigError(f"`forecast.check` must not be negative, got {check}; 0 checks nothing")
@@ -99,14 +99,14 @@ class Forecast:
         self.record.objective, self.record.trusted_noise = NOISE, TRUSTED_NOISE
 
     def build_reference(self) -> None:
-        """What the base says after the prefixes to search on, and how firmly: the law needs no more."""
+        """Make the reference of the search prefixes, and read the base's margins, which the margin law needs."""
         steps = self.bench.take_reference_steps([Prefixes.SEARCH])
         deque(self.progress.track(steps, "what the base says", 3), maxlen=0)
         self.law = read_law(self.bench.evaluators[Prefixes.SEARCH].reference, self.settings.seed)
         self.record.reference = self.bench.describe_reference(Prefixes.SEARCH)
 
     def predict(self, objective: str) -> CostTable:
-        """What all options of all components do to an objective, from one estimate of each objective."""
+        """The estimated effect of every option of every component on an objective; estimated only once."""
         if objective not in self.predictions:
             components, offers = self.bench.model.components, self.session.problem.offers
             grid = {name: sample_options(offers, name) for name in components}
@@ -116,7 +116,7 @@ class Forecast:
         return self.predictions[objective]
 
     def describe_components(self, known: CostTable) -> None:
-        """Every option of every component into the record, and which components nothing is known of."""
+        """Record every option of every component, and note the components that no token reached."""
         for name, component in self.bench.model.components.items():
             options = []
             for compressor, found in known.options[name].items():
@@ -166,7 +166,7 @@ class Forecast:
         return replace(problem, offers={name: problem.offers[name] for name in compressors}, prefixes=1)
 
     def choose_sizes(self, reach: float) -> list[float]:
-        """Mean amounts to plan for: those of the schedule that can be had, else an even spread of them."""
+        """Mean amounts to plan for: the schedule's own, as far as they can be reached, otherwise an even spread."""
         given = list(getattr(self.settings.schedule, TARGETS))
         if given:
             return [amount for amount in given if amount <= reach + 1e-9]
@@ -196,13 +196,13 @@ class Forecast:
         )
 
     def mean_bits(self, packed: Mapping[str, float]) -> float:
-        """Mean bits of a weight; components without an entry are as the checkpoint stores them."""
+        """Mean bits of a weight; a component without an entry counts as the checkpoint stores it."""
         components = self.bench.model.components.values()
         bits = sum(packed.get(c.name, c.parameters * c.stored_bits) for c in components)
         return float(bits / sum(component.parameters for component in components))
 
     def check(self, points: Points) -> None:
-        """Put some plans of the trusted part on the model, score them on the search prefixes, undo them."""
+        """Score some plans of the part of the curve where the law is trusted, on the search prefixes."""
         chosen = choose_checks(points, self.settings.forecast.check)
         if len(chosen) < self.settings.forecast.check:
             self.record.notes.append(
@@ -221,7 +221,7 @@ class Forecast:
 
 
 def drop_beaten(points: Points) -> Points:
-    """The points in order of amount, without those that a plan which takes more away is expected to beat."""
+    """The points by increasing amount, without dominated ones: those with a better point at a larger amount."""
     kept: Points = []
     for point, plan in sorted(points, key=lambda pair: (-pair[0].amount, -pair[0].expected_fdtm)):
         if not kept or (point.expected_fdtm >= kept[-1][0].expected_fdtm and point.amount < kept[-1][0].amount):
@@ -230,7 +230,7 @@ def drop_beaten(points: Points) -> Points:
 
 
 def choose_checks(points: Points, count: int) -> Points:
-    """So many points of the trusted part, evenly spread; all of them where there are fewer."""
+    """`count` points of the part where the law is trusted, evenly spread; all of them if there are fewer."""
     trusted = [pair for pair in points if pair[0].trusted and pair[0].amount > 0]
     places = sorted({int((index + 0.5) * len(trusted) / count) for index in range(count)} if trusted else set())
     return [trusted[place] for place in places]
@@ -244,13 +244,13 @@ def execute(
     command: str,
     progress: Progress | None = None,
 ) -> ForecastRecord:
-    """Forecast what `settings` name, and leave forecast.json and forecast.html in `folder`.
+    """Make the forecast of `settings`, and write forecast.json and forecast.html to `folder`.
 
     `config` is what to record as the configuration, `command` how it was started.
     """
     check_writable(folder)
     if (folder / JSON_NAME).exists():
-        raise OutputError(f"{folder} already holds a forecast; choose another hydra.run.dir or remove it")
+        raise OutputError(f"{folder} already holds a forecast; choose another folder by hydra.run.dir, or remove it")
     record = ForecastRecord(config, collect_versions(), command)
     Forecast(settings, plugins, folder, record, progress or Silent()).execute()
     add_commands(record, folder, plugins)

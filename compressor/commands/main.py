@@ -1,6 +1,7 @@
 """The command line: composes the configuration, runs, and turns every user error into one line and exit 1."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ from compressor.commands.terminal import Terminal
 from compressor.errors import CompressorError, ConfigError, suggest
 from compressor.plugins import Plugins, installed
 
-FAILED, INTERRUPTED = 1, 130
+FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
 
 
 def run(arguments: Sequence[str], terminal: Terminal) -> int:
@@ -48,7 +49,7 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
 
 
 def forecast(arguments: Sequence[str], terminal: Terminal) -> int:
-    """`compressor forecast`: what every size would cost, told from one backward pass."""
+    """`compressor forecast`: what every size would cost, predicted from one backward pass."""
     plugins = installed()
     store_schemas(plugins)
     place = choose_place(add_forecast_defaults(arguments), plugins, many=False)
@@ -61,7 +62,7 @@ def forecast(arguments: Sequence[str], terminal: Terminal) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Where results go, and the arguments of Hydra that say so.
+    """The folder for results, and Hydra's arguments with that folder.
 
     `varied` are the keys that have several values in a multirun.
     """
@@ -73,9 +74,9 @@ class Place:
 
 
 def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) -> Place:
-    """Check the overrides, and make the folder for the results, unless Hydra is only to show something.
+    """Check the overrides and make the folder for the results, unless Hydra only shows something.
 
-    Raises ConfigError for a multirun where `many` runs are not meant.
+    Raises ConfigError for a multirun unless `many` runs are allowed.
     """
     parsed = parse_arguments(arguments)
     if parsed.hydra_help or parsed.info or parsed.shell_completion:
@@ -104,7 +105,7 @@ def launch(line: Sequence[str], job: Callable[[DictConfig], Any]) -> None:
 def make_job(
     plugins: Plugins, terminal: Terminal, failures: list[str], place: Place, command: str
 ) -> Callable[[DictConfig], float | None]:
-    """What Hydra runs for each configuration; returns the value of the first metric, for Hydra's optimisers."""
+    """The function that Hydra calls for each configuration. It returns the first metric, for Hydra's optimisers."""
 
     def job(config: DictConfig) -> float | None:
         from compressor.commands.run import execute
@@ -134,7 +135,7 @@ def make_job(
 def make_forecast_job(
     plugins: Plugins, terminal: Terminal, failures: list[str], command: str
 ) -> Callable[[DictConfig], None]:
-    """What Hydra runs for a forecast."""
+    """The function that Hydra calls for a forecast."""
 
     def job(config: DictConfig) -> None:
         from compressor.commands.forecast import execute
@@ -158,7 +159,7 @@ def make_forecast_job(
 
 
 def show_comparison(folder: Path, terminal: Terminal) -> None:
-    """The one table of a multirun, also where jobs failed."""
+    """Write and show the table of a multirun, failed jobs included."""
     from compressor.report.comparison import collect_rows, comparison_table, write_comparison
 
     write_comparison(folder)
@@ -223,7 +224,7 @@ def dispatch(arguments: Sequence[str], terminal: Terminal) -> int:
 
 
 def main() -> None:
-    """The console script: exit 0 done, 1 the user can fix it, 130 interrupted; anything else is a bug."""
+    """The console script. Exit status: 0 done, 1 the user can fix it, 130 interrupted; anything else is a bug."""
     terminal = Terminal()
     try:
         sys.exit(dispatch(sys.argv[1:], terminal))
@@ -233,6 +234,9 @@ def main() -> None:
     except KeyboardInterrupt:
         terminal.fail("interrupted")
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # whoever read the output, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE)
 
 
 if __name__ == "__main__":

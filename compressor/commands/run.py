@@ -1,4 +1,4 @@
-"""One run from settings to a finished folder: load, reference, search, proof on fresh prefixes, export, report."""
+"""`compressor run`, from settings to a finished folder: load, reference, search, final score, export, report."""
 
 import time
 from collections import deque
@@ -34,7 +34,7 @@ from compressor.models import Model
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent, watch
 from compressor.report import heat_map_svg, read_report, write_report
-from compressor.report.formatting import tell_forecast
+from compressor.report.formatting import describe_expected_cost
 from compressor.search.session import Session
 from compressor.settings import Settings
 from compressor.tracking.run_label import RunLabel
@@ -43,7 +43,7 @@ from compressor.tracking.wandb_tracker import Tracker, open_tracker
 
 @dataclass
 class Run:
-    """One compression run in progress; `execute` drives it from settings to a finished record."""
+    """One compression run in progress; `execute` does all its phases."""
 
     settings: Settings
     plugins: Plugins
@@ -60,7 +60,7 @@ class Run:
     seconds_per_pass: float = field(init=False)
 
     def execute(self) -> Record:
-        """Every phase in order; the record is complete afterwards."""
+        """Do every phase in order. Returns the complete record."""
         with time_phase(self.record, "load"):
             self.load()
         with time_phase(self.record, "reference"):
@@ -79,7 +79,7 @@ class Run:
         return self.record
 
     def load(self) -> None:
-        """Model, metrics, compressors and schedule; whatever settings get wrong is found here, before any work."""
+        """Load model, metrics, compressors and schedule. Wrong settings are errors here, before any work."""
         settings = self.settings
         export.check_format(settings.export.format)
         bench = self.bench = open_setup(settings, self.plugins, settings.schedule.ranks_by(), self.progress)
@@ -95,7 +95,7 @@ class Run:
         self.answer_sizes()
 
     def answer_sizes(self) -> None:
-        """Answer what the schedule asks first about sizes: a size that cannot be had is an error before any pass."""
+        """Answer first questions about sizes, so that a size out of reach is an error before any pass."""
         (dialogue, oracle), treatments = self.conversation, self.session.treatments
         while isinstance(request := dialogue.propose(), SizeRequest):
             if treatments.find_needs({*treatments.configured, *compressors_of(request.options)}):
@@ -103,12 +103,12 @@ class Run:
             dialogue.tell(watch(self.progress, "counting sizes", partial(request.ask, oracle)))
 
     def build_references(self) -> None:
-        """What the base says after the prefixes to search on and after those to prove on, and the text to read."""
+        """Make the references of search prefixes and of proof prefixes, and the windows of text."""
         steps = self.progress.track(self.take_reference_steps(), "what the base says", len(Prefixes) + 3)
         deque(steps, maxlen=0)
 
     def take_reference_steps(self) -> Iterator[None]:
-        """A reference for each set of prefixes, then the base's own scores; yields after each step."""
+        """Make a reference for each set of prefixes, then score the base itself; yields after each step."""
         yield from self.bench.take_reference_steps(tuple(Prefixes))
         write_reference(self.evaluators[Prefixes.PROOF].reference, self.folder / "reference.safetensors")
         self.record.noise_floor = min(evaluator.reference.noise_floor for evaluator in self.evaluators.values())
@@ -120,16 +120,16 @@ class Run:
         yield
 
     def forecast_cost(self) -> None:
-        """Say and record what the search will cost; raises ConfigError where the run cannot fit."""
+        """Predict, show and record what the search will cost; raises ConfigError if the run does not fit."""
         copies = 1 + self.settings.export.gguf
         expected = forecast_cost(self.session, self.settings.schedule, self.folder, copies, self.seconds_per_pass)
         if expected is not None:
             self.record.expense = RunCostRecord(expected.cost)
-            self.progress.say(f"forecast: {tell_forecast(self.record.expense.forecast)}")
+            self.progress.say(f"forecast: {describe_expected_cost(self.record.expense.forecast)}")
             expected.check()
 
     def prove(self) -> dict[str, Score]:
-        """Score the result on fresh prefixes; one line a prefix in sequences.jsonl."""
+        """Score the result on the proof prefixes, and write a line for each of them to sequences.jsonl."""
         evaluator = self.evaluators[Prefixes.PROOF]
         values = watch(self.progress, "scoring the result on fresh prefixes", evaluator.score_current)
         columns = {
@@ -153,9 +153,9 @@ class Run:
             self.record.export.gguf = self.write_gguf()
 
     def ship(self) -> tuple[export.Exported, VerificationRecord | None]:
-        """Save the model and check it; what `auto` has packed becomes dense where that is not what was scored.
+        """Save the model and check it. If packed weights are not what was scored, `auto` saves all weights dense.
 
-        Raises OutputError for files that are larger than the schedule allows.
+        Raises OutputError if the files are larger than the schedule allows.
         """
         form, most = self.settings.export.format, self.session.rounds.most_bytes
         exported = self.save(form)
@@ -169,7 +169,7 @@ class Run:
         except OutputError as error:
             if form != export.AUTO or not exported.packed or most is not None:
                 raise
-            self.record.notes.append(f"All weights are dense, for packed ones could not be used: {error}.")
+            self.record.notes.append(f"All weights are saved dense, because packed weights could not be used: {error}.")
         exported = self.save(export.DENSE)
         return exported, self.verify(exported)
 
@@ -188,14 +188,14 @@ class Run:
         )
 
     def write_gguf(self) -> FileRecord:
-        """Write model.gguf and check it; raises OutputError where it is not what was scored."""
+        """Write model.gguf and check it; raises OutputError if it is not what was scored."""
         path, quantized = self.folder / "model.gguf", self.session.applied.list_quantized()
         exported = watch(self.progress, "writing model.gguf", lambda: export.save_gguf(self.model, path, quantized))
         self.record.notes.extend(exported.notes)
         return FileRecord(exported.bytes, len(exported.packed), self.verify(exported))
 
     def verify(self, exported: export.Exported) -> VerificationRecord | None:
-        """Load the saved model again and compare, if wanted; raises OutputError where it is not what was scored."""
+        """Load the saved model and compare, if `export.verify`; raises OutputError if it is not what was scored."""
         if not self.settings.export.verify:
             return None
         reference, trust = self.evaluators[Prefixes.PROOF].reference, self.settings.model.trust_remote_code
@@ -210,9 +210,11 @@ class Run:
 
 
 def clear_folder(folder: Path) -> None:
-    """Refuse a folder with a finished run; remove the lines that a failed one left."""
+    """Raise OutputError for a folder with a finished run; remove the lines that a failed run left."""
     if (folder / "report.json").exists() and read_report(folder).status == "done":
-        raise OutputError(f"{folder} already holds a finished run; choose another hydra.run.dir or remove it")
+        raise OutputError(
+            f"{folder} already holds a finished run; choose another folder by hydra.run.dir, or remove it"
+        )
     for name in ("scores.jsonl", "sequences.jsonl"):
         (folder / name).unlink(missing_ok=True)
 
@@ -226,7 +228,7 @@ def execute(
     progress: Progress | None = None,
     label: RunLabel | None = None,
 ) -> Record:
-    """Run `settings` and leave everything in `folder`; a CompressorError leaves a failed report there and goes on up.
+    """Run `settings` and write everything to `folder`. After a CompressorError the report says `failed`.
 
     `config` is what to record as the run's configuration, `command` how it was started. `label` names the run in a
     tracker; without one, the schedule does.

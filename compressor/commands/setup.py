@@ -1,4 +1,4 @@
-"""What every command that looks at a model sets up first: the model, what measures it, and what the base says."""
+"""What every command with a model sets up first: the model, its metrics and treatments, and the references."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +50,7 @@ class RunSetup:
     evaluators: dict[Prefixes, Evaluator] = field(default_factory=dict)
 
     def take_reference_steps(self, wanted: Sequence[Prefixes]) -> Iterator[None]:
-        """Prefixes, windows of text, a reference for each of `wanted`; yields after each, 2 + len(wanted) times."""
+        """Make prefixes, windows of text, and a reference for each of `wanted`; yields 2 + len(wanted) times."""
         settings, model = self.settings, self.model
         text = texts.load_text(settings.data)
         made = texts.make_prefixes(model, settings.data, text, Prefixes.PROOF in wanted)
@@ -142,7 +142,7 @@ class RunSetup:
 
 
 def open_setup(settings: Settings, plugins: Plugins, needs: Sequence[str], progress: Progress) -> RunSetup:
-    """Load what the settings name, and the metrics in `needs`; raises for whatever settings get wrong."""
+    """Load what the settings name, and the metrics in `needs`; raises CompressorError for wrong settings."""
     check_numbers(settings)
     given = [parse_bytes(f"memory.{name}", getattr(settings.memory, name)) for name in ("device", "host")]
     warn_of_removed(settings.sweep)
@@ -166,23 +166,23 @@ def check_numbers(settings: Settings) -> None:
     if settings.sweep.batch is not None and settings.sweep.batch < 1:
         raise ConfigError(f"`sweep.batch` must be at least 1, got {settings.sweep.batch}; raise it or leave it out")
     if not 0.0 < settings.sweep.delta < 1.0:
-        raise ConfigError(f"`sweep.delta` must be in (0, 1), got {settings.sweep.delta:g}; 0.05 errs in 1 of 20")
+        raise ConfigError(f"`sweep.delta` must be in (0, 1), got {settings.sweep.delta:g}; 0.05 is one error in 20")
     if not 0.0 <= settings.sweep.tolerance < 1.0:
         raise ConfigError(
-            f"`sweep.tolerance` must be in [0, 1), got {settings.sweep.tolerance:g}; 0.02 lets 2 % of a value go"
+            f"`sweep.tolerance` must be in [0, 1), got {settings.sweep.tolerance:g}; 0.02 ignores gains below 2 %"
         )
     if settings.sweep.audit < 0:
-        raise ConfigError(f"`sweep.audit` must not be negative, got {settings.sweep.audit}; 0 audits nothing")
+        raise ConfigError(f"`sweep.audit` must not be negative, got {settings.sweep.audit}; 0 measures none of them")
 
 
 def warn_of_removed(settings: SweepSettings) -> None:
-    """One warning for a setting that no longer has an effect, where somebody gave it a value."""
+    """Warn once if a setting that no longer has an effect was given."""
     if settings.racing is not None:
         log.warning("`sweep.racing` is ignored: racing was removed, because it measured no gain; leave the setting out")
 
 
 def check_screen(settings: SweepSettings, plugins: Plugins) -> list[str]:
-    """The metric that screens, if one is to; raises ConfigError for one that cannot."""
+    """The metric of `sweep.screen` as a list, empty without one; raises ConfigError if it cannot be estimated."""
     if settings.screen is None:
         return []
     known = [name for name, metric in plugins.metrics.items() if issubclass(metric, EstimableMetric)]

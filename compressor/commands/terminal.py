@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: bars with the time left, lines for milestones, one line for an error."""
+"""Output for a person: progress bars with the time left, lines for milestones, one line for an error."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -17,7 +17,7 @@ class Terminal:
         self.errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
     def track(self, steps: Iterable[T], description: str, total: int) -> Iterator[T]:
-        """Yield `steps`, with a bar that goes away when they are done."""
+        """Yield `steps` and show a bar, which disappears when they are done."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

@@ -4,11 +4,12 @@ A plugin class is a dataclass; its fields are its options. This package does not
 are imported for `--help`, and schedules do not use tensors.
 """
 
-from compressor.contracts.compressor import CompressedWeight, Compressor, Context, InputTransform
+from compressor.contracts.compressor import Compressor, Context
 from compressor.contracts.metric import EstimableMetric, Metric, TextWindows
-from compressor.contracts.oracle import Oracle
 from compressor.contracts.outputs import Readout, Runners
 from compressor.contracts.quantized import (
+    CompressedWeight,
+    InputTransform,
     QuantizedMatrix,
     Scheme,
     Strategy,
@@ -26,6 +27,7 @@ from compressor.contracts.requests import (
     Estimate,
     EstimateRequest,
     KeepRequest,
+    Oracle,
     Prefixes,
     Problem,
     Request,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,10 +13,7 @@ from compressor.errors import PlanError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compressor.contracts.quantized import QuantizedMatrix
-
-InputTransform = Callable[["Tensor"], "Tensor"]
-"""A function of the inputs `[..., in]` of a matrix product: same shape and dtype, each token independently."""
+    from compressor.contracts.quantized import CompressedWeight
 
 
 @dataclass(frozen=True)
@@ -36,33 +33,6 @@ class Context:
     component: Component
     seed: int = 0
     calibration: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-class CompressedWeight(ABC):
-    """A weight after compression, in its stored form."""
-
-    @abstractmethod
-    def dense(self) -> Tensor:
-        """The value `[out, in]` that the matrix product uses, in the dtype of the weight that was given."""
-
-    @property
-    @abstractmethod
-    def bits(self) -> int:
-        """Bits of the packed weight: integers, scales, zero points and everything else that `dense` needs."""
-
-    @property
-    def quantized(self) -> QuantizedMatrix | None:
-        """The weight as integers and scales, if that is all of it; an export can pack it. None: it is saved dense."""
-        return None
-
-    @property
-    def input_transform(self) -> InputTransform | None:
-        """The transform of the inputs before the matrix product, simulated in their own dtype; None for no transform.
-
-        It is a pure function of inputs `[..., in]` that handles each token independently. It must be None unless
-        `Compressor.transforms_inputs` is True.
-        """
-        return None
 
 
 class Compressor(ABC):

@@ -1,20 +1,50 @@
-"""Weights that consist of integers, scales and zero points, and inputs that are rounded to integers.
+"""Weights after compression, and those that consist of integers, scales and zero points.
 
-File formats of other programs can store such weights.
+File formats of other programs can store the latter.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from compressor.contracts.compressor import CompressedWeight
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+InputTransform = Callable[["Tensor"], "Tensor"]
+"""A function of the inputs `[..., in]` of a matrix product: same shape and dtype, each token independently."""
+
+
+class CompressedWeight(ABC):
+    """A weight after compression, in its stored form."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """The value `[out, in]` that the matrix product uses, in the dtype of the weight that was given."""
+
+    @property
+    @abstractmethod
+    def bits(self) -> int:
+        """Bits of the packed weight: integers, scales, zero points and everything else that `dense` needs."""
+
+    @property
+    def quantized(self) -> QuantizedMatrix | None:
+        """The weight as integers and scales, if that is all of it; an export can pack it. None: it is saved dense."""
+        return None
+
+    @property
+    def input_transform(self) -> InputTransform | None:
+        """The transform of the inputs before the matrix product, simulated in their own dtype; None for no transform.
+
+        It is a pure function of inputs `[..., in]` that handles each token independently. It must be None unless
+        `Compressor.transforms_inputs` is True.
+        """
+        return None
 
 
 class Strategy(enum.Enum):

@@ -1,4 +1,4 @@
-"""The problem that a schedule gets, its requests and their answers; plain data, torch-free."""
+"""The problem that a schedule gets, its requests, their answers, and the protocol of who answers; torch-free."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from compressor.contracts.types import Better, Component, Offer, Plan, Scores, Treatment
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from compressor.contracts.oracle import Oracle
 
 Answer = TypeVar("Answer")
 
@@ -235,6 +233,38 @@ class KeepRequest(Request[dict[str, float]]):
 
     def ask(self, oracle: Oracle) -> dict[str, float]:
         return oracle.keep(self)
+
+
+class Oracle(Protocol):
+    """Answers requests. A run measures the answers, a forecast predicts them, a dry run makes them up."""
+
+    def score(self, request: ScoreRequest) -> tuple[Scores, ...]:
+        """The scores of each trial, in order."""
+        ...
+
+    def values(self, request: ValuesRequest) -> tuple[dict[str, NDArray[np.float64]], ...]:
+        """For each trial, in order: metric -> values per sequence `[sequence]`."""
+        ...
+
+    def best(self, request: BestRequest) -> Best:
+        """The best trials."""
+        ...
+
+    def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
+        """Component -> the estimated effect of each of its options."""
+        ...
+
+    def sizes(self, request: SizeRequest) -> dict[str, list[int]]:
+        """Component -> the bits that each of its options stores."""
+        ...
+
+    def counts(self, request: CountRequest) -> dict[str, list[int]]:
+        """Component -> how many of its weights have at most each importance."""
+        ...
+
+    def keep(self, request: KeepRequest) -> dict[str, float]:
+        """Component -> its amount, after the plan was put on the model."""
+        ...
 
 
 Asks = Generator[Request[Any], Any, Answer]

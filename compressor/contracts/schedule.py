@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from compressor.contracts.requests import Problem, Request, Search
+from compressor.contracts.requests import Oracle, Problem, Request, Search
 from compressor.errors import PluginError
-
-if TYPE_CHECKING:
-    from compressor.contracts.oracle import Oracle
 
 
 class Schedule(ABC):

@@ -180,22 +180,25 @@ def format_additivity(ratios: Sequence[float]) -> str:
     return ", ".join(format_number(ratio, 2) for ratio in ratios)
 
 
-def tell_expense(expense: RunCost) -> str:
-    """`480 trials, 3 min 05 s, 1.2 GB of memory, 12 MB on disk`; without what is not known, or nothing."""
-    passes = round(expense.passes)
-    parts = [f"{expense.trials:,} trials"] if expense.trials else []
-    if passes not in (0, expense.trials):
+def describe_cost(cost: RunCost, is_bound: bool = False) -> str:
+    """`480 trials, 3 min 05 s, 1.2 GB of memory, 12 MB on disk`, without what is not known or nothing.
+
+    With `is_bound` the time is the most that it can take.
+    """
+    passes = round(cost.passes)
+    parts = [f"{cost.trials:,} trials"] if cost.trials else []
+    if passes not in (0, cost.trials):
         parts.append(f"{passes:,} forward passes")
-    if expense.seconds is not None:
-        parts.append(format_seconds(expense.seconds))
-    if expense.memory_bytes is not None:
-        parts.append(f"{format_bytes(expense.memory_bytes)} of memory")
-    return ", ".join([*parts, f"{format_bytes(expense.disk_bytes)} on disk"])
+    if cost.seconds is not None:
+        parts.append(f"{'at most ' if is_bound else ''}{format_seconds(cost.seconds)}")
+    if cost.memory_bytes is not None:
+        parts.append(f"{format_bytes(cost.memory_bytes)} of memory")
+    return ", ".join([*parts, f"{format_bytes(cost.disk_bytes)} on disk"])
 
 
-def tell_forecast(expense: RunCost) -> str:
-    """The same of a search that is yet to come."""
-    return f"{'at least' if expense.at_least else 'about'} {tell_expense(expense)}"
+def describe_expected_cost(cost: RunCost) -> str:
+    """The cost of a search that is still to come."""
+    return f"{'at least' if cost.at_least else 'about'} {describe_cost(cost, not cost.at_least)}"
 
 
 def name_model(record: Record | ForecastRecord) -> str:

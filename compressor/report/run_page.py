@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from compressor.artifacts.forecast_record import ForecastRecord
 from compressor.artifacts.run_record import FinalRecord, Record, ReferenceRecord, RoundRecord
 from compressor.report.formatting import (
+    describe_cost,
+    describe_expected_cost,
     format_bytes,
     format_estimate,
     format_interval,
@@ -14,8 +16,6 @@ from compressor.report.formatting import (
     list_facts,
     name_compressors,
     name_model,
-    tell_expense,
-    tell_forecast,
 )
 from compressor.report.heat_map import draw_heat_map
 from compressor.report.histogram import draw_histogram
@@ -191,8 +191,8 @@ def _tell_cost(record: Record) -> str:
     """What was expected before the search, and what it took."""
     if record.expense is None:
         return ""
-    text = f"The forecast before the search: {tell_forecast(record.expense.forecast)}."
-    return f"{text} It took {tell_expense(record.expense.actual)}." if record.expense.actual else text
+    text = f"The forecast before the search: {describe_expected_cost(record.expense.forecast)}."
+    return f"{text} It took {describe_cost(record.expense.actual)}." if record.expense.actual else text
 
 
 def describe_making(record: Record | ForecastRecord) -> dict[str, object]:

@@ -8,13 +8,14 @@ HEAD = """# Which search keeps the text: every table
 
     python -m tests.benchmarks allocation --keep FOLDER --page docs/allocation.md
 
-Magnitude pruning without training, and round to nearest with widths of 2 to 8 bits to a mean of 3.25 (groups of 64) or
-4.5 bits (groups of 32), scales counted. Searches decide on 64 prefixes of 32 + 64 tokens sampled from the base (per row
-on 256); scores are from 256 fresh prefixes of every seed, and a seed is another set of prefixes. `passes` is the cost
-of the search in forward passes over 64 prefixes: a trial is one, a backward walk four (forward, the same again layer by
-layer, gradients of inputs and of weights). Evolution is the small preset. SDT is of 64 tokens; differences are paired
-by prefix, with 95 % intervals. What the tables say together stands in
-[Benchmarks](benchmarks.md#which-search-keeps-the-text).
+Magnitude pruning without training; and round to nearest with widths of 2 to 8 bits, to a mean of 3.25 bits (groups of
+64) or 4.5 bits (groups of 32), scales counted. Searches decide on 64 prefixes of 32 + 64 tokens sampled from the base
+(amounts per row on 256). Scores are on 256 fresh prefixes of every seed; a seed is another set of prefixes.
+
+`passes` is the cost of the search in forward passes over 64 prefixes. A trial costs one; a backward pass costs four
+(forward, recomputation layer by layer, and the gradients of inputs and of weights). Evolution is the small preset.
+SDT is of 64 tokens. Differences are paired by prefix, with 95 % intervals.
+[Benchmarks](benchmarks.md#which-search-keeps-the-text) says what the tables show together.
 """
 SHOWN = {"FDT": "fdtm", "SDT": "sdtm", "KL": "kl", "perplexity": "perplexity"}
 

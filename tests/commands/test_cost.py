@@ -31,7 +31,7 @@ from compressor.contracts import (
 )
 from compressor.errors import ConfigError
 from compressor.report import read_report
-from compressor.report.formatting import tell_expense, tell_forecast
+from compressor.report.formatting import describe_cost, describe_expected_cost
 from compressor.report.run_page import make_page
 from compressor.resources import Memory
 from compressor.settings import ComponentSettings, ExportSettings, Settings, SweepMode, SweepSettings
@@ -317,9 +317,9 @@ def test_a_page_of_a_run_without_a_forecast_says_nothing() -> None:
 
 def test_expense_in_words() -> None:
     whole = RunCost(480, 480.0, 185.0, 1_200_000_000, 12_000_000)
-    assert tell_expense(whole) == "480 trials, 3 min 05 s, 1.2 GB of memory, 12 MB on disk"
-    assert tell_forecast(whole).startswith("about 480 trials")
+    assert describe_cost(whole) == "480 trials, 3 min 05 s, 1.2 GB of memory, 12 MB on disk"
+    assert describe_expected_cost(whole).startswith("about 480 trials, at most 3 min 05 s, ")
     left = RunCost(1000, 2000.4, None, None, 12, at_least=True)
-    assert tell_forecast(left) == "at least 1,000 trials, 2,000 forward passes, 12 bytes on disk"
-    assert tell_expense(RunCost(0, 0.0, None, None, 12)) == "12 bytes on disk"
+    assert describe_expected_cost(left) == "at least 1,000 trials, 2,000 forward passes, 12 bytes on disk"
+    assert describe_cost(RunCost(0, 0.0, None, None, 12)) == "12 bytes on disk"
     assert RunCostRecord(whole).actual is None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,15 @@ def test_help_shows_every_group_and_plugin(tmp_path: Path) -> None:
     assert groups <= words
     for registry in installed().registries():
         assert set(registry) <= words
+
+
+def test_help_explains_the_words_that_keys_use(tmp_path: Path) -> None:
+    explained = call(tmp_path, "--help").stdout.partition("What some keys mean")[2].partition("The configuration")[0]
+    for word in (
+        "amount", "schedule.size", "corrections", "schedule.granularity", "compressor.*.granularity", "int4, rtn",
+        "proof_prefixes", "sweep.*", "sweep.screen", "sweep.lazy", "sweep.audit",
+    ):  # fmt: skip
+        assert re.search(rf"^ +\S*{re.escape(word)}.*  ", explained, flags=re.MULTILINE), word
 
 
 def test_plugins_are_listed(tmp_path: Path) -> None:

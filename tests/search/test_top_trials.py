@@ -359,10 +359,10 @@ def test_requests_that_make_no_sense(change: Mapping[str, Any], message: str, fo
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"delta": 0.0}, "`sweep.delta` must be in (0, 1), got 0; 0.05 errs in 1 of 20"),
+        ({"delta": 0.0}, "`sweep.delta` must be in (0, 1), got 0; 0.05 is one error in 20"),
         ({"delta": math.nan}, "`sweep.delta` must be in (0, 1), got nan; "),
-        ({"tolerance": 1.0}, "`sweep.tolerance` must be in [0, 1), got 1; 0.02 lets 2 % of a value go"),
-        ({"audit": -1}, "`sweep.audit` must not be negative, got -1; 0 audits nothing"),
+        ({"tolerance": 1.0}, "`sweep.tolerance` must be in [0, 1), got 1; 0.02 ignores gains below 2 %"),
+        ({"audit": -1}, "`sweep.audit` must not be negative, got -1; 0 measures none of them"),
         ({"screen": "margin_nose"}, "unknown metric `margin_nose` in `sweep.screen`; did you mean `margin_noise`?"),
         ({"screen": "fdtm"}, "`sweep.screen` must be a metric that can be estimated, got `fdtm`; known: "),
     ],
