@@ -1,4 +1,4 @@
-"""Saves the compressed model as a folder that transformers loads, and checks that it says what was scored."""
+"""Saves the compressed model as a folder that transformers loads, and checks that it gives the scored logits."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ NOTHING = (
 
 
 def check_format(name: str) -> None:
-    """Raises ConfigError for a format that there is not, or whose package is missing."""
+    """Raises ConfigError for an unknown format, or one whose package is missing."""
     if name not in FORMATS:
         raise ConfigError(f"unknown `export.format` `{name}`; {suggest(name, FORMATS)}")
     if name == COMPRESSED_TENSORS:
@@ -47,11 +47,11 @@ def save(
     provenance: Mapping[str, Any],
     quantized: Mapping[str, QuantizedMatrix | None],
 ) -> Exported:
-    """Save the model in the format `name` to `folder`, which is replaced; a note says where it is not as asked.
+    """Save the model in the format `name` to `folder`, which is replaced.
 
-    A note also says whose treated inputs are not in the saved model. `quantized` are the components whose treatment
-    takes fewer bits than a dense weight, None for one that is more than integers, scales and zero points. Whatever
-    cannot be packed without a change of any value is saved dense.
+    `quantized` has the components whose treatment takes fewer bits than a dense weight; the value is None if a weight
+    does not consist of integers, scales and zero points. A weight that cannot be packed without changing a value is
+    saved dense. Notes report components that are not packed, and input transforms that are not in the saved model.
     """
     exported = None
     notes: list[str] = []
@@ -75,18 +75,18 @@ def save_gguf(model: Model, path: Path, quantized: Mapping[str, QuantizedMatrix 
 
 
 def list_untransformed(model: Model, exported: Exported) -> list[str]:
-    """The components whose inputs are treated in the scored model, and not in the saved one."""
+    """The components with an input transform in the scored model that the saved model does not have."""
     return [name for name in model.input_transforms.names if name not in exported.treated]
 
 
 def note_untransformed(model: Model, exported: Exported) -> list[str]:
-    """That the saved model is not all of the scored one."""
+    """A note on input transforms that the saved model does not have."""
     if not (names := list_untransformed(model, exported)):
         return []
     return [
-        f"{exported.title} is not all that was scored: {len(names)} components, `{names[0]}` first, treated their "
-        "inputs, of which it tells a reader nothing; loaded by transformers it multiplies inputs as they are, and "
-        "has other scores than those of this report."
+        f"{exported.title} lacks a part of the scored model: {len(names)} components, `{names[0]}` first, transformed "
+        "their inputs, which this format cannot store. Loaded by transformers, it does not transform them, and has "
+        "other scores than those of this report."
     ]
 
 
@@ -95,12 +95,12 @@ def add_notes(exported: Exported, notes: list[str]) -> Exported:
 
 
 def note_missing_package(quantized: Mapping[str, QuantizedMatrix | None]) -> list[str]:
-    """That components are dense because a package is missing."""
+    """A note on components that are saved dense because a package is missing."""
     count = sum(matrix is not None for matrix in quantized.values())
     if not count:
         return note_dense(dict.fromkeys(quantized, NOT_INTEGERS))
     return [
-        f"The integers of {count} components are saved as dense weights, for the package {COMPRESSED_TENSORS} is "
+        f"The integers of {count} components are saved as dense weights, because the package {COMPRESSED_TENSORS} is "
         "missing: pip install 'compressor[export]'."
     ]
 

@@ -1,7 +1,7 @@
 """The format of the package compressed-tensors, which transformers and vLLM read.
 
-Integers are packed into words of 32 bits, or stored as bytes where inputs are rounded too, as vLLM expects. config.json
-has a config group for each scheme. A module is packed only if that changes no value; all others are saved dense.
+Integers are packed into 32-bit words, or stored as bytes if inputs are rounded too, as vLLM expects. config.json has a
+config group for each scheme. A module is packed only if that changes no value; all others are saved dense.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ if TYPE_CHECKING:
 
 COMPRESSED_TENSORS = "compressed-tensors"
 PACKED, BYTES, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
-"""How a scheme is stored, and what a checkpoint is called in which schemes are stored in both ways."""
+"""The two storage formats of a scheme, and the format name of a checkpoint that uses both."""
 OLDEST = (0, 20)
-"""The version of the package that this is made for and tested with."""
-INEXACT = "the format's own reader would round its values differently"
-NO_ZEROS = "transformers cannot load packed zero points here, and 8 bits leave no room to do without them"
+"""The oldest supported version of the package."""
+INEXACT = "the reader of the format would round its values differently"
+NO_ZEROS = "transformers cannot load packed zero points here, and 8-bit integers cannot be stored without them"
 
 
 def is_installed() -> bool:
-    """Is there a package `compressed-tensors` with which transformers reads what is saved?"""
+    """Whether a supported version of the package is installed."""
     with suppress(importlib.metadata.PackageNotFoundError):
         version = importlib.metadata.version(COMPRESSED_TENSORS)
         return tuple(int(number) for number in re.findall(r"\d+", version)[:2]) >= OLDEST
@@ -64,7 +64,7 @@ def require_package() -> None:
 
 
 def describe_scheme(scheme: Scheme, targets: Sequence[str]) -> QuantizationScheme:
-    """The scheme as an object of the package, for modules of these names."""
+    """The scheme as an object of the package, for modules with these names."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
     inputs = None
@@ -84,16 +84,16 @@ def describe_scheme(scheme: Scheme, targets: Sequence[str]) -> QuantizationSchem
 
 
 def name_storage(scheme: Scheme) -> str:
-    """The format's name for the way in which weights of a scheme are stored."""
+    """The name of the storage format for weights of a scheme."""
     return PACKED if scheme.input_rounding is None else BYTES
 
 
 def pack(matrix: QuantizedMatrix) -> dict[str, Tensor]:
     """The tensors of one module, by suffix.
 
-    `weight_packed` int32 `[out, ⌈in · b / 32⌉]`: each row's q + 2^(b−1), lowest bit first, without gaps; `weight_scale`
-    like s, `[1]` for the matrix; `weight_zero_point` int32 `[⌈out · b / 32⌉, group]`: z packed along `out`;
-    `weight_shape` `[out, in]`. Where inputs are rounded too, `weight` int8 `[out, in]` in place of the first and last.
+    `weight_packed` int32 `[out, ⌈in · b / 32⌉]`: q + 2^(b−1) of each row, lowest bit first, without gaps;
+    `weight_scale`: s, `[1]` for the whole matrix; `weight_zero_point` int32 `[⌈out · b / 32⌉, group]`: z packed along
+    `out`; `weight_shape` `[out, in]`. If inputs are rounded too: only `weight` int8 `[out, in]` and `weight_scale`.
     """
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
@@ -111,9 +111,9 @@ def pack(matrix: QuantizedMatrix) -> dict[str, Tensor]:
 
 
 def unpack_integers(words: Tensor, bits: int, count: int) -> Tensor:
-    """int8 `[row, count]`: the first q of each row of int32 `words` `[row, word]`, which hold q + 2^(b−1) in b bits.
+    """int8 `[row, count]`: the first `count` q of each row of int32 `words` `[row, word]`.
 
-    A row is one string of bits, lowest first, in which the numbers follow each other without gaps.
+    A row is a string of bits, lowest first, that holds q + 2^(b−1) in b bits each, without gaps.
     """
     stream = words.flatten().view(torch.uint8).view(len(words), -1)  # bytes, lowest first
     if bits == 8:
@@ -124,14 +124,14 @@ def unpack_integers(words: Tensor, bits: int, count: int) -> Tensor:
         return (numbers.view(torch.int8) - 8)[:, :count]
     begins = torch.arange(count, device=words.device) * bits
     first = begins >> 3
-    second = (first + 1).clamp(max=stream.shape[1] - 1)  # what is read there beyond the end is masked off
+    second = (first + 1).clamp(max=stream.shape[1] - 1)  # bits beyond the end are masked
     pairs = stream[:, first].to(torch.int16) | stream[:, second].to(torch.int16) << 8
     numbers = pairs >> (begins & 7).to(torch.int16) & (1 << bits) - 1
     return (numbers - (1 << (bits - 1))).to(torch.int8)
 
 
 def read_back(tensors: Mapping[str, Tensor], scheme: Scheme, dtype: torch.dtype) -> Tensor:
-    """`[out, in]`: what the package's own reader decodes from the tensors in a model of this dtype."""
+    """`[out, in]`: the weight that the package decodes from the tensors in a model of this dtype."""
     from compressed_tensors.compressors import BaseCompressor
 
     reader = BaseCompressor.get_value_from_registry(name_storage(scheme))
@@ -142,7 +142,7 @@ def read_back(tensors: Mapping[str, Tensor], scheme: Scheme, dtype: torch.dtype)
 
 @functools.cache
 def reads_zeros() -> bool:
-    """Does the package prepare a model for zero points as they are packed? Version 0.20.0 expects them unpacked."""
+    """Whether transformers can load packed zero points with this package. Version 0.20.0 expects them unpacked."""
     from compressed_tensors.compressors import BaseCompressor
 
     scheme = describe_scheme(Scheme(4, Strategy.channel, 0, False), [])
@@ -155,7 +155,7 @@ def reads_zeros() -> bool:
 
 
 def describe_format(schemes: Mapping[str, Scheme], ignore: Sequence[str]) -> dict[str, Any]:
-    """`quantization_config` of config.json: a config group for each of the `schemes` of modules, the rest ignored."""
+    """`quantization_config` of config.json: a config group for each of the `schemes` of modules, the rest `ignore`d."""
     from compressed_tensors.quantization import QuantizationConfig
 
     groups = {
@@ -176,9 +176,9 @@ def describe_format(schemes: Mapping[str, Scheme], ignore: Sequence[str]) -> dic
 
 @dataclass(frozen=True)
 class PackedModule:
-    """A module's weight as it is stored, `tensors` by suffix.
+    """The stored weight of a module, with `tensors` by suffix.
 
-    `is_widened` if its integers have one bit more in place of zero points.
+    `is_widened` is true if its integers have one more bit in place of zero points.
     """
 
     scheme: Scheme
@@ -187,9 +187,9 @@ class PackedModule:
 
 
 def pack_weight(matrix: QuantizedMatrix, scored: Tensor, dtype: torch.dtype) -> PackedModule | str:
-    """The packed `matrix`, if a model of this dtype reads it back as `scored` `[out, in]` bit for bit.
+    """The packed `matrix`, if it decodes to `scored` `[out, in]` bit for bit in a model of this dtype.
 
-    Else the reason why it cannot be packed.
+    Otherwise the reason why it cannot be packed.
     """
     readable = matrix if reads_zeros() else matrix.without_zeros()
     if readable is None:
@@ -205,7 +205,7 @@ def pack_modules(
 ) -> tuple[dict[str, PackedModule], dict[str, str]]:
     """Module path -> its packed weight, and component -> why it stays dense.
 
-    `quantized` are the treated components, None for those that are more than integers, scales and zero points.
+    `quantized` has the treated components; None for weights that are not integers, scales and zero points.
     """
     packable, dtype = find_packable(model, quantized), choose_saved_dtype(model)
     modules, reasons = dict[str, PackedModule](), dict(packable.reasons)
@@ -221,9 +221,9 @@ def pack_modules(
 
 
 def list_ignored(model: Model, folder: Path, packed: Mapping[str, Scheme]) -> list[str]:
-    """Names of whatever a reader could take for a linear module and is not packed.
+    """Names of everything that a reader could take for a linear module and that is not packed.
 
-    Both the names of modules here and of tensors on disk, because transformers gives some modules other names than the
+    These are names of modules and of tensors on disk, because in transformers some modules have other names than in the
     checkpoint.
     """
     names = dict.fromkeys(path for path in list_linears(model.network) if path not in packed)
@@ -236,12 +236,12 @@ def list_ignored(model: Model, folder: Path, packed: Mapping[str, Scheme]) -> li
 
 
 def note_widened(modules: Mapping[str, PackedModule]) -> list[str]:
-    """That some modules take one bit more than their treatment says."""
+    """A note on modules that take one bit more than their treatment."""
     widened = [path for path, module in modules.items() if module.is_widened]
     if not widened:
         return []
     return [
-        f"{len(widened)} modules have one bit more for each weight in place of zero points, which transformers "
+        f"{len(widened)} modules store one more bit for each weight in place of zero points, which transformers "
         f"does not load with this version of {COMPRESSED_TENSORS}; `{widened[0]}` is the first."
     ]
 
@@ -249,9 +249,9 @@ def note_widened(modules: Mapping[str, PackedModule]) -> list[str]:
 def save_compressed(
     model: Model, folder: Path, plan: Plan, provenance: Mapping[str, Any], modules: Mapping[str, PackedModule]
 ) -> Exported:
-    """As `save_dense`, with `modules` packed; at least one.
+    """Like `save_dense`, with `modules` packed; there is at least one.
 
-    Every other tensor is stored as it was scored: in the checkpoint's own dtype where that loses nothing.
+    Every other tensor keeps its scored values; it is in the checkpoint's dtype if that is exact.
     """
     dtype, schemes = choose_saved_dtype(model), {path: module.scheme for path, module in modules.items()}
     dense = model.network.state_dict()

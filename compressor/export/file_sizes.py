@@ -1,4 +1,4 @@
-"""What the weight files of an export will take, told before it is made and by the rules by which it is made."""
+"""Sizes of the weight files of an export, computed before the export by the same rules."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ from compressor.export.packable_modules import (
 from compressor.models import Model
 from compressor.models.weight_views import WeightView
 
-NEVER = "the export saves every weight in full"
+NEVER = "the export saves every weight dense"
 FRAME = len('{"__metadata__":{"format":"pt"},}') + 8 + 7
-"""Bytes of a file of weights without any: its header's length, and at most seven to fill the header up to eights."""
+"""Bytes of a weight file without weights: the header, its length, and at most seven bytes of padding."""
 SHORT = {
     torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32",
     torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-"""What a header calls the usual dtypes."""
+"""Names of the usual dtypes in a header."""
 UNUSUAL = "F8_E4M3"
-"""As long as the name of any other."""
+"""As long as the longest name of another dtype."""
 ENTRY = 200
-"""About as many bytes as a header says of a tensor."""
+"""About the bytes of a tensor's entry in a header."""
 SHARD = 10**9
-"""A model of several files has fewer than one for each so many bytes; transformers makes them fifty times as large."""
+"""A lower bound of the bytes in each of several weight files; transformers makes files of fifty times this size."""
 
 
 @dataclass(frozen=True)
 class FileSizes:
-    """How large the weight files of `model` become in the format `form`: a sum over components, and a rest.
+    """The size of the weight files of `model` in the format `form`: a sum over components, and a rest.
 
-    Never less than what is written, and more only by what is not known before: a few bytes of every entry in a header.
-    Components that are parts of one matrix are taken to be treated alike.
+    It is never less than the real size, and more only by a few bytes of each header entry that are not known before.
+    Components that are parts of one matrix are assumed to have the same treatment.
     """
 
     model: Model
@@ -58,12 +58,12 @@ class FileSizes:
 
     @cached_property
     def packs(self) -> bool:
-        """Is there a component that can be packed? If not, no treatment makes the files smaller."""
+        """Whether any component can be packed. If not, no treatment makes the files smaller."""
         return any(obstacle is None for _, obstacle in self._matrices.values())
 
     @cached_property
     def rest(self) -> int:
-        """Bytes of all that belongs to no component, with the headers' frames."""
+        """Bytes of everything that belongs to no component, including the frames of headers."""
         inside = {id(weight_views[0].parameter) for weight_views, _ in self._matrices.values()}
         parameters = dict(self.model.network.named_parameters(remove_duplicate=False))
         total = FRAME * (1 + self._largest // SHARD)
@@ -78,10 +78,10 @@ class FileSizes:
     def count_bits(
         self, name: str, weight: Tensor, bits: int | None = None, quantized: QuantizedMatrix | None = None
     ) -> int:
-        """Bits of a component in the files, its share of headers included.
+        """Bits of a component in the files, including its share of headers.
 
-        `weight` `[out, in]` is what is scored; `bits` is what its compressor stores, None if it is untreated;
-        `quantized` are its integers and scales if it is nothing else.
+        `weight` `[out, in]` is the scored weight; `bits` are those of its compressor, None if it is not treated;
+        `quantized` are its integers and scales, if it consists of these.
         """
         weight_views, obstacle = self._matrices[name]
         component = self.model.components[name]
@@ -97,13 +97,13 @@ class FileSizes:
     def _count_packed(
         self, weight_views: Sequence[WeightView], weight: Tensor, matrix: QuantizedMatrix | None
     ) -> int | None:
-        """As `count_bits`, of a weight that is packed; None for one that stays dense."""
+        """`count_bits` for a weight that is packed; None for a weight that stays dense."""
         if matrix is None or find_fault(matrix, len(weight_views)) is not None:
             return None
         if matrix.input_rounding is not None and id(weight_views[0].owner) in self._flat:
             return None
         stored, dtypes = self.model.stored_dtype, [self.model.dtype]
-        # What all components become decides in which of the two a saved model is loaded.
+        # The dtype in which the saved model is loaded is one of these two; it depends on all components.
         dtypes += [stored] if stored.itemsize < dtypes[0].itemsize and holds_exactly(stored, weight) else []
         found = [pack_weight(matrix.to("cpu"), weight, dtype) for dtype in dtypes]
         packed = found[0]
@@ -117,16 +117,16 @@ class FileSizes:
         return 8 * (sum(tensor.nbytes for tensor in packed.tensors.values()) + math.ceil(entries / len(weight_views)))
 
     def _count_entry(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> int:
-        """Bytes of what a header says of one tensor, at most."""
+        """An upper bound of the bytes of a tensor's entry in a header."""
         digits = len(str(self._largest))
         entry = {name: {"dtype": SHORT.get(dtype, UNUSUAL), "shape": [*shape], "data_offsets": []}}
         text = json.dumps(entry, separators=(",", ":"), ensure_ascii=False)
-        # A comma takes the place of the brackets around the entry, and one stands between the offsets.
+        # A comma replaces the outer brackets of the entry, and there is a comma between the offsets.
         return len(text.encode()) - 1 + 2 * digits + 1 + self._growth
 
     @cached_property
     def _matrices(self) -> dict[str, tuple[list[WeightView], str | None]]:
-        """Component -> all components of its parameter, and why that cannot be packed, None if it can."""
+        """Component -> all components of its parameter, and why that cannot be packed (None if it can)."""
         uses = count_uses(self.model.network)
         never = NEVER if self.form == DENSE or not is_installed() else None
         never = never or (MERGED if merges_weights(self.model.network) else None)
@@ -140,7 +140,7 @@ class FileSizes:
         return find_flat(self.model)
 
     def _find_path(self, weight_views: Sequence[WeightView]) -> str:
-        """The name of the parameter that these components are parts of."""
+        """The name of the parameter that contains these components."""
         return self._names[id(weight_views[0].parameter)]
 
     @cached_property
@@ -151,7 +151,7 @@ class FileSizes:
 
     @cached_property
     def _growth(self) -> int:
-        """By how much a name in the files may be longer than in the network, as transformers writes it."""
+        """How much longer a name in the files may be than in the network."""
         if merges_weights(self.model.network):
             return 0
         network, growth = self.model.network, 0
@@ -162,7 +162,7 @@ class FileSizes:
 
     @cached_property
     def _largest(self) -> int:
-        """Bytes that the files do not exceed."""
+        """An upper bound of the bytes of the files."""
         width = max(self.model.stored_dtype.itemsize, self.model.dtype.itemsize)
         state = self.model.network.state_dict().values()
         return sum(ENTRY + tensor.numel() * max(width, tensor.itemsize) for tensor in state)

@@ -1,4 +1,4 @@
-"""The folder of a saved model: weights, config, tokenizer and what was done, there as a whole or not at all."""
+"""Writes the folder of a saved model: weights, config, tokenizer and plan, all or nothing."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,16 +16,16 @@ from compressor.models import Model
 from compressor.models.loading import quiet_loading
 
 ROWS_PATH = f"compression/{ROWS_FILE}"
-"""In a folder of its own: some readers take every *.safetensors beside config.json for weights."""
+"""In its own folder, because some readers take every *.safetensors beside config.json for weights."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A saved model: the folder or file at `path`, the `format` of treated weights in it, the bytes of its weights.
+    """A saved model: the folder or file at `path`, the `format` of treated weights, and the bytes of its weights.
 
-    `dtype` is what config.json tells to load it in. `bits` are what one weight of each component takes on disk, scales
-    counted; `packed` names the components that are stored as integers, `treated` those whose inputs the saved model
-    treats as they were scored, `notes` say what a person should know.
+    `dtype` is the dtype in config.json. `bits` are the bits per weight of each component on disk, scales counted.
+    `packed` are the components that are stored as integers, `treated` those whose input transform is in the saved
+    model. `notes` are sentences for the user.
     """
 
     path: Path
@@ -39,12 +39,12 @@ class Exported:
 
     @property
     def title(self) -> str:
-        """How a note calls it."""
+        """The name of the model in a note."""
         return self.path.name if self.path.is_file() else "The saved model"
 
 
 def choose_saved_dtype(model: Model) -> torch.dtype:
-    """The dtype that was scored, or the checkpoint's own if that is narrower and holds every weight exactly."""
+    """The scored dtype, or the checkpoint's dtype if that is narrower and represents every weight exactly."""
     stored = model.stored_dtype
     if stored.itemsize < model.dtype.itemsize:
         return stored if all(holds_exactly(stored, weight) for weight in model.network.parameters()) else model.dtype
@@ -52,19 +52,19 @@ def choose_saved_dtype(model: Model) -> torch.dtype:
 
 
 def choose_stored(model: Model, tensor: Tensor) -> torch.dtype:
-    """In which dtype a dense tensor is saved: the checkpoint's stored one if that holds it exactly, else its own."""
+    """The dtype in which a dense tensor is saved: that of the checkpoint if it is exact, else that of the tensor."""
     return model.stored_dtype if holds_exactly(model.stored_dtype, tensor) else tensor.dtype
 
 
 def holds_exactly(dtype: torch.dtype, values: Tensor) -> bool:
-    """Is every value also one of `dtype`?"""
+    """Whether `dtype` represents all values exactly."""
     return torch.equal(values.to(dtype).to(values.dtype), values)
 
 
 def cast_state(state: Mapping[str, Tensor], choose: Callable[[Tensor], torch.dtype]) -> dict[str, Tensor]:
-    """Floating-point tensors in the dtype that is chosen for each; those that share memory go on sharing it.
+    """Convert floating-point tensors to the dtype that `choose` returns. Tensors that share memory still share it.
 
-    So ties are still seen.
+    So tied weights are still recognised.
     """
     seen: dict[tuple[int, torch.Size], Tensor] = {}
     result = {}
@@ -77,7 +77,7 @@ def cast_state(state: Mapping[str, Tensor], choose: Callable[[Tensor], torch.dty
 
 
 def count_bits(model: Model, state: Mapping[str, Tensor]) -> dict[str, float]:
-    """Bits of one weight of each component in `state`, where a module's `weight` may be packed in several tensors."""
+    """Bits per weight of each component in `state`, where a module's `weight` may be packed into several tensors."""
     paths = {id(parameter): name for name, parameter in model.network.named_parameters()}
     answer = {}
     for name, weight_view in model.weight_views.items():
@@ -89,7 +89,7 @@ def count_bits(model: Model, state: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def find_packed(state: Mapping[str, Tensor], path: str) -> list[Tensor]:
-    """The tensors that belong to the parameter `path`, whose name they go on from: `weight_packed`, `weight_scale`."""
+    """The packed tensors of the parameter `path`; their names start with its name (`weight_packed`, `weight_scale`)."""
     return [tensor for name, tensor in state.items() if name.startswith(f"{path}_")]
 
 
@@ -101,10 +101,11 @@ def write_folder(
     state: Mapping[str, Tensor],
     describe: Callable[[Path], dict[str, Any]],
 ) -> int:
-    """Replace `folder` by one with `state`, the model's config and tokenizer, and `compression.json`; gives its bytes.
+    """Replace `folder` by one with `state`, the model's config, the tokenizer and `compression.json`.
 
-    `describe` is given the folder as it is made, and gives what config.json says besides. `compression.json` holds the
-    plan and the `provenance`; it names the file of the plan's rows, if it has any. Raises OutputError.
+    `describe` gets the folder with the weights, and returns additional entries of config.json. `compression.json` holds
+    the plan and the `provenance`, and names the file of the plan's rows, if it has any. Returns the bytes of the weight
+    files; raises OutputError.
     """
     with replaced_folder(folder) as partial:
         with quiet_loading(model.device):
@@ -120,5 +121,5 @@ def write_folder(
 
 
 def name_dtype(dtype: torch.dtype) -> str:
-    """As config.json says it."""
+    """The name of a dtype in config.json."""
     return str(dtype).removeprefix("torch.")

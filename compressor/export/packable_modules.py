@@ -1,4 +1,4 @@
-"""Which linear modules of a model can be stored as integers, and why the others cannot."""
+"""Finds the linear modules of a model that can be stored as integers, and why the others cannot."""
 
 import dataclasses
 from collections import Counter
@@ -14,21 +14,21 @@ from compressor.contracts import QuantizedMatrix, Strategy
 from compressor.models import Model
 from compressor.models.weight_views import WeightView
 
-NOT_LINEAR = "the format packs plain linear modules, and not Conv1D, embeddings or stacked experts"
+NOT_LINEAR = "the format packs plain linear modules, but not Conv1D, embeddings or stacked experts"
 SHARED = "another module shares the weight"
 PARTS = "the parts of a fused matrix have different treatments; give them the same one"
-ONE_SCALE = "the parts of a fused matrix have one scale each, and the format one for all; choose a scale for each row"
-UNEVEN = "the group must divide the width, or be at least as large; choose another"
-NOT_INTEGERS = "the compressor stores something else than integers, scales and integer zero points"
-INPUTS = "the format has no such inputs"
-FLAT = "its inputs come as one list of tokens, which the reader of the format rounds by one scale"
+ONE_SCALE = "the parts of a fused matrix have one scale each, but the format has one for all; choose a scale per row"
+UNEVEN = "the group must divide the width, or be at least as large; choose another group"
+NOT_INTEGERS = "the compressor does not store integers, scales and integer zero points only"
+INPUTS = "the format does not support its input transform"
+FLAT = "its inputs have no sequence dimension, so the reader of the format would round all tokens by one scale"
 
-MERGED = "transformers joins experts as it loads them, and takes none that are dense in a model with packed modules"
+MERGED = "transformers merges experts while it loads them, but takes no dense ones in a model with packed modules"
 
 
 @dataclass(frozen=True)
 class Packable:
-    """Module path -> the whole quantized weight of the module; component -> why it stays dense, for all others."""
+    """Module path -> the whole quantized weight of the module; other components -> the reason why they stay dense."""
 
     matrices: dict[str, QuantizedMatrix]
     reasons: dict[str, str]
@@ -37,7 +37,7 @@ class Packable:
 def find_packable(model: Model, quantized: Mapping[str, QuantizedMatrix | None]) -> Packable:
     """The modules that can be packed, of the treated components in `quantized`.
 
-    It has None for components that are more than integers, scales and zero points.
+    `quantized` is None for a weight that does not consist of integers, scales and zero points.
     """
     if merges_weights(model.network):
         return Packable({}, dict.fromkeys(quantized, MERGED))
@@ -61,13 +61,13 @@ def find_packable(model: Model, quantized: Mapping[str, QuantizedMatrix | None])
 
 
 def count_uses(network: nn.Module) -> Counter[int]:
-    """By id of a parameter: how many modules have it."""
+    """Id of a parameter -> the number of modules that have it."""
     return Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
 
 
 def find_obstacle(weight_views: Sequence[WeightView], uses: Mapping[int, int]) -> str | None:
-    """Why a parameter with these components cannot be packed, whatever their treatment; None if it can."""
-    if type(weight_views[0].owner) is not nn.Linear:  # others may read their weight by themselves
+    """Why the parameter with these components cannot be packed, whatever their treatment; None if it can."""
+    if type(weight_views[0].owner) is not nn.Linear:  # other modules may use their weight directly
         return NOT_LINEAR
     if uses[id(weight_views[0].parameter)] > 1:
         return SHARED
@@ -77,7 +77,7 @@ def find_obstacle(weight_views: Sequence[WeightView], uses: Mapping[int, int]) -
 def find_untransformable(
     model: Model, matrix: QuantizedMatrix, weight_views: Sequence[WeightView], flat: Collection[int]
 ) -> str | None:
-    """Why the parameter of these components cannot be packed because of its inputs; None if it can."""
+    """Why the input transform of these components prevents packing; None if it does not."""
     if matrix.input_rounding is not None and id(weight_views[0].owner) in flat:
         return FLAT
     found = [model.input_transforms.find(weight_view.component.name) for weight_view in weight_views]
@@ -85,7 +85,7 @@ def find_untransformable(
 
 
 def find_fault(matrix: QuantizedMatrix | None, parts: int) -> str | None:
-    """Why one of so many parts of a parameter cannot be packed if the others are treated alike; None if it can."""
+    """Why one of `parts` parts of a parameter cannot be packed if all have the same treatment; None if it can."""
     if matrix is None or (matrix.scheme.strategy is Strategy.tensor and matrix.zeros is not None):
         return NOT_INTEGERS
     if not matrix.is_even:
@@ -94,12 +94,12 @@ def find_fault(matrix: QuantizedMatrix | None, parts: int) -> str | None:
 
 
 def count_covered(weight_views: Sequence[WeightView]) -> int:
-    """How many weights of their parameter the components have together."""
+    """The number of weights of their parameter that the components contain together."""
     return sum(weight_view.component.parameters for weight_view in weight_views)
 
 
 def group_parts(model: Model) -> Iterator[list[WeightView]]:
-    """The components of one parameter together, in order."""
+    """The components of each parameter, in order."""
     groups: dict[int, list[WeightView]] = {}
     for weight_view in model.weight_views.values():
         groups.setdefault(id(weight_view.parameter), []).append(weight_view)
@@ -109,7 +109,7 @@ def group_parts(model: Model) -> Iterator[list[WeightView]]:
 def join_parts(
     weight_views: Sequence[WeightView], quantized: Mapping[str, QuantizedMatrix | None]
 ) -> QuantizedMatrix | str:
-    """The whole parameter that these components are parts of; a reason where it cannot be joined."""
+    """The whole parameter that contains these components, or the reason why its parts cannot be joined."""
     found = [quantized.get(weight_view.component.name) for weight_view in weight_views]
     parts = [part for part in found if part is not None]
     faults = [fault for part in parts if (fault := find_fault(part, len(weight_views))) is not None]
@@ -122,7 +122,7 @@ def join_parts(
     shape = weight_views[0].parameter.shape
 
     def join(tensors: Sequence[Tensor]) -> Tensor:
-        """Rows of the parts where the module has them; every row of a part goes as a whole."""
+        """Rows of the parts at their places in the parameter."""
         joined = tensors[0].new_empty(shape[0], tensors[0].shape[1])
         for weight_view, tensor in zip(weight_views, tensors, strict=True):
             view = weight_view.part(joined)
@@ -139,7 +139,7 @@ def join_parts(
 
 
 def find_flat(model: Model) -> set[int]:
-    """The ids of linear modules that are not given `[sequence, position, in]`, in a short forward pass."""
+    """Ids of the linear modules whose inputs are not `[sequence, position, in]`, found by a short forward pass."""
     flat: set[int] = set()
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -157,7 +157,7 @@ def find_flat(model: Model) -> set[int]:
 
 
 def merges_weights(network: PreTrainedModel) -> bool:
-    """Does transformers make parameters of this family out of several tensors of its checkpoint, as of experts?"""
+    """Whether transformers builds parameters of this family from several tensors of the checkpoint, as for experts."""
     return any(
         isinstance(conversion, WeightConverter) for conversion in getattr(network, "_weight_conversions", None) or ()
     )
@@ -169,7 +169,7 @@ def list_linears(network: nn.Module) -> list[str]:
 
 
 def note_dense(reasons: Mapping[str, str], where: str = "saved") -> list[str]:
-    """Which components are dense though their treatment takes fewer bits: a note for each reason."""
+    """A note for each reason why components are dense although their treatment takes fewer bits."""
     notes = []
     for reason in dict.fromkeys(reasons.values()):
         names = [name for name, one in reasons.items() if one == reason]

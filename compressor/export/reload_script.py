@@ -1,7 +1,7 @@
-"""What a saved model says, by nothing but transformers: a script of its own, run in a new process by verification.py.
+"""Computes the logits of a saved model with transformers alone; verification.py runs this script in a new process.
 
-It is given the model, a folder or a GGUF file, and a folder that holds request.json and tokens.safetensors, where it
-puts logits.safetensors.
+Its arguments are the model (a folder or a GGUF file) and a folder with request.json and tokens.safetensors, to which it
+writes logits.safetensors.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What was scored is what is shipped: the saved model, loaded again in a new process, must give the scored logits."""
+"""Checks a saved model: loaded again in a new process, it must give the scored logits."""
 
 import os
 import shutil
@@ -26,11 +26,12 @@ from compressor.resources import read_memory
 PREFIXES = 4
 SCRIPT = Path(__file__).with_name("reload_script.py")
 LOGITS = 1 << 26
-"""At most so many are compared: fewer prefixes of a large vocabulary. A constant, because the record says how many."""
+"""The largest number of logits that are compared; a large vocabulary has fewer prefixes. It is a constant, because the
+record contains the number of prefixes."""
 SHARE = 0.25
-"""Of √ε · max|logit|, for the rounding step ε of the dtype: what other kernels may change by rounding."""
+"""The tolerance as a share of √ε · max|logit|, with the rounding step ε of the dtype: other kernels round otherwise."""
 ROOM = 1.2
-"""Memory that a second copy of the model needs, in sizes of its weights."""
+"""The memory for a second copy of the model, relative to its weights."""
 
 
 def verify(
@@ -38,10 +39,10 @@ def verify(
 ) -> VerificationRecord | None:
     """Compare the logits of `exported`, reloaded by transformers alone, with those of the scored `model`.
 
-    Of the scored model's treated inputs only those count that the saved one has. Both read the first few of the proof
-    sequences `tokens` `[sequence, prefix + continuation]` in the scored dtype. The gap is max|logit − scored logit| at
-    positions of continuations. Raises OutputError where it exceeds √ε · max|scored logit| / 4, or where the model
-    cannot be loaded; it is then `model-unverified`. None where there is no memory for a second copy.
+    The scored model only uses the input transforms that the saved model has. Both run on the first few proof sequences
+    `tokens` `[sequence, prefix + continuation]` in the scored dtype. The gap is max|logit − scored logit| over the
+    continuations. Raises OutputError if it exceeds √ε · max|scored logit| / 4, or if the model cannot be loaded; the
+    model is then renamed to `model-unverified`. Returns None if there is no memory for a second copy.
     """
     device = choose_device(model)
     if device is None:
@@ -54,30 +55,30 @@ def verify(
         "threads": torch.get_num_threads(),
         "trust_remote_code": trust_remote_code,
     }
-    said = ask_saved(exported.path, chosen, request)
+    reloaded = compute_logits(exported.path, chosen, request)
     with model.input_transforms.only(exported.treated):
         scored = model.logits(chosen, width).cpu()
-    if said.shape != scored.shape:
-        raise reject(exported.path, f"has logits {list(said.shape)}, not {list(scored.shape)}")
-    found, wanted = (logits[:, prefix_tokens - 1 : -1].float() for logits in (said, scored))
+    if reloaded.shape != scored.shape:
+        raise reject(exported.path, f"has logits {list(reloaded.shape)}, not {list(scored.shape)}")
+    found, wanted = (logits[:, prefix_tokens - 1 : -1].float() for logits in (reloaded, scored))
     gap = float((found - wanted).abs().max())
     tolerance = SHARE * torch.finfo(model.dtype).eps ** 0.5 * float(wanted.abs().max())
     if not gap <= tolerance:
-        raise reject(exported.path, f"is off by {gap:.2g} in a logit, more than the {tolerance:.2g} of rounding")
+        raise reject(exported.path, f"differs by {gap:.2g} in a logit, more than the {tolerance:.2g} of rounding")
     leading, before = (count_leading(logits, chosen[:, prefix_tokens:]) for logits in (found, wanted))
     return VerificationRecord(len(chosen), gap, tolerance, int((leading != before).sum()), time.monotonic() - began)
 
 
 def count_leading(logits: Tensor, tokens: Tensor) -> Tensor:
-    """`[sequence]`: leading tokens `[sequence, position]` that are the most likely ones of the logits."""
+    """`[sequence]`: the number of leading `tokens` `[sequence, position]` that are the most likely by the logits."""
     return (logits.argmax(-1) == tokens).long().cumprod(1).sum(1)
 
 
 def choose_device(model: Model) -> torch.device | None:
-    """Where a second copy of the model has room: beside the first one, else on the CPU, else nowhere."""
+    """The device with memory for a second copy of the model: that of the first one, else the CPU, else None."""
     needed = ROOM * model.base_parameters * model.dtype.itemsize
     if model.device.type == "cuda":
-        torch.cuda.empty_cache()  # what this process only holds in store is not there for another one
+        torch.cuda.empty_cache()  # memory in this process's cache is not available to others
     for device in dict.fromkeys((model.device, torch.device("cpu"))):
         memory = read_memory(device)
         if memory is None or memory.available - memory.used >= needed:
@@ -85,9 +86,9 @@ def choose_device(model: Model) -> torch.device | None:
     return None
 
 
-def ask_saved(saved: Path, tokens: Tensor, request: Mapping[str, Any]) -> Tensor:
-    """`[sequence, position, vocabulary]`: the logits that a new process gets of it; raises OutputError."""
-    # -P: modules of this package must not stand in for packages of the same name.
+def compute_logits(saved: Path, tokens: Tensor, request: Mapping[str, Any]) -> Tensor:
+    """`[sequence, position, vocabulary]`: the logits of the saved model in a new process; raises OutputError."""
+    # -P: modules of this package must not shadow packages with the same names.
     command = [sys.executable, "-P", str(SCRIPT), str(saved)]
     with tempfile.TemporaryDirectory() as scratch:
         exchange = Path(scratch)
@@ -105,7 +106,7 @@ def ask_saved(saved: Path, tokens: Tensor, request: Mapping[str, Any]) -> Tensor
 
 
 def reject(saved: Path, what: str) -> OutputError:
-    """What to raise for a saved model that is not what was scored; it gets another name, to be looked at."""
+    """The error for a saved model that differs from the scored one. The model is renamed and kept for inspection."""
     kept = saved.with_name(f"{saved.stem}-unverified{saved.suffix}")
     try:
         if kept.is_dir():
@@ -114,13 +115,13 @@ def reject(saved: Path, what: str) -> OutputError:
     except OSError:
         kept = saved
     return OutputError(
-        f"the saved model {what}: it is not the model that was scored; it is left in {kept} to be looked at, "
-        "export.verify=false keeps it as it is"
+        f"the saved model {what}: it is not the model that was scored; it is left in {kept} for inspection, "
+        "export.verify=false saves it without this check"
     )
 
 
 def tell(title: str, verification: VerificationRecord | None, is_whole: bool = True) -> str:
-    """What came out for what is called so, for a person. Not `is_whole`, it lacks treated inputs of the scored one."""
+    """A sentence on the result for the user. Without `is_whole`, the model lacks input transforms of the scored one."""
     if verification is None:
         return f"{title} was not checked: there is no memory for a second copy of it."
     logits = "the scored logits" if is_whole else "not the scored logits, but those of the scored weights,"

@@ -1,8 +1,7 @@
-"""What vLLM asks of a compressed-tensors checkpoint beyond what transformers does; vLLM itself is not needed.
+"""Checks whether vLLM can load a compressed-tensors checkpoint; vLLM itself is not needed.
 
-Source: vllm/model_executor/layers/quantization/, there compressed_tensors/utils.py, which wants one scheme for modules
-that are joined, compressed_tensors.py, which lists what goes with inputs of integers, and utils/marlin_utils.py, which
-lists the sizes of groups.
+Source: vllm/model_executor/layers/quantization/. There compressed_tensors/utils.py requires one scheme for modules that
+are fused, compressed_tensors.py lists the schemes with integer inputs, and utils/marlin_utils.py the group sizes.
 """
 
 from collections.abc import Mapping
@@ -13,16 +12,16 @@ from compressor.models import Model
 from compressor.models.architectures import name_kind
 
 JOINED = {"query": "q/k/v", "key": "q/k/v", "value": "q/k/v", "gate": "gate/up", "up": "gate/up"}
-"""Kinds of sister modules that vLLM runs as one matrix product."""
+"""Kinds of modules that vLLM fuses into one matrix product with others of the same layer."""
 WIDTHS = (4, 8)
 GROUPS = (32, 64, 128)
-"""Bits, and weights that share a scale, of vLLM's kernels for integer weights (Marlin); a scale per row is fine too."""
+"""Bits and group sizes of vLLM's kernels for integer weights (Marlin); they also support one scale per row."""
 
 
 def find_split(model: Model, schemes: Mapping[str, Scheme]) -> list[str]:
-    """The first module of each q/k/v and gate/up that vLLM would join and whose schemes differ.
+    """The first module of each q/k/v and gate/up that vLLM would fuse and whose schemes differ.
 
-    `schemes` are those of packed modules; a dense one among packed ones differs as well.
+    `schemes` are those of packed modules; a dense module beside packed ones differs too.
     """
     sisters: dict[tuple[str, str], list[str]] = {}
     for path in list_linears(model.network):
@@ -34,18 +33,18 @@ def find_split(model: Model, schemes: Mapping[str, Scheme]) -> list[str]:
 
 
 def find_unserved(schemes: Mapping[str, Scheme]) -> list[str]:
-    """Modules for whose scheme vLLM's kernels are not made."""
+    """Modules with a scheme for which vLLM has no kernel."""
     return [path for path, scheme in schemes.items() if not is_served(scheme)]
 
 
 def find_head(model: Model) -> str | None:
-    """The path of the LM head; None where the family has none."""
+    """The path of the LM head; None if the family has none."""
     head = model.network.get_output_embeddings()
     return next((path for path, module in model.network.named_modules() if module is head), None)
 
 
 def is_served(scheme: Scheme) -> bool:
-    """Is there a kernel for such weights, alone or with inputs of integers?"""
+    """Whether vLLM has a kernel for the scheme, with or without integer inputs."""
     if scheme.input_rounding is not None:
         return scheme.bits == scheme.input_rounding.bits == 8 and scheme.strategy is not Strategy.group
     if scheme.strategy is Strategy.group and scheme.group not in GROUPS:
@@ -54,22 +53,22 @@ def is_served(scheme: Scheme) -> bool:
 
 
 def tell_vllm(model: Model, schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
-    """What a person should know who wants to serve the model by vLLM; transformers loads it in any case."""
+    """Notes for users who want to serve the model with vLLM; transformers loads it in any case."""
     notes = []
     if split := find_split(model, schemes):
         notes.append(
-            "vLLM will refuse the saved model, transformers loads it: it joins q, k and v, and gate and up, which must "
-            f"have one treatment each, and {len(split)} differ, `{split[0]}` first; components.fuse=true is for that."
+            "vLLM will refuse the saved model, but transformers loads it: it fuses q, k and v, and gate and up, which "
+            f"need one treatment, and {len(split)} groups differ, `{split[0]}` first; set components.fuse=true."
         )
     if unserved := find_unserved(schemes):
         notes.append(
-            f"vLLM may have no kernel for {len(unserved)} packed modules, `{unserved[0]}` first: it has them for 4 and "
-            "8 bits with a scale for each row, or for each 32, 64 or 128 weights of it, and, where inputs are integers "
-            "too, for 8 bits with a scale for each row or matrix; transformers loads them."
+            f"vLLM may have no kernel for {len(unserved)} packed modules, `{unserved[0]}` first: it has kernels for 4 "
+            "and 8 bits with one scale per row or per group of 32, 64 or 128 weights, and with integer inputs for 8 "
+            "bits with one scale per row or matrix; transformers loads them."
         )
     if (head := find_head(model)) in schemes:
         notes.append(
-            f"vLLM and other servers may refuse the saved model, transformers loads it: its LM head `{head}` is "
+            f"vLLM and other servers may refuse the saved model, but transformers loads it: its LM head `{head}` is "
             f'packed; components.exclude=["{head}"] leaves it dense.'
         )
     return tuple(notes)

@@ -19,7 +19,7 @@ class StartingValues:
     known: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def add(self, metric: str, start: int, values: NDArray[np.float64]) -> None:
-        """Add values measured on the prefixes from `start` on; values of a metric on text are those of the whole text."""
+        """Add values measured on the prefixes from `start` on; those of a metric on text are for the whole text."""
         whole = self.metrics[metric].text() is not None
         self.known[metric] = join_blocks(self.known.get(metric, np.empty(0)), 0 if whole else start, values)
 

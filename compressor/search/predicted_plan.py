@@ -1,4 +1,4 @@
-"""The plan that a schedule makes from predictions alone: its requests are answered without touching the model."""
+"""The plan of a schedule from predictions only: its requests are answered without changing the model."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,16 +25,16 @@ from compressor.search.session import Session
 from compressor.sensitivity.cost_table import CostTable
 
 TARGETS = "targets"
-"""The option that gives a schedule the mean amount to reach."""
+"""The option of a schedule for the mean amounts to reach."""
 T = TypeVar("T")
 
 
 @dataclass
 class PredictedOracle:
-    """The oracle of a forecast. It reads estimates off `predict` (objective -> cost table) and sizes off `known`.
+    """The oracle of a forecast. Estimates come from `predict` (objective -> cost table), sizes from `known`.
 
-    `count` counts weights. Requests that only a trial could answer raise ConfigError. `plan` is the first plan that the
-    schedule keeps. The same request is answered once.
+    `count` counts weights. Requests that need a trial raise ConfigError. `plan` is the first plan that the schedule
+    keeps. Answers are cached by request.
     """
 
     schedule: str
@@ -84,7 +84,7 @@ class PredictedOracle:
 
 
 def find_plan(schedule: Schedule, amount: float, problem: Problem, fuses: bool, oracle: PredictedOracle) -> Plan:
-    """The first plan that the schedule keeps for a mean amount; raises ConfigError where it must score trials."""
+    """The first plan that the schedule keeps for a mean amount; raises ConfigError if it scores trials."""
     dialogue, fused = open_dialogue(aim(schedule, amount), problem, oracle, fuses)
     oracle.plan = None
     for _ in dialogue.converse(fused):
@@ -96,25 +96,25 @@ def find_plan(schedule: Schedule, amount: float, problem: Problem, fuses: bool, 
 
 
 def aim(schedule: Schedule, amount: float) -> Schedule:
-    """The same schedule for one mean amount; raises ConfigError for one that does not aim at amounts."""
+    """The same schedule with one mean amount as target; raises ConfigError if it has no targets."""
     if not hasattr(schedule, TARGETS):
         raise ConfigError(
-            f"schedule `{schedule.name}` takes no `schedule.{TARGETS}`, over which a forecast draws its curve; leave "
-            "`schedule` out, or choose one that does"
+            f"schedule `{schedule.name}` has no option `schedule.{TARGETS}`, which a forecast needs; leave "
+            "`schedule` out, or choose one that has it"
         )
     aimed: Schedule = dataclasses.replace(schedule, **{TARGETS: [amount]})  # type: ignore[type-var]
     return aimed
 
 
 def check_predictable(schedule: Schedule, amount: float, session: Session) -> None:
-    """Raise ConfigError, before anything is measured, for a schedule that a forecast cannot answer."""
+    """Raise ConfigError, before anything is measured, for a schedule that starts by scoring trials."""
     dialogue, _ = session.begin(aim(schedule, amount))
     if isinstance(dialogue.propose(), ScoreRequest | ValuesRequest | BestRequest):
         raise refuse_trials(schedule.name)
 
 
 def refuse_trials(schedule: str) -> ConfigError:
-    """The error for a schedule that asks what only a trial can tell."""
+    """The error for a schedule that scores trials."""
     return ConfigError(
         f"schedule `{schedule}` scores trials, and a forecast only estimates; use schedule.corrections=0, leave "
         "`schedule` out, or use compressor run"

@@ -1,4 +1,4 @@
-"""Which trials are best, by known scores. Torch-free."""
+"""Ranks trials by their scores. Torch-free."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,13 @@ from compressor.contracts import Best, BestRequest, Better, Scores
 from compressor.errors import PluginError
 
 STATISTICS = ("mean", "min", "p25", "median", "p75", "max")
-"""The statistics of a score that can decide which trials are best."""
+"""The statistics of a score by which trials can be ranked."""
 
 
 def check_request(request: BestRequest) -> None:
-    """Raise PluginError for numbers that do not fit one another."""
+    """Raise PluginError for a request with invalid or inconsistent fields."""
     if request.count < 1:
-        raise PluginError(f"a request for the best needs a `count` of at least 1, got {request.count}; ask for one")
+        raise PluginError(f"`count` of a BestRequest must be at least 1, got {request.count}; ask for one")
     if request.statistic not in STATISTICS:
         raise PluginError(
             f"`statistic` must be one of {', '.join(STATISTICS)}, got `{request.statistic}`; ask for one of these"
@@ -26,7 +26,7 @@ def check_request(request: BestRequest) -> None:
 
 
 def choose_best(request: BestRequest, better: Better, scores: Sequence[Scores | None]) -> Best:
-    """The best of those that have scores; ties go to the lower index, values that are not numbers last."""
+    """The best of the trials that have scores; in a tie the lower index first, NaN last."""
     values = {
         index: better.sign * found[request.metric].statistic(request.statistic)
         for index, found in enumerate(scores)

@@ -1,4 +1,4 @@
-"""Ends a round: the plan goes on the model, is scored on the search prefixes, and is recorded."""
+"""Ends a round: applies the plan to the model, scores it on the search prefixes, and records the round."""
 
 import time
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from compressor.search.trial_scoring import TrialScorer
 
 @dataclass
 class Rounds:
-    """`records` has a record of each round that ended; amounts are cumulative. `notes` are sentences for a person.
+    """`records` has a record of each round that ended; amounts are cumulative. `notes` are sentences for the user.
 
-    `on_round` is called with the number and the record of each round. `most_bytes` limits the exported weight files,
-    where the schedule limits them.
+    `on_round` is called with the number and the record of each round. `most_bytes` is the schedule's limit of the
+    exported weight files, or None.
     """
 
     applied: AppliedPlan
@@ -34,11 +34,11 @@ class Rounds:
 
     @property
     def ledger(self) -> Ledger:
-        """The costs of the round that is going on."""
+        """The costs of the current round."""
         return self.scorer.ledger
 
     def keep(self, request: KeepRequest) -> dict[str, float]:
-        """Put a plan on the model, score it, record the round; returns the amount of every component."""
+        """Apply a plan to the model, score it and record the round; returns the amount of every component."""
         applied, ledger = self.applied, self.ledger
         components = applied.model.components
         applied.apply(applied.treatments.fill_options(request.plan), request.last)

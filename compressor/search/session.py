@@ -1,4 +1,4 @@
-"""A search on a model: answers what a schedule asks by measuring, and keeps the plans that the schedule decides on."""
+"""A search on a model: answers a schedule's requests by measuring, and applies the plans that it keeps."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -41,9 +41,9 @@ from compressor.search.trial_scoring import TrialScorer
 
 @dataclass
 class Session:
-    """The oracle that measures. It hands each request to the collaborator that answers it.
+    """The oracle that measures. It passes each request to the collaborator that answers it.
 
-    `problem` is what a schedule knows of the model; with `fuses`, a schedule decides for fused components.
+    `problem` is the schedule's information on the model. With `fuses`, a schedule decides for fused components.
     """
 
     problem: Problem
@@ -66,23 +66,23 @@ class Session:
 
     @property
     def calibrator(self) -> Calibrator:
-        """Gathers what compressors need to know of inputs."""
+        """Gathers calibration data."""
         return self.applied.calibrator
 
     @property
     def ledger(self) -> Ledger:
-        """What the round that is going on has cost."""
+        """The costs of the current round."""
         return self.scorer.ledger
 
     def begin(self, schedule: Schedule) -> tuple[Dialogue, Oracle]:
-        """A dialogue with a schedule, which checks its options now, and who answers it."""
+        """A dialogue with a schedule, which checks its options at once, and the oracle that answers it."""
         self.treatments.find_needs(self.treatments.configured)
         if any(compressor.transforms_inputs for compressor in self.treatments.configured.values()):
             self.model.check_transformable(self.model.weight_views)
         return open_dialogue(schedule, self.problem, self, self.fuses)
 
     def run(self, dialogue: Dialogue, oracle: Oracle) -> None:
-        """Answer the schedule until it is done; raises ConfigError where it keeps no plan."""
+        """Answer the schedule until it is done; raises ConfigError if it keeps no plan."""
         self.ledger.began = time.monotonic()
         for _ in dialogue.converse(oracle):
             pass
@@ -117,5 +117,5 @@ class Session:
         return self.rounds.keep(request)
 
     def _calibrate(self, *treatments: Plan | Mapping[str, Sequence[Treatment | None]]) -> None:
-        """Gather what the configured compressors need, and those in these plans or options."""
+        """Gather the calibration data that the configured compressors and those in these plans or options need."""
         self.calibrator.prepare(set(self.treatments.configured).union(*map(compressors_of, treatments)))

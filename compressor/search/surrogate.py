@@ -1,4 +1,4 @@
-"""Screening: one backward pass for all treatments predicts what trials do, and the measured ones say how well."""
+"""Surrogate model of trials: estimates from one backward pass, corrected by the measured trials."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +13,15 @@ from compressor.sensitivity.shrinkage import steady_changes
 Array = NDArray[np.float64]
 Answers = Callable[[EstimateRequest], Mapping[str, Estimate]]
 REMEMBERED = 256
-"""Measured trials that the next are predicted from, the latest ones."""
+"""The number of latest measured trials that a prediction uses."""
 
 
 @dataclass
 class Surrogate:
-    """What treatments are predicted to do to the model as it is in this round, and what trials of them did.
+    """Estimated effects of treatments on the model of this round, and the values of measured trials.
 
-    Each treatment is asked about once; `estimates` of a component are for its `options`, in order. `measured` are plans
-    with their values, the larger the better, by what was measured.
+    Each treatment is estimated once; `estimates` of a component are for its `options`, in order. `measured` has plans
+    and their values (larger is better) for each quantity, a metric with a statistic.
     """
 
     options: dict[str, list[Treatment]] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Surrogate:
     measured: dict[str, list[tuple[Plan, float]]] = field(default_factory=dict)
 
     def predict(self, trials: Sequence[Plan], objective: str, ask: Answers) -> Array:
-        """`[trial]`: the change of the objective, a sum over treatments, as a mean over sequences."""
+        """`[trial]`: the estimated change of the objective, a sum over treatments, averaged over sequences."""
         self.learn(trials, objective, ask)
         changes = {name: found.mean(axis=0) for name, found in steady_changes(self.estimates).items()}
         return np.array([
@@ -38,7 +38,7 @@ class Surrogate:
         ])  # fmt: skip
 
     def learn(self, trials: Sequence[Plan], objective: str, ask: Answers) -> None:
-        """Ask for estimates of the treatments that are new."""
+        """Request estimates of the treatments that have none."""
         new: dict[str, list[Treatment]] = {}
         for plan in trials:
             for name, treatment in plan.items():
@@ -52,21 +52,21 @@ class Surrogate:
             self.estimates[name] = estimate if old is None else join_options(old, estimate)
             self.options[name] = [*self.options.get(name, []), *new[name]]
 
-    def note(self, what: str, plan: Plan, value: float) -> None:
-        """Remember what a trial did; `what` names the metric and the statistic."""
-        self.measured.setdefault(what, []).append((plan, value))
+    def note(self, quantity: str, plan: Plan, value: float) -> None:
+        """Record the value of a measured trial; `quantity` names the metric and the statistic."""
+        self.measured.setdefault(quantity, []).append((plan, value))
 
-    def bound(self, what: str, trials: Sequence[Plan], objective: str, level: float, ask: Answers) -> Array | None:
-        """`[trial]`: what a value exceeds with a probability of `level` only; None while too little was measured.
+    def bound(self, quantity: str, trials: Sequence[Plan], objective: str, level: float, ask: Answers) -> Array | None:
+        """`[trial]`: upper bounds that values exceed with probability `level`; None if too few trials were measured.
 
-        Values are predicted in logarithms where all that were measured have the same sign.
+        If all measured values have the same sign, their logarithms are predicted.
         """
         from scipy.special import stdtrit  # heavy, and not always needed
 
-        known = self.measured.get(what, [])[-REMEMBERED:]
+        known = self.measured.get(quantity, [])[-REMEMBERED:]
         plans, values = [plan for plan, _ in known], np.array([value for _, value in known])
         sign = np.sign(values[0]) if known and np.all(values * values[0] > 0) else 0.0
-        changes = flatten(self.predict([*plans, *trials], objective, ask))
+        changes = take_logarithms(self.predict([*plans, *trials], objective, ask))
         members = self._list_members([*plans, *trials])
         before, after = (
             Trials(members[part], changes[part]) for part in np.split(np.arange(len(changes)), [len(plans)])
@@ -79,7 +79,7 @@ class Surrogate:
         return sign * np.exp(sign * bounds) if sign else bounds
 
     def _list_members(self, trials: Sequence[Plan]) -> Array:
-        """`[trial, treatment]`: 1 where a plan has it, else 0."""
+        """`[trial, treatment]`: 1 if the plan has the treatment, else 0."""
         columns: dict[tuple[str, int], int] = {}
         rows = [
             [
@@ -94,14 +94,14 @@ class Surrogate:
         return members
 
 
-def flatten(changes: Array) -> Array:
-    """Logarithms of changes; what is not positive is as small as the smallest that is."""
+def take_logarithms(changes: Array) -> Array:
+    """Logarithms of changes. Changes that are not positive count as the smallest positive one."""
     positive = changes[changes > 0]
     return np.log(np.maximum(changes, positive.min())) if len(positive) else np.zeros_like(changes)
 
 
 def join_options(first: Estimate, second: Estimate) -> Estimate:
-    """Estimates of further options of the same component, on the same sequences, as one."""
+    """Two estimates of different options of one component, on the same sequences, as one."""
     pairs = ((getattr(first, name), getattr(second, name)) for name in ("changes", "apart", "line"))
     changes, apart, line = (None if a is None or b is None else np.concatenate([a, b], axis=1) for a, b in pairs)
     assert changes is not None

@@ -1,7 +1,7 @@
-"""The best of many trials: all are scored, or, in the approximate mode, only those that may be among the best.
+"""Finds the best of many trials. The approximate mode measures only those that may be among the best.
 
-In the approximate mode trials are measured in batches, those with the best bounds first. Bounds come from the schedule
-and from a surrogate that learns from the measured trials. An audit measures some of the trials that were left out.
+It measures trials in batches, those with the best bounds first. Bounds come from the schedule, and from a surrogate
+that learns from the measured trials. An audit measures some of the trials that were left out.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from compressor.search.trial_scoring import TrialScorer
 from compressor.settings import SweepMode, SweepSettings
 
 BATCH = 8
-"""Trials that are measured together, at least, where bounds give the order: the engine shares work among them."""
+"""The smallest number of trials that are measured together by bound, because the engine shares work among them."""
 SOUNDINGS = 4
-"""Trials not predicted to be among the best that are measured to learn how large the prediction error is."""
+"""Trials with worse predictions that are measured too, to learn the size of the prediction error."""
 
 
 @dataclass
 class TopTrials:
-    """Finds the best trials as the `settings` want it; keeps a surrogate for each round."""
+    """Finds the best trials, exactly or approximately by `settings`; has a new surrogate in each round."""
 
     scorer: TrialScorer
     estimator: Estimator
@@ -34,9 +34,9 @@ class TopTrials:
     round: int = 1
 
     def find(self, request: BestRequest) -> Best:
-        """The best trials; raises PluginError for a request that makes no sense."""
+        """The best trials; raises PluginError for an invalid request."""
         check_request(request)
-        if self.round != self.scorer.ledger.round:  # the model has changed, and with it what treatments do
+        if self.round != self.scorer.ledger.round:  # the model has changed, and so have the effects of treatments
             self.surrogate, self.round = Surrogate(), self.scorer.ledger.round
         if self.settings.mode is SweepMode.approximate:
             return Approximation(self, request).answer()
@@ -46,9 +46,9 @@ class TopTrials:
 
 @dataclass
 class Approximation:
-    """One approximate answer. `scores` are of the measured trials, by index.
+    """One approximate answer. `scores` are those of the measured trials, by index.
 
-    The ledger counts the trials that were left out, and what the audit found among them.
+    The ledger counts the trials that were left out and the results of the audit.
     """
 
     finder: TopTrials
@@ -73,11 +73,11 @@ class Approximation:
 
     @property
     def quantity(self) -> str:
-        """The name of the number by which trials are compared."""
+        """The name of the value by which trials are ranked."""
         return f"{self.request.metric} {self.request.statistic}"
 
     def answer(self) -> Best:
-        """Measure what may be among the best, and some of the rest."""
+        """Measure the trials that may be among the best, and some of the rest."""
         totals = self.ledger.approximation
         totals.questions += 1
         totals.trials += len(self.request.trials)
@@ -102,23 +102,23 @@ class Approximation:
         return range(len(self.request.trials))
 
     def value(self, index: int) -> float:
-        """The value by which a measured trial is compared, the larger the better."""
+        """The value by which a measured trial is ranked; larger is better."""
         return self.sign * self.scores[index][self.request.metric].statistic(self.request.statistic)
 
     def bound(self, index: int) -> float:
-        """The largest value that a trial can have as far as the schedule knows; infinite where it knows nothing."""
+        """The schedule's upper bound of the value of a trial; infinite if there is none."""
         given = self.request.bounds[index] if self.request.bounds and self.settings.lazy else None
         return np.inf if given is None or np.isnan(given) else self.sign * given
 
     def is_beaten(self, bound: float) -> bool:
-        """Whether the best so far are at least as good as a trial with this bound, up to the tolerance."""
+        """Whether enough measured trials are at least as good as this bound, up to the tolerance."""
         if len(self.scores) < self.request.count:
             return False
         last = self.value(self.choose().chosen[-1])
         return last + self.settings.tolerance * abs(last) >= bound
 
     def choose_next(self, waiting: Sequence[int]) -> list[int]:
-        """The trials to measure next: all without a bound, else a few with the best bounds; empty at the end."""
+        """The trials to measure next: all without a bound, else those with the best bounds; empty at the end."""
         settings, count = self.settings, max(self.request.count, BATCH)
         bounds = {index: self.bound(index) for index in waiting}
         if settings.screen is not None and len(waiting) > self.request.count:
@@ -136,9 +136,9 @@ class Approximation:
         return order[: sum(bound == np.inf for bound in bounds.values()) or count]
 
     def choose_first(self, waiting: Sequence[int], count: int, screen: str) -> list[int]:
-        """The trials that are predicted to be the best, and some others, spread evenly down to the worst."""
+        """The trials with the best predictions, and some others, evenly spaced down to the worst."""
         changes = self.finder.surrogate.predict(self.list_trials(waiting), screen, self.finder.estimator.estimate)
-        order = np.argsort(changes, kind="stable")  # an estimable metric grows with the change: the lower the better
+        order = np.argsort(changes, kind="stable")  # for an estimable metric a lower change is better
         places = np.linspace(count, len(order) - 1, SOUNDINGS).astype(int) if len(order) > count + SOUNDINGS else ()
         return [waiting[place] for place in (*order[:count], *order[[*places]])]
 
@@ -146,7 +146,7 @@ class Approximation:
         return [self.request.trials[index] for index in indices]
 
     def measure(self, indices: Sequence[int]) -> None:
-        """Score trials on all search prefixes, and let the surrogate learn from them."""
+        """Score trials on all search prefixes, and add them to the surrogate."""
         if not indices:
             return
         trials = self.list_trials(indices)
@@ -156,7 +156,7 @@ class Approximation:
             self.finder.surrogate.note(self.quantity, plan, self.value(index))
 
     def audit(self) -> None:
-        """Measure some of the trials that were left out: do they belong among the best?"""
+        """Measure some of the trials that were left out, and count those that belong among the best."""
         totals, ledger = self.ledger.approximation, self.ledger
         left_out = np.array([index for index in self.indices if index not in self.scores], dtype=int)
         rng = np.random.default_rng([self.finder.scorer.seed, ledger.round - 1, totals.questions])

@@ -1,4 +1,4 @@
-"""Scores trials on the model, notes each in scores.jsonl, and adds up what that costs."""
+"""Scores trials on the model, writes each to scores.jsonl, and counts the costs."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +19,9 @@ from compressor.search.ledger import Ledger
 
 @dataclass
 class TrialScorer:
-    """Scores trials of a model against what the base says after the search or the proof prefixes.
+    """Scores trials of a model against the base's continuations of the search or proof prefixes.
 
-    `evaluators` are filled when the references are built. Each scored trial is a line of scores.jsonl in `folder`.
+    `evaluators` are added when the references are built. Each scored trial is a line of scores.jsonl in `folder`.
     """
 
     evaluators: Mapping[Prefixes, Evaluator]
@@ -48,7 +48,7 @@ class TrialScorer:
         return [found[number][metric][:, 0] for number in range(len(trials))]
 
     def score_kept(self, prefixes: Prefixes) -> SequenceValues:
-        """Values per sequence, by metric, of the model with the kept plans on it."""
+        """Values per sequence, by metric, of the current model."""
         return self.evaluators[prefixes].score_current()
 
     def summarize(self, values: SequenceValues) -> dict[str, Score]:
@@ -73,7 +73,7 @@ class TrialScorer:
     def _time(
         self, scored: Iterator[tuple[int, SequenceValues]], count: int
     ) -> Iterator[tuple[int, SequenceValues, float]]:
-        """Adds the seconds that passed since the trial before."""
+        """Add the seconds since the previous trial."""
         began = time.monotonic()
         for number, values in self.progress.track(scored, f"round {self.ledger.round}: scoring trials", count):
             yield number, values, time.monotonic() - began
@@ -84,7 +84,7 @@ class TrialScorer:
         self.ledger.spend(trials, start, stop)
 
     def _note(self, plan: Plan, prefixes: Prefixes, scores: Scores, seconds: float) -> None:
-        """A line of scores.jsonl; amounts of rows are not written out."""
+        """Append a line to scores.jsonl, without amounts per row."""
         line = {
             "round": self.ledger.round,
             "prefixes": prefixes.value,

@@ -32,10 +32,10 @@ class TorchRefused(importlib.abc.MetaPathFinder):
 
 
 class ScheduleContract(PluginContract):
-    """The promises of a `Schedule`, tried in runs without a model; at most `requests` things may be asked for.
+    """The promises of a `Schedule`, tested by dry runs without a model, with at most `requests` requests.
 
-    A schedule may refuse a problem by CompressorError before it asks for anything. One that refuses all of
-    `problems` needs others: override that.
+    A schedule may refuse a problem by CompressorError before its first request. If it refuses all `problems`, override
+    that method.
     """
 
     contract = Schedule

@@ -328,7 +328,7 @@ def test_another_schedule_and_another_objective(tmp_path: Path) -> None:
             "schedule `fdt_allocation` scores trials, and a forecast only estimates",
         ),
         ({"schedule": Budget(objective="margin_noise")}, "schedule `budget` scores trials"),
-        ({"schedule": ReplayedPlan(path="x")}, "takes no `schedule.targets`"),
+        ({"schedule": ReplayedPlan(path="x")}, "has no option `schedule.targets`"),
         ({"schedule": Uniform(targets=[0.3])}, "takes one compressor"),
         ({"schedule": Budget(corrections=0, objective="fdtm")}, "cannot be estimated"),
         ({"schedule": Budget(corrections=0, objective="fdtn")}, "unknown metric `fdtn`"),

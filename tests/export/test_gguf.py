@@ -189,7 +189,7 @@ def test_a_run_ships_both_and_checks_both(tmp_path: Path) -> None:
     assert written.verification is not None and written.verification.gap == 0
     assert record.export.verification is not None and record.export.verification.gap == 0
     # llama.cpp has its own way with inputs.
-    assert any("model.gguf is not all that was scored" in note for note in record.notes)
+    assert any("model.gguf lacks a part of the scored model" in note for note in record.notes)
     assert any(
         "model.gguf, loaded again in a new process, gives not the scored logits" in note for note in record.notes
     )
@@ -205,7 +205,7 @@ def test_a_file_that_says_something_else_fails_the_run(tmp_path: Path, monkeypat
         return verify(exported, *arguments)
 
     monkeypatch.setattr(export, "verify", damaged)
-    with pytest.raises(CompressorError, match=r"(is off by|gives no) .* left in .*model-unverified\.gguf"):
+    with pytest.raises(CompressorError, match=r"(differs by|gives no) .* left in .*model-unverified\.gguf"):
         run(tmp_path, make_settings(Uniform(), Int8(), export=ExportSettings(gguf=True)))
     assert (tmp_path / "model-unverified.gguf").exists() and not (tmp_path / "model.gguf").exists()
 

@@ -74,8 +74,8 @@ def test_what_cannot_be_shipped_is_said_and_not_compared(shipped: dict[str, Ship
     one = shipped[case]
     lacking = export.list_untransformed(one.model, one.exported)
     assert lacking and bool(one.exported.treated) == (case != "gpt2 in float32")
-    (note,) = (note for note in one.exported.notes if "not all that was scored" in note)
-    assert f"{len(lacking)} components, `{lacking[0]}` first, treated their inputs" in note
+    (note,) = (note for note in one.exported.notes if "lacks a part of the scored model" in note)
+    assert f"{len(lacking)} components, `{lacking[0]}` first, transformed their inputs" in note
     scored = one.model.logits(draw_tokens(), TOKENS)
     with one.model.input_transforms.only(one.exported.treated):
         assert torch.equal(one.said["logits"], one.model.logits(draw_tokens(), TOKENS))
@@ -84,7 +84,7 @@ def test_what_cannot_be_shipped_is_said_and_not_compared(shipped: dict[str, Ship
     tokens = torch.cat([draw_tokens(), draw_tokens()], dim=1)
     found = export.verify(one.exported, one.model, tokens, TOKENS, False)
     assert found is not None and found.gap == 0
-    assert any("as one list of tokens" in note for note in one.exported.notes) == case.startswith("opt")
+    assert any("have no sequence dimension" in note for note in one.exported.notes) == case.startswith("opt")
 
 
 def test_bytes_lie_on_disk_where_inputs_are_integers(shipped: dict[str, Shipped]) -> None:
@@ -141,7 +141,7 @@ def test_a_run_ships_the_integer_inputs_that_it_scored(tmp_path: Path) -> None:
     assert (treated.export.format, treated.export.packed) == ("compressed-tensors", len(treated.components))
     assert treated.export.verification.gap == 0
     assert any("gives the scored logits" in note for note in treated.notes)
-    assert not any("not all that was scored" in note for note in treated.notes)
+    assert not any("lacks a part of the scored model" in note for note in treated.notes)
     assert plain.final is not None and treated.final is not None
     assert plain.final.packed_bits_per_weight == treated.final.packed_bits_per_weight
     assert plain.final.scores["kl"].mean < treated.final.scores["kl"].mean
@@ -154,7 +154,7 @@ def test_a_dense_run_says_that_its_inputs_are_not_shipped(tmp_path: Path) -> Non
         record = run_with(tmp_path / str(number), compressor, format=form)
         assert record.export is not None and record.export.verification is not None
         assert (record.export.format, record.export.verification.gap) == ("dense", 0)
-        assert any("The saved model is not all that was scored: 42 components" in note for note in record.notes)
+        assert any("The saved model lacks a part of the scored model: 42 components" in note for note in record.notes)
         assert any("gives not the scored logits, but those of the scored weights, of" in n for n in record.notes)
 
 

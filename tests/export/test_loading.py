@@ -322,7 +322,7 @@ def test_a_dense_folder_is_loaded_and_saved_as_ever(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (set_all(quant_method="gptq"), "has the `quant_method` 'gptq'; only `compressed-tensors` of the format"),
+        (set_all(quant_method="gptq"), "has the `quant_method` 'gptq'; only dense folders and `compressed-tensors` as an"),
         (set_all(quantization_status="frozen"), "has the `quantization_status` 'frozen'"),
         (set_all(config_groups={}), "has the `config_groups` {}"),
         (set_all(config_groups={"a": 1}), "has a group `a` that is 1"),
@@ -345,7 +345,7 @@ def test_a_dense_folder_is_loaded_and_saved_as_ever(tmp_path: Path) -> None:
         (set_weights(group_size=0), "has in `group_0` the scheme"),
         (set_weights(group_size=None), "has in `group_0` the scheme"),
         (set_weights(strategy="tensor", symmetric=False), "has in `group_0` the scheme"),
-        (set_weights(group_size=48), "gives `.*` groups of 48, which must divide its width of 64; correct config"),
+        (set_weights(group_size=48), "gives `.*` groups of 48, which must divide its width 64; correct config"),
         (set_weights(group_size=16), r"`.*weight_scale` of `.*` must have the shape \[\d+, 4\] by its config, got"),
         (set_weights(num_bits=8), r"`.*weight_packed` of `.*` must have the shape \[\d+, 16\] by its config, got"),
         (set_weights(symmetric=False), "lacks 3 tensors that its config asks for, `.*weight_zero_point` first"),

@@ -344,7 +344,7 @@ def test_the_screen_asks_for_each_treatment_once(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"count": 0}, "needs a `count` of at least 1, got 0; ask for one"),
+        ({"count": 0}, "`count` of a BestRequest must be at least 1, got 0; ask for one"),
         ({"statistic": "p90"}, "`statistic` must be one of mean, min, p25, median, p75, max, got `p90`; ask"),
         ({"bounds": [1.0]}, "`bounds` must have one for each of 2 trials, got 1; None is one"),
     ],

@@ -1,6 +1,6 @@
-"""model.gguf: one file for llama.cpp and what is built on it, with integers in its own blocks.
+"""model.gguf: one file for llama.cpp and programs based on it, with integers in GGUF blocks.
 
-The package `gguf`, which writes it, is needed only where such a file is asked for.
+The package `gguf`, which writes it, is only needed with `export.gguf=true`.
 """
 
 import importlib.util
@@ -13,17 +13,17 @@ from compressor.export.folder import Exported
 from compressor.models import Model
 
 PACKAGES = ("gguf", "accelerate")
-"""What writes the file, and what transformers wants besides to read it."""
+"""The package that writes the file, and the one that transformers also needs to read it."""
 
 
 def check_gguf(model: Model) -> None:
-    """Raises ConfigError where a package is missing, or where the model cannot be written as such a file."""
+    """Raises ConfigError if a package is missing, or if the model cannot be written as a GGUF file."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise ConfigError(f"`export.gguf=true` needs the package {missing[0]}: pip install 'compressor[gguf]'")
     from compressor.export.gguf.saving import find_obstacle
 
     if reason := find_obstacle(model):
-        raise ConfigError(f"`export.gguf=true` is not for {model.folder}: {reason}; leave it out")
+        raise ConfigError(f"`export.gguf=true` is not possible for {model.folder}: {reason}; leave it out")
 
 
 def save_gguf(model: Model, path: Path, quantized: Mapping[str, QuantizedMatrix | None]) -> Exported:

@@ -1,4 +1,4 @@
-"""Tensors as GGUF stores them: blocks of integers with a scale each, where that is exact, else floating point."""
+"""Tensors in GGUF: blocks of integers with one scale each if that is exact, else floating point."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from torch import Tensor
 from compressor.contracts import QuantizedMatrix
 
 BLOCK = 32
-"""Neighbours along a row that share a scale."""
+"""The number of neighbours along a row that share a scale."""
 NARROW = 4
-"""Bits of a Q4_0; wider integers are Q8_0."""
+"""Integers of at most so many bits are stored as Q4_0, wider ones as Q8_0."""
 FLOATS = {
     torch.float32: gguf.GGMLQuantizationType.F32,
     torch.float16: gguf.GGMLQuantizationType.F16,
     torch.bfloat16: gguf.GGMLQuantizationType.BF16,
 }
-NO_ZEROS = "GGUF's blocks have no zero points, and 8 bits leave no room to do without them"
+NO_ZEROS = "GGUF's blocks have no zero points, and 8-bit integers cannot be stored without them"
 UNEVEN = "GGUF's blocks are 32 weights of a row: rows and groups must be multiples of that"
-SCALES = "GGUF's scales are of float16, which does not hold these"
-INEXACT = "GGUF's blocks give other values than were scored"
+SCALES = "GGUF's scales are float16, which does not represent these exactly"
+INEXACT = "GGUF's blocks decode to other values than the scored ones"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of the type `kind`: `content` uint8 `[…, bytes of a row]`."""
+    """A stored tensor of the type `kind`, with `content` uint8 `[…, bytes of a row]`."""
 
     kind: gguf.GGMLQuantizationType
     content: NDArray[np.uint8]
 
     def ordered(self, rows: Tensor | None) -> Stored:
-        """The same with its `rows` in this order; None leaves them."""
+        """The same tensor with its rows in the order `rows`; None leaves them unchanged."""
         return self if rows is None else Stored(self.kind, self.content[rows.numpy()])
 
 
 def store_dense(tensor: Tensor, dtype: torch.dtype) -> Stored:
-    """In floating point of a dtype that holds it; a vector in float32, as llama.cpp wants them."""
+    """The tensor in floating point of this dtype; a vector in float32, as llama.cpp requires."""
     values = tensor.detach().to("cpu", torch.float32 if tensor.ndim < 2 else dtype).contiguous()
     return Stored(FLOATS[values.dtype], values.view(torch.uint8).numpy())
 
 
 def store_quantized(matrix: QuantizedMatrix, scored: Tensor) -> Stored | str:
-    """`matrix` as Q4_0 or Q8_0, if that decodes to `scored` `[out, in]` bit for bit; else why it cannot be.
+    """`matrix` as Q4_0 or Q8_0, if that decodes to `scored` `[out, in]` bit for bit; else the reason why not.
 
-    A scale that more than 32 neighbours share is stored once for each 32.
+    A scale that is shared by more than 32 neighbours is stored once for each 32.
     """
     symmetric = matrix.without_zeros()
     if symmetric is None:
@@ -69,9 +69,9 @@ def store_quantized(matrix: QuantizedMatrix, scored: Tensor) -> Stored | str:
 
 
 def join(steps: Tensor, integers: Tensor, narrow: bool) -> Stored:
-    """Blocks of scales `[out, block]` in float16 and integers `[out, block, 32]`.
+    """Blocks from scales `[out, block]` in float16 and integers `[out, block, 32]`.
 
-    Of Q4_0 a byte holds q + 8 of a weight, and above it of the one 16 further.
+    A byte of Q4_0 holds q + 8 of a weight in the low bits, and of the weight 16 places later in the high bits.
     """
     heads = steps.contiguous().view(torch.uint8).view(*steps.shape, 2)
     if narrow:

@@ -1,4 +1,4 @@
-"""Which models llama.cpp runs by a file of ours, what it wants to be told of them, and how it orders their rows."""
+"""The model families that can be written as GGUF, their metadata for llama.cpp, and the order of rows."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from transformers import PreTrainedConfig
 
 UNBIASED = ("llama", "mistral", "qwen3")
-"""Families in whose files no bias is expected."""
+"""Families whose GGUF files cannot have biases."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """llama.cpp's `architecture`; where it `interleaves`, both halves of a rotation are in neighbouring rows."""
+    """llama.cpp's `architecture`. With `interleaves`, the two halves of a rotary embedding are in neighbouring rows."""
 
     architecture: gguf.MODEL_ARCH
     interleaves: bool
@@ -25,7 +25,7 @@ class Family:
         return str(gguf.MODEL_ARCH_NAMES[self.architecture])
 
     def name_tensor(self, path: str, config: PreTrainedConfig) -> str:
-        """What llama.cpp calls the parameter at `path`."""
+        """llama.cpp's name for the parameter at `path`."""
         names = gguf.get_tensor_name_map(self.architecture, config.num_hidden_layers)
         named = names.get_name(path, try_suffixes=(".weight", ".bias"))
         assert named is not None, f"there is no {path} in llama.cpp"
@@ -42,24 +42,24 @@ FAMILIES = {
 
 
 def find_obstacle(config: PreTrainedConfig, parameters: Collection[str]) -> str | None:
-    """Why there can be no GGUF of a model of this config, with `parameters` of these names; None if there can."""
+    """Why a model with this config and these parameter names cannot be written as GGUF; None if it can."""
     if config.model_type not in FAMILIES:
-        return f"its family is `{config.model_type}`, and only {', '.join(FAMILIES)} are known how to write"
+        return f"its family is `{config.model_type}`, and only {', '.join(FAMILIES)} are supported"
     if (scaling := config.rope_parameters.get("rope_type", "default")) != "default":
-        return f"its rotary embedding is of the type `{scaling}`, and only `default` is known how to write"
+        return f"its rotary embedding is of the type `{scaling}`, and only `default` is supported"
     slides = config.model_type == "mistral" and config.sliding_window is not None
     if slides or "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        return "it attends to a sliding window, of which llama.cpp would not know"
+        return "it has sliding window attention, which llama.cpp would ignore"
     if config.model_type in UNBIASED and any(name.endswith(".bias") for name in parameters):
-        return "its matrices have biases, of which a reader of the file would not know"
+        return "its matrices have biases, which readers of the file would ignore"
     width, assumed = read_head_width(config), read_head_width(type(config)()) if config.model_type == "qwen3" else None
     if assumed not in (None, width):
-        return f"its heads are {width} wide, and transformers takes them for {assumed} wide in such a file"
+        return f"its heads are {width} wide, but transformers assumes a width of {assumed} in such a file"
     return None
 
 
 def describe(config: PreTrainedConfig, writer: gguf.GGUFWriter) -> None:
-    """Add what llama.cpp needs to know of the layers."""
+    """Add the metadata of the layers that llama.cpp needs."""
     width = read_head_width(config)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_vocab_size(config.vocab_size)
@@ -81,7 +81,7 @@ def read_head_width(config: PreTrainedConfig) -> int:
 
 
 def order_rows(path: str, rows: int, config: PreTrainedConfig) -> torch.Tensor | None:
-    """Which rows of the matrix at `path` go where in the file, `[out]`; None where they stay as they are."""
+    """The order of the rows of the matrix at `path` in the file, `[out]`; None if it does not change."""
     if not FAMILIES[config.model_type].interleaves or not path.endswith(("q_proj.weight", "k_proj.weight")):
         return None
     return torch.arange(rows).view(-1, 2, read_head_width(config) // 2).transpose(1, 2).flatten()

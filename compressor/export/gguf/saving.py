@@ -20,8 +20,8 @@ from compressor.models import Model
 GGUF = "gguf"
 """The format's name."""
 ROUNDS = (
-    "llama.cpp rounds what it multiplies with packed weights to 8 bits: by model.gguf it says nearly, and not exactly, "
-    "what was scored; transformers says exactly that by it."
+    "llama.cpp rounds the inputs of packed weights to 8 bits, so its outputs from model.gguf are close to those that "
+    "were scored, but not equal; transformers gives exactly the scored outputs from this file."
 )
 
 
@@ -33,14 +33,14 @@ def find_obstacle(model: Model) -> str | None:
 
 
 def find_vocabulary(model: Model) -> Vocabulary | str:
-    """That of the model's tokenizer, an empty one where it has none; a reason where it cannot be written."""
+    """The vocabulary of the tokenizer (empty if there is none), or the reason why it cannot be written."""
     if model.tokenizer is None:
         return Vocabulary("no_vocab")
     return read_vocabulary(model.tokenizer, model.network.config.vocab_size)
 
 
 def save(model: Model, path: Path, quantized: Mapping[str, QuantizedMatrix | None]) -> Exported:
-    """Everything in one file at `path`, there as a whole or not at all; raises OutputError."""
+    """Write everything to one file at `path`, all or nothing; raises OutputError."""
     config, vocabulary = model.network.config, find_vocabulary(model)
     assert isinstance(vocabulary, Vocabulary), vocabulary
     family = families.FAMILIES[config.model_type]
@@ -67,14 +67,14 @@ def save(model: Model, path: Path, quantized: Mapping[str, QuantizedMatrix | Non
 
 
 def store(weight: Tensor, matrix: QuantizedMatrix | None, dtype: torch.dtype) -> tuple[Stored, str]:
-    """The weight as the integers of `matrix`, or in `dtype` and the reason for it."""
+    """The weight as the integers of `matrix`, or in `dtype` with the reason why it is not packed."""
     stored = NOT_INTEGERS if matrix is None else store_quantized(matrix, weight)
     return (store_dense(weight, dtype), stored) if isinstance(stored, str) else (stored, "")
 
 
 @contextmanager
 def written(path: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
-    """A writer whose file takes the place of `path` when everything is added; raises OutputError."""
+    """A writer whose file replaces `path` when everything is added; raises OutputError."""
     with replaced_file(path) as partial:
         writer = gguf.GGUFWriter(partial, architecture, use_temp_file=True)
         try:

@@ -1,4 +1,4 @@
-"""A tokenizer in llama.cpp's words: byte-level BPE, or SentencePiece's BPE by scores."""
+"""Converts a tokenizer for llama.cpp: byte-level BPE, or SentencePiece's BPE with scores."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerBase
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPLITS = {None: "gpt-2", rf"{_WORDS}|\p{{N}}|{_REST}": "qwen2", rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}": "llama-bpe"}
-"""llama.cpp's names for how text is split into words: by the expression of GPT-2, and by two others."""
+"""Regular expression that splits text into words -> llama.cpp's name of it; None is the expression of GPT-2."""
 ALIKE: tuple[Any, ...] = (None, {"type": "NFC"})
-"""Normalizers that llama.cpp does without: text is in this form nearly always."""
+"""Normalizers that llama.cpp does not have, but that change text very rarely."""
 WORD = "▁"
-"""SentencePiece's mark of the beginning of a word."""
+"""SentencePiece's mark of the start of a word."""
 UNKNOWN = (
     "its tokenizer is neither byte-level BPE, splitting words as GPT-2, Qwen2 or Llama 3 do, nor SentencePiece's BPE"
 )
@@ -27,7 +27,7 @@ Type = gguf.TokenType
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`tokens` and `types` by id. `kind` `gpt2` goes with `merges` and the name `split`, `llama` with `scores`."""
+    """`tokens` and `types` by id. The kind `gpt2` has `merges` and the name `split`, the kind `llama` has `scores`."""
 
     kind: str
     tokens: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Vocabulary:
 
 
 def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary | str:
-    """For a model with `size` embeddings; a reason where llama.cpp does not have the like."""
+    """The vocabulary for a model with `size` embeddings, or the reason why llama.cpp does not support it."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     described: dict[str, Any] = {} if backend is None else json.loads(backend.to_str())
     model = described.get("model", {})
@@ -72,7 +72,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary
 
 
 def list_tokens(described: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:
-    """Tokens and their types by id; ids that have none are unused, tokens beyond the last embedding are left out."""
+    """Tokens and their types by id. Ids without a token are unused; tokens without an embedding are left out."""
     model, added = described["model"], described["added_tokens"]
     tokens, types = [f"[unused{number}]" for number in range(size)], [int(Type.UNUSED)] * size
     found = [(number, token, find_type(token, model)) for token, number in model["vocab"].items()]
@@ -84,12 +84,12 @@ def list_tokens(described: Mapping[str, Any], size: int) -> tuple[list[str], lis
 
 
 def find_type(token: str, model: Mapping[str, Any]) -> gguf.TokenType:
-    """That of a token of the vocabulary itself; <0x0A> stands for a byte where there are such tokens."""
+    """The type of a token of the vocabulary; with byte fallback, <0x0A> stands for a byte."""
     return Type.BYTE if model.get("byte_fallback") and re.fullmatch("<0x[0-9A-F]{2}>", token) else Type.NORMAL
 
 
 def name_split(described: Mapping[str, Any]) -> str | None:
-    """What llama.cpp calls the way in which text is split before byte-level BPE; None where it is another tokenizer."""
+    """llama.cpp's name of the word splitting before byte-level BPE; None for other tokenizers."""
     steps = unfold(described.get("pre_tokenizer"), "pretokenizers")
     last = steps.pop() if steps else {}
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space") or described.get("normalizer") not in ALIKE:
@@ -102,14 +102,14 @@ def name_split(described: Mapping[str, Any]) -> str | None:
 
 
 def marks_words(described: Mapping[str, Any]) -> bool:
-    """Does the tokenizer put SentencePiece's mark before every word, the first too, and has a token for every byte?"""
+    """Whether the tokenizer marks every word (the first too) as SentencePiece does, and has a token for every byte."""
     steps = unfold(described.get("normalizer"), "normalizers") + unfold(described.get("pre_tokenizer"), "pretokenizers")
     prepends = any(step.get("prepend") == WORD or step.get("prepend_scheme") in ("first", "always") for step in steps)
     return prepends and bool(described["model"].get("byte_fallback"))
 
 
 def unfold(step: Mapping[str, Any] | None, key: str) -> list[Mapping[str, Any]]:
-    """The steps of a sequence, or the only one."""
+    """The steps of a sequence, or the single step as a list."""
     if step is None:
         return []
     return list(step[key]) if step["type"] == "Sequence" else [step]

@@ -1,1 +1,1 @@
-"""Loads an exported model with its integers packed in memory."""
+"""Loads an exported model and keeps its integers packed in memory."""

@@ -1,4 +1,4 @@
-"""What config.json says of packed modules: the scheme of each, or in one line why this is not the format read here."""
+"""Reads the schemes of packed modules from config.json. Other formats give an error of one line."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,21 +9,21 @@ from compressor.errors import ModelError
 from compressor.export.compressed_tensors import BYTES, COMPRESSED_TENSORS, PACKED
 
 SUPPORTED = (
-    f"only `{COMPRESSED_TENSORS}` of the format `{PACKED}`, or `{BYTES}` with inputs in 8 bits by token, is read, as "
-    "an export writes it, or a dense folder"
+    f"only dense folders and `{COMPRESSED_TENSORS}` as an export writes it can be loaded: `{PACKED}`, or `{BYTES}` "
+    "with 8-bit inputs by token"
 )
 UNREAD = ("kv_cache_scheme", "sparsity_config", "moe_sparsity_config", "transform_config")
-"""Parts of `quantization_config` that change what a model computes and that no export has."""
+"""Entries of `quantization_config` that change the computation, and that no export contains."""
 TOKEN = {
     **{"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True},
     **dict.fromkeys(["group_size", "block_structure", "actorder", "scale_dtype"]),
 }
-"""What is said of inputs that `TokenRounding` rounds."""
+"""The arguments of inputs that `TokenRounding` rounds."""
 ARGUMENTS = ("num_bits", "type", "symmetric", "strategy", "group_size", "dynamic", "actorder")
 
 
 def read_schemes(folder: Path, described: object) -> dict[str, Scheme]:
-    """Module path -> scheme, by the `quantization_config` of `folder`; raises ModelError where it says more."""
+    """Module path -> scheme, from the `quantization_config` of `folder`; raises ModelError if it is not supported."""
     if not isinstance(described, Mapping):
         raise refuse(folder, "is", described)
     if described.get("quant_method") != COMPRESSED_TENSORS:
@@ -49,7 +49,7 @@ def read_schemes(folder: Path, described: object) -> dict[str, Scheme]:
 
 
 def read_targets(folder: Path, group: str, targets: object) -> list[str]:
-    """Paths of modules; where others write a class or a regular expression, no module will have that name."""
+    """Paths of modules. Others may write a class or a regular expression, which `replace_linear` refuses."""
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets) or not targets:
         raise refuse(folder, f"has in {group} the `targets`", targets)
     return targets
@@ -79,7 +79,7 @@ def read_group(folder: Path, name: str, group: Mapping[str, Any]) -> Scheme:
 
 
 def read_inputs(folder: Path, name: str, group: Mapping[str, Any]) -> TokenRounding | None:
-    """How the inputs of one config group are rounded, None where they stay; bytes are only for those that are."""
+    """The rounding of inputs of one config group; None if there is none. `int-quantized` requires rounded inputs."""
     if group["format"] not in (PACKED, BYTES):
         raise refuse(folder, f"has in {name} the `format`", group["format"])
     if group.get("output_activations"):
@@ -94,11 +94,11 @@ def read_inputs(folder: Path, name: str, group: Mapping[str, Any]) -> TokenRound
 
 
 def refuse(folder: Path, what: str, value: object) -> ModelError:
-    """What to raise for a `quantization_config` that is not read here."""
+    """The error for a `quantization_config` that is not supported."""
     return ModelError(f"`quantization_config` of `{folder}` {what} {shorten(value)}; {SUPPORTED}")
 
 
 def shorten(value: object, characters: int = 160) -> str:
-    """As Python writes it, on one line."""
+    """The repr of a value in one line."""
     text = " ".join(repr(value).split())
     return text if len(text) <= characters else text[: characters - 1] + "…"

@@ -1,7 +1,7 @@
-"""Makes transformers load packed tensors as they are: a model without weights, packed modules put in, then its loading.
+"""A quantizer for transformers that keeps tensors packed: it replaces linear modules before the weights are loaded.
 
-No dense weight of a packed module is ever in memory. The package compressed-tensors, by which transformers itself loads
-such folders, is not needed.
+No dense weight of a packed module is ever in memory. The package compressed-tensors, which transformers normally uses
+for such folders, is not needed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from compressor.errors import ModelError
 from compressor.export.loading.packed_linear import ByteLinear, PackedLinear, StoredLinear
 
 METHOD = "compressor-packed"
-"""Under this name transformers knows what is below; no config.json has it."""
+"""The name of this quantizer in transformers; no config.json contains it."""
 
 
 class PackedConfig(QuantizationConfigMixin):  # type: ignore[misc] # transformers has no types
-    """The `schemes` of modules by path; for readers of the model's config it is what its folder said, `described`."""
+    """The `schemes` of modules by path. `described` is the original entry of config.json, which `to_dict` returns."""
 
     def __init__(self, quant_method: str, schemes: Mapping[str, Scheme], described: Mapping[str, Any]) -> None:
         self.quant_method, self.schemes, self.described = quant_method, schemes, described
@@ -37,7 +37,7 @@ class PackedConfig(QuantizationConfigMixin):  # type: ignore[misc] # transformer
 
 
 class PackedQuantizer(HfQuantizer):  # type: ignore[misc] # transformers has no types
-    """Puts packed modules in the places of linear ones before any weight is there."""
+    """Replaces linear modules by packed ones before weights are loaded."""
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **options: object) -> None:
         for path, scheme in self.quantization_config.schemes.items():
@@ -50,7 +50,7 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc] # transformers has no 
         return model
 
     def get_new_dtype(self, converter: object, param: object, dtype: torch.dtype | None) -> torch.dtype | None:
-        """Floats are not made integers in silence: `check_packed` is to see them as they are."""
+        """Does not convert floats to integers, so that `check_packed` finds them."""
         chosen: torch.dtype | None = super().get_new_dtype(converter, param, dtype)
         return chosen if chosen is not None and chosen.is_floating_point else None
 
@@ -63,17 +63,17 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc] # transformers has no 
 
 
 def replace_linear(network: nn.Module, path: str, scheme: Scheme) -> StoredLinear:
-    """An empty packed module in place of the linear module at `path`; raises ModelError where there is none."""
+    """An empty packed module for the linear module at `path`; raises ModelError if there is none."""
     linear = dict(network.named_modules()).get(path)
     if type(linear) is not nn.Linear:
         found = "nothing" if linear is None else f"a {type(linear).__name__}"
         raise ModelError(
-            f"`quantization_config` names `{path}`, and {type(network).__name__} has {found} there; targets must be "
+            f"`quantization_config` names `{path}`, but {type(network).__name__} has {found} there; targets must be "
             "paths of linear modules, as an export writes them"
         )
     if scheme.strategy is Strategy.group and linear.in_features % scheme.group:
         raise ModelError(
-            f"`quantization_config` gives `{path}` groups of {scheme.group}, which must divide its width of "
+            f"`quantization_config` gives `{path}` groups of {scheme.group}, which must divide its width "
             f"{linear.in_features}; correct config.json"
         )
     kind = PackedLinear if scheme.input_rounding is None else ByteLinear
@@ -82,19 +82,19 @@ def replace_linear(network: nn.Module, path: str, scheme: Scheme) -> StoredLinea
 
 @functools.cache
 def register() -> None:
-    """Tell transformers once."""
+    """Register the quantizer in transformers, once."""
     register_quantization_config(METHOD)(PackedConfig)
     register_quantizer(METHOD)(PackedQuantizer)
 
 
 def describe_skeleton(schemes: Mapping[str, Scheme], described: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model's config must hold as its `quantization_config` for transformers to load modules packed."""
+    """The `quantization_config` with which transformers loads modules packed."""
     register()
     return {"quant_method": METHOD, "schemes": dict(schemes), "described": dict(described)}
 
 
 def check_packed(network: PreTrainedModel, folder: object) -> None:
-    """Raises ModelError for packed tensors that are not what their names say."""
+    """Raises ModelError for packed tensors with a wrong shape or dtype."""
     for path, module in network.named_modules():
         if not isinstance(module, StoredLinear):
             continue

@@ -1,4 +1,4 @@
-"""Loads an exported model: integers stay packed in memory, and each module computes its weight when it is called."""
+"""`compressor.load`: integers stay packed in memory, and each module computes its weight when it is called."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from compressor.models import checkpoint, loading
 from compressor.models.placement import choose_device, choose_dtype
 
 EXACT, REMOVED = "exact", "torch"
-"""Accepted values of `kernels`; a removed one warns and loads the exact model."""
+"""Accepted values of `kernels`. The removed one gives a warning and loads the exact model."""
 
 
 def load(
@@ -30,20 +30,20 @@ def load(
 ) -> PreTrainedModel:
     """The model that `compressor run` has saved in `folder` (`…/model`), in evaluation mode and frozen.
 
-    Packed modules hold the integers as they lie on disk, and no dense weight is made as they are loaded. The package
+    Packed modules hold the integers as they are on disk; no dense weight is created during loading. The package
     compressed-tensors is not needed. `device` is `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:1`. `dtype` is
-    `auto` (that of config.json), `float32`, `bfloat16` or `float16`; choose it here rather than by `to`, after which
-    weights are not rounded as those of a model in that dtype.
+    `auto` (that of config.json), `float32`, `bfloat16` or `float16`. Choose it here and not by `to`, which would not
+    round the weights as a model in that dtype does.
 
-    Each module computes its weight anew at every call. The outputs have the same bits that transformers gives for this
-    folder, which are the bits that were scored. `kernels` has one value, `"exact"`. `"torch"` chose torch's integer
-    kernels in earlier versions; it now gives a warning and loads the exact model.
+    Each module computes its weight at every call. The outputs have the same bits as with transformers, which are the
+    bits that were scored. `kernels` has one value, `"exact"`. `"torch"` chose torch's integer kernels in earlier
+    versions; it now gives a warning and loads the exact model.
 
-    A packed model is not saved again by `save_pretrained`: copy the folder. Raises ConfigError for an argument that is
-    not known here, ModelError for a folder that is no sound model or is packed in another way.
+    `save_pretrained` cannot save a packed model; copy the folder. Raises ConfigError for an unknown argument, and
+    ModelError for a folder that is not a valid model or is packed in another way.
     """
     if kernels == REMOVED:
-        # Not a DeprecationWarning: Python shows those in `__main__` alone, and everybody's outputs and speed change.
+        # Not a DeprecationWarning, because Python shows those only in `__main__`, and outputs and speed change.
         message = f'`kernels="{REMOVED}"` was removed from `compressor.load`; the exact model is loaded, omit `kernels`'
         warnings.warn(message, UserWarning, stacklevel=2)
     elif kernels != EXACT:
@@ -65,7 +65,7 @@ def load(
 
 
 def find_model(folder: str | os.PathLike[str]) -> Path:
-    """The folder, which must be there; the model's, not that of the whole run."""
+    """The folder of the model; raises ModelError if it does not exist or is the folder of a whole run."""
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise ModelError(f"no such folder `{folder}`; give one that holds a model, such as `model` of a run's folder")
@@ -75,7 +75,7 @@ def find_model(folder: str | os.PathLike[str]) -> Path:
 
 
 def refuse_saving(folder: Path, *arguments: object, **options: object) -> NoReturn:
-    """In place of `save_pretrained`."""
+    """Replaces `save_pretrained`."""
     raise OutputError(f"a model that is loaded packed cannot be saved again; copy its folder `{folder}` instead")
 
 

@@ -1,4 +1,4 @@
-"""Linear modules that hold integers as an exported folder stores them, and decode their weight at every use."""
+"""Linear modules that hold the integers of an exported folder, and decode their weight at every use."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class StoredLinear(nn.Module, ABC):
     """y = x ŵᵀ + b `[…, out]` for x `[…, in]`; ŵ = s · (q − z) `[out, in]` is computed at every call.
 
     ŵ is rounded to the dtype of s. The tensors are those of an exported folder (export/compressed_tensors.py);
-    `weight_scale` is s `[1]`, `[out, 1]` or `[out, group]`. With `rounding`, inputs are rounded before the product.
-    The tensors are filled in later, when a state is loaded.
+    `weight_scale` is s `[1]`, `[out, 1]` or `[out, group]`. With `rounding`, inputs are rounded before the product. The
+    tensors get their values when a state is loaded.
     """
 
     stored: ClassVar[dict[str, torch.dtype]]
@@ -45,7 +45,7 @@ class StoredLinear(nn.Module, ABC):
 
     @property
     def quantized(self) -> QuantizedMatrix:
-        """What the stored tensors say, unpacked; ŵ has the dtype of the scales."""
+        """The stored tensors, unpacked; ŵ has the dtype of the scales."""
         scheme, scales = self.scheme, self.weight_scale
         matrix = scales[:, None] if scales.ndim == 1 else scales
         zeros = self.read_zeros()
@@ -53,11 +53,11 @@ class StoredLinear(nn.Module, ABC):
 
     @property
     def weight(self) -> Tensor:
-        """ŵ `[out, in]`, the same bits at every call. It is a copy: a change of it does not change the module."""
+        """ŵ `[out, in]`, with the same bits at every call. It is a copy: changing it does not change the module."""
         return self.quantized.dense()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`[…, out]`, to the bits of `torch.nn.Linear` with this weight."""
+        """`[…, out]`, with the same bits as `torch.nn.Linear` with this weight."""
         inputs = inputs if self.rounding is None else self.rounding(inputs)
         return nn.functional.linear(inputs, self.weight, self.bias)
 
@@ -70,11 +70,11 @@ class StoredLinear(nn.Module, ABC):
 
 
 class ByteLinear(StoredLinear):
-    """ŵ = s · q of int8 q `[out, in]`, and inputs that are rounded as they were when the model was scored.
+    """ŵ = s · q with int8 q `[out, in]`, and the rounding of inputs with which the model was scored.
 
-    q is called `weight` in a folder and in the state of this module. The attribute `weight` is q too until `is_loaded`
-    is set, because the code that loads a state reads back what it has written; from then on it is ŵ, as in every
-    linear module.
+    q is named `weight` in a folder and in the state of this module. The attribute `weight` is q too until `is_loaded`
+    is set, because transformers reads back the weights that it has loaded. After that it is ŵ, as in every linear
+    module.
     """
 
     stored: ClassVar[dict[str, torch.dtype]] = {"weight": torch.int8}
@@ -82,7 +82,7 @@ class ByteLinear(StoredLinear):
 
     def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None, scheme: Scheme) -> None:
         super().__init__(in_features, out_features, bias, scheme)
-        # Not by `register_buffer`, which takes no name that is a property.
+        # `register_buffer` does not accept the name of a property.
         self._buffers["weight"] = torch.empty(out_features, in_features, dtype=torch.int8)
 
     def read_integers(self) -> Tensor:
@@ -96,7 +96,7 @@ class ByteLinear(StoredLinear):
 
 
 class PackedLinear(StoredLinear):
-    """ŵ = s · (q − z) of words of 32 bits.
+    """ŵ = s · (q − z) with q and z in 32-bit words.
 
     `weight_packed` int32 `[out, ⌈in · b / 32⌉]` holds q + 2^(b−1) in b bits each, `weight_zero_point` int32
     `[⌈out · b / 32⌉, group]` holds z + 2^(b−1), unless symmetric, and `weight_shape` is `[out, in]`.
