@@ -581,7 +581,7 @@ WRONG: list[tuple[Mapping[str, Any], Problem, str]] = [
         {"objective": "fdtm"},
         PRUNE,
         "`schedule.objective=fdtm` cannot be estimated by one pass, kl can; choose one of these, or "
-        "schedule.estimate=measured",
+        "use schedule.estimate=measured",
     ),
     (
         {"objective": "fdtm"},
