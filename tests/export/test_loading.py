@@ -322,7 +322,7 @@ def test_a_dense_folder_is_loaded_and_saved_as_ever(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (set_all(quant_method="gptq"), "has the `quant_method` 'gptq'; only dense folders and `compressed-tensors` as an"),
+        (set_all(quant_method="gptq"), "has the `quant_method` 'gptq'; only dense folders and `compressed"),
         (set_all(quantization_status="frozen"), "has the `quantization_status` 'frozen'"),
         (set_all(config_groups={}), "has the `config_groups` {}"),
         (set_all(config_groups={"a": 1}), "has a group `a` that is 1"),
