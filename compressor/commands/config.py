@@ -246,7 +246,7 @@ def compose_groups(overrides: list[str]) -> DictConfig:
     """The configuration that group choices alone make, mandatory values missing."""
     try:
         return hydra.compose("config", overrides=overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last for a group that is null
         raise ConfigError(one_line(error)) from None
 
 
