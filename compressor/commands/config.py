@@ -249,7 +249,7 @@ def compose_groups(overrides: list[str]) -> DictConfig:
     """The configuration of group choices alone; mandatory values may be missing."""
     try:
         return hydra.compose("config", overrides=overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last for a group that is null
         raise ConfigError(one_line(error)) from None
 
 

@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +44,7 @@ from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
 from tests.support.browser import Browser
+from tests.support.command_line import call_command, call_fresh_command
 from tests.support.families import FAMILIES, each, save_checkpoint
 from tests.support.forecasts import make_settings, run
 from tests.support.pages import Page, show
@@ -471,18 +469,11 @@ def test_json_is_as_promised(made: Forecast) -> None:
     }  # fmt: skip
 
 
-def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "compressor.commands.main", "forecast", *arguments]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=300, env=os.environ | {}, check=False
-    )
-
-
 SMALL = ["data.prefixes=6", "data.prefix_tokens=6", "data.continuation_tokens=8", "components.include=[layers.0.mlp]"]
 
 
 def test_the_command_leaves_a_page_and_a_table(tmp_path: Path) -> None:
-    done = call(tmp_path, "hydra.run.dir=out", "forecast.check=1", *SMALL)
+    done = call_fresh_command(tmp_path, "forecast", "hydra.run.dir=out", "forecast.check=1", *SMALL)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.splitlines()[-1].endswith("/out/forecast.html")
@@ -495,7 +486,9 @@ def test_the_command_leaves_a_page_and_a_table(tmp_path: Path) -> None:
 
 
 def test_what_the_user_says_wins(tmp_path: Path) -> None:
-    done = call(tmp_path, "compressor=rtn", "schedule.targets=[0.5,0.6]", "hydra.run.dir=out", *SMALL)
+    done = call_command(
+        tmp_path, "forecast", "compressor=rtn", "schedule.targets=[0.5,0.6]", "hydra.run.dir=out", *SMALL
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "forecast.json").read_text())
     assert list(found["curves"]) == ["rtn"]
@@ -514,7 +507,7 @@ def test_what_the_user_says_wins(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
-    failed = call(tmp_path, *arguments, *SMALL)
+    failed = call_command(tmp_path, "forecast", *arguments, *SMALL)
     assert failed.returncode == 1, failed.stderr
     (line,) = failed.stderr.strip().splitlines()
     assert line.startswith("error: ") and message in line

@@ -26,6 +26,7 @@ from compressor.settings import ComponentSettings, DataSettings, ExportSettings,
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.schedules.uniform import Uniform
+from tests.support.command_line import call_command
 from tests.support.families import save_checkpoint
 
 SMALL: dict[str, Any] = {
@@ -72,8 +73,7 @@ def test_the_command_in_the_record_does_the_same(tmp_path: Path) -> None:
     result = compressor.run(folder=tmp_path / "out", **options)
     words = [*_split(result.command), f"hydra.run.dir={quote(str(tmp_path / 'again'))}"]
     assert words[:2] == ["compressor", "run"]
-    command = [sys.executable, "-m", "compressor.commands.main", *words[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = call_command(tmp_path, *words[1:])
     assert (done.returncode, done.stderr) == (0, "")
     again = read_report(tmp_path / "again")
     assert again.config == result.config

@@ -1,10 +1,7 @@
 """The command line as a user meets it: real processes, exit codes, one-line errors, sweeps."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import hydra
@@ -20,6 +17,7 @@ from compressor.commands.config import (
 )
 from compressor.errors import ConfigError
 from compressor.plugins import installed
+from tests.support.command_line import call_command, call_fresh_command
 from tests.support.families import save_checkpoint
 from tests.support.wandb_log import read_log
 
@@ -30,14 +28,6 @@ SMALL = [
 ]  # fmt: skip
 
 
-def call(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in `folder`."""
-    command = [sys.executable, "-m", "compressor.commands.main", *arguments]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=300, env=os.environ | environment, check=False
-    )
-
-
 def check_overrides_of(*overrides: str) -> None:
     plugins = installed()
     store_schemas(plugins)
@@ -46,7 +36,9 @@ def check_overrides_of(*overrides: str) -> None:
 
 
 def test_a_run_ends_with_a_table_and_the_path_of_the_report(tmp_path: Path) -> None:
-    done = call(tmp_path, "run", "schedule=uniform", "schedule.targets=[0.3]", "hydra.run.dir=out", *SMALL)
+    done = call_fresh_command(
+        tmp_path, "run", "schedule=uniform", "schedule.targets=[0.3]", "hydra.run.dir=out", *SMALL
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "fdt" in done.stdout.lower()
     assert done.stdout.splitlines()[-1].endswith("/out/report.html")
@@ -61,7 +53,7 @@ def test_a_run_ends_with_a_table_and_the_path_of_the_report(tmp_path: Path) -> N
 @pytest.mark.parametrize("mode", ["exact", "approximate"])
 def test_a_setting_that_was_removed_is_one_warning(tmp_path: Path, mode: str) -> None:
     given = ["sweep.racing=true", "sweep.delta=0.1", f"sweep.mode={mode}", "schedule=uniform", "schedule.targets=[0.3]"]
-    done = call(tmp_path, "run", *given, "hydra.run.dir=out", *SMALL)
+    done = call_command(tmp_path, "run", *given, "hydra.run.dir=out", *SMALL)
     assert done.returncode == 0
     assert done.stderr == (
         "WARNING: `sweep.racing` is ignored: racing was removed, because it measured no gain; leave the setting out\n"
@@ -70,7 +62,7 @@ def test_a_setting_that_was_removed_is_one_warning(tmp_path: Path, mode: str) ->
 
 def test_a_multirun_ends_in_one_table_and_a_failing_job_stops_no_other(tmp_path: Path) -> None:
     evaluator = ["-m", "schedule=uniform", "schedule.targets=[0.2],[1.5],[0.4]", "hydra.sweep.dir=sweep"]
-    done = call(tmp_path, "run", *evaluator, *SMALL)
+    done = call_command(tmp_path, "run", *evaluator, *SMALL)
     assert done.returncode == 1
     errors = done.stderr.strip().splitlines()
     assert len(errors) == 1 and "1.5" in errors[0]
@@ -90,7 +82,7 @@ def test_overrides_are_added_where_flags_let_them(arguments: list[str]) -> None:
 
 
 def test_help_shows_every_group_and_plugin(tmp_path: Path) -> None:
-    done = call(tmp_path, "--help")
+    done = call_command(tmp_path, "--help")
     assert done.returncode == 0
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "__pycache__")}
     words = set(done.stdout.replace(",", " ").replace(":", " ").split())
@@ -100,7 +92,9 @@ def test_help_shows_every_group_and_plugin(tmp_path: Path) -> None:
 
 
 def test_help_explains_the_words_that_keys_use(tmp_path: Path) -> None:
-    explained = call(tmp_path, "--help").stdout.partition("What some keys mean")[2].partition("The configuration")[0]
+    explained = (
+        call_command(tmp_path, "--help").stdout.partition("What some keys mean")[2].partition("The configuration")[0]
+    )
     for word in (
         "amount", "schedule.size", "corrections", "schedule.granularity", "compressor.*.granularity", "int4, rtn",
         "proof_prefixes", "sweep.*", "sweep.screen", "sweep.lazy", "sweep.audit",
@@ -109,7 +103,7 @@ def test_help_explains_the_words_that_keys_use(tmp_path: Path) -> None:
 
 
 def test_plugins_are_listed(tmp_path: Path) -> None:
-    plain, facts = call(tmp_path, "plugins"), call(tmp_path, "plugins", "--json")
+    plain, facts = call_command(tmp_path, "plugins"), call_command(tmp_path, "plugins", "--json")
     listed = json.loads(facts.stdout)
     assert listed["failures"] == []
     for registry in installed().registries():
@@ -158,7 +152,7 @@ def test_plugins_are_listed(tmp_path: Path) -> None:
 )
 def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
     small = SMALL if arguments[0] == "run" and "--" not in arguments[1] else []
-    failed = call(tmp_path, arguments[0], *small, *arguments[1:])
+    failed = call_command(tmp_path, arguments[0], *small, *arguments[1:])
     assert failed.returncode == 1, failed.stderr
     lines = failed.stderr.strip().splitlines()
     assert len(lines) == 1, failed.stderr
@@ -169,7 +163,7 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], message: st
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    failed = call(tmp_path, "run", "hydra.run.dir=file/run", *SMALL)
+    failed = call_command(tmp_path, "run", "hydra.run.dir=file/run", *SMALL)
     assert failed.returncode == 1
     assert len(failed.stderr.strip().splitlines()) == 1
 
@@ -207,7 +201,7 @@ def test_experiments_start_with_the_command_that_runs_them() -> None:
 
 def test_tiny_experiments_run(tmp_path: Path) -> None:
     for path in (CONF / "experiment").glob("tiny_*.yaml"):
-        done = call(tmp_path, "run", f"experiment={path.stem}", f"hydra.run.dir={path.stem}", *SMALL)
+        done = call_command(tmp_path, "run", f"experiment={path.stem}", f"hydra.run.dir={path.stem}", *SMALL)
         assert done.returncode == 0, done.stderr
         assert json.loads((tmp_path / path.stem / "report.json").read_text())["status"] == "done"
 
@@ -222,7 +216,7 @@ def test_large_experiments_run_on_a_small_model(tmp_path: Path) -> None:
         "data.prefix_tokens=6", "data.continuation_tokens=8", "tracking=none", "hydra.run.dir=out",
         "export.verify=false",
     ]  # fmt: skip
-    done = call(tmp_path, "run", "experiment=llama2_13b_sparsify", *small)
+    done = call_command(tmp_path, "run", "experiment=llama2_13b_sparsify", *small)
     assert done.returncode == 0, done.stderr
     rounds = json.loads((tmp_path / "out" / "report.json").read_text())["rounds"]
     assert [r["amount"] for r in rounds] == pytest.approx([0.20, 0.35, 0.45, 0.55, 0.60, 0.65, 0.70, 0.75], abs=1e-3)
@@ -232,7 +226,9 @@ def test_jobs_of_a_multirun_share_a_group_in_wandb(tmp_path: Path) -> None:
     """The name of a job is what differs; the line that uploads it names a folder that is there."""
     (tmp_path / "home").mkdir()
     tracked = ["tracking=wandb", "tracking.mode=offline", "schedule=uniform", "hydra.sweep.dir=sweep/one"]
-    done = call(tmp_path, "run", "-m", "schedule.targets=[0.2],[0.3]", *SMALL, *tracked, HOME=str(tmp_path / "home"))
+    done = call_fresh_command(
+        tmp_path, "run", "-m", "schedule.targets=[0.2],[0.3]", *SMALL, *tracked, HOME=str(tmp_path / "home")
+    )
     assert (done.returncode, done.stderr) == (0, "")
     (runs, commands) = [], [line for line in done.stdout.splitlines() if "wandb sync" in line]
     for job in ("0", "1"):

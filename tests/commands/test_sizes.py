@@ -1,9 +1,7 @@
 """`schedule.size` from the command line: the README's first command, and which compressors it implies."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,14 @@ from compressor.commands.config import (
 )
 from compressor.plugins import installed
 from tests.conftest import SHARED_MODELS
+from tests.support.command_line import call_command
 from tests.support.families import save_checkpoint
 
 FEW = ["data.prefixes=4", "data.prefix_tokens=6", "data.continuation_tokens=8", "tracking=none", "hydra.run.dir=out"]
 
 
 def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "compressor.commands.main", "run", *arguments, *FEW]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=os.environ)
+    return call_command(folder, "run", *arguments, *FEW)
 
 
 def measure_weights(folder: Path) -> int:
@@ -111,8 +109,7 @@ def test_integers_are_the_default_where_a_size_is_given(overrides: list[str], co
 
 def test_help_and_cfg_show_what_a_size_implies(tmp_path: Path) -> None:
     for flags in (["--help"], ["--cfg", "job"]):
-        command = [sys.executable, "-m", "compressor.commands.main", "run", *flags, "schedule.size=50%"]
-        shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        shown = call_command(tmp_path, "run", *flags, "schedule.size=50%").stdout
         assert "  int8:\n" in shown and "  int4:\n" in shown and "  magnitude:\n" not in shown
 
 
