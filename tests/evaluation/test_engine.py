@@ -367,11 +367,11 @@ def test_what_does_not_fit_together_is_halved(tmp_path: Path, monkeypatch: pytes
 
 
 def test_memory_that_a_metric_lacks_is_halved_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SequenceValues that were computed before memory ran out are not counted twice."""
+    """Values that were computed before memory ran out are not counted twice."""
     model = load(tmp_path)
     evaluator, trials = make_sweep(model), make_trials(model, several=0)
     evaluator.engine = engine = Engine(LayerReplay(model), evaluator.weight_source, at_once=8)
-    calls, values = list[int](), Kl.statistics
+    calls, values = list[int](), Kl.sequence_values
 
     def fail_once(self: Kl, candidate: Readout, base: Readout) -> torch.Tensor:
         calls.append(len(calls))
@@ -379,7 +379,7 @@ def test_memory_that_a_metric_lacks_is_halved_too(tmp_path: Path, monkeypatch: p
             raise torch.OutOfMemoryError("too large")
         return values(self, candidate, base)
 
-    monkeypatch.setattr(Kl, "values", fail_once)
+    monkeypatch.setattr(Kl, "sequence_values", fail_once)
     exact, plain = score_both(evaluator, trials)
     assert engine.runner.at_once == 4
     assert all(np.allclose(a["kl"], b["kl"], rtol=1e-3, atol=1e-6) for a, b in zip(exact, plain, strict=True))

@@ -316,7 +316,7 @@ class Courier(Executor):
     def submit(self, fetch: Callable[..., Any], index: int, *arguments: Any) -> Future[Any]:  # noqa: ANN401
         future: Future[Any] = Future()
         future.set_result(fetch(index, *arguments))
-        self.note(index, future.result().copies)
+        self.note(index, future.result().tensors)
         return future
 
     def note(self, index: int, tensors: Iterable[Tensor]) -> None:
