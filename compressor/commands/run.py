@@ -125,7 +125,7 @@ class Run:
         expected = forecast_cost(self.session, self.settings.schedule, self.folder, copies, self.seconds_per_pass)
         if expected is not None:
             self.record.expense = RunCostRecord(expected.cost)
-            self.progress.say(f"forecast: {describe_expected_cost(self.record.expense.forecast)}")
+            self.progress.say(f"expected cost of the search: {describe_expected_cost(self.record.expense.forecast)}")
             expected.check()
 
     def prove(self) -> dict[str, Score]:
@@ -213,7 +213,7 @@ def clear_folder(folder: Path) -> None:
     """Raise OutputError for a folder with a finished run; remove the lines that a failed run left."""
     if (folder / "report.json").exists() and read_report(folder).status == "done":
         raise OutputError(
-            f"{folder} already holds a finished run; choose another folder by hydra.run.dir, or remove it"
+            f"{folder} already holds a finished run; choose another by hydra.run.dir=DIR (from Python: folder=DIR), or remove it"
         )
     for name in ("scores.jsonl", "sequences.jsonl"):
         (folder / name).unlink(missing_ok=True)

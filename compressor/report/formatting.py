@@ -186,7 +186,7 @@ def describe_cost(cost: RunCost, is_bound: bool = False) -> str:
     With `is_bound` the time is the most that it can take.
     """
     passes = round(cost.passes)
-    parts = [f"{cost.trials:,} trials"] if cost.trials else []
+    parts = [f"{cost.trials:,} trial{'s' if cost.trials > 1 else ''}"] if cost.trials else []
     if passes not in (0, cost.trials):
         parts.append(f"{passes:,} forward passes")
     if cost.seconds is not None:
@@ -198,7 +198,8 @@ def describe_cost(cost: RunCost, is_bound: bool = False) -> str:
 
 def describe_expected_cost(cost: RunCost) -> str:
     """The cost of a search that is still to come."""
-    return f"{'at least' if cost.at_least else 'about'} {describe_cost(cost, not cost.at_least)}"
+    words = describe_cost(cost, is_bound=not cost.at_least)
+    return f"at least {words}" if cost.at_least else words if words.startswith("at most") else f"about {words}"
 
 
 def name_model(record: Record | ForecastRecord) -> str:

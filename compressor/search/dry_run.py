@@ -75,13 +75,14 @@ class DryRun:
 
     Metrics whose lower values are better equal the damage; others equal tokens · (1 − damage). `proof_shift` is added
     to all values on proof prefixes. `made_up` computes the damage, by default `AdditiveDamage`. `kept` is the plan on
-    the imaginary model; `requests` and `answers` are those of `play`. Tests override `damage`, `size`, `score_plan` or
-    `spread` for other answers.
+    the imaginary model; `requests` and `answers` are those of `play`. Without `checks_plans` any
+    plan is taken. Tests override `damage`, `size`, `score_plan` or `spread` for other answers.
     """
 
     problem: Problem
     proof_shift: float = 0.0
     made_up: Damage | None = None
+    checks_plans: bool = True
     kept: dict[str, Treatment] = field(default_factory=dict)
     requests: list[Request[Any]] = field(default_factory=list)
     answers: list[Any] = field(default_factory=list)
@@ -199,6 +200,8 @@ class DryRun:
 
     def check_plan(self, plan: Plan) -> None:
         """Raise PluginError for a component or treatment that is not in the problem."""
+        if not self.checks_plans:
+            return
         for name, treatment in plan.items():
             if name not in self.components:
                 raise PluginError(f"the schedule treats `{name}`, which is not a component of its problem")
