@@ -236,8 +236,13 @@ class CostForecast:
         if needed > available:
             raise ConfigError(
                 f"the run needs {format_bytes(needed)} of memory, and can have {format_bytes(available)}; "
-                f"{self._find_fitting(available) or f'free {format_bytes(needed - available)}'}"
+                f"{self._find_fitting(available) or self._describe_lack(needed - available)}"
             )
+
+    def _describe_lack(self, lacking: int) -> str:
+        """Raise the setting where that is what limits the run, else free memory."""
+        is_set = self.memory is not None and self.memory.available == self.session.calibrator.memory.device
+        return f"{'raise memory.device by' if is_set else 'free'} {format_bytes(lacking)}"
 
     def _find_fitting(self, available: int) -> str | None:
         """The setting with which the run would fit into memory; None where there is none."""
@@ -281,12 +286,15 @@ def count_work(work: WorkCounter, schedule: Schedule, fuses: bool, seconds: floa
 def try_compressors(session: Session) -> tuple[torch.dtype, float | None]:
     """The dtype in which treated weights are saved, and the seconds to treat one weight; the smallest component tells.
 
-    The dtype is the checkpoint's, unless a compressor gives values that it does not hold.
+    The dtype is the checkpoint's, unless a compressor gives values that it does not hold. Calibration takes forward
+    passes, so a compressor that needs it is tried only where the model and its checkpoint have different dtypes.
     """
     model, problem = session.model, session.problem
     smallest = min(problem.components, key=lambda component: component.parameters)
     saved, rates = model.stored_dtype, list[float]()
     for compressor, offers in problem.offers.items():
+        if model.dtype == model.stored_dtype and session.treatments.find_needs([compressor]):
+            continue
         plan = {smallest.name: Treatment(compressor, find_middle(offers[smallest.name]))}
         with suppress(CompressorError), session.calibrator.prepared_for(plan):
             began = time.perf_counter()

@@ -213,7 +213,8 @@ def clear_folder(folder: Path) -> None:
     """Raise OutputError for a folder with a finished run; remove the lines that a failed run left."""
     if (folder / "report.json").exists() and read_report(folder).status == "done":
         raise OutputError(
-            f"{folder} already holds a finished run; choose another by hydra.run.dir=DIR (from Python: folder=DIR), or remove it"
+            f"{folder} already holds a finished run; choose another by hydra.run.dir=DIR (from Python: folder=DIR), or "
+            "remove it"
         )
     for name in ("scores.jsonl", "sequences.jsonl"):
         (folder / name).unlink(missing_ok=True)

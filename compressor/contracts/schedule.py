@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from compressor.contracts.requests import Oracle, Problem, Request, Search
@@ -49,7 +49,7 @@ class Dialogue:
         self.answers: list[Any] = []
         self._name = schedule.name
         self._search = schedule.search(problem)
-        self._request = self._check(next(self._search, None))
+        self._request = self._advance(lambda: next(self._search))
         for answer in answers:
             self.tell(answer)
 
@@ -60,10 +60,7 @@ class Dialogue:
         if self._request is None:
             raise RuntimeError("the schedule is done and takes no more answers")
         self.answers.append(answer)
-        try:
-            self._request = self._check(self._search.send(answer))
-        except StopIteration:
-            self._request = None
+        self._request = self._advance(lambda: self._search.send(answer))
 
     def converse(self, oracle: Oracle) -> Iterator[Request[Any]]:
         """Let `oracle` answer until the schedule is done; yields each request before it is answered."""
@@ -71,8 +68,13 @@ class Dialogue:
             yield request
             self.tell(request.ask(oracle))
 
-    def _check(self, request: object) -> Request[Any] | None:
-        if request is None or isinstance(request, Request):
+    def _advance(self, step: Callable[[], object]) -> Request[Any] | None:
+        """The next request; None where the schedule is done."""
+        try:
+            request = step()
+        except StopIteration:
+            return None
+        if isinstance(request, Request):
             return request
         raise PluginError(
             f"schedule `{self._name}` yielded {request!r}, which is not a request; yield one of compressor.contracts"

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from compressor.contracts import (
     Schedule,
     Score,
     ScoreRequest,
+    Search,
     Treatment,
 )
-from compressor.errors import ConfigError, PlanError
+from compressor.errors import ConfigError, PlanError, PluginError
 from compressor.plugins import load_plugins
+from compressor.testing.problems import make_problem as make_small_problem
 from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
@@ -254,3 +257,14 @@ def test_options_come_from_a_command_line() -> None:
     assert OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(FdtAllocation), given)) == FdtAllocation(
         [0.2, 1.0], "kl", Statistic.p75
     )
+
+
+@pytest.mark.parametrize("wrong", [None, 5])
+def test_what_is_not_a_request_is_refused(wrong: object) -> None:
+    @dataclass
+    class Wrong(Uniform):
+        def search(self, problem: Problem) -> Search:
+            yield wrong  # type: ignore[misc]
+
+    with pytest.raises(PluginError, match=f"schedule `uniform` yielded {wrong}, which is not a request; yield one of"):
+        Dialogue(Wrong(), make_small_problem(["prune"], {"kl": Better.LOWER}))
