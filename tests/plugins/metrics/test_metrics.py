@@ -281,9 +281,10 @@ def test_margins_cost_no_forward_pass_of_their_own(monkeypatch: pytest.MonkeyPat
     metrics: dict[str, Metric] = {"fdtm": Fdtm(), "margin_noise": MarginNoise(), "expected_fdtm": ExpectedFdtm()}
     evaluator = Evaluator(model, reference, metrics, GivenWeights())
     calls: list[str] = []
-    whole, head = model.logits, model.project
+    whole, head = model.logits, reference.head
+    assert head is not None
     monkeypatch.setattr(model, "logits", lambda *given: calls.append("forward") or whole(*given))
-    monkeypatch.setattr(model, "project", lambda *given: calls.append("head") or head(*given))
+    reference.head = lambda hidden: calls.append("head") or head(hidden)  # type: ignore[assignment]
     first = evaluator.score_current()
     assert calls.count("forward") == 2
     assert calls.count("head") == 2
