@@ -225,6 +225,11 @@ def check_overrides(overrides: Sequence[str], plugins: Plugins) -> DictConfig:
     for override, is_group in zip(parsed, groups, strict=True):
         key = override.key_or_group
         if not is_group and key not in keys and not key.startswith("hydra."):
+            group, _, rest = key.partition(".")
+            name = rest.partition(".")[0]
+            is_chosen = any(known.startswith(f"{group}.{name}") for known in keys)
+            if group in ("compressor", "metric") and name in getattr(plugins, f"{group}s") and not is_chosen:
+                raise ConfigError(f"`{key}` is an option of a {group} that is not chosen; add {group}={name}")
             raise ConfigError(f"unknown key `{key}`; {suggest_key(key, keys | set(loader.list_groups('')))}")
     for index, values in enumerate(choices):
         for value in values[1:]:

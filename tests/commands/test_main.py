@@ -126,6 +126,8 @@ def test_plugins_are_listed(tmp_path: Path) -> None:
         (["run", "model=tny"], "unknown model `tny`; did you mean `tiny`"),
         (["run", "data.prefixs=3"], "unknown key `data.prefixs`; did you mean `data.prefixes`"),
         (["run", "+foo=1"], "unknown key `foo`"),
+        (["run", "compressor.int8.group=32"], "is an option of a compressor that is not chosen; add compressor=int8"),
+        (["run", "compressor.magnitude.scop=row"], "unknown key `compressor.magnitude.scop`; did you mean"),
         (["run", "data.prefixes=many"], "could not be converted to Integer"),
         (["run", "model.dtype=float64"], "expected one of [auto, float32, bfloat16, float16]"),
         (["run", "schedule.targets=[0.5"], "schedule.targets=[0.5"),
