@@ -452,7 +452,7 @@ def test_page_and_table_say_what_is_to_be_known(made: Forecast) -> None:
     table = show(summarize_forecast(made.record))
     lines = [" ".join(line.split()) for line in table.splitlines()]
     assert lines[0] == "the embedded tiny model: what every size would cost"
-    assert any(line.startswith("5.66 MB 0.0 % 16.00 16") for line in lines)
+    assert any(line.startswith("5.66 MB 0.0 % 16.00 16 (16 – 16)") for line in lines)
     assert "…" not in table
     assert "The most and the least sensitive components, at magnitude 50 %" in table
 
