@@ -237,15 +237,15 @@ def test_estimates_say_that_they_do_not_see_inputs(tmp_path: Path) -> None:
         budget = Budget(targets=[0.25], corrections=0)
         settings = make_settings(budget, Int8(activations=activations), export=ExportSettings(verify=False))
         record = run(tmp_path / activations.name, settings)
-        said = [note for note in record.notes if note.startswith("Estimates of int8 count the change of the weights")]
+        said = [note for note in record.notes if note.startswith("Estimates of int8 include the change of the weights")]
         assert len(said) == (activations is TOKEN)
 
 
 def test_a_forecast_says_it_too(tmp_path: Path) -> None:
     settings = forecasts.make_settings(Magnitude(), Int8(activations=TOKEN), LlmInt8())
     notes = forecasts.run(tmp_path, settings)["notes"]
-    (note,) = (note for note in notes if "count the change of the weights" in note)
-    assert note.startswith("Estimates of int8, llm_int8 see") and note.endswith("scores see both.")
+    (note,) = (note for note in notes if "include the change of the weights" in note)
+    assert note.startswith("Estimates of int8, llm_int8 include") and note.endswith("scores include both.")
 
 
 def test_wrong_options_and_components_are_one_line(tmp_path: Path) -> None:
