@@ -243,6 +243,22 @@ def test_time_is_at_most_what_every_pass_alone_would_take(tmp_path: Path) -> Non
     assert forecast is not None and actual is not None and 0.1 < forecast / actual < 100
 
 
+def test_time_is_passes_times_the_seconds_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without treated weights; the seconds are those that the base's own scores took."""
+    seen: list[cost.CostForecast] = []
+
+    def note(*given: Any) -> Any:  # noqa: ANN401 - passed on
+        found = cost.forecast_cost(*given)
+        assert found is not None
+        seen.append(replace(found, seconds_per_weight=None))
+        return seen[-1]
+
+    monkeypatch.setattr("compressor.commands.run.forecast_cost", note)
+    record = run(tmp_path, settings_of(FdtAllocation([0.3])))
+    assert record.expense is not None and seen[0].seconds_per_pass > 0
+    assert record.expense.forecast.seconds == pytest.approx(record.expense.forecast.passes * seen[0].seconds_per_pass)
+
+
 def test_a_compressor_that_cannot_be_tried_costs_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another amount than those that the search tries may be refused; that is no reason to stop."""
 
