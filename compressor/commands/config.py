@@ -193,7 +193,9 @@ def rename_key(override: Override) -> str:
 def choose_compressors(overrides: Sequence[str]) -> list[str]:
     """`compressor=[int8,int4]` if a size is given and no compressor is chosen, else nothing."""
     parsed = parse_overrides(overrides)
-    if any(override.key_or_group == "compressor" for override in parsed):
+    keys = {override.key_or_group for override in parsed}
+    sizes = {f"schedule.{name}" for name in SIZE_OPTIONS}
+    if "compressor" in keys or not keys & {"schedule", "experiment", *sizes}:
         return []
     loader = GlobalHydra.instance().config_loader()
     groups = [o for o in parsed if o.key_or_group and loader.get_group_options(o.key_or_group)]
@@ -206,7 +208,7 @@ def choose_compressors(overrides: Sequence[str]) -> list[str]:
     schedule = chosen.schedule if isinstance(chosen.schedule, DictConfig) else {}
     in_file = any(schedule.get(name) is not None for name in SIZE_OPTIONS)
     given = {o.key_or_group for o in parsed if o.is_sweep_override() or o.value() is not None}
-    return [SIZED] if in_file or given & {f"schedule.{name}" for name in SIZE_OPTIONS} else []
+    return [SIZED] if in_file or given & sizes else []
 
 
 def check_overrides(overrides: Sequence[str], plugins: Plugins) -> DictConfig:
@@ -220,8 +222,10 @@ def check_overrides(overrides: Sequence[str], plugins: Plugins) -> DictConfig:
             for value in OverridesParser.create().parse_overrides(values):
                 check_group(loader, plugins, override.key_or_group, value.value())
     first = [values[0] for values in choices]
-    chosen = compose_groups([line for line, is_group in zip(first, groups, strict=True) if is_group])
-    keys = set(flatten_keys(chosen))
+    keys: set[str] = set()
+    if not all(groups):
+        chosen = compose_groups([line for line, is_group in zip(first, groups, strict=True) if is_group])
+        keys.update(flatten_keys(chosen))
     for override, is_group in zip(parsed, groups, strict=True):
         key = override.key_or_group
         if not is_group and key not in keys and not key.startswith("hydra."):

@@ -109,10 +109,10 @@ def open_run(
         seed=seed,
     )
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(settings, plugins, Path(folder), NullTracker(), Record("running", {}, {}))
-        run.load()
+        run = Run(settings, Path(folder), NullTracker(), Record("running", {}, {}))
+        run.load(plugins)
         if outliers is not None:
-            grow_outliers(run.model, outliers)
+            grow_outliers(run.setup.model, outliers)
         run.build_references()
         yield run
 
