@@ -18,7 +18,7 @@ from compressor.artifacts.forecast_record import (
 )
 from compressor.artifacts.plan_file import plan_to_json
 from compressor.artifacts.run_record import collect_versions, time_phase
-from compressor.commands.config import SIZE_OPTIONS
+from compressor.commands.checked_overrides import SIZE_OPTIONS
 from compressor.commands.next_command import add_commands
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.compression.amounts import mean_amount

@@ -14,13 +14,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from compressor.artifacts.files import check_writable
+from compressor.commands.checked_overrides import choose_compressors, complete_overrides, find_varied
 from compressor.commands.config import (
     CONFIG_MODULE,
     add_forecast_defaults,
     add_overrides,
-    choose_compressors,
-    complete_overrides,
-    find_varied,
     open_hydra,
     parse_arguments,
     read_config,

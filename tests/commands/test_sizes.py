@@ -7,14 +7,8 @@ from typing import Any
 
 import pytest
 
-from compressor.commands import config
-from compressor.commands.config import (
-    check_overrides,
-    choose_compressors,
-    complete_overrides,
-    open_hydra,
-    store_schemas,
-)
+from compressor.commands.checked_overrides import RENAMED, choose_compressors, complete_overrides, flatten_keys
+from compressor.commands.config import compose_groups, open_hydra, store_schemas
 from compressor.plugins import installed
 from tests.conftest import SHARED_MODELS
 from tests.support.command_line import call_command
@@ -71,7 +65,7 @@ def choose(*overrides: str) -> tuple[list[str], Any]:
     store_schemas(plugins)
     with open_hydra():
         complete, composed = complete_overrides(overrides, plugins)
-        assert check_overrides(complete, plugins) == composed
+        assert complete_overrides(complete, plugins) == (complete, composed)
         return choose_compressors(overrides), list(composed.compressor)
 
 
@@ -116,7 +110,7 @@ def test_help_and_cfg_show_what_a_size_implies(tmp_path: Path) -> None:
 def test_a_renamed_key_is_accepted_with_a_hint(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(config.RENAMED, "data.beginnings", "data.prefixes")
+    monkeypatch.setitem(RENAMED, "data.beginnings", "data.prefixes")
     plugins = installed()
     store_schemas(plugins)
     with open_hydra():
@@ -131,6 +125,6 @@ def test_every_renamed_key_leads_to_one_that_exists() -> None:
     plugins = installed()
     store_schemas(plugins)
     with open_hydra():
-        known = set(config.flatten_keys(config.compose_groups([])))
-        for old, new in config.RENAMED.items():
+        known = set(flatten_keys(compose_groups([])))
+        for old, new in RENAMED.items():
             assert old not in known and new in known
