@@ -141,7 +141,7 @@ class Forecast:
         names, schedule = list(self.session.treatments.configured), self.settings.schedule
         sets = [names, *([name] for name in names if len(names) > 1)]
         oracle = PredictedOracle(schedule.name, known, self.predict, self.session.counts)
-        tasks = [(group, self.choose_among(group), self.choose_sizes(known.reach(group))) for group in sets]
+        tasks = [(group, self.choose_among(group), self.choose_sizes(group, known.reach(group))) for group in sets]
         total = sum(len(sizes) for _, _, sizes in tasks)
         steps = (
             (group, find_plan(schedule, size, problem, self.session.fuses, oracle))
@@ -164,13 +164,19 @@ class Forecast:
         problem = self.session.problem
         return replace(problem, offers={name: problem.offers[name] for name in compressors}, prefixes=1)
 
-    def choose_sizes(self, reach: float) -> list[float]:
-        """Mean amounts to plan for: the schedule's own, as far as they can be reached, otherwise an even spread."""
+    def choose_sizes(self, compressors: Sequence[str], reach: float) -> list[float]:
+        """Mean amounts to plan for: the schedule's own, as far as they can be reached.
+
+        Otherwise an even spread, and the fixed amounts of the compressors, such as 0.5 for int8 everywhere.
+        """
         given = list(getattr(self.settings.schedule, TARGETS))
         if given:
             return [amount for amount in given if amount <= reach + 1e-9]
         count = SIZES if reach > SMALLEST_AMOUNT else 1
-        return [float(amount) for amount in np.linspace(min(SMALLEST_AMOUNT, reach), reach, count)]
+        spread = {float(amount) for amount in np.linspace(min(SMALLEST_AMOUNT, reach), reach, count)}
+        offers = [offer for name in compressors for offer in self.session.problem.offers[name].values()]
+        fixed = {amount for offer in offers if not offer.is_range for amount in offer.levels if 0 < amount < reach}
+        return sorted(spread | fixed)
 
     def describe(self, plan: Plan, known: CostTable) -> PointForecast:
         """The point of a plan on the curve."""
