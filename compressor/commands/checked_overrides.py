@@ -1,8 +1,10 @@
 """Checks overrides before Hydra reads them, so that what is wrong is said in one line, with near misses."""
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum
+from importlib.resources import files
+from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -22,6 +24,7 @@ SIZED = "compressor=[int8,int4]"
 """The default where a size is given: pruned weights make no file smaller, integers do."""
 RENAMED: dict[str, str] = {}
 """Old key -> its name now. Old keys are accepted, with a warning."""
+EMBEDDED = Path(str(files("compressor") / "tiny"))
 
 log = logging.getLogger(__name__)
 
@@ -187,3 +190,24 @@ def find_varied(overrides: Sequence[str], hydra_config: DictConfig) -> frozenset
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
     return frozenset(swept | {str(key) for key in OmegaConf.select(hydra_config, "sweeper.params") or ()})
+
+
+def find_inputs(overrides: Sequence[str], config: Mapping[str, object]) -> list[tuple[str, Path]]:
+    """Key and path of what is read from this machine, in any job of a multirun; the embedded model is one of them.
+
+    These are the values of keys whose last part is `path`, if they exist.
+    """
+    found = list(flatten_values(config))
+    for override in parse_overrides(overrides):
+        found += [(override.key_or_group, value.value()) for value in parse_overrides(alternatives(override))]
+    given = [(key, Path(value)) for key, value in found if key.endswith(".path") and isinstance(value, str) and value]
+    return [("model", EMBEDDED), *((key, path) for key, path in given if path.exists())]
+
+
+def flatten_values(config: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted name and value of every key that holds no further keys."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flatten_values(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

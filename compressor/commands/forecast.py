@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from compressor.artifacts.files import check_writable
 from compressor.artifacts.forecast_record import (
     CheckForecast,
     ForecastRecord,
@@ -17,16 +16,17 @@ from compressor.artifacts.forecast_record import (
     PointForecast,
 )
 from compressor.artifacts.plan_file import plan_to_json
+from compressor.artifacts.run_folder import working_in
 from compressor.artifacts.run_record import collect_versions, time_phase
 from compressor.commands.checked_overrides import SIZE_OPTIONS
 from compressor.commands.next_command import add_commands
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.compression.amounts import mean_amount
 from compressor.contracts import EstimateRequest, Plan, Prefixes, Problem, SizeRequest
-from compressor.errors import ConfigError, OutputError
+from compressor.errors import ConfigError
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent
-from compressor.report.forecast_report import JSON_NAME, write_forecast
+from compressor.report.forecast_report import write_forecast
 from compressor.search.ledger import describe_cached
 from compressor.search.predicted_plan import TARGETS, PredictedOracle, check_predictable, find_plan
 from compressor.search.session import Session
@@ -253,11 +253,9 @@ def execute(
 
     `config` is what to record as the configuration, `command` how it was started.
     """
-    check_writable(folder)
-    if (folder / JSON_NAME).exists():
-        raise OutputError(f"{folder} already holds a forecast; choose another folder by hydra.run.dir, or remove it")
     record = ForecastRecord(config, collect_versions(), command)
-    Forecast(settings, folder, record, progress or Silent()).execute(plugins)
-    add_commands(record, folder, plugins)
-    write_forecast(record, folder)
+    with working_in(folder, command):
+        Forecast(settings, folder, record, progress or Silent()).execute(plugins)
+        add_commands(record, folder, plugins)
+        write_forecast(record, folder)
     return record

@@ -9,12 +9,12 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from compressor.artifacts.files import check_writable
 from compressor.artifacts.forecast_record import ForecastRecord
+from compressor.artifacts.run_folder import check_folder
 from compressor.artifacts.run_record import Record
 from compressor.commands import forecast as forecast_command
 from compressor.commands import run as run_command
-from compressor.commands.checked_overrides import complete_overrides
+from compressor.commands.checked_overrides import complete_overrides, find_inputs
 from compressor.commands.config import (
     add_forecast_defaults,
     open_hydra,
@@ -132,8 +132,9 @@ def prepare(command: str, given: Settings | Options | None, options: Options, fo
     if isinstance(given, Settings):
         if options:
             raise ConfigError(f"give a Settings object or options, not both; got `{next(iter(options))}` beside it")
-        place = find_folder(folder, read_default_folder(plugins))
-        return Call(given, plugins, place, describe_settings(given), f"compressor.{command}(settings)")
+        config = describe_settings(given)
+        place = find_folder(folder, read_default_folder(plugins), config)
+        return Call(given, plugins, place, config, f"compressor.{command}(settings)")
     if not isinstance(given, Mapping | None):
         raise ConfigError(f"the first argument must be a mapping or a Settings object, got {type(given).__name__}")
     both = sorted({*(given or {})} & {*options})
@@ -147,7 +148,7 @@ def prepare(command: str, given: Settings | Options | None, options: Options, fo
         default = str(composed.hydra.run.dir)
         chosen = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
         settings, config = read_config(chosen)
-    place = find_folder(folder, default)
+    place = find_folder(folder, default, config)
     return Call(settings, plugins, place, config, shlex.join(["compressor", command, *written]))
 
 
@@ -158,12 +159,12 @@ def read_default_folder(plugins: Plugins) -> str:
         return str(composed.hydra.run.dir)
 
 
-def find_folder(folder: str | Path | None, default: str) -> Path:
-    """The folder that is asked for, or one of the default's name that is new; it is made. Raises OutputError."""
+def find_folder(folder: str | Path | None, default: str, config: Mapping[str, Any]) -> Path:
+    """The folder that is asked for, or one of the default's name that is new. Raises OutputError."""
     place = (
         Path(folder) if folder is not None else next(path for path in list_names(Path(default)) if not path.exists())
     )
-    check_writable(place)
+    check_folder(place, find_inputs((), config))
     return place.absolute()
 
 

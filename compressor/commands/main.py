@@ -1,10 +1,15 @@
-"""The command line: composes the configuration, runs, and turns every user error into one line and exit 1."""
+"""The command line: composes the configuration, runs, and turns every failure into one line and an exit status.
+
+0 done; 1 the user can fix it; 70 a bug of ours; 128 + signal stopped by SIGINT, SIGTERM or SIGHUP.
+"""
 
 import json
+import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +18,13 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from compressor.artifacts.files import check_writable
-from compressor.commands.checked_overrides import choose_compressors, complete_overrides, find_varied
+from compressor.artifacts.run_folder import check_folder, held_folder
+from compressor.commands.checked_overrides import (
+    choose_compressors,
+    complete_overrides,
+    find_inputs,
+    find_varied,
+)
 from compressor.commands.config import (
     CONFIG_MODULE,
     add_forecast_defaults,
@@ -26,11 +36,15 @@ from compressor.commands.config import (
     store_schemas,
 )
 from compressor.commands.overrides import quote
+from compressor.commands.stopping import Stopped, stop
 from compressor.commands.terminal import Terminal
 from compressor.errors import CompressorError, ConfigError, suggest
 from compressor.plugins import Plugins, installed
 
-FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
+FAILED, BUG, BROKEN_PIPE = 1, 70, 141
+LOG = "compressor.log"
+
+log = logging.getLogger(__name__)
 
 
 def run(arguments: Sequence[str], terminal: Terminal) -> int:
@@ -38,12 +52,13 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
     plugins = installed()
     store_schemas(plugins)
     place = choose_place(arguments, plugins)
-    failures: list[str] = []
+    failures = Failures(terminal)
     command = shlex.join(["compressor", "run", *arguments])
-    launch(place.line, make_job(plugins, terminal, failures, place, command))
-    if place.multirun:
-        show_comparison(place.folder, terminal)
-    return FAILED if failures else 0
+    with hold(place):
+        launch(place.line, make_job(plugins, terminal, failures, place, command))
+        if place.multirun and place.folder:
+            show_comparison(place.folder, terminal)
+    return failures.status
 
 
 def forecast(arguments: Sequence[str], terminal: Terminal) -> int:
@@ -51,11 +66,52 @@ def forecast(arguments: Sequence[str], terminal: Terminal) -> int:
     plugins = installed()
     store_schemas(plugins)
     place = choose_place(add_forecast_defaults(arguments), plugins, many=False)
-    failures: list[str] = []
-    launch(
-        place.line, make_forecast_job(plugins, terminal, failures, shlex.join(["compressor", "forecast", *arguments]))
-    )
-    return FAILED if failures else 0
+    failures = Failures(terminal)
+    command = shlex.join(["compressor", "forecast", *arguments])
+    with hold(place):
+        launch(place.line, make_forecast_job(plugins, terminal, failures, command))
+    return failures.status
+
+
+@dataclass
+class Failures:
+    """Shows the failures of jobs, and keeps the exit status: that of a bug if there is any."""
+
+    terminal: Terminal
+    status: int = 0
+
+    @contextmanager
+    def caught(self, folder: Path, prefix: str = "") -> Iterator[None]:
+        """A failure in the block is one line; the traceback of a bug goes to the log in `folder`."""
+        try:
+            yield
+        except CompressorError as error:
+            self.status = self.status or FAILED
+            self.terminal.fail(f"{prefix}{error}")
+        except Exception as error:
+            if shows_whole():
+                raise
+            self.status = BUG
+            log.debug("a bug", exc_info=True)
+            self.terminal.fail(f"{prefix}{describe_bug(error, folder / LOG)}")
+
+
+def describe_bug(error: Exception, place: Path | None = None) -> str:
+    """One line that asks for a report."""
+    where = f"the traceback is in {place}" if place else "--debug shows the traceback"
+    return f"a bug of compressor, {type(error).__name__}: {str(error) or 'no message'}; please report it: {where}"
+
+
+def shows_whole() -> bool:
+    """Whether tracebacks are shown: --debug, or Hydra's own variable."""
+    return os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+
+
+@contextmanager
+def hold(place: "Place") -> Iterator[None]:
+    """Hold the folder of the results, if there is one."""
+    with held_folder(place.folder) if place.folder is not None else nullcontext():
+        yield
 
 
 @dataclass(frozen=True)
@@ -67,12 +123,12 @@ class Place:
 
     line: Sequence[str]
     multirun: bool = False
-    folder: Path = Path()
+    folder: Path | None = None
     varied: frozenset[str] = frozenset()
 
 
 def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) -> Place:
-    """Check the overrides and make the folder for the results, unless Hydra only shows something.
+    """Check the overrides and the folder for the results, unless Hydra only shows something.
 
     Raises ConfigError for a multirun unless `many` runs are allowed.
     """
@@ -83,12 +139,13 @@ def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) 
         if parsed.help or parsed.cfg:
             return Place(add_overrides(arguments, before=choose_compressors(parsed.overrides)))
         overrides, composed = complete_overrides(parsed.overrides, plugins)
+        inputs = find_inputs(overrides, {key: composed[key] for key in composed if key != "hydra"})
     arguments, config = replace_overrides(arguments, overrides), composed.hydra
     multirun = parsed.multirun or (config.mode is not None and config.mode.name == "MULTIRUN")
     if multirun and not many:
         raise ConfigError("`compressor forecast` looks at one configuration, got a multirun; leave out -m")
     key, chosen = ("hydra.sweep.dir", config.sweep.dir) if multirun else ("hydra.run.dir", config.run.dir)
-    check_writable(Path(chosen))
+    check_folder(Path(chosen), inputs)
     # A folder named by the time must not change its name now.
     line = add_overrides(arguments, after=[f"{key}={quote(chosen)}"])
     return Place(line, multirun, Path(chosen), find_varied(parsed.overrides, config))
@@ -101,7 +158,7 @@ def launch(line: Sequence[str], job: Callable[[DictConfig], Any]) -> None:
 
 
 def make_job(
-    plugins: Plugins, terminal: Terminal, failures: list[str], place: Place, command: str
+    plugins: Plugins, terminal: Terminal, failures: Failures, place: Place, command: str
 ) -> Callable[[DictConfig], float | None]:
     """The function that Hydra calls for each configuration. It returns the first metric, for Hydra's optimisers."""
 
@@ -114,13 +171,15 @@ def make_job(
         alone = not place.multirun
         if not alone:
             terminal.say(f"job {HydraConfig.get().job.num}: {' '.join(overrides)}")
-        try:
+        prefix = "" if alone else f"job {HydraConfig.get().job.num}: "
+        record = None
+        with failures.caught(folder, prefix):
             settings, plain = read_config(config)
-            label = make_label(overrides, place.varied, settings.schedule.name, None if alone else place.folder)
+            label = make_label(
+                overrides, place.varied, settings.schedule.name, place.folder if place.multirun else None
+            )
             record = execute(settings, plugins, folder, plain, command, terminal, label)
-        except CompressorError as error:
-            failures.append(str(error))
-            terminal.fail(str(error) if alone else f"job {HydraConfig.get().job.num}: {error}")
+        if record is None:
             return None
         terminal.show(summarize_run(record))
         terminal.say(f"report: {folder / 'report.html'}")
@@ -131,7 +190,7 @@ def make_job(
 
 
 def make_forecast_job(
-    plugins: Plugins, terminal: Terminal, failures: list[str], command: str
+    plugins: Plugins, terminal: Terminal, failures: Failures, command: str
 ) -> Callable[[DictConfig], None]:
     """The function that Hydra calls for a forecast."""
 
@@ -141,12 +200,11 @@ def make_forecast_job(
         from compressor.report.forecast_report import HTML_NAME, summarize_forecast
 
         folder = Path(HydraConfig.get().runtime.output_dir)
-        try:
+        record = None
+        with failures.caught(folder):
             settings, plain = read_config(config)
             record = execute(settings, plugins, folder, plain, command, terminal)
-        except CompressorError as error:
-            failures.append(str(error))
-            terminal.fail(str(error))
+        if record is None:
             return
         terminal.show(summarize_forecast(record))
         terminal.say(f"forecast: {folder / HTML_NAME}")
@@ -222,19 +280,28 @@ def dispatch(arguments: Sequence[str], terminal: Terminal) -> int:
 
 
 def main() -> None:
-    """The console script. Exit status: 0 done, 1 the user can fix it, 130 interrupted; anything else is a bug."""
+    """The console script."""
     terminal = Terminal()
+    if "--debug" in sys.argv:
+        sys.argv.remove("--debug")
+        os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        sys.exit(dispatch(sys.argv[1:], terminal))
+        with stop.listening():
+            sys.exit(dispatch(sys.argv[1:], terminal))
     except CompressorError as error:
         terminal.fail(str(error))
         sys.exit(FAILED)
-    except KeyboardInterrupt:
-        terminal.fail("interrupted")
-        sys.exit(INTERRUPTED)
+    except Stopped as error:
+        terminal.fail(str(error))
+        sys.exit(error.exit_status)
     except BrokenPipeError:  # whoever read the output, such as `head`, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)
+    except Exception as error:
+        if shows_whole():
+            raise
+        terminal.fail(describe_bug(error))
+        sys.exit(BUG)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from compressor import export
-from compressor.artifacts.files import append_json_line, check_writable
+from compressor.artifacts.files import append_json_line
 from compressor.artifacts.plan_file import write_plan
+from compressor.artifacts.run_folder import working_in
 from compressor.artifacts.run_record import (
     ExportRecord,
     FileRecord,
@@ -27,11 +28,11 @@ from compressor.compression.amounts import describe_components, describe_final
 from compressor.contracts import Dialogue, Oracle, Prefixes, Score, SizeRequest
 from compressor.contracts.requests import compressors_of
 from compressor.data.reference import write_reference
-from compressor.errors import CompressorError, OutputError
+from compressor.errors import OutputError
 from compressor.evaluation.bootstrap import aggregate_each
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent, watch
-from compressor.report import heat_map_svg, read_report, write_report
+from compressor.report import heat_map_svg, write_report
 from compressor.report.formatting import describe_expected_cost
 from compressor.search.session import Session
 from compressor.settings import Settings
@@ -199,17 +200,6 @@ class Run:
         return verification
 
 
-def clear_folder(folder: Path) -> None:
-    """Raise OutputError for a folder with a finished run; remove the lines that a failed run left."""
-    if (folder / "report.json").exists() and read_report(folder).status == "done":
-        raise OutputError(
-            f"{folder} already holds a finished run; choose another by hydra.run.dir=DIR (from Python: folder=DIR), or "
-            "remove it"
-        )
-    for name in ("scores.jsonl", "sequences.jsonl"):
-        (folder / name).unlink(missing_ok=True)
-
-
 def execute(
     settings: Settings,
     plugins: Plugins,
@@ -219,25 +209,24 @@ def execute(
     progress: Progress | None = None,
     label: RunLabel | None = None,
 ) -> Record:
-    """Run `settings` and write everything to `folder`. After a CompressorError the report says `failed`.
+    """Run `settings` and write everything to `folder`. After an error the report says `failed`.
 
     `config` is what to record as the run's configuration, `command` how it was started. `label` names the run in a
     tracker; without one, the schedule does.
     """
-    check_writable(folder)
-    clear_folder(folder)
     record = Record(status="running", config=config, versions=collect_versions(), command=command)
-    try:
-        tracked = config | {"versions": record.versions}
-        label, progress = label or RunLabel(settings.schedule.name), progress or Silent()
-        with open_tracker(settings.tracking, folder, tracked, label.name, label.group) as tracker:
-            Run(settings, folder, tracker, record, progress).execute(plugins)
+    with working_in(folder, command):
+        try:
+            tracked = config | {"versions": record.versions}
+            label, progress = label or RunLabel(settings.schedule.name), progress or Silent()
+            with open_tracker(settings.tracking, folder, tracked, label.name, label.group) as tracker:
+                Run(settings, folder, tracker, record, progress).execute(plugins)
+                write_report(record, folder)
+                tracker.log_final(record, heat_map_svg(record.components), folder)
+        except Exception as error:
+            record.status, record.error = "failed", str(error) or type(error).__name__
             write_report(record, folder)
-            tracker.log_final(record, heat_map_svg(record.components), folder)
-        if tracker.sync_command:
-            progress.say(f"W&B: the run is stored offline; upload it with: {tracker.sync_command}")
-    except CompressorError as error:
-        record.status, record.error = "failed", str(error)
-        write_report(record, folder)
-        raise
+            raise
+    if tracker.sync_command:
+        progress.say(f"W&B: the run is stored offline; upload it with: {tracker.sync_command}")
     return record

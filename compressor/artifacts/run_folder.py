@@ -1,0 +1,212 @@
+"""The folder of a run: a mark that it is ours, a lock for one process at a time, and what the run is doing now."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from compressor.artifacts.files import check_writable, remove_file, write_json
+from compressor.errors import OutputError
+
+MARK = ".compressor"
+"""The file that says that a folder is ours. It holds the owner of the lock."""
+STATUS = "status.json"
+RUNNING, INTERRUPTED, FAILED, DONE = "running", "interrupted", "failed", "done"
+FILES = (
+    "report.html", "report.json", "plan.json", "rows.safetensors", "scores.jsonl", "sequences.jsonl",
+    "reference.safetensors", "model.gguf", "forecast.html", "forecast.json",
+)  # fmt: skip
+"""What a command may leave beside `model/`; a second command removes what a failed one left."""
+FOLDERS = ("model", "model-unverified")
+HYDRA = frozenset({".hydra", "compressor.log"})
+"""What Hydra writes into the folder of a job before the job starts."""
+HEARTBEAT = 10.0
+"""Seconds between two signs of life."""
+SILENT = 6 * HEARTBEAT
+"""Seconds without a sign of life after which a process on another machine counts as dead."""
+
+_held: dict[Path, int] = {}
+"""Folder -> file descriptor of its lock, for the folders that this process holds."""
+
+
+def check_folder(folder: Path, inputs: Iterable[tuple[str, Path]]) -> None:
+    """Raise OutputError unless results may be written to `folder`; nothing is created or changed.
+
+    `inputs` are keys of the configuration and what they read: a model folder, or a file. `folder` must not be, contain
+    or lie in a folder that is read, and must not contain a file that is read. If it exists, it must be empty or ours,
+    and must not hold a finished run.
+    """
+    place = resolve(folder)
+    for key, path in inputs:
+        read = resolve(path)
+        if place == read or place in read.parents or (read.is_dir() and read in place.parents):
+            where = "is" if place == read else "contains" if place in read.parents else "lies in"
+            raise OutputError(
+                f"the folder for results {folder} {where} `{key}` {path}, which must not be touched; choose another "
+                "by hydra.run.dir=DIR"
+            )
+    if (place / MARK).is_file():
+        if read_status(place).get("status") == DONE:
+            raise OutputError(
+                f"{folder} already holds a finished run or forecast; choose another by hydra.run.dir=DIR (from Python: "
+                "folder=DIR), or remove it"
+            )
+        return
+    if not place.is_dir():
+        return
+    found = sorted(entry.name for entry in place.iterdir() if entry.name not in HYDRA)
+    if found:
+        named = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        raise OutputError(
+            f"the folder for results {folder} has files that no command of compressor wrote: {named}; choose a new "
+            "folder by hydra.run.dir=DIR"
+        )
+
+
+def resolve(path: Path) -> Path:
+    """The absolute path, without symbolic links."""
+    return Path(os.path.realpath(path))
+
+
+@contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """Create and mark the folder, and hold its lock. Raises OutputError if another process works in it.
+
+    The operating system releases the lock of a process that ends, however it ends. A process on another machine is
+    believed dead if it has given no sign of life for a minute.
+    """
+    place = resolve(folder)
+    if place in _held:  # by this process: a multirun or a command that opened the folder before Hydra did
+        yield
+        return
+    check_writable(folder)
+    descriptor = os.open(folder / MARK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock(descriptor, folder)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        _held[place] = descriptor
+        yield
+    finally:
+        _held.pop(place, None)
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    owner = _read_owner(descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return  # a file system without locks; signs of life must do
+        raise OutputError(f"{folder} is in use by {_describe(owner)}; wait for it or choose another folder") from None
+    here, status = socket.gethostname(), read_status(folder)
+    is_elsewhere = owner.get("host", here) != here and status.get("status") == RUNNING
+    if is_elsewhere and time.time() - _number(status.get("heartbeat")) < SILENT:
+        raise OutputError(f"{folder} is in use by {_describe(owner)}; wait for it or choose another folder")
+
+
+def _read_owner(descriptor: int) -> dict[str, Any]:
+    with suppress(ValueError):
+        owner = json.loads(os.pread(descriptor, 4096, 0))
+        return owner if isinstance(owner, dict) else {}
+    return {}
+
+
+def _describe(owner: Mapping[str, Any]) -> str:
+    return f"process {owner.get('pid', '?')} on {owner.get('host', 'another machine')}"
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """The content of status.json; empty if there is none that can be read."""
+    try:
+        status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+def write_status(folder: Path, status: str, command: str) -> None:
+    """Write what a run is: its status, process, machine, time and command."""
+    now = {"status": status, "pid": os.getpid(), "host": socket.gethostname(), "heartbeat": time.time()}
+    write_json(folder / STATUS, now | {"command": command})
+
+
+@contextmanager
+def heartbeat(folder: Path, command: str) -> Iterator[None]:
+    """Write `running` to status.json now and every few seconds, until the block ends."""
+    write_status(folder, RUNNING, command)
+    ends = threading.Event()
+
+    def beat() -> None:
+        while not ends.wait(HEARTBEAT):
+            with suppress(OutputError):  # a disk that is full for a while; the run itself says so
+                write_status(folder, RUNNING, command)
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ends.set()
+        thread.join()
+
+
+@contextmanager
+def working_in(folder: Path, command: str) -> Iterator[None]:
+    """Everything a command does in its folder: hold it, clear it of a failed command's results, and keep status.json.
+
+    Raises OutputError, before anything is removed, for a folder that is not ours, is in use, or holds a finished run.
+    """
+    check_folder(folder, ())
+    with held_folder(folder):
+        clear_results(folder)
+        status = FAILED
+        try:
+            with heartbeat(folder, command):
+                yield
+            status = DONE
+        except Exception:
+            raise
+        except BaseException:
+            status = INTERRUPTED
+            raise
+        finally:
+            write_status(folder, status, command)
+
+
+def clear_results(folder: Path) -> None:
+    """Remove the results of a command that did not finish, from a folder that is ours."""
+    assert (folder / MARK).is_file(), folder
+    for name in (*FILES, STATUS):
+        remove_file(folder / name)
+    for pattern in ("*.tmp", "*.partial", "*.old"):
+        for left in folder.glob(f".{pattern}"):
+            remove_whole(left)
+    for name in FOLDERS:
+        remove_whole(folder / name)
+
+
+def remove_whole(path: Path) -> None:
+    """Remove a file or a folder of ours; raises OutputError."""
+    if path.is_symlink() or not path.is_dir():
+        remove_file(path)
+        return
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        raise OutputError(
+            f"cannot remove {path}: {error.strerror}; remove it yourself or choose another folder"
+        ) from error

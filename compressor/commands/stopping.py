@@ -1,0 +1,71 @@
+"""SIGINT, SIGTERM and SIGHUP: the first lets the current block of work end, the second ends the process at once."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+BASE_STATUS = 128
+"""The exit status of a process that a signal ended is this and the number of the signal."""
+
+
+class Stopped(BaseException):
+    """A signal asked to stop. It is no Exception, so that nothing handles it as a failure."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+    @property
+    def exit_status(self) -> int:
+        return BASE_STATUS + self.signum
+
+
+class Stop:
+    """Whether a signal has come. While `deferred`, a signal is only noted, and `check` raises it."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._defers = False
+
+    def check(self) -> None:
+        """Raise Stopped if a signal came."""
+        if self.signum is not None:
+            raise Stopped(self.signum)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, the first signal does not interrupt; whoever calls `check` decides where to stop."""
+        self._defers = True
+        try:
+            yield
+        finally:
+            self._defers = False
+        self.check()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle the signals; afterwards they are handled as before."""
+        # A process that was started by nohup ignores SIGHUP, and goes on doing so.
+        chosen = [signum for signum in SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
+        before = {signum: signal.signal(signum, self._receive) for signum in chosen}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None:
+            os._exit(BASE_STATUS + signum)
+        self.signum = signum
+        if not self._defers:
+            raise Stopped(signum)
+        os.write(sys.stderr.fileno(), b"stopping after this block of work; once more stops at once\n")
+
+
+stop = Stop()
+"""Of this process."""
