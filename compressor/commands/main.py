@@ -37,11 +37,11 @@ from compressor.commands.config import (
 )
 from compressor.commands.overrides import quote
 from compressor.commands.stopping import Stopped, stop
-from compressor.commands.terminal import Terminal
+from compressor.commands.terminal import Terminal, protect_output
 from compressor.errors import CompressorError, ConfigError, suggest
 from compressor.plugins import Plugins, installed
 
-FAILED, BUG, BROKEN_PIPE = 1, 70, 141
+FAILED, BUG = 1, 70
 LOG = "compressor.log"
 
 log = logging.getLogger(__name__)
@@ -281,27 +281,36 @@ def dispatch(arguments: Sequence[str], terminal: Terminal) -> int:
 
 def main() -> None:
     """The console script."""
+    output = protect_output()
     terminal = Terminal()
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
         os.environ["HYDRA_FULL_ERROR"] = "1"
+    with stop.listening():
+        status = attempt(sys.argv[1:], terminal)
+    output.flush()
+    if output.failure is not None and not isinstance(output.failure, BrokenPipeError):
+        terminal.fail(f"the output could not be shown: {output.failure.strerror}; what was written to files is whole")
+    sys.exit(status)
+
+
+def attempt(arguments: Sequence[str], terminal: Terminal) -> int:
+    """Run a command; returns the exit status."""
     try:
-        with stop.listening():
-            sys.exit(dispatch(sys.argv[1:], terminal))
+        return dispatch(arguments, terminal)
     except CompressorError as error:
         terminal.fail(str(error))
-        sys.exit(FAILED)
+        return FAILED
     except Stopped as error:
         terminal.fail(str(error))
-        sys.exit(error.exit_status)
-    except BrokenPipeError:  # whoever read the output, such as `head`, has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(BROKEN_PIPE)
+        return error.exit_status
+    except SystemExit as error:  # by Hydra, where it only shows something
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
         if shows_whole():
             raise
         terminal.fail(describe_bug(error))
-        sys.exit(BUG)
+        return BUG
 
 
 if __name__ == "__main__":

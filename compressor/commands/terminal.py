@@ -1,12 +1,72 @@
-"""Output for a person: progress bars with the time left, lines for milestones, one line for an error."""
+"""Output for a person: progress bars with the time left, lines for milestones, one line for an error.
 
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+Output that cannot be shown (a closed pipe, a full disk, a terminal without Unicode) never stops the work.
+"""
+
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TextIO, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 T = TypeVar("T")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that command a terminal, or change the direction of text; not tab and newline."""
+
+
+def clean(text: str) -> str:
+    """The text with its control characters shown as escapes: names of files and models come from outside."""
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+class LenientStream(io.TextIOBase):
+    """A text stream that replaces what its encoding lacks, and swallows everything after a failure to write."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.failure: OSError | None = None
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.stream.encoding or "utf-8"
+
+    def write(self, text: str) -> int:
+        if self.failure is None:
+            shown = text.encode(self.encoding, errors="replace").decode(self.encoding)
+            self._try(lambda: self.stream.write(shown))
+        return len(text)
+
+    def flush(self) -> None:
+        if self.failure is None:
+            self._try(self.stream.flush)
+
+    def isatty(self) -> bool:
+        return self.failure is None and self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+    def _try(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except OSError as error:
+            self.failure = error
+            # What is left in the buffer would fail again when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+def protect_output() -> LenientStream:
+    """Put lenient streams in place of stdout and stderr, for whatever prints; returns that of stdout."""
+    output = LenientStream(sys.stdout)
+    sys.stdout, sys.stderr = output, LenientStream(sys.stderr)
+    return output
 
 
 class Terminal:
@@ -32,11 +92,11 @@ class Terminal:
             yield from bar.track(steps, total=total, description=description)
 
     def say(self, message: str) -> None:
-        self.console.print(message, markup=False, soft_wrap=True)
+        self.console.print(clean(message), markup=False, soft_wrap=True)
 
     def show(self, renderable: RenderableType) -> None:
         self.console.print(renderable)
 
     def fail(self, message: str) -> None:
         """The one line of an error, on stderr."""
-        self.errors.print(f"error: {' '.join(message.split())}")
+        self.errors.print(f"error: {clean(' '.join(message.split()))}")
