@@ -1,0 +1,79 @@
+"""The answers that a search has computed so far, on disk, so that an interrupted run goes on where it was.
+
+A search is a function of its answers: with the same ones, a schedule asks the same and keeps the same. Answers are
+stored under the content of their question, so that the order in which they are asked for again does not matter.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compressor.artifacts.checked_arrays import Arrays, Content, read_arrays, write_arrays
+
+BLOCK_SECONDS = 10.0
+"""Answers of at least so many seconds of work are written together."""
+SEPARATOR = "|"
+
+
+def make_key(*facts: object) -> str:
+    """The content of a question as a short text; `facts` are what JSON can hold."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass
+class Answers:
+    """Arrays and facts by key. Each block of new answers is a file of its own, which is never changed.
+
+    With `folder` None nothing is stored. `after_block` is called whenever all answers so far are on disk.
+    """
+
+    folder: Path | None = None
+    after_block: Callable[[], None] = lambda: None
+    found: dict[str, Content] = field(default_factory=dict)
+    unsaved: dict[str, Content] = field(default_factory=dict)
+    blocks: int = 0
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def load(self) -> int:
+        """Read all blocks, and drop damaged ones; returns how many answers there are."""
+        for path in sorted(self.folder.glob("*.safetensors")) if self.folder is not None else ():
+            self.blocks = max(self.blocks, int(path.stem) + 1) if path.stem.isdecimal() else self.blocks
+            block = read_arrays(path)
+            if block is None:
+                continue
+            arrays: dict[str, Arrays] = {key: {} for key in block.facts}
+            for name, array in block.arrays.items():
+                key, _, rest = name.partition(SEPARATOR)
+                arrays[key][rest] = array
+            self.found.update({key: Content(arrays[key], facts) for key, facts in block.facts.items()})
+        return len(self.found)
+
+    def find(self, key: str) -> Content | None:
+        """The answer to a question; None if it was not answered."""
+        return self.found.get(key)
+
+    def add(self, key: str, arrays: Arrays, facts: Mapping[str, Any] | None = None) -> None:
+        """Store an answer; it is on disk after the next block."""
+        if self.folder is None:
+            return
+        self.unsaved[key] = Content(arrays, facts or {})
+        if time.monotonic() - self.saved_at >= BLOCK_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Write the answers that are not on disk yet; raises OutputError."""
+        if self.unsaved and self.folder is not None:
+            arrays = {
+                f"{key}{SEPARATOR}{name}": array
+                for key, content in self.unsaved.items()
+                for name, array in content.arrays.items()
+            }
+            facts = {key: content.facts for key, content in self.unsaved.items()}
+            write_arrays(self.folder / f"{self.blocks:06d}.safetensors", "answers", arrays, facts)
+            self.unsaved, self.blocks = {}, self.blocks + 1
+        self.saved_at = time.monotonic()
+        self.after_block()

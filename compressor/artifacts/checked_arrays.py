@@ -1,0 +1,114 @@
+"""Files of named arrays that prove to be whole: a checksum and the key of the content are inside.
+
+Caches and the state of a search are such files. A file that is damaged, belongs to other content or to another user is
+never believed: it is removed where that is allowed, one line says so, and its content is computed again.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from compressor.artifacts.files import write_bytes
+from compressor.errors import OutputError
+
+log = logging.getLogger(__name__)
+FACTS, KEY, CHECKSUM = "facts", "key", "sha256"
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Content:
+    """Arrays by name, and plain facts beside them."""
+
+    arrays: Arrays
+    facts: Mapping[str, Any]
+
+
+def write_arrays(path: Path, key: str, arrays: Arrays, facts: Mapping[str, Any]) -> int:
+    """Write arrays and facts in one atomic step; returns the bytes written. Raises OutputError."""
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    written = json.dumps(facts, sort_keys=True)
+    metadata = {FACTS: written, KEY: key, CHECKSUM: compute_checksum(key, contiguous, written)}
+    content: bytes = safetensors.numpy.save(contiguous, metadata)
+    write_bytes(path, content)
+    return len(content)
+
+
+def read_arrays(path: Path, key: str | None = None) -> Content | None:
+    """The content of a file with this key; None if there is no such file, or if it cannot be believed.
+
+    `key` None accepts any. A damaged file is removed, and one line of the log says so.
+    """
+    try:
+        if not is_trusted(path):
+            return None
+        return parse_arrays(path.read_bytes(), key)
+    except OSError as error:
+        log.warning("%s cannot be read and is ignored: %s", path, error.strerror)
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+        log.warning(
+            "%s is damaged and is dropped: %s", path, str(error).splitlines()[0] if str(error) else "unreadable"
+        )
+        with suppress(OSError):
+            path.unlink()
+    return None
+
+
+def is_trusted(path: Path) -> bool:
+    """Whether there is a regular file here of this user or of root; False without a line if there is nothing."""
+    try:
+        facts = path.lstat()
+    except FileNotFoundError:
+        return False
+    if stat.S_ISLNK(facts.st_mode):
+        facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        log.warning("%s is no regular file and is ignored", path)
+        return False
+    if facts.st_uid not in (os.getuid(), 0):
+        log.warning("%s belongs to another user and is ignored", path)
+        return False
+    return True
+
+
+def parse_arrays(content: bytes, key: str | None = None) -> Content:
+    """Arrays and facts of the bytes of a file; raises ValueError, KeyError or SafetensorError for anything else."""
+    arrays: Arrays = safetensors.numpy.load(content)
+    metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    if key is not None and metadata[KEY] != key:
+        raise ValueError("it holds the content of another file")
+    if compute_checksum(metadata[KEY], arrays, metadata[FACTS]) != metadata[CHECKSUM]:
+        raise ValueError("its checksum is wrong")
+    return Content(arrays, json.loads(metadata[FACTS]))
+
+
+def compute_checksum(key: str, arrays: Arrays, facts: str) -> str:
+    """sha256 of the key, the facts, and name, dtype, shape and bytes of each array."""
+    digest = hashlib.sha256(json.dumps([key, facts]).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(json.dumps([name, array.dtype.str, list(array.shape)]).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def try_write(path: Path, key: str, arrays: Arrays, facts: Mapping[str, Any]) -> int:
+    """As `write_arrays` for a cache: a failure is one line of the log, and 0 bytes."""
+    try:
+        return write_arrays(path, key, arrays, facts)
+    except OutputError as error:
+        log.warning("it is not cached: %s", error)
+        return 0

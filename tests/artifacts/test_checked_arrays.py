@@ -1,0 +1,88 @@
+"""Files of arrays prove to be whole; anything else is dropped with one line, and never believed."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from compressor.artifacts.checked_arrays import parse_arrays, read_arrays, write_arrays
+
+ARRAYS = {"a": np.arange(6, dtype=np.float64).reshape(2, 3), "b": np.array([True, False]), "none": np.zeros((0, 4))}
+FACTS = {"prefix_tokens": 4, "nested": {"floor": 0.5, "names": ["x", "ü"]}}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    write_arrays(tmp_path / "file.safetensors", "key", ARRAYS, FACTS)
+    return tmp_path / "file.safetensors"
+
+
+def test_what_is_written_is_read(path: Path) -> None:
+    content = read_arrays(path, "key")
+    assert content is not None and content.facts == FACTS and set(content.arrays) == set(ARRAYS)
+    for name, array in ARRAYS.items():
+        assert np.array_equal(content.arrays[name], array) and content.arrays[name].dtype == array.dtype
+
+
+def test_a_missing_file_is_no_news(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert read_arrays(tmp_path / "none.safetensors") is None
+    assert not caplog.records
+
+
+def test_content_of_another_question_is_dropped(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert read_arrays(path, "another") is None
+    assert not path.exists()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path} is damaged and is dropped: it holds the content of another file"
+    ]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+@given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_no_flipped_bit_is_believed(path: Path, place: int, bit: int) -> None:
+    """Every bit of the file: it reads as before, or as nothing."""
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] ^= 1 << bit
+    damaged = path.with_name("damaged.safetensors")
+    damaged.write_bytes(content)
+    found = read_arrays(damaged, "key")
+    if found is not None:
+        assert found.facts == FACTS and all(np.array_equal(found.arrays[name], ARRAYS[name]) for name in ARRAYS)
+    else:
+        assert not damaged.exists()
+
+
+@settings(max_examples=100, deadline=None)
+@given(content=st.binary(max_size=300))
+def test_other_bytes_are_refused(content: bytes) -> None:
+    with pytest.raises(Exception) as caught:
+        parse_arrays(content)
+    assert not isinstance(caught.value, MemoryError | SystemError)
+
+
+def test_every_cut_is_dropped(path: Path) -> None:
+    content = path.read_bytes()
+    for length in range(0, len(content), 7):
+        cut = path.with_name("cut.safetensors")
+        cut.write_bytes(content[:length])
+        assert read_arrays(cut) is None and not cut.exists()
+
+
+def test_a_pipe_is_ignored_and_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Reading it would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    assert read_arrays(tmp_path / "pipe") is None
+    assert (tmp_path / "pipe").exists()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'pipe'} is no regular file and is ignored"
+    ]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+def test_a_file_of_another_user_is_ignored(path: Path) -> None:
+    os.chown(path, 65534, 65534)
+    assert read_arrays(path, "key") is None
+    assert path.exists()
