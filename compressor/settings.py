@@ -149,6 +149,17 @@ class MemorySettings:
 
 
 @dataclass
+class ResumeSettings:
+    """How an interrupted run goes on. `accept` names differences from before that are taken; `all` takes every one.
+
+    With `keep`, the state of a run that is done is not removed.
+    """
+
+    accept: list[str] = field(default_factory=list)
+    keep: bool = False
+
+
+@dataclass
 class TrackingSettings:
     """Where a run is logged, in addition to its folder."""
 
@@ -185,6 +196,7 @@ class Settings:
     recovery: RecoverySettings = field(default_factory=RecoverySettings)
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
+    resume: ResumeSettings = field(default_factory=ResumeSettings)
     seed: int = 0
 
     @property

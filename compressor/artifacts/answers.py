@@ -28,11 +28,14 @@ def make_key(*facts: object) -> str:
 class Answers:
     """Arrays and facts by key. Each block of new answers is a file of its own, which is never changed.
 
-    With `folder` None nothing is stored. `after_block` is called whenever all answers so far are on disk.
+    With `folder` None nothing is stored. If a run `is_stopping`, an answer is written at once. `after_block` is called
+    whenever all answers so far are on disk. `context` stands for the plans that were kept, on which answers depend.
     """
 
     folder: Path | None = None
+    is_stopping: Callable[[], bool] = lambda: False
     after_block: Callable[[], None] = lambda: None
+    context: str = ""
     found: dict[str, Content] = field(default_factory=dict)
     unsaved: dict[str, Content] = field(default_factory=dict)
     blocks: int = 0
@@ -61,8 +64,16 @@ class Answers:
         if self.folder is None:
             return
         self.unsaved[key] = Content(arrays, facts or {})
-        if time.monotonic() - self.saved_at >= BLOCK_SECONDS:
+        self.pause()
+
+    def pause(self) -> None:
+        """Write the answers so far if enough work was done since the last block, or if the run is stopping."""
+        if self.is_stopping() or time.monotonic() - self.saved_at >= BLOCK_SECONDS:
             self.save()
+
+    def enter(self, *kept: object) -> None:
+        """A plan was kept; `kept` are facts of it that JSON can hold. Later answers belong to the changed model."""
+        self.context = make_key(self.context, *kept)
 
     def save(self) -> None:
         """Write the answers that are not on disk yet; raises OutputError."""

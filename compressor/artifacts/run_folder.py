@@ -165,26 +165,32 @@ def heartbeat(folder: Path, command: str) -> Iterator[None]:
 
 
 @contextmanager
+def recorded_status(folder: Path, command: str) -> Iterator[None]:
+    """Remove the results of a command that did not finish, and keep status.json while the block runs."""
+    clear_results(folder)
+    status = FAILED
+    try:
+        with heartbeat(folder, command):
+            yield
+        status = DONE
+    except Exception:
+        raise
+    except BaseException:
+        status = INTERRUPTED
+        raise
+    finally:
+        write_status(folder, status, command)
+
+
+@contextmanager
 def working_in(folder: Path, command: str) -> Iterator[None]:
     """Everything a command does in its folder: hold it, clear it of a failed command's results, and keep status.json.
 
     Raises OutputError, before anything is removed, for a folder that is not ours, is in use, or holds a finished run.
     """
     check_folder(folder, ())
-    with held_folder(folder):
-        clear_results(folder)
-        status = FAILED
-        try:
-            with heartbeat(folder, command):
-                yield
-            status = DONE
-        except Exception:
-            raise
-        except BaseException:
-            status = INTERRUPTED
-            raise
-        finally:
-            write_status(folder, status, command)
+    with held_folder(folder), recorded_status(folder, command):
+        yield
 
 
 def clear_results(folder: Path) -> None:

@@ -1,10 +1,12 @@
 """SIGINT, SIGTERM and SIGHUP: the first lets the current block of work end, the second ends the process at once."""
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -16,8 +18,14 @@ class Stopped(BaseException):
     """A signal asked to stop. It is no Exception, so that nothing handles it as a failure."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        super().__init__(signum)
         self.signum = signum
+        self.folder: Path | None = None
+        """The folder of a run that can go on from here."""
+
+    def __str__(self) -> str:
+        goes_on = f"; go on with: compressor resume {shlex.quote(str(self.folder))}" if self.folder else ""
+        return f"stopped by {signal.Signals(self.signum).name}{goes_on}"
 
     @property
     def exit_status(self) -> int:
@@ -30,6 +38,10 @@ class Stop:
     def __init__(self) -> None:
         self.signum: int | None = None
         self._defers = False
+
+    @property
+    def is_requested(self) -> bool:
+        return self.signum is not None
 
     def check(self) -> None:
         """Raise Stopped if a signal came."""

@@ -1,0 +1,142 @@
+"""What an interrupted run needs to go on: how it was started, what its results depend on, and its answers so far."""
+
+import hashlib
+import json
+import secrets
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compressor.artifacts.answers import Answers
+from compressor.artifacts.files import to_strict, write_json
+from compressor.errors import ConfigError, OutputError
+
+FOLDER, NAME, ANSWERS = "state", "run.json", "answers"
+NOT_COMPARED = ("resume", "tracking", "memory")
+"""Groups of the configuration on which no result depends."""
+EVERYTHING = "all"
+"""`resume.accept=[all]` takes every difference."""
+MOST_NAMED = 4
+
+
+@dataclass
+class RunState:
+    """The state of one run in `folder`. `facts` are what results depend on besides the configuration.
+
+    They are known once the model and the texts are loaded; before that they are empty, and there are no answers.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    command: str
+    tracker_id: str = field(default_factory=lambda: secrets.token_hex(4))
+    facts: dict[str, Any] = field(default_factory=dict)
+    accepted: Collection[str] = ()
+    answers: Answers = field(default_factory=Answers)
+
+    def confirm(self, facts: Mapping[str, Any]) -> None:
+        """Compare what results depend on with what it was; raises ConfigError where it differs and is not accepted.
+
+        Afterwards the new facts are stored: later answers depend on them.
+        """
+        now = to_strict(facts)
+        if self.facts:
+            refuse_differences(self.folder.parent, list_differences(self.facts, now), self.accepted)
+        self.facts = now
+        self.write()
+
+    def write(self) -> None:
+        """Write run.json in one atomic step; raises OutputError."""
+        content = {"config": self.config, "command": self.command, "tracker_id": self.tracker_id, "facts": self.facts}
+        write_json(self.folder / NAME, {"sha256": hash_content(to_strict(content)), "content": content})
+
+    def remove(self) -> None:
+        """Remove the state of a run that is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def hash_content(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_state(run_folder: Path) -> RunState | None:
+    """The state in the folder of a run; None if there is none. Raises OutputError for one that is damaged."""
+    path = run_folder / FOLDER / NAME
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+        content = whole["content"]
+        if hash_content(content) != whole["sha256"]:
+            raise ValueError("its checksum is wrong")
+        return RunState(path.parent, content["config"], content["command"], content["tracker_id"], content["facts"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise OutputError(
+            f"the state of the run in {run_folder} cannot be read ({reason}); start it again in another folder"
+        ) from None
+
+
+def open_state(
+    run_folder: Path,
+    config: Mapping[str, Any],
+    command: str,
+    accepted: Collection[str],
+    answers: Answers,
+) -> RunState:
+    """The state of an interrupted run, if `run_folder` has one, else a new one; its answers are read into `answers`.
+
+    Raises ConfigError if the interrupted run has answers, and its configuration was another one.
+    """
+    folder, plain, earlier = run_folder / FOLDER, to_strict(config), None
+    with suppress(OutputError):  # a damaged state is of no use to this run
+        earlier = read_state(run_folder)
+    answers.folder = folder / ANSWERS
+    state = RunState(folder, plain, command, accepted=accepted, answers=answers)
+    if earlier is not None and answers.load():
+        refuse_differences(run_folder, list_differences(earlier.config, plain), accepted)
+        state.command, state.tracker_id, state.facts = earlier.command, earlier.tracker_id, earlier.facts
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    state.write()
+    return state
+
+
+def refuse_differences(run_folder: Path, differences: Mapping[str, str], accepted: Collection[str]) -> None:
+    """Raise ConfigError for differences that are not accepted, by their own name or by that of their group."""
+    left = {
+        name: words
+        for name, words in differences.items()
+        if EVERYTHING not in accepted and not any(name == key or name.startswith(f"{key}.") for key in accepted)
+    }
+    if not left:
+        return
+    named = ", ".join(f"{name} {words}" for name, words in list(left.items())[:MOST_NAMED])
+    more = f" and {len(left) - MOST_NAMED} more" if len(left) > MOST_NAMED else ""
+    keys = ",".join(sorted({name.partition(".")[0] for name in left}))
+    raise ConfigError(
+        f"{run_folder} holds an interrupted run with other answers: {named}{more}; take them by "
+        f"resume.accept=[{keys}], or choose another folder"
+    )
+
+
+def list_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted name -> old and new value, for all values that differ."""
+    old, new = dict(flatten(before)), dict(flatten(after))
+    return {
+        name: f"{old.get(name, 'none')} → {new.get(name, 'none')}"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name) and name.partition(".")[0] not in NOT_COMPARED
+    }
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything inside nested mappings."""
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from flatten(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
