@@ -102,12 +102,24 @@ def option_names(cls: type[Compressor]) -> list[str]:
     return [field.name for field in dataclasses.fields(cls)]
 
 
+def escape(value: Any) -> Any:  # noqa: ANN401 - any value of a configuration
+    """The value, in which OmegaConf finds nothing to interpolate."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", value)
+    if isinstance(value, Mapping):
+        return {name: escape(item) for name, item in value.items()}
+    return [escape(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def build_options(cls: type[Compressor], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values of a plan file converted to the types of the fields; enums are given by name."""
+    """Plain values of a plan file converted to the types of the fields; enums are given by name.
+
+    A text is taken as it is: `${…}` in a file must not read the environment.
+    """
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(cls), dict(options))
+        merged = OmegaConf.merge(OmegaConf.structured(cls), escape(dict(options)))
         built = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ValueError(" ".join(str(error).split())) from None

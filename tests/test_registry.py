@@ -8,7 +8,8 @@ import pytest
 
 from compressor.contracts import Better, KeepRequest, Metric, Problem, Reads, Schedule, Search
 from compressor.errors import ConfigError, PluginError
-from compressor.registry import Registry
+from compressor.registry import Registry, build_options
+from compressor_plugins.pruning.magnitude import Magnitude
 
 
 @dataclass
@@ -124,3 +125,8 @@ def test_a_wrong_name_suggests_near_ones_and_gives_all_hints() -> None:
         schedules["beam"]
     with pytest.raises(ConfigError, match=r"^unknown metric `fdtm`; known: none$"):
         Registry(Metric)["fdtm"]  # type: ignore[type-abstract]
+
+
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", r"\${oc.env:HOME}", r"\\${oc.env:HOME}", "${nope}", "2:4", "${"])
+def test_options_of_a_file_are_taken_as_they_are(text: str) -> None:
+    assert build_options(Magnitude, {"pattern": text})["pattern"] == text

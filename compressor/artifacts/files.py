@@ -123,7 +123,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is whatever was written
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise OutputError(f"cannot read {path}: {_explain(error)}; is this the folder of a finished run?") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise OutputError(f"{path} is not valid JSON ({reason}); it was changed or cut off, run again") from error
 

@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 from compressor.errors import ConfigError
+from compressor.registry import escape
 
 NAMED = ("metric", "compressor")
 """Groups whose value is name -> options, so that a mapping chooses as well as sets."""
@@ -94,6 +95,5 @@ def reads_back(text: str) -> bool:
 
 def quote(text: str) -> str:
     """`text` in quotes of Hydra's grammar, what OmegaConf would interpolate taken literally."""
-    literal = re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", text)
-    quoted: str = QuotedString(literal, Quote.single).with_quotes()
+    quoted: str = QuotedString(escape(text), Quote.single).with_quotes()
     return quoted
