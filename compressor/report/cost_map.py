@@ -4,12 +4,21 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compressor.artifacts.forecast_record import MatrixForecast, OptionForecast
 from compressor.report.formatting import clean_text, format_interval, format_number, format_percent
-from compressor.report.heat_map import OUTSIDE, choose_color
-from compressor.report.vega import CHARACTER_WIDTH, INK, Picture, draw_picture, make_key
+from compressor.report.heat_map import choose_color
+from compressor.report.vega import (
+    CHARACTER_WIDTH,
+    INK,
+    Picture,
+    draw_picture,
+    make_key,
+    make_layer_axis,
+    name_layer,
+    plot,
+)
 
 if TYPE_CHECKING:
     import altair as alt
@@ -160,35 +169,29 @@ def _make_panel(
 ) -> "alt.LayerChart":
     import altair as alt
 
-    ordered = sorted(layers, key=lambda layer: (layer is None, layer or 0))
-    rows: list[dict[str, Any]] = [
+    rows = [
         {
-            "layer": _name_layer(layer),
+            "layer": name_layer(layer),
             "treatment": clean_text(name_pair(pair)),
             "color": choose_color(scale.share(cell.cost)) if math.isfinite(cell.cost) else "",
             "tip": clean_text(cell.describe(pair)),
         }
-        for layer in ordered
+        for layer, members in layers.items()
         for pair in pairs
-        if (cell := find_cell(layers[layer], pair)) is not None
+        if (cell := find_cell(members, pair)) is not None
     ]
-    place = alt.Scale(domain=[_name_layer(layer) for layer in ordered], paddingInner=0.05, paddingOuter=0)
     order = alt.Scale(domain=[clean_text(name_pair(pair)) for pair in pairs], paddingInner=0.06, paddingOuter=0)
-    across = alt.Axis(orient="top", labelAngle=0, labelOverlap="greedy", title=None, labelFontSize=11)
     room = CHARACTER_WIDTH * max(len(name_pair(pair)) for pair in pairs)
     down = alt.Axis(title=None, labelFontSize=11, minExtent=room) if has_labels else None
     title = alt.TitleParams(text=clean_text(kind), anchor="start", frame="group", fontSize=12, offset=2)
-    x, y = alt.X("layer:N", scale=place, axis=across), alt.Y("treatment:N", scale=order, axis=down)
-    known, unknown = [row for row in rows if row["color"]], [row for row in rows if not row["color"]]
-    fill = alt.Fill("color:N", scale=None)
+    place = {
+        "x": make_layer_axis(layers, gap=0.05, title=None, labelFontSize=11),
+        "y": alt.Y("treatment:N", scale=order, axis=down),
+        "description": "tip:N",
+    }
     cells = []
-    if known:
-        cells.append(alt.Chart(alt.Data(values=known)).mark_rect().encode(x=x, y=y, fill=fill, description="tip:N"))
-    if unknown:
-        empty = alt.Chart(alt.Data(values=unknown)).mark_rect(fill="transparent", stroke=INK, strokeDash=[2, 2])
-        cells.append(empty.encode(x=x, y=y, description="tip:N"))
+    if known := [row for row in rows if row["color"]]:
+        cells.append(plot(known).mark_rect().encode(fill=alt.Fill("color:N", scale=None), **place))
+    if unknown := [row for row in rows if not row["color"]]:
+        cells.append(plot(unknown).mark_rect(fill="transparent", stroke=INK, strokeDash=[2, 2]).encode(**place))
     return alt.LayerChart(layer=cells, title=title, width=alt.Step(width), height=alt.Step(ROW_HEIGHT))
-
-
-def _name_layer(layer: int | None) -> str:
-    return OUTSIDE if layer is None else str(layer)
