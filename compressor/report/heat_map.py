@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from compressor.artifacts.run_record import ComponentRecord
 from compressor.report.formatting import clean_text, format_number, format_percent
 from compressor.report.vega import (
-    CHARACTER_WIDTH,
     INK,
     Picture,
     draw_picture,
     draw_standalone,
     make_key,
     make_layer_axis,
+    make_row_axis,
     name_layer,
     plot,
 )
@@ -133,12 +133,12 @@ def _make_chart(components: Components) -> "tuple[alt.VConcatChart, str]":
     import altair as alt
 
     cells = group_components(components)
-    kinds = list(dict.fromkeys(clean_text(kind) for kind, _ in cells))
+    kinds = list(dict.fromkeys(kind for kind, _ in cells))
     layers = {layer for _, layer in cells}
     width = next((width for most, width in CELL_WIDTHS.items() if len(layers) <= most), NARROWEST)
     rows = [
         {
-            "kind": clean_text(cell.kind),
+            "row": clean_text(cell.kind),
             "layer": name_layer(cell.layer),
             "color": choose_color(amount) if math.isfinite(amount) else "transparent",
             "ink": choose_ink(amount),
@@ -148,11 +148,9 @@ def _make_chart(components: Components) -> "tuple[alt.VConcatChart, str]":
         for cell in cells.values()
         for amount in [cell.mean("amount")]
     ]
-    room = CHARACTER_WIDTH * max((len(kind) for kind in kinds), default=0)
-    heights = alt.Scale(domain=kinds, paddingInner=0.08, paddingOuter=0)
     base = plot(rows).encode(
         x=make_layer_axis(layers, gap=0.06, title="layer", titleAnchor="start"),
-        y=alt.Y("kind:N", scale=heights, title=None, axis=alt.Axis(minExtent=room)),
+        y=make_row_axis(kinds, gap=0.08),
     )
     fill = alt.Fill("color:N", scale=None)
     squares = base.mark_rect(stroke=INK, strokeWidth=0.5).encode(fill=fill, description="tip:N")

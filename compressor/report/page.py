@@ -8,20 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from compressor.artifacts.forecast_record import ForecastRecord
 from compressor.artifacts.run_record import Record
-from compressor.report.formatting import (
-    clean_text,
-    describe_cost,
-    describe_expected_cost,
-    format_bytes,
-    format_estimate,
-    format_interval,
-    format_number,
-    format_percent,
-    format_seconds,
-    join_names,
-    name_compressors,
-    name_model,
-)
+from compressor.report import formatting
 from compressor.report.tables import Table
 
 if TYPE_CHECKING:
@@ -29,27 +16,27 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 FILTERS: dict[str, Callable[..., str]] = {
-    "bytes": format_bytes,
-    "cost": describe_cost,
+    "bytes": formatting.format_bytes,
+    "cost": formatting.describe_cost,
     "count": "{:,}".format,
-    "estimate": format_estimate,
-    "expected_cost": describe_expected_cost,
-    "interval": format_interval,
-    "join_names": join_names,
-    "name_compressors": name_compressors,
-    "number": format_number,
-    "percent": format_percent,
+    "estimate": formatting.format_estimate,
+    "expected_cost": formatting.describe_expected_cost,
+    "interval": formatting.format_interval,
+    "join_names": formatting.join_names,
+    "name_compressors": formatting.name_compressors,
+    "number": formatting.format_number,
+    "percent": formatting.format_percent,
 }
 """What a template writes after a value and `|`, so that the sentences of a page can be in its template."""
 
 
 def fill_page(template: str, record: Record | ForecastRecord, values: Mapping[str, object]) -> str:
     """The page of a template, from `values` and from what every page shows of its record."""
-    phases = [[name, format_seconds(seconds)] for name, seconds in record.phases.items()]
+    phases = [[name, formatting.format_seconds(seconds)] for name, seconds in record.phases.items()]
     versions = [[name, str(version)] for name, version in record.versions.items()]
     common = {
         "record": record,
-        "model": name_model(record),
+        "model": formatting.name_model(record),
         "phases": Table("Time of each phase", ("phase", "time"), phases) if phases else None,
         "versions": Table("Versions", ("package", "version"), versions) if versions else None,
         "settings": "\n".join(list_settings(record.config)),
@@ -91,4 +78,4 @@ def _open_templates() -> "Environment":
 
 def _clean(value: object) -> object:
     """Of every expression, before it is escaped; markup that is escaped already stays as it is."""
-    return clean_text(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+    return formatting.clean_text(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

@@ -87,6 +87,6 @@ def _draw_search(record: Record, step: RoundRecord) -> Picture | None:
     points = []
     for point in step.curve:
         tip = f"{point.components} components, {format_percent(point.share)} of the weights: {metric.label} "
-        points.append(Point(point.share, *[point.value] * 3, tip + format_number(point.value)))
+        points.append(Point(point.share, point.value, point.value, point.value, tip + format_number(point.value)))
     label = f"best {metric.label} found, {statistic}" + (f", {metric.unit}" if metric.unit else "")
     return draw_lines({"": points}, Axes("share of weights treated", label))

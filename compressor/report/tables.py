@@ -63,7 +63,7 @@ def draw_in_terminal(table: Table) -> rich.table.Table:
         else:
             drawn.add_column(heading, justify="right", no_wrap=True)
     for row in table.rows:
-        drawn.add_row(*(Text(cell or MISSING) for cell in row))
+        drawn.add_row(*(Text(cell or "") for cell in row))
     return drawn
 
 

@@ -120,6 +120,11 @@ def make_key(entries: Sequence[tuple[str, str]], title: str) -> "alt.LayerChart"
     return alt.LayerChart(layer=layers, title=heading, width=step * max(1, len(rows)), height=18)
 
 
+def sort_layers(layers: Iterable[int | None]) -> list[int | None]:
+    """From the first to the last, then what is in none."""
+    return sorted(set(layers), key=lambda layer: (layer is None, layer or 0))
+
+
 def name_layer(layer: int | None) -> str:
     """`other` for what is in no layer."""
     return "other" if layer is None else str(layer)
@@ -129,9 +134,19 @@ def make_layer_axis(layers: Iterable[int | None], gap: float, **axis: Any) -> "a
     """A column for each layer, and a last one for what is in none; `gap` is the share of a column beside its cell."""
     import altair as alt
 
-    ordered = sorted(set(layers), key=lambda layer: (layer is None, layer or 0))
-    scale = alt.Scale(domain=[name_layer(layer) for layer in ordered], paddingInner=gap, paddingOuter=0)
+    texts = [name_layer(layer) for layer in sort_layers(layers)]
+    scale = alt.Scale(domain=texts, paddingInner=gap, paddingOuter=0)
     return alt.X("layer:N", scale=scale, axis=alt.Axis(orient="top", labelAngle=0, labelOverlap="greedy", **axis))
+
+
+def make_row_axis(names: Sequence[str], gap: float, **axis: Any) -> "alt.Y":  # noqa: ANN401 - of Altair
+    """A row for each name, which stands to its left; `gap` is the share of a row above its cell."""
+    import altair as alt
+
+    texts = [clean_text(name) for name in names]
+    room = CHARACTER_WIDTH * max(map(len, texts), default=0)
+    scale = alt.Scale(domain=texts, paddingInner=gap, paddingOuter=0)
+    return alt.Y("row:N", scale=scale, axis=alt.Axis(title=None, minExtent=room, **axis))
 
 
 def _convert(chart: "alt.TopLevelMixin", label: str) -> ElementTree.Element:
