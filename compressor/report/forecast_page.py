@@ -12,8 +12,8 @@ from compressor.report.forecast_text import (
     format_expected,
     format_parts,
     gets_smaller,
+    list_compressors,
     list_forecast_facts,
-    list_options,
     rank_components,
 )
 from compressor.report.formatting import (
@@ -40,11 +40,11 @@ def make_forecast_page(record: ForecastRecord) -> str:
             "kind": "Forecast",
             "half": find_last(record, record.base["expected_fdtm"] / 2),
             "last": find_last(record),
-            "compressors": _list_compressors(record),
+            "compressors": list_compressors(record),
             "facts": list_forecast_facts(record),
             "curves": _draw_curves(record),
             "is_trusted": all(point.trusted for point in points),
-            "sizes": _make_sizes(record, points) if points else None,
+            "sizes": _make_sizes(record, points),
             "left_out": len(record.curve) - len(points),
             "unpacked": _list_unpacked(record),
             "cost_map": draw_cost_map(record.components),
@@ -103,32 +103,26 @@ def _list_unpacked(record: ForecastRecord) -> list[str]:
         for option in matrix.options
         if option.bytes < 0.999 * max(other.bytes for other in matrix.options)
     }
-    return [name for name in _list_compressors(record) if name not in shrinking and len(record.curve) > 1]
-
-
-def _list_compressors(record: ForecastRecord) -> list[str]:
-    return list(dict.fromkeys(option.compressor for option in list_options(record)))
+    return [name for name in list_compressors(record) if name not in shrinking and len(record.curve) > 1]
 
 
 def _make_sizes(record: ForecastRecord, points: Sequence[PointForecast]) -> Table:
     is_trusted = all(point.trusted for point in points)
-    headings = ["size", "bits removed", "expected FDT (95 % band)", "bits per weight", "σ"]
-    headings += ["counted (95 % interval)", "weights treated by", "forecast"]
     rows = [
         [
-            format_bytes(point.bytes),
-            format_percent(point.amount, fixed=True),
-            format_expected(point),
-            format_number(point.bits_per_weight, 2),
-            format_number(point.noise, 3),
-            format_counted(record, point),
-            format_parts(point),
-            None if is_trusted else "trusted" if point.trusted else "not trusted",
+            ("size", format_bytes(point.bytes)),
+            ("bits removed", format_percent(point.amount, fixed=True)),
+            ("expected FDT (95 % band)", format_expected(point)),
+            ("bits per weight", format_number(point.bits_per_weight, 2)),
+            ("σ", format_number(point.noise, 3)),
+            ("counted (95 % interval)", format_counted(record, point)),
+            ("weights treated by", format_parts(point)),
+            ("forecast", None if is_trusted else "trusted" if point.trusted else "not trusted"),
         ]
         for point in points
     ]
     caption = "Every size: the best plan that was found, all compressors together, and the command that makes it"
-    return Table(caption, headings, rows, words=0, commands=[point.command or "" for point in points])
+    return Table(caption, rows, words=0, commands=[point.command or "" for point in points])
 
 
 def _make_ranks(record: ForecastRecord) -> list[Table]:
@@ -138,9 +132,14 @@ def _make_ranks(record: ForecastRecord) -> list[Table]:
     tables = []
     for words, ranked in zip(("most", "least"), rank_components(record, pair), strict=True):
         rows = [
-            [name, format_number(o.cost), format_interval(o.low, o.high), format_number(o.expected_fdtm, 1)]
-            for name, o in ranked
+            [
+                ("component", name),
+                ("σ²", format_number(option.cost)),
+                ("95 % interval", format_interval(option.low, option.high)),
+                ("FDT if it alone is treated", format_number(option.expected_fdtm, 1)),
+            ]
+            for name, option in ranked
         ]
         caption = f"The {len(rows)} {words} sensitive components, at {name_pair(pair)}"
-        tables.append(Table(caption, ["component", "σ²", "95 % interval", "FDT if it alone is treated"], rows))
+        tables.append(Table(caption, rows))
     return tables

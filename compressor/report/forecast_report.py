@@ -47,17 +47,16 @@ def _make_sizes(record: ForecastRecord) -> rich.table.Table:
     most = format_number(record.base["expected_fdtm"])
     rows = [
         [
-            format_bytes(point.bytes),
-            format_percent(point.amount, fixed=True),
-            format_number(point.bits_per_weight, 2),
-            format_expected(point),
-            format_counted(record, point),
+            ("size", format_bytes(point.bytes)),
+            ("removed", format_percent(point.amount, fixed=True)),
+            ("bits", format_number(point.bits_per_weight, 2)),
+            (f"FDT of {most} (95 %)", format_expected(point)),
+            ("counted (95 %)", format_counted(record, point)),
         ]
         for point in points
     ]
     caption = f"{name_model(record)}: what every size would cost"
-    headings = ["size", "removed", "bits", f"FDT of {most} (95 %)", "counted (95 %)"]
-    table = draw_in_terminal(Table(caption, headings, rows, words=0))
+    table = draw_in_terminal(Table(caption, rows, words=0))
     for row, point in zip(table.rows, points, strict=True):
         row.style = "" if point.trusted else "dim"
         row.end_section = point is last
@@ -68,11 +67,15 @@ def _make_ranks(record: ForecastRecord, pair: Pair) -> rich.table.Table:
     """The most and the least sensitive components."""
     most, least = rank_components(record, pair)
     rows = [
-        [name, format_number(option.cost), format_number(option.expected_fdtm, 1)]
+        [
+            ("component", name),
+            ("σ²", format_number(option.cost)),
+            ("FDT if it alone is treated", format_number(option.expected_fdtm, 1)),
+        ]
         for name, option in [*most, *least[::-1]]
     ]
     caption = f"The most and the least sensitive components, at {name_pair(pair)}"
-    table = draw_in_terminal(Table(caption, ["component", "σ²", "FDT if it alone is treated"], rows))
+    table = draw_in_terminal(Table(caption, rows))
     if most:
         table.rows[len(most) - 1].end_section = True
     return table

@@ -27,6 +27,10 @@ def list_options(record: ForecastRecord) -> list[OptionForecast]:
     return [option for matrix in record.components.values() for option in matrix.options]
 
 
+def list_compressors(record: ForecastRecord) -> list[str]:
+    return list(dict.fromkeys(option.compressor for option in list_options(record)))
+
+
 def find_last(record: ForecastRecord, least: float = -math.inf) -> PointForecast | None:
     """The largest amount for which the law is trusted and the expected FDT is at least `least`."""
     fits = [p for p in record.curve if p.amount > 0 and p.trusted and p.expected_fdtm >= least]
@@ -39,9 +43,11 @@ def format_expected(point: PointForecast) -> str:
 
 
 def format_counted(record: ForecastRecord, point: PointForecast) -> str | None:
-    """The FDT that was counted in the check of a point, with its interval; None where nothing was checked."""
+    """The FDT that was counted in the check of a point, with its interval; None in a forecast without checks."""
+    if not record.checks:
+        return None
     found = [check.scores["fdtm"] for check in record.checks if check.amount == point.amount and "fdtm" in check.scores]
-    return format_score(found[0]) if found else "" if record.checks else None
+    return format_score(found[0]) if found else ""
 
 
 def format_parts(point: PointForecast) -> str:

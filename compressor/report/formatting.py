@@ -59,9 +59,9 @@ def format_range(value: float, low: float, high: float) -> str:
     return f"{format_estimate(value, low, high)} ({format_interval(low, high)})"
 
 
-def format_score(score: Score) -> str:
+def format_score(score: Score | None) -> str:
     """The mean with its interval."""
-    return format_range(score.mean, score.low, score.high)
+    return format_range(score.mean, score.low, score.high) if score else MISSING
 
 
 def name_metric(record: Record, name: str, counts: bool = False) -> str:

@@ -41,11 +41,6 @@ class Cell:
     layer: int | None
     members: dict[str, ComponentRecord]
 
-    @classmethod
-    def of(cls, name: str, component: ComponentRecord) -> "Cell":
-        """The cell of a single component."""
-        return cls(component.kind, component.layer, {name: component})
-
     def mean(self, field: str) -> float:
         """Over weights, as every mean of a report."""
         weights = sum(member.parameters for member in self.members.values())

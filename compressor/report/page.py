@@ -32,13 +32,13 @@ FILTERS: dict[str, Callable[..., str]] = {
 
 def fill_page(template: str, record: Record | ForecastRecord, values: Mapping[str, object]) -> str:
     """The page of a template, from `values` and from what every page shows of its record."""
-    phases = [[name, formatting.format_seconds(seconds)] for name, seconds in record.phases.items()]
-    versions = [[name, str(version)] for name, version in record.versions.items()]
+    phases = [[("phase", name), ("time", formatting.format_seconds(time))] for name, time in record.phases.items()]
+    versions = [[("package", name), ("version", str(version))] for name, version in record.versions.items()]
     common = {
         "record": record,
         "model": formatting.name_model(record),
-        "phases": Table("Time of each phase", ("phase", "time"), phases) if phases else None,
-        "versions": Table("Versions", ("package", "version"), versions) if versions else None,
+        "phases": Table("Time of each phase", phases),
+        "versions": Table("Versions", versions),
         "settings": "\n".join(list_settings(record.config)),
     }
     return fill_template(template, {**common, **values})

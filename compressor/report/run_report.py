@@ -91,15 +91,14 @@ def choose_metrics(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _make_scores(record: Record, scores: Mapping[str, Score]) -> Table:
-    headings = ["", "compressed", "95 % interval", "original", "75th percentile"]
     rows = [
         [
-            name_metric(record, name, counts=True),
-            format_estimate(score.mean, score.low, score.high),
-            format_interval(score.low, score.high),
-            format_base(record, name),
-            format_estimate(score.p75, score.p75_low, score.p75_high),
+            ("", name_metric(record, name, counts=True)),
+            ("compressed", format_estimate(score.mean, score.low, score.high)),
+            ("95 % interval", format_interval(score.low, score.high)),
+            ("original", format_base(record, name)),
+            ("75th percentile", format_estimate(score.p75, score.p75_low, score.p75_high)),
         ]
         for name, score in scores.items()
     ]
-    return Table("", headings, rows)
+    return Table("", rows)

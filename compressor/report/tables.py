@@ -1,7 +1,7 @@
 """Tables as data: a template draws them in a page, rich draws them in a terminal."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import rich.table
 from rich import box
@@ -27,23 +27,27 @@ MOST_ROWS = 2000
 
 @dataclass
 class Table:
-    """The first `words` columns are text, the others numbers; `commands` stand under their rows.
+    """Rows of cells, each behind the heading of its column; false without rows.
 
-    A cell of None becomes a dash. A column in which no row has anything else is left out.
+    A cell of None becomes a dash. A column in which no row has anything else is left out. The first `words` columns are
+    text, the others numbers; `commands` stand under their rows.
     """
 
     caption: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[str | None]]
+    cells: Sequence[Sequence[tuple[str, str | None]]]
     words: int = 1
     commands: Sequence[str] = ()
+    headings: list[str] = field(init=False)
+    rows: list[list[str]] = field(init=False)
 
     def __post_init__(self) -> None:
-        assert all(len(row) == len(self.headings) for row in self.rows), self.caption
-        unknown = {index for index in range(len(self.headings)) if all(row[index] is None for row in self.rows)}
-        kept = [index for index in range(len(self.headings)) if index not in unknown or not self.rows]
-        self.headings = [self.headings[index] for index in kept]
-        self.rows = [[MISSING if row[index] is None else row[index] for index in kept] for row in self.rows]
+        columns = zip(*self.cells, strict=True)
+        kept = [column for column in columns if any(text is not None for _, text in column)]
+        self.headings = [column[0][0] for column in kept]
+        self.rows = [[MISSING if text is None else text for _, text in row] for row in zip(*kept, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 def draw_in_terminal(table: Table) -> rich.table.Table:
@@ -63,89 +67,72 @@ def draw_in_terminal(table: Table) -> rich.table.Table:
         else:
             drawn.add_column(heading, justify="right", no_wrap=True)
     for row in table.rows:
-        drawn.add_row(*(Text(cell or "") for cell in row))
+        drawn.add_row(*map(Text, row))
     return drawn
 
 
-def make_scores_table(record: Record) -> Table | None:
-    """The scores of the result; None where there are none."""
-    if record.final is None or not record.final.scores:
-        return None
-    headings = ["metric", "compressed", "95 % interval", "original", "better", "median"]
-    headings += ["75th percentile", "95 % interval", "least", "most", "n"]
+def make_scores_table(record: Record) -> Table:
+    """The scores of the result."""
     rows = [
         [
-            name_metric(record, name, counts=True),
-            format_estimate(score.mean, score.low, score.high),
-            format_interval(score.low, score.high),
-            format_base(record, name),
-            record.metric(name).better,
-            format_estimate(score.median, score.low, score.high),
-            format_estimate(score.p75, score.p75_low, score.p75_high),
-            format_interval(score.p75_low, score.p75_high),
-            format_number(score.min),
-            format_number(score.max),
-            str(score.n),
+            ("metric", name_metric(record, name, counts=True)),
+            ("compressed", format_estimate(score.mean, score.low, score.high)),
+            ("95 % interval", format_interval(score.low, score.high)),
+            ("original", format_base(record, name)),
+            ("better", record.metric(name).better),
+            ("median", format_estimate(score.median, score.low, score.high)),
+            ("75th percentile", format_estimate(score.p75, score.p75_low, score.p75_high)),
+            ("95 % interval", format_interval(score.p75_low, score.p75_high)),
+            ("least", format_number(score.min)),
+            ("most", format_number(score.max)),
+            ("n", str(score.n)),
         ]
-        for name, score in record.final.scores.items()
+        for name, score in (record.final.scores if record.final else {}).items()
     ]
-    return Table("Scores on prefixes that the search never saw", headings, rows)
+    return Table("Scores on prefixes that the search never saw", rows)
 
 
-def make_rounds_table(record: Record) -> Table | None:
-    """A row for each round, with all metrics; None without rounds."""
-    if not record.rounds:
-        return None
-    names = list(dict.fromkeys(name for step in record.rounds for name in step.scores))
+def make_rounds_table(record: Record) -> Table:
+    """A row for each round, with all metrics."""
+    names = dict.fromkeys(name for step in record.rounds for name in step.scores)
     rows = [
         [
-            str(index),
-            format_percent(step.target, fixed=True),
-            format_percent(step.amount, fixed=True),
-            *(format_score(step.scores[name]) if name in step.scores else MISSING for name in names),
-            None if step.additivity is None else format_number(step.additivity, 2),
-            str(step.trials),
-            format_number(step.passes),
-            format_seconds(step.seconds),
+            ("round", str(index)),
+            ("target", format_percent(step.target, fixed=True)),
+            ("amount", format_percent(step.amount, fixed=True)),
+            *((record.metric(name).label, format_score(step.scores.get(name))) for name in names),
+            ("additivity", None if step.additivity is None else format_number(step.additivity, 2)),
+            ("trials", str(step.trials)),
+            ("forward passes", format_number(step.passes)),
+            ("time", format_seconds(step.seconds)),
         ]
         for index, step in enumerate(record.rounds, start=1)
     ]
-    headings = ["round", "target", "amount", *(record.metric(name).label for name in names), "additivity"]
-    headings += ["trials", "forward passes", "time"]
-    caption = "Rounds, scored on the prefixes of the search: value (95 % interval)"
-    return Table(caption, headings, rows, words=0)
+    return Table("Rounds, scored on the prefixes of the search: value (95 % interval)", rows, words=0)
 
 
-def make_components_table(components: Mapping[str, ComponentRecord]) -> Table | None:
-    """A row for each component, or for each kind and layer where there are many; None without components."""
-    if not components:
-        return None
-    headings = ["component", "kind", "compressor", "layer", "shape", "amount", "zeros", "bits in the files"]
-    headings += ["bits if packed"]
+def make_components_table(components: Mapping[str, ComponentRecord]) -> Table:
+    """A row for each component, or for each kind and layer where there are many."""
     if len(components) <= MOST_ROWS:
         caption = "Where every component ended; bits are per weight"
-        rows = [
-            _make_row(name, one.compressor or MISSING, "{:,} × {:,}".format(*one.shape), Cell.of(name, one))
-            for name, one in components.items()
-        ]
+        cells = [Cell(one.kind, one.layer, {name: one}) for name, one in components.items()]
     else:
         caption = f"{len(components):,} components, as means of a kind and a layer; report.json lists each one"
-        rows = [
-            _make_row(f"{len(cell.members)} × {cell.kind}", cell.compressor, MISSING, cell)
-            for cell in group_components(components).values()
-        ]
-    return Table(caption, headings, rows, words=3)
+        cells = list(group_components(components).values())
+    return Table(caption, [_list_sizes(cell, len(cells) == len(components)) for cell in cells], words=3)
 
 
-def _make_row(name: str, compressor: str, shape: str, cell: Cell) -> list[str]:
+def _list_sizes(cell: Cell, is_alone: bool) -> list[tuple[str, str]]:
+    """The row of a single component, or of all components of one kind in one layer."""
+    name, component = next(iter(cell.members.items()))
     return [
-        name,
-        cell.kind,
-        compressor,
-        MISSING if cell.layer is None else str(cell.layer),
-        shape,
-        format_percent(cell.mean("amount"), fixed=True),
-        format_percent(cell.mean("sparsity"), fixed=True),
-        format_number(cell.mean("bits_per_weight"), 2),
-        format_number(cell.mean("packed_bits_per_weight"), 2),
+        ("component", name if is_alone else f"{len(cell.members)} × {cell.kind}"),
+        ("kind", cell.kind),
+        ("compressor", (component.compressor or MISSING) if is_alone else cell.compressor),
+        ("layer", MISSING if cell.layer is None else str(cell.layer)),
+        ("shape", "{:,} × {:,}".format(*component.shape) if is_alone else MISSING),
+        ("amount", format_percent(cell.mean("amount"), fixed=True)),
+        ("zeros", format_percent(cell.mean("sparsity"), fixed=True)),
+        ("bits in the files", format_number(cell.mean("bits_per_weight"), 2)),
+        ("bits if packed", format_number(cell.mean("packed_bits_per_weight"), 2)),
     ]
