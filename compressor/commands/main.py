@@ -216,10 +216,9 @@ def make_forecast_job(
 
 def show_comparison(folder: Path, terminal: Terminal) -> None:
     """Write and show the table of a multirun, failed jobs included."""
-    from compressor.report.comparison import collect_rows, comparison_table, write_comparison
+    from compressor.report.comparison import make_comparison_table, write_comparison
 
-    write_comparison(folder)
-    terminal.show(comparison_table(collect_rows(folder)))
+    terminal.show(make_comparison_table(write_comparison(folder)))
     terminal.say(f"comparison: {folder / 'comparison.json'}")
 
 

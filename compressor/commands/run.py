@@ -219,7 +219,7 @@ def execute(
         try:
             tracked = config | {"versions": record.versions}
             label, progress = label or RunLabel(settings.schedule.name), progress or Silent()
-            with open_tracker(settings.tracking, folder, tracked, label.name, label.group) as tracker:
+            with open_tracker(settings.tracking, folder, tracked, label) as tracker:
                 Run(settings, folder, tracker, record, progress).execute(plugins)
                 write_report(record, folder)
                 tracker.log_final(record, heat_map_svg(record.components), folder)
