@@ -61,15 +61,15 @@ class Int8(Compressor):
         return self.activations is Activations.token
 
     def offer(self, component: Component) -> Offer:
-        check_group(self.name, self.group, least=int(self.granularity is Granularity.group))
+        check_group(self, self.group, least=int(self.granularity is Granularity.group))
         if self.group and self.granularity is Granularity.tensor:
             raise ConfigError(
                 f"`compressor.int8.group` must be 0 with granularity `tensor`, got {self.group}; drop one of the two"
             )
-        return offer_bits(self.name, [8], component)
+        return offer_bits(self, [8], component)
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> QuantizedMatrix:
-        bits = choose_bits(self.name, self.offer(context.component), amount, context.component)
+        bits = choose_bits(self, amount, context.component)
         whole = self.granularity is Granularity.tensor
         rounding = RoundToNearest(bits, self.group, balanced=True, whole_matrix=whole)
         found = rounding.quantize(weight, context.component)
