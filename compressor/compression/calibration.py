@@ -1,19 +1,13 @@
 """Calibration data of a component's inputs, gathered while the model reads prefixes and the base's continuations.
 
-With x_t `[in]` the input of a component for each token t that reaches it, and n the number of these tokens:
-
-    hessian        `[in, in]`  Σ_t x_t x_tᵀ / n
-    second_moment  `[in]`      Σ_t x_t² / n, the diagonal of the hessian
-    absmax         `[in]`      max_t |x_t|
-    tokens         `[]`        n
-
-All are float32, except n, which is int64. For an expert that no token reached, n is 0 and the others are zero. The
-tokens are those of a scoring pass: prefixes and continuations without the last token. The LM head only gets tokens that
-predict continuations. A token with zero inputs is not counted: some families give an expert zeros for other tokens.
+`compressor.contracts.Context` defines the data. The tokens are those of a scoring pass: prefixes and continuations
+without the last token. The LM head only gets tokens that predict continuations. A token with zero inputs is not
+counted: some families give an expert zeros for other tokens.
 """
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +37,10 @@ class Accumulation:
     add: Callable[[Tensor, Tensor], object]
     is_mean: bool = False
     dtype: torch.dtype = torch.float32
+
+    def start(self, width: int, device: torch.device | None = None) -> Tensor:
+        """Zeros to add to, for inputs of this width."""
+        return torch.zeros(self.shape(width), dtype=self.dtype, device=device)
 
 
 TOKENS = "tokens"
@@ -155,7 +153,7 @@ class _Gathering:
         held = 0
         for source in sources:
             width = self.weight_views[source].component.shape[1]
-            size = sum(torch.Size(CALIBRATION_DATA[name].shape(width)).numel() * 4 for name in self.names)
+            size = sum(4 * math.prod(CALIBRATION_DATA[name].shape(width)) for name in self.names)
             if group and held + size > limit:
                 yield group
                 group, held = [], 0
@@ -165,16 +163,14 @@ class _Gathering:
             yield group
 
     def gather_group(self, group: Collection[str]) -> dict[str, dict[str, Tensor]]:
-        """Source -> name -> calibration data, by one forward pass over all sequences."""
+        """Source -> name -> calibration data, by one forward pass over all sequences.
+
+        Raises ModelError for values that are not finite.
+        """
         totals: dict[str, dict[str, Tensor]] = {}
         for source in group:
-            width, device = self.weight_views[source].component.shape[1], self.model.device
-            totals[source] = {
-                name: torch.zeros(
-                    CALIBRATION_DATA[name].shape(width), dtype=CALIBRATION_DATA[name].dtype, device=device
-                )
-                for name in self.names
-            }
+            width = self.weight_views[source].component.shape[1]
+            totals[source] = {name: CALIBRATION_DATA[name].start(width, self.model.device) for name in self.names}
 
         def accumulate(names: Sequence[str], inputs: Tensor) -> None:
             rows = inputs.float()
@@ -186,19 +182,15 @@ class _Gathering:
             for _, tokens in self.reference.batches():
                 self._run(tokens[:, :-1])
         for source, found in totals.items():
-            self._finish(source, found)
+            for name, total in found.items():
+                if CALIBRATION_DATA[name].is_mean:
+                    total /= found[TOKENS].clamp(min=1)
+                if not total.isfinite().all():
+                    raise ModelError(
+                        f"the inputs of `{source}` hold NaN or infinity, or their squares are too large; use "
+                        "model.dtype=float32, or exclude it by components.exclude"
+                    )
         return totals
-
-    def _finish(self, source: str, totals: dict[str, Tensor]) -> None:
-        """Turn sums into means; raises ModelError for values that are not finite."""
-        for name, total in totals.items():
-            if CALIBRATION_DATA[name].is_mean:
-                total /= totals[TOKENS].clamp(min=1)
-            if not total.isfinite().all():
-                raise ModelError(
-                    f"the inputs of `{source}` hold NaN or infinity, or their squares are too large; use "
-                    "model.dtype=float32, or exclude it by components.exclude"
-                )
 
     def check_seen(self) -> None:
         """Raise ModelError for a component that is used, but in no matrix product."""

@@ -7,7 +7,6 @@ from typing import Any
 
 from compressor.contracts import Plan, QuantizedMatrix
 from compressor.errors import ConfigError, suggest
-from compressor.export import gguf
 from compressor.export.compressed_tensors import (
     COMPRESSED_TENSORS,
     is_installed,
@@ -15,9 +14,8 @@ from compressor.export.compressed_tensors import (
     require_package,
     save_compressed,
 )
-from compressor.export.dense import DENSE, save_dense
 from compressor.export.file_sizes import FileSizes
-from compressor.export.folder import Exported, holds_exactly
+from compressor.export.folder import DENSE, Exported, holds_exactly, save_dense
 from compressor.export.gguf import check_gguf
 from compressor.export.packable_modules import NOT_INTEGERS, note_dense
 from compressor.export.verification import tell, verify
@@ -70,7 +68,9 @@ def save(
 
 def save_gguf(model: Model, path: Path, quantized: Mapping[str, QuantizedMatrix | None]) -> Exported:
     """Write a model that `check_gguf` accepts to one file, for llama.cpp; `quantized` as `save` takes them."""
-    exported = gguf.save_gguf(model, path, quantized)
+    from compressor.export.gguf import saving
+
+    exported = saving.save(model, path, quantized)
     return add_notes(exported, note_untransformed(model, exported))
 
 

@@ -14,8 +14,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from compressor.contracts import QuantizedMatrix
 from compressor.export.compressed_tensors import PackedModule, is_installed, pack_weight
-from compressor.export.dense import DENSE
-from compressor.export.folder import choose_stored, holds_exactly
+from compressor.export.folder import DENSE, choose_stored, holds_exactly
 from compressor.export.packable_modules import (
     MERGED,
     count_covered,

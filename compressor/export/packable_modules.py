@@ -3,7 +3,6 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -26,21 +25,15 @@ FLAT = "its inputs have no sequence dimension, so the reader of the format would
 MERGED = "transformers merges experts while it loads them, but takes no dense ones in a model with packed modules"
 
 
-@dataclass(frozen=True)
-class Packable:
-    """Module path -> the whole quantized weight of the module; other components -> the reason why they stay dense."""
+def find_packable(
+    model: Model, quantized: Mapping[str, QuantizedMatrix | None]
+) -> tuple[dict[str, QuantizedMatrix], dict[str, str]]:
+    """Module path -> its whole quantized weight, and other treated component -> the reason why it stays dense.
 
-    matrices: dict[str, QuantizedMatrix]
-    reasons: dict[str, str]
-
-
-def find_packable(model: Model, quantized: Mapping[str, QuantizedMatrix | None]) -> Packable:
-    """The modules that can be packed, of the treated components in `quantized`.
-
-    `quantized` is None for a weight that does not consist of integers, scales and zero points.
+    `quantized` has the treated components; None for weights that are not integers, scales and zero points.
     """
     if merges_weights(model.network):
-        return Packable({}, dict.fromkeys(quantized, MERGED))
+        return {}, dict.fromkeys(quantized, MERGED)
     uses = count_uses(model.network)
     paths = {id(module): path for path, module in model.network.named_modules()}
     matrices, reasons = dict[str, QuantizedMatrix](), dict[str, str]()
@@ -57,7 +50,7 @@ def find_packable(model: Model, quantized: Mapping[str, QuantizedMatrix | None])
             matrices[paths[id(weight_views[0].owner)]] = found
         else:
             reasons |= dict.fromkeys(treated, found)
-    return Packable(matrices, reasons)
+    return matrices, reasons
 
 
 def count_uses(network: nn.Module) -> Counter[int]:
@@ -84,9 +77,9 @@ def find_untransformable(
     return None if all(one == matrix.input_rounding for one in found) else INPUTS
 
 
-def find_fault(matrix: QuantizedMatrix | None, parts: int) -> str | None:
+def find_fault(matrix: QuantizedMatrix, parts: int) -> str | None:
     """Why one of `parts` parts of a parameter cannot be packed if all have the same treatment; None if it can."""
-    if matrix is None or (matrix.scheme.strategy is Strategy.tensor and matrix.zeros is not None):
+    if matrix.scheme.strategy is Strategy.tensor and matrix.zeros is not None:
         return NOT_INTEGERS
     if not matrix.is_even:
         return UNEVEN

@@ -47,10 +47,10 @@ class Heads:
 
     @classmethod
     def of_module(cls, module: nn.Module, config: Any) -> Heads | None:  # noqa: ANN401 - transformers' configs are untyped
-        count = _first_number((module, "num_heads"), (config, "num_attention_heads"))
-        hidden = _first_number((config, "hidden_size"))
-        default = hidden // count if count else 0
-        width = _first_number((module, "head_dim"), (module, "head_size"), (config, "head_dim")) or default
+        count = find_number((module, "num_heads"), (config, "num_attention_heads"))
+        width = find_number((module, "head_dim"), (module, "head_size"), (config, "head_dim"))
+        if count and not width:
+            width = (find_number((config, "hidden_size")) or 0) // count
         return cls(count, width) if count and width else None
 
 
@@ -179,7 +179,7 @@ def flip_orientation(weight: Tensor) -> Tensor:
 def count_experts(module: nn.Module, attribute: str, shape: Sequence[int]) -> int | None:
     """The number of matrices in a parameter of a module that is not linear; None if it is not a stack of matrices."""
     if attribute in STACKED_ROWS.get(type(module).__name__, {}):
-        return _first_number((module, "moe_num_experts")) or None
+        return find_number((module, "moe_num_experts"))
     return shape[0] if len(shape) == 3 and min(shape[1:]) > 1 else None
 
 
@@ -193,7 +193,7 @@ def experts_orientation(module: nn.Module, attribute: str, shape: Sequence[int],
     flags = STACKED_ROWS.get(type(module).__name__, {})
     transposed = flags.get(attribute, getattr(module, "is_transposed", None))
     if transposed is None:
-        hidden = _first_number((config, "hidden_size"))
+        hidden = find_number((config, "hidden_size"))
         side = 1 if attribute.startswith("down") else 2
         transposed = attribute != "weight" and shape[side] != hidden and shape[3 - side] == hidden
     return flip_orientation if transposed else keep_orientation
@@ -207,12 +207,10 @@ def _split_rows(weight: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return weight.view(*shape, weight.shape[-1])
 
 
-def _first_number(*places: tuple[Any, str]) -> int:
-    for owner, name in places:
-        value = getattr(owner, name, None)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return 0
+def find_number(*places: tuple[Any, str]) -> int | None:
+    """The first of these attributes that is an integer, or None."""
+    values = (getattr(owner, name, None) for owner, name in places)
+    return next((value for value in values if isinstance(value, int) and not isinstance(value, bool)), None)
 
 
 def compose_parts(part: Part, whole: Part) -> Part:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from compressor.errors import CompressorError, ModelError
 from compressor.models.checkpoint import StoredTensor, find_common_tensor, shorten_reason
 from compressor.models.forward import run_network
 
+Stored = TypeVar("Stored")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 PROBE_TOKENS = 8
 PROBE_SLACK = 1000.0
@@ -150,10 +151,15 @@ def find_stored_bits(network: PreTrainedModel, tensors: Mapping[str, StoredTenso
     weights of the checkpoint.
     """
     common = find_common_tensor(tensors.values()).bits
-    prefix = f"{network.base_model_prefix}."
     bits: dict[int, int] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
-        stored = tensors.get(name) or tensors.get(name.removeprefix(prefix))
+        stored = find_stored(network, name, tensors)
         if stored is not None:
             bits[id(parameter)] = stored.bits
     return {name: bits.get(id(parameter), common) for name, parameter in network.named_parameters()}
+
+
+def find_stored(network: PreTrainedModel, name: str, stored: Mapping[str, Stored]) -> Stored | None:
+    """What is stored for a parameter: under its name, or under its name without the prefix of the body."""
+    found = stored.get(name)
+    return stored.get(name.removeprefix(f"{network.base_model_prefix}.")) if found is None else found

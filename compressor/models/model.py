@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from compressor.contracts import Component
 from compressor.errors import ModelError, PlanError
 from compressor.models import checkpoint, loading
+from compressor.models.architectures import find_number
 from compressor.models.components import find_components, find_layers
 from compressor.models.forward import FrozenHead, run_body, run_head, run_network
 from compressor.models.input_transforms import InputTransforms, Replacement, find_untransformable
@@ -61,9 +62,7 @@ class Model:
     def head_is_component(self) -> bool:
         """Can a treatment change the LM head, under its own name or as the tied embedding?"""
         head = self.network.get_output_embeddings().weight
-        return any(
-            getattr(weight_view.owner, weight_view.attribute) is head for weight_view in self.weight_views.values()
-        )
+        return any(weight_view.parameter is head for weight_view in self.weight_views.values())
 
     @property
     def components(self) -> dict[str, Component]:
@@ -143,11 +142,10 @@ class Model:
             return checkpoint.hash_content(self.folder, files)
         found = checkpoint.hash_content(self.folder, [*files, *checkpoint.find_code(self.folder)])
         running = checkpoint.find_running(type(self.network))  # the code may come from another repository
-        return (
-            checkpoint.combine(found, checkpoint.hash_content(running, checkpoint.find_code(running)))
-            if running
-            else found
-        )
+        if running is None:
+            return found
+        ran = checkpoint.hash_content(running, checkpoint.find_code(running))
+        return hashlib.sha256(f"{found}{ran}".encode()).hexdigest()
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, keep: int) -> Tensor:
@@ -223,7 +221,7 @@ def load_model(settings: ModelSettings, components: ComponentSettings | None = N
         network, dtype, mapped_weights = _load_network(settings, folder, config, device, weight_files, common)
         vocabulary = loading.probe_network(network)
         tokenizer = loading.load_tokenizer(folder, settings.trust_remote_code)
-        bos = _find_number((tokenizer, "bos_token_id"), (config.get_text_config(), "bos_token_id"))
+        bos = find_number((tokenizer, "bos_token_id"), (config.get_text_config(), "bos_token_id"))
         adds_bos = tokenizer is not None and list(tokenizer("a")["input_ids"][:1]) == [bos]
     stored_bits = loading.find_stored_bits(network, tensors)
     return Model(
@@ -234,7 +232,7 @@ def load_model(settings: ModelSettings, components: ComponentSettings | None = N
         device=device,
         dtype=dtype,
         vocabulary=vocabulary,
-        context=_find_number(*((config.get_text_config(), name) for name in CONTEXT_NAMES)),
+        context=find_number(*((config.get_text_config(), name) for name in CONTEXT_NAMES)),
         bos=bos,
         adds_bos=adds_bos,
         base_parameters=sum(parameter.numel() for parameter in network.parameters()),
@@ -265,8 +263,3 @@ def _load_network(
     if device.type != "cpu":
         LayerPrefetch(network, find_layers(network)[1], device, mapped_weights.release)
     return network, dtype, mapped_weights
-
-
-def _find_number(*places: tuple[Any, str]) -> int | None:
-    """The first of these attributes that is an integer, or None."""
-    return next((value for owner, name in places if isinstance(value := getattr(owner, name, None), int)), None)

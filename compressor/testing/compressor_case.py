@@ -40,7 +40,7 @@ def make_calibration_data(width: int) -> dict[str, Tensor]:
     inputs[:, -1] = 0
     found = {}
     for name, accumulation in CALIBRATION_DATA.items():
-        found[name] = torch.zeros(accumulation.shape(width), dtype=accumulation.dtype)
+        found[name] = accumulation.start(width)
         accumulation.add(found[name], inputs)
         if accumulation.is_mean:
             found[name] /= len(inputs)

@@ -4,12 +4,8 @@ The package `gguf`, which writes it, is only needed with `export.gguf=true`.
 """
 
 import importlib.util
-from collections.abc import Mapping
-from pathlib import Path
 
-from compressor.contracts import QuantizedMatrix
 from compressor.errors import ConfigError
-from compressor.export.folder import Exported
 from compressor.models import Model
 
 PACKAGES = ("gguf", "accelerate")
@@ -24,10 +20,3 @@ def check_gguf(model: Model) -> None:
 
     if reason := find_obstacle(model):
         raise ConfigError(f"`export.gguf=true` is not possible for {model.folder}: {reason}; leave it out")
-
-
-def save_gguf(model: Model, path: Path, quantized: Mapping[str, QuantizedMatrix | None]) -> Exported:
-    """Write `model`, which `check_gguf` accepts, to the file `path`; `quantized` as `export.save` takes them."""
-    from compressor.export.gguf.saving import save
-
-    return save(model, path, quantized)

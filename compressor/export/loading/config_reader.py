@@ -7,6 +7,7 @@ from typing import Any
 from compressor.contracts import Scheme, Strategy, TokenRounding
 from compressor.errors import ModelError
 from compressor.export.compressed_tensors import BYTES, COMPRESSED_TENSORS, PACKED
+from compressor.models.checkpoint import shorten_reason
 
 SUPPORTED = (
     f"only dense folders and `{COMPRESSED_TENSORS}` as an export writes it can be loaded: `{PACKED}`, or `{BYTES}` "
@@ -95,10 +96,4 @@ def read_inputs(folder: Path, name: str, group: Mapping[str, Any]) -> TokenRound
 
 def refuse(folder: Path, what: str, value: object) -> ModelError:
     """The error for a `quantization_config` that is not supported."""
-    return ModelError(f"`quantization_config` of `{folder}` {what} {shorten(value)}; {SUPPORTED}")
-
-
-def shorten(value: object, characters: int = 160) -> str:
-    """The repr of a value in one line."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= characters else text[: characters - 1] + "…"
+    return ModelError(f"`quantization_config` of `{folder}` {what} {shorten_reason(repr(value))}; {SUPPORTED}")
