@@ -87,11 +87,11 @@ class Treatments:
 
     def compress(self, model: Model, plan: Plan) -> dict[str, CompressedWeight]:
         """Compress every component of the plan, from its weight before any round. The model does not change."""
-        check_names(model, plan)
         return {name: self.compress_one(model, name, treatment) for name, treatment in plan.items()}
 
     def compress_one(self, model: Model, name: str, treatment: Treatment) -> CompressedWeight:
         """The component's weight after its treatment."""
+        check_names(model, [name])
         (compressed,) = self.compress_each(model.components[name], read_untreated(model, name), [treatment])
         return compressed
 
@@ -201,10 +201,10 @@ def read_untreated(model: Model, name: str) -> Tensor:
     return model.held[name].to(model.device, copy=True) if name in model.held else model.read(name)
 
 
-def check_names(model: Model, plan: Plan) -> None:
+def check_names(model: Model, names: Iterable[str]) -> None:
     """Raise PlanError for a name that is not a component of the model."""
     components = model.components
-    for name in plan:
+    for name in names:
         if name not in components:
             raise PlanError(f"unknown component `{name}`; {suggest(name, components)}")
 

@@ -5,8 +5,6 @@ without the last token. The LM head only gets tokens that predict continuations.
 counted: some families give an expert zeros for other tokens.
 """
 
-from __future__ import annotations
-
 import math
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +18,7 @@ from compressor.data.reference import Reference
 from compressor.errors import ModelError, PluginError, suggest
 from compressor.models import Model
 from compressor.models.components import find_layers
-from compressor.models.matmul_inputs import MatmulInputs, experts_apart
+from compressor.models.matmul_inputs import MatmulInputs, Receive, experts_apart
 from compressor.models.tensor_spill import TensorSpill
 from compressor.models.weight_views import WeightView
 from compressor.resources import MemoryBudget
@@ -100,12 +98,13 @@ def gather(
     """
     wanted, memory = frozenset(names) | {TOKENS}, memory or MemoryBudget()
     weight_views = {name: model.weight_views[name] for name in components}
-    with experts_apart(model.network, weight_views):
+    share = 1.0 if last is None else (last + 1) / len(find_layers(model.network)[1])
+    with experts_apart(weight_view.owner for weight_view in weight_views.values()):
         gathering = _Gathering(model, reference, weight_views, wanted, last)
         sources = gathering.find_sources()
         calibration = Calibration(wanted, sources, TensorSpill(memory.calibration))
         for group in gathering.list_groups(dict.fromkeys(sources.values()), memory.calibration_pass):
-            calibration.passes += gathering.share
+            calibration.passes += share
             for source, totals in gathering.gather_group(group).items():
                 for name, total in totals.items():
                     calibration.spill.put((source, name), total)
@@ -124,12 +123,6 @@ class _Gathering:
     last: int | None
     used: set[str] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
-
-    @property
-    def share(self) -> float:
-        """The share of the layers that run in each forward pass."""
-        layers = len(find_layers(self.model.network)[1])
-        return 1.0 if self.last is None else (self.last + 1) / layers
 
     def find_sources(self) -> dict[str, str]:
         """For each component the first one with identical inputs, by a pass over a few tokens."""
@@ -202,9 +195,7 @@ class _Gathering:
                 )
 
     @contextmanager
-    def _watched(
-        self, weight_views: Mapping[str, WeightView], on_inputs: Callable[[Sequence[str], Tensor], None]
-    ) -> Iterator[None]:
+    def _watched(self, weight_views: Mapping[str, WeightView], on_inputs: Receive) -> Iterator[None]:
         """Inside, `on_inputs` is called at each matrix product, and a forward pass stops after the layer `last`."""
         layers = find_layers(self.model.network)[1]
         products = MatmulInputs(weight_views, on_inputs)

@@ -6,13 +6,12 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from compressor.contracts.types import Better, Component, Offer, Plan, Scores, Treatment
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 Answer = TypeVar("Answer")
 
@@ -81,7 +80,7 @@ class ScoreRequest(Request[tuple[Scores, ...]]):
 
 
 @dataclass(frozen=True)
-class ValuesRequest(Request["tuple[dict[str, NDArray[np.float64]], ...]"]):
+class ValuesRequest(Request[tuple[dict[str, NDArray[np.float64]], ...]]):
     """Like `ScoreRequest`, but the answer has the first value per sequence of each metric, `[sequence]`.
 
     With these values, two trials can be compared prefix by prefix.

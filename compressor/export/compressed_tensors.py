@@ -84,7 +84,6 @@ def describe_scheme(scheme: Scheme, targets: Sequence[str]) -> QuantizationSchem
 
 
 def name_storage(scheme: Scheme) -> str:
-    """The name of the storage format for weights of a scheme."""
     return PACKED if scheme.input_rounding is None else BYTES
 
 
@@ -169,9 +168,8 @@ def describe_format(schemes: Mapping[str, Scheme], ignore: Sequence[str]) -> dic
         quantization_status="compressed",
         ignore=list(ignore),
     )
-    version = importlib.metadata.version(COMPRESSED_TENSORS)
     described: dict[str, Any] = config.model_dump(mode="json")
-    return described | {"version": version}
+    return described | {"version": importlib.metadata.version(COMPRESSED_TENSORS)}
 
 
 @dataclass(frozen=True)
@@ -203,10 +201,7 @@ def pack_weight(matrix: QuantizedMatrix, scored: Tensor, dtype: torch.dtype) -> 
 def pack_modules(
     model: Model, quantized: Mapping[str, QuantizedMatrix | None]
 ) -> tuple[dict[str, PackedModule], dict[str, str]]:
-    """Module path -> its packed weight, and component -> why it stays dense.
-
-    `quantized` has the treated components; None for weights that are not integers, scales and zero points.
-    """
+    """Module path -> its packed weight, and component -> why it stays dense; `quantized` is as in `find_packable`."""
     matrices, reasons = find_packable(model, quantized)
     modules, dtype = dict[str, PackedModule](), choose_saved_dtype(model)
     for path, matrix in matrices.items():

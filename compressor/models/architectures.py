@@ -4,12 +4,10 @@ A `Part` is a function from a parameter to a view of one matrix, oriented `[out.
 table is one component, and its name is its kind. The same holds for a fused matrix whose shape does not fit its table.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +44,7 @@ class Heads:
     width: int
 
     @classmethod
-    def of_module(cls, module: nn.Module, config: Any) -> Heads | None:  # noqa: ANN401 - transformers' configs are untyped
+    def of_module(cls, module: nn.Module, config: Any) -> Self | None:  # noqa: ANN401 - transformers' configs are untyped
         count = find_number((module, "num_heads"), (config, "num_attention_heads"))
         width = find_number((module, "head_dim"), (module, "head_size"), (config, "head_dim"))
         if count and not width:

@@ -1,7 +1,5 @@
 """A checkpoint on disk: find its folder, check it before anything is loaded, read what its files store."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import json
@@ -104,9 +102,8 @@ def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # config classes, also those of remote code, raise what they like
-        reason = shorten_reason(error)
         raise ModelError(
-            f"`{folder / 'config.json'}` is no valid config of `{model_type}` ({reason}); mend it"
+            f"`{folder / 'config.json'}` is no valid config of `{model_type}` ({shorten_reason(error)}); mend it"
         ) from error
     _check_decoder_only(config, folder, remote and trust_remote_code)
     return config
@@ -137,8 +134,7 @@ def find_weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
         return _find_shards(folder)
-    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-    if pickles:
+    if pickles := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
         raise ModelError(
             f"`{folder}` has no safetensors, only `{pickles[0]}`, which may run code when read; "
             "convert it with `save_pretrained` to safetensors"
@@ -151,8 +147,7 @@ def _find_shards(folder: Path) -> list[Path]:
     if not isinstance(shards, dict) or not shards:
         raise ModelError(f"`{folder / INDEX}` must map tensors to files under `weight_map`; download it again")
     files = sorted({folder / str(name) for name in shards.values()})
-    missing = [path.name for path in files if not path.is_file()]
-    if missing:
+    if missing := [path.name for path in files if not path.is_file()]:
         raise ModelError(
             f"`{folder}` lacks {len(missing)} of {len(files)} weight files that its index names, "
             f"`{missing[0]}` first; download them again"

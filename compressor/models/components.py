@@ -1,9 +1,7 @@
 """Find the weight matrices of a model, in every family."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,27 +133,25 @@ def _find_places(layer: nn.Module, config: Any) -> Iterator[_Place]:  # noqa: AN
 def _select_components(
     weight_views: dict[str, WeightView], outer: dict[str, WeightView], include: Sequence[str], exclude: Sequence[str]
 ) -> dict[str, WeightView]:
-    names = [*outer, *weight_views]
-    wanted = _match_names("include", include, names) if include else set(weight_views)
-    unwanted = _match_names("exclude", exclude, names)
-    kept = [name for name in names if name in wanted - unwanted]
+    known = outer | weight_views
+    wanted = _match_names("include", include, known) if include else set(weight_views)
+    kept = wanted - _match_names("exclude", exclude, known)
     if not kept:
         raise ConfigError(
             f"`components.exclude` {list(exclude)!r} leaves no component; at least one must stay, exclude fewer"
         )
     chosen: dict[str, WeightView] = {}
     taken: set[int] = set()
-    for name in kept:
-        weight_view = outer.get(name) or weight_views[name]
+    for name, weight_view in known.items():
         parameter = id(weight_view.parameter)
-        if name in outer and parameter in taken:
+        if name not in kept or (name in outer and parameter in taken):
             continue
         taken.add(parameter)
         chosen[name] = weight_view
     return chosen
 
 
-def _match_names(setting: str, patterns: Sequence[str], names: Sequence[str]) -> set[str]:
+def _match_names(setting: str, patterns: Sequence[str], names: Collection[str]) -> set[str]:
     """The names that a pattern matches; raises ConfigError for an invalid pattern, or if no name matches any."""
     matched: set[str] = set()
     for pattern in patterns:

@@ -5,8 +5,6 @@ layers are on the device: the one that runs, and the next one, which is copied i
 layer in a forward pass, and the one before in a backward pass.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -3,8 +3,6 @@
 The mapping is private (copy-on-write): writes go to memory of this process, never to the files.
 """
 
-from __future__ import annotations
-
 import json
 import mmap
 import struct
@@ -20,8 +18,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 
 from compressor.errors import ConfigError, ModelError
 from compressor.models.checkpoint import shorten_reason
-from compressor.models.loading import check_finite, check_report, find_stored, refuse_folder
-from compressor.models.placement import choose_dtype
+from compressor.models.loading import check_finite, check_report, choose_dtype, find_stored, refuse_folder
 from compressor.settings import DType
 
 DTYPES = {
@@ -171,18 +168,17 @@ def stream_network(
 
 def _check_names(folder: Path, blank: PreTrainedModel, stored: Mapping[str, Tensor]) -> None:
     """Refuse a checkpoint that transformers converts, before it takes memory; one name of tied weights is enough."""
-    found: dict[int, bool] = {}
-    names: dict[int, str] = {}
-    sizes: dict[int, int] = {}
+    found = set[int]()
+    sizes: dict[int, tuple[int, str]] = {}
     for name, parameter in blank.named_parameters(remove_duplicate=False):
+        sizes.setdefault(id(parameter), (parameter.numel(), name))
         tensor = find_stored(blank, name, stored)
-        fits = tensor is not None and tensor.shape == parameter.shape
-        found[id(parameter)] = found.get(id(parameter), False) or fits
-        names.setdefault(id(parameter), name)
-        sizes[id(parameter)] = parameter.numel()
-    others = [key for key in names if not found[key]]
-    if sum(sizes[key] for key in others) > RENAMED * sum(sizes.values()):
-        raise _refuse_stored(folder, names[max(others, key=lambda key: sizes[key])])
+        if tensor is not None and tensor.shape == parameter.shape:
+            found.add(id(parameter))
+    others = [pair for key, pair in sizes.items() if key not in found]
+    if sum(size for size, _ in others) > RENAMED * sum(size for size, _ in sizes.values()):
+        _, largest = max(others, key=lambda pair: pair[0])
+        raise _refuse_stored(folder, largest)
 
 
 def _check_mapped(folder: Path, network: PreTrainedModel, stored: Mapping[str, Tensor], dtype: torch.dtype) -> None:

@@ -1,7 +1,5 @@
 """A decoder-only model: loading, components and their weights, forward passes."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -23,7 +21,6 @@ from compressor.models.forward import FrozenHead, run_body, run_head, run_networ
 from compressor.models.input_transforms import InputTransforms, Replacement, find_untransformable
 from compressor.models.layer_prefetch import LayerPrefetch, OnDevice
 from compressor.models.mapped_weights import MappedWeights, require_stored_dtype, stream_network
-from compressor.models.placement import choose_device, choose_dtype
 from compressor.models.weight_views import WeightView, find_weight_view, swapped
 from compressor.settings import ComponentSettings, ModelSettings
 
@@ -84,7 +81,6 @@ class Model:
 
     @functools.cached_property
     def input_transforms(self) -> InputTransforms:
-        """The input transforms of the components."""
         return InputTransforms(self.network, self.weight_views)
 
     def write(self, name: str, weight: Tensor | Replacement) -> None:
@@ -210,7 +206,7 @@ def load_model(settings: ModelSettings, components: ComponentSettings | None = N
     is not a valid decoder-only language model.
     """
     chosen = components or ComponentSettings()
-    device = choose_device(settings.device.value, "model.device")
+    device = loading.choose_device(settings.device.value, "model.device")
     with loading.quiet_loading(device):
         folder = checkpoint.find_folder(settings, Path(str(files("compressor") / "tiny")))
         config = checkpoint.read_config(folder, settings.trust_remote_code)
@@ -254,7 +250,7 @@ def _load_network(
     """The frozen network in evaluation mode, its dtype, and its mapped weights if they stay on disk."""
     if not settings.stream:
         automatic = torch.float32 if device.type == "cpu" else STORED_DTYPES.get(stored, torch.float32)
-        dtype = choose_dtype(settings.dtype, "model.dtype", automatic)
+        dtype = loading.choose_dtype(settings.dtype, "model.dtype", automatic)
         network = loading.load_network(folder, config, dtype, settings.trust_remote_code)
         return network.to(device).eval().requires_grad_(False), dtype, None
     dtype = require_stored_dtype(settings.dtype, stored)

@@ -1,7 +1,5 @@
 """A test case of the compressor contract: a compressor with a weight, and which promises apply to it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,7 +98,6 @@ class CompressorCase:
         return self.offer.is_range and self.offer.low == 0
 
     def has_rows(self) -> bool:
-        """An amount for each row is offered."""
         return self.offer.by_row
 
     def ranks_weights(self) -> bool:
@@ -112,5 +109,4 @@ class CompressorCase:
         return any(self.find_integers())
 
     def transforms_inputs(self) -> bool:
-        """Weights may transform their inputs."""
         return self.plugin.transforms_inputs

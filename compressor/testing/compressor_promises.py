@@ -1,7 +1,5 @@
 """The promises of a compressor, and to which cases they apply. Each function fails if a case breaks the promise."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The contract suite of compressors. Each promise is tested on the weights to which it applies."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

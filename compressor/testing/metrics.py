@@ -1,7 +1,5 @@
 """The contract suite of metrics."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """Contract tests and helpers that are shared by plugins of every kind."""
 
-from __future__ import annotations
-
 import pickle
 import random
 from collections.abc import Iterator

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix, working_dtype
 
-from .options import check_group, check_option, check_widths, choose_bits, offer_bits
+from .options import check_option, check_widths, choose_bits, offer_bits
 from .rounding import RoundToNearest, find_bounds, round_within
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Gptq(Compressor):
     needs: ClassVar[frozenset[str]] = frozenset({"hessian", "tokens"})
 
     def offer(self, component: Component) -> Offer:
-        check_group(self, self.group)
+        check_option(self, "group", self.group >= 1, "at least 1", "32")
         check_widths(self, self.bits)
         check_option(self, "damping", 0 < self.damping < math.inf, "positive and finite", "0.01")
         check_option(self, "block", self.block >= 1, "at least 1", "128")
@@ -78,22 +78,15 @@ class Gptq(Compressor):
         """`compress` at each of the amounts; R is computed once."""
         component, hessian = context.component, context.calibration["hessian"]
         widths = [choose_bits(self, amount, component) for amount in amounts]
-        tokens, columns = int(context.calibration["tokens"]), self.order_columns(hessian)
+        # Columns of equal size stay in the order of their indices.
+        sizes = hessian.diagonal() if self.order is Order.act else hessian.new_zeros(len(hessian))
+        tokens, columns = int(context.calibration["tokens"]), sizes.argsort(descending=True, stable=True)
         note_tokens(component.name, tokens, len(columns))
         has_inputs = tokens > 0 and bool(hessian.any())
         factor = factor_hessian(hessian, self.damping, columns, component.name) if has_inputs else None
         for bits in widths:
             plain = RoundToNearest(bits, self.group).quantize(weight, component)
             yield plain if factor is None else round_columns(weight, plain, factor, columns, self.block)
-
-    def order_columns(self, hessian: Tensor) -> Tensor:
-        """Column indices in the order of rounding."""
-        import torch
-
-        sizes = hessian.diagonal()
-        if self.order is Order.act:
-            return sizes.argsort(descending=True, stable=True)
-        return torch.arange(len(sizes), device=sizes.device)
 
 
 def factor_hessian(hessian: Tensor, damping: float, order: Tensor, name: str) -> Tensor:

@@ -18,9 +18,8 @@ from compressor.contracts import (
     working_dtype,
 )
 
-from .clip_search import keep_better
-from .options import check_group, check_option, check_widths, choose_bits, offer_bits
-from .rounding import find_range, fit_range, round_groups, scales_dtype
+from .options import check_option, check_widths, choose_bits, offer_bits
+from .rounding import find_range, fit_range, keep_better, round_groups, scales_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +84,7 @@ class Hqq(Compressor):
     name: ClassVar[str] = "hqq"
 
     def offer(self, component: Component) -> Offer:
-        check_group(self, self.group)
+        check_option(self, "group", self.group >= 1, "at least 1", "32")
         check_widths(self, self.bits)
         check_option(self, "lp_norm", 0 < self.lp_norm <= 1, "in (0, 1]", "0.7")
         check_option(self, "beta", 0 < self.beta < math.inf, "positive and finite", "10")
@@ -94,8 +93,6 @@ class Hqq(Compressor):
         return offer_bits(self, self.bits, component)
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> FloatZerosWeight:
-        import torch
-
         component, dtype = context.component, weight.dtype
         bits = choose_bits(self, amount, component)
         groups = split_groups(weight.to(working_dtype(dtype)), len(weight), self.group)
@@ -104,7 +101,7 @@ class Hqq(Compressor):
         counts = split_groups(groups.new_ones(1, weight.shape[1]), 1, self.group)
         scales, start = fit_range(lowest, highest, bits, scales_dtype(weight, component), dtype)
         zeros = self.search_zeros(groups, counts, scales, start, bits, dtype)
-        integers = round_groups(groups, scales, zeros, bits, dtype).to(torch.int8)
+        integers = round_groups(groups, scales, zeros, bits, dtype).char()
         return FloatZerosWeight(join_groups(integers, weight.shape), scales, zeros, self.group, bits, dtype)
 
     def search_zeros(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix
 
-from .options import check_group, choose_bits, offer_bits
+from .options import check_option, choose_bits, offer_bits
 from .rounding import RoundToNearest
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Int4(Compressor):
     name: ClassVar[str] = "int4"
 
     def offer(self, component: Component) -> Offer:
-        check_group(self, self.group)
+        check_option(self, "group", self.group >= 1, "at least 1", "32")
         return offer_bits(self, [4], component)
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> QuantizedMatrix:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix, TokenRounding
 from compressor.errors import ConfigError
 
-from .options import check_group, choose_bits, offer_bits
+from .options import check_option, choose_bits, offer_bits
 from .rounding import RoundToNearest
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ class Int8(Compressor):
         return self.activations is Activations.token
 
     def offer(self, component: Component) -> Offer:
-        check_group(self, self.group, least=int(self.granularity is Granularity.group))
+        least = int(self.granularity is Granularity.group)
+        check_option(self, "group", self.group >= least, f"at least {least}", "32")
         if self.group and self.granularity is Granularity.tensor:
             raise ConfigError(
                 f"`compressor.int8.group` must be 0 with granularity `tensor`, got {self.group}; drop one of the two"

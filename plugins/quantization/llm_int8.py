@@ -27,13 +27,11 @@ class MixedInputs:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """x̂ `[..., in]`, in the dtype of `inputs`."""
-        import torch
-
         others = inputs.to(working_dtype(inputs.dtype)).masked_fill(self.kept, 0)
         scales = others.abs().amax(-1, keepdim=True) / LIMIT
         scales = scales.masked_fill(scales == 0, 1)
         rounded = scales * (others / scales).round().clamp(-LIMIT, LIMIT)
-        return torch.where(self.kept, inputs, rounded.to(inputs.dtype))
+        return inputs.where(self.kept, rounded.to(inputs.dtype))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from compressor.contracts import (
     working_dtype,
 )
 
-from .options import check_group, choose_bits, offer_bits
+from .options import check_option, choose_bits, offer_bits
 from .rounding import check_finite, fit_scales, scales_dtype
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Nf4(Compressor):
     name: ClassVar[str] = "nf4"
 
     def offer(self, component: Component) -> Offer:
-        check_group(self, self.group)
+        check_option(self, "group", self.group >= 1, "at least 1", "32")
         return offer_bits(self, [4], component)
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> NormalFloatWeight:

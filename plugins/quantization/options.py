@@ -1,7 +1,5 @@
 """Options that several quantizers share: their rules, and the widths of integers."""
 
-from __future__ import annotations
-
 from compressor.contracts import Component, Compressor, Offer
 from compressor.errors import ConfigError
 
@@ -11,10 +9,6 @@ def check_option(compressor: Compressor, option: str, fits: bool, rule: str, exa
     if not fits:
         name, value = f"compressor.{compressor.name}.{option}", getattr(compressor, option)
         raise ConfigError(f"`{name}` must be {rule}, got {value}; give for example {example}")
-
-
-def check_group(compressor: Compressor, group: int, least: int = 1) -> None:
-    check_option(compressor, "group", group >= least, f"at least {least}", "32")
 
 
 def check_widths(compressor: Compressor, widths: list[int]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix
 
-from .options import check_group, check_widths, choose_bits, offer_bits
+from .options import check_option, check_widths, choose_bits, offer_bits
 from .rounding import RoundToNearest
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Rtn(Compressor):
     name: ClassVar[str] = "rtn"
 
     def offer(self, component: Component) -> Offer:
-        check_group(self, self.group)
+        check_option(self, "group", self.group >= 1, "at least 1", "32")
         check_widths(self, self.bits)
         return offer_bits(self, self.bits, component)
 
