@@ -92,7 +92,8 @@ class Treatments:
     def compress_one(self, model: Model, name: str, treatment: Treatment) -> CompressedWeight:
         """The component's weight after its treatment."""
         check_names(model, [name])
-        (compressed,) = self.compress_each(model.components[name], read_untreated(model, name), [treatment])
+        component = model.weight_views[name].component
+        (compressed,) = self.compress_each(component, read_untreated(model, name), [treatment])
         return compressed
 
     @torch.no_grad()
@@ -203,10 +204,9 @@ def read_untreated(model: Model, name: str) -> Tensor:
 
 def check_names(model: Model, names: Iterable[str]) -> None:
     """Raise PlanError for a name that is not a component of the model."""
-    components = model.components
     for name in names:
-        if name not in components:
-            raise PlanError(f"unknown component `{name}`; {suggest(name, components)}")
+        if name not in model.weight_views:
+            raise PlanError(f"unknown component `{name}`; {suggest(name, model.weight_views)}")
 
 
 def check_dense(dense: Tensor, weight: Tensor) -> None:

@@ -177,7 +177,7 @@ def flip_orientation(weight: Tensor) -> Tensor:
 def count_experts(module: nn.Module, attribute: str, shape: Sequence[int]) -> int | None:
     """The number of matrices in a parameter of a module that is not linear; None if it is not a stack of matrices."""
     if attribute in STACKED_ROWS.get(type(module).__name__, {}):
-        return find_number((module, "moe_num_experts"))
+        return find_number((module, "moe_num_experts")) or None
     return shape[0] if len(shape) == 3 and min(shape[1:]) > 1 else None
 
 

@@ -128,9 +128,9 @@ def find_extent(view: Tensor) -> tuple[int, int]:
 
 @contextmanager
 def experts_apart(owners: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, each stacked expert of these modules has a matrix product of its own; other modules are not changed.
+    """Inside, each stacked expert of these modules has a matrix product of its own.
 
-    A fused kernel for all experts would hide the products.
+    A fused kernel for all experts would hide the products. Modules that share their config change too.
     """
     configs = [getattr(owner, "config", None) for owner in owners if not is_linear(owner)]
     chosen = [(config, getattr(config, IMPLEMENTATION, None)) for config in configs]

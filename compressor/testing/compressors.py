@@ -29,12 +29,11 @@ class CompressorContract(PluginContract):
 
     def list_promises(self, plugin: Compressor | None) -> list[tuple[Promise, str]]:
         """Pairs of a promise and the name of a weight to which it applies; all pairs if the plugin is not known."""
+        pairs = [*itertools.product(PROMISES, WEIGHTS)]
         if plugin is None:
-            return [*itertools.product(PROMISES, WEIGHTS)]
+            return pairs
         cases = {name: CompressorCase(plugin, make_weight(name)) for name in WEIGHTS}
-        return [
-            (promise, name) for promise, name in itertools.product(PROMISES, WEIGHTS) if may_apply(promise, cases[name])
-        ]
+        return [(promise, name) for promise, name in pairs if may_apply(promise, cases[name])]
 
     def test_needs_are_gathered(self, plugin: Compressor) -> None:
         """A run gathers all calibration data in `needs`."""
