@@ -37,8 +37,7 @@ class FirstDivergence:
     """
 
     def __init__(self, replay: LayerReplay, index: int, tokens: Tensor, hidden: Tensor, targets: Tensor) -> None:
-        self.replay, self.index, self.tokens, self.targets = replay, index, tokens, targets
-        self.hidden = hidden
+        self.replay, self.index, self.tokens, self.hidden, self.targets = replay, index, tokens, hidden, targets
         self.stops = split_positions(tokens.shape[1], targets.shape[1])
         self._inputs = replay.enter(tokens[:, : self.stops[0]], 0)
         self._first = hidden[:, : self.stops[0]]
@@ -74,8 +73,7 @@ class FirstDivergence:
         else:
             inputs = self.replay.enter(self.tokens[alive.cpu(), :stop], start)
             hidden = self.replay.run(self.index, inputs, self.hidden[alive, start:stop], key_values)
-        for later in range(self.index + 1, len(self.replay.layers)):
-            hidden = self.replay.run(later, inputs, hidden, key_values)
+        hidden = self.replay.run_layers(range(self.index + 1, len(self.replay.layers)), inputs, hidden, key_values)
         before = self.tokens.shape[1] - self.targets.shape[1]
         first = max(0, start - before)
         logits = self.replay.leave(inputs, hidden, stop - before - first)

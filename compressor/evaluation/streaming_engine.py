@@ -93,11 +93,9 @@ class LayerPass:
         found: dict[int, list[BatchValues]] = {node.key: [] for node in nodes}
         end = len(self.runner.replay.layers)
         for place, state in enumerate(self.states):
-            with state.batch.open() as read:
-                for branches in self._fetch(place, nodes):
-                    results = self.runner.finish(end, state, branches, read)
-                    for (key, _), values in zip(branches, results, strict=True):
-                        found[key].append(values)
+            read = state.batch.make_reader()
+            for branches in self._fetch(place, nodes):
+                self.runner.finish(end, state, branches, read, found)
         yield from ((number, found[node.key]) for node in nodes for number in node.numbers)
 
     def _split(self, index: int, node: Node) -> tuple[list[Node], list[Node]]:
