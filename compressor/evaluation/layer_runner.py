@@ -85,7 +85,7 @@ class LayerRunner:
         read: Reader,
         found: Mapping[int, list[BatchValues]],
     ) -> None:
-        """Run branches through the layers from `start` to the last, and add the per-sequence values of each to `found`."""
+        """Run branches through the layers from `start` to the last, and add the values of each to `found`."""
 
         def run(chosen: Sequence[Branch]) -> list[BatchValues]:
             batch, inputs, hidden = state.batch, self._find_inputs(state, len(chosen)), join_branches(chosen)
