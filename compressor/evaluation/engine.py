@@ -45,11 +45,13 @@ class Engine:
 
         No trial changes an earlier layer.
         """
+        is_short = self.replay.splits_positions and all(state.batch.only_leading for state in states)
+        share = DIVERGENCE_SHARE if is_short else 1.0
         waiting = self.grouping.sort_by_first_layer(trials)
         yield from self._score_unchanged(start, states, waiting.pop(len(self.replay.layers), []))
         for index in range(start, max(waiting, default=-1) + 1):
             numbers = waiting.pop(index, [])
-            separate, shared = self.grouping.choose_shared(index, trials, numbers, self._estimate_share(states))
+            separate, shared = self.grouping.choose_shared(index, trials, numbers, share)
             plans = {number: trials[number] for number in separate}
             for group in make_weights_in_groups(self.weight_source, plans):
                 found: dict[int, list[BatchValues]] = {number: [] for number in group}
@@ -60,11 +62,6 @@ class Engine:
                 yield from self._score_shared(index, states, {number: trials[number] for number in numbers})
             for state in states if waiting else ():
                 self.runner.advance(index, state)
-
-    def _estimate_share(self, states: Sequence[BatchState]) -> float:
-        """The share of the layers' work that a trial needs when it is run separately."""
-        is_short = self.replay.splits_positions and all(state.batch.only_leading for state in states)
-        return DIVERGENCE_SHARE if is_short else 1.0
 
     def _score_unchanged(self, start: int, states: Sequence[BatchState], numbers: Sequence[int]) -> Scored:
         """Score trials that change nothing more: all of them are the current model."""

@@ -69,7 +69,9 @@ class FirstDivergence:
             inputs = self._inputs
             with self._module_cache.serving(changed):
                 hidden = self.replay.run(self.index, inputs, self._first, key_values)
-            self._add_missing(key_values)
+            # Where the attention's output came from the module cache, use the current model's keys and values too.
+            if not key_values.get_seq_length(self.index):
+                key_values.layers[self.index] = copy.copy(self._key_values.layers[self.index])
         else:
             inputs = self.replay.enter(self.tokens[alive.cpu(), :stop], start)
             hidden = self.replay.run(self.index, inputs, self.hidden[alive, start:stop], key_values)
@@ -78,8 +80,3 @@ class FirstDivergence:
         first = max(0, start - before)
         logits = self.replay.leave(inputs, hidden, stop - before - first)
         return logits.argmax(-1) == self.targets[alive, first : stop - before]
-
-    def _add_missing(self, key_values: Cache) -> None:
-        """Where the attention's output came from the module cache, use the current model's keys and values too."""
-        if not key_values.get_seq_length(self.index):
-            key_values.layers[self.index] = copy.copy(self._key_values.layers[self.index])

@@ -83,7 +83,8 @@ class LayerPass:
             same, others = self._split(index, node)
             self._run_changed(index, node, others)
             if not same:
-                self._drop(node)
+                for place in range(len(self.states)):
+                    self.waiting.drop((place, node.key))
             unchanged, changed = unchanged + same, changed + others
         self._run_unchanged(index, unchanged)
         return unchanged + changed
@@ -140,7 +141,3 @@ class LayerPass:
             chosen = nodes[start : start + self.runner.at_once]
             start += len(chosen)
             yield [(node.key, self.waiting.get((place, node.key)).to(device)) for node in chosen]
-
-    def _drop(self, node: Node) -> None:
-        for place in range(len(self.states)):
-            self.waiting.drop((place, node.key))
