@@ -88,8 +88,9 @@ class LayerRunner:
         """Run branches through the layers from `start` to the last, and add the values of each to `found`."""
 
         def run(chosen: Sequence[Branch]) -> list[BatchValues]:
-            batch, inputs, hidden = state.batch, self._find_inputs(state, len(chosen)), join_branches(chosen)
-            hidden = self.replay.run_layers(range(start, len(self.replay.layers)), inputs, hidden)
+            batch, inputs = state.batch, self._find_inputs(state, len(chosen))
+            # The joined states get no name here, so they are freed after the first layer.
+            hidden = self.replay.run_layers(range(start, len(self.replay.layers)), inputs, join_branches(chosen))
             logits = self.replay.leave(inputs, hidden, batch.targets.shape[1])
             return [read(Readout(own, batch.targets, batch.counted)) for own in logits.split(len(batch.tokens))]
 
