@@ -21,7 +21,7 @@ from compressor.search.top_trials import TopTrials
 from compressor.settings import SweepMode, SweepSettings
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.schedules.beam.beam import Beam
-from compressor_plugins.schedules.rankers import Statistic
+from compressor_plugins.schedules.targets import Statistic
 
 from .allocation import PREFIXES, limit_prefixes
 from .runs import MODELS, Undecided, decide, open_run

@@ -41,7 +41,7 @@ from compressor_plugins.metrics.perplexity import Perplexity
 from compressor_plugins.quantization.gptq import Gptq
 from compressor_plugins.quantization.int8 import Granularity, Int8
 from compressor_plugins.schedules.beam.beam import Beam
-from compressor_plugins.schedules.rankers import Statistic
+from compressor_plugins.schedules.targets import Statistic
 
 from .keeping import Keep
 from .runs import MODELS, Undecided, decide, open_run
