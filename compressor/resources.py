@@ -1,5 +1,6 @@
 """Memory and disk space of the machine, and the memory budget of a run."""
 
+import platform
 import re
 import shutil
 from contextlib import suppress
@@ -137,3 +138,12 @@ def read_free_disk(folder: Path) -> int:
 def measure_folder(folder: Path) -> int:
     """Bytes of all files in `folder`."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def read_processor() -> str:
+    """The name of the CPU type: kernels, and so roundings, depend on it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

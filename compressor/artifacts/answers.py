@@ -13,14 +13,28 @@ from pathlib import Path
 from typing import Any
 
 from compressor.artifacts.checked_arrays import Arrays, Content, read_arrays, write_arrays
+from compressor.contracts import Plan, Treatment
 
 BLOCK_SECONDS = 10.0
 """Answers of at least so many seconds of work are written together."""
 SEPARATOR = "|"
 
 
-def make_key(*facts: object) -> str:
-    """The content of a question as a short text; `facts` are what JSON can hold."""
+def list_facts(plan: Plan) -> list[list[object]]:
+    """A plan as facts that JSON can hold, exactly, whatever the order of its components."""
+    return [[name, *describe(treatment)] for name, treatment in sorted(plan.items())]
+
+
+def describe(treatment: Treatment | None) -> list[object]:
+    """A treatment as facts that JSON can hold, exactly."""
+    if treatment is None:
+        return []
+    rows = None if treatment.rows is None else hash_facts([repr(amount) for amount in treatment.rows])
+    return [treatment.compressor, repr(treatment.amount), repr(sorted(dict(treatment.options).items())), rows]
+
+
+def hash_facts(*facts: object) -> str:
+    """Facts that JSON can hold as a short text."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -40,6 +54,10 @@ class Answers:
     unsaved: dict[str, Content] = field(default_factory=dict)
     blocks: int = 0
     saved_at: float = field(default_factory=time.monotonic)
+
+    def make_key(self, *facts: object) -> str:
+        """The key of a question about the model as it is now; `facts` are what JSON can hold."""
+        return hash_facts(self.context, *facts)
 
     def load(self) -> int:
         """Read all blocks, and drop damaged ones; returns how many answers there are."""
@@ -73,7 +91,8 @@ class Answers:
 
     def enter(self, *kept: object) -> None:
         """A plan was kept; `kept` are facts of it that JSON can hold. Later answers belong to the changed model."""
-        self.context = make_key(self.context, *kept)
+        self.context = hash_facts(self.context, *kept)
+        self.save()
 
     def save(self) -> None:
         """Write the answers that are not on disk yet; raises OutputError."""

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import stat
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from compressor.errors import OutputError
 
 log = logging.getLogger(__name__)
 FACTS, KEY, CHECKSUM = "facts", "key", "sha256"
+LITTER_SECONDS = 3600.0
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -112,3 +114,11 @@ def try_write(path: Path, key: str, arrays: Arrays, facts: Mapping[str, Any]) ->
     except OutputError as error:
         log.warning("it is not cached: %s", error)
         return 0
+
+
+def remove_litter(folder: Path) -> None:
+    """Remove temporary files that a process left behind when it was killed more than an hour ago."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > LITTER_SECONDS:
+                path.unlink()

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from compressor import export
+from compressor.artifacts.answers import Answers
 from compressor.artifacts.files import append_json_line
 from compressor.artifacts.plan_file import write_plan
-from compressor.artifacts.run_folder import working_in
+from compressor.artifacts.run_folder import check_folder, held_folder, recorded_status
 from compressor.artifacts.run_record import (
     ExportRecord,
     FileRecord,
@@ -22,8 +23,10 @@ from compressor.artifacts.run_record import (
     collect_versions,
     time_phase,
 )
+from compressor.artifacts.run_state import RunState, open_state
 from compressor.commands.cost import forecast_cost, sum_up
 from compressor.commands.setup import RunSetup, open_setup
+from compressor.commands.stopping import Stopped, stop
 from compressor.compression.amounts import describe_components, describe_final
 from compressor.contracts import Dialogue, Oracle, Prefixes, Score, SizeRequest
 from compressor.contracts.requests import compressors_of
@@ -48,6 +51,7 @@ class Run:
     folder: Path
     tracker: Tracker
     record: Record
+    state: RunState | None = None
     progress: Progress = field(default_factory=Silent)
     setup: RunSetup = field(init=False)
     session: Session = field(init=False)
@@ -61,10 +65,13 @@ class Run:
             self.answer_sizes(dialogue, oracle)
         with time_phase(self.record, "reference"):
             self.build_references()
+            if self.state is not None:
+                self.state.confirm(self.setup.list_facts())
         with time_phase(self.record, "forecast"):
             self.forecast_cost()
         with time_phase(self.record, "search"):
-            self.session.run(dialogue, oracle)
+            with stop.deferred():
+                self.session.run(dialogue, oracle)
         with time_phase(self.record, "proof"):
             scores = self.prove()
         with time_phase(self.record, "export"):
@@ -85,7 +92,12 @@ class Run:
         self.record.metrics = {name: MetricRecord.of(metric) for name, metric in self.setup.metrics.items()}
         self.record.base = {"parameters": model.base_parameters, "bytes": model.stored_bytes}
         self.session = self.setup.open_session(
-            self.folder, self.progress, self.tracker.log_round, self.record.rounds, self.record.notes
+            self.folder,
+            self.progress,
+            self.tracker.log_round,
+            self.record.rounds,
+            self.record.notes,
+            self.state.answers if self.state else None,
         )
 
     def answer_sizes(self, dialogue: Dialogue, oracle: Oracle) -> None:
@@ -125,7 +137,8 @@ class Run:
     def prove(self) -> dict[str, Score]:
         """Score the result on the proof prefixes, and write a line for each of them to sequences.jsonl."""
         evaluator = self.setup.evaluators[Prefixes.PROOF]
-        values = watch(self.progress, "scoring the result on fresh prefixes", evaluator.score_current)
+        score = partial(self.session.scorer.score_kept, Prefixes.PROOF)
+        values = watch(self.progress, "scoring the result on fresh prefixes", score)
         columns = {
             name: aggregate_each(metric, values[name])
             for name, metric in self.setup.metrics.items()
@@ -214,19 +227,30 @@ def execute(
     `config` is what to record as the run's configuration, `command` how it was started. `label` names the run in a
     tracker; without one, the schedule does.
     """
-    record = Record(status="running", config=config, versions=collect_versions(), command=command)
-    with working_in(folder, command):
-        try:
-            tracked = config | {"versions": record.versions}
-            label, progress = label or RunLabel(settings.schedule.name), progress or Silent()
-            with open_tracker(settings.tracking, folder, tracked, label) as tracker:
-                Run(settings, folder, tracker, record, progress).execute(plugins)
+    check_folder(folder, ())
+    with held_folder(folder):
+        answers = Answers(is_stopping=lambda: stop.is_requested, after_block=stop.check)
+        state = open_state(folder, config, command, settings.resume.accept, answers)
+        record = Record(status="running", config=config, versions=collect_versions(), command=state.command)
+        with recorded_status(folder, state.command):
+            try:
+                label, progress = label or RunLabel(settings.schedule.name), progress or Silent()
+                if answers.found:
+                    progress.say(f"going on with {len(answers.found)} answers of the interrupted run in {folder}")
+                tracked = config | {"versions": record.versions}
+                with open_tracker(settings.tracking, folder, tracked, label, state.tracker_id) as tracker:
+                    Run(settings, folder, tracker, record, state, progress).execute(plugins)
+                    write_report(record, folder)
+                    tracker.log_final(record, heat_map_svg(record.components), folder)
+            except Exception as error:
+                record.status, record.error = "failed", str(error) or type(error).__name__
                 write_report(record, folder)
-                tracker.log_final(record, heat_map_svg(record.components), folder)
-        except Exception as error:
-            record.status, record.error = "failed", str(error) or type(error).__name__
-            write_report(record, folder)
-            raise
+                raise
+            except Stopped as error:
+                error.folder = folder
+                raise
+            if not settings.resume.keep:
+                state.remove()
     if tracker.sync_command:
         progress.say(f"W&B: the run is stored offline; upload it with: {tracker.sync_command}")
     return record

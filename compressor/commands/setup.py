@@ -1,11 +1,15 @@
 """What every command with a model sets up first: the model, its metrics and treatments, and the references."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compressor.artifacts.run_record import ReferenceRecord, RoundRecord
+import torch
+
+from compressor.artifacts.answers import Answers
+from compressor.artifacts.run_record import ReferenceRecord, RoundRecord, collect_versions
 from compressor.compression.apply import Treatments
 from compressor.compression.calibrator import Calibrator
 from compressor.compression.trial_weights import TrialWeights
@@ -19,7 +23,7 @@ from compressor.models import Model, load_model
 from compressor.models.forward import FrozenHead
 from compressor.plugins import Plugins
 from compressor.progress import Progress, watch
-from compressor.resources import MemoryBudget, make_budget, parse_bytes
+from compressor.resources import MemoryBudget, make_budget, parse_bytes, read_processor
 from compressor.search.additivity import StartingValues
 from compressor.search.applied_plan import AppliedPlan
 from compressor.search.estimating import Estimator
@@ -28,10 +32,12 @@ from compressor.search.rounds import Rounds
 from compressor.search.session import Session
 from compressor.search.top_trials import TopTrials
 from compressor.search.trial_scoring import TrialScorer
-from compressor.sensitivity.cache import read_limit
+from compressor.sensitivity.cache import hash_sources, read_limit
 from compressor.settings import Settings, SweepMode, SweepSettings
 
 log = logging.getLogger(__name__)
+HARMLESS = ("wandb", "pluggy", "hydra-core", "gguf")
+"""Packages on whose version no score depends."""
 
 
 @dataclass
@@ -97,11 +103,16 @@ class RunSetup:
         on_round: Callable[[int, RoundRecord], None] = lambda number, record: None,
         rounds: list[RoundRecord] | None = None,
         notes: list[str] | None = None,
+        answers: Answers | None = None,
     ) -> Session:
-        """A search on this model; what it keeps is recorded in `rounds` and `notes`."""
+        """A search on this model; what it keeps is recorded in `rounds` and `notes`.
+
+        `answers` are those of an interrupted run, and keep the new ones.
+        """
         settings, records, remarks = self.settings, [] if rounds is None else rounds, [] if notes is None else notes
         ledger = Ledger(settings.data.prefixes)
-        scorer = TrialScorer(self.evaluators, self.metrics, ledger, progress, folder, settings.seed)
+        stored = answers or Answers()
+        scorer = TrialScorer(self.evaluators, self.metrics, ledger, progress, folder, settings.seed, stored)
         calibrator = Calibrator(
             self.model,
             self.treatments,
@@ -139,6 +150,27 @@ class RunSetup:
             packed=files.packs,
             fixed_bytes=files.rest if files.packs else 0,
         )
+
+    def list_facts(self) -> dict[str, object]:
+        """What results depend on besides the configuration: machine, versions, code, weights and texts."""
+        model, device = self.model, self.model.device
+        texts_read, tokens = hashlib.sha256(), [evaluator.reference.tokens for evaluator in self.evaluators.values()]
+        for evaluator in self.evaluators.values():
+            tokens += [windows.tokens for windows in evaluator.windows.values()]
+        for part in tokens:
+            texts_read.update(part.contiguous().numpy().tobytes())
+        packages = {type(plugin).__module__ for plugin in (*self.metrics.values(), self.settings.schedule)}
+        packages |= {type(plugin).__module__ for plugin in self.treatments.configured.values()}
+        return {
+            "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else read_processor(),
+            "threads": torch.get_num_threads(),
+            "versions": {name: version for name, version in collect_versions().items() if name not in HARMLESS},
+            "code": hash_sources(frozenset({__name__, *packages})),
+            "weights": model.content_hash(),
+            "dtype": str(model.dtype),
+            "texts": texts_read.hexdigest(),
+            "batch": {which.value: evaluator.reference.batch for which, evaluator in self.evaluators.items()},
+        }
 
 
 def open_setup(settings: Settings, plugins: Plugins, needs: Sequence[str], progress: Progress) -> RunSetup:

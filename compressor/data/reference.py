@@ -11,19 +11,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import safetensors
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from compressor.artifacts.checked_arrays import read_arrays, remove_litter, try_write
 from compressor.artifacts.files import write_bytes
 from compressor.contracts import Readout, Runners
-from compressor.errors import ModelError, OutputError
+from compressor.errors import ModelError
 from compressor.models import Model
 from compressor.models.forward import FrozenHead
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
+COUNTS = ("prefix_tokens", "batch", "near_ties", "mended", "noise_floor")
+"""What is stored beside the tokens."""
 NEAR_TIE = 4.0
 """Two logits are a near tie if they differ by at most this many rounding steps of the larger one."""
 LOGITS_AT_ONCE = 1 << 24
@@ -162,7 +165,7 @@ def build_reference(
     """The reference of the base `model` for `prefixes` `[sequence, prefix]`, from the folder `cache` if it is there."""
     size = choose_batch(model, prefixes.shape[1] + continuation, continuation, batch)
     path = None if cache is None else cache / f"{fingerprint(model, prefixes, continuation, size)}.safetensors"
-    if path is not None and (found := read_cached(path, size)) is not None:
+    if path is not None and (found := read_cached(path, prefixes, continuation, model.vocabulary)) is not None:
         return found
     parts = [continue_base(model, part, continuation) for part in prefixes.split(size)]
     reference = Reference(
@@ -176,10 +179,7 @@ def build_reference(
     if reference.noise_floor < continuation:
         log.warning("the base disagrees with itself: FDT(F, F) is %.2f of %d", reference.noise_floor, continuation)
     if path is not None:
-        try:
-            write_reference(reference, path)
-        except OutputError as error:
-            log.warning("the reference is not cached: %s", error)
+        write_cached(reference, path)
     return reference
 
 
@@ -198,30 +198,35 @@ def fingerprint(model: Model, prefixes: Tensor, continuation: int, batch: int) -
 
 def write_reference(reference: Reference, path: Path) -> None:
     """Save tokens and counts in one atomic step; raises OutputError if they cannot be written."""
-    metadata = {
-        name: str(getattr(reference, name)) for name in ("prefix_tokens", "batch", "near_ties", "mended", "noise_floor")
-    }
+    metadata = {name: str(getattr(reference, name)) for name in COUNTS}
     write_bytes(path, safetensors.torch.save({"tokens": reference.tokens.contiguous()}, metadata))
 
 
-def read_cached(path: Path, batch: int) -> Reference | None:
-    """The cached reference; None if there is none, or if it cannot be read."""
-    if not path.exists():
+def write_cached(reference: Reference, path: Path) -> None:
+    """Put a reference into the cache; a failure is one line of the log."""
+    facts = {name: getattr(reference, name) for name in COUNTS}
+    try_write(path, path.stem, {"tokens": reference.tokens.numpy()}, facts)
+    remove_litter(path.parent)
+
+
+def read_cached(path: Path, prefixes: Tensor, continuation: int, vocabulary: int) -> Reference | None:
+    """The cached reference for these prefixes; None if there is none, or if it cannot be believed."""
+    content = read_arrays(path, path.stem)
+    if content is None:
         return None
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            facts = file.metadata()
-            return Reference(
-                tokens=file.get_tensor("tokens"),
-                prefix_tokens=int(facts["prefix_tokens"]),
-                batch=batch,
-                near_ties=int(facts["near_ties"]),
-                mended=int(facts["mended"]),
-                noise_floor=float(facts["noise_floor"]),
-            )
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        log.warning("the cached reference %s is not readable and is built anew: %s", path.name, error)
+    tokens, facts = content.arrays.get("tokens"), content.facts
+    shape = (len(prefixes), prefixes.shape[1] + continuation)
+    if tokens is None or tokens.shape != shape or tokens.dtype != np.int64 or not {*COUNTS} <= {*facts}:
+        log.warning("the cached reference %s is not such as this run needs and is built anew", path.name)
         return None
+    found = torch.from_numpy(tokens.copy())
+    if (
+        not torch.equal(found[:, : prefixes.shape[1]], prefixes.cpu())
+        or not 0 <= found.min() <= found.max() < vocabulary
+    ):
+        log.warning("the cached reference %s has other tokens than this run needs and is built anew", path.name)
+        return None
+    return Reference(found, **{name: facts[name] for name in COUNTS})
 
 
 def cache_folder() -> Path:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compressor.artifacts.answers import describe, list_facts
 from compressor.compression.apply import Treatments
 from compressor.contracts import EstimableMetric, Estimate, EstimateRequest, Prefixes
 from compressor.errors import ConfigError
@@ -11,7 +12,7 @@ from compressor.progress import watch
 from compressor.search.additivity import StartingValues
 from compressor.search.applied_plan import AppliedPlan
 from compressor.search.trial_scoring import TrialScorer
-from compressor.sensitivity.cache import EstimateCache, Known, estimates_folder
+from compressor.sensitivity.cache import EstimateCache, Known, estimates_folder, from_content, to_content
 from compressor.sensitivity.estimator import GradientEstimator, count_backward_passes
 
 PASSES_OF_ESTIMATE = 4
@@ -63,10 +64,22 @@ class Estimator:
             applied.model, reference, applied.treatments, objective, is_base, self.scorer.seed
         )
         description = f"round {self.scorer.ledger.round}: estimating options"
-        answer = watch(self.scorer.progress, description, lambda: estimator.estimate(request))
+        key, answers = self._make_key(request), self.scorer.answers
+        stored = answers.find(key)
+        known = from_content(stored, list(request.options)) if stored else None
+        if known is None:
+            known = Known(watch(self.scorer.progress, description, lambda: estimator.estimate(request)))
+            content = to_content(known)
+            answers.add(key, content.arrays, content.facts)
         passes = count_backward_passes(request, is_base)
         self.scorer.ledger.spend(passes * PASSES_OF_ESTIMATE, request.start, request.stop)
-        return answer
+        return known.estimates
+
+    def _make_key(self, request: EstimateRequest) -> str:
+        """The key of an estimate among the answers of this run."""
+        options = [[name, *map(describe, chosen)] for name, chosen in request.options.items()]
+        question = (request.objective, request.by_row, request.start, request.stop, list_facts(request.at), options)
+        return self.scorer.answers.make_key("estimate", *question)
 
     def _measure(self, request: EstimateRequest) -> Known:
         """By a trial for each option: the difference of the objective's first value per sequence."""

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from compressor.artifacts.answers import list_facts
 from compressor.artifacts.plan_file import plan_to_json
 from compressor.artifacts.run_record import CurvePoint, RoundRecord
 from compressor.compression.amounts import amount_of, mean_amount, treated_share
@@ -35,7 +36,9 @@ class Rounds:
         """Apply a plan to the model, score it and record the round; returns the amount of every component."""
         applied, ledger = self.applied, self.scorer.ledger
         components = applied.model.components
-        applied.apply(applied.treatments.fill_options(request.plan), request.last)
+        plan = applied.treatments.fill_options(request.plan)
+        applied.apply(plan, request.last)
+        self.scorer.answers.enter("keep", list_facts(plan))
         self.most_bytes = request.most_bytes
         values = self.scorer.score_kept(Prefixes.SEARCH)
         record = RoundRecord(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.artifacts.answers import describe
 from compressor.compression.apply import Treatments
 from compressor.compression.calibrator import Calibrator
 from compressor.contracts import (
@@ -81,7 +82,7 @@ class Session:
         """Answer the schedule until it is done; raises ConfigError if it keeps no plan."""
         self.ledger.began = time.monotonic()
         for _ in dialogue.converse(oracle):
-            pass
+            self.scorer.answers.pause()
         if not self.rounds.records:
             raise ConfigError("the schedule kept no plan; check its options")
 
@@ -103,7 +104,14 @@ class Session:
 
     def sizes(self, request: SizeRequest) -> dict[str, list[int]]:
         self._calibrate(request.options)
-        return self.applied.count_sizes(request)
+        answers = self.scorer.answers
+        options = [[name, *map(describe, chosen)] for name, chosen in request.options.items()]
+        key = answers.make_key("sizes", request.on_disk, options)
+        if (stored := answers.find(key)) is not None:
+            return {name: stored.arrays[str(index)].tolist() for index, name in enumerate(request.options)}
+        sizes = self.applied.count_sizes(request)
+        answers.add(key, {str(index): np.array(bits, dtype=np.int64) for index, bits in enumerate(sizes.values())})
+        return sizes
 
     def counts(self, request: CountRequest) -> dict[str, list[int]]:
         self._calibrate()

@@ -1,13 +1,14 @@
 """Scores trials on the model, writes each to scores.jsonl, and counts the costs."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.artifacts.answers import Answers, list_facts
 from compressor.artifacts.files import append_json_line
 from compressor.artifacts.plan_file import plan_to_json
 from compressor.contracts import Metric, Plan, Prefixes, Score, ScoreRequest, Scores, ValuesRequest
@@ -22,6 +23,7 @@ class TrialScorer:
     """Scores trials of a model against the base's continuations of the search or proof prefixes.
 
     `evaluators` are added when the references are built. Each scored trial is a line of scores.jsonl in `folder`.
+    `answers` has the values of an interrupted run, which are not computed again.
     """
 
     evaluators: Mapping[Prefixes, Evaluator]
@@ -30,6 +32,7 @@ class TrialScorer:
     progress: Progress
     folder: Path
     seed: int = 0
+    answers: Answers = field(default_factory=Answers)
 
     def score(self, request: ScoreRequest) -> tuple[Scores, ...]:
         """The scores of each trial."""
@@ -42,7 +45,7 @@ class TrialScorer:
     def measure(self, trials: Sequence[Plan], metric: str, start: int, stop: int | None) -> list[NDArray[np.float64]]:
         """First values per sequence of each trial on search prefixes; no lines are written."""
         description = f"round {self.ledger.round}: measuring options"
-        scored = self.evaluators[Prefixes.SEARCH].score(trials, (metric,), start, stop)
+        scored = self._score(Prefixes.SEARCH, trials, (metric,), start, stop)
         found = dict(self.progress.track(scored, description, len(trials)))
         self.ledger.trials += len(trials)
         self.ledger.spend(len(trials), start, stop)
@@ -50,7 +53,8 @@ class TrialScorer:
 
     def score_kept(self, prefixes: Prefixes) -> SequenceValues:
         """Values per sequence, by metric, of the current model."""
-        return self.evaluators[prefixes].score_current()
+        ((_, values),) = self._score(prefixes, [{}], None, 0, None)
+        return values
 
     def summarize(self, values: SequenceValues) -> dict[str, Score]:
         """Scores from values per sequence."""
@@ -58,8 +62,8 @@ class TrialScorer:
 
     def _run(self, request: ScoreRequest | ValuesRequest) -> list[tuple[SequenceValues, dict[str, Score]]]:
         """Values per sequence and scores of each trial, in order."""
-        evaluator, count = self.evaluators[request.prefixes], len(request.trials)
-        scored = evaluator.score(request.trials, request.metrics, request.start, request.stop)
+        count = len(request.trials)
+        scored = self._score(request.prefixes, request.trials, request.metrics, request.start, request.stop)
         answers: dict[int, tuple[SequenceValues, dict[str, Score]]] = {}
         began = time.monotonic()
         for number, values in self.progress.track(scored, f"round {self.ledger.round}: scoring trials", count):
@@ -72,6 +76,26 @@ class TrialScorer:
         if request.prefixes is Prefixes.SEARCH:
             self.ledger.spend(count, request.start, request.stop)
         return [answers[number] for number in range(count)]
+
+    def _score(
+        self, prefixes: Prefixes, trials: Sequence[Plan], names: Sequence[str] | None, start: int, stop: int | None
+    ) -> Iterator[tuple[int, SequenceValues]]:
+        """Number and per-sequence values of each trial as they come: first those that were computed before."""
+        if self.answers.folder is None:
+            yield from self.evaluators[prefixes].score(trials, names, start, stop)
+            return
+        question = (prefixes.value, sorted(names or self.metrics), start, stop)
+        keys = [self.answers.make_key("trial", *question, list_facts(trial)) for trial in trials]
+        left = []
+        for number, key in enumerate(keys):
+            if (known := self.answers.find(key)) is None:
+                left.append(number)
+            else:
+                yield number, known.arrays
+        scored = self.evaluators[prefixes].score([trials[number] for number in left], names, start, stop)
+        for place, values in scored:
+            self.answers.add(keys[left[place]], values)
+            yield left[place], values
 
     def _note(self, plan: Plan, prefixes: Prefixes, scores: Scores, seconds: float) -> None:
         """Append a line to scores.jsonl, without amounts per row."""

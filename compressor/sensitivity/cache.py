@@ -10,25 +10,24 @@ import logging
 import os
 import sys
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 
-from compressor.artifacts.files import write_bytes
+from compressor.artifacts.checked_arrays import Content, read_arrays, remove_litter, try_write
 from compressor.compression.apply import Treatments
 from compressor.contracts import Estimate, EstimateRequest, Metric, Treatment
 from compressor.contracts.requests import compressors_of
 from compressor.data.reference import cache_folder
-from compressor.errors import ConfigError, OutputError
+from compressor.errors import ConfigError
 from compressor.evaluation.evaluator import Evaluator
 
 log = logging.getLogger(__name__)
-FORMAT = 3
+FORMAT = 4
 LIMIT = 1 << 30
 """The largest size of the cache in bytes; the least recently read files are removed first."""
 VARIABLE = "COMPRESSOR_CACHE_BYTES"
@@ -65,29 +64,35 @@ class EstimateCache:
     seed: int
 
     def read(self, request: EstimateRequest) -> Known | None:
-        """The cached answer to a request; None if there is none, or if it cannot be read."""
+        """The cached answer to a request; None if there is none, or if it cannot be believed."""
         path = self.find_path(request)
-        if not path.exists():
+        content = read_arrays(path, path.stem)
+        if content is None:
             return None
-        try:
-            known = decode(path.read_bytes(), list(request.options))
+        with suppress(OSError):  # a cache that is only readable
             os.utime(path)
-        except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-            log.warning("the cached estimates %s are not readable and are made anew: %s", path.name, error)
-            return None
-        return known
+        known = from_content(content, list(request.options))
+        return known if known is not None and self._fits(request, known) else None
+
+    def _fits(self, request: EstimateRequest, known: Known) -> bool:
+        """Whether shapes and values are such as this request has; a line says where they are not."""
+        sequences = len(range(len(self.evaluator.reference.tokens))[request.start : request.stop])
+        for name, options in request.options.items():
+            changes = known.estimates[name].changes
+            if changes.shape != (sequences, len(options)) or not np.isfinite(changes).all():
+                log.warning("the cached estimates of %s are not such as this run needs and are made anew", name)
+                return False
+        return True
 
     def write(self, request: EstimateRequest, known: Known) -> None:
         """Write an answer in one atomic step, and remove old files beyond the limit; failures are only logged."""
-        content = encode(known)
-        if len(content) > self.limit:
-            log.info("estimates of %d bytes are more than the cache takes", len(content))
-            return
-        try:
-            write_bytes(self.find_path(request), content)
-            remove_oldest(self.folder, self.limit)
-        except (OutputError, OSError) as error:
-            log.warning("the estimates are not cached: %s", error)
+        path, content = self.find_path(request), to_content(known)
+        size = sum(array.nbytes for array in content.arrays.values())
+        if size > self.limit:
+            log.info("estimates of %d bytes are more than the cache takes", size)
+        elif try_write(path, path.stem, content.arrays, content.facts):
+            with suppress(OSError):
+                remove_oldest(self.folder, self.limit)
 
     def find_path(self, request: EstimateRequest) -> Path:
         """The file of an answer, named by the sha256 of everything that it depends on."""
@@ -123,33 +128,35 @@ class EstimateCache:
         ]  # fmt: skip
 
 
-def encode(known: Known) -> bytes:
-    """An answer as the bytes of a safetensors file; the arrays of a component are named by its number."""
+def to_content(known: Known) -> Content:
+    """An answer as arrays, named by the number of the component, and facts."""
     arrays = {
-        f"{number}.{name}": np.ascontiguousarray(array)
+        f"{number}.{name}": array
         for number, estimate in enumerate(known.estimates.values())
         for name in ARRAYS
         if (array := getattr(estimate, name)) is not None
     }
-    arrays[REACHED] = np.array([estimate.reached for estimate in known.estimates.values()])
-    if known.level is not None:
-        arrays[LEVEL] = np.ascontiguousarray(known.level)
-    return safetensors.numpy.save(arrays)
+    arrays |= {} if known.level is None else {LEVEL: known.level}
+    return Content(arrays, {REACHED: [estimate.reached for estimate in known.estimates.values()]})
 
 
-def decode(content: bytes, names: Collection[str]) -> Known:
-    """The answer for components of these names; raises KeyError, ValueError or SafetensorError for other content."""
-    arrays, found = safetensors.numpy.load(content), dict[str, Estimate]()
-    for number, (name, reached) in enumerate(zip(names, arrays[REACHED].tolist(), strict=True)):
+def from_content(content: Content, names: Collection[str]) -> Known | None:
+    """The answer for components of these names; None for content that is none."""
+    arrays, reached = content.arrays, content.facts.get(REACHED)
+    if not isinstance(reached, list) or len(reached) != len(names):
+        return None
+    found: dict[str, Estimate] = {}
+    for number, name in enumerate(names):
         changes, rows, apart, line = (arrays.get(f"{number}.{array}") for array in ARRAYS)
         if changes is None:
-            raise KeyError(f"{number}.changes")
-        found[name] = Estimate(changes, rows, reached, apart, line)
+            return None
+        found[name] = Estimate(changes, rows, bool(reached[number]), apart, line)
     return Known(found, arrays.get(LEVEL))
 
 
 def remove_oldest(folder: Path, limit: int) -> None:
-    """Remove the least recently read files until the others take at most `limit` bytes."""
+    """Remove what dead processes left, and the least recently read files beyond `limit` bytes."""
+    remove_litter(folder)
     files = sorted(((path, path.stat()) for path in folder.glob("*.safetensors")), key=lambda pair: pair[1].st_mtime_ns)
     excess = sum(facts.st_size for _, facts in files) - limit
     for path, facts in files:

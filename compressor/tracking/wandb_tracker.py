@@ -112,17 +112,18 @@ class WandbTracker(Tracker):
 
 @contextmanager
 def open_tracker(
-    settings: TrackingSettings, folder: Path, config: Mapping[str, Any], label: RunLabel
+    settings: TrackingSettings, folder: Path, config: Mapping[str, Any], label: RunLabel, run_id: str | None = None
 ) -> Iterator[Tracker]:
     """A tracker for one run, which is closed at the end, also where the run fails.
 
-    All of W&B's files are written to `folder`/wandb. The environment of the process is restored.
+    A run that is resumed goes on under its `run_id` in W&B. All of W&B's files are written to `folder`/wandb.
+    The environment of the process is restored.
     """
     if settings.backend == "none" or settings.mode is TrackingMode.disabled:
         yield Tracker()
         return
     with _isolate_wandb(folder) as owned:
-        run = _start_run(settings, folder, config, label, owned)
+        run = _start_run(settings, folder, config, label, run_id, owned)
         if run is None:
             yield Tracker()
             return
@@ -171,7 +172,12 @@ def _end_service() -> None:
 
 
 def _start_run(
-    settings: TrackingSettings, folder: Path, config: Mapping[str, Any], label: RunLabel, owned: bool
+    settings: TrackingSettings,
+    folder: Path,
+    config: Mapping[str, Any],
+    label: RunLabel,
+    run_id: str | None,
+    owned: bool,
 ) -> Any:  # noqa: ANN401
     """A W&B run: online if that is allowed and possible, else offline; None if tracking is off or has failed."""
     try:
@@ -197,6 +203,8 @@ def _start_run(
             name=label.name,
             group=label.group,
             config=to_strict(config),
+            id=run_id,
+            resume="allow" if run_id else None,
             reinit="create_new",
             settings=wanted,
         )

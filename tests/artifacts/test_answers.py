@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compressor.artifacts.answers import Answers, make_key
+from compressor.artifacts.answers import Answers
 
 
 def test_answers_are_found_again(tmp_path: Path) -> None:
@@ -51,4 +51,8 @@ def test_without_a_folder_nothing_is_stored(tmp_path: Path) -> None:
 
 
 def test_keys_differ_with_their_facts() -> None:
-    assert make_key("trial", {"a": 1}) == make_key("trial", {"a": 1}) != make_key("trial", {"a": 2})
+    stored = Answers()
+    key = stored.make_key("trial", {"a": 1})
+    assert key == stored.make_key("trial", {"a": 1}) != stored.make_key("trial", {"a": 2})
+    stored.enter("keep", [])
+    assert key != stored.make_key("trial", {"a": 1})
