@@ -63,7 +63,7 @@ def test_a_smaller_memory_changes_no_result(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, fresh_reloads: None) -> Path:
     """A finished run of Algorithm 1 on some of the tiny model's components."""
     folder = tmp_path_factory.mktemp("run")
     schedule = FdtAllocation(targets=[0.2, 0.4])

@@ -1,6 +1,5 @@
 """Every plugin that is installed passes the contract suite of its kind; the suites and the tiny checkpoint work."""
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from compressor.contracts import Metric, Schedule, Treatment
 from compressor.plugins import installed
 from compressor.testing import CompressorContract, MetricContract, ScheduleContract, make_tiny_checkpoint
 from compressor.testing.problems import COMPONENTS
+from tests.support.warm_processes import run_project
 
 
 class TestMetrics(MetricContract):
@@ -47,7 +47,7 @@ def test_suites_are_not_collected_on_their_own(tmp_path: Path) -> None:
     suites = "CompressorContract, MetricContract, ScheduleContract"
     (tmp_path / "test_empty.py").write_text(f"from compressor.testing import {suites}\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_empty.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run_project(command, tmp_path)
     assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED, done.stdout
 
 
