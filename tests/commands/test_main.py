@@ -81,20 +81,23 @@ def test_overrides_are_added_where_flags_let_them(arguments: list[str]) -> None:
     assert [word for word in added if word.startswith("-")] == [word for word in arguments if word.startswith("-")]
 
 
-def test_help_shows_every_group_and_plugin(tmp_path: Path) -> None:
-    done = call_command(tmp_path, "--help")
+@pytest.fixture(scope="module")
+def shown_help(tmp_path_factory: pytest.TempPathFactory) -> str:
+    done = call_command(tmp_path_factory.mktemp("help"), "--help")
     assert done.returncode == 0
+    return done.stdout
+
+
+def test_help_shows_every_group_and_plugin(shown_help: str) -> None:
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "__pycache__")}
-    words = set(done.stdout.replace(",", " ").replace(":", " ").split())
+    words = set(shown_help.replace(",", " ").replace(":", " ").split())
     assert groups <= words
     for registry in installed().registries():
         assert set(registry) <= words
 
 
-def test_help_explains_the_words_that_keys_use(tmp_path: Path) -> None:
-    explained = (
-        call_command(tmp_path, "--help").stdout.partition("What some keys mean")[2].partition("The configuration")[0]
-    )
+def test_help_explains_the_words_that_keys_use(shown_help: str) -> None:
+    explained = shown_help.partition("What some keys mean")[2].partition("The configuration")[0]
     for word in (
         "amount", "schedule.size", "corrections", "schedule.granularity", "compressor.*.granularity", "int4, rtn",
         "proof_prefixes", "sweep.*", "sweep.screen", "sweep.lazy", "sweep.audit",
