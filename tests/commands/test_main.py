@@ -231,7 +231,7 @@ def test_jobs_of_a_multirun_share_a_group_in_wandb(tmp_path: Path) -> None:
     """The name of a job is what differs; the line that uploads it names a folder that is there."""
     (tmp_path / "home").mkdir()
     tracked = ["tracking=wandb", "tracking.mode=offline", "schedule=uniform", "hydra.sweep.dir=sweep/one"]
-    done = call_fresh_command(
+    done = call_command(
         tmp_path, "run", "-m", "schedule.targets=[0.2],[0.3]", *SMALL, *tracked, HOME=str(tmp_path / "home")
     )
     assert (done.returncode, done.stderr) == (0, "")
