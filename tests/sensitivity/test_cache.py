@@ -114,8 +114,14 @@ CASES: dict[str, tuple[dict[str, Any], list[Any]]] = {
 }
 
 
-@pytest.mark.parametrize("corrections", [0, 2])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "corrections"),
+    [
+        *((case, 2) for case in CASES),
+        *((case, 0) for case in ("one pass", "measured")),
+        *(pytest.param(case, 0, marks=pytest.mark.slow) for case in ("rows", "mixed", "calibrated")),
+    ],
+)
 def test_another_budget_asks_nothing_of_single_components(case: str, corrections: int, runs: Runs) -> None:
     options, compressors = CASES[case]
     first, second = (Budget([target], corrections=corrections, **options) for target in (0.45, 0.55))
