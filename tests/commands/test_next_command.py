@@ -38,8 +38,9 @@ def test_the_command_that_is_printed_makes_the_point(tmp_path: Path) -> None:
     (point,) = [point for point in found["curve"] if point.get("command") == command]
     assert shlex.split(command)[-3:-1] == ["schedule=plan", "schedule.path='first look/forecast.json'"]
     made = call_command(
-        tmp_path, *shlex.split(command)[1:], "export.verify=false", "tracking=none", "hydra.run.dir=out"
-    )
+        tmp_path, *shlex.split(command)[1:], "metric=[fdtm,kl]", "export.verify=false", "tracking=none",
+        "hydra.run.dir=out",
+    )  # fmt: skip
     assert (made.returncode, made.stderr) == (0, "")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["final"]["amount"] == pytest.approx(point["amount"])

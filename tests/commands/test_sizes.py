@@ -41,7 +41,8 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_the_first_command_halves_the_weight_files(checkpoint: Path, tmp_path: Path) -> None:
-    done = call(tmp_path, "model=hf", f"model.path={checkpoint}", "schedule.size=50%")
+    few = ["metric=[fdtm]"] if checkpoint.parent == SHARED_MODELS else []  # perplexity is that of a long text
+    done = call(tmp_path, "model=hf", f"model.path={checkpoint}", "schedule.size=50%", *few)
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert set(report["config"]["compressor"]) == {"int8", "int4"}

@@ -7,9 +7,11 @@ Tests of how a fresh interpreter begins must start one.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 def start_server() -> tuple[str, str, subprocess.Popen[str]]:
     """The sockets of both stages and the server, one for all tests of this process; it ends when they do."""
     folder = tempfile.mkdtemp(prefix="warm-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     plain, project = f"{folder}/plain", f"{folder}/project"
     command = [sys.executable, "-m", "tests.support.warm_server", plain, project]
     server = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
