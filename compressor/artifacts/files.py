@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 
 from compressor.errors import OutputError
 
+MORE_SPACE = "free some space or choose another folder"
+
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
@@ -25,7 +27,7 @@ def replaced_file(path: Path) -> Iterator[Path]:
     does not change. Missing parent folders are created. Raises OutputError for an OSError or a SafetensorError.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with _explained(path):
+    with _explained(f"cannot write {path}", MORE_SPACE):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.touch(exist_ok=False)
@@ -46,7 +48,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     complete as `.NAME.old`. Raises OutputError for an OSError or a SafetensorError.
     """
     partial, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("partial", "old"))
-    with _explained(folder):
+    with _explained(f"cannot write {folder}", MORE_SPACE):
         shutil.rmtree(partial, ignore_errors=True)  # left over from a process that was killed
         try:
             partial.mkdir(parents=True)
@@ -86,12 +88,8 @@ def write_text(path: Path, text: str) -> None:
 
 def remove_file(path: Path) -> None:
     """Remove the file `path` if it exists; raises OutputError."""
-    try:
+    with _explained(f"cannot remove {path}", "remove it yourself or choose another folder"):
         path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot remove {path}: {_explain(error)}; remove it yourself or choose another folder"
-        ) from error
 
 
 def write_json(path: Path, data: object) -> None:
@@ -103,26 +101,21 @@ def append_json_line(path: Path, data: object) -> None:
     """Append `data` to `path` as one line of strict JSON, and flush it to the operating system."""
     # In ASCII, because some readers end a line at other Unicode line separators.
     line = json.dumps(to_strict(data), allow_nan=False) + "\n"
-    try:
+    with _explained(f"cannot add to {path}", MORE_SPACE):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
             # A run that was killed while writing left an incomplete line; the new line must not be appended to it.
-            if file.seek(0, os.SEEK_END) and _last_byte(path) != b"\n":
-                line = "\n" + line
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else "\n" + line
             file.write(line.encode("ascii"))
-            file.flush()
-    except OSError as error:
-        raise OutputError(
-            f"cannot add to {path}: {_explain(error)}; free some space or choose another folder"
-        ) from error
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is whatever was written
     """The content of the JSON file `path`; raises OutputError if it is missing or is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OutputError(f"cannot read {path}: {_explain(error)}; is this the folder of a finished run?") from error
+        with _explained(f"cannot read {path}", "is this the folder of a finished run?"):
+            return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise OutputError(f"{path} is not valid JSON ({reason}); it was changed or cut off, run again") from error
@@ -131,14 +124,10 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is whatever was written
 def check_writable(folder: Path) -> None:
     """Create `folder` and try to write to it, before hours of work; raises OutputError if that fails."""
     probe = folder / f".probe-{secrets.token_hex(4)}"
-    try:
+    with _explained(f"cannot write to the folder {folder}", "choose another with hydra.run.dir=DIR"):
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch(exist_ok=False)
         probe.unlink()
-    except OSError as error:
-        raise OutputError(
-            f"cannot write to the folder {folder}: {_explain(error)}; choose another with hydra.run.dir=DIR"
-        ) from error
 
 
 def to_strict(data: object) -> Any:  # noqa: ANN401 - JSON is whatever was given
@@ -167,14 +156,13 @@ def to_strict(data: object) -> Any:  # noqa: ANN401 - JSON is whatever was given
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Convert a failure to write `path` into one line for the user."""
+def _explained(failure: str, fix: str) -> Iterator[None]:
+    """Convert an error of the disk into one line for the user: what failed, the reason, and what helps."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise OutputError(
-            f"cannot write {path}: {_explain(error)}; free some space or choose another folder"
-        ) from error
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise OutputError(f"{failure}: {str(reason).splitlines()[0]}; {fix}") from error
 
 
 def _save_to_disk(path: Path, mode: int) -> None:
@@ -182,14 +170,3 @@ def _save_to_disk(path: Path, mode: int) -> None:
     path.chmod(stat.S_IMODE(mode))
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _last_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1)
-
-
-def _explain(error: OSError | SafetensorError) -> str:
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(reason).splitlines()[0]

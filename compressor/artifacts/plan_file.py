@@ -105,9 +105,10 @@ def _choose_plan(data: object, depth: int | None, amount: float | None) -> objec
         return _find_waypoint(data, depth)
     if amount is not None:
         return _find_point(data, amount)
-    if isinstance(data, dict) and "curve" in data:
+    # A list, because a component of a plan may have either name.
+    if isinstance(data, dict) and isinstance(data.get("curve"), list):
         raise _Wrong("it is a forecast with a plan for every size; choose one by schedule.amount, for example 0.5")
-    if isinstance(data, dict) and "rounds" in data:
+    if isinstance(data, dict) and isinstance(data.get("rounds"), list):
         raise _Wrong("it is the report of a run; give the plan.json beside it, or schedule.depth for a beam search")
     return data
 

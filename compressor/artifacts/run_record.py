@@ -10,6 +10,9 @@ from typing import Any, Protocol
 
 from compressor.contracts import Metric, Score
 
+PACKAGES = "compressor torch transformers numpy pluggy hydra-core safetensors wandb compressed-tensors gguf"
+"""Those that can change a result."""
+
 
 @dataclass
 class MetricRecord:
@@ -193,20 +196,8 @@ class Record:
 
 def collect_versions() -> dict[str, str]:
     """Versions of all packages that can change a result."""
-    names = (
-        "compressor",
-        "torch",
-        "transformers",
-        "numpy",
-        "pluggy",
-        "hydra-core",
-        "safetensors",
-        "wandb",
-        "compressed-tensors",
-        "gguf",
-    )
     versions = {"python": platform.python_version()}
-    for name in names:
+    for name in PACKAGES.split():
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import gcd
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -68,7 +68,6 @@ CHANGE = 4
 class ImprovingDamage:
     """Additive damage that halves with every scored request, while estimates find other components hard each time."""
 
-    adds_up: ClassVar[bool] = True
     turns: Sequence[AdditiveDamage]
     scored: int = 0
     estimated: int = 0
@@ -96,7 +95,7 @@ class WorkCounter:
         self.ledger = Ledger(self.problem.prefixes)
         self.damage = ImprovingDamage([AdditiveDamage.for_components(self.problem.components, i) for i in range(3)])
         # Whether a plan can be applied is for the run to check: its compressor need not be a configured one.
-        self.dry_run = DryRun(self.problem, made_up=self.damage, checks_plans=False)
+        self.dry_run = DryRun(self.problem, made_up=self.damage.of, checks_plans=False)
 
     def score(self, request: ScoreRequest) -> tuple[Scores, ...]:
         self._add_trials(request.trials, request)

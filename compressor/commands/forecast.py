@@ -18,7 +18,7 @@ from compressor.artifacts.forecast_record import (
 )
 from compressor.artifacts.plan_file import plan_to_json
 from compressor.artifacts.run_record import collect_versions, time_phase
-from compressor.commands.config import SIZE_OPTIONS
+from compressor.commands.checked_overrides import SIZE_OPTIONS
 from compressor.commands.next_command import add_commands
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.compression.amounts import mean_amount
@@ -49,19 +49,18 @@ class Forecast:
     """One forecast in progress; `execute` does all its phases."""
 
     settings: Settings
-    plugins: Plugins
     folder: Path
     record: ForecastRecord
     progress: Progress = field(default_factory=Silent)
-    bench: RunSetup = field(init=False)
+    setup: RunSetup = field(init=False)
     session: Session = field(init=False)
     law: Law = field(init=False)
     predictions: dict[str, CostTable] = field(init=False, default_factory=dict)
 
-    def execute(self) -> ForecastRecord:
+    def execute(self, plugins: Plugins) -> ForecastRecord:
         """Do every phase in order. Returns the complete record."""
         with time_phase(self.record, "load"):
-            self.load()
+            self.load(plugins)
         with time_phase(self.record, "reference"):
             self.build_reference()
         with time_phase(self.record, "estimate"):
@@ -73,7 +72,7 @@ class Forecast:
             self.check(points)
         return self.record
 
-    def load(self) -> None:
+    def load(self, plugins: Plugins) -> None:
         """Load model, metrics and compressors. Wrong settings are errors here, before any work."""
         settings, check = self.settings, self.settings.forecast.check
         if check < 0:
@@ -85,11 +84,11 @@ class Forecast:
                     "mean amounts by schedule.targets"
                 )
         needs = [*settings.schedule.ranks_by(), NOISE, *([COUNTED] if check else [])]
-        self.bench = open_setup(settings, self.plugins, needs, self.progress)
-        self.session = self.bench.open_session(self.folder, self.progress, notes=self.record.notes)
+        self.setup = open_setup(settings, plugins, needs, self.progress)
+        self.session = self.setup.open_session(self.folder, self.progress, notes=self.record.notes)
         first = next(iter(getattr(settings.schedule, TARGETS, [])), SMALLEST_AMOUNT)
         check_predictable(settings.schedule, first, self.session)
-        model, tokens = self.bench.model, settings.data.continuation_tokens
+        model, tokens = self.setup.model, settings.data.continuation_tokens
         self.record.base = {
             "parameters": model.base_parameters,
             "bytes": model.stored_bytes,
@@ -100,15 +99,15 @@ class Forecast:
 
     def build_reference(self) -> None:
         """Make the reference of the search prefixes, and read the base's margins, which the margin law needs."""
-        steps = self.bench.take_reference_steps([Prefixes.SEARCH])
+        steps = self.setup.take_reference_steps([Prefixes.SEARCH])
         deque(self.progress.track(steps, "what the base says", 3), maxlen=0)
-        self.law = read_law(self.bench.evaluators[Prefixes.SEARCH].reference, self.settings.seed)
-        self.record.reference = self.bench.describe_reference(Prefixes.SEARCH)
+        self.law = read_law(self.setup.evaluators[Prefixes.SEARCH].reference, self.settings.seed)
+        self.record.reference = self.setup.describe_reference(Prefixes.SEARCH)
 
     def predict(self, objective: str) -> CostTable:
         """The estimated effect of every option of every component on an objective; estimated only once."""
         if objective not in self.predictions:
-            components, offers = self.bench.model.components, self.session.problem.offers
+            components, offers = self.setup.model.components, self.session.problem.offers
             grid = {name: sample_options(offers, name) for name in components}
             estimates = self.session.estimate(EstimateRequest(grid, objective))
             sizes = self.session.sizes(SizeRequest(grid))
@@ -117,7 +116,7 @@ class Forecast:
 
     def describe_components(self, known: CostTable) -> None:
         """Record every option of every component, and note the components that no token reached."""
-        for name, component in self.bench.model.components.items():
+        for name, component in self.setup.model.components.items():
             options = []
             for compressor, found in known.options[name].items():
                 cost, low, high = self.law.cost(found.changes)
@@ -142,7 +141,7 @@ class Forecast:
         names, schedule = list(self.session.treatments.configured), self.settings.schedule
         sets = [names, *([name] for name in names if len(names) > 1)]
         oracle = PredictedOracle(schedule.name, known, self.predict, self.session.counts)
-        tasks = [(group, self.choose_among(group), self.choose_sizes(known.reach(group))) for group in sets]
+        tasks = [(group, self.choose_among(group), self.choose_sizes(group, known.reach(group))) for group in sets]
         total = sum(len(sizes) for _, _, sizes in tasks)
         steps = (
             (group, find_plan(schedule, size, problem, self.session.fuses, oracle))
@@ -165,17 +164,23 @@ class Forecast:
         problem = self.session.problem
         return replace(problem, offers={name: problem.offers[name] for name in compressors}, prefixes=1)
 
-    def choose_sizes(self, reach: float) -> list[float]:
-        """Mean amounts to plan for: the schedule's own, as far as they can be reached, otherwise an even spread."""
+    def choose_sizes(self, compressors: Sequence[str], reach: float) -> list[float]:
+        """Mean amounts to plan for: the schedule's own, as far as they can be reached.
+
+        Otherwise an even spread, and the fixed amounts of the compressors, such as 0.5 for int8 everywhere.
+        """
         given = list(getattr(self.settings.schedule, TARGETS))
         if given:
             return [amount for amount in given if amount <= reach + 1e-9]
         count = SIZES if reach > SMALLEST_AMOUNT else 1
-        return [float(amount) for amount in np.linspace(min(SMALLEST_AMOUNT, reach), reach, count)]
+        spread = {float(amount) for amount in np.linspace(min(SMALLEST_AMOUNT, reach), reach, count)}
+        offers = [offer for name in compressors for offer in self.session.problem.offers[name].values()]
+        fixed = {amount for offer in offers if not offer.is_range for amount in offer.levels if 0 < amount < reach}
+        return sorted(spread | fixed)
 
     def describe(self, plan: Plan, known: CostTable) -> PointForecast:
         """The point of a plan on the curve."""
-        model, expected = self.bench.model, self.law.expect(known.change(plan))
+        model, expected = self.setup.model, self.law.expect(known.change(plan))
         bits = self.mean_bits({name: known.bits(name, treatment) for name, treatment in plan.items()})
         weights = sum(component.parameters for component in model.components.values())
         parts: dict[str, float] = {}
@@ -197,7 +202,7 @@ class Forecast:
 
     def mean_bits(self, packed: Mapping[str, float]) -> float:
         """Mean bits of a weight; a component without an entry counts as the checkpoint stores it."""
-        components = self.bench.model.components.values()
+        components = self.setup.model.components.values()
         bits = sum(packed.get(c.name, c.parameters * c.stored_bits) for c in components)
         return float(bits / sum(component.parameters for component in components))
 
@@ -210,7 +215,7 @@ class Forecast:
                 "the law is trusted."
             )
         trials = [plan for _, plan in chosen]
-        scored = self.bench.evaluators[Prefixes.SEARCH].score(trials)
+        scored = self.setup.evaluators[Prefixes.SEARCH].score(trials)
         found = dict(self.progress.track(scored, "checking plans", len(trials)))
         for number, (point, _) in enumerate(chosen):
             scores, measured = self.session.scorer.summarize(found[number]), float(found[number][NOISE][:, 0].mean())
@@ -252,7 +257,7 @@ def execute(
     if (folder / JSON_NAME).exists():
         raise OutputError(f"{folder} already holds a forecast; choose another folder by hydra.run.dir, or remove it")
     record = ForecastRecord(config, collect_versions(), command)
-    Forecast(settings, plugins, folder, record, progress or Silent()).execute()
+    Forecast(settings, folder, record, progress or Silent()).execute(plugins)
     add_commands(record, folder, plugins)
     write_forecast(record, folder)
     return record

@@ -14,9 +14,9 @@ from compressor.artifacts.forecast_record import ForecastRecord
 from compressor.artifacts.run_record import Record
 from compressor.commands import forecast as forecast_command
 from compressor.commands import run as run_command
+from compressor.commands.checked_overrides import complete_overrides
 from compressor.commands.config import (
     add_forecast_defaults,
-    complete_overrides,
     open_hydra,
     read_config,
     store_schemas,

@@ -14,13 +14,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from compressor.artifacts.files import check_writable
+from compressor.commands.checked_overrides import choose_compressors, complete_overrides, find_varied
 from compressor.commands.config import (
     CONFIG_MODULE,
     add_forecast_defaults,
     add_overrides,
-    choose_compressors,
-    complete_overrides,
-    find_varied,
     open_hydra,
     parse_arguments,
     read_config,
@@ -160,10 +158,9 @@ def make_forecast_job(
 
 def show_comparison(folder: Path, terminal: Terminal) -> None:
     """Write and show the table of a multirun, failed jobs included."""
-    from compressor.report.comparison import collect_rows, comparison_table, write_comparison
+    from compressor.report.comparison import make_comparison_table, write_comparison
 
-    write_comparison(folder)
-    terminal.show(comparison_table(collect_rows(folder)))
+    terminal.show(make_comparison_table(write_comparison(folder)))
     terminal.say(f"comparison: {folder / 'comparison.json'}")
 
 

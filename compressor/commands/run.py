@@ -24,13 +24,11 @@ from compressor.artifacts.run_record import (
 from compressor.commands.cost import forecast_cost, sum_up
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.compression.amounts import describe_components, describe_final
-from compressor.contracts import Dialogue, Metric, Oracle, Prefixes, Score, SizeRequest
+from compressor.contracts import Dialogue, Oracle, Prefixes, Score, SizeRequest
 from compressor.contracts.requests import compressors_of
 from compressor.data.reference import write_reference
 from compressor.errors import CompressorError, OutputError
 from compressor.evaluation.bootstrap import aggregate_each
-from compressor.evaluation.evaluator import Evaluator
-from compressor.models import Model
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent, watch
 from compressor.report import heat_map_svg, read_report, write_report
@@ -46,29 +44,26 @@ class Run:
     """One compression run in progress; `execute` does all its phases."""
 
     settings: Settings
-    plugins: Plugins
     folder: Path
     tracker: Tracker
     record: Record
     progress: Progress = field(default_factory=Silent)
-    bench: RunSetup = field(init=False)
-    model: Model = field(init=False)
-    metrics: dict[str, Metric] = field(init=False)
-    evaluators: dict[Prefixes, Evaluator] = field(init=False)
+    setup: RunSetup = field(init=False)
     session: Session = field(init=False)
-    conversation: tuple[Dialogue, Oracle] = field(init=False)
     seconds_per_pass: float = field(init=False)
 
-    def execute(self) -> Record:
+    def execute(self, plugins: Plugins) -> Record:
         """Do every phase in order. Returns the complete record."""
         with time_phase(self.record, "load"):
-            self.load()
+            self.load(plugins)
+            dialogue, oracle = self.session.begin(self.settings.schedule)
+            self.answer_sizes(dialogue, oracle)
         with time_phase(self.record, "reference"):
             self.build_references()
         with time_phase(self.record, "forecast"):
             self.forecast_cost()
         with time_phase(self.record, "search"):
-            self.session.run(*self.conversation)
+            self.session.run(dialogue, oracle)
         with time_phase(self.record, "proof"):
             scores = self.prove()
         with time_phase(self.record, "export"):
@@ -78,25 +73,23 @@ class Run:
         self.record.status = "done"
         return self.record
 
-    def load(self) -> None:
+    def load(self, plugins: Plugins) -> None:
         """Load model, metrics, compressors and schedule. Wrong settings are errors here, before any work."""
         settings = self.settings
         export.check_format(settings.export.format)
-        bench = self.bench = open_setup(settings, self.plugins, settings.schedule.ranks_by(), self.progress)
-        self.model, self.metrics, self.evaluators = bench.model, bench.metrics, bench.evaluators
+        self.setup = open_setup(settings, plugins, settings.schedule.ranks_by(), self.progress)
+        model = self.setup.model
         if settings.export.gguf:
-            export.check_gguf(self.model)
-        self.record.metrics = {name: MetricRecord.of(metric) for name, metric in self.metrics.items()}
-        self.record.base = {"parameters": self.model.base_parameters, "bytes": self.model.stored_bytes}
-        self.session = bench.open_session(
+            export.check_gguf(model)
+        self.record.metrics = {name: MetricRecord.of(metric) for name, metric in self.setup.metrics.items()}
+        self.record.base = {"parameters": model.base_parameters, "bytes": model.stored_bytes}
+        self.session = self.setup.open_session(
             self.folder, self.progress, self.tracker.log_round, self.record.rounds, self.record.notes
         )
-        self.conversation = self.session.begin(settings.schedule)
-        self.answer_sizes()
 
-    def answer_sizes(self) -> None:
+    def answer_sizes(self, dialogue: Dialogue, oracle: Oracle) -> None:
         """Answer first questions about sizes, so that a size out of reach is an error before any pass."""
-        (dialogue, oracle), treatments = self.conversation, self.session.treatments
+        treatments = self.session.treatments
         while isinstance(request := dialogue.propose(), SizeRequest):
             if treatments.find_needs({*treatments.configured, *compressors_of(request.options)}):
                 return  # calibration takes forward passes
@@ -109,10 +102,10 @@ class Run:
 
     def take_reference_steps(self) -> Iterator[None]:
         """Make a reference for each set of prefixes, then score the base itself; yields after each step."""
-        yield from self.bench.take_reference_steps(tuple(Prefixes))
-        write_reference(self.evaluators[Prefixes.PROOF].reference, self.folder / "reference.safetensors")
-        self.record.noise_floor = min(evaluator.reference.noise_floor for evaluator in self.evaluators.values())
-        self.record.reference = self.bench.describe_reference(Prefixes.PROOF)
+        yield from self.setup.take_reference_steps(tuple(Prefixes))
+        write_reference(self.setup.evaluators[Prefixes.PROOF].reference, self.folder / "reference.safetensors")
+        self.record.noise_floor = min(evaluator.reference.noise_floor for evaluator in self.setup.evaluators.values())
+        self.record.reference = self.setup.describe_reference(Prefixes.PROOF)
         began = time.perf_counter()
         self.record.base["scores"] = self.session.scorer.summarize(self.session.scorer.score_kept(Prefixes.PROOF))
         proven = self.record.reference.prefixes
@@ -130,10 +123,12 @@ class Run:
 
     def prove(self) -> dict[str, Score]:
         """Score the result on the proof prefixes, and write a line for each of them to sequences.jsonl."""
-        evaluator = self.evaluators[Prefixes.PROOF]
+        evaluator = self.setup.evaluators[Prefixes.PROOF]
         values = watch(self.progress, "scoring the result on fresh prefixes", evaluator.score_current)
         columns = {
-            name: aggregate_each(metric, values[name]) for name, metric in self.metrics.items() if metric.text() is None
+            name: aggregate_each(metric, values[name])
+            for name, metric in self.setup.metrics.items()
+            if metric.text() is None
         }
         for index in range(len(evaluator.reference.tokens)):
             line = {"index": index} | {name: float(values[index]) for name, values in columns.items()}
@@ -146,7 +141,7 @@ class Run:
         write_plan(applied.kept, self.folder / "plan.json")
         exported, verification = self.ship()
         self.record.notes.extend(exported.notes)
-        self.record.components = describe_components(self.model, applied.kept, applied.packed_bits, exported.bits)
+        self.record.components = describe_components(self.setup.model, applied.kept, applied.packed_bits, exported.bits)
         self.record.final = describe_final(self.record.components, exported.bytes, scores)
         self.record.export = ExportRecord(exported.format, str(exported.dtype), len(exported.packed), verification)
         if self.settings.export.gguf:
@@ -176,21 +171,16 @@ class Run:
     def save(self, form: str) -> export.Exported:
         """Save the model in a format."""
         provenance = {"config": self.record.config, "versions": self.record.versions}
-        folder, kept, quantized = (
-            self.folder / "model",
-            self.session.applied.kept,
-            self.session.applied.list_quantized(),
-        )
-        return watch(
-            self.progress,
-            "saving the model",
-            lambda: export.save(form, self.model, folder, kept, provenance, quantized),
-        )
+        model, applied = self.setup.model, self.session.applied
+        write = partial(export.save, form, model, self.folder / "model", applied.kept, provenance)
+        return watch(self.progress, "saving the model", lambda: write(applied.list_quantized()))
 
     def write_gguf(self) -> FileRecord:
         """Write model.gguf and check it; raises OutputError if it is not what was scored."""
         path, quantized = self.folder / "model.gguf", self.session.applied.list_quantized()
-        exported = watch(self.progress, "writing model.gguf", lambda: export.save_gguf(self.model, path, quantized))
+        exported = watch(
+            self.progress, "writing model.gguf", lambda: export.save_gguf(self.setup.model, path, quantized)
+        )
         self.record.notes.extend(exported.notes)
         return FileRecord(exported.bytes, len(exported.packed), self.verify(exported))
 
@@ -198,13 +188,13 @@ class Run:
         """Load the saved model and compare, if `export.verify`; raises OutputError if it is not what was scored."""
         if not self.settings.export.verify:
             return None
-        reference, trust = self.evaluators[Prefixes.PROOF].reference, self.settings.model.trust_remote_code
+        reference, trust = self.setup.evaluators[Prefixes.PROOF].reference, self.settings.model.trust_remote_code
         verification = watch(
             self.progress,
             "checking the saved model",
-            lambda: export.verify(exported, self.model, reference.tokens, reference.prefix_tokens, trust),
+            lambda: export.verify(exported, self.setup.model, reference.tokens, reference.prefix_tokens, trust),
         )
-        is_whole = not export.list_untransformed(self.model, exported)
+        is_whole = not export.list_untransformed(self.setup.model, exported)
         self.record.notes.append(export.tell(exported.title, verification, is_whole))
         return verification
 
@@ -240,8 +230,8 @@ def execute(
     try:
         tracked = config | {"versions": record.versions}
         label, progress = label or RunLabel(settings.schedule.name), progress or Silent()
-        with open_tracker(settings.tracking, folder, tracked, label.name, label.group) as tracker:
-            Run(settings, plugins, folder, tracker, record, progress).execute()
+        with open_tracker(settings.tracking, folder, tracked, label) as tracker:
+            Run(settings, folder, tracker, record, progress).execute(plugins)
             write_report(record, folder)
             tracker.log_final(record, heat_map_svg(record.components), folder)
         if tracker.sync_command:

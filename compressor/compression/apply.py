@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -86,16 +87,13 @@ class Treatments:
 
     def compress(self, model: Model, plan: Plan) -> dict[str, CompressedWeight]:
         """Compress every component of the plan, from its weight before any round. The model does not change."""
-        check_names(model, plan)
         return {name: self.compress_one(model, name, treatment) for name, treatment in plan.items()}
 
     def compress_one(self, model: Model, name: str, treatment: Treatment) -> CompressedWeight:
         """The component's weight after its treatment."""
-        return self.compress_weight(model.components[name], read_untreated(model, name), treatment)
-
-    def compress_weight(self, component: Component, weight: Tensor, treatment: Treatment) -> CompressedWeight:
-        """`weight` `[out, in]` of a component after a treatment."""
-        (compressed,) = self.compress_each(component, weight, [treatment])
+        check_names(model, [name])
+        component = model.weight_views[name].component
+        (compressed,) = self.compress_each(component, read_untreated(model, name), [treatment])
         return compressed
 
     @torch.no_grad()
@@ -103,38 +101,16 @@ class Treatments:
         self, component: Component, weight: Tensor, treatments: Sequence[Treatment]
     ) -> Iterator[CompressedWeight]:
         """`weight` `[out, in]` after each treatment, in order. Amounts of one compressor may share work."""
-        for (_, _, by_row), group in itertools.groupby(
-            treatments, lambda t: (t.compressor, t.options, t.rows is not None)
-        ):
+        for _, group in itertools.groupby(treatments, lambda t: (t.compressor, t.options, t.rows is not None)):
             chosen = list(group)
             compressor = self.resolve(chosen[0])
             offer, context = compressor.offer(component), self.make_context(compressor, component, weight)
             with named_by(self.installed, compressor, component.name):
-                for compressed in self._apply(compressor, offer, weight, chosen, context, by_row):
+                for compressed in compress_alike(compressor, offer, weight, chosen, context):
                     check_dense(compressed.dense(), weight)
-                    check_input_transform(compressed, compressor)
+                    if compressed.input_transform is not None and not compressor.transforms_inputs:
+                        raise ValueError("its weights have an `input_transform`, so `transforms_inputs` must be True")
                     yield compressed
-
-    def _apply(
-        self,
-        compressor: Compressor,
-        offer: Offer,
-        weight: Tensor,
-        treatments: Sequence[Treatment],
-        context: Context,
-        by_row: bool,
-    ) -> Iterator[CompressedWeight]:
-        """Treatments by one compressor, all with rows or all without."""
-        component = context.component
-        if by_row:
-            for treatment in treatments:
-                rows = treatment.rows or ()
-                offer.require_rows(rows, compressor.name, component)
-                yield compressor.compress_rows(weight, rows, context)
-            return
-        for treatment in treatments:
-            offer.require(treatment.amount, compressor.name, component)
-        yield from compressor.compress_each(weight, [treatment.amount for treatment in treatments], context)
 
     def check_repeatable(self, model: Model, options: Mapping[str, Sequence[Treatment | None]]) -> None:
         """Raise PluginError for a compressor that gives different results for the same input, on one component."""
@@ -189,21 +165,36 @@ class Treatments:
         return counts
 
 
-class named_by:
-    """Converts errors of a compressor into one line that names it, its distribution and the component."""
+def compress_alike(
+    compressor: Compressor, offer: Offer, weight: Tensor, treatments: Sequence[Treatment], context: Context
+) -> Iterator[CompressedWeight]:
+    """`weight` after each of these treatments by one compressor, all with an amount for each row or all without."""
+    component = context.component
+    if treatments[0].rows is None:
+        for treatment in treatments:
+            offer.require(treatment.amount, compressor.name, component)
+        yield from compressor.compress_each(weight, [treatment.amount for treatment in treatments], context)
+        return
+    for treatment in treatments:
+        rows = treatment.rows or ()
+        offer.require_rows(rows, compressor.name, component)
+        yield compressor.compress_rows(weight, rows, context)
 
-    def __init__(self, installed: Registry[Compressor], compressor: Compressor, component: str) -> None:
+
+@contextmanager
+def named_by(installed: Registry[Compressor], compressor: Compressor, component: str) -> Iterator[None]:
+    """Converts errors of a compressor into one line that names it, its distribution and the component."""
+    try:
+        yield
+    except CompressorError:
+        raise
+    except Exception as error:
         entry = installed.entries.get(compressor.name)
         owner = f" of {entry.distribution} {entry.version}" if entry else ""
-        self.text = f"compressor `{compressor.name}`{owner} failed on {component}"
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, CompressorError):
-            reason = " ".join(str(error).split())
-            raise PluginError(f"{self.text}: {type(error).__name__}: {reason}") from error
+        reason = " ".join(str(error).split())
+        raise PluginError(
+            f"compressor `{compressor.name}`{owner} failed on {component}: {type(error).__name__}: {reason}"
+        ) from error
 
 
 def read_untreated(model: Model, name: str) -> Tensor:
@@ -211,12 +202,11 @@ def read_untreated(model: Model, name: str) -> Tensor:
     return model.held[name].to(model.device, copy=True) if name in model.held else model.read(name)
 
 
-def check_names(model: Model, plan: Plan) -> None:
+def check_names(model: Model, names: Iterable[str]) -> None:
     """Raise PlanError for a name that is not a component of the model."""
-    components = model.components
-    for name in plan:
-        if name not in components:
-            raise PlanError(f"unknown component `{name}`; {suggest(name, components)}")
+    for name in names:
+        if name not in model.weight_views:
+            raise PlanError(f"unknown component `{name}`; {suggest(name, model.weight_views)}")
 
 
 def check_dense(dense: Tensor, weight: Tensor) -> None:
@@ -232,12 +222,6 @@ def check_dense(dense: Tensor, weight: Tensor) -> None:
 def is_finite(tensor: Tensor) -> bool:
     """Whether no element is NaN or infinite. A finite sum proves it, and is much faster to compute."""
     return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
-
-
-def check_input_transform(compressed: CompressedWeight, compressor: Compressor) -> None:
-    """Raise ValueError if a compressor did not declare that its weights transform their inputs."""
-    if compressed.input_transform is not None and not compressor.transforms_inputs:
-        raise ValueError("its weights have an `input_transform`, so `transforms_inputs` must be True")
 
 
 def make_replacement(compressed: CompressedWeight) -> Replacement:

@@ -1,19 +1,11 @@
 """Calibration data of a component's inputs, gathered while the model reads prefixes and the base's continuations.
 
-With x_t `[in]` the input of a component for each token t that reaches it, and n the number of these tokens:
-
-    hessian        `[in, in]`  Σ_t x_t x_tᵀ / n
-    second_moment  `[in]`      Σ_t x_t² / n, the diagonal of the hessian
-    absmax         `[in]`      max_t |x_t|
-    tokens         `[]`        n
-
-All are float32, except n, which is int64. For an expert that no token reached, n is 0 and the others are zero. The
-tokens are those of a scoring pass: prefixes and continuations without the last token. The LM head only gets tokens that
-predict continuations. A token with zero inputs is not counted: some families give an expert zeros for other tokens.
+`compressor.contracts.Context` defines the data. The tokens are those of a scoring pass: prefixes and continuations
+without the last token. The LM head only gets tokens that predict continuations. A token with zero inputs is not
+counted: some families give an expert zeros for other tokens.
 """
 
-from __future__ import annotations
-
+import math
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +18,7 @@ from compressor.data.reference import Reference
 from compressor.errors import ModelError, PluginError, suggest
 from compressor.models import Model
 from compressor.models.components import find_layers
-from compressor.models.matmul_inputs import MatmulInputs, experts_apart
+from compressor.models.matmul_inputs import MatmulInputs, Receive, experts_apart
 from compressor.models.tensor_spill import TensorSpill
 from compressor.models.weight_views import WeightView
 from compressor.resources import MemoryBudget
@@ -43,6 +35,10 @@ class Accumulation:
     add: Callable[[Tensor, Tensor], object]
     is_mean: bool = False
     dtype: torch.dtype = torch.float32
+
+    def start(self, width: int, device: torch.device | None = None) -> Tensor:
+        """Zeros to add to, for inputs of this width."""
+        return torch.zeros(self.shape(width), dtype=self.dtype, device=device)
 
 
 TOKENS = "tokens"
@@ -102,12 +98,13 @@ def gather(
     """
     wanted, memory = frozenset(names) | {TOKENS}, memory or MemoryBudget()
     weight_views = {name: model.weight_views[name] for name in components}
-    with experts_apart(model.network, weight_views):
+    share = 1.0 if last is None else (last + 1) / len(find_layers(model.network)[1])
+    with experts_apart(weight_view.owner for weight_view in weight_views.values()):
         gathering = _Gathering(model, reference, weight_views, wanted, last)
         sources = gathering.find_sources()
         calibration = Calibration(wanted, sources, TensorSpill(memory.calibration))
         for group in gathering.list_groups(dict.fromkeys(sources.values()), memory.calibration_pass):
-            calibration.passes += gathering.share
+            calibration.passes += share
             for source, totals in gathering.gather_group(group).items():
                 for name, total in totals.items():
                     calibration.spill.put((source, name), total)
@@ -126,12 +123,6 @@ class _Gathering:
     last: int | None
     used: set[str] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
-
-    @property
-    def share(self) -> float:
-        """The share of the layers that run in each forward pass."""
-        layers = len(find_layers(self.model.network)[1])
-        return 1.0 if self.last is None else (self.last + 1) / layers
 
     def find_sources(self) -> dict[str, str]:
         """For each component the first one with identical inputs, by a pass over a few tokens."""
@@ -155,7 +146,7 @@ class _Gathering:
         held = 0
         for source in sources:
             width = self.weight_views[source].component.shape[1]
-            size = sum(torch.Size(CALIBRATION_DATA[name].shape(width)).numel() * 4 for name in self.names)
+            size = sum(4 * math.prod(CALIBRATION_DATA[name].shape(width)) for name in self.names)
             if group and held + size > limit:
                 yield group
                 group, held = [], 0
@@ -165,16 +156,14 @@ class _Gathering:
             yield group
 
     def gather_group(self, group: Collection[str]) -> dict[str, dict[str, Tensor]]:
-        """Source -> name -> calibration data, by one forward pass over all sequences."""
+        """Source -> name -> calibration data, by one forward pass over all sequences.
+
+        Raises ModelError for values that are not finite.
+        """
         totals: dict[str, dict[str, Tensor]] = {}
         for source in group:
-            width, device = self.weight_views[source].component.shape[1], self.model.device
-            totals[source] = {
-                name: torch.zeros(
-                    CALIBRATION_DATA[name].shape(width), dtype=CALIBRATION_DATA[name].dtype, device=device
-                )
-                for name in self.names
-            }
+            width = self.weight_views[source].component.shape[1]
+            totals[source] = {name: CALIBRATION_DATA[name].start(width, self.model.device) for name in self.names}
 
         def accumulate(names: Sequence[str], inputs: Tensor) -> None:
             rows = inputs.float()
@@ -186,19 +175,15 @@ class _Gathering:
             for _, tokens in self.reference.batches():
                 self._run(tokens[:, :-1])
         for source, found in totals.items():
-            self._finish(source, found)
+            for name, total in found.items():
+                if CALIBRATION_DATA[name].is_mean:
+                    total /= found[TOKENS].clamp(min=1)
+                if not total.isfinite().all():
+                    raise ModelError(
+                        f"the inputs of `{source}` hold NaN or infinity, or their squares are too large; use "
+                        "model.dtype=float32, or exclude it by components.exclude"
+                    )
         return totals
-
-    def _finish(self, source: str, totals: dict[str, Tensor]) -> None:
-        """Turn sums into means; raises ModelError for values that are not finite."""
-        for name, total in totals.items():
-            if CALIBRATION_DATA[name].is_mean:
-                total /= totals[TOKENS].clamp(min=1)
-            if not total.isfinite().all():
-                raise ModelError(
-                    f"the inputs of `{source}` hold NaN or infinity, or their squares are too large; use "
-                    "model.dtype=float32, or exclude it by components.exclude"
-                )
 
     def check_seen(self) -> None:
         """Raise ModelError for a component that is used, but in no matrix product."""
@@ -210,9 +195,7 @@ class _Gathering:
                 )
 
     @contextmanager
-    def _watched(
-        self, weight_views: Mapping[str, WeightView], on_inputs: Callable[[Sequence[str], Tensor], None]
-    ) -> Iterator[None]:
+    def _watched(self, weight_views: Mapping[str, WeightView], on_inputs: Receive) -> Iterator[None]:
         """Inside, `on_inputs` is called at each matrix product, and a forward pass stops after the layer `last`."""
         layers = find_layers(self.model.network)[1]
         products = MatmulInputs(weight_views, on_inputs)

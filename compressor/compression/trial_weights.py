@@ -1,7 +1,5 @@
 """Computes the weights of trials, and caches those that take long to compute."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from compressor.compression.apply import Treatments, make_replacement
@@ -25,7 +23,7 @@ class TrialWeights:
         """The weight `[out, in]` of the component after the treatment, and its input transform."""
         compressed = self._made.get((component, treatment))
         if compressed is None:
-            compressed = self._compress(component, treatment)
+            compressed = self.treatments.compress_one(self.model, component, treatment)
             # Treatments by row are hardly ever equal, so they are not cached.
             if treatment.rows is None and self.treatments.resolve(treatment).needs:
                 self._remember(component, treatment, compressed)
@@ -36,15 +34,12 @@ class TrialWeights:
         for plan in plans:
             for component, treatment in plan.items():
                 if (component, treatment) not in self._made:
-                    self._remember(component, treatment, self._compress(component, treatment))
+                    self._remember(component, treatment, self.treatments.compress_one(self.model, component, treatment))
 
     def forget(self) -> None:
         """Empty the cache."""
         self._made.clear()
         self._held_bits = 0
-
-    def _compress(self, component: str, treatment: Treatment) -> CompressedWeight:
-        return self.treatments.compress(self.model, {component: treatment})[component]
 
     def _remember(self, component: str, treatment: Treatment, compressed: CompressedWeight) -> None:
         """Cache the weight, unless the limit would be exceeded."""

@@ -7,13 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from compressor.contracts.quantized import CompressedWeight
 from compressor.contracts.types import Component, Offer
 from compressor.errors import PlanError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from compressor.contracts.quantized import CompressedWeight
 
 
 @dataclass(frozen=True)

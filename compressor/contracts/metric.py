@@ -6,15 +6,15 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.contracts.outputs import Readout
 from compressor.contracts.types import Better, Reads
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Generator as RandomGenerator
     from torch import Tensor
-
-    from compressor.contracts.outputs import Readout
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,6 @@ class QuantizedMatrix(CompressedWeight):
         return dataclasses.replace(self, integers=integers, zeros=None, integer_bits=self.integer_bits + 1)
 
     def to(self, device: torch.device | str) -> QuantizedMatrix:
-        """The same on another device."""
         zeros = None if self.zeros is None else self.zeros.to(device)
         return dataclasses.replace(self, integers=self.integers.to(device), scales=self.scales.to(device), zeros=zeros)
 

@@ -6,13 +6,12 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from compressor.contracts.types import Better, Component, Offer, Plan, Scores, Treatment
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 Answer = TypeVar("Answer")
 
@@ -81,7 +80,7 @@ class ScoreRequest(Request[tuple[Scores, ...]]):
 
 
 @dataclass(frozen=True)
-class ValuesRequest(Request["tuple[dict[str, NDArray[np.float64]], ...]"]):
+class ValuesRequest(Request[tuple[dict[str, NDArray[np.float64]], ...]]):
     """Like `ScoreRequest`, but the answer has the first value per sequence of each metric, `[sequence]`.
 
     With these values, two trials can be compared prefix by prefix.
@@ -236,35 +235,15 @@ class KeepRequest(Request[dict[str, float]]):
 
 
 class Oracle(Protocol):
-    """Answers requests. A run measures the answers, a forecast predicts them, a dry run makes them up."""
+    """Answers each kind of request. A run measures the answers, a forecast predicts them, a dry run makes them up."""
 
-    def score(self, request: ScoreRequest) -> tuple[Scores, ...]:
-        """The scores of each trial, in order."""
-        ...
-
-    def values(self, request: ValuesRequest) -> tuple[dict[str, NDArray[np.float64]], ...]:
-        """For each trial, in order: metric -> values per sequence `[sequence]`."""
-        ...
-
-    def best(self, request: BestRequest) -> Best:
-        """The best trials."""
-        ...
-
-    def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
-        """Component -> the estimated effect of each of its options."""
-        ...
-
-    def sizes(self, request: SizeRequest) -> dict[str, list[int]]:
-        """Component -> the bits that each of its options stores."""
-        ...
-
-    def counts(self, request: CountRequest) -> dict[str, list[int]]:
-        """Component -> how many of its weights have at most each importance."""
-        ...
-
-    def keep(self, request: KeepRequest) -> dict[str, float]:
-        """Component -> its amount, after the plan was put on the model."""
-        ...
+    def score(self, request: ScoreRequest) -> tuple[Scores, ...]: ...
+    def values(self, request: ValuesRequest) -> tuple[dict[str, NDArray[np.float64]], ...]: ...
+    def best(self, request: BestRequest) -> Best: ...
+    def estimate(self, request: EstimateRequest) -> dict[str, Estimate]: ...
+    def sizes(self, request: SizeRequest) -> dict[str, list[int]]: ...
+    def counts(self, request: CountRequest) -> dict[str, list[int]]: ...
+    def keep(self, request: KeepRequest) -> dict[str, float]: ...
 
 
 Asks = Generator[Request[Any], Any, Answer]

@@ -1,7 +1,5 @@
 """The contract of schedules: which trials to score and which plans to keep."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar

@@ -126,7 +126,7 @@ class Treatment:
             if not (math.isfinite(amount) and 0.0 <= amount <= 1.0):
                 raise PlanError(
                     f"`amount` of {self.compressor} must be in [0, 1], got {amount!r}; "
-                    f"give the share of bits to take away"
+                    "give the share of bits to take away"
                 )
         if self.rows is not None and abs(sum(self.rows) - self.amount * len(self.rows)) > 1e-6 * len(self.rows):
             mean = sum(self.rows) / max(1, len(self.rows))

@@ -1,6 +1,5 @@
 """Prefixes, which the base continues, and windows of natural text, on which perplexity is measured."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +25,10 @@ class Windows:
 
 def check_settings(settings: DataSettings, context: int | None) -> None:
     """Raise ConfigError for invalid lengths and counts."""
-    for key, least in (("prefixes", 1), ("prefix_tokens", 1), ("continuation_tokens", 1)):
-        if getattr(settings, key) < least:
-            raise ConfigError(f"`data.{key}` must be at least {least}, got {getattr(settings, key)}; raise it")
-    if settings.proof_prefixes is not None and settings.proof_prefixes < 1:
-        raise ConfigError(f"`data.proof_prefixes` must be at least 1, got {settings.proof_prefixes}; raise it")
+    for key in ("prefixes", "prefix_tokens", "continuation_tokens", "proof_prefixes"):
+        value = getattr(settings, key)
+        if value is not None and value < 1:
+            raise ConfigError(f"`data.{key}` must be at least 1, got {value}; raise it")
     length = settings.prefix_tokens + settings.continuation_tokens
     if context is not None and length > context:
         raise ConfigError(
@@ -127,10 +125,10 @@ def cut_prefixes(model: Model, ids: Tensor, count: int, settings: DataSettings, 
     generator = torch.Generator().manual_seed(settings.seed)
     starts = torch.randperm(available, generator=generator)[:count] * stretch
     offset = int(torch.randint(len(ids) - available * stretch + 1, (), generator=generator))
-    if not model.adds_bos or model.bos is None:
-        return torch.stack([ids[offset + s : offset + s + settings.prefix_tokens] for s in starts.tolist()])
-    rows = [ids[offset + s + 1 : offset + s + settings.prefix_tokens] for s in starts.tolist()]
-    return torch.stack([torch.cat([ids.new_tensor([model.bos]), row]) for row in rows])
+    prefixes = torch.stack([ids[offset + s : offset + s + settings.prefix_tokens] for s in starts.tolist()])
+    if model.adds_bos and model.bos is not None:
+        prefixes[:, 0] = model.bos
+    return prefixes
 
 
 def make_prefixes(
@@ -154,22 +152,15 @@ def make_prefixes(
     return both[: settings.prefixes], both[settings.prefixes :]
 
 
-def window_starts(length: int, window: int, stride: int) -> Iterator[int]:
-    """The starts of the windows; together they score every token after the first exactly once."""
-    start = 0
-    while True:
-        yield start
-        if start + window >= length:
-            return
-        start += stride
-
-
 def cut_windows(ids: Tensor, window: int, stride: int, source: str) -> Windows:
-    """Windows of `window` tokens, `stride` tokens apart; the last one is padded, and padding is not scored."""
+    """Windows of `window` tokens, `stride` tokens apart. Together they score every token after the first exactly once.
+
+    The last one is the first that reaches the end of the text; it is padded, and padding is not scored.
+    """
     if len(ids) < 2:
         raise DataError(f"{source} holds {len(ids)} tokens; at least 2 are needed for perplexity; give more text")
     rows, counted, scored_to = [], [], 1
-    for start in window_starts(len(ids), window, stride):
+    for start in range(0, max(0, len(ids) - window) + stride, stride):
         row = ids[start : start + window]
         positions = torch.arange(start + 1, start + window)
         counted.append((positions >= scored_to) & (positions < len(ids)))

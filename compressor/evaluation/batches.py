@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from compressor.contracts import Metric, Readout, Reads
-from compressor.data.reference import Reference
+from compressor.contracts import Metric, Readout
 from compressor.errors import CompressorError, ModelError, PluginError
-from compressor.models import Model
 
 BatchValues = Mapping[str, Tensor]
 """Metric name -> `[sequence, value]`, for the sequences of one batch."""
@@ -24,64 +21,30 @@ Reader = Callable[[Readout], BatchValues]
 """Computes the values of a batch from the readout of a trial."""
 
 
-class Batch(Protocol):
-    """Sequences that are scored together: `tokens` `[sequence, length]`, and what they should be followed by.
+@dataclass(frozen=True)
+class Batch:
+    """Sequences that are scored together by `metrics`: `tokens` `[sequence, length]`, and what should follow them.
 
     `targets` `[sequence, keep]` are the expected next tokens at the last `keep` positions of `tokens`. `counted`
     `[sequence, keep]` marks the positions to score; None means all. With `only_leading`, metrics read nothing but
-    `Readout.leading`.
+    `Readout.leading`. `read_base` gives the base's readout; None if no metric reads it.
     """
 
-    @property
-    def tokens(self) -> Tensor: ...
-    @property
-    def targets(self) -> Tensor: ...
-    @property
-    def counted(self) -> Tensor | None: ...
-    @property
-    def only_leading(self) -> bool: ...
+    tokens: Tensor
+    targets: Tensor
+    metrics: Mapping[str, Metric]
+    counted: Tensor | None = None
+    only_leading: bool = False
+    read_base: Callable[[], Readout] | None = None
 
-    def open(self) -> AbstractContextManager[Reader]:
-        """Inside, what computes the values of trials on this batch."""
-        ...
-
-
-class Continuations:
-    """A batch of the base's own continuations; all metrics that read continuations share one forward pass."""
-
-    def __init__(
-        self, model: Model, reference: Reference, metrics: Mapping[str, Metric], index: int, tokens: Tensor
-    ) -> None:
-        self.tokens, self.counted = tokens[:, :-1], None
-        self.targets = tokens[:, reference.prefix_tokens :].to(model.device)
-        self.only_leading = all(metric.reads is Reads.LEADING for metric in metrics.values())
-        self._reference, self._metrics, self._index = reference, metrics, index
-
-    @contextmanager
-    def open(self) -> Iterator[Reader]:
-        """The base's logits are computed once for all trials, if a metric reads them."""
-        needs_base = any(metric.reads & Reads.BASE for metric in self._metrics.values())
-        base = self._reference.base_readout(self._index, len(self.targets)) if needs_base else None
+    def make_reader(self) -> Reader:
+        """Computes the values of trials on this batch. The base's logits are computed once for all of them."""
+        base = self.read_base() if self.read_base else None
 
         def read(candidate: Readout) -> BatchValues:
-            return {name: read_values(metric, candidate, base or candidate) for name, metric in self._metrics.items()}
+            return {name: read_values(metric, candidate, base or candidate) for name, metric in self.metrics.items()}
 
-        yield read
-
-
-class Text:
-    """A batch of windows of text for one metric."""
-
-    only_leading = False
-
-    def __init__(self, name: str, metric: Metric, tokens: Tensor, counted: Tensor, device: torch.device) -> None:
-        self.tokens, self.targets, self.counted = tokens[:, :-1], tokens[:, 1:].to(device), counted.to(device)
-        self._name, self._metric = name, metric
-
-    @contextmanager
-    def open(self) -> Iterator[Reader]:
-        """The base is not read."""
-        yield lambda candidate: {self._name: read_values(self._metric, candidate, candidate)}
+        return read
 
 
 def read_values(metric: Metric, candidate: Readout, base: Readout) -> Tensor:

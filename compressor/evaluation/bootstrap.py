@@ -29,14 +29,6 @@ def aggregate_each(metric: Metric, values: NDArray[np.float64]) -> NDArray[np.fl
     return metric.aggregate(values[:, None, :])
 
 
-def join_blocks(held: NDArray[np.float64], start: int, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`[sequence]`: `held` for the sequences before `start`, followed by `values` for those from `start` on.
-
-    Returns `held` as it is where `values` adds no further sequence, or where sequences in between are missing.
-    """
-    return np.concatenate([held[:start], values]) if start <= len(held) < start + len(values) else held
-
-
 def summarize(metric: Metric, values: NDArray[np.float64], seed: int = 0) -> Score:
     """Aggregate `values` `[sequence, value]`; intervals by the percentile bootstrap over sequences.
 

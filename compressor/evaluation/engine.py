@@ -1,4 +1,4 @@
-"""Scores many trials in one walk over the layers: what trials share is computed once, and nothing is approximate.
+"""Scores many trials in one pass over the layers: what trials share is computed once, and nothing is approximate.
 
 The layers before a trial's first change give the same as in the current model. So the current model is run layer by
 layer, and each trial branches off at its first changed layer. There, modules that the change does not reach are not
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from compressor.contracts import Plan, Readout
-from compressor.evaluation.batches import Batch, BatchValues, Reader, Scored
+from compressor.evaluation.batches import Batch, BatchValues, Scored
 from compressor.evaluation.first_divergence import FirstDivergence
 from compressor.evaluation.layer_replay import LayerReplay
 from compressor.evaluation.layer_runner import BatchState, Branch, LayerRunner
@@ -45,11 +45,13 @@ class Engine:
 
         No trial changes an earlier layer.
         """
+        is_short = self.replay.splits_positions and all(state.batch.only_leading for state in states)
+        share = DIVERGENCE_SHARE if is_short else 1.0
         waiting = self.grouping.sort_by_first_layer(trials)
         yield from self._score_unchanged(start, states, waiting.pop(len(self.replay.layers), []))
         for index in range(start, max(waiting, default=-1) + 1):
             numbers = waiting.pop(index, [])
-            separate, shared = self.grouping.choose_shared(index, trials, numbers, self._estimate_share(states))
+            separate, shared = self.grouping.choose_shared(index, trials, numbers, share)
             plans = {number: trials[number] for number in separate}
             for group in make_weights_in_groups(self.weight_source, plans):
                 found: dict[int, list[BatchValues]] = {number: [] for number in group}
@@ -61,19 +63,13 @@ class Engine:
             for state in states if waiting else ():
                 self.runner.advance(index, state)
 
-    def _estimate_share(self, states: Sequence[BatchState]) -> float:
-        """The share of the layers' work that a trial needs when it is run separately."""
-        is_short = self.replay.splits_positions and all(state.batch.only_leading for state in states)
-        return DIVERGENCE_SHARE if is_short else 1.0
-
     def _score_unchanged(self, start: int, states: Sequence[BatchState], numbers: Sequence[int]) -> Scored:
         """Score trials that change nothing more: all of them are the current model."""
         if not numbers:
             return
         found: dict[int, list[BatchValues]] = {numbers[0]: []}
         for state in states:
-            with state.batch.open() as read:
-                self._finish(start, state, [(numbers[0], state.hidden)], read, found)
+            self.runner.finish(start, state, [(numbers[0], state.hidden)], state.batch.make_reader(), found)
         yield from ((number, found[numbers[0]]) for number in numbers)
 
     def _score_shared(self, index: int, states: Sequence[BatchState], trials: Mapping[int, Plan]) -> Scored:
@@ -107,20 +103,19 @@ class Engine:
         with cache.recording():
             state.next_hidden = self.replay.run(index, inputs, state.hidden)
         changed: dict[int, list[Branch]] = {}  # by the last changed layer
-        with state.batch.open() as read:
-            for number, weights in group.items():
-                last = self.grouping.find_last_layer(weights)
-                with self.model.swapped(weights):
-                    with cache.serving(self.runner.find_owners(weights)):
-                        hidden = self.replay.run(index, inputs, state.hidden)
-                    for later in range(index + 1, last + 1):
-                        hidden = self.replay.run(later, inputs, hidden)
-                branches = changed.setdefault(last, [])
-                branches.append((number, hidden))
-                if len(branches) >= self.runner.at_once:
-                    self._finish(last + 1, state, changed.pop(last), read, found)
-            for last, branches in changed.items():
-                self._finish(last + 1, state, branches, read, found)
+        read = state.batch.make_reader()
+        for number, weights in group.items():
+            last = self.grouping.find_last_layer(weights)
+            with self.model.swapped(weights):
+                with cache.serving(self.runner.find_owners(weights)):
+                    hidden = self.replay.run(index, inputs, state.hidden)
+                hidden = self.replay.run_layers(range(index + 1, last + 1), inputs, hidden)
+            branches = changed.setdefault(last, [])
+            branches.append((number, hidden))
+            if len(branches) >= self.runner.at_once:
+                self.runner.finish(last + 1, state, changed.pop(last), read, found)
+        for last, branches in changed.items():
+            self.runner.finish(last + 1, state, branches, read, found)
 
     def _score_first_divergence(
         self,
@@ -132,11 +127,11 @@ class Engine:
         """As `_score_separate`, where nothing but the first divergence is read."""
         batch = state.batch
         divergence = FirstDivergence(self.replay, index, batch.tokens, state.hidden, batch.targets)
-        with batch.open() as read:
-            for number, weights in group.items():
-                with self.model.swapped(weights):
-                    leading = divergence.count(self.runner.find_owners(weights))
-                found[number].append(read(Readout(_refuse_logits, batch.targets, leading=leading)))
+        read = batch.make_reader()
+        for number, weights in group.items():
+            with self.model.swapped(weights):
+                leading = divergence.count(self.runner.find_owners(weights))
+            found[number].append(read(Readout(_refuse_logits, batch.targets, leading=leading)))
 
     def _transforms_inputs(self, weights: Weights) -> bool:
         """Are any inputs rounded, by these weights or in the current model?
@@ -144,19 +139,6 @@ class Engine:
         A difference in the last bit can then change a rounded input, so positions are not split.
         """
         return bool(self.model.input_transforms) or any(weight.input_transform for weight in weights.values())
-
-    def _finish(
-        self,
-        start: int,
-        state: BatchState,
-        branches: Sequence[Branch],
-        read: Reader,
-        found: Mapping[int, list[BatchValues]],
-    ) -> None:
-        """Run branches through the layers from `start`, where none of them changes a layer, and add their values."""
-        results = self.runner.finish(start, state, branches, read)
-        for (number, _), values in zip(branches, results, strict=True):
-            found[number].append(values)
 
 
 def _refuse_logits() -> Tensor:

@@ -6,16 +6,17 @@ Both give the same values, so the plain forward passes are the check of the engi
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compressor.contracts import Metric, Plan, Readout
+from compressor.contracts import Metric, Plan, Readout, Reads
 from compressor.data.reference import Reference
 from compressor.data.texts import Windows
-from compressor.evaluation.batches import Batch, BatchValues, Continuations, Scored, Text
+from compressor.evaluation.batches import Batch, BatchValues, Scored
 from compressor.evaluation.engine import Engine
 from compressor.evaluation.layer_replay import CannotReplay, LayerReplay
 from compressor.evaluation.layer_runner import LayerRunner
@@ -94,21 +95,23 @@ class Evaluator:
 
     def _list_batches(self, names: Sequence[str] | None, start: int, stop: int | None) -> list[Batch]:
         """Batches of continuations, which these metrics share, and batches of text for each metric that reads text."""
+        reference, device = self.reference, self.model.device
         metrics = {name: self.metrics[name] for name in (self.metrics if names is None else names)}
+        shared = {name: metric for name, metric in metrics.items() if metric.text() is None}
+        needs_base = any(metric.reads & Reads.BASE for metric in shared.values())
+        only_leading = all(metric.reads is Reads.LEADING for metric in shared.values())
         batches: list[Batch] = []
-        if on_continuations := {name: metric for name, metric in metrics.items() if metric.text() is None}:
-            for index, tokens in self.reference.batches(start, stop):
-                batches.append(Continuations(self.model, self.reference, on_continuations, index, tokens))
-        for name, metric in metrics.items():
-            if name not in on_continuations:
-                batches += self._list_text(name, metric)
+        for first, tokens in reference.batches(start, stop) if shared else ():
+            targets = tokens[:, reference.prefix_tokens :].to(device)
+            read_base = partial(reference.base_readout, first, len(tokens)) if needs_base else None
+            batches.append(Batch(tokens[:, :-1], targets, shared, None, only_leading, read_base))
+        for name in (name for name in metrics if name not in shared):
+            windows = self.windows[name]
+            size = max(1, reference.batch * reference.tokens.shape[1] // windows.tokens.shape[1])
+            for tokens, counted in zip(windows.tokens.split(size), windows.counted.split(size), strict=True):
+                targets = tokens[:, 1:].to(device)
+                batches.append(Batch(tokens[:, :-1], targets, {name: metrics[name]}, counted.to(device)))
         return batches
-
-    def _list_text(self, name: str, metric: Metric) -> Iterator[Batch]:
-        windows = self.windows[name]
-        size = max(1, self.reference.batch * self.reference.tokens.shape[1] // windows.tokens.shape[1])
-        for tokens, counted in zip(windows.tokens.split(size), windows.counted.split(size), strict=True):
-            yield Text(name, metric, tokens, counted, self.model.device)
 
     def _find_engine(self) -> TrialEngine | None:
         """The engine of this model, checked at its first use; None where each trial must be a plain forward pass."""
@@ -126,8 +129,8 @@ class Evaluator:
 
 def score_plainly(model: Model, batch: Batch) -> BatchValues:
     """The values of the current model on a batch, by one forward pass."""
-    with batch.open() as read:
-        return read(Readout(model.logits(batch.tokens, batch.targets.shape[1]), batch.targets, batch.counted))
+    read = batch.make_reader()
+    return read(Readout(model.logits(batch.tokens, batch.targets.shape[1]), batch.targets, batch.counted))
 
 
 def join_values(names: Sequence[str], batches: Sequence[BatchValues]) -> SequenceValues:

@@ -37,8 +37,7 @@ class FirstDivergence:
     """
 
     def __init__(self, replay: LayerReplay, index: int, tokens: Tensor, hidden: Tensor, targets: Tensor) -> None:
-        self.replay, self.index, self.tokens, self.targets = replay, index, tokens, targets
-        self.hidden = hidden
+        self.replay, self.index, self.tokens, self.hidden, self.targets = replay, index, tokens, hidden, targets
         self.stops = split_positions(tokens.shape[1], targets.shape[1])
         self._inputs = replay.enter(tokens[:, : self.stops[0]], 0)
         self._first = hidden[:, : self.stops[0]]
@@ -70,18 +69,14 @@ class FirstDivergence:
             inputs = self._inputs
             with self._module_cache.serving(changed):
                 hidden = self.replay.run(self.index, inputs, self._first, key_values)
-            self._add_missing(key_values)
+            # Where the attention's output came from the module cache, use the current model's keys and values too.
+            if not key_values.get_seq_length(self.index):
+                key_values.layers[self.index] = copy.copy(self._key_values.layers[self.index])
         else:
             inputs = self.replay.enter(self.tokens[alive.cpu(), :stop], start)
             hidden = self.replay.run(self.index, inputs, self.hidden[alive, start:stop], key_values)
-        for later in range(self.index + 1, len(self.replay.layers)):
-            hidden = self.replay.run(later, inputs, hidden, key_values)
+        hidden = self.replay.run_layers(range(self.index + 1, len(self.replay.layers)), inputs, hidden, key_values)
         before = self.tokens.shape[1] - self.targets.shape[1]
         first = max(0, start - before)
         logits = self.replay.leave(inputs, hidden, stop - before - first)
         return logits.argmax(-1) == self.targets[alive, first : stop - before]
-
-    def _add_missing(self, key_values: Cache) -> None:
-        """Where the attention's output came from the module cache, use the current model's keys and values too."""
-        if not key_values.get_seq_length(self.index):
-            key_values.layers[self.index] = copy.copy(self._key_values.layers[self.index])

@@ -63,7 +63,6 @@ class LayerReplay:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.layers = find_layers(model.network)[1]
-        self._wrappers: list[Callable[[Tensor], Any]] = []
         self._wrappers = self._find_wrappers()
         self.spans = self._find_spans()
         self.tied = self._find_tied()
@@ -116,6 +115,12 @@ class LayerReplay:
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
 
+    def run_layers(self, layers: range, inputs: LayerInputs, hidden: Tensor, cache: Cache | None = None) -> Tensor:
+        """As `run`, for several layers one after the other."""
+        for index in layers:
+            hidden = self.run(index, inputs, hidden, cache)
+        return hidden
+
     @torch.no_grad()
     def leave(self, inputs: LayerInputs, hidden: Tensor, keep: int) -> Tensor:
         """`[sequence, keep, vocabulary]`: the logits at the last `keep` positions, from the last layer's output."""
@@ -151,21 +156,17 @@ class LayerReplay:
         return [wrappers[index] for index in range(len(self.layers))]
 
     def _find_spans(self) -> dict[str, tuple[int, int]]:
-        inside: dict[int, list[int]] = {}
+        users: dict[int, list[int]] = {}
         for index, layer in enumerate(self.layers):
             for parameter in layer.parameters():
-                inside.setdefault(id(parameter), []).append(index)
-        held = {id(parameter) for layer in self.layers for parameter in layer.parameters()}
+                users.setdefault(id(parameter), []).append(index)
         layers = set(self.layers.modules())
         for module in self.model.network.modules():
             if module not in layers:
-                held -= {id(parameter) for parameter in module.parameters(recurse=False)}
-        found = {
-            name: inside[id(weight_view.parameter)]
-            for name, weight_view in self.model.weight_views.items()
-            if id(weight_view.parameter) in held
-        }
-        return {name: (min(layers), max(layers)) for name, layers in found.items()}
+                for parameter in module.parameters(recurse=False):
+                    users.pop(id(parameter), None)
+        found = {name: users.get(id(view.parameter)) for name, view in self.model.weight_views.items()}
+        return {name: (indices[0], indices[-1]) for name, indices in found.items() if indices}
 
     def _find_tied(self) -> frozenset[str]:
         places: dict[tuple[int, int], list[str]] = {}
@@ -195,8 +196,7 @@ class LayerReplay:
             with self.model.swapped({name: weight * 0.5}):
                 with cache.serving([self.model.weight_views[name].owner]):
                     branch = self.run(first, inputs, hidden[first])
-                for index in range(first + 1, len(self.layers)):
-                    branch = self.run(index, inputs, branch)
+                branch = self.run_layers(range(first + 1, len(self.layers)), inputs, branch)
                 self._compare(inputs, branch, keep, f"its layers with `{name}` changed")
 
     def _fill_cache(self, positions: int) -> Cache:
@@ -212,24 +212,19 @@ class LayerReplay:
         if self.model.dtype is not torch.float32:
             return False
         tokens = torch.randint(self.model.vocabulary, CHECK_SHAPE, generator=torch.Generator().manual_seed(1))
-        cut, keep = 4, 2
+        layers, cut, keep = range(len(self.layers)), 4, 2
         try:
             cache = self.make_cache()
-            self._run_all(self.enter(tokens[:, :cut], 0), cache)
+            early = self.enter(tokens[:, :cut], 0)
+            self.run_layers(layers, early, early.hidden, cache)
             cache.batch_select_indices(torch.tensor([1], device=self.model.device))
             inputs = self.enter(tokens[1:], cut)
-            logits = self.leave(inputs, self._run_all(inputs, cache), keep)
+            logits = self.leave(inputs, self.run_layers(layers, inputs, inputs.hidden, cache), keep)
         except Exception as error:  # whatever a family does with its cache: positions are then not split
             log.info("positions are not split: %s", error)
             return False
         own = self.model.logits(tokens, keep)[1:]
         return bool((logits - own).abs().max() <= ROUNDING * own.abs().max())
-
-    def _run_all(self, inputs: LayerInputs, cache: Cache) -> Tensor:
-        hidden = inputs.hidden
-        for index in range(len(self.layers)):
-            hidden = self.run(index, inputs, hidden, cache)
-        return hidden
 
     def _choose_components(self) -> Iterator[str]:
         """A component of each layer, in turns of each kind."""

@@ -6,7 +6,7 @@ larger batch through the layers that none of them changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -77,17 +77,25 @@ class LayerRunner:
 
         return self._run_as_fits(branches, run)
 
-    def finish(self, start: int, state: BatchState, branches: Sequence[Branch], read: Reader) -> list[BatchValues]:
-        """Run branches through the layers from `start` to the last; the per-sequence values of each."""
+    def finish(
+        self,
+        start: int,
+        state: BatchState,
+        branches: Sequence[Branch],
+        read: Reader,
+        found: Mapping[int, list[BatchValues]],
+    ) -> None:
+        """Run branches through the layers from `start` to the last, and add the values of each to `found`."""
 
         def run(chosen: Sequence[Branch]) -> list[BatchValues]:
-            batch, inputs, hidden = state.batch, self._find_inputs(state, len(chosen)), join_branches(chosen)
-            for index in range(start, len(self.replay.layers)):
-                hidden = self.replay.run(index, inputs, hidden)
+            batch, inputs = state.batch, self._find_inputs(state, len(chosen))
+            # The joined states get no name here, so they are freed after the first layer.
+            hidden = self.replay.run_layers(range(start, len(self.replay.layers)), inputs, join_branches(chosen))
             logits = self.replay.leave(inputs, hidden, batch.targets.shape[1])
             return [read(Readout(own, batch.targets, batch.counted)) for own in logits.split(len(batch.tokens))]
 
-        return self._run_as_fits(branches, run)
+        for (key, _), values in zip(branches, self._run_as_fits(branches, run), strict=True):
+            found[key].append(values)
 
     def find_owners(self, weights: Weights) -> set[nn.Module]:
         """The modules that hold these components."""

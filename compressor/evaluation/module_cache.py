@@ -58,14 +58,11 @@ class ModuleCache:
         touched = set[nn.Module]()
         first = self._events + 1
         for module in changed:
-            owner: nn.Module | None = module
-            while owner is not None and owner not in self._calls:
-                touched.add(owner)
-                owner = self._parents.get(owner)
-            first = min(first, 0 if owner is None else self._calls[owner].began)
-            while owner is not None:
-                touched.add(owner)
-                owner = self._parents.get(owner)
+            owners = [module]
+            while owners[-1] in self._parents:
+                owners.append(self._parents[owners[-1]])
+            touched.update(owners)
+            first = min(first, next((self._calls[owner].began for owner in owners if owner in self._calls), 0))
         known = {module: call for module, call in self._calls.items() if call.ended >= 0 and module not in touched}
         with patched({module: _reuse(call, module.forward, call.ended < first) for module, call in known.items()}):
             yield

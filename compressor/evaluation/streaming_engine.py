@@ -83,7 +83,8 @@ class LayerPass:
             same, others = self._split(index, node)
             self._run_changed(index, node, others)
             if not same:
-                self._drop(node)
+                for place in range(len(self.states)):
+                    self.waiting.drop((place, node.key))
             unchanged, changed = unchanged + same, changed + others
         self._run_unchanged(index, unchanged)
         return unchanged + changed
@@ -93,11 +94,9 @@ class LayerPass:
         found: dict[int, list[BatchValues]] = {node.key: [] for node in nodes}
         end = len(self.runner.replay.layers)
         for place, state in enumerate(self.states):
-            with state.batch.open() as read:
-                for branches in self._fetch(place, nodes):
-                    results = self.runner.finish(end, state, branches, read)
-                    for (key, _), values in zip(branches, results, strict=True):
-                        found[key].append(values)
+            read = state.batch.make_reader()
+            for branches in self._fetch(place, nodes):
+                self.runner.finish(end, state, branches, read, found)
         yield from ((number, found[node.key]) for node in nodes for number in node.numbers)
 
     def _split(self, index: int, node: Node) -> tuple[list[Node], list[Node]]:
@@ -142,7 +141,3 @@ class LayerPass:
             chosen = nodes[start : start + self.runner.at_once]
             start += len(chosen)
             yield [(node.key, self.waiting.get((place, node.key)).to(device)) for node in chosen]
-
-    def _drop(self, node: Node) -> None:
-        for place in range(len(self.states)):
-            self.waiting.drop((place, node.key))

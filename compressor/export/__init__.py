@@ -1,13 +1,13 @@
 """Saves the compressed model as a folder that transformers loads, and checks that it gives the scored logits."""
 
 import dataclasses
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from compressor.contracts import Plan, QuantizedMatrix
 from compressor.errors import ConfigError, suggest
-from compressor.export import gguf
 from compressor.export.compressed_tensors import (
     COMPRESSED_TENSORS,
     is_installed,
@@ -15,16 +15,16 @@ from compressor.export.compressed_tensors import (
     require_package,
     save_compressed,
 )
-from compressor.export.dense import DENSE, save_dense
 from compressor.export.file_sizes import FileSizes
-from compressor.export.folder import Exported, holds_exactly
-from compressor.export.gguf import check_gguf
+from compressor.export.folder import DENSE, Exported, holds_exactly, save_dense
 from compressor.export.packable_modules import NOT_INTEGERS, note_dense
 from compressor.export.verification import tell, verify
 from compressor.models import Model
 
 AUTO = "auto"
 FORMATS = (AUTO, DENSE, COMPRESSED_TENSORS)
+GGUF_PACKAGES = ("gguf", "accelerate")
+"""The package that writes GGUF, and the one that transformers also needs to read it."""
 NOTHING = (
     f"The saved model is dense and nothing is packed in the format `{COMPRESSED_TENSORS}`, which was asked for: no "
     "kept treatment stores a weight in fewer bits than the dense one has."
@@ -56,22 +56,39 @@ def save(
     exported = None
     notes: list[str] = []
     if name != DENSE and quantized:
+        count = sum(matrix is not None for matrix in quantized.values())
         if is_installed():
             modules, reasons = pack_modules(model, quantized)
             exported = save_compressed(model, folder, plan, provenance, modules) if modules else None
             notes = note_dense(reasons)
+        elif count:
+            notes = [
+                f"The integers of {count} components are saved as dense weights, because the package "
+                f"{COMPRESSED_TENSORS} is missing: pip install 'compressor[export]'."
+            ]
         else:
-            notes = note_missing_package(quantized)
+            notes = note_dense(dict.fromkeys(quantized, NOT_INTEGERS))
     elif name == COMPRESSED_TENSORS:
         notes = [NOTHING]
     exported = exported or save_dense(model, folder, plan, provenance)
-    return add_notes(exported, [*notes, *note_untransformed(model, exported)])
+    return add_notes(model, exported, notes)
+
+
+def check_gguf(model: Model) -> None:
+    """Raises ConfigError if a package is missing, or if the model cannot be written as a GGUF file."""
+    if missing := [name for name in GGUF_PACKAGES if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f"`export.gguf=true` needs the package {missing[0]}: pip install 'compressor[gguf]'")
+    from compressor.export.gguf.saving import find_obstacle
+
+    if reason := find_obstacle(model):
+        raise ConfigError(f"`export.gguf=true` is not possible for {model.folder}: {reason}; leave it out")
 
 
 def save_gguf(model: Model, path: Path, quantized: Mapping[str, QuantizedMatrix | None]) -> Exported:
     """Write a model that `check_gguf` accepts to one file, for llama.cpp; `quantized` as `save` takes them."""
-    exported = gguf.save_gguf(model, path, quantized)
-    return add_notes(exported, note_untransformed(model, exported))
+    from compressor.export.gguf import saving
+
+    return add_notes(model, saving.save(model, path, quantized))
 
 
 def list_untransformed(model: Model, exported: Exported) -> list[str]:
@@ -79,30 +96,16 @@ def list_untransformed(model: Model, exported: Exported) -> list[str]:
     return [name for name in model.input_transforms.names if name not in exported.treated]
 
 
-def note_untransformed(model: Model, exported: Exported) -> list[str]:
-    """A note on input transforms that the saved model does not have."""
-    if not (names := list_untransformed(model, exported)):
-        return []
-    return [
-        f"{exported.title} lacks a part of the scored model: {len(names)} components, `{names[0]}` first, transformed "
-        "their inputs, which this format cannot store. Loaded by transformers, it does not transform them, and has "
-        "other scores than those of this report."
-    ]
-
-
-def add_notes(exported: Exported, notes: list[str]) -> Exported:
-    return dataclasses.replace(exported, notes=(*exported.notes, *notes))
-
-
-def note_missing_package(quantized: Mapping[str, QuantizedMatrix | None]) -> list[str]:
-    """A note on components that are saved dense because a package is missing."""
-    count = sum(matrix is not None for matrix in quantized.values())
-    if not count:
-        return note_dense(dict.fromkeys(quantized, NOT_INTEGERS))
-    return [
-        f"The integers of {count} components are saved as dense weights, because the package {COMPRESSED_TENSORS} is "
-        "missing: pip install 'compressor[export]'."
-    ]
+def add_notes(model: Model, exported: Exported, notes: Iterable[str] = ()) -> Exported:
+    """The same with these notes, and one on input transforms that the saved model does not have."""
+    added = [*exported.notes, *notes]
+    if names := list_untransformed(model, exported):
+        added.append(
+            f"{exported.title} lacks a part of the scored model: {len(names)} components, `{names[0]}` first, "
+            "transformed their inputs, which this format cannot store. Loaded by transformers, it does not transform "
+            "them, and has other scores than those of this report."
+        )
+    return dataclasses.replace(exported, notes=tuple(added))
 
 
 __all__ = [

@@ -31,7 +31,7 @@ from compressor.export.folder import (
     write_folder,
 )
 from compressor.export.packable_modules import find_packable, list_linears
-from compressor.export.vllm_checks import tell_vllm
+from compressor.export.vllm_checks import describe_vllm_limits
 from compressor.models import Model
 
 if TYPE_CHECKING:
@@ -84,7 +84,6 @@ def describe_scheme(scheme: Scheme, targets: Sequence[str]) -> QuantizationSchem
 
 
 def name_storage(scheme: Scheme) -> str:
-    """The name of the storage format for weights of a scheme."""
     return PACKED if scheme.input_rounding is None else BYTES
 
 
@@ -169,9 +168,8 @@ def describe_format(schemes: Mapping[str, Scheme], ignore: Sequence[str]) -> dic
         quantization_status="compressed",
         ignore=list(ignore),
     )
-    version = importlib.metadata.version(COMPRESSED_TENSORS)
     described: dict[str, Any] = config.model_dump(mode="json")
-    return described | {"version": version}
+    return described | {"version": importlib.metadata.version(COMPRESSED_TENSORS)}
 
 
 @dataclass(frozen=True)
@@ -203,13 +201,10 @@ def pack_weight(matrix: QuantizedMatrix, scored: Tensor, dtype: torch.dtype) -> 
 def pack_modules(
     model: Model, quantized: Mapping[str, QuantizedMatrix | None]
 ) -> tuple[dict[str, PackedModule], dict[str, str]]:
-    """Module path -> its packed weight, and component -> why it stays dense.
-
-    `quantized` has the treated components; None for weights that are not integers, scales and zero points.
-    """
-    packable, dtype = find_packable(model, quantized), choose_saved_dtype(model)
-    modules, reasons = dict[str, PackedModule](), dict(packable.reasons)
-    for path, matrix in packable.matrices.items():
+    """Module path -> its packed weight, and component -> why it stays dense; `quantized` is as in `find_packable`."""
+    matrices, reasons = find_packable(model, quantized)
+    modules, dtype = dict[str, PackedModule](), choose_saved_dtype(model)
+    for path, matrix in matrices.items():
         module = model.network.get_submodule(path)
         packed = pack_weight(matrix, module.weight.detach(), dtype)
         if isinstance(packed, PackedModule):
@@ -235,17 +230,6 @@ def list_ignored(model: Model, folder: Path, packed: Mapping[str, Scheme]) -> li
     return list(names)
 
 
-def note_widened(modules: Mapping[str, PackedModule]) -> list[str]:
-    """A note on modules that take one bit more than their treatment."""
-    widened = [path for path, module in modules.items() if module.is_widened]
-    if not widened:
-        return []
-    return [
-        f"{len(widened)} modules store one more bit for each weight in place of zero points, which transformers "
-        f"does not load with this version of {COMPRESSED_TENSORS}; `{widened[0]}` is the first."
-    ]
-
-
 def save_compressed(
     model: Model, folder: Path, plan: Plan, provenance: Mapping[str, Any], modules: Mapping[str, PackedModule]
 ) -> Exported:
@@ -269,5 +253,11 @@ def save_compressed(
     owners = {id(model.network.get_submodule(path)) for path in modules}
     packed = frozenset(name for name, weight_view in model.weight_views.items() if id(weight_view.owner) in owners)
     treated = packed & {*model.input_transforms.names}
-    notes = (*note_widened(modules), *tell_vllm(model, schemes))
+    notes = describe_vllm_limits(model, schemes)
+    if widened := [path for path, module in modules.items() if module.is_widened]:
+        note = (
+            f"{len(widened)} modules store one more bit for each weight in place of zero points, which transformers "
+            f"does not load with this version of {COMPRESSED_TENSORS}; `{widened[0]}` is the first."
+        )
+        notes = (note, *notes)
     return Exported(folder, COMPRESSED_TENSORS, dtype, size, count_bits(model, state), packed, treated, notes)

@@ -1,7 +1,5 @@
 """Sizes of the weight files of an export, computed before the export by the same rules."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence
@@ -14,16 +12,12 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from compressor.contracts import QuantizedMatrix
 from compressor.export.compressed_tensors import PackedModule, is_installed, pack_weight
-from compressor.export.dense import DENSE
-from compressor.export.folder import choose_stored, holds_exactly
+from compressor.export.folder import DENSE, choose_stored, holds_exactly
 from compressor.export.packable_modules import (
-    MERGED,
     count_covered,
-    count_uses,
     find_fault,
     find_flat,
-    find_obstacle,
-    group_parts,
+    list_matrices,
     merges_weights,
 )
 from compressor.models import Model
@@ -127,12 +121,8 @@ class FileSizes:
     @cached_property
     def _matrices(self) -> dict[str, tuple[list[WeightView], str | None]]:
         """Component -> all components of its parameter, and why that cannot be packed (None if it can)."""
-        uses = count_uses(self.model.network)
         never = NEVER if self.form == DENSE or not is_installed() else None
-        never = never or (MERGED if merges_weights(self.model.network) else None)
-        groups = [
-            (weight_views, never or find_obstacle(weight_views, uses)) for weight_views in group_parts(self.model)
-        ]
+        groups = [(weight_views, never or obstacle) for weight_views, obstacle in list_matrices(self.model)]
         return {weight_view.component.name: group for group in groups for weight_view in group[0]}
 
     @cached_property

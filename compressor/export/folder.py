@@ -1,4 +1,4 @@
-"""Writes the folder of a saved model: weights, config, tokenizer and plan, all or nothing."""
+"""Writes the folder of a saved model: weights (dense ones here), config, tokenizer and plan, all or nothing."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -15,6 +15,8 @@ from compressor.contracts import Plan
 from compressor.models import Model
 from compressor.models.loading import quiet_loading
 
+DENSE = "dense"
+"""The format with all weights in floating point, including zeros and rounded values."""
 ROWS_PATH = f"compression/{ROWS_FILE}"
 """In its own folder, because some readers take every *.safetensors beside config.json for weights."""
 
@@ -77,20 +79,32 @@ def cast_state(state: Mapping[str, Tensor], choose: Callable[[Tensor], torch.dty
 
 
 def count_bits(model: Model, state: Mapping[str, Tensor]) -> dict[str, float]:
-    """Bits per weight of each component in `state`, where a module's `weight` may be packed into several tensors."""
+    """Bits per weight of each component in `state`, where a module's `weight` may be packed into several tensors.
+
+    The names of these start with that of the parameter (`weight_packed`, `weight_scale`).
+    """
     paths = {id(parameter): name for name, parameter in model.network.named_parameters()}
     answer = {}
     for name, weight_view in model.weight_views.items():
         path = paths[id(weight_view.parameter)]
-        whole = [state[path]] if path in state else []
-        tensors = [*whole, *([] if whole and whole[0].is_floating_point() else find_packed(state, path))]
+        tensors = [state[path]] if path in state else []
+        if not tensors or not tensors[0].is_floating_point():
+            tensors += [tensor for key, tensor in state.items() if key.startswith(f"{path}_")]
         answer[name] = 8 * sum(tensor.nbytes for tensor in tensors) / weight_view.parameter.numel()
     return answer
 
 
-def find_packed(state: Mapping[str, Tensor], path: str) -> list[Tensor]:
-    """The packed tensors of the parameter `path`; their names start with its name (`weight_packed`, `weight_scale`)."""
-    return [tensor for name, tensor in state.items() if name.startswith(f"{path}_")]
+def save_dense(model: Model, folder: Path, plan: Plan, provenance: Mapping[str, Any]) -> Exported:
+    """Save weights, config, generation settings, tokenizer and `compression.json` to `folder`, which is replaced.
+
+    Every tensor keeps its scored values; it is in the checkpoint's dtype if that is exact.
+    """
+    dtype, stored = choose_saved_dtype(model), model.stored_dtype
+    state = cast_state(model.network.state_dict(), lambda tensor: choose_stored(model, tensor))
+    size = write_folder(model, folder, plan, provenance, state, lambda folder: {"dtype": name_dtype(dtype)})
+    wide = sum(tensor.is_floating_point() and tensor.dtype != stored for tensor in state.values())
+    notes = (f"{wide} tensors are saved in {dtype}: {stored} does not represent their values exactly.",) if wide else ()
+    return Exported(folder, DENSE, dtype, size, count_bits(model, state), notes=notes)
 
 
 def write_folder(

@@ -3,7 +3,6 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -26,52 +25,51 @@ FLAT = "its inputs have no sequence dimension, so the reader of the format would
 MERGED = "transformers merges experts while it loads them, but takes no dense ones in a model with packed modules"
 
 
-@dataclass(frozen=True)
-class Packable:
-    """Module path -> the whole quantized weight of the module; other components -> the reason why they stay dense."""
+def find_packable(
+    model: Model, quantized: Mapping[str, QuantizedMatrix | None]
+) -> tuple[dict[str, QuantizedMatrix], dict[str, str]]:
+    """Module path -> its whole quantized weight, and other treated component -> the reason why it stays dense.
 
-    matrices: dict[str, QuantizedMatrix]
-    reasons: dict[str, str]
-
-
-def find_packable(model: Model, quantized: Mapping[str, QuantizedMatrix | None]) -> Packable:
-    """The modules that can be packed, of the treated components in `quantized`.
-
-    `quantized` is None for a weight that does not consist of integers, scales and zero points.
+    `quantized` has the treated components; None for weights that are not integers, scales and zero points.
     """
     if merges_weights(model.network):
-        return Packable({}, dict.fromkeys(quantized, MERGED))
-    uses = count_uses(model.network)
+        return {}, dict.fromkeys(quantized, MERGED)
     paths = {id(module): path for path, module in model.network.named_modules()}
     matrices, reasons = dict[str, QuantizedMatrix](), dict[str, str]()
     flat = find_flat(model) if model.input_transforms else set()
-    for weight_views in group_parts(model):
+    for weight_views, obstacle in list_matrices(model):
         names = [weight_view.component.name for weight_view in weight_views]
         treated = [name for name in names if name in quantized]
         if not treated:
             continue
-        found = find_obstacle(weight_views, uses) or join_parts(weight_views, quantized)
+        found = obstacle or join_parts(weight_views, quantized)
         if isinstance(found, QuantizedMatrix):
             found = find_untransformable(model, found, weight_views, flat) or found
         if isinstance(found, QuantizedMatrix):
             matrices[paths[id(weight_views[0].owner)]] = found
         else:
             reasons |= dict.fromkeys(treated, found)
-    return Packable(matrices, reasons)
+    return matrices, reasons
 
 
-def count_uses(network: nn.Module) -> Counter[int]:
-    """Id of a parameter -> the number of modules that have it."""
-    return Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
-
-
-def find_obstacle(weight_views: Sequence[WeightView], uses: Mapping[int, int]) -> str | None:
-    """Why the parameter with these components cannot be packed, whatever their treatment; None if it can."""
-    if type(weight_views[0].owner) is not nn.Linear:  # other modules may use their weight directly
-        return NOT_LINEAR
-    if uses[id(weight_views[0].parameter)] > 1:
-        return SHARED
-    return None if count_covered(weight_views) == weight_views[0].parameter.numel() else PARTS
+def list_matrices(model: Model) -> Iterator[tuple[list[WeightView], str | None]]:
+    """All components of each parameter, and why it cannot be packed, whatever their treatment; None if it can."""
+    uses = Counter(id(parameter) for _, parameter in model.network.named_parameters(remove_duplicate=False))
+    is_merged = merges_weights(model.network)
+    groups: dict[int, list[WeightView]] = {}
+    for weight_view in model.weight_views.values():
+        groups.setdefault(id(weight_view.parameter), []).append(weight_view)
+    for key, weight_views in groups.items():
+        obstacle = None
+        if is_merged:
+            obstacle = MERGED
+        elif type(weight_views[0].owner) is not nn.Linear:  # other modules may use their weight directly
+            obstacle = NOT_LINEAR
+        elif uses[key] > 1:
+            obstacle = SHARED
+        elif count_covered(weight_views) != weight_views[0].parameter.numel():
+            obstacle = PARTS
+        yield weight_views, obstacle
 
 
 def find_untransformable(
@@ -84,9 +82,9 @@ def find_untransformable(
     return None if all(one == matrix.input_rounding for one in found) else INPUTS
 
 
-def find_fault(matrix: QuantizedMatrix | None, parts: int) -> str | None:
+def find_fault(matrix: QuantizedMatrix, parts: int) -> str | None:
     """Why one of `parts` parts of a parameter cannot be packed if all have the same treatment; None if it can."""
-    if matrix is None or (matrix.scheme.strategy is Strategy.tensor and matrix.zeros is not None):
+    if matrix.scheme.strategy is Strategy.tensor and matrix.zeros is not None:
         return NOT_INTEGERS
     if not matrix.is_even:
         return UNEVEN
@@ -96,14 +94,6 @@ def find_fault(matrix: QuantizedMatrix | None, parts: int) -> str | None:
 def count_covered(weight_views: Sequence[WeightView]) -> int:
     """The number of weights of their parameter that the components contain together."""
     return sum(weight_view.component.parameters for weight_view in weight_views)
-
-
-def group_parts(model: Model) -> Iterator[list[WeightView]]:
-    """The components of each parameter, in order."""
-    groups: dict[int, list[WeightView]] = {}
-    for weight_view in model.weight_views.values():
-        groups.setdefault(id(weight_view.parameter), []).append(weight_view)
-    yield from groups.values()
 
 
 def join_parts(

@@ -102,7 +102,7 @@ def compute_logits(saved: Path, tokens: Tensor, request: Mapping[str, Any]) -> T
         except (OSError, SafetensorError) as error:
             raise reject(saved, f"gives no logits ({shorten_reason(error)})") from error
     lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    raise reject(saved, f"cannot be loaded by transformers ({shorten_reason(ValueError(lines[-1]))})")
+    raise reject(saved, f"cannot be loaded by transformers ({shorten_reason(lines[-1])})")
 
 
 def reject(saved: Path, what: str) -> OutputError:

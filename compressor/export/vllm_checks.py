@@ -37,12 +37,6 @@ def find_unserved(schemes: Mapping[str, Scheme]) -> list[str]:
     return [path for path, scheme in schemes.items() if not is_served(scheme)]
 
 
-def find_head(model: Model) -> str | None:
-    """The path of the LM head; None if the family has none."""
-    head = model.network.get_output_embeddings()
-    return next((path for path, module in model.network.named_modules() if module is head), None)
-
-
 def is_served(scheme: Scheme) -> bool:
     """Whether vLLM has a kernel for the scheme, with or without integer inputs."""
     if scheme.input_rounding is not None:
@@ -52,7 +46,7 @@ def is_served(scheme: Scheme) -> bool:
     return scheme.bits in WIDTHS and scheme.strategy is not Strategy.tensor
 
 
-def tell_vllm(model: Model, schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
+def describe_vllm_limits(model: Model, schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
     """Notes for users who want to serve the model with vLLM; transformers loads it in any case."""
     notes = []
     if split := find_split(model, schemes):
@@ -66,9 +60,10 @@ def tell_vllm(model: Model, schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
             "and 8 bits with one scale per row or per group of 32, 64 or 128 weights, and with integer inputs for 8 "
             "bits with one scale per row or matrix; transformers loads them."
         )
-    if (head := find_head(model)) in schemes:
-        notes.append(
-            f"vLLM and other servers may refuse the saved model, but transformers loads it: its LM head `{head}` is "
-            f'packed; components.exclude=["{head}"] leaves it dense.'
-        )
+    for path in schemes:
+        if model.network.get_submodule(path) is model.network.get_output_embeddings():
+            notes.append(
+                f"vLLM and other servers may refuse the saved model, but transformers loads it: its LM head `{path}` "
+                f'is packed; components.exclude=["{path}"] leaves it dense.'
+            )
     return tuple(notes)

@@ -4,12 +4,10 @@ A `Part` is a function from a parameter to a view of one matrix, oriented `[out.
 table is one component, and its name is its kind. The same holds for a fused matrix whose shape does not fit its table.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -46,11 +44,11 @@ class Heads:
     width: int
 
     @classmethod
-    def of_module(cls, module: nn.Module, config: Any) -> Heads | None:  # noqa: ANN401 - transformers' configs are untyped
-        count = _first_number((module, "num_heads"), (config, "num_attention_heads"))
-        hidden = _first_number((config, "hidden_size"))
-        default = hidden // count if count else 0
-        width = _first_number((module, "head_dim"), (module, "head_size"), (config, "head_dim")) or default
+    def of_module(cls, module: nn.Module, config: Any) -> Self | None:  # noqa: ANN401 - transformers' configs are untyped
+        count = find_number((module, "num_heads"), (config, "num_attention_heads"))
+        width = find_number((module, "head_dim"), (module, "head_size"), (config, "head_dim"))
+        if count and not width:
+            width = (find_number((config, "hidden_size")) or 0) // count
         return cls(count, width) if count and width else None
 
 
@@ -179,7 +177,7 @@ def flip_orientation(weight: Tensor) -> Tensor:
 def count_experts(module: nn.Module, attribute: str, shape: Sequence[int]) -> int | None:
     """The number of matrices in a parameter of a module that is not linear; None if it is not a stack of matrices."""
     if attribute in STACKED_ROWS.get(type(module).__name__, {}):
-        return _first_number((module, "moe_num_experts")) or None
+        return find_number((module, "moe_num_experts")) or None
     return shape[0] if len(shape) == 3 and min(shape[1:]) > 1 else None
 
 
@@ -193,7 +191,7 @@ def experts_orientation(module: nn.Module, attribute: str, shape: Sequence[int],
     flags = STACKED_ROWS.get(type(module).__name__, {})
     transposed = flags.get(attribute, getattr(module, "is_transposed", None))
     if transposed is None:
-        hidden = _first_number((config, "hidden_size"))
+        hidden = find_number((config, "hidden_size"))
         side = 1 if attribute.startswith("down") else 2
         transposed = attribute != "weight" and shape[side] != hidden and shape[3 - side] == hidden
     return flip_orientation if transposed else keep_orientation
@@ -207,12 +205,10 @@ def _split_rows(weight: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return weight.view(*shape, weight.shape[-1])
 
 
-def _first_number(*places: tuple[Any, str]) -> int:
-    for owner, name in places:
-        value = getattr(owner, name, None)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return 0
+def find_number(*places: tuple[Any, str]) -> int | None:
+    """The first of these attributes that is an integer, or None."""
+    values = (getattr(owner, name, None) for owner, name in places)
+    return next((value for value in values if isinstance(value, int) and not isinstance(value, bool)), None)
 
 
 def compose_parts(part: Part, whole: Part) -> Part:

@@ -1,10 +1,9 @@
 """A checkpoint on disk: find its folder, check it before anything is loaded, read what its files store."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -103,9 +102,8 @@ def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # config classes, also those of remote code, raise what they like
-        reason = shorten_reason(error)
         raise ModelError(
-            f"`{folder / 'config.json'}` is no valid config of `{model_type}` ({reason}); mend it"
+            f"`{folder / 'config.json'}` is no valid config of `{model_type}` ({shorten_reason(error)}); mend it"
         ) from error
     _check_decoder_only(config, folder, remote and trust_remote_code)
     return config
@@ -136,8 +134,7 @@ def find_weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
         return _find_shards(folder)
-    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-    if pickles:
+    if pickles := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
         raise ModelError(
             f"`{folder}` has no safetensors, only `{pickles[0]}`, which may run code when read; "
             "convert it with `save_pretrained` to safetensors"
@@ -150,8 +147,7 @@ def _find_shards(folder: Path) -> list[Path]:
     if not isinstance(shards, dict) or not shards:
         raise ModelError(f"`{folder / INDEX}` must map tensors to files under `weight_map`; download it again")
     files = sorted({folder / str(name) for name in shards.values()})
-    missing = [path.name for path in files if not path.is_file()]
-    if missing:
+    if missing := [path.name for path in files if not path.is_file()]:
         raise ModelError(
             f"`{folder}` lacks {len(missing)} of {len(files)} weight files that its index names, "
             f"`{missing[0]}` first; download them again"
@@ -166,21 +162,16 @@ def read_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
         try:
             with safe_open(path, framework="pt") as opened:
                 for name in opened.keys():
-                    tensors[name] = _describe_tensor(opened.get_slice(name))
+                    stored = opened.get_slice(name)
+                    dtype = str(stored.get_dtype())
+                    bits = int((re.findall(r"\d+", dtype) or ["8"])[0])
+                    tensors[name] = StoredTensor(dtype, bits, math.prod(stored.get_shape()))
         except (SafetensorError, OSError) as error:
             reason = shorten_reason(error)
             raise ModelError(f"`{path}` is corrupt or truncated ({reason}); download it again") from error
     if not tensors:
         raise ModelError(f"the weight files {[path.name for path in files]} hold no tensors; download the model again")
     return tensors
-
-
-def _describe_tensor(tensor: Any) -> StoredTensor:  # noqa: ANN401 - safetensors is untyped
-    dtype = str(tensor.get_dtype())
-    weights = 1
-    for size in tensor.get_shape():
-        weights *= size
-    return StoredTensor(dtype, int((re.findall(r"\d+", dtype) or ["8"])[0]), weights)
 
 
 def find_common_tensor(tensors: Iterable[StoredTensor]) -> StoredTensor:
@@ -204,11 +195,6 @@ def find_running(network: type) -> Path | None:
     return Path(inspect.getfile(network)).parent
 
 
-def combine(first: str, second: str) -> str:
-    """sha256 of two hashes."""
-    return hashlib.sha256(f"{first}{second}".encode()).hexdigest()
-
-
 def hash_content(folder: Path, files: Iterable[Path]) -> str:
     """sha256 of the contents of the files and of their names relative to `folder`."""
     digest = hashlib.sha256()
@@ -221,10 +207,10 @@ def hash_content(folder: Path, files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def shorten_reason(error: BaseException, characters: int = 160) -> str:
-    """The message of an error from another library, on one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= characters else text[: characters - 1] + "…"
+def shorten_reason(reason: object) -> str:
+    """A text, or the message of an error from another library, on one line of at most 160 characters."""
+    text = " ".join(str(reason).split()) or type(reason).__name__
+    return text if len(text) <= 160 else text[:159] + "…"
 
 
 def _read_json(path: Path, fix: str) -> dict[str, Any]:

@@ -1,9 +1,7 @@
 """Find the weight matrices of a model, in every family."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +48,13 @@ def find_components(
             shared.add(id(place.parameter))
             for name, kind, part in place.components(f"{prefix}.{index}.", config):
                 weight_views[name] = build(name, kind, index, place, part)
-    outer = {
-        name: build(name, kind, None, place, architectures.keep_orientation)
-        for name, kind, place in _find_outer(network)
-    }
+    paths = {id(module): path for path, module in network.named_modules()}
+    outer: dict[str, WeightView] = {}
+    for module in (network.get_input_embeddings(), network.get_output_embeddings()):
+        if isinstance(module, nn.Embedding | nn.Linear):
+            path, keep = paths[id(module)], architectures.keep_orientation
+            place = _Place(path, network, module, "weight", keep, None)
+            outer[path] = build(path, path.rpartition(".")[2], None, place, keep)
     return _select_components(weight_views, outer, include, exclude)
 
 
@@ -96,18 +97,16 @@ class _Place:
     def components(self, prefix: str, config: Any) -> Iterator[tuple[str, str, Part]]:  # noqa: ANN401
         """Name, kind and view of each component in the parameter."""
         leaf = self.path.rpartition(".")[2]
-        for expert in [None] if self.experts is None else range(self.experts):
-            whole = self._take(expert)
+        wholes: dict[int | None, Part] = {None: self.orient}
+        if self.experts is not None:
+            stacked = {expert: architectures.select_expert(self.experts, expert) for expert in range(self.experts)}
+            wholes = {expert: architectures.compose_parts(self.orient, part) for expert, part in stacked.items()}
+        for expert, whole in wholes.items():
             rows = architectures.count_rows(whole(self.parameter.detach()))
             for suffix, kind, part in architectures.split_matrix(leaf, self.parent, rows, config):
                 ending = ".".join(str(word) for word in (expert, suffix) if word not in (None, ""))
                 name = f"{prefix}{self.path}" + (f":{ending}" if ending else "")
                 yield name, kind, architectures.compose_parts(part, whole)
-
-    def _take(self, expert: int | None) -> Part:
-        if expert is None or self.experts is None:
-            return self.orient
-        return architectures.compose_parts(self.orient, architectures.select_expert(self.experts, expert))
 
 
 def _find_places(layer: nn.Module, config: Any) -> Iterator[_Place]:  # noqa: ANN401
@@ -131,43 +130,28 @@ def _find_places(layer: nn.Module, config: Any) -> Iterator[_Place]:  # noqa: AN
                 yield _Place(inner, parent, module, attribute, orient, experts)
 
 
-def _find_outer(network: PreTrainedModel) -> Iterator[tuple[str, str, _Place]]:
-    """Name, kind and place of the embedding and the LM head."""
-    paths = {id(module): path for path, module in network.named_modules()}
-    for module in (network.get_input_embeddings(), network.get_output_embeddings()):
-        if isinstance(module, nn.Embedding | nn.Linear):
-            path = paths[id(module)]
-            yield (
-                path,
-                path.rpartition(".")[2],
-                _Place(path, network, module, "weight", architectures.keep_orientation, None),
-            )
-
-
 def _select_components(
     weight_views: dict[str, WeightView], outer: dict[str, WeightView], include: Sequence[str], exclude: Sequence[str]
 ) -> dict[str, WeightView]:
-    names = [*outer, *weight_views]
-    wanted = _match_names("include", include, names) if include else set(weight_views)
-    unwanted = _match_names("exclude", exclude, names)
-    kept = [name for name in names if name in wanted - unwanted]
+    known = outer | weight_views
+    wanted = _match_names("include", include, known) if include else set(weight_views)
+    kept = wanted - _match_names("exclude", exclude, known)
     if not kept:
         raise ConfigError(
             f"`components.exclude` {list(exclude)!r} leaves no component; at least one must stay, exclude fewer"
         )
     chosen: dict[str, WeightView] = {}
     taken: set[int] = set()
-    for name in kept:
-        weight_view = outer.get(name) or weight_views[name]
-        parameter = id(getattr(weight_view.owner, weight_view.attribute))
-        if name in outer and parameter in taken:
+    for name, weight_view in known.items():
+        parameter = id(weight_view.parameter)
+        if name not in kept or (name in outer and parameter in taken):
             continue
         taken.add(parameter)
         chosen[name] = weight_view
     return chosen
 
 
-def _match_names(setting: str, patterns: Sequence[str], names: Sequence[str]) -> set[str]:
+def _match_names(setting: str, patterns: Sequence[str], names: Collection[str]) -> set[str]:
     """The names that a pattern matches; raises ConfigError for an invalid pattern, or if no name matches any."""
     matched: set[str] = set()
     for pattern in patterns:

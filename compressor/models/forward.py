@@ -4,8 +4,6 @@ The head starts from what the body returns, so `run_head(run_body(x))` is the sa
 Whatever a family does around its LM head (a scale, a soft cap) belongs to the head.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

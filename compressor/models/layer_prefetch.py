@@ -5,8 +5,6 @@ layers are on the device: the one that runs, and the next one, which is copied i
 layer in a forward pass, and the one before in a backward pass.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -60,12 +58,9 @@ class LayerPrefetch:
             for module in layer.modules():
                 # Not the layer itself: its forward may be patched, and then its weights are not needed.
                 if module is not layer or any(True for _ in layer.parameters(recurse=False)):
-                    module.register_forward_pre_hook(partial(self._arrive, index))
+                    module.register_forward_pre_hook(partial(self.bring, index))
 
-    def _arrive(self, index: int, module: nn.Module, inputs: object) -> None:
-        self.bring(index)
-
-    def bring(self, index: int) -> None:
+    def bring(self, index: int, *hook_arguments: object) -> None:
         """Make sure that the layer is on the device, and start to copy the next one."""
         if index != self._last:
             self._bring(index)
@@ -75,23 +70,19 @@ class LayerPrefetch:
     def _bring(self, index: int) -> None:
         step = -1 if self._last is not None and index == self._last - 1 else 1
         if index not in self._on_device:
-            pending = self._await_pending(index)
+            started = None
+            if self._pending is not None:
+                (pending, future), self._pending = self._pending, None
+                copies = future.result()
+                started = copies if pending == index else None  # the copy of another layer is dropped
             self._make_room()
-            self._use_copy(index, pending or self._copy_layer(index, self._read_versions(index)))
+            self._use_copy(index, started or self._copy_layer(index, self._read_versions(index)))
         self._on_device[index] = self._on_device.pop(index)  # the latest is the last
         self._last, following = index, index + step
         if 0 <= following < len(self._host_tensors) and following not in self._on_device:
             self._make_room()
             versions = self._read_versions(following)
             self._pending = following, self._copy_thread.submit(self._copy_layer, following, versions)
-
-    def _await_pending(self, index: int) -> _DeviceCopy | None:
-        """The copy that was started, if it is that of the layer; the copy of another layer is dropped."""
-        if self._pending is None:
-            return None
-        (pending, future), self._pending = self._pending, None
-        copies = future.result()
-        return copies if pending == index else None
 
     def _make_room(self) -> None:
         while len(self._on_device) >= ROOM:

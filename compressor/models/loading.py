@@ -1,13 +1,14 @@
-"""Loads a network from a folder, without output, and checks it: complete, finite, and causal."""
+"""Loads a network from a folder, without output, and checks it: complete, finite, and causal.
 
-from __future__ import annotations
+It also chooses the device and the dtype.
+"""
 
 import random
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,14 +16,44 @@ from huggingface_hub import utils as hub_utils
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from compressor.errors import CompressorError, ModelError
+from compressor.errors import CompressorError, ConfigError, ModelError, suggest
 from compressor.models.checkpoint import StoredTensor, find_common_tensor, shorten_reason
 from compressor.models.forward import run_network
+from compressor.settings import DType
 
+Stored = TypeVar("Stored")
+Automatic = TypeVar("Automatic")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 PROBE_TOKENS = 8
 PROBE_SLACK = 1000.0
 """Allowed rounding difference between batches in a mixture of experts, in units of the dtype's last place."""
+
+
+def choose_device(wanted: str | torch.device, option: str) -> torch.device:
+    """The wanted device; raises ConfigError, with the name of the option, if it is not available."""
+    available = torch.cuda.is_available()
+    if wanted == "auto":
+        return torch.device("cuda" if available else "cpu")
+    try:
+        device = torch.device(wanted)
+    except (RuntimeError, TypeError):
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"`{option}` must be auto, cpu, cuda or cuda:1, got {str(wanted)!r}")
+    if device.type == "cuda" and not (available and (device.index or 0) < torch.cuda.device_count()):
+        raise ConfigError(f"`{option}` is {wanted}, and torch finds no such CUDA device; use cpu or auto")
+    return device
+
+
+def choose_dtype(wanted: DType | str | torch.dtype, option: str, automatic: Automatic) -> torch.dtype | Automatic:
+    """The wanted dtype, or `automatic` for auto; raises ConfigError, with the name of the option, for others."""
+    name = wanted.value if isinstance(wanted, DType) else str(wanted).removeprefix("torch.")
+    if name not in DType.__members__:
+        raise ConfigError(f"unknown `{option}` `{wanted}`; {suggest(name, DType.__members__)}")
+    if name == DType.auto.value:
+        return automatic
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 @contextmanager
@@ -93,14 +124,12 @@ def check_finite(folder: Path, network: PreTrainedModel) -> None:
 
 def check_report(folder: Path, report: Mapping[str, Any]) -> None:
     """Raises ModelError for tensors that transformers did not find, or that have another shape than the network's."""
-    missing = sorted(report["missing_keys"])
-    if missing:
+    if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"`{folder}` lacks {len(missing)} tensors that its config asks for, `{missing[0]}` first; "
             "complete the checkpoint or correct config.json"
         )
-    mismatched = sorted(report["mismatched_keys"])
-    if mismatched:
+    if mismatched := sorted(report["mismatched_keys"]):
         name, stored, wanted = mismatched[0]
         raise ModelError(
             f"`{name}` of `{folder}` must have the shape {list(wanted)} by its config, got {list(stored)}; "
@@ -115,9 +144,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizer
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # tokenizers' own errors have no common class
-        reason = shorten_reason(error)
         raise ModelError(
-            f"the tokenizer in `{folder}` cannot be read ({reason}); mend it or remove its files"
+            f"the tokenizer in `{folder}` cannot be read ({shorten_reason(error)}); mend it or remove its files"
         ) from error
 
 
@@ -150,10 +178,14 @@ def find_stored_bits(network: PreTrainedModel, tensors: Mapping[str, StoredTenso
     weights of the checkpoint.
     """
     common = find_common_tensor(tensors.values()).bits
-    prefix = f"{network.base_model_prefix}."
     bits: dict[int, int] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
-        stored = tensors.get(name) or tensors.get(name.removeprefix(prefix))
+        stored = find_stored(network, name, tensors)
         if stored is not None:
             bits[id(parameter)] = stored.bits
     return {name: bits.get(id(parameter), common) for name, parameter in network.named_parameters()}
+
+
+def find_stored(network: PreTrainedModel, name: str, stored: Mapping[str, Stored]) -> Stored | None:
+    """What is stored for a parameter: under its name, or under its name without the prefix of the body."""
+    return stored.get(name, stored.get(name.removeprefix(f"{network.base_model_prefix}.")))

@@ -3,8 +3,6 @@
 The mapping is private (copy-on-write): writes go to memory of this process, never to the files.
 """
 
-from __future__ import annotations
-
 import json
 import mmap
 import struct
@@ -20,8 +18,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 
 from compressor.errors import ConfigError, ModelError
 from compressor.models.checkpoint import shorten_reason
-from compressor.models.loading import check_finite, check_report, refuse_folder
-from compressor.models.placement import choose_dtype
+from compressor.models.loading import check_finite, check_report, choose_dtype, find_stored, refuse_folder
 from compressor.settings import DType
 
 DTYPES = {
@@ -67,7 +64,7 @@ class MappedWeights:
         Nothing happens to a tensor that is not mapped, or that has other values.
         """
         place = self._places.get(tensor.data_ptr())
-        if place is None or not torch.equal(_see_bytes(tensor), place.stored):
+        if place is None or not torch.equal(tensor.detach().reshape(-1).view(torch.uint8), place.stored):
             return
         first = -(-place.start // mmap.PAGESIZE) * mmap.PAGESIZE
         length = (place.start + place.stored.numel() - first) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -113,10 +110,6 @@ def _view_bytes(mapped: mmap.mmap, start: int, stop: int, dtype: torch.dtype) ->
     return torch.frombuffer(mapped, dtype=dtype, count=(stop - start) // dtype.itemsize, offset=start)
 
 
-def _see_bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().reshape(-1).view(torch.uint8)
-
-
 def require_stored_dtype(wanted: DType, stored: str) -> torch.dtype:
     """The dtype in which a streamed model computes; `stored` is its name in a safetensors header.
 
@@ -153,12 +146,14 @@ def stream_network(
         raise refuse_folder(folder, error) from error
     _check_names(folder, blank, mapped_weights.tensors)
     try:
+        has_settings = (folder / "generation_config.json").is_file()
+        generation = GenerationConfig.from_pretrained(folder, local_files_only=True) if has_settings else None
         network, report = type(blank).from_pretrained(
             None,
             config=config,
             state_dict=dict(mapped_weights.tensors),
             dtype=dtype,
-            generation_config=_read_generation(folder),
+            generation_config=generation,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that the report names them
         )
@@ -171,39 +166,26 @@ def stream_network(
     return network, mapped_weights
 
 
-def _read_generation(folder: Path) -> GenerationConfig | None:
-    if not (folder / "generation_config.json").is_file():
-        return None
-    return GenerationConfig.from_pretrained(folder, local_files_only=True)
-
-
-def _find_stored(network: PreTrainedModel, name: str, stored: Mapping[str, Tensor]) -> Tensor | None:
-    """The stored tensor of a parameter: under its name, or under its name without the prefix of the body."""
-    found = stored.get(name)
-    return stored.get(name.removeprefix(f"{network.base_model_prefix}.")) if found is None else found
-
-
 def _check_names(folder: Path, blank: PreTrainedModel, stored: Mapping[str, Tensor]) -> None:
     """Refuse a checkpoint that transformers converts, before it takes memory; one name of tied weights is enough."""
-    found: dict[int, bool] = {}
-    names: dict[int, str] = {}
-    sizes: dict[int, int] = {}
+    found = set[int]()
+    sizes: dict[int, tuple[int, str]] = {}
     for name, parameter in blank.named_parameters(remove_duplicate=False):
-        tensor = _find_stored(blank, name, stored)
-        fits = tensor is not None and tensor.shape == parameter.shape
-        found[id(parameter)] = found.get(id(parameter), False) or fits
-        names.setdefault(id(parameter), name)
-        sizes[id(parameter)] = parameter.numel()
-    others = [key for key in names if not found[key]]
-    if sum(sizes[key] for key in others) > RENAMED * sum(sizes.values()):
-        raise _refuse_stored(folder, names[max(others, key=lambda key: sizes[key])])
+        sizes.setdefault(id(parameter), (parameter.numel(), name))
+        tensor = find_stored(blank, name, stored)
+        if tensor is not None and tensor.shape == parameter.shape:
+            found.add(id(parameter))
+    others = [pair for key, pair in sizes.items() if key not in found]
+    if sum(size for size, _ in others) > RENAMED * sum(size for size, _ in sizes.values()):
+        _, largest = max(others, key=lambda pair: pair[0])
+        raise _refuse_stored(folder, largest)
 
 
 def _check_mapped(folder: Path, network: PreTrainedModel, stored: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     """Check that every matrix is in the mapped files, unless it was cast; vectors may be copies, as some are padded."""
     mapped = {tensor.data_ptr() for tensor in stored.values()}
     for name, parameter in network.named_parameters():
-        tensor = _find_stored(network, name, stored)
+        tensor = find_stored(network, name, stored)
         is_cast = parameter.dtype is not dtype or (tensor is not None and tensor.dtype is not dtype)
         if parameter.data_ptr() not in mapped and parameter.dim() > 1 and not is_cast:
             raise _refuse_stored(folder, name)

@@ -4,9 +4,7 @@ It does not depend on modules. A projection, one expert of a stack and a tied LM
 view of the component's parameter, and a torch function mode sees every product before it is computed.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from transformers import PreTrainedModel
 
 from compressor.models.architectures import is_linear
 from compressor.models.weight_views import WeightView
@@ -130,32 +127,18 @@ def find_extent(view: Tensor) -> tuple[int, int]:
 
 
 @contextmanager
-def experts_apart(network: PreTrainedModel, weight_views: Mapping[str, WeightView]) -> Iterator[None]:
-    """Inside, each stacked expert has a matrix product of its own, if the family allows it.
+def experts_apart(owners: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, each stacked expert of these modules has a matrix product of its own.
 
-    A fused kernel for all experts would hide the products. Nothing changes if every component is a linear module.
+    A fused kernel for all experts would hide the products. Modules that share their config change too.
     """
-    if all(is_linear(weight_view.owner) for weight_view in weight_views.values()):
-        yield
-        return
-    before = network.get_experts_implementation()
-    network.set_experts_implementation("eager")
+    configs = [getattr(owner, "config", None) for owner in owners if not is_linear(owner)]
+    chosen = [(config, getattr(config, IMPLEMENTATION, None)) for config in configs]
+    before = {id(config): (config, kernel) for config, kernel in chosen if kernel is not None}
     try:
+        for config, _ in before.values():
+            setattr(config, IMPLEMENTATION, "eager")
         yield
     finally:
-        network.set_experts_implementation(before)
-
-
-@contextmanager
-def expert_by_expert(module: nn.Module) -> Iterator[None]:
-    """Inside, each stacked expert of a module has a matrix product of its own; other modules are not changed."""
-    config = getattr(module, "config", None)
-    before = getattr(config, IMPLEMENTATION, None)
-    if before is None or is_linear(module):
-        yield
-        return
-    setattr(config, IMPLEMENTATION, "eager")
-    try:
-        yield
-    finally:
-        setattr(config, IMPLEMENTATION, before)
+        for config, kernel in before.values():
+            setattr(config, IMPLEMENTATION, kernel)

@@ -1,14 +1,12 @@
 """A decoder-only model: loading, components and their weights, forward passes."""
 
-from __future__ import annotations
-
 import functools
+import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +15,12 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from compressor.contracts import Component
 from compressor.errors import ModelError, PlanError
 from compressor.models import checkpoint, loading
+from compressor.models.architectures import find_number
 from compressor.models.components import find_components, find_layers
 from compressor.models.forward import FrozenHead, run_body, run_head, run_network
 from compressor.models.input_transforms import InputTransforms, Replacement, find_untransformable
 from compressor.models.layer_prefetch import LayerPrefetch, OnDevice
 from compressor.models.mapped_weights import MappedWeights, require_stored_dtype, stream_network
-from compressor.models.placement import choose_device, choose_dtype
 from compressor.models.weight_views import WeightView, find_weight_view, swapped
 from compressor.settings import ComponentSettings, ModelSettings
 
@@ -61,9 +59,7 @@ class Model:
     def head_is_component(self) -> bool:
         """Can a treatment change the LM head, under its own name or as the tied embedding?"""
         head = self.network.get_output_embeddings().weight
-        return any(
-            getattr(weight_view.owner, weight_view.attribute) is head for weight_view in self.weight_views.values()
-        )
+        return any(weight_view.parameter is head for weight_view in self.weight_views.values())
 
     @property
     def components(self) -> dict[str, Component]:
@@ -85,7 +81,6 @@ class Model:
 
     @functools.cached_property
     def input_transforms(self) -> InputTransforms:
-        """The input transforms of the components."""
         return InputTransforms(self.network, self.weight_views)
 
     def write(self, name: str, weight: Tensor | Replacement) -> None:
@@ -143,11 +138,10 @@ class Model:
             return checkpoint.hash_content(self.folder, files)
         found = checkpoint.hash_content(self.folder, [*files, *checkpoint.find_code(self.folder)])
         running = checkpoint.find_running(type(self.network))  # the code may come from another repository
-        return (
-            checkpoint.combine(found, checkpoint.hash_content(running, checkpoint.find_code(running)))
-            if running
-            else found
-        )
+        if running is None:
+            return found
+        ran = checkpoint.hash_content(running, checkpoint.find_code(running))
+        return hashlib.sha256(f"{found}{ran}".encode()).hexdigest()
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, keep: int) -> Tensor:
@@ -212,7 +206,7 @@ def load_model(settings: ModelSettings, components: ComponentSettings | None = N
     is not a valid decoder-only language model.
     """
     chosen = components or ComponentSettings()
-    device = choose_device(settings.device.value, "model.device")
+    device = loading.choose_device(settings.device.value, "model.device")
     with loading.quiet_loading(device):
         folder = checkpoint.find_folder(settings, Path(str(files("compressor") / "tiny")))
         config = checkpoint.read_config(folder, settings.trust_remote_code)
@@ -223,7 +217,7 @@ def load_model(settings: ModelSettings, components: ComponentSettings | None = N
         network, dtype, mapped_weights = _load_network(settings, folder, config, device, weight_files, common)
         vocabulary = loading.probe_network(network)
         tokenizer = loading.load_tokenizer(folder, settings.trust_remote_code)
-        bos = _find_number((tokenizer, "bos_token_id"), (config.get_text_config(), "bos_token_id"))
+        bos = find_number((tokenizer, "bos_token_id"), (config.get_text_config(), "bos_token_id"))
         adds_bos = tokenizer is not None and list(tokenizer("a")["input_ids"][:1]) == [bos]
     stored_bits = loading.find_stored_bits(network, tensors)
     return Model(
@@ -234,7 +228,7 @@ def load_model(settings: ModelSettings, components: ComponentSettings | None = N
         device=device,
         dtype=dtype,
         vocabulary=vocabulary,
-        context=_find_number(*((config.get_text_config(), name) for name in CONTEXT_NAMES)),
+        context=find_number(*((config.get_text_config(), name) for name in CONTEXT_NAMES)),
         bos=bos,
         adds_bos=adds_bos,
         base_parameters=sum(parameter.numel() for parameter in network.parameters()),
@@ -256,7 +250,7 @@ def _load_network(
     """The frozen network in evaluation mode, its dtype, and its mapped weights if they stay on disk."""
     if not settings.stream:
         automatic = torch.float32 if device.type == "cpu" else STORED_DTYPES.get(stored, torch.float32)
-        dtype = choose_dtype(settings.dtype, "model.dtype", automatic)
+        dtype = loading.choose_dtype(settings.dtype, "model.dtype", automatic)
         network = loading.load_network(folder, config, dtype, settings.trust_remote_code)
         return network.to(device).eval().requires_grad_(False), dtype, None
     dtype = require_stored_dtype(settings.dtype, stored)
@@ -265,8 +259,3 @@ def _load_network(
     if device.type != "cpu":
         LayerPrefetch(network, find_layers(network)[1], device, mapped_weights.release)
     return network, dtype, mapped_weights
-
-
-def _find_number(*places: tuple[Any, str]) -> int | None:
-    """The first of these attributes that is an integer, or None."""
-    return next((value for owner, name in places if isinstance(value := getattr(owner, name, None), int)), None)

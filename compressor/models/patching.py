@@ -1,7 +1,5 @@
 """Replaces the forward functions of modules temporarily."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any

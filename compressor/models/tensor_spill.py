@@ -1,11 +1,10 @@
 """A store for tensors in host memory that overflows to disk."""
 
-from __future__ import annotations
-
 import itertools
 import tempfile
 from collections.abc import Hashable
 from pathlib import Path
+from typing import Self
 
 import safetensors.torch
 from torch import Tensor
@@ -27,7 +26,7 @@ class TensorSpill:
         self._numbers = itertools.count()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def __enter__(self) -> TensorSpill:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -60,7 +59,6 @@ class TensorSpill:
         return safetensors.torch.load_file(self._files[key])["tensor"]
 
     def drop(self, key: Hashable) -> None:
-        """Remove the tensor of a key, if there is one."""
         if key in self._kept:
             self.held -= self._kept.pop(key).nbytes
         elif key in self._files:

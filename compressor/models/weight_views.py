@@ -1,7 +1,5 @@
 """Access to the weights of components: read, write, and replace for a while with exact restoration."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -4,7 +4,8 @@ import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from compressor.artifacts.files import write_json
 from compressor.artifacts.run_record import Record
+from compressor.contracts import Score
 from compressor.errors import OutputError
 from compressor.report.formatting import (
     MISSING,
@@ -32,62 +34,93 @@ WIDEST_SETTINGS = 22
 """Longer settings are folded where the terminal is narrow."""
 FIELDS = ("amount", "sparsity", "bits_per_weight", "packed_bits_per_weight", "bytes")
 
-Row = dict[str, Any]
 
+@dataclass
+class Job:
+    """A run of a multirun, and those of its overrides that not all of the runs share.
 
-def collect_rows(folder: Path, *others: Path) -> list[Row]:
-    """A row per run, in the order of the jobs; `folder` is a multirun folder, or a run's own, as are the `others`.
-
-    A row holds job, folder, overrides (those that not all runs share), status, error, the size of the result and
-    scores: metric -> mean, low, high. A run without a readable report is a row with its error. Raises OutputError
-    where there is no run at all.
+    Without a readable report, the record has only a status and an error.
     """
-    jobs = [job for place in (folder, *others) for job in _find_jobs(place)]
-    if not jobs:
-        raise OutputError(f"no runs in {folder}; give the folder of a run, or of several started with -m")
-    rows = [_make_row(job) for job in jobs]
-    shared = set.intersection(*(set(row["overrides"]) for row in rows)) if len(rows) > 1 else set()
-    for row in rows:
-        row["overrides"] = [override for override in row["overrides"] if override not in shared]
-    return rows
+
+    folder: Path
+    record: Record
+    overrides: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """A row of comparison.json."""
+        final = self.record.final
+        return {
+            "job": self.folder.name,
+            "folder": str(self.folder),
+            "overrides": self.overrides,
+            "status": self.record.status,
+            "error": self.record.error,
+            **{field: getattr(final, field) if final else None for field in FIELDS},
+            "scores": {
+                name: {"mean": score.mean, "low": score.low, "high": score.high}
+                for name, score in (final.scores if final else {}).items()
+            },
+        }
 
 
-def write_comparison(folder: Path) -> list[Row]:
-    """Collect the runs of a multirun folder into its comparison.json; returns the rows."""
-    rows = collect_rows(folder)
-    write_json(folder / COMPARISON_NAME, rows)
-    return rows
+def read_jobs(folder: Path) -> list[Job]:
+    """The runs in the numbered folders of a multirun, 10 after 9. Raises OutputError where there is none."""
+    if not folder.is_dir():
+        raise OutputError(f"{folder} is not a folder; give the folder of several runs, started with -m")
+    numbered = [child for child in folder.iterdir() if child.is_dir() and re.fullmatch(r"[0-9]+", child.name)]
+    if not numbered:
+        raise OutputError(f"no runs in {folder}; give the folder of several runs, started with -m")
+    jobs = [_read_job(child) for child in sorted(numbered, key=lambda child: int(child.name))]
+    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    for job in jobs:
+        job.overrides = [override for override in job.overrides if override not in shared]
+    return jobs
 
 
-def comparison_table(rows: Sequence[Row]) -> Group:
-    """The rows as a table of 80 columns, and below it a line for each job that failed.
+def write_comparison(folder: Path) -> list[Job]:
+    """Write the comparison.json of a multirun: a row for each job, in their order, also for those that failed."""
+    jobs = read_jobs(folder)
+    write_json(folder / COMPARISON_NAME, [job.to_json() for job in jobs])
+    return jobs
+
+
+def make_comparison_table(jobs: Sequence[Job]) -> Group:
+    """The jobs as a table of 80 columns, and below it a line for each that failed.
 
     A row has the settings that differ, the size and four metrics; the others are in comparison.json. Below a value, `±`
     is the longer side of its 95 % interval.
     """
-    metrics, _ = choose_metrics(list(dict.fromkeys(name for row in rows for name in row["scores"])))
-    shortened = shorten_settings(rows)
+    finals = [job.record.final for job in jobs]
+    labels = {
+        name: job.record.metric(name).label for job in jobs if job.record.final for name in job.record.final.scores
+    }
+    metrics, _ = choose_metrics(list(labels))
+    shortened = shorten_settings([job.overrides for job in jobs])
     longest = max((len(line) for settings in shortened for line in settings.splitlines()), default=0)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("run", no_wrap=True)
     table.add_column("settings", overflow="fold", min_width=min(longest, WIDEST_SETTINGS))
-    for heading in ("removed", "size", *metrics):
-        # A heading may come from a plugin's name: as Text, its brackets are no markup.
-        table.add_column(Text(heading.replace("_", " ")), justify="right", overflow="fold")
-    for row, settings in zip(rows, shortened, strict=True):
+    for heading in ("removed", "size", *(labels[name] for name in metrics)):
+        # A heading may come from a plugin: as Text, its brackets are no markup.
+        table.add_column(Text(heading), justify="right", overflow="fold")
+    for job, settings, final in zip(jobs, shortened, finals, strict=True):
         cells = [
-            format_percent(row["amount"], fixed=True),
-            format_bytes(row["bytes"]),
-            *(_format_mean(row["scores"].get(name)) for name in metrics),
+            format_percent(final.amount if final else None, fixed=True),
+            format_bytes(final.bytes if final else None),
+            *(_format_mean(final.scores.get(name) if final else None) for name in metrics),
         ]
-        table.add_row(*(Text(cell) for cell in (str(row["job"]), settings, *cells)))
-    failures = [f"run {row['job']} {words}" for row in rows if (words := _describe_failure(row))]
-    return Group(table, *(Text(line) for line in ["", *failures] if failures))
+        table.add_row(*map(Text, (job.folder.name, settings, *cells)))
+    failures = [
+        f"run {job.folder.name} {job.record.status}" + (f": {job.record.error}" if job.record.error else "")
+        for job in jobs
+        if job.record.status != "done"
+    ]
+    return Group(table, *map(Text, ["", *failures] if failures else []))
 
 
-def shorten_settings(rows: Sequence[Row]) -> list[str]:
-    """The overrides of each row, a line for each; `schedule.targets=…` is `targets=…` where no other key ends so."""
-    keys = {override.partition("=")[0] for row in rows for override in row["overrides"]}
+def shorten_settings(settings: Sequence[Sequence[str]]) -> list[str]:
+    """The overrides of each job, a line for each; `schedule.targets=…` is `targets=…` where no other key ends so."""
+    keys = {override.partition("=")[0] for overrides in settings for override in overrides}
     ends = Counter(key.rpartition(".")[2] for key in keys)
 
     def shorten(override: str) -> str:
@@ -95,39 +128,19 @@ def shorten_settings(rows: Sequence[Row]) -> list[str]:
         end = key.rpartition(".")[2]
         return f"{end if ends[end] == 1 else key}{equals}{value}"
 
-    return ["\n".join(shorten(override) for override in row["overrides"]) for row in rows]
+    return ["\n".join(map(shorten, overrides)) for overrides in settings]
 
 
-def _find_jobs(place: Path) -> list[Path]:
-    """The folder itself where it holds a run, else its numbered folders, 10 after 9."""
-    if (place / JSON_NAME).is_file():
-        return [place]
-    if not place.is_dir():
-        raise OutputError(f"{place} is not a folder; give the folder of a run, or of several started with -m")
-    numbered = [child for child in place.iterdir() if child.is_dir() and re.fullmatch(r"[0-9]+", child.name)]
-    return sorted(numbered, key=lambda child: int(child.name))
-
-
-def _make_row(job: Path) -> Row:
+def _read_job(folder: Path) -> Job:
     try:
-        record, error = read_report(job), None
+        record = read_report(folder)
     except OutputError as problem:
-        has_report = (job / JSON_NAME).is_file()
-        error = str(problem) if has_report else f"left no {JSON_NAME}: it was interrupted or is still running"
-        record = Record(status="unreadable" if has_report else "missing", config={}, versions={}, command="")
-    final = record.final
-    return {
-        "job": job.name,
-        "folder": str(job),
-        "overrides": _read_overrides(job, record.command),
-        "status": record.status,
-        "error": error or record.error,
-        **{field: getattr(final, field) if final else None for field in FIELDS},
-        "scores": {
-            name: {"mean": score.mean, "low": score.low, "high": score.high}
-            for name, score in (final.scores if final else {}).items()
-        },
-    }
+        if (folder / JSON_NAME).is_file():
+            record = Record("unreadable", {}, {}, error=str(problem))
+        else:
+            error = f"left no {JSON_NAME}: it was interrupted or is still running"
+            record = Record("missing", {}, {}, error=error)
+    return Job(folder, record, _read_overrides(folder, record.command))
 
 
 def _read_overrides(job: Path, command: str) -> list[str]:
@@ -144,20 +157,11 @@ def _read_overrides(job: Path, command: str) -> list[str]:
         return []
 
 
-def _format_mean(score: Mapping[str, float | None] | None) -> str:
-    if score is None:
+def _format_mean(score: Score | None) -> str:
+    if score is None or math.isnan(score.mean):
         return MISSING
-    # A row that was read from comparison.json has None where the number was not finite.
-    mean, low, high = (math.nan if (value := score[key]) is None else value for key in ("mean", "low", "high"))
-    if math.isnan(mean):
-        return MISSING
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return format_number(mean)
-    side = format_number(max(high - mean, mean - low), find_decimals(low, high))
-    return f"{format_estimate(mean, low, high)}\n±{side}"
-
-
-def _describe_failure(row: Row) -> str:
-    if row["status"] == "done":
-        return ""
-    return f"{row['status']}: {row['error']}" if row["error"] else str(row["status"])
+    if not (math.isfinite(score.low) and math.isfinite(score.high)):
+        return format_number(score.mean)
+    side = max(score.high - score.mean, score.mean - score.low)
+    decimals = find_decimals(score.low, score.high)
+    return f"{format_estimate(score.mean, score.low, score.high)}\n±{format_number(side, decimals)}"

@@ -4,12 +4,22 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compressor.artifacts.forecast_record import MatrixForecast, OptionForecast
 from compressor.report.formatting import clean_text, format_interval, format_number, format_percent
-from compressor.report.heat_map import OUTSIDE, choose_color
-from compressor.report.vega import CHARACTER_WIDTH, INK, Picture, draw_picture, make_key
+from compressor.report.heat_map import choose_color
+from compressor.report.vega import (
+    INK,
+    Picture,
+    draw_picture,
+    make_key,
+    make_layer_axis,
+    make_row_axis,
+    name_layer,
+    plot,
+    sort_layers,
+)
 
 if TYPE_CHECKING:
     import altair as alt
@@ -53,35 +63,6 @@ class Scale:
         return [(choose_color(self.share(cost)), format_number(cost)) for cost in costs]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One treatment of all components of one kind in one layer."""
-
-    names: Sequence[str]
-    options: Sequence[OptionForecast]
-    unreached: int
-
-    @property
-    def cost(self) -> float:
-        """σ², the mean over components that are known; NaN where none is."""
-        return sum(option.cost for option in self.options) / len(self.options) if self.options else math.nan
-
-    def describe(self, pair: Pair) -> str:
-        """One line: what, by what, and what it would cost."""
-        what = self.names[0] if len(self.names) == 1 else f"{len(self.names)} × {self.names[0]} and its like"
-        head = f"{what}, {name_pair(pair)}"
-        if not self.options:
-            return f"{head}: no token came here, nothing is known"
-        rest = f"; {self.unreached} of them no token reached" if self.unreached else ""
-        if len(self.names) > 1:
-            return f"{head}: mean σ² {format_number(self.cost)}{rest}"
-        (option,) = self.options
-        return (
-            f"{head}: σ² {format_number(option.cost)} ({format_interval(option.low, option.high)}), "
-            f"alone an expected FDT of {format_number(option.expected_fdtm, 1)}"
-        )
-
-
 def name_pair(pair: Pair) -> str:
     return f"{pair[0]} {format_percent(pair[1])}"
 
@@ -105,13 +86,32 @@ def list_pairs(matrices: Matrices) -> list[Pair]:
     return pairs
 
 
-def find_cell(members: Mapping[str, MatrixForecast], pair: Pair) -> Cell | None:
-    """The cell of a treatment; None where it is not offered."""
+def _make_cell(members: Matrices, pair: Pair, scale: Scale) -> dict[str, str]:
+    """The treatment of all components of one kind in one layer: its color, and one line; empty where it is not offered.
+
+    The cost of several components is the mean over those that are known. Without any there is no color.
+    """
     found = {name: option for name, matrix in members.items() for option in matrix.options if pair_of(option) == pair}
     if not found:
-        return None
+        return {}
     known = [option for name, option in found.items() if members[name].reached]
-    return Cell(list(found), known, len(found) - len(known))
+    cost = sum(option.cost for option in known) / len(known) if known else math.nan
+    first, unreached = next(iter(found)), len(found) - len(known)
+    if not known:
+        words = "no token came here, nothing is known"
+    elif len(found) > 1:
+        rest = f"; {unreached} of them no token reached" if unreached else ""
+        words = f"mean σ² {format_number(cost)}{rest}"
+    else:
+        interval = format_interval(known[0].low, known[0].high)
+        alone = format_number(known[0].expected_fdtm, 1)
+        words = f"σ² {format_number(cost)} ({interval}), alone an expected FDT of {alone}"
+    what = first if len(found) == 1 else f"{len(found)} × {first} and its like"
+    return {
+        "row": clean_text(name_pair(pair)),
+        "color": choose_color(scale.share(cost)) if math.isfinite(cost) else "",
+        "tip": clean_text(f"{what}, {name_pair(pair)}: {words}"),
+    }
 
 
 def draw_cost_map(matrices: Matrices) -> Picture | None:
@@ -160,35 +160,22 @@ def _make_panel(
 ) -> "alt.LayerChart":
     import altair as alt
 
-    ordered = sorted(layers, key=lambda layer: (layer is None, layer or 0))
-    rows: list[dict[str, Any]] = [
-        {
-            "layer": _name_layer(layer),
-            "treatment": clean_text(name_pair(pair)),
-            "color": choose_color(scale.share(cell.cost)) if math.isfinite(cell.cost) else "",
-            "tip": clean_text(cell.describe(pair)),
-        }
-        for layer in ordered
+    rows = [
+        {"layer": name_layer(layer), **cell}
+        for layer in sort_layers(layers)
         for pair in pairs
-        if (cell := find_cell(layers[layer], pair)) is not None
+        if (cell := _make_cell(layers[layer], pair, scale))
     ]
-    place = alt.Scale(domain=[_name_layer(layer) for layer in ordered], paddingInner=0.05, paddingOuter=0)
-    order = alt.Scale(domain=[clean_text(name_pair(pair)) for pair in pairs], paddingInner=0.06, paddingOuter=0)
-    across = alt.Axis(orient="top", labelAngle=0, labelOverlap="greedy", title=None, labelFontSize=11)
-    room = CHARACTER_WIDTH * max(len(name_pair(pair)) for pair in pairs)
-    down = alt.Axis(title=None, labelFontSize=11, minExtent=room) if has_labels else None
+    y = make_row_axis(list(map(name_pair, pairs)), gap=0.06, labelFontSize=11)
     title = alt.TitleParams(text=clean_text(kind), anchor="start", frame="group", fontSize=12, offset=2)
-    x, y = alt.X("layer:N", scale=place, axis=across), alt.Y("treatment:N", scale=order, axis=down)
-    known, unknown = [row for row in rows if row["color"]], [row for row in rows if not row["color"]]
-    fill = alt.Fill("color:N", scale=None)
+    place = {
+        "x": make_layer_axis(layers, gap=0.05, title=None, labelFontSize=11),
+        "y": y if has_labels else y.axis(None),
+        "description": "tip:N",
+    }
     cells = []
-    if known:
-        cells.append(alt.Chart(alt.Data(values=known)).mark_rect().encode(x=x, y=y, fill=fill, description="tip:N"))
-    if unknown:
-        empty = alt.Chart(alt.Data(values=unknown)).mark_rect(fill="transparent", stroke=INK, strokeDash=[2, 2])
-        cells.append(empty.encode(x=x, y=y, description="tip:N"))
+    if known := [row for row in rows if row["color"]]:
+        cells.append(plot(known).mark_rect().encode(fill=alt.Fill("color:N", scale=None), **place))
+    if unknown := [row for row in rows if not row["color"]]:
+        cells.append(plot(unknown).mark_rect(fill="transparent", stroke=INK, strokeDash=[2, 2]).encode(**place))
     return alt.LayerChart(layer=cells, title=title, width=alt.Step(width), height=alt.Step(ROW_HEIGHT))
-
-
-def _name_layer(layer: int | None) -> str:
-    return OUTSIDE if layer is None else str(layer)

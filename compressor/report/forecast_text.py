@@ -4,18 +4,17 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from compressor.artifacts.forecast_record import CheckForecast, ForecastRecord, OptionForecast, PointForecast
+from compressor.artifacts.forecast_record import ForecastRecord, OptionForecast, PointForecast
 from compressor.report.cost_map import Pair, pair_of
 from compressor.report.formatting import (
-    ADDITIVITY,
     MISSING,
     Fact,
-    format_additivity,
     format_bytes,
-    format_estimate,
-    format_interval,
     format_percent,
+    format_range,
+    format_score,
     format_seconds,
+    list_additivity,
 )
 
 RANKED = 5
@@ -23,37 +22,32 @@ RANKED = 5
 Ranked = list[tuple[str, OptionForecast]]
 
 
-def find_half(record: ForecastRecord) -> PointForecast | None:
-    """The largest amount with which half of the text is still expected to agree."""
-    half = record.base["expected_fdtm"] / 2
-    return max(
-        (p for p in record.curve if p.amount > 0 and p.trusted and p.expected_fdtm >= half),
-        key=lambda point: point.amount,
-        default=None,
-    )
+def list_options(record: ForecastRecord) -> list[OptionForecast]:
+    """The options of all components."""
+    return [option for matrix in record.components.values() for option in matrix.options]
 
 
-def find_last(record: ForecastRecord) -> PointForecast | None:
-    """The largest amount for which the law is trusted."""
-    return max((p for p in record.curve if p.amount > 0 and p.trusted), key=lambda point: point.amount, default=None)
+def list_compressors(record: ForecastRecord) -> list[str]:
+    return list(dict.fromkeys(option.compressor for option in list_options(record)))
 
 
-def find_check(record: ForecastRecord, point: PointForecast) -> CheckForecast | None:
-    """The check that was made of a point."""
-    return next((check for check in record.checks if check.amount == point.amount), None)
+def find_last(record: ForecastRecord, least: float = -math.inf) -> PointForecast | None:
+    """The largest amount for which the law is trusted and the expected FDT is at least `least`."""
+    fits = [p for p in record.curve if p.amount > 0 and p.trusted and p.expected_fdtm >= least]
+    return max(fits, key=lambda point: point.amount, default=None)
 
 
 def format_expected(point: PointForecast) -> str:
-    """The expected FDT to the places that its band justifies."""
-    return format_estimate(point.expected_fdtm, point.low, point.high)
+    """The expected FDT with its band."""
+    return format_range(point.expected_fdtm, point.low, point.high)
 
 
-def format_counted(check: CheckForecast | None) -> list[str]:
-    """Counted FDT and its interval."""
-    score = check.scores.get("fdtm") if check else None
-    if score is None:
-        return ["", ""]
-    return [format_estimate(score.mean, score.low, score.high), format_interval(score.low, score.high)]
+def format_counted(record: ForecastRecord, point: PointForecast) -> str | None:
+    """The FDT that was counted in the check of a point, with its interval; None in a forecast without checks."""
+    if not record.checks:
+        return None
+    found = [check.scores["fdtm"] for check in record.checks if check.amount == point.amount and "fdtm" in check.scores]
+    return format_score(found[0]) if found else ""
 
 
 def format_parts(point: PointForecast) -> str:
@@ -64,7 +58,7 @@ def format_parts(point: PointForecast) -> str:
 
 def choose_pair(record: ForecastRecord) -> Pair | None:
     """The treatment by which components are compared: of those that most have, the one nearest to half."""
-    pairs = Counter(pair_of(o) for m in record.components.values() for o in m.options)
+    pairs = Counter(map(pair_of, list_options(record)))
     return max(pairs, key=lambda pair: (pairs[pair], -abs(pair[1] - 0.5)), default=None)
 
 
@@ -105,8 +99,7 @@ def drop_dominated(record: ForecastRecord, points: Sequence[PointForecast]) -> l
 
 def list_forecast_facts(record: ForecastRecord) -> list[Fact]:
     """What was looked at, and what it took."""
-    options = sum(len(matrix.options) for matrix in record.components.values())
-    reference = record.reference
+    options, reference = len(list_options(record)), record.reference
     facts = [
         Fact("size on disk", format_bytes(record.base["bytes"])),
         Fact("parameters", f"{record.base['parameters']:,}"),
@@ -117,7 +110,5 @@ def list_forecast_facts(record: ForecastRecord) -> list[Fact]:
         facts.append(Fact("prefixes", shape, "prefix + what the original says after it"))
     last = find_last(record)
     facts.append(Fact("forecast trusted", f"to {format_percent(last.amount)} of the bits" if last else "for no size"))
-    if ratios := [check.additivity for check in record.checks if check.additivity is not None]:
-        facts.append(Fact("additivity", format_additivity(ratios), ADDITIVITY))
-    facts.append(Fact("time", format_seconds(record.seconds)))
-    return facts
+    facts += list_additivity(check.additivity for check in record.checks)
+    return [*facts, Fact("time", format_seconds(record.seconds))]

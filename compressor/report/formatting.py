@@ -2,11 +2,11 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from compressor.artifacts.forecast_record import ForecastRecord
-from compressor.artifacts.run_record import MetricRecord, Record, RunCost
+from compressor.artifacts.run_record import Record, RunCost
 from compressor.contracts import Score
 
 MISSING = "–"
@@ -54,16 +54,22 @@ def format_estimate(value: float, low: float, high: float) -> str:
     return format_number(value, find_decimals(low, high))
 
 
-def format_score(score: Score) -> str:
-    """The mean with its interval: `16.4 (14.9 – 17.8)`."""
-    return f"{format_estimate(score.mean, score.low, score.high)} ({format_interval(score.low, score.high)})"
+def format_range(value: float, low: float, high: float) -> str:
+    """A value with its interval: `16.4 (14.9 – 17.8)`."""
+    return f"{format_estimate(value, low, high)} ({format_interval(low, high)})"
 
 
-def format_unit(metric: MetricRecord, tokens: int | None) -> str:
-    """What follows the number: `of 64 tokens` where the metric counts tokens, else its unit."""
-    if metric.unit == "tokens" and tokens:
-        return f"of {tokens} tokens"
-    return metric.unit
+def format_score(score: Score | None) -> str:
+    """The mean with its interval."""
+    return format_range(score.mean, score.low, score.high) if score else MISSING
+
+
+def name_metric(record: Record, name: str, counts: bool = False) -> str:
+    """Its label and its unit: `FDT, tokens`, with `counts` `FDT, of 64 tokens`."""
+    metric = record.metric(name)
+    if counts and metric.unit == "tokens" and record.reference:
+        return f"{metric.label}, of {record.reference.continuation_tokens} tokens"
+    return f"{metric.label}, {metric.unit}" if metric.unit else metric.label
 
 
 def format_percent(share: float | None, fixed: bool = False) -> str:
@@ -81,12 +87,9 @@ def format_bytes(count: float | None) -> str:
     """In decimal units, as disks are sold and `ls -h --si` shows."""
     if count is None or not math.isfinite(count):
         return MISSING
-    size, unit = float(count), BYTE_UNITS[0]
-    for unit in BYTE_UNITS:
-        if abs(size) < 1000 or unit == BYTE_UNITS[-1]:
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == BYTE_UNITS[0] or size >= 100 else f"{size:.3g} {unit}"
+    unit, divisor = choose_unit(count)
+    size = count / divisor
+    return f"{size:.0f} {unit}" if divisor == 1 or size >= 100 else f"{size:.3g} {unit}"
 
 
 def choose_unit(count: float) -> tuple[str, float]:
@@ -135,22 +138,12 @@ def format_bits(stored: float, packed: float) -> str:
 
 def format_noise_floor(record: Record) -> str:
     """Does the base agree with itself for every token? Without that no score means anything."""
-    tokens = record.reference.continuation_tokens if record.reference else None
-    if record.noise_floor is None:
-        return MISSING
-    text = f"{format_number(record.noise_floor)} of {tokens} tokens" if tokens else format_number(record.noise_floor)
-    if tokens is None:
+    text = format_number(record.noise_floor)
+    if record.noise_floor is None or record.reference is None:
         return text
-    return f"{text}, passed" if record.noise_floor >= tokens else f"{text}: too low, the scores cannot be trusted"
-
-
-def format_check(record: Record) -> str:
-    """Was the saved model loaded again, and does it say what was scored? Empty where that is not known."""
-    found = record.export.verification if record.export else None
-    if found is None:
-        return ""
-    gap = "same logits" if found.gap == 0 else f"logits within {found.gap:.1g}"
-    return f"loaded again: {gap} on {found.prefixes:,} prefixes"
+    tokens = record.reference.continuation_tokens
+    verdict = ", passed" if record.noise_floor >= tokens else ": too low, the scores cannot be trusted"
+    return f"{text} of {tokens} tokens{verdict}"
 
 
 def list_facts(record: Record) -> list[Fact]:
@@ -158,26 +151,28 @@ def list_facts(record: Record) -> list[Fact]:
     final = record.final
     if final is None:
         return []
-    ratios = [step.additivity for step in record.rounds if step.additivity is not None]
-    checked = format_check(record)
-    return [
+    facts = [
         Fact("size on disk", format_sizes(record.base.get("bytes"), final.bytes)),
         Fact("bits removed (amount)", format_percent(final.amount), "mean over weights, scales not counted"),
         Fact("zero weights", format_percent(final.sparsity)),
         Fact("bits per weight", format_bits(final.bits_per_weight, final.packed_bits_per_weight), "scales counted"),
-        *([Fact("saved model", checked)] if checked else []),
-        *([Fact("additivity", format_additivity(ratios), ADDITIVITY)] if ratios else []),
+    ]
+    if record.export and (found := record.export.verification):
+        gap = "same logits" if found.gap == 0 else f"logits within {found.gap:.1g}"
+        facts.append(Fact("saved model", f"loaded again: {gap} on {found.prefixes:,} prefixes"))
+    return [
+        *facts,
+        *list_additivity(step.additivity for step in record.rounds),
         Fact("original against itself", format_noise_floor(record), "the noise floor of the measurement"),
         Fact("time", format_seconds(record.seconds)),
     ]
 
 
-ADDITIVITY = "sum of single effects ÷ effect of the whole plan; near 1, effects add up"
-
-
-def format_additivity(ratios: Sequence[float]) -> str:
-    """`0.87, 0.95`: of each round or check."""
-    return ", ".join(format_number(ratio, 2) for ratio in ratios)
+def list_additivity(ratios: Iterable[float | None]) -> list[Fact]:
+    """`0.87, 0.95`: of each round or check that has a ratio; empty where none has."""
+    words = ", ".join(format_number(ratio, 2) for ratio in ratios if ratio is not None)
+    meaning = "sum of single effects ÷ effect of the whole plan; near 1, effects add up"
+    return [Fact("additivity", words, meaning)] if words else []
 
 
 def describe_cost(cost: RunCost, is_bound: bool = False) -> str:
@@ -211,9 +206,7 @@ def name_model(record: Record | ForecastRecord) -> str:
 
 def name_compressors(record: Record) -> str:
     """Those that were used: `magnitude and int8`; `nothing` where every component stayed as it was."""
-    return join_names(
-        sorted({component.compressor for component in record.components.values() if component.compressor})
-    )
+    return join_names(sorted({one.compressor for one in record.components.values() if one.compressor}))
 
 
 def join_names(names: Sequence[str]) -> str:
@@ -226,9 +219,8 @@ def clean_text(text: object) -> str:
     return FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", str(text))
 
 
-def base_mean(record: Record, metric: str) -> float | None:
-    """What the original scored itself, where the run has measured it."""
-    scores = record.base.get("scores")
-    score = scores.get(metric) if isinstance(scores, dict) else None
-    mean = score.get("mean") if isinstance(score, dict) else getattr(score, "mean", None)
-    return float(mean) if isinstance(mean, int | float) else None
+def format_base(record: Record, metric: str) -> str | None:
+    """What the original scored; None where the run has not measured it."""
+    score = record.base.get("scores", {}).get(metric)
+    # A record that was read from a file has plain data there.
+    return format_number(score["mean"] if isinstance(score, dict) else score.mean) if score else None

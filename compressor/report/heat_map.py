@@ -1,14 +1,23 @@
 """The heat map of a compressed model: kind of component by layer, coloured by the share of bits removed."""
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compressor.artifacts.run_record import ComponentRecord
 from compressor.report.formatting import clean_text, format_number, format_percent
-from compressor.report.vega import CHARACTER_WIDTH, INK, Picture, draw_picture, draw_standalone, make_key
+from compressor.report.vega import (
+    INK,
+    Picture,
+    draw_picture,
+    draw_standalone,
+    make_key,
+    make_layer_axis,
+    make_row_axis,
+    name_layer,
+    plot,
+)
 
 if TYPE_CHECKING:
     import altair as alt
@@ -16,11 +25,12 @@ if TYPE_CHECKING:
 ROW_HEIGHT = 26
 NUMBER_WIDTH = 26
 """A cell at least this wide has its number printed."""
-OUTSIDE = "other"
-"""The column of components that are in no layer."""
+CELL_WIDTHS = {12: 44, 24: 34, 48: NUMBER_WIDTH}
+"""Columns -> the width of a cell where there are at most so many: a small model fills its place."""
+NARROWEST = 14
+"""The width of a cell where there are more columns, so that a large model stays on a page."""
 
 Components = Mapping[str, ComponentRecord]
-Group = tuple[str, int | None]
 
 
 @dataclass
@@ -57,12 +67,12 @@ class Cell:
         return f"{head}, {self.compressor}, sparsity {format_percent(self.mean('sparsity'))}, {bits} bits per weight"
 
 
-def group_components(components: Components) -> dict[Group, Cell]:
+def group_components(components: Components) -> dict[tuple[str, int | None], Cell]:
     """Kind and layer -> cell, in model order."""
-    members: dict[Group, dict[str, ComponentRecord]] = defaultdict(dict)
-    for name, component in components.items():
-        members[component.kind, component.layer][name] = component
-    return {(kind, layer): Cell(kind, layer, found) for (kind, layer), found in members.items()}
+    cells: dict[tuple[str, int | None], Cell] = {}
+    for name, one in components.items():
+        cells.setdefault((one.kind, one.layer), Cell(one.kind, one.layer, {})).members[name] = one
+    return cells
 
 
 def choose_color(amount: float) -> str:
@@ -98,44 +108,33 @@ def choose_ink(amount: float) -> str:
     return "#ffffff" if amount > 0.62 else "#000000"
 
 
-def choose_cell_width(columns: int) -> int:
-    """So that a small model fills its place and a large one stays on a page."""
-    for most, width in ((12, 44), (24, 34), (48, NUMBER_WIDTH)):
-        if columns <= most:
-            return width
-    return 14
-
-
 def heat_map_svg(components: Components) -> str:
     """A standalone SVG with a transparent background. Point at a cell to read its name and numbers."""
-    return draw_standalone(_make_chart(components), _write_label(components))
+    return draw_standalone(*_make_chart(components))
 
 
 def draw_heat_map(components: Components) -> Picture:
     """The same for a page."""
-    return draw_picture(_make_chart(components), _write_label(components))
+    return draw_picture(*_make_chart(components))
 
 
-def _write_label(components: Components) -> str:
-    return f"Share of the bits that was removed from {len(components)} components, by kind and layer"
+def _make_chart(components: Components) -> "tuple[alt.VConcatChart, str]":
+    """The chart and its label.
 
-
-def _make_chart(components: Components) -> "alt.VConcatChart":
-    """Rows are kinds in model order, columns are layers; experts of one kind and layer are one cell, their mean.
+    Rows are kinds in model order, columns are layers; experts of one kind and layer are one cell, their mean.
 
     Components outside the layers are in a last column.
     """
     import altair as alt
 
     cells = group_components(components)
-    kinds = list(dict.fromkeys(clean_text(kind) for kind, _ in cells))
-    columns = [str(layer) for layer in sorted({layer for _, layer in cells if layer is not None})]
-    columns += [OUTSIDE] if any(layer is None for _, layer in cells) else []
-    width = choose_cell_width(len(columns))
+    kinds = list(dict.fromkeys(kind for kind, _ in cells))
+    layers = {layer for _, layer in cells}
+    width = next((width for most, width in CELL_WIDTHS.items() if len(layers) <= most), NARROWEST)
     rows = [
         {
-            "kind": clean_text(cell.kind),
-            "layer": OUTSIDE if cell.layer is None else str(cell.layer),
+            "row": clean_text(cell.kind),
+            "layer": name_layer(cell.layer),
             "color": choose_color(amount) if math.isfinite(amount) else "transparent",
             "ink": choose_ink(amount),
             "number": f"{100 * amount:.0f}" if math.isfinite(amount) and width >= NUMBER_WIDTH else "",
@@ -144,21 +143,15 @@ def _make_chart(components: Components) -> "alt.VConcatChart":
         for cell in cells.values()
         for amount in [cell.mean("amount")]
     ]
-    room = CHARACTER_WIDTH * max((len(kind) for kind in kinds), default=0)
-    heights = alt.Scale(domain=kinds, paddingInner=0.08, paddingOuter=0)
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X(
-            "layer:N",
-            scale=alt.Scale(domain=columns, paddingInner=0.06, paddingOuter=0),
-            axis=alt.Axis(orient="top", labelAngle=0, labelOverlap="greedy", title="layer", titleAnchor="start"),
-        ),
-        y=alt.Y("kind:N", scale=heights, title=None, axis=alt.Axis(minExtent=room)),
+    base = plot(rows).encode(
+        x=make_layer_axis(layers, gap=0.06, title="layer", titleAnchor="start"),
+        y=make_row_axis(kinds, gap=0.08),
     )
-    squares = base.mark_rect(stroke=INK, strokeWidth=0.5).encode(
-        fill=alt.Fill("color:N", scale=None), description="tip:N"
-    )
+    fill = alt.Fill("color:N", scale=None)
+    squares = base.mark_rect(stroke=INK, strokeWidth=0.5).encode(fill=fill, description="tip:N")
     numbers = base.mark_text(fontSize=11, aria=False).encode(text="number:N", fill=alt.Fill("ink:N", scale=None))
-    size = {"width": alt.Step(width), "height": alt.Step(ROW_HEIGHT)}
+    map_ = alt.layer(squares, numbers).properties(width=alt.Step(width), height=alt.Step(ROW_HEIGHT))
     shares = (0.0, 0.25, 0.5, 0.75, 1.0)
     key = make_key([(choose_color(share), format_percent(share)) for share in shares], "of the bits were removed")
-    return alt.vconcat(*([alt.layer(squares, numbers).properties(**size)] if rows else []), key, spacing=14)
+    label = f"Share of the bits that was removed from {len(components)} components, by kind and layer"
+    return alt.vconcat(*([map_] if rows else []), key, spacing=14), label

@@ -1,10 +1,13 @@
 """How a value is spread over the prefixes: bars of equal width, with the mean marked."""
 
 import math
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 from compressor.report.formatting import clean_text, format_number, format_percent
-from compressor.report.vega import ACCENT, INK, PAGE, Picture, draw_picture
+from compressor.report.vega import ACCENT, INK, PAGE, Picture, draw_layers, plot
 
 MOST_BARS = 16
 FEWEST_VALUES = 8
@@ -14,9 +17,7 @@ Bar = tuple[float, float, int, str]
 """From, to, how many, and the range in words."""
 
 
-def draw_histogram(
-    values: Sequence[float], label: str, most: int | None = None, size: tuple[int, int] = (440, 230)
-) -> Picture | None:
+def draw_histogram(values: Sequence[float], label: str, most: int | None = None) -> Picture | None:
     """`most` is given for counts of tokens: the largest count there can be. None of too few values."""
     import altair as alt
 
@@ -36,43 +37,42 @@ def draw_histogram(
     ]
     mean = sum(finite) / len(finite)
     across = alt.Scale(domain=[bars[0][0], bars[-1][1]], nice=False)
-    base = alt.Chart(alt.Data(values=rows))
-    bar = base.mark_rect(fill=ACCENT, stroke=PAGE, strokeWidth=1).encode(
-        x=alt.X("from:Q", scale=across, axis=alt.Axis(title=clean_text(label), grid=False, tickCount=8)),
-        x2="to:Q",
-        y=alt.Y("count:Q", axis=alt.Axis(title="prefixes", tickCount=5, tickMinStep=1), scale=alt.Scale(zero=True)),
-        y2=alt.Y2(datum=0),
-        description="tip:N",
+    bar = (
+        plot(rows)
+        .mark_rect(fill=ACCENT, stroke=PAGE, strokeWidth=1)
+        .encode(
+            x=alt.X("from:Q", scale=across, axis=alt.Axis(title=clean_text(label), grid=False, tickCount=8)),
+            x2="to:Q",
+            y=alt.Y("count:Q", axis=alt.Axis(title="prefixes", tickCount=5, tickMinStep=1), scale=alt.Scale(zero=True)),
+            y2=alt.Y2(datum=0),
+            description="tip:N",
+        )
     )
-    line = alt.Chart(alt.Data(values=[{"mean": mean, "words": f"mean {format_number(mean, 1 if most else None)}"}]))
+    line = plot([{"mean": mean, "words": f"mean {format_number(mean, 1 if most else None)}"}])
     place = alt.X("mean:Q", scale=across)
     rule = line.mark_rule(stroke=INK, strokeWidth=1.5, strokeDash=[4, 3], aria=False).encode(x=place)
     is_right = mean > (bars[0][0] + bars[-1][1]) / 2
     words = line.mark_text(align="right" if is_right else "left", dx=-5 if is_right else 5, dy=-6, fill=INK, aria=False)
-    layers = alt.layer(bar, rule, words.encode(x=place, y=alt.value(0), text="words:N"))
-    return draw_picture(layers.properties(width=size[0], height=size[1]), f"{label}: how many prefixes have it")
+    layers = [bar, rule, words.encode(x=place, y=alt.value(0), text="words:N")]
+    return draw_layers(layers, f"{label}: how many prefixes have it")
 
 
 def count_tokens(values: Sequence[float], most: int) -> list[Bar]:
     """Bars of whole tokens from 0; the last bar holds only the prefixes that reached `most`."""
     width = -(-most // MOST_BARS)
-    bars: list[Bar] = []
-    for low in range(0, most, width):
-        high = min(low + width, most)
-        words = f"{low} tokens" if high - low == 1 else f"{low} to {high - 1} tokens"
-        bars.append((low, high, sum(low <= value < high for value in values), words))
-    return [*bars, (most, most + width, sum(value >= most for value in values), f"all {most} tokens")]
+    edges = [*range(0, most, width), most, most + width]
+    names = [f"{low} tokens" if high - low == 1 else f"{low} to {high - 1} tokens" for low, high in pairwise(edges)]
+    return _count(values, edges, [*names[:-1], f"all {most} tokens"])
 
 
 def count_values(values: Sequence[float]) -> list[Bar]:
     """Bars of equal width from the smallest value to the largest."""
     low, high = min(values), max(values)
-    width = (high - low) / MOST_BARS
-    counts = [0] * MOST_BARS
-    for value in values:
-        counts[min(MOST_BARS - 1, int((value - low) / width))] += 1
-    edges = [low + width * index for index in range(MOST_BARS + 1)]
-    return [
-        (edges[index], edges[index + 1], count, f"{format_number(edges[index])} to {format_number(edges[index + 1])}")
-        for index, count in enumerate(counts)
-    ]
+    edges = [low + (high - low) / MOST_BARS * index for index in range(MOST_BARS + 1)]
+    return _count(values, edges, [f"{format_number(start)} to {format_number(end)}" for start, end in pairwise(edges)])
+
+
+def _count(values: Sequence[float], edges: Sequence[float], names: Sequence[str]) -> list[Bar]:
+    """The bars between edges; a value on an edge is in the bar to the right, one on the last edge in the last bar."""
+    counts = Counter(min(bisect_right(edges, value), len(names)) - 1 for value in values)
+    return [(*ends, counts[index], names[index]) for index, ends in enumerate(pairwise(edges))]

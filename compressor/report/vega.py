@@ -5,9 +5,9 @@ The picture is made when the page is written. A page that carried Vega itself wo
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from compressor.report.formatting import clean_text
@@ -36,9 +36,13 @@ VARIABLE = re.compile(r"var\(--[a-z]+, ([^)]*)\)")
 NUMBER = r"(-?[\d.]+(?:e-?\d+)?)"
 RECTANGLE = re.compile(rf"M{NUMBER},{NUMBER}h{NUMBER}v{NUMBER}")
 CIRCLE = re.compile(rf"M{NUMBER},")
+"""A circle begins at its right end, and its middle is the origin."""
 SHIFT = re.compile(rf"translate\({NUMBER},{NUMBER}\)")
 
 ElementTree.register_namespace("", SVG)
+
+Mark = tuple[ElementTree.Element, float, float, float, float]
+"""An element, and its left, top, width and height."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,20 @@ class Picture:
     tips: list[Tip] = field(default_factory=list)
 
 
+def plot(rows: Sequence[dict[str, Any]]) -> "alt.Chart":
+    """A chart without marks of these rows."""
+    import altair as alt
+
+    return alt.Chart(alt.Data(values=rows))
+
+
+def draw_layers(layers: "Sequence[alt.Chart]", label: str, height: int = 230) -> Picture:
+    """A picture of layers that share their axes, as wide as a column of a page."""
+    import altair as alt
+
+    return draw_picture(alt.layer(*layers).properties(width=440, height=height), label)
+
+
 def draw_picture(chart: "alt.TopLevelMixin", label: str) -> Picture:
     """For a page: colours are the page's own, and the tips stand beside the picture."""
     root = _convert(chart, label)
@@ -72,35 +90,63 @@ def draw_picture(chart: "alt.TopLevelMixin", label: str) -> Picture:
         if (text := mark.attrib["aria-label"])
     ]
     _clean(root)
-    return Picture(clean_text(label), _write(root), round(width), tips)
+    return Picture(clean_text(label), ElementTree.tostring(root, encoding="unicode"), round(width), tips)
 
 
 def draw_standalone(chart: "alt.TopLevelMixin", label: str) -> str:
     """An SVG that needs no page: point at a mark to read its tip."""
     root = _convert(chart, label)
-    for mark, *_ in _find_marks(root):
+    for mark, *_ in list(_find_marks(root)):
         ElementTree.SubElement(mark, f"{{{SVG}}}title").text = mark.attrib["aria-label"]
     _clean(root, KEPT | {"aria-label"})
     for element in root.iter():
         for key, value in element.attrib.items():
             element.attrib[key] = VARIABLE.sub(r"\1", value) if key in ("fill", "stroke") else value
-    return _write(root)
+    return ElementTree.tostring(root, encoding="unicode")
 
 
-def make_key(entries: Iterable[tuple[str, str]], title: str) -> "alt.LayerChart":
+def make_key(entries: Sequence[tuple[str, str]], title: str) -> "alt.LayerChart":
     """A legend as a row of squares, each a color and its label. (Vega's own needs a gradient, which needs an id.)"""
     import altair as alt
 
-    entries = list(entries)
     step = 34 + CHARACTER_WIDTH * max((len(label) for _, label in entries), default=0)
     rows = [{"x": index, "color": color, "label": label} for index, (color, label) in enumerate(entries)]
     place = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[-0.2, max(1, len(rows)) - 0.2], nice=False))
-    base = alt.Chart(alt.Data(values=rows)).encode(x=place)
+    base = plot(rows).encode(x=place)
     squares = base.mark_square(size=160, opacity=1, aria=False, stroke=INK, strokeWidth=0.5)
     labels = base.mark_text(align="left", dx=11, aria=False, fill=INK)
     heading = alt.TitleParams(text=title, anchor="start", fontWeight="normal", fontSize=12, offset=6)
     layers = [squares.encode(fill=alt.Fill("color:N", scale=None)), labels.encode(text="label:N")]
     return alt.LayerChart(layer=layers, title=heading, width=step * max(1, len(rows)), height=18)
+
+
+def sort_layers(layers: Iterable[int | None]) -> list[int | None]:
+    """From the first to the last, then what is in none."""
+    return sorted(set(layers), key=lambda layer: (layer is None, layer or 0))
+
+
+def name_layer(layer: int | None) -> str:
+    """`other` for what is in no layer."""
+    return "other" if layer is None else str(layer)
+
+
+def make_layer_axis(layers: Iterable[int | None], gap: float, **axis: Any) -> "alt.X":  # noqa: ANN401 - of Altair
+    """A column for each layer, and a last one for what is in none; `gap` is the share of a column beside its cell."""
+    import altair as alt
+
+    texts = [name_layer(layer) for layer in sort_layers(layers)]
+    scale = alt.Scale(domain=texts, paddingInner=gap, paddingOuter=0)
+    return alt.X("layer:N", scale=scale, axis=alt.Axis(orient="top", labelAngle=0, labelOverlap="greedy", **axis))
+
+
+def make_row_axis(names: Sequence[str], gap: float, **axis: Any) -> "alt.Y":  # noqa: ANN401 - of Altair
+    """A row for each name, which stands to its left; `gap` is the share of a row above its cell."""
+    import altair as alt
+
+    texts = [clean_text(name) for name in names]
+    room = CHARACTER_WIDTH * max(map(len, texts), default=0)
+    scale = alt.Scale(domain=texts, paddingInner=gap, paddingOuter=0)
+    return alt.Y("row:N", scale=scale, axis=alt.Axis(title=None, minExtent=room, **axis))
 
 
 def _convert(chart: "alt.TopLevelMixin", label: str) -> ElementTree.Element:
@@ -113,17 +159,12 @@ def _convert(chart: "alt.TopLevelMixin", label: str) -> ElementTree.Element:
     look |= {"view": {"stroke": None}, "title": {"color": INK, "limit": 0}, "text": {"fontSize": 12}}
     specification = chart.to_dict(validate=False) | {"config": look, "background": "transparent"}
     root = ElementTree.fromstring(vl_convert.vegalite_to_svg(specification))
-    root.attrib = {key: root.attrib[key] for key in ("width", "height", "viewBox")} | {
-        "role": "img",
-        "aria-label": clean_text(label),
-        "font-family": FONT,
-    }
+    kept = {key: root.attrib[key] for key in ("width", "height", "viewBox")}
+    root.attrib = kept | {"role": "img", "aria-label": clean_text(label), "font-family": FONT}
     return root
 
 
-def _find_marks(
-    element: ElementTree.Element, x: float = 0.0, y: float = 0.0
-) -> list[tuple[ElementTree.Element, float, float, float, float]]:
+def _find_marks(element: ElementTree.Element, x: float = 0.0, y: float = 0.0) -> Iterator[Mark]:
     """The marks that have a text, and the rectangle around each."""
     for dx, dy in SHIFT.findall(element.attrib.get("transform", "")):
         x, y = x + float(dx), y + float(dy)
@@ -137,8 +178,10 @@ def _find_marks(
             radius = float(circle[1])
             left, top, width, height = -radius, -radius, 2 * radius, 2 * radius
         wider, higher = max(0.0, SMALLEST_TIP - width), max(0.0, SMALLEST_TIP - height)
-        return [(element, x + left - wider / 2, y + top - higher / 2, width + wider, height + higher)]
-    return [mark for child in element for mark in _find_marks(child, x, y)]
+        yield element, x + left - wider / 2, y + top - higher / 2, width + wider, height + higher
+        return
+    for child in element:
+        yield from _find_marks(child, x, y)
 
 
 def _clean(element: ElementTree.Element, kept: set[str] = KEPT) -> None:
@@ -155,7 +198,3 @@ def _clean(element: ElementTree.Element, kept: set[str] = KEPT) -> None:
             if (key in kept and (named or key != "aria-label")) or (key in OPACITIES and value != "1")
         }
         _clean(child, kept)
-
-
-def _write(root: ElementTree.Element) -> str:
-    return ElementTree.tostring(root, encoding="unicode")

@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.contracts import EstimableMetric, Metric
-from compressor.evaluation.bootstrap import join_blocks
 from compressor.evaluation.evaluator import SequenceValues
 
 
@@ -20,8 +19,11 @@ class StartingValues:
 
     def add(self, metric: str, start: int, values: NDArray[np.float64]) -> None:
         """Add values measured on the prefixes from `start` on; those of a metric on text are for the whole text."""
-        whole = self.metrics[metric].text() is not None
-        self.known[metric] = join_blocks(self.known.get(metric, np.empty(0)), 0 if whole else start, values)
+        first = 0 if self.metrics[metric].text() is not None else start
+        held = self.known.get(metric, np.empty(0))
+        if first <= len(held) < first + len(values):  # no prefix in between is missing, and at least one is new
+            held = np.concatenate([held[:first], values])
+        self.known[metric] = held
 
     def close_round(self, singles: Mapping[str, float], values: SequenceValues) -> float | None:
         """The additivity ratio of the plan that was kept; its values become the starting values of the next round.

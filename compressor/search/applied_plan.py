@@ -1,13 +1,12 @@
 """The kept plan: applies treatments to the model permanently, and holds the stored bits of treated components."""
 
 import math
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from compressor.compression.apply import Treatments, check_names, make_replacement
 from compressor.compression.calibrator import Calibrator
 from compressor.compression.trial_weights import TrialWeights
-from compressor.contracts import CompressedWeight, Plan, QuantizedMatrix, SizeRequest, Treatment
+from compressor.contracts import Plan, QuantizedMatrix, SizeRequest, Treatment
 from compressor.export import FileSizes
 from compressor.models import Model
 
@@ -37,14 +36,18 @@ class AppliedPlan:
         check_names(self.model, plan)
         if not is_last:
             self.model.hold(plan)
-        sequential = {name for name, treatment in plan.items() if self.treatments.is_sequential(treatment)}
-        at_once = {name: treatment for name, treatment in plan.items() if name not in sequential}
+        components = self.model.components
+        at_once: dict[str, Treatment] = {}
+        by_layer: dict[int | None, dict[str, Treatment]] = {}
+        for name, treatment in plan.items():
+            is_sequential = self.treatments.is_sequential(treatment)
+            part = by_layer.setdefault(components[name].layer, {}) if is_sequential else at_once
+            part[name] = treatment
         self.calibrator.prepare(treatment.compressor for treatment in at_once.values())
         self._write(at_once)
-        for layer, names in list_layers(self.model, [name for name in plan if name in sequential]):
-            part = {name: plan[name] for name in names}
-            self.calibrator.prepare_layer(part, layer)
-            self._write(part)
+        for layer in sorted(by_layer, key=lambda layer: math.inf if layer is None else layer):  # outside of layers last
+            self.calibrator.prepare_layer(by_layer[layer], layer)
+            self._write(by_layer[layer])
         self.calibrator.forget()
         self.trial_weights.forget()
         if is_last:
@@ -61,11 +64,9 @@ class AppliedPlan:
             for name, options in request.options.items()
             if None in options
         }
-
-        def measure(name: str, made: CompressedWeight) -> int:
-            return count(name, made.dense(), made.bits, made.quantized)
-
-        return self.treatments.sizes(self.model, request.options, now, measure)
+        return self.treatments.sizes(
+            self.model, request.options, now, lambda name, made: count(name, made.dense(), made.bits, made.quantized)
+        )
 
     def list_quantized(self) -> dict[str, QuantizedMatrix | None]:
         """`quantized` of the components that take fewer bits than dense weights."""
@@ -76,12 +77,3 @@ class AppliedPlan:
         for name, weight in self.treatments.compress(self.model, plan).items():
             self.model.write(name, make_replacement(weight))
             self.packed_bits[name], self.quantized[name] = weight.bits, weight.quantized and weight.quantized.to("cpu")
-
-
-def list_layers(model: Model, names: Collection[str]) -> Iterator[tuple[int | None, list[str]]]:
-    """The layers of these components, first to last, with the names in each; None (outside of layers) is last."""
-    components = model.components
-    inside: dict[int | None, list[str]] = {}
-    for name in names:
-        inside.setdefault(components[name].layer, []).append(name)
-    yield from sorted(inside.items(), key=lambda item: math.inf if item[0] is None else item[0])

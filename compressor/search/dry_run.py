@@ -1,10 +1,10 @@
 """A search without a model: checks a schedule's requests and answers them with made-up numbers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,21 +38,13 @@ from compressor.search.ranking import check_request, choose_best
 MOST_REQUESTS = 1000
 
 
-class Damage(Protocol):
-    """The made-up loss of quality by a plan. With `adds_up`, it is a sum over components."""
-
-    adds_up: ClassVar[bool]
-
-    def of(self, plan: Plan) -> float:
-        """In [0, 1]; 0 for the empty plan."""
-        ...
-
-
 @dataclass(frozen=True)
 class AdditiveDamage:
-    """damage(plan) = Σ_c h_c a_c² / Σ_c h_c, with a hardness h_c that differs between components."""
+    """damage(plan) = Σ_c h_c a_c² / Σ_c h_c, with a hardness h_c that differs between components.
 
-    adds_up: ClassVar[bool] = True
+    Damage is a made-up loss of quality in [0, 1], and 0 for the empty plan.
+    """
+
     hardness: Mapping[str, float]
 
     @classmethod
@@ -62,7 +54,6 @@ class AdditiveDamage:
 
     @cached_property
     def total(self) -> float:
-        """The sum of the hardness of all components."""
         return sum(self.hardness.values())
 
     def of(self, plan: Plan) -> float:
@@ -74,14 +65,14 @@ class DryRun:
     """The oracle with made-up answers. Raises PluginError for a request that no run could answer.
 
     Metrics whose lower values are better equal the damage; others equal tokens · (1 − damage). `proof_shift` is added
-    to all values on proof prefixes. `made_up` computes the damage, by default `AdditiveDamage`. `kept` is the plan on
-    the imaginary model; `requests` and `answers` are those of `play`. Without `checks_plans` any
-    plan is taken. Tests override `damage`, `size`, `score_plan` or `spread` for other answers.
+    to all values on proof prefixes. `made_up` computes the damage of a plan as a sum over components; by default it is
+    `AdditiveDamage`. `kept` is the plan on the imaginary model; `requests` and `answers` are those of `play`. Without
+    `checks_plans` any plan is taken. Tests override `damage`, `size`, `score_plan` or `spread` for other answers.
     """
 
     problem: Problem
     proof_shift: float = 0.0
-    made_up: Damage | None = None
+    made_up: Callable[[Plan], float] | None = None
     checks_plans: bool = True
     kept: dict[str, Treatment] = field(default_factory=dict)
     requests: list[Request[Any]] = field(default_factory=list)
@@ -98,16 +89,15 @@ class DryRun:
 
     @cached_property
     def components(self) -> dict[str, Component]:
-        """The components of the problem, by name."""
         return {component.name: component for component in self.problem.components}
 
     @cached_property
-    def _damage(self) -> Damage:
-        return self.made_up or AdditiveDamage.for_components(self.problem.components)
+    def _damage(self) -> Callable[[Plan], float]:
+        return self.made_up or AdditiveDamage.for_components(self.problem.components).of
 
     def damage(self, plan: Plan) -> float:
         """The damage of a whole plan, in [0, 1]."""
-        return self._damage.of(plan)
+        return self._damage(plan)
 
     def size(self, name: str, option: Treatment | None) -> int:
         """Bits of an option: stored bits · (1 − amount)."""
@@ -124,11 +114,8 @@ class DryRun:
             )
         shift = self.proof_shift if prefixes is Prefixes.PROOF else 0.0
         damage = self.damage({**self.kept, **plan})
-        values = {
-            name: damage if self.problem.better[name] is Better.LOWER else self.problem.tokens * (1 - damage)
-            for name in metrics
-        }
-        return {name: flat_score(value + shift) for name, value in values.items()}
+        lower, higher = flat_score(damage + shift), flat_score(self.problem.tokens * (1 - damage) + shift)
+        return {name: lower if self.problem.better[name] is Better.LOWER else higher for name in metrics}
 
     def spread(self, scores: Scores, sequences: int) -> dict[str, NDArray[np.float64]]:
         """Values per sequence: the mean of the scores for every sequence."""
@@ -143,7 +130,7 @@ class DryRun:
         return tuple(self.spread(scores, sequences) for scores in scored)
 
     def best(self, request: BestRequest) -> Best:
-        """The smallest allowed answer: only the chosen trials have scores."""
+        """Only the chosen trials have scores, because a run may leave the others unmeasured."""
         check_request(request)
         scores = [self.score_plan(plan, (request.metric,), Prefixes.SEARCH) for plan in request.trials]
         chosen = choose_best(request, self.problem.better[request.metric], scores).chosen
@@ -158,7 +145,7 @@ class DryRun:
         answer = {}
         for name, options in request.options.items():
             before = whole
-            if self.made_up is not None and self.made_up.adds_up:  # other components have no effect
+            if self.made_up is not None:  # it is a sum over components, so the others have no effect
                 before = {name: whole[name]} if name in whole else {}
             changes = np.array([self.damage(self._replace(before, name, option)) for option in options])
             changes -= self.damage(before)

@@ -12,7 +12,7 @@ from compressor.search.additivity import StartingValues
 from compressor.search.applied_plan import AppliedPlan
 from compressor.search.trial_scoring import TrialScorer
 from compressor.sensitivity.cache import EstimateCache, Known, estimates_folder
-from compressor.sensitivity.estimator import GradientEstimator
+from compressor.sensitivity.estimator import GradientEstimator, count_backward_passes
 
 PASSES_OF_ESTIMATE = 4
 """One backward pass costs about four forward passes: forward, recomputation layer by layer, and the gradients of inputs
@@ -50,10 +50,8 @@ class Estimator:
         if not self.cache_bytes or self.applied.kept or request.at:
             return None
         evaluator, metric = self.scorer.evaluators[Prefixes.SEARCH], self.scorer.metrics[request.objective]
-        return EstimateCache(
-            estimates_folder(), self.cache_bytes, self.applied.model, evaluator.reference, self.applied.treatments,
-            metric, evaluator.windows.get(request.objective), evaluator.mode.value, self.scorer.seed,
-        )  # fmt: skip
+        treatments, mode, seed = self.applied.treatments, evaluator.mode.value, self.scorer.seed
+        return EstimateCache(estimates_folder(), self.cache_bytes, evaluator, treatments, metric, mode, seed)
 
     def _predict(self, request: EstimateRequest) -> dict[str, Estimate]:
         """By one backward pass."""
@@ -66,9 +64,8 @@ class Estimator:
         )
         description = f"round {self.scorer.ledger.round}: estimating options"
         answer = watch(self.scorer.progress, description, lambda: estimator.estimate(request))
-        self.scorer.ledger.spend(
-            estimator.count_backward_passes(request) * PASSES_OF_ESTIMATE, request.start, request.stop
-        )
+        passes = count_backward_passes(request, is_base)
+        self.scorer.ledger.spend(passes * PASSES_OF_ESTIMATE, request.start, request.stop)
         return answer
 
     def _measure(self, request: EstimateRequest) -> Known:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from itertools import islice
 from operator import add
 from typing import TypeVar
@@ -37,6 +37,7 @@ from compressor.contracts import (
     Treatment,
     ValuesRequest,
 )
+from compressor.sensitivity.shrinkage import combine
 
 T = TypeVar("T")
 Options = Mapping[str, Sequence[Treatment | None]]
@@ -212,18 +213,5 @@ def sum_columns(parts: Sequence[Sequence[int]]) -> list[int]:
 
 def join_estimates(parts: Sequence[Estimate]) -> Estimate:
     """The sum over members; their rows follow one another."""
-
-    def total(name: str) -> NDArray[np.float64] | None:
-        arrays = [getattr(part, name) for part in parts]
-        return None if any(array is None for array in arrays) else reduce(add, arrays)
-
     rows = [part.rows for part in parts if part.rows is not None]
-    changes = total("changes")
-    assert changes is not None
-    return Estimate(
-        changes,
-        np.concatenate(rows) if len(rows) == len(parts) else None,
-        any(part.reached for part in parts),
-        total("apart"),
-        total("line"),
-    )
+    return combine(parts, partial(reduce, add), np.concatenate(rows) if rows else None)

@@ -46,7 +46,7 @@ class PredictedOracle:
 
     def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
         if request.measured:
-            self._refuse()
+            raise refuse_trials(self.schedule)
         return self._remember(request, lambda: self.predict(request.objective).answer_estimate(request))
 
     def sizes(self, request: SizeRequest) -> dict[str, list[int]]:
@@ -62,13 +62,13 @@ class PredictedOracle:
         return {name: amounts.get(name, 0.0) for name in self.known.components}
 
     def score(self, request: ScoreRequest) -> NoReturn:
-        self._refuse()
+        raise refuse_trials(self.schedule)
 
     def values(self, request: ValuesRequest) -> NoReturn:
-        self._refuse()
+        raise refuse_trials(self.schedule)
 
     def best(self, request: BestRequest) -> NoReturn:
-        self._refuse()
+        raise refuse_trials(self.schedule)
 
     def _remember(self, request: Request[T], find: Callable[[], T]) -> T:
         for earlier, answer in self.answers:
@@ -78,9 +78,6 @@ class PredictedOracle:
         found = find()
         self.answers.append((request, found))
         return found
-
-    def _refuse(self) -> NoReturn:
-        raise refuse_trials(self.schedule)
 
 
 def find_plan(schedule: Schedule, amount: float, problem: Problem, fuses: bool, oracle: PredictedOracle) -> Plan:

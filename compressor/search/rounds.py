@@ -11,7 +11,6 @@ from compressor.contracts import KeepRequest, Prefixes, Waypoint
 from compressor.progress import Progress
 from compressor.search.additivity import StartingValues
 from compressor.search.applied_plan import AppliedPlan
-from compressor.search.ledger import Ledger
 from compressor.search.trial_scoring import TrialScorer
 
 
@@ -32,14 +31,9 @@ class Rounds:
     progress: Progress
     most_bytes: int | None = field(default=None, init=False)
 
-    @property
-    def ledger(self) -> Ledger:
-        """The costs of the current round."""
-        return self.scorer.ledger
-
     def keep(self, request: KeepRequest) -> dict[str, float]:
         """Apply a plan to the model, score it and record the round; returns the amount of every component."""
-        applied, ledger = self.applied, self.ledger
+        applied, ledger = self.applied, self.scorer.ledger
         components = applied.model.components
         applied.apply(applied.treatments.fill_options(request.plan), request.last)
         self.most_bytes = request.most_bytes
@@ -58,16 +52,11 @@ class Rounds:
         self.records.append(record)
         ledger.open_round(len(self.records) + 1)
         self.on_round(len(self.records), record)
-        self.progress.say(describe_round(len(self.records), record))
+        ratio = "" if record.additivity is None else f", additivity {record.additivity:.2f}"
+        self.progress.say(f"round {len(self.records)} kept: amount {record.amount:.3f}{ratio}")
         return {name: amount_of(applied.kept, name) for name in components}
 
     def _describe_waypoint(self, waypoint: Waypoint) -> CurvePoint:
         share = treated_share(self.applied.model.components, waypoint.plan)
         plan = plan_to_json(self.applied.treatments.fill_options(waypoint.plan))
         return CurvePoint(len(plan), share, waypoint.metric, waypoint.value, plan, waypoint.statistic)
-
-
-def describe_round(number: int, record: RoundRecord) -> str:
-    """`round 1 kept: amount 0.400, additivity 0.93`."""
-    text = f"round {number} kept: amount {record.amount:.3f}"
-    return text if record.additivity is None else f"{text}, additivity {record.additivity:.2f}"

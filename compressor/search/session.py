@@ -56,22 +56,18 @@ class Session:
 
     @property
     def model(self) -> Model:
-        """The model that is compressed."""
         return self.applied.model
 
     @property
     def treatments(self) -> Treatments:
-        """The compressors of this run."""
         return self.applied.treatments
 
     @property
     def calibrator(self) -> Calibrator:
-        """Gathers calibration data."""
         return self.applied.calibrator
 
     @property
     def ledger(self) -> Ledger:
-        """The costs of the current round."""
         return self.scorer.ledger
 
     def begin(self, schedule: Schedule) -> tuple[Dialogue, Oracle]:

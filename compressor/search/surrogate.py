@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from compressor.contracts import Estimate, EstimateRequest, Plan, Treatment
 from compressor.search.kriging import Trials, krige
-from compressor.sensitivity.shrinkage import steady_changes
+from compressor.sensitivity.shrinkage import combine, steady_changes
 
 Array = NDArray[np.float64]
 Answers = Callable[[EstimateRequest], Mapping[str, Estimate]]
@@ -49,7 +49,7 @@ class Surrogate:
             return
         for name, estimate in ask(EstimateRequest(new, objective)).items():
             old = self.estimates.get(name)
-            self.estimates[name] = estimate if old is None else join_options(old, estimate)
+            self.estimates[name] = estimate if old is None else combine([old, estimate], np.hstack)
             self.options[name] = [*self.options.get(name, []), *new[name]]
 
     def note(self, quantity: str, plan: Plan, value: float) -> None:
@@ -67,10 +67,8 @@ class Surrogate:
         plans, values = [plan for plan, _ in known], np.array([value for _, value in known])
         sign = np.sign(values[0]) if known and np.all(values * values[0] > 0) else 0.0
         changes = take_logarithms(self.predict([*plans, *trials], objective, ask))
-        members = self._list_members([*plans, *trials])
-        before, after = (
-            Trials(members[part], changes[part]) for part in np.split(np.arange(len(changes)), [len(plans)])
-        )
+        members, count = self._list_members([*plans, *trials]), len(plans)
+        before, after = Trials(members[:count], changes[:count]), Trials(members[count:], changes[count:])
         found = krige(before, sign * np.log(np.abs(values)) if sign else values, after)
         if found is None:
             return None
@@ -98,11 +96,3 @@ def take_logarithms(changes: Array) -> Array:
     """Logarithms of changes. Changes that are not positive count as the smallest positive one."""
     positive = changes[changes > 0]
     return np.log(np.maximum(changes, positive.min())) if len(positive) else np.zeros_like(changes)
-
-
-def join_options(first: Estimate, second: Estimate) -> Estimate:
-    """Two estimates of different options of one component, on the same sequences, as one."""
-    pairs = ((getattr(first, name), getattr(second, name)) for name in ("changes", "apart", "line"))
-    changes, apart, line = (None if a is None or b is None else np.concatenate([a, b], axis=1) for a, b in pairs)
-    assert changes is not None
-    return Estimate(changes, reached=first.reached and second.reached, apart=apart, line=line)

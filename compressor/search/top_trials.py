@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from compressor.contracts import Best, BestRequest, Metric, Plan, ScoreRequest, Scores
+from compressor.contracts import Best, BestRequest, Plan, ScoreRequest, Scores
 from compressor.search.estimating import Estimator
-from compressor.search.ledger import Ledger
 from compressor.search.ranking import check_request, choose_best
 from compressor.search.surrogate import Surrogate
 from compressor.search.trial_scoring import TrialScorer
@@ -44,37 +43,20 @@ class TopTrials:
         return choose_best(request, self.scorer.metrics[request.metric].better, scores)
 
 
-@dataclass
 class Approximation:
     """One approximate answer. `scores` are those of the measured trials, by index.
 
-    The ledger counts the trials that were left out and the results of the audit.
+    The ledger counts the trials that were left out and the results of the audit. `quantity` is the name of the value by
+    which trials are ranked.
     """
 
-    finder: TopTrials
-    request: BestRequest
-    scores: dict[int, Scores] = field(default_factory=dict)
-
-    @property
-    def settings(self) -> SweepSettings:
-        return self.finder.settings
-
-    @property
-    def ledger(self) -> Ledger:
-        return self.finder.scorer.ledger
-
-    @property
-    def metric(self) -> Metric:
-        return self.finder.scorer.metrics[self.request.metric]
-
-    @property
-    def sign(self) -> float:
-        return self.metric.better.sign
-
-    @property
-    def quantity(self) -> str:
-        """The name of the value by which trials are ranked."""
-        return f"{self.request.metric} {self.request.statistic}"
+    def __init__(self, finder: TopTrials, request: BestRequest) -> None:
+        self.request, self.settings, self.surrogate = request, finder.settings, finder.surrogate
+        self.scorer, self.estimate = finder.scorer, finder.estimator.estimate
+        self.ledger, self.better = finder.scorer.ledger, finder.scorer.metrics[request.metric].better
+        self.quantity = f"{request.metric} {request.statistic}"
+        self.indices = range(len(request.trials))
+        self.scores: dict[int, Scores] = {}
 
     def answer(self) -> Best:
         """Measure the trials that may be among the best, and some of the rest."""
@@ -95,20 +77,16 @@ class Approximation:
 
     def choose(self) -> Best:
         """The best of the trials that were measured so far."""
-        return choose_best(self.request, self.metric.better, [self.scores.get(i) for i in self.indices])
-
-    @property
-    def indices(self) -> range:
-        return range(len(self.request.trials))
+        return choose_best(self.request, self.better, [self.scores.get(index) for index in self.indices])
 
     def value(self, index: int) -> float:
         """The value by which a measured trial is ranked; larger is better."""
-        return self.sign * self.scores[index][self.request.metric].statistic(self.request.statistic)
+        return self.better.sign * self.scores[index][self.request.metric].statistic(self.request.statistic)
 
     def bound(self, index: int) -> float:
         """The schedule's upper bound of the value of a trial; infinite if there is none."""
         given = self.request.bounds[index] if self.request.bounds and self.settings.lazy else None
-        return np.inf if given is None or np.isnan(given) else self.sign * given
+        return np.inf if given is None or np.isnan(given) else self.better.sign * given
 
     def is_beaten(self, bound: float) -> bool:
         """Whether enough measured trials are at least as good as this bound, up to the tolerance."""
@@ -122,11 +100,8 @@ class Approximation:
         settings, count = self.settings, max(self.request.count, BATCH)
         bounds = {index: self.bound(index) for index in waiting}
         if settings.screen is not None and len(waiting) > self.request.count:
-            level = settings.delta / len(self.indices)
-            trials = self.list_trials(waiting)
-            learned = self.finder.surrogate.bound(
-                self.quantity, trials, settings.screen, level, self.finder.estimator.estimate
-            )
+            level, trials = settings.delta / len(self.indices), self.list_trials(waiting)
+            learned = self.surrogate.bound(self.quantity, trials, settings.screen, level, self.estimate)
             if learned is None:
                 return self.choose_first(waiting, count, settings.screen)
             bounds = {index: min(bounds[index], limit) for index, limit in zip(waiting, learned, strict=True)}
@@ -137,7 +112,7 @@ class Approximation:
 
     def choose_first(self, waiting: Sequence[int], count: int, screen: str) -> list[int]:
         """The trials with the best predictions, and some others, evenly spaced down to the worst."""
-        changes = self.finder.surrogate.predict(self.list_trials(waiting), screen, self.finder.estimator.estimate)
+        changes = self.surrogate.predict(self.list_trials(waiting), screen, self.estimate)
         order = np.argsort(changes, kind="stable")  # for an estimable metric a lower change is better
         places = np.linspace(count, len(order) - 1, SOUNDINGS).astype(int) if len(order) > count + SOUNDINGS else ()
         return [waiting[place] for place in (*order[:count], *order[[*places]])]
@@ -150,16 +125,16 @@ class Approximation:
         if not indices:
             return
         trials = self.list_trials(indices)
-        found = self.finder.scorer.score(ScoreRequest(trials, (self.request.metric,)))
+        found = self.scorer.score(ScoreRequest(trials, (self.request.metric,)))
         for index, plan, scores in zip(indices, trials, found, strict=True):
             self.scores[index] = scores
-            self.finder.surrogate.note(self.quantity, plan, self.value(index))
+            self.surrogate.note(self.quantity, plan, self.value(index))
 
     def audit(self) -> None:
         """Measure some of the trials that were left out, and count those that belong among the best."""
         totals, ledger = self.ledger.approximation, self.ledger
         left_out = np.array([index for index in self.indices if index not in self.scores], dtype=int)
-        rng = np.random.default_rng([self.finder.scorer.seed, ledger.round - 1, totals.questions])
+        rng = np.random.default_rng([self.scorer.seed, ledger.round - 1, totals.questions])
         chosen: list[int] = sorted(rng.permutation(left_out)[: self.settings.audit].tolist())
         self.measure(chosen)
         totals.audited += len(chosen)

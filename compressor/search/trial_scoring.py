@@ -1,7 +1,7 @@
 """Scores trials on the model, writes each to scores.jsonl, and counts the costs."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,8 @@ class TrialScorer:
         description = f"round {self.ledger.round}: measuring options"
         scored = self.evaluators[Prefixes.SEARCH].score(trials, (metric,), start, stop)
         found = dict(self.progress.track(scored, description, len(trials)))
-        self._count(len(trials), start, stop)
+        self.ledger.trials += len(trials)
+        self.ledger.spend(len(trials), start, stop)
         return [found[number][metric][:, 0] for number in range(len(trials))]
 
     def score_kept(self, prefixes: Prefixes) -> SequenceValues:
@@ -60,28 +61,17 @@ class TrialScorer:
         evaluator, count = self.evaluators[request.prefixes], len(request.trials)
         scored = evaluator.score(request.trials, request.metrics, request.start, request.stop)
         answers: dict[int, tuple[SequenceValues, dict[str, Score]]] = {}
-        for number, values, seconds in self._time(scored, count):
+        began = time.monotonic()
+        for number, values in self.progress.track(scored, f"round {self.ledger.round}: scoring trials", count):
+            seconds = time.monotonic() - began
             scores = self.summarize(values)
             answers[number] = values, scores
             self._note(request.trials[number], request.prefixes, scores, seconds)
-        if request.prefixes is Prefixes.SEARCH:
-            self._count(count, request.start, request.stop)
-        else:
-            self.ledger.trials += count
-        return [answers[number] for number in range(count)]
-
-    def _time(
-        self, scored: Iterator[tuple[int, SequenceValues]], count: int
-    ) -> Iterator[tuple[int, SequenceValues, float]]:
-        """Add the seconds since the previous trial."""
-        began = time.monotonic()
-        for number, values in self.progress.track(scored, f"round {self.ledger.round}: scoring trials", count):
-            yield number, values, time.monotonic() - began
             began = time.monotonic()
-
-    def _count(self, trials: int, start: int, stop: int | None) -> None:
-        self.ledger.trials += trials
-        self.ledger.spend(trials, start, stop)
+        self.ledger.trials += count
+        if request.prefixes is Prefixes.SEARCH:
+            self.ledger.spend(count, request.start, request.stop)
+        return [answers[number] for number in range(count)]
 
     def _note(self, plan: Plan, prefixes: Prefixes, scores: Scores, seconds: float) -> None:
         """Append a line to scores.jsonl, without amounts per row."""

@@ -21,20 +21,20 @@ from numpy.typing import NDArray
 
 from compressor.artifacts.files import write_bytes
 from compressor.compression.apply import Treatments
-from compressor.contracts import Compressor, Estimate, EstimateRequest, Metric, Treatment
-from compressor.data.reference import Reference, cache_folder
-from compressor.data.texts import Windows
+from compressor.contracts import Estimate, EstimateRequest, Metric, Treatment
+from compressor.contracts.requests import compressors_of
+from compressor.data.reference import cache_folder
 from compressor.errors import ConfigError, OutputError
-from compressor.models import Model
+from compressor.evaluation.evaluator import Evaluator
 
 log = logging.getLogger(__name__)
-FORMAT = 2
+FORMAT = 3
 LIMIT = 1 << 30
 """The largest size of the cache in bytes; the least recently read files are removed first."""
 VARIABLE = "COMPRESSOR_CACHE_BYTES"
 """The environment variable that sets another limit; 0 switches the cache off."""
 PACKAGES = ("compressor", "torch", "transformers", "numpy")
-LEVEL = "level"
+LEVEL, REACHED = "level", "reached"
 ARRAYS = ("changes", "rows", "apart", "line")
 
 
@@ -48,20 +48,19 @@ class Known:
 
 @dataclass(frozen=True)
 class EstimateCache:
-    """Estimates of `metric` for the untreated `model`; each answer is a file in `folder`.
+    """Estimates of `metric` for the untreated model of `evaluator`; each answer is a file in `folder`.
 
     The name of a file is a hash of everything that the answer depends on: the model's files, components, dtype and
-    device; the tokens of the reference and of the text `windows`; the request; the options of metric and compressors;
-    seeds; and the source code. If any of these changes, the name changes, so that a file never holds a wrong answer.
+    device; the tokens of the reference and of the text that the metric reads; the request; the options of metric and
+    compressors; seeds; and the source code. If any of these changes, the name changes, so that a file never holds a
+    wrong answer. `mode` is the evaluator's mode before the answer was computed, because a measurement may change it.
     """
 
     folder: Path
     limit: int
-    model: Model
-    reference: Reference
+    evaluator: Evaluator
     treatments: Treatments
     metric: Metric
-    windows: Windows | None
     mode: str
     seed: int
 
@@ -93,10 +92,10 @@ class EstimateCache:
     def find_path(self, request: EstimateRequest) -> Path:
         """The file of an answer, named by the sha256 of everything that it depends on."""
         digest = hashlib.sha256(json.dumps(self._list_facts(request)).encode())
-        digest.update(self.reference.tokens.contiguous().numpy().tobytes())
-        if self.windows is not None:
-            for part in (self.windows.tokens, self.windows.counted):
-                digest.update(part.contiguous().numpy().tobytes())
+        windows = self.evaluator.windows.get(request.objective)
+        text = () if windows is None else (windows.tokens, windows.counted)
+        for part in (self.evaluator.reference.tokens, *text):
+            digest.update(part.contiguous().numpy().tobytes())
         for name, options in request.options.items():
             digest.update(json.dumps([name, len(options)]).encode())
             for option in options:
@@ -106,50 +105,42 @@ class EstimateCache:
 
     def _list_facts(self, request: EstimateRequest) -> list[object]:
         """Everything that an answer depends on, except arrays."""
-        model, reference = self.model, self.reference
+        model, reference = self.evaluator.model, self.evaluator.reference
         cuda = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else None
-        compressors = [repr(compressor) for compressor in self._list_compressors(request)]
+        names = sorted(compressors_of(request.options))
+        compressors = [self.treatments.resolve(Treatment(name, 0.0)) for name in names]
         versions = [read_version(name) for name in PACKAGES]
-        modules = {type(self.metric).__module__, *(type(c).__module__ for c in self._list_compressors(request))}
+        modules = {type(self.metric).__module__, *(type(compressor).__module__ for compressor in compressors)}
         return [
             FORMAT, versions, hash_sources(frozenset({__name__, *modules})), model.content_hash(), str(model.dtype),
             model.device.type, cuda, torch.get_num_threads(), model.mapped_weights is not None,
             [repr(component) for component in model.components.values()],
             list(reference.tokens.shape), reference.prefix_tokens, reference.batch,
-            repr(self.metric), compressors, self.treatments.seed, self.seed, self.mode,
+            repr(self.metric), [repr(compressor) for compressor in compressors], self.treatments.seed, self.seed,
+            self.mode,
             request.objective, request.measured, request.by_row,
             slice(request.start, request.stop).indices(len(reference.tokens)),
         ]  # fmt: skip
 
-    def _list_compressors(self, request: EstimateRequest) -> list[Compressor]:
-        """The compressors of a request, with their options."""
-        found: dict[str, Compressor] = {}
-        for options in request.options.values():
-            for option in options:
-                if option is not None and option.compressor not in found:
-                    found[option.compressor] = self.treatments.resolve(Treatment(option.compressor, option.amount))
-        return [found[name] for name in sorted(found)]
-
 
 def encode(known: Known) -> bytes:
-    """An answer as the bytes of a safetensors file: arrays named by the component's number, the rest as metadata."""
+    """An answer as the bytes of a safetensors file; the arrays of a component are named by its number."""
     arrays = {
         f"{number}.{name}": np.ascontiguousarray(array)
         for number, estimate in enumerate(known.estimates.values())
         for name in ARRAYS
         if (array := getattr(estimate, name)) is not None
     }
-    reached = [estimate.reached for estimate in known.estimates.values()]
-    arrays |= {} if known.level is None else {LEVEL: np.ascontiguousarray(known.level)}
-    return safetensors.numpy.save(arrays, {"reached": json.dumps(reached)})
+    arrays[REACHED] = np.array([estimate.reached for estimate in known.estimates.values()])
+    if known.level is not None:
+        arrays[LEVEL] = np.ascontiguousarray(known.level)
+    return safetensors.numpy.save(arrays)
 
 
 def decode(content: bytes, names: Collection[str]) -> Known:
     """The answer for components of these names; raises KeyError, ValueError or SafetensorError for other content."""
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    facts, arrays = header["__metadata__"], safetensors.numpy.load(content)
-    found: dict[str, Estimate] = {}
-    for number, (name, reached) in enumerate(zip(names, json.loads(facts["reached"]), strict=True)):
+    arrays, found = safetensors.numpy.load(content), dict[str, Estimate]()
+    for number, (name, reached) in enumerate(zip(names, arrays[REACHED].tolist(), strict=True)):
         changes, rows, apart, line = (arrays.get(f"{number}.{array}") for array in ARRAYS)
         if changes is None:
             raise KeyError(f"{number}.changes")
@@ -173,8 +164,12 @@ def hash_sources(modules: frozenset[str]) -> str:
     """sha256 of the source code of the packages of these modules: if a formula changes, the hash changes."""
     digest = hashlib.sha256()
     for package in sorted({module.partition(".")[0] for module in modules}):
-        for path in find_sources(package):
-            digest.update(path.name.encode() + path.read_bytes())
+        origin = getattr(sys.modules[package], "__file__", None)
+        if origin is None:
+            continue
+        path = Path(origin)  # a module may be in no package
+        for source in sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]:
+            digest.update(source.name.encode() + source.read_bytes())
     return digest.hexdigest()
 
 
@@ -184,15 +179,6 @@ def read_version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def find_sources(package: str) -> list[Path]:
-    """The Python files of an imported package, or the file of a module that is in no package."""
-    origin = getattr(sys.modules[package], "__file__", None)
-    if origin is None:
-        return []
-    path = Path(origin)
-    return sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
 
 
 def read_limit() -> int:

@@ -13,7 +13,7 @@ input transforms of the plan are applied.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,24 +61,17 @@ class GradientEstimator:
         totals = {name: Total() for name in request.options}
         with self.model.swapped(current) as originals:
             changes = Changes(self.model, self.treatments, request.options, originals)
-            for start, rows in self._sequences(request, gradients.at_once or self._count_at_once(changes)):
+            chosen = range(len(self.reference.tokens))[request.start : request.stop]
+            at_once = gradients.at_once or self._count_at_once(changes)
+            for start in chosen[::at_once]:
+                rows = self.reference.tokens[start : min(start + at_once, chosen.stop)]
                 line, square = (Projections(changes, len(rows), squared) for squared in (False, True))
-                if self.count_backward_passes(request) == 2:
+                if count_backward_passes(request, self.is_base) == 2:
                     self._project(gradients, self.objective.value, start, rows, line)
                 self._project(gradients, self._probe(start), start, rows, square)
                 for name, total in totals.items():
                     total.add(name, line, square)
         return {name: total.finish(name, request.by_row) for name, total in totals.items()}
-
-    def count_backward_passes(self, request: EstimateRequest) -> int:
-        """Backward passes over each sequence: one for the probe, and one for the value if the model is not the base."""
-        return count_backward_passes(request, self.is_base)
-
-    def _sequences(self, request: EstimateRequest, at_once: int) -> Iterator[tuple[int, Tensor]]:
-        """For each backward pass, the index of the first sequence and the tokens of up to `at_once` sequences."""
-        chosen = range(len(self.reference.tokens))[request.start : request.stop]
-        for start in chosen[::at_once]:
-            yield start, self.reference.tokens[start : min(start + at_once, chosen.stop)]
 
     def _count_at_once(self, changes: "Changes") -> int:
         """Sequences in one backward pass: those of a batch, or more where each pass computes the changes again.
@@ -112,7 +105,7 @@ class GradientEstimator:
 
 
 def count_backward_passes(request: EstimateRequest, is_base: bool) -> int:
-    """Backward passes over each sequence for a request; `is_base` is true if the model is the base."""
+    """Backward passes over each sequence: one for the probe, and one for the value if the model is not the base."""
     return 1 if is_base and not request.at else 2
 
 

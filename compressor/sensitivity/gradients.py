@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 from compressor.contracts import InputTransform
 from compressor.models import Model
@@ -89,7 +90,7 @@ class LayerwiseGradients:
             anchor = torch.zeros((), device=self.model.device, requires_grad=True)
             for place, weight_views in self.places.items():
                 if place in self.captured:
-                    stack.enter_context(self._capturing(weight_views, anchor, visit))
+                    stack.callback(self._capture(weight_views, anchor, visit).remove)
                 else:
                     stack.enter_context(self._accumulating(weight_views, visit))
             stack.enter_context(checkpointed(find_layers(self.model.network)[1]))
@@ -102,21 +103,19 @@ class LayerwiseGradients:
         """
         shapes: dict[tuple[int, str], list[torch.Size]] = {place: [] for place in self.places}
 
-        def note(place: tuple[int, str], inputs: tuple[Tensor, ...]) -> None:
+        def note(place: tuple[int, str], module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if inputs:
                 shapes[place].append(inputs[0].shape)
 
         with ExitStack() as stack:
             for place, weight_views in self.places.items():
-                hook = functools.partial(lambda place, _, inputs: note(place, inputs), place)
-                handle = weight_views[0].owner.register_forward_pre_hook(hook)
+                handle = weight_views[0].owner.register_forward_pre_hook(functools.partial(note, place))
                 stack.callback(handle.remove)
             self.model.logits(torch.zeros(PROBE, dtype=torch.long), 1)
         return shapes
 
-    @contextmanager
-    def _capturing(self, weight_views: list[WeightView], anchor: Tensor, visit: Visit) -> Iterator[None]:
-        """Inside, the inputs and output gradients of the linear module of these components are captured."""
+    def _capture(self, weight_views: list[WeightView], anchor: Tensor, visit: Visit) -> RemovableHandle:
+        """Capture the inputs and output gradients of the linear module of these components, by a hook."""
         limit = max(GRADIENT_NUMBERS, self.model.base_parameters // 8)
 
         def receive(inputs: Tensor, gradients: Tensor) -> None:
@@ -133,11 +132,7 @@ class LayerwiseGradients:
             captured: Tensor = _CaptureGradient.apply(anchor, inputs[0], outputs, receive)  # type: ignore[no-untyped-call]
             return captured
 
-        handle = weight_views[0].owner.register_forward_hook(capture)
-        try:
-            yield
-        finally:
-            handle.remove()
+        return weight_views[0].owner.register_forward_hook(capture)
 
     def _group_by_transform(
         self, weight_views: list[WeightView]

@@ -14,7 +14,7 @@ the sampling noise. This is the shrinkage of James and Stein (1961) with an empi
 (1973). `line` is the first-order change.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,21 @@ from numpy.typing import NDArray
 from compressor.contracts import Estimate
 
 Array = NDArray[np.float64]
+
+
+def combine(estimates: Sequence[Estimate], join: Callable[[list[Array]], Array], rows: Array | None = None) -> Estimate:
+    """One estimate from several: `changes`, `apart` and `line` are joined, and `rows` are those given.
+
+    A part that one of the estimates does not have is None. The component is reached if it is in one of them.
+    """
+
+    def join_parts(name: str) -> Array | None:
+        parts = [part for estimate in estimates if (part := getattr(estimate, name)) is not None]
+        return join(parts) if len(parts) == len(estimates) else None
+
+    changes = join([estimate.changes for estimate in estimates])
+    reached = any(estimate.reached for estimate in estimates)
+    return Estimate(changes, rows, reached, join_parts("apart"), join_parts("line"))
 
 
 def steady_changes(estimates: Mapping[str, Estimate]) -> dict[str, Array]:

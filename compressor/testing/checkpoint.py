@@ -1,12 +1,10 @@
 """A tiny checkpoint for end-to-end tests."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 
 def make_tiny_checkpoint(folder: str | Path, seed: int = 0) -> Path:
@@ -15,9 +13,6 @@ def make_tiny_checkpoint(folder: str | Path, seed: int = 0) -> Path:
     Its weights are large enough that its most likely tokens have clear margins and change with compression. It works
     offline and does not change the global random generators. Returns `folder`.
     """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     tokenizer = make_byte_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -42,9 +37,6 @@ def make_tiny_checkpoint(folder: str | Path, seed: int = 0) -> Path:
 
 def make_byte_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer with <unk>, <s>, </s> and one token for each of the 256 bytes. Every text starts with <s>."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
     special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     symbols = [*special.values(), *sorted(pre_tokenizers.ByteLevel.alphabet())]
     core = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(symbols)}, [], unk_token="<unk>"))

@@ -1,18 +1,15 @@
 """A test case of the compressor contract: a compressor with a weight, and which promises apply to it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from compressor.compression.calibration import CALIBRATION_DATA
+from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, QuantizedMatrix
 
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "float32": lambda normal: normal,
@@ -31,23 +28,17 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def make_weight(name: str) -> Tensor:
     """One of `WEIGHTS`, with a fixed seed."""
-    import torch
-
     return WEIGHTS[name](torch.randn(19, 75, generator=torch.Generator().manual_seed(0)))
 
 
 def make_calibration_data(width: int) -> dict[str, Tensor]:
     """Calibration data of 2 · `width` random, correlated input vectors; the last input is always 0."""
-    import torch
-
-    from compressor.compression.calibration import CALIBRATION_DATA
-
     mixed = torch.randn(width, width, generator=torch.Generator().manual_seed(1)) / width**0.5
     inputs = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(2)) @ mixed
     inputs[:, -1] = 0
     found = {}
     for name, accumulation in CALIBRATION_DATA.items():
-        found[name] = torch.zeros(accumulation.shape(width), dtype=accumulation.dtype)
+        found[name] = accumulation.start(width)
         accumulation.add(found[name], inputs)
         if accumulation.is_mean:
             found[name] /= len(inputs)
@@ -86,6 +77,13 @@ class CompressorCase:
         """The compressed weight at each of `amounts`."""
         return (self.compress(amount) for amount in self.amounts)
 
+    def find_integers(self) -> Iterator[tuple[float, CompressedWeight, QuantizedMatrix]]:
+        """Amount, compressed weight and its integers, at each of `amounts` where it consists of integers and scales."""
+        for amount in self.amounts:
+            compressed = self.compress(amount)
+            if compressed.quantized is not None:
+                yield amount, compressed, compressed.quantized
+
     def compress_rows(self, amounts: list[float]) -> CompressedWeight:
         return self.plugin.compress_rows(self.weight, amounts, self.context)
 
@@ -100,23 +98,15 @@ class CompressorCase:
         return self.offer.is_range and self.offer.low == 0
 
     def has_rows(self) -> bool:
-        """An amount for each row is offered."""
         return self.offer.by_row
-
-    def has_rows_from_zero(self) -> bool:
-        return self.has_rows() and self.starts_at_zero()
 
     def ranks_weights(self) -> bool:
         """The compressor is a pruner of single weights."""
         return self.plugin.importance(self.weight, self.context) is not None
 
-    def ranks_weights_of_rows(self) -> bool:
-        return self.has_rows() and self.ranks_weights()
-
     def has_integers(self) -> bool:
         """At some amount the weight consists of integers, scales and zero points."""
-        return any(compressed.quantized is not None for compressed in self.compress_all())
+        return any(self.find_integers())
 
     def transforms_inputs(self) -> bool:
-        """Weights may transform their inputs."""
         return self.plugin.transforms_inputs

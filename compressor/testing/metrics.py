@@ -1,22 +1,16 @@
 """The contract suite of metrics."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from compressor.contracts import EstimableMetric, Metric, Reads
+from compressor.contracts import EstimableMetric, Metric, Readout, Reads
 from compressor.testing.plugin_contract import PluginContract, randomness_untouched
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from compressor.contracts import Readout
 
 
 class MetricContract(PluginContract):
@@ -37,8 +31,6 @@ class MetricContract(PluginContract):
 
     def draw(self, seed: int) -> Tensor:
         """Random logits `[sequence, position, vocabulary]`."""
-        import torch
-
         return 3 * torch.randn(self.sizes, generator=torch.Generator().manual_seed(seed))
 
     def readouts(
@@ -49,9 +41,6 @@ class MetricContract(PluginContract):
         Without Reads.LOGITS or Reads.DISTRIBUTION a run has no outputs of the base. On text the base is the candidate,
         and every third token is counted.
         """
-        import torch
-
-        from compressor.contracts import Readout
 
         def refuse() -> Tensor:
             raise AssertionError(
@@ -80,8 +69,6 @@ class MetricContract(PluginContract):
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
     def test_values_are_finite_rows(self, plugin: Metric, dtype: str) -> None:
         """`sequence_values` is finite and `[sequence, k]`, and uses only the outputs that `reads` declares."""
-        import torch
-
         candidate, base = (self.draw(seed).to(getattr(torch, dtype)) for seed in (1, 2))
         found = self.read(plugin, self.readouts(plugin, candidate, base))
         assert found.ndim == 2 and len(found) == len(base), f"values have shape {tuple(found.shape)}"
@@ -89,8 +76,6 @@ class MetricContract(PluginContract):
 
     def test_sequences_are_independent(self, plugin: Metric) -> None:
         """The values of a sequence do not depend on the other sequences or their order."""
-        import torch
-
         candidate, base = self.draw(1), self.draw(2)
         order = list(reversed(range(len(base))))
         together = self.read(plugin, self.readouts(plugin, candidate, base))[order]
@@ -101,8 +86,6 @@ class MetricContract(PluginContract):
 
     def test_is_pure(self, plugin: Metric) -> None:
         """The same readouts give the same values. Readouts (which metrics share) and options do not change."""
-        import torch
-
         options = copy.deepcopy(plugin)
         candidate, base = self.readouts(plugin, self.draw(1), self.draw(2))
         shared = [candidate, base] if plugin.reads & Reads.BASE else [candidate]
@@ -117,8 +100,6 @@ class MetricContract(PluginContract):
 
     def test_only_counted_positions_matter(self, plugin: Metric) -> None:
         """On text, logits at positions where `counted` is false have no effect."""
-        import torch
-
         candidate, base = self.draw(1), self.draw(2)
         first, _ = self.readouts(plugin, candidate, base)
         other = torch.where(first.counted[..., None], candidate, 0.0)
@@ -137,8 +118,6 @@ class MetricContract(PluginContract):
 
     def test_nothing_beats_the_base(self, plugin: Metric) -> None:
         """No model beats the base on the base's tokens, or a model that is certain of all tokens on text."""
-        import torch
-
         base = self.draw(2)
         certain = 30.0 * torch.nn.functional.one_hot(base.argmax(-1), base.shape[-1])
         best = self.values(plugin, base if plugin.text() is None else certain, base)
@@ -151,8 +130,6 @@ class MetricContract(PluginContract):
         self, plugin: EstimableMetric, scalar: Callable[[Readout, Readout], Tensor], candidate: Tensor, base: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The results `[sequence]` of `scalar`, and their gradients by the candidate's logits, in float64."""
-        import torch
-
         logits = candidate.double().requires_grad_(True)
         readouts = (part.restricted(plugin.reads, plugin.name) for part in self.readouts(plugin, logits, base))
         found = scalar(*readouts)
@@ -170,8 +147,6 @@ class MetricContract(PluginContract):
 
     def test_value_is_the_first_sequence_value(self, estimable: EstimableMetric) -> None:
         """`value` equals the first of `sequence_values` and is 0 for the base; `aggregate` increases with it."""
-        import torch
-
         candidate, base = self.draw(1), self.draw(2)
         found, _ = self.differentiate(estimable, estimable.value, candidate, base)
         torch.testing.assert_close(found.double(), self.measure(estimable, candidate, base), rtol=1e-5, atol=1e-6)
@@ -183,8 +158,6 @@ class MetricContract(PluginContract):
 
     def test_gradients_are_finite(self, estimable: EstimableMetric) -> None:
         """`value` and `probe` have finite gradients by the candidate's logits, each sequence only by its own."""
-        import torch
-
         base, generator = self.draw(2), torch.Generator().manual_seed(0)
         for candidate in (base, self.draw(1)):
             self.differentiate(estimable, estimable.value, candidate, base)
@@ -193,7 +166,6 @@ class MetricContract(PluginContract):
 
     def test_probe_draws_from_its_generator(self, estimable: EstimableMetric) -> None:
         """A generator with the same seed gives the same probe; nothing else is random."""
-        import torch
 
         def probe() -> Tensor:
             generator = torch.Generator().manual_seed(3)
@@ -206,8 +178,6 @@ class MetricContract(PluginContract):
 
     def test_value_has_its_own_slope(self, estimable: EstimableMetric) -> None:
         """Away from the base, the gradient of `value` is the slope of the first value."""
-        import torch
-
         base, direction = self.draw(2), self.draw(5) / 3
         candidate, step = base + self.draw(4) / 3, self.step / 5
         _, gradient = self.differentiate(estimable, estimable.value, candidate, base)
@@ -221,8 +191,6 @@ class MetricContract(PluginContract):
     def test_probes_have_the_curvature_of_the_value(self, estimable: EstimableMetric, away: float) -> None:
         """Averaged over many draws, the squared slope of `probe` is the second-order change of the value: at the base,
         and `away` from it."""
-        import torch
-
         base, direction, copies = self.draw(2), self.draw(5) / 3, 600
         candidate = base + away * self.draw(4) / 3
         ahead, here, behind = (

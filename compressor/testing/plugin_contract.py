@@ -1,20 +1,18 @@
 """Contract tests and helpers that are shared by plugins of every kind."""
 
-from __future__ import annotations
-
 import pickle
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
 
 from compressor.registry import Registry
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class PluginContract:
@@ -29,8 +27,6 @@ class PluginContract:
 
     def test_can_be_registered_and_configured(self, plugin: Any) -> None:  # noqa: ANN401
         """The class fits its contract, and Hydra supports every field: instance -> config -> an equal instance."""
-        from omegaconf import OmegaConf
-
         Registry(self.contract).check(type(plugin))
         rebuilt = OmegaConf.to_object(OmegaConf.structured(plugin))
         assert rebuilt == plugin, f"{plugin} came back from its config as {rebuilt}"
@@ -43,27 +39,17 @@ def randomness_untouched() -> Iterator[None]:
     yield
     assert read_generators() == before, "a global generator was used; draw from one that is made from the given seed"
     # Change the global state, so that code which only reads it gives another result next time.
-    disturb_generators()
-
-
-def read_generators() -> tuple[object, ...]:
-    """The states of the global generators of random, numpy and torch, comparable."""
-    import torch
-
-    return random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state().tolist()
-
-
-def disturb_generators() -> None:
-    import torch
-
     random.random()
     np.random.random()
     torch.rand(())
 
 
+def read_generators() -> tuple[object, ...]:
+    """The states of the global generators of random, numpy and torch, comparable."""
+    return random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state().tolist()
+
+
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Equal to the last bit: 0 and −0 differ, NaN equals itself."""
-    import torch
-
     first, second = a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)
     return a.dtype == b.dtype and torch.equal(first, second)

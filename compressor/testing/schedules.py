@@ -1,7 +1,5 @@
 """The contract suite of schedules."""
 
-from __future__ import annotations
-
 import copy
 import importlib.abc
 import sys

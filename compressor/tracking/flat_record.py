@@ -23,13 +23,8 @@ def flatten_scores(prefix: str, scores: Mapping[str, Score]) -> dict[str, float]
 
 def flatten_round(index: int, round_record: RoundRecord) -> dict[str, Any]:
     """One point of the run's charts."""
-    numbers: dict[str, Any] = {
-        "round/index": index,
-        "round/target": round_record.target,
-        "round/amount": round_record.amount,
-        "round/trials": round_record.trials,
-        "round/seconds": round_record.seconds,
-    }
+    keys = ("target", "amount", "trials", "seconds")
+    numbers = {"round/index": index} | {f"round/{key}": getattr(round_record, key) for key in keys}
     return _keep_finite(numbers | flatten_scores("round/", round_record.scores))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from compressor.artifacts.files import to_strict
@@ -34,42 +34,27 @@ REPORT_FILES = ("report.html", "report.json")
 PLAN_FILES = ("plan.json", ROWS_FILE)
 
 
-class Tracker(Protocol):
-    """Logs a run to a place outside of its folder.
+class Tracker:
+    """Logs a run to a place outside of its folder. This one logs nothing.
 
     `sync_command` is the command that uploads the run, if it was tracked offline.
     """
 
-    sync_command: str | None
-
-    def log_round(self, index: int, round_record: RoundRecord) -> None:
-        """Log a round that was kept; the first has the `index` 1."""
-        ...
-
-    def log_final(self, record: Record, heat_map_svg: str, folder: Path) -> None:
-        """Log a complete run: its record, the heat map of its components, and the plan and the report in `folder`."""
-        ...
-
-
-class NullTracker:
-    """Logs nothing."""
-
     sync_command: str | None = None
 
     def log_round(self, index: int, round_record: RoundRecord) -> None:
-        return None
+        """Log a round that was kept; the first has the `index` 1."""
 
     def log_final(self, record: Record, heat_map_svg: str, folder: Path) -> None:
-        return None
+        """Log a complete run: its record, the heat map of its components, and the plan and the report in `folder`."""
 
 
-class WandbTracker:
+class WandbTracker(Tracker):
     """Logs to a W&B run. The first failure is logged once; after that nothing more is sent."""
 
     def __init__(self, run: Any) -> None:  # noqa: ANN401 - wandb is untyped here
         self.run = run
         self.works = True
-        self.sync_command: str | None = None
         self.attempt(self.find_sync_command)
         self.attempt(lambda: run.define_metric("round/*", step_metric="round/amount"))
 
@@ -127,20 +112,19 @@ class WandbTracker:
 
 @contextmanager
 def open_tracker(
-    settings: TrackingSettings, folder: Path, config: Mapping[str, Any], name: str, group: str | None = None
+    settings: TrackingSettings, folder: Path, config: Mapping[str, Any], label: RunLabel
 ) -> Iterator[Tracker]:
     """A tracker for one run, which is closed at the end, also where the run fails.
 
-    `name` and `group` are how W&B shows the run (see `RunLabel`). All of W&B's files are written to `folder`/wandb. The
-    environment of the process is restored.
+    All of W&B's files are written to `folder`/wandb. The environment of the process is restored.
     """
     if settings.backend == "none" or settings.mode is TrackingMode.disabled:
-        yield NullTracker()
+        yield Tracker()
         return
     with _isolate_wandb(folder) as owned:
-        run = _start_run(settings, folder, config, RunLabel(name, group), owned)
+        run = _start_run(settings, folder, config, label, owned)
         if run is None:
-            yield NullTracker()
+            yield Tracker()
             return
         tracker, exit_code = WandbTracker(run), 1
         try:
@@ -193,13 +177,21 @@ def _start_run(
     try:
         import wandb
 
-        wanted = wandb.Settings(**_make_settings())
+        wanted = wandb.Settings(
+            silent=True,
+            console="off",
+            init_timeout=INIT_SECONDS,
+            finish_timeout=FINISH_SECONDS,
+            disable_git=True,
+            symlink=False,
+        )
         session = wandb.setup(wanted if owned else None).settings
         mode = _choose_mode(settings.mode, session, wandb.Settings().base_url)
 
-        initialize: Callable[..., Any] = wandb.init
+        if mode is TrackingMode.disabled:
+            return None
         begin = partial(
-            initialize,
+            wandb.init,
             project=settings.project,
             dir=str(folder),
             name=label.name,
@@ -208,23 +200,10 @@ def _start_run(
             reinit="create_new",
             settings=wanted,
         )
-        if mode is TrackingMode.disabled:
-            return None
         return _begin_online(begin, folder) if mode is TrackingMode.online else begin(mode=mode.value)
     except Exception as error:
         log.warning("W&B could not start (%s); the run goes on without it", _first_line(error))
         return None
-
-
-def _make_settings() -> dict[str, Any]:
-    return {
-        "silent": True,
-        "console": "off",
-        "init_timeout": INIT_SECONDS,
-        "finish_timeout": FINISH_SECONDS,
-        "disable_git": True,
-        "symlink": False,
-    }
 
 
 def _begin_online(begin: Callable[..., Any], folder: Path) -> Any:  # noqa: ANN401 - wandb is untyped here
@@ -247,7 +226,7 @@ def _choose_mode(mode: TrackingMode, session: Any, default_url: str) -> Tracking
     """Online, offline or disabled; `session` are wandb's settings: they include WANDB_MODE and `wandb offline`."""
     if mode is TrackingMode.auto:
         named = {"offline": TrackingMode.offline, "dryrun": TrackingMode.offline, "disabled": TrackingMode.disabled}
-        mode = named.get(session.mode, TrackingMode.auto)
+        mode = named.get(session.mode, mode)
     if mode in (TrackingMode.offline, TrackingMode.disabled):
         return mode
     if _is_logged_in(session, default_url):

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Better, Metric, Reads
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.contracts import Better, Metric, Readout, Reads
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
-
-    from compressor.contracts import Readout
 
 
 @dataclass
@@ -34,7 +33,5 @@ class DivergentPerplexity(Metric):
         return -candidate.reference_log_probability.double().mean(-1, keepdim=True)
 
     def aggregate(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        import numpy as np
-
         perplexity: NDArray[np.float64] = np.exp(values[..., 0].mean(axis=-1))
         return perplexity

@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Better, Metric, Reads
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.contracts import Better, Metric, Readout, Reads
 from compressor.errors import ConfigError
 
 from .margin_noise import CLOSENESS, read_squares
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
-
-    from compressor.contracts import Readout
 
 
 @dataclass
@@ -41,7 +40,6 @@ class ExpectedFdtm(Metric):
 
     def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
         """`[sequence, 2 + noise]`: expected FDT at the sequence's own σ, σ², and expected FDT on a grid of σ."""
-        import numpy as np
         import torch
 
         from compressor.sensitivity.margin_law import read_table, tabulate_fdt
@@ -57,8 +55,6 @@ class ExpectedFdtm(Metric):
         return torch.cat([torch.from_numpy(alone).to(squares)[:, None], squares[:, None], table], dim=1)
 
     def aggregate(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        import numpy as np
-
         from compressor.sensitivity.margin_law import read_table
 
         means = values.mean(axis=-2)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Better, Metric, Reads
+from compressor.contracts import Better, Metric, Readout, Reads
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from compressor.contracts import Readout
 
 
 @dataclass

@@ -6,12 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Better, EstimableMetric, Reads
+from compressor.contracts import Better, EstimableMetric, Readout, Reads
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
-
-    from compressor.contracts import Readout
 
 
 @dataclass

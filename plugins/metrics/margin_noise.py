@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Better, EstimableMetric, Reads
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.contracts import Better, EstimableMetric, Readout, Reads
 from compressor.errors import ConfigError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Generator, Tensor
-
-    from compressor.contracts import Readout
 
 CLOSENESS = 0.25
 """In logits. Margins below it get nearly the full weight. docs/margin-law.md has the measurements behind it."""
@@ -44,8 +43,6 @@ class MarginNoise(EstimableMetric):
         return self.value(candidate, base).double()[:, None]
 
     def aggregate(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        import numpy as np
-
         noise: NDArray[np.float64] = np.sqrt(values[..., 0].mean(axis=-1))
         return noise
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Better, Metric, Reads, TextWindows
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.contracts import Better, Metric, Readout, Reads, TextWindows
 from compressor.errors import ConfigError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
-
-    from compressor.contracts import Readout
 
 
 @dataclass
@@ -54,8 +53,6 @@ class Perplexity(Metric):
         return torch.stack([nats, counted.sum(-1)], dim=-1)
 
     def aggregate(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        import numpy as np
-
         nats, tokens = values[..., 0].sum(axis=-1), values[..., 1].sum(axis=-1)
         perplexity: NDArray[np.float64] = np.exp(nats / np.maximum(tokens, 1.0))
         return perplexity

@@ -11,14 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer
 from compressor.errors import ConfigError, ModelError
 
-from .masks import (
-    PrunedWeight,
-    lowest,
-    lowest_of_matrix,
-    lowest_of_matrix_each,
-    lowest_of_rows,
-    prune,
-)
+from .masks import PrunedWeight, lowest, lowest_of_matrix, lowest_of_matrix_each, lowest_of_rows, prune
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -33,18 +33,15 @@ class PrunedWeight(CompressedWeight):
 
 def prune(weight: Tensor, mask: Tensor, component: Component) -> PrunedWeight:
     """`weight` `[out, in]` with +0 where `mask` `[out, in]` is true; all other weights keep their bits."""
-    return PrunedWeight(fill_zeros(weight, mask), component.stored_bits)
-
-
-def fill_zeros(weight: Tensor, mask: Tensor) -> Tensor:
-    """`weight` with +0 where `mask` is true. On a CPU a bitwise and is about ten times faster than `masked_fill`."""
     import torch
 
     if weight.device.type != "cpu":
-        return weight.masked_fill(mask, 0)
+        return PrunedWeight(weight.masked_fill(mask, 0), component.stored_bits)
+    # About ten times faster than `masked_fill` on a CPU.
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.itemsize]
     survives = mask.to(integers).sub_(1)  # all bits where the mask is false, none where it is true
-    return survives.bitwise_and_(weight.view(integers)).view(weight.dtype)
+    pruned = survives.bitwise_and_(weight.view(integers)).view(weight.dtype)
+    return PrunedWeight(pruned, component.stored_bits)
 
 
 def lowest(importance: Tensor, count: int) -> Tensor:

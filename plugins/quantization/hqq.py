@@ -18,9 +18,8 @@ from compressor.contracts import (
     working_dtype,
 )
 
-from .clip_search import keep_better
-from .options import check_group, check_option, check_widths, choose_bits, offer_bits
-from .rounding import find_range, fit_range, round_groups, scales_dtype
+from .options import check_option, check_widths, choose_bits, offer_bits
+from .rounding import find_range, fit_range, keep_better, round_groups, scales_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -85,28 +84,25 @@ class Hqq(Compressor):
     name: ClassVar[str] = "hqq"
 
     def offer(self, component: Component) -> Offer:
-        check_group(self.name, self.group, least=1)
-        check_widths(self.name, list(self.bits))
-        check_option("hqq", "lp_norm", self.lp_norm, 0 < self.lp_norm <= 1, "in (0, 1]", "0.7")
-        check_option("hqq", "beta", self.beta, 0 < self.beta < math.inf, "positive and finite", "10")
-        check_option("hqq", "kappa", self.kappa, 1 <= self.kappa < math.inf, "finite and at least 1", "1.01")
-        check_option("hqq", "iterations", self.iterations, self.iterations >= 1, "at least 1", "20")
-        return offer_bits(self.name, list(self.bits), component)
+        check_option(self, "group", self.group >= 1, "at least 1", "32")
+        check_widths(self, self.bits)
+        check_option(self, "lp_norm", 0 < self.lp_norm <= 1, "in (0, 1]", "0.7")
+        check_option(self, "beta", 0 < self.beta < math.inf, "positive and finite", "10")
+        check_option(self, "kappa", 1 <= self.kappa < math.inf, "finite and at least 1", "1.01")
+        check_option(self, "iterations", self.iterations >= 1, "at least 1", "20")
+        return offer_bits(self, self.bits, component)
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> FloatZerosWeight:
-        import torch
-
         component, dtype = context.component, weight.dtype
-        bits = choose_bits(self.name, self.offer(component), amount, component)
-        group = min(self.group, weight.shape[1])
-        groups = split_groups(weight.to(working_dtype(dtype)), len(weight), group)
+        bits = choose_bits(self, amount, component)
+        groups = split_groups(weight.to(working_dtype(dtype)), len(weight), self.group)
         lowest, highest = find_range(groups, component)
         # A short last group is padded; the padding must not count.
-        counts = split_groups(groups.new_ones(1, weight.shape[1]), 1, group)
+        counts = split_groups(groups.new_ones(1, weight.shape[1]), 1, self.group)
         scales, start = fit_range(lowest, highest, bits, scales_dtype(weight, component), dtype)
         zeros = self.search_zeros(groups, counts, scales, start, bits, dtype)
-        integers = round_groups(groups, scales, zeros, bits, dtype).to(torch.int8)
-        return FloatZerosWeight(join_groups(integers, weight.shape), scales, zeros, group, bits, dtype)
+        integers = round_groups(groups, scales, zeros, bits, dtype).char()
+        return FloatZerosWeight(join_groups(integers, weight.shape), scales, zeros, self.group, bits, dtype)
 
     def search_zeros(
         self, groups: Tensor, counts: Tensor, scales: Tensor, start: Tensor, bits: int, dtype: torch.dtype

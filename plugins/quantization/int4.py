@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix
 
-from .options import check_group, choose_bits, offer_bits
+from .options import check_option, choose_bits, offer_bits
 from .rounding import RoundToNearest
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ class Int4(Compressor):
     name: ClassVar[str] = "int4"
 
     def offer(self, component: Component) -> Offer:
-        check_group(self.name, self.group, least=1)
-        return offer_bits(self.name, [4], component)
+        check_option(self, "group", self.group >= 1, "at least 1", "32")
+        return offer_bits(self, [4], component)
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> QuantizedMatrix:
-        bits = choose_bits(self.name, self.offer(context.component), amount, context.component)
+        bits = choose_bits(self, amount, context.component)
         rounding = RoundToNearest(bits, self.group, zero_points=not self.symmetric, clip=self.clip)
         return rounding.quantize(weight, context.component)

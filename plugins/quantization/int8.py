@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix, TokenRounding
 from compressor.errors import ConfigError
 
-from .options import check_group, choose_bits, offer_bits
+from .options import check_option, choose_bits, offer_bits
 from .rounding import RoundToNearest
 
 if TYPE_CHECKING:
@@ -61,15 +61,16 @@ class Int8(Compressor):
         return self.activations is Activations.token
 
     def offer(self, component: Component) -> Offer:
-        check_group(self.name, self.group, least=int(self.granularity is Granularity.group))
+        least = int(self.granularity is Granularity.group)
+        check_option(self, "group", self.group >= least, f"at least {least}", "32")
         if self.group and self.granularity is Granularity.tensor:
             raise ConfigError(
                 f"`compressor.int8.group` must be 0 with granularity `tensor`, got {self.group}; drop one of the two"
             )
-        return offer_bits(self.name, [8], component)
+        return offer_bits(self, [8], component)
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> QuantizedMatrix:
-        bits = choose_bits(self.name, self.offer(context.component), amount, context.component)
+        bits = choose_bits(self, amount, context.component)
         whole = self.granularity is Granularity.tensor
         rounding = RoundToNearest(bits, self.group, balanced=True, whole_matrix=whole)
         found = rounding.quantize(weight, context.component)

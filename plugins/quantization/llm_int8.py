@@ -27,13 +27,11 @@ class MixedInputs:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """x̂ `[..., in]`, in the dtype of `inputs`."""
-        import torch
-
         others = inputs.to(working_dtype(inputs.dtype)).masked_fill(self.kept, 0)
         scales = others.abs().amax(-1, keepdim=True) / LIMIT
         scales = scales.masked_fill(scales == 0, 1)
         rounded = scales * (others / scales).round().clamp(-LIMIT, LIMIT)
-        return torch.where(self.kept, inputs, rounded.to(inputs.dtype))
+        return inputs.where(self.kept, rounded.to(inputs.dtype))
 
 
 @dataclass(frozen=True)
@@ -87,12 +85,12 @@ class LlmInt8(Compressor):
         return True
 
     def offer(self, component: Component) -> Offer:
-        check_option(self.name, "threshold", self.threshold, self.threshold > 0, "positive", "6.0")
-        return offer_bits(self.name, [8], component)
+        check_option(self, "threshold", self.threshold > 0, "positive", "6.0")
+        return offer_bits(self, [8], component)
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> MixedWeight:
         component = context.component
-        bits = choose_bits(self.name, self.offer(component), amount, component)
+        bits = choose_bits(self, amount, component)
         kept = context.calibration["absmax"] >= self.threshold
         check_finite(weight, component)
         others = RoundToNearest(bits, weight.shape[1], balanced=True).quantize(weight.masked_fill(kept, 0), component)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compressor.contracts import Component, QuantizedMatrix, dequantize, join_groups, split_groups, working_dtype
 from compressor.errors import ModelError
 
-from .clip_search import search_clip
-
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+FACTORS = tuple(1 - step / 40 for step in range(21))
+"""Factors that the range is multiplied by: 1, 0.975, …, 0.5."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,6 @@ class RoundToNearest:
 
     def quantize(self, weight: Tensor, component: Component) -> QuantizedMatrix:
         """Round `weight` `[out, in]`; raises ModelError for NaN and infinity."""
-        import torch
-
         dtype, stored = weight.dtype, scales_dtype(weight, component)
         rows, width = (1, weight.numel()) if self.whole_matrix else weight.shape
         group = min(self.group, width) or width
@@ -53,7 +53,7 @@ class RoundToNearest:
         def fit(factor: float) -> tuple[Tensor, ...]:
             if self.zero_points:
                 scales, zeros = fit_range(factor * lowest, factor * highest, self.bits, stored, dtype)
-                return scales, zeros.round().to(torch.int8)
+                return scales, zeros.round().char()
             limit = 2 ** (self.bits - 1) - (1 if self.balanced else 0.5)
             return (fit_scales(factor * highest.maximum(-lowest), limit, stored, dtype),)
 
@@ -65,8 +65,36 @@ class RoundToNearest:
 
         scales, *rest = search_clip(groups, fit, decode) if self.clip else fit(1.0)
         zeros = rest[0] if rest else None
-        integers = join_groups(place(scales, zeros).to(torch.int8), weight.shape)
+        integers = join_groups(place(scales, zeros).char(), weight.shape)
         return QuantizedMatrix(integers, scales, self.bits, group, dtype, zeros)
+
+
+def search_clip(
+    groups: Tensor, fit: Callable[[float], tuple[Tensor, ...]], decode: Callable[..., Tensor]
+) -> tuple[Tensor, ...]:
+    """The grid of the factor c* = argmin over c in `FACTORS` of Σ (w − ŵ_c)², the sum over a group.
+
+    `groups` is `[rows, group, weight]`. `fit(c)` returns the grid of the range multiplied by c, as tensors
+    `[rows, group]`. `decode(*grid)` returns the weights rounded to it, ŵ_c `[rows, group, weight]`, in the dtype of
+    the weight. In a tie c = 1 is kept, so no group has a larger error than without the search.
+    """
+    largest = groups.abs().amax(-1, keepdim=True)
+    unit = largest.masked_fill(largest == 0, 1)
+
+    def add_error(grid: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # In units of the group's largest weight, because its square may overflow or underflow.
+        return (((groups - decode(*grid).to(groups.dtype)) / unit).square().sum(-1), *grid)
+
+    best = add_error(fit(1.0))
+    for factor in FACTORS[1:]:
+        best = keep_better(best, add_error(fit(factor)))
+    return best[1:]
+
+
+def keep_better(best: tuple[Tensor, ...], found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """For each group the tensors with the smaller error (the first tensor, `[rows, group]`); `best` in a tie."""
+    better = found[0] < best[0]
+    return tuple(new.where(better, old) for new, old in zip(found, best, strict=True))
 
 
 def find_range(groups: Tensor, component: Component) -> tuple[Tensor, Tensor]:

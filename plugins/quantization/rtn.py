@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix
 
-from .options import check_group, check_widths, choose_bits, offer_bits
+from .options import check_option, check_widths, choose_bits, offer_bits
 from .rounding import RoundToNearest
 
 if TYPE_CHECKING:
@@ -31,11 +31,10 @@ class Rtn(Compressor):
     name: ClassVar[str] = "rtn"
 
     def offer(self, component: Component) -> Offer:
-        check_group(self.name, self.group, least=1)
-        widths = list(self.bits)
-        check_widths(self.name, widths)
-        return offer_bits(self.name, widths, component)
+        check_option(self, "group", self.group >= 1, "at least 1", "32")
+        check_widths(self, self.bits)
+        return offer_bits(self, self.bits, component)
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> QuantizedMatrix:
-        bits = choose_bits(self.name, self.offer(context.component), amount, context.component)
+        bits = choose_bits(self, amount, context.component)
         return RoundToNearest(bits, self.group).quantize(weight, context.component)

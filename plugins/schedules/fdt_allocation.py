@@ -5,11 +5,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from compressor.contracts import Asks, KeepRequest, Problem, Schedule, ScoreRequest, Scores, Search, Treatment
+from compressor.contracts import Asks, KeepRequest, Problem, Schedule, ScoreRequest, Search, Treatment
 
 from . import water_filling
-from .rankers import Statistic, check_metric
-from .targets import Span, Vector, choose_span
+from .targets import Span, Statistic, Vector, check_metric, choose_span
 
 VALUE_OF_REMOVED = {"fdtm": 0.0}
 """Rankers whose value for a removed component is known by definition. It is measured for all others."""
@@ -81,8 +80,5 @@ class FdtAllocation(Schedule):
         trials = [point for point in wanted if point not in unchanged and point not in known]
         changes = [{span.names[index]: Treatment(span.compressor, amount)} for index, amount in trials]
         answer = yield from ScoreRequest([{}, *changes], (self.ranker,))
-        first, *others = map(self._read, answer)
+        first, *others = (self.statistic.read(scores, self.ranker) for scores in answer)
         return known | dict.fromkeys(unchanged, first) | dict(zip(trials, others, strict=True))
-
-    def _read(self, scores: Scores) -> float:
-        return scores[self.ranker].statistic(self.statistic.value)

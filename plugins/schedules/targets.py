@@ -1,5 +1,6 @@
-"""Checks that schedules share: `schedule.targets` against the offers of the one compressor that they use."""
+"""Checks that schedules share: of the metric, and of `schedule.targets` against the offers of one compressor."""
 
+import enum
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,11 +8,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.contracts import Offer, Problem, Treatment
-from compressor.errors import ConfigError
+from compressor.contracts import Better, Offer, Problem, Scores, Treatment
+from compressor.errors import ConfigError, suggest
 
 Vector = NDArray[np.float64]
 DEFAULT_TARGET = 0.5
+
+
+class Statistic(enum.Enum):
+    """The statistic over prefixes that ranks trials. p75 of the FDT is the paper's FDT75."""
+
+    mean = "mean"
+    p75 = "p75"
+    median = "median"
+    p25 = "p25"
+
+    def read(self, scores: Scores, metric: str) -> float:
+        """This statistic of a metric."""
+        return scores[metric].statistic(self.value)
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,13 @@ def check_order(targets: Sequence[float]) -> list[float]:
         if target <= before:
             raise ConfigError(f"`schedule.targets` must increase, got {target:g} after {before:g}; they are cumulative")
     return list(targets)
+
+
+def check_metric(problem: Problem, metric: str, option: str = "ranker") -> Better:
+    """Which values of the metric in `schedule.OPTION` are better; raises ConfigError if it is not configured."""
+    if metric not in problem.better:
+        raise ConfigError(f"unknown metric `{metric}` in `schedule.{option}`; {suggest(metric, problem.better)}")
+    return problem.better[metric]
 
 
 def check_problem(problem: Problem, schedule: str) -> None:

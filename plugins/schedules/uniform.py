@@ -25,7 +25,12 @@ class Uniform(Schedule):
         compressor, offers = choose_offers(problem, self.name)
         targets = check_order(self.targets) or check_order([find_common_amount(compressor, offers)])
         for target in targets:
-            check_offered(target, compressor, offers)
+            for name, offer in offers.items():
+                if not offer.contains(target):
+                    raise ConfigError(
+                        f"`schedule.targets` has {target:g}, {compressor} offers {offer} for `{name}`; "
+                        "choose an amount that it offers for every component"
+                    )
         for target in targets:
             plan = {component.name: Treatment(compressor, target) for component in problem.components}
             yield from KeepRequest(plan, target, last=target == targets[-1])
@@ -45,13 +50,3 @@ def find_common_amount(compressor: str, offers: Mapping[str, Offer]) -> float:
             "narrow `components.include` to components of one stored dtype"
         )
     return max(common)
-
-
-def check_offered(target: float, compressor: str, offers: Mapping[str, Offer]) -> None:
-    """Raises ConfigError that names a component for which the target is not offered."""
-    for name, offer in offers.items():
-        if not offer.contains(target):
-            raise ConfigError(
-                f"`schedule.targets` has {target:g}, {compressor} offers {offer} for `{name}`; "
-                "choose an amount that it offers for every component"
-            )

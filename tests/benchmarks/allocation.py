@@ -111,7 +111,7 @@ def limit_prefixes(run: Run, whole: Evaluator, prefixes: int) -> None:
     reference = whole.reference
     assert reference.hidden is not None
     first = replace(reference, tokens=reference.tokens[:prefixes], hidden=reference.hidden[:prefixes], runners={})
-    run.evaluators[Prefixes.SEARCH] = replace(whole, reference=first)
+    run.setup.evaluators[Prefixes.SEARCH] = replace(whole, reference=first)
     run.session.ledger.prefixes = prefixes
     run.session.problem = replace(run.session.problem, prefixes=prefixes)
 
@@ -122,7 +122,7 @@ def measure_group(group: Group, model: str, seed: int, proof: int, wanted: set[K
         return
     prefixes = max(method.prefixes for method in group.methods.values())
     with open_run(model, [group.compressor], METRICS, seed=seed, prefixes=prefixes, proof_prefixes=proof) as run:
-        whole = run.evaluators[Prefixes.SEARCH]
+        whole = run.setup.evaluators[Prefixes.SEARCH]
         remembered: dict[str, tuple[Any, float]] = {}
         for (text, budget), (name, method) in itertools.product(group.budgets.items(), group.methods.items()):
             if (model, text, name, seed) not in wanted:
@@ -130,7 +130,7 @@ def measure_group(group: Group, model: str, seed: int, proof: int, wanted: set[K
             limit_prefixes(run, whole, method.prefixes)
             with patch.object(continuous, "LEVELS", np.arange(method.amounts) / (method.amounts - 1)):
                 plan, passes = find_plan(run, method, adapt_budget(run, budget), remembered)
-            (values,) = run.evaluators[Prefixes.PROOF].score_all([plan])
+            (values,) = run.setup.evaluators[Prefixes.PROOF].score_all([plan])
             yield (model, text, name, seed), Measured(values, passes)
 
 
@@ -139,9 +139,9 @@ def adapt_budget(run: Run, budget: float) -> float:
     if budget <= 1:
         return budget
     width = int(budget)
-    plan = {c.name: Treatment("rtn", 1 - width / c.stored_bits) for c in run.model.components.values()}
+    plan = {c.name: Treatment("rtn", 1 - width / c.stored_bits) for c in run.setup.model.components.values()}
     sizes = run.session.sizes(SizeRequest({name: [treatment] for name, treatment in plan.items()}))
-    parameters = sum(component.parameters for component in run.model.components.values())
+    parameters = sum(component.parameters for component in run.setup.model.components.values())
     return max(budget, sum(bits for (bits,) in sizes.values()) / parameters)
 
 

@@ -63,7 +63,7 @@ class Found:
         taken = case.task.count(allocation)
         assert taken <= case.task.budgets[number], f"{taken} bits of {case.task.budgets[number]}"
         plan = {component: FORMATS[form] for component, form in allocation.items()}
-        (values,) = case.run.evaluators[Prefixes.PROOF].score_all([plan], METRICS)
+        (values,) = case.run.setup.evaluators[Prefixes.PROOF].score_all([plan], METRICS)
         budget = case.budgets[number]
         self.bits[budget], self.values[budget] = taken / case.task.parameters, values
 
@@ -75,7 +75,7 @@ def search_here(case: Case) -> dict[str, Found]:
     for method, corrections in CORRECTIONS.items():
         found = answers[method] = Found(1.0, 0.0)
         for number, budget in enumerate(case.budgets):
-            with counted(run.model.network.model.layers) as cost:
+            with counted(run.setup.model.network.model.layers) as cost:
                 plan = decide(Undecided(run.session), Budget(bits=budget, corrections=corrections)).plan
             found.add(case, number, {name: names[treatment.compressor] for name, treatment in plan.items()})
             found.passes += cost.total / case.one_pass / len(case.budgets)

@@ -21,7 +21,7 @@ from compressor.search.top_trials import TopTrials
 from compressor.settings import SweepMode, SweepSettings
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.schedules.beam.beam import Beam
-from compressor_plugins.schedules.rankers import Statistic
+from compressor_plugins.schedules.targets import Statistic
 
 from .allocation import PREFIXES, limit_prefixes
 from .runs import MODELS, Undecided, decide, open_run
@@ -58,7 +58,7 @@ def search(run: Run, way: Way, width: int) -> tuple[KeepRequest, float, float]:
     session = run.session
     session.ledger.open_round(1)
     session.top_trials = TopTrials(session.scorer, session.estimator, way.settings)
-    run.evaluators[Prefixes.SEARCH].mode = way.settings.mode
+    run.setup.evaluators[Prefixes.SEARCH].mode = way.settings.mode
     kept = decide(Undecided(session), Beam(width=width, ranker=way.ranker, statistic=way.statistic))
     return kept, session.ledger.passes * way.prefixes / PREFIXES, time.process_time() - began
 
@@ -67,17 +67,17 @@ def measure_model(model: str, seed: int, width: int, proof: int, names: list[str
     """A row for each way."""
     metrics = ["fdtm", "kl", "expected_fdtm"]
     with open_run(model, [Int4()], metrics, seed=seed, prefixes=PREFIXES, proof_prefixes=proof) as run:
-        whole = run.evaluators[Prefixes.SEARCH]
+        whole = run.setup.evaluators[Prefixes.SEARCH]
         for name in names:
             way = WAYS[name]
             limit_prefixes(run, whole, way.prefixes)
             kept, passes, seconds = search(run, way, width)
             row = {"model": model, "seed": seed, "way": name, "trials": run.session.ledger.trials, "passes": passes}
             row |= {"CPU s": seconds, "saved": "".join(run.session.ledger.approximation.describe())}
-            depths = [round(share * len(run.model.components)) for share in DEPTHS]
+            depths = [round(share * len(run.setup.model.components)) for share in DEPTHS]
             trials = [kept.curve[depth - 1].plan for depth in depths]
             for depth, found in zip(
-                depths, run.evaluators[Prefixes.PROOF].score_all(trials, ["fdtm", "kl"]), strict=True
+                depths, run.setup.evaluators[Prefixes.PROOF].score_all(trials, ["fdtm", "kl"]), strict=True
             ):
                 scores = run.session.scorer.summarize(found)
                 row[f"FDT75 at {depth}"] = [getattr(scores["fdtm"], field) for field in ("p75", "p75_low", "p75_high")]

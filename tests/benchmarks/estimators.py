@@ -38,7 +38,9 @@ def compare_costs(costs: Costs, truth: Costs) -> float:
 def measure_model(model: str, objective: str, seed: int) -> dict[str, Any]:
     """The error of every estimator."""
     with open_run(model, [Magnitude()], ["kl", objective], seed=seed, prefixes=MANY, proof_prefixes=1) as run:
-        options = {name: [Treatment("magnitude", amount) for amount in SPARSITIES] for name in run.model.components}
+        options = {
+            name: [Treatment("magnitude", amount) for amount in SPARSITIES] for name in run.setup.model.components
+        }
         truth = run.session.estimate(EstimateRequest(options, objective, start=FEW))
         few = run.session.estimate(EstimateRequest(options, objective, stop=FEW))
         trace = charge_options(run, EstimateRequest(options, objective), Heuristic.trace)

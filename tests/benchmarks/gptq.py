@@ -51,7 +51,7 @@ class Outcome:
 
 def choose_components(run: Run) -> list[str]:
     """Those whose width the groups divide: llmcompressor refuses others."""
-    return [name for name, component in run.model.components.items() if component.shape[1] % GROUP == 0]
+    return [name for name, component in run.setup.model.components.items() if component.shape[1] % GROUP == 0]
 
 
 def measure_seed(model: str, order: Order, seed: int, options: argparse.Namespace) -> dict[str, Outcome]:
@@ -60,9 +60,9 @@ def measure_seed(model: str, order: Order, seed: int, options: argparse.Namespac
     found = {}
     prefixes = {"prefixes": options.prefixes, "proof_prefixes": options.proof}
     with open_run(model, [compressor, Int4(group=GROUP)], METRICS, seed=seed, **prefixes) as run:
-        names, components = choose_components(run), run.model.components
+        names, components = choose_components(run), run.setup.model.components
         treated = {name: 1 - 4 / components[name].stored_bits for name in names}
-        proof = run.evaluators[Prefixes.PROOF]
+        proof = run.setup.evaluators[Prefixes.PROOF]
         rounded = {name: Treatment("int4", amount) for name, amount in treated.items()}
         found["round to nearest"] = Outcome(proof.score_all([rounded], METRICS)[0])
         if peer := compress_there(run, model, compressor, names, options.environments):
@@ -78,7 +78,7 @@ def compress_there(
     run: Run, model: str, compressor: Gptq, names: list[str], environments: Path | None
 ) -> Outcome | None:
     """Weights by llmcompressor, put on the model for the time of a trial."""
-    tokens = run.evaluators[Prefixes.SEARCH].reference.tokens[:, :-1].tolist()
+    tokens = run.setup.evaluators[Prefixes.SEARCH].reference.tokens[:, :-1].tolist()
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "weights.safetensors")
         rounding = Rounding(
@@ -90,7 +90,7 @@ def compress_there(
             return None
         weights = load_file(path)
     given = GivenWeights()
-    evaluator = replace(run.evaluators[Prefixes.PROOF], weight_source=given, engine=None)
+    evaluator = replace(run.setup.evaluators[Prefixes.PROOF], weight_source=given, engine=None)
     (values,) = evaluator.score_all([given.add_plan({name: weights[name] for name in names})], METRICS)
     return Outcome(values, answer["seconds"], answer["busy"], answer["version"])
 

@@ -26,8 +26,8 @@ class Heuristic(enum.Enum):
 
 def gather_gradients(run: Run, heuristic: Heuristic) -> dict[str, Tensor]:
     """By component, a mean over search prefixes: |∂L/∂W| `[out, in]`, or tr(H)."""
-    reference, objective = run.evaluators[Prefixes.SEARCH].reference, run.metrics["kl"]
-    walk, found = LayerwiseGradients(run.model, list(run.model.components)), dict[str, Tensor]()
+    reference, objective = run.setup.evaluators[Prefixes.SEARCH].reference, run.setup.metrics["kl"]
+    walk, found = LayerwiseGradients(run.setup.model, list(run.setup.model.components)), dict[str, Tensor]()
     draw = torch.Generator().manual_seed(0)
 
     def visit(name: str, rows: slice, gradients: Tensor) -> None:
@@ -51,7 +51,7 @@ def gather_gradients(run: Run, heuristic: Heuristic) -> dict[str, Tensor]:
 def charge_options(run: Run, request: EstimateRequest, heuristic: Heuristic) -> dict[str, Estimate]:
     """The answer to an estimate request by a heuristic, for models that take sequences together."""
     gathered = gather_gradients(run, heuristic)
-    changes = Changes(run.model, run.search.treatments, request.options, {})
+    changes = Changes(run.setup.model, run.search.treatments, request.options, {})
     answer = {}
     for name in request.options:
         moved = changes.of(name)

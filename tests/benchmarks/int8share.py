@@ -56,13 +56,13 @@ class Ordered:
 
 
 def measure_order(run: Run, order: str) -> Ordered:
-    components = run.model.components
+    components = run.setup.model.components
     treated = {name: Treatment("int8", 1 - 8 / component.stored_bits) for name, component in components.items()}
     singles = None if order == "greedy" else measure_singles(run, treated, ["KL"])
     names = rank(run, treated, "FDT" if singles is None else "KL", singles, len(treated))
     depths = sorted({round(depth) for depth in np.linspace(1, len(names), min(len(names), DEPTHS))})
     trials = [{name: treated[name] for name in names[:depth]} for depth in depths]
-    found = run.evaluators[Prefixes.PROOF].score_all(trials, ["fdtm"])
+    found = run.setup.evaluators[Prefixes.PROOF].score_all(trials, ["fdtm"])
     parameters = {name: component.parameters for name, component in components.items()}
     leading = np.stack([values["fdtm"][:, 0] for values in found])
     return Ordered(names, depths, parameters, leading, measure_outliers(run))
@@ -70,8 +70,8 @@ def measure_order(run: Run, order: str) -> Ordered:
 
 def measure_outliers(run: Run) -> dict[str, dict[str, float]]:
     """Of every component's weights, and of its inputs on the search prefixes."""
-    model, found = run.model, {}
-    inputs = gather(model, run.evaluators[Prefixes.SEARCH].reference, list(model.components), ["absmax"])
+    model, found = run.setup.model, {}
+    inputs = gather(model, run.setup.evaluators[Prefixes.SEARCH].reference, list(model.components), ["absmax"])
     for name in model.components:
         weight = model.read(name).double().numpy().ravel()
         read = inputs.read(name, ["absmax"])

@@ -73,7 +73,7 @@ class MatrixInt8(Int8):
 
 def list_plans(run: Run) -> dict[str, Plan]:
     """Name -> a plan that treats every component alike."""
-    components = run.model.components.values()
+    components = run.setup.model.components.values()
 
     def all_alike(compressor: str, kept_bits: float | None, amount: float = 0.0) -> Plan:
         amounts = {c.name: amount if kept_bits is None else 1 - kept_bits / c.stored_bits for c in components}
@@ -90,14 +90,14 @@ def make_compressors() -> list[Compressor]:
 
 def read_base_margins(run: Run, which: Prefixes) -> Tensor:
     """`[sequence, position, runner]` of eight runners-up."""
-    reference = run.evaluators[which].reference
+    reference = run.setup.evaluators[which].reference
     batches = reference.batches()
     return torch.cat([reference.base_readout(start, len(rows)).runners_up(8)[1] for start, rows in batches])
 
 
 def estimate_noise(run: Run, plans: dict[str, Plan]) -> dict[str, Vector]:
     """`[sequence]` of each plan: the sum over components of σ² by one backward pass on the search prefixes."""
-    options = {name: [plan[name] for plan in plans.values()] for name in run.model.components}
+    options = {name: [plan[name] for plan in plans.values()] for name in run.setup.model.components}
     found = run.session.estimate(EstimateRequest(options, "margin_noise"))
     squares = np.sum(list(steady_changes(found).values()), axis=0)
     return {name: squares[:, index] for index, name in enumerate(plans)}
@@ -121,7 +121,7 @@ def measure_plans(
         margins = read_base_margins(run, Prefixes.PROOF)
         proven = tabulate_fdt(margins).numpy()
         trials = [*plans.values()]
-        for name, found in zip(plans, run.evaluators[Prefixes.PROOF].score_all(trials), strict=True):
+        for name, found in zip(plans, run.setup.evaluators[Prefixes.PROOF].score_all(trials), strict=True):
             forecast, here = apply_law(searched, predicted[name]), apply_law(proven, predicted[name])
             row = {"model": model, "seed": seed, "plan": name, "σ, one pass": float(np.sqrt(predicted[name].mean()))}
             row |= compare_law(margins, found, seed) | {"one pass": here, "forecast": forecast}

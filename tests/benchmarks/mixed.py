@@ -34,8 +34,8 @@ class Case:
     @property
     def one_pass(self) -> int:
         """Token-layers of a forward pass over all sequences."""
-        tokens = self.run.evaluators[Prefixes.SEARCH].reference.tokens
-        return tokens[:, :-1].numel() * len(self.run.model.network.model.layers)
+        tokens = self.run.setup.evaluators[Prefixes.SEARCH].reference.tokens
+        return tokens[:, :-1].numel() * len(self.run.setup.model.network.model.layers)
 
 
 @contextmanager
@@ -47,15 +47,15 @@ def open_case(model: str, fused: bool, seed: int, budgets: list[float], prefixes
         with open_run(folder, compressors, METRICS, seed=seed, prefixes=prefixes, proof_prefixes=proof) as run:
             run.session.fuses = fused
             bits = count_bits(run)
-            parameters = sum(component.parameters for component in run.model.components.values())
+            parameters = sum(component.parameters for component in run.setup.model.components.values())
             limits = [int(budget * parameters) for budget in budgets]
-            tokens = run.evaluators[Prefixes.SEARCH].reference.tokens[:, :-1].tolist()
+            tokens = run.setup.evaluators[Prefixes.SEARCH].reference.tokens[:, :-1].tolist()
             yield Case(run, Task(folder, tokens, BATCH, GROUP, bits, limits, fused), budgets)
 
 
 def count_bits(run: Run) -> dict[str, dict[str, int]]:
     """Of each component by format, scales included."""
-    components = run.model.components
+    components = run.setup.model.components
     sizes = run.session.sizes(SizeRequest({name: list(FORMATS.values()) for name in components}))
     return {
         name: {**dict(zip(FORMATS, map(int, sizes[name]), strict=True)), "none": 16 * component.parameters}

@@ -25,8 +25,7 @@ from compressor.contracts import Component, CompressedWeight, Compressor, Contex
 from compressor_plugins.quantization.gptq import Gptq, Order
 from compressor_plugins.quantization.hqq import FloatZerosWeight, Hqq
 from compressor_plugins.quantization.int4 import Int4
-from compressor_plugins.quantization.nf4 import Nf4
-from compressor_plugins.quantization.normal_float import NormalFloatWeight
+from compressor_plugins.quantization.nf4 import Nf4, NormalFloatWeight
 from compressor_plugins.quantization.rounding import RoundToNearest, fit_range, round_groups
 
 GROUP = 64

@@ -41,7 +41,7 @@ from compressor_plugins.metrics.perplexity import Perplexity
 from compressor_plugins.quantization.gptq import Gptq
 from compressor_plugins.quantization.int8 import Granularity, Int8
 from compressor_plugins.schedules.beam.beam import Beam
-from compressor_plugins.schedules.rankers import Statistic
+from compressor_plugins.schedules.targets import Statistic
 
 from .keeping import Keep
 from .runs import MODELS, Undecided, decide, open_run
@@ -95,7 +95,7 @@ def rank(run: Run, treatments: Mapping[str, Treatment], ranker: str, singles: Si
     metric, statistic = SCORED[ranker]
     if singles is None:
         return search_greedily(run, Beam(width=1, ranker=metric, statistic=statistic, count=count))
-    sign = run.metrics[metric].better.sign
+    sign = run.setup.metrics[metric].better.sign
     return sorted(singles, key=lambda name: -sign * singles[name][metric].statistic(statistic.value))
 
 
@@ -123,8 +123,10 @@ def open_ranking(model: str, compressor: Compressor, seed: int, prefixes: int, p
     metrics["perplexity"] = Perplexity(tokens=prefixes * length)
     with open_run(model, [compressor], metrics, seed=seed, prefixes=prefixes, proof_prefixes=proof) as run:
         fresh = replace(run.settings.data, seed=seed + FRESH_TEXT)
-        windows = make_windows(run.model, TextWindows(tokens=proof * length), fresh, None)
-        run.evaluators[Prefixes.PROOF] = replace(run.evaluators[Prefixes.PROOF], windows={"perplexity": windows})
+        windows = make_windows(run.setup.model, TextWindows(tokens=proof * length), fresh, None)
+        run.setup.evaluators[Prefixes.PROOF] = replace(
+            run.setup.evaluators[Prefixes.PROOF], windows={"perplexity": windows}
+        )
         run.session.calibrator.prepare([compressor.name])
         yield run
 
@@ -138,7 +140,7 @@ def measure_seed(model: str, kind: str, seed: int, options: argparse.Namespace, 
         with open_ranking(model, compressor, seed, options.prefixes, options.proof) as run:
             treatments = {
                 component.name: Treatment(compressor.name, 1 - bits / component.stored_bits)
-                for component in run.model.components.values()
+                for component in run.setup.model.components.values()
             }
             began = time.process_time()
             singles = measure_singles(run, treatments, SCORED) if options.order == "single" else None
@@ -156,7 +158,7 @@ def measure_ranker(run: Run, treatments: Mapping[str, Treatment], ranker: str, s
     names = rank(run, treatments, ranker, singles, counts[-1])
     chosen = Chosen(time.process_time() - began, names)
     trials = [{name: treatments[name] for name in names[:count]} for count in counts]
-    found = run.evaluators[Prefixes.PROOF].score_all(trials, METRICS)
+    found = run.setup.evaluators[Prefixes.PROOF].score_all(trials, METRICS)
     chosen.values = dict(zip(COUNTS, found, strict=True))
     return chosen
 

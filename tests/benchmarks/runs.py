@@ -17,7 +17,7 @@ from compressor.plugins import installed
 from compressor.search.fused_components import open_dialogue
 from compressor.search.session import Session
 from compressor.settings import DataSettings, DType, ModelSettings, Settings, SweepSettings
-from compressor.tracking.wandb_tracker import NullTracker
+from compressor.tracking.wandb_tracker import Tracker
 
 MODELS = ("tiny", "stories260K", "tinystories-656k", "tinystories-2.8M")
 SHARED = Path(__file__).parents[3] / "shared" / "models"
@@ -109,10 +109,10 @@ def open_run(
         seed=seed,
     )
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(settings, plugins, Path(folder), NullTracker(), Record("running", {}, {}))
-        run.load()
+        run = Run(settings, Path(folder), Tracker(), Record("running", {}, {}))
+        run.load(plugins)
         if outliers is not None:
-            grow_outliers(run.model, outliers)
+            grow_outliers(run.setup.model, outliers)
         run.build_references()
         yield run
 

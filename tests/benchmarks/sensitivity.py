@@ -35,17 +35,17 @@ def measure_here(model: str, prefixes: int, repeat: int, estimates: bool) -> dic
     """Seconds and memory in this process."""
     libraries = read_peak()
     with open_run(model, [Magnitude(), Rtn(bits=WIDTHS)], ["kl"], prefixes=prefixes, proof_prefixes=1) as run:
-        options = {c.name: make_options(c.stored_bits) for c in run.model.components.values()}
+        options = {c.name: make_options(c.stored_bits) for c in run.setup.model.components.values()}
         seconds: dict[str, list[float]] = {"forward": [], "estimate": []}
         for _ in range(repeat):
             began = time.perf_counter()
-            run.evaluators[Prefixes.SEARCH].score_current(["kl"])
+            run.setup.evaluators[Prefixes.SEARCH].score_current(["kl"])
             seconds["forward"].append(time.perf_counter() - began)
             if estimates:
                 began = time.perf_counter()
                 run.session.estimate(EstimateRequest(options, "kl"))
                 seconds["estimate"].append(time.perf_counter() - began)
-        parameters = run.model.base_parameters
+        parameters = run.setup.model.base_parameters
     medians = {name: statistics.median(values) for name, values in seconds.items() if values}
     return medians | {"peak": read_peak() - libraries, "model": parameters * 4 / 2**20}
 

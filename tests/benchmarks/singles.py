@@ -38,10 +38,10 @@ def list_treatments(stored_bits: int) -> dict[str, Treatment]:
 
 def measure_run(run: Run) -> Iterator[dict[str, Any]]:
     """A row for each treatment and objective."""
-    components = run.model.components.values()
+    components = run.setup.model.components.values()
     options = {c.name: list(list_treatments(c.stored_bits).values()) for c in components}
     estimates = {name: steady_changes(run.session.estimate(EstimateRequest(options, name))) for name in OBJECTIVES}
-    evaluator = run.evaluators[Prefixes.SEARCH]
+    evaluator = run.setup.evaluators[Prefixes.SEARCH]
     for index, text in enumerate(list_treatments(16)):
         plan = {name: choices[index] for name, choices in options.items()}
         trials = [plan, *({name: treatment} for name, treatment in plan.items())]

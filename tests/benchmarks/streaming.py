@@ -57,11 +57,13 @@ def measure_here(folder: str, stream: bool, prefixes: int) -> dict[str, Any]:
     before = read_anonymous()
     sizes = {"prefixes": prefixes, "proof_prefixes": 1, "prefix_tokens": 4, "continuation_tokens": 12}
     with watched_memory(peak), open_run(folder, [Magnitude()], ["kl"], stream=stream, **sizes) as run:
-        evaluator, began = run.evaluators[Prefixes.SEARCH], time.perf_counter()
-        trials = [{name: Treatment("magnitude", 0.5)} for name in run.model.components]
+        evaluator, began = run.setup.evaluators[Prefixes.SEARCH], time.perf_counter()
+        trials = [{name: Treatment("magnitude", 0.5)} for name in run.setup.model.components]
         scored = np.stack([values["kl"] for values in evaluator.score_all(trials)])
         swept = time.perf_counter()
-        options = {name: [Treatment("magnitude", level / 10) for level in range(1, 7)] for name in run.model.components}
+        options = {
+            name: [Treatment("magnitude", level / 10) for level in range(1, 7)] for name in run.setup.model.components
+        }
         estimates = run.session.estimate(EstimateRequest(options, "kl"))
         walked = time.perf_counter()
     found = np.stack([estimate.changes for estimate in estimates.values()])

@@ -54,12 +54,12 @@ DOWNSTREAM = {
 def list_trials(run: Run, target: float) -> list[Plan]:
     """Two for every component, as Algorithm 1 has them."""
     amounts = (target / 2, min(1.0, target * 3 / 2))
-    return [{name: Treatment("magnitude", a)} for name in run.model.components for a in amounts]
+    return [{name: Treatment("magnitude", a)} for name in run.setup.model.components for a in amounts]
 
 
 def list_depth(run: Run, target: float, width: int = 10) -> list[Plan]:
     """All extensions of `width` plans that differ in one component, as a beam has them; drawn at random."""
-    rng, names = np.random.default_rng(0), list(run.model.components)
+    rng, names = np.random.default_rng(0), list(run.setup.model.components)
     common = {*rng.choice(names, len(names) // 2, replace=False).tolist()}
     beam = []
     for _ in range(width):
@@ -71,12 +71,14 @@ def list_depth(run: Run, target: float, width: int = 10) -> list[Plan]:
 
 def generate_and_compare(run: Run, trial: Plan) -> list[int]:
     """FDT of a trial as by two generations; the base's is the reference."""
-    reference = run.evaluators[Prefixes.SEARCH].reference
+    reference = run.setup.evaluators[Prefixes.SEARCH].reference
     found: list[int] = []
-    with run.model.swapped(make_weights(run.search.trial_weights, trial)):
+    with run.setup.model.swapped(make_weights(run.search.trial_weights, trial)):
         for _, batch in reference.batches():
             prefixes = batch[:, : reference.prefix_tokens]
-            said = run.model.decode(prefixes, reference.continuation_tokens, lambda logits: logits.argmax(-1)).cpu()
+            said = run.setup.model.decode(
+                prefixes, reference.continuation_tokens, lambda logits: logits.argmax(-1)
+            ).cpu()
             agrees = (said == batch)[:, reference.prefix_tokens :]
             found += agrees.long().cumprod(-1).sum(-1).tolist()
     return found
@@ -88,7 +90,7 @@ def count_products(run: Run, leading: Sequence[Array] | None) -> tuple[float, fl
     With `leading` `[trial][sequence]` only positions up to the first divergence are needed. Of attention the half
     counts that a causal mask leaves.
     """
-    model, reference = run.model, run.evaluators[Prefixes.SEARCH].reference
+    model, reference = run.setup.model, run.setup.evaluators[Prefixes.SEARCH].reference
     config, layers = model.network.config, find_layers(model.network)[1]
     keep, sequences = reference.continuation_tokens, len(reference.tokens)
     length = reference.tokens.shape[1] - 1
@@ -136,7 +138,7 @@ def score(evaluator: Evaluator, mode: SweepMode, trials: list[Plan], metric: str
 
 def measure_round(run: Run, repeat: int, target: float) -> dict[str, Any]:
     """Seconds, ratios and arithmetic of one round; ratios are medians over repetitions of both, one after the other."""
-    evaluator, trials = run.evaluators[Prefixes.SEARCH], list_trials(run, target)
+    evaluator, trials = run.setup.evaluators[Prefixes.SEARCH], list_trials(run, target)
     row: dict[str, Any] = {"trials": len(trials)}
     for label, metric in METRICS.items():
         pairs, found, expected = compare_modes(evaluator, trials, metric, repeat)
@@ -158,7 +160,7 @@ def measure_depth(run: Run, repeat: int, target: float) -> dict[str, Any]:
     deep = list_depth(run, target)
     row: dict[str, Any] = {"trials, depth": len(deep)}
     for label, metric in METRICS.items():
-        pairs, found, expected = compare_modes(run.evaluators[Prefixes.SEARCH], deep, metric, repeat)
+        pairs, found, expected = compare_modes(run.setup.evaluators[Prefixes.SEARCH], deep, metric, repeat)
         row[f"plain / engine, depth, {label}"] = statistics.median(plain / exact for plain, exact in pairs)
         row[f"equal, depth, {label}"] = check_equal(found, expected)
     return row
@@ -166,7 +168,7 @@ def measure_depth(run: Run, repeat: int, target: float) -> dict[str, Any]:
 
 def measure_generation(run: Run, trials: int, target: float) -> dict[str, Any]:
     """Seconds that generating would take for a round, from so many of its trials, by what the engine takes."""
-    evaluator, every = run.evaluators[Prefixes.SEARCH], list_trials(run, target)
+    evaluator, every = run.setup.evaluators[Prefixes.SEARCH], list_trials(run, target)
     chosen = every[:: max(1, len(every) // trials)][:trials]
     seconds, said = time_once(lambda: [generate_and_compare(run, trial) for trial in chosen])
     scored = score(evaluator, SweepMode.plain, chosen, "fdtm")
@@ -210,7 +212,7 @@ def measure_memory(model: str, prefixes: int, target: float, metric: str, mode: 
     """Peak MiB of opening a model and scoring, in this process, above the libraries."""
     libraries = read_peak()
     with open_run(model, [Magnitude()], [metric], prefixes=prefixes, proof_prefixes=1) as run:
-        score(run.evaluators[Prefixes.SEARCH], SweepMode(mode), list_trials(run, target), metric)
+        score(run.setup.evaluators[Prefixes.SEARCH], SweepMode(mode), list_trials(run, target), metric)
     return read_peak() - libraries
 
 

@@ -54,7 +54,7 @@ PLANTED = '<script>alert("x")</script>'
 
 
 def open_forecast(folder: Path, settings: Settings) -> Forecast:
-    return Forecast(settings, installed(), folder, ForecastRecord({"seed": 0}, {}))
+    return Forecast(settings, folder, ForecastRecord({"seed": 0}, {}))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Forecast:
     components = ComponentSettings(include=[r"layers\.[02]\."])
     settings = make_settings(components=components, forecast=ForecastSettings(check=2))
     forecast = open_forecast(tmp_path_factory.mktemp("forecast"), settings)
-    forecast.execute()
+    forecast.execute(installed())
     return forecast
 
 
@@ -185,25 +185,25 @@ def test_together_is_nowhere_worse_than_alone(made: Forecast) -> None:
 
 @pytest.mark.parametrize("compressor", ["int8", "int4"])
 def test_a_point_is_what_an_estimate_of_its_plan_says(made: Forecast, compressor: str) -> None:
-    plan = {name: Treatment(compressor, made.bench.treatments.configured[compressor].offer(component).levels[0])
-            for name, component in made.bench.model.components.items()}  # fmt: skip
+    plan = {name: Treatment(compressor, made.setup.treatments.configured[compressor].offer(component).levels[0])
+            for name, component in made.setup.model.components.items()}  # fmt: skip
     sensitivity = GradientEstimator(
-        made.bench.model, made.bench.evaluators[Prefixes.SEARCH].reference, made.bench.treatments, MarginNoise()
+        made.setup.model, made.setup.evaluators[Prefixes.SEARCH].reference, made.setup.treatments, MarginNoise()
     )
-    offers = made.session.treatments.offers(made.bench.model)
+    offers = made.session.treatments.offers(made.setup.model)
     grid = {name: sample_options(offers, name) for name in plan}
     found = steady_changes(sensitivity.estimate(EstimateRequest(grid, "margin_noise")))
     squares = sum(found[name][:, grid[name].index(option)] for name, option in plan.items())
     last = made.record.curves[compressor][-1]
     assert last.noise == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-5)
-    sizes = made.session.treatments.compress(made.bench.model, plan)
-    stored = sum(c.parameters * c.stored_bits for c in made.bench.model.components.values())
+    sizes = made.session.treatments.compress(made.setup.model, plan)
+    stored = sum(c.parameters * c.stored_bits for c in made.setup.model.components.values())
     packed = sum(weight.bits for weight in sizes.values())
-    assert last.bytes == pytest.approx(made.bench.model.stored_bytes - (stored - packed) / 8)
+    assert last.bytes == pytest.approx(made.setup.model.stored_bytes - (stored - packed) / 8)
 
 
 def test_options_of_a_component_are_what_one_estimate_says(made: Forecast) -> None:
-    name = next(iter(made.bench.model.components))
+    name = next(iter(made.setup.model.components))
     option = next(o for o in made.record.components[name].options if (o.compressor, o.amount) == ("magnitude", 0.5))
     treatment = Treatment("magnitude", 0.5)
     estimate = made.session.estimate(EstimateRequest({name: [treatment]}, "margin_noise"))[name]
@@ -212,17 +212,17 @@ def test_options_of_a_component_are_what_one_estimate_says(made: Forecast) -> No
     other = made.session.estimate(EstimateRequest({name: [Treatment("int8", eight.amount)]}, "margin_noise"))[name]
     assert option.cost / eight.cost == pytest.approx(estimate.apart.mean() / other.apart.mean(), rel=1e-4)
     assert option.low < option.cost < option.high
-    assert option.bytes == made.session.treatments.compress_one(made.bench.model, name, treatment).bits / 8
+    assert option.bytes == made.session.treatments.compress_one(made.setup.model, name, treatment).bits / 8
     by_hand = read_table(made.law.tables.mean(0)[None], np.sqrt([option.cost]))
     assert option.expected_fdtm == pytest.approx(by_hand[0])
 
 
 def test_checks_count_what_a_sweep_counts(made: Forecast, tmp_path: Path) -> None:
     assert len(made.record.checks) == 2
-    assert made.bench.model.content_hash() == load_model(ModelSettings()).content_hash()
-    reference = made.bench.evaluators[Prefixes.SEARCH].reference
+    assert made.setup.model.content_hash() == load_model(ModelSettings()).content_hash()
+    reference = made.setup.evaluators[Prefixes.SEARCH].reference
     metrics, given = {"fdtm": Fdtm(), "margin_noise": MarginNoise()}, GivenWeights()
-    evaluator = Evaluator(made.bench.model, reference, metrics, given)
+    evaluator = Evaluator(made.setup.model, reference, metrics, given)
     for check in made.record.checks:
         point = next(point for point in made.record.curve if point.amount == check.amount)
         assert point.trusted and check.expected_fdtm == point.expected_fdtm
@@ -230,7 +230,7 @@ def test_checks_count_what_a_sweep_counts(made: Forecast, tmp_path: Path) -> Non
         path.write_text(json.dumps(point.plan))
         weights = {
             name: weight.dense()
-            for name, weight in made.session.treatments.compress(made.bench.model, read_plan(path)).items()
+            for name, weight in made.session.treatments.compress(made.setup.model, read_plan(path)).items()
         }
         (values,) = evaluator.score_all([given.add_plan(weights)])
         assert check.scores["fdtm"] == summarize(Fdtm(), values["fdtm"], 0)
@@ -253,12 +253,12 @@ def test_the_backward_pass_runs_once_and_the_model_stays_as_it_is(
 
     monkeypatch.setattr(GradientEstimator, "estimate", estimate)
     forecast = open_forecast(tmp_path, make_settings(components=ComponentSettings(include=[r"layers\.1\.mlp"])))
-    forecast.load()
-    before = [parameter.clone() for parameter in forecast.bench.model.network.parameters()]
+    forecast.load(installed())
+    before = [parameter.clone() for parameter in forecast.setup.model.network.parameters()]
     forecast.build_reference()
     forecast.draw_curves(forecast.predict("margin_noise"))
     assert len(requests) == 1
-    after = forecast.bench.model.network.parameters()
+    after = forecast.setup.model.network.parameters()
     assert all(torch.equal(p, q) for p, q in zip(before, after, strict=True))
 
 

@@ -4,17 +4,11 @@ import json
 import re
 from pathlib import Path
 
-import hydra
 import pytest
+from omegaconf import OmegaConf
 
-from compressor.commands.config import (
-    CONFIG_MODULE,
-    add_overrides,
-    build_settings,
-    check_overrides,
-    parse_arguments,
-    store_schemas,
-)
+from compressor.commands.checked_overrides import complete_overrides
+from compressor.commands.config import add_overrides, build_settings, open_hydra, parse_arguments, store_schemas
 from compressor.errors import ConfigError
 from compressor.plugins import installed
 from tests.support.command_line import call_command, call_fresh_command
@@ -31,8 +25,8 @@ SMALL = [
 def check_overrides_of(*overrides: str) -> None:
     plugins = installed()
     store_schemas(plugins)
-    with hydra.initialize_config_module(CONFIG_MODULE, version_base="1.3", job_name="compressor"):
-        build_settings(check_overrides(list(overrides), plugins))
+    with open_hydra():
+        build_settings(complete_overrides(overrides, plugins)[1])
 
 
 def test_a_run_ends_with_a_table_and_the_path_of_the_report(tmp_path: Path) -> None:
@@ -197,6 +191,45 @@ def test_every_plugin_composes_and_is_built_with_its_options() -> None:
 def test_values_of_a_sweep_are_each_checked() -> None:
     with pytest.raises(ConfigError, match="unknown schedule `unifrm`"):
         check_overrides_of("schedule=uniform,unifrm")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.prefixes=abc", "`data.prefixes` must be a whole number, got 'abc'"),
+        ("data.prefixes=4,abc", "`data.prefixes` must be a whole number, got 'abc'"),
+        ("seed=1.5", "`seed` must be a whole number, got 1.5"),
+        ("sweep.batch=[1]", "`sweep.batch` must be a whole number or null, got [1]"),
+        ("sweep.mode=fast", "`sweep.mode` must be one of exact, plain, approximate, got 'fast'"),
+        ("export.verify=maybe", "`export.verify` must be true or false, got 'maybe'"),
+        ("schedule.size=[1]", "`schedule.size` must be a text or null, got [1]"),
+        ("schedule.targets=much", "`schedule.targets` must be a list of numbers, such as [a,b], got 'much'"),
+        ("schedule.targets=[a]", "`schedule.targets` must be a list of numbers, such as [a,b], got ['a']"),
+        ("metric.fdtm=3", "`metric.fdtm` has options of its own, got 3; set one of them, metric.fdtm.OPTION=VALUE"),
+        ("model=3", "unknown model `3`; known: hf, tiny"),
+    ],
+)
+def test_a_value_that_a_key_cannot_hold_is_one_line(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        check_overrides_of(override)
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("schedule.targets=0.3", "schedule.targets=[0.3]"),
+        ("schedule.targets=0.3,0.5", "schedule.targets=[0.3],[0.5]"),
+        ("components.include=mlp", "components.include=[mlp]"),
+        ("schedule.targets=[0.2,0.3]", "schedule.targets=[0.2,0.3]"),
+    ],
+)
+def test_one_value_in_place_of_a_list_is_a_list_of_one(given: str, read: str) -> None:
+    plugins = installed()
+    store_schemas(plugins)
+    with open_hydra():
+        lines, config = complete_overrides([given], plugins)
+    assert lines == [read]
+    assert OmegaConf.is_list(OmegaConf.select(config, read.partition("=")[0]))
 
 
 def test_experiments_start_with_the_command_that_runs_them() -> None:

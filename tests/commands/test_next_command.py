@@ -10,7 +10,8 @@ import pytest
 
 from compressor.artifacts.forecast_record import ForecastRecord, PointForecast
 from compressor.artifacts.plan_file import read_plan
-from compressor.commands.config import complete_overrides, open_hydra, store_schemas
+from compressor.commands.checked_overrides import complete_overrides
+from compressor.commands.config import open_hydra, store_schemas
 from compressor.commands.next_command import add_commands, choose_point
 from compressor.contracts import Dialogue, KeepRequest, Treatment
 from compressor.errors import ConfigError, PlanError

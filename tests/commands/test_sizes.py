@@ -7,12 +7,8 @@ from typing import Any
 
 import pytest
 
-from compressor.commands import config
-from compressor.commands.config import (
-    complete_overrides,
-    open_hydra,
-    store_schemas,
-)
+from compressor.commands.checked_overrides import RENAMED, complete_overrides, flatten_keys
+from compressor.commands.config import compose_groups, open_hydra, store_schemas
 from compressor.plugins import installed
 from tests.conftest import SHARED_MODELS
 from tests.support.command_line import call_command
@@ -107,6 +103,15 @@ def test_integers_are_the_default_where_a_size_is_given(overrides: list[str], co
     assert implied in ([], ["compressor=[int8,int4]"])
 
 
+@pytest.mark.parametrize("overrides", [["schedule.size=50%"], ["experiment=mixed_tiny", "schedule.bits=6"]])
+def test_complete_overrides_are_complete(overrides: list[str]) -> None:
+    plugins = installed()
+    store_schemas(plugins)
+    with open_hydra():
+        complete, composed = complete_overrides(overrides, plugins)
+        assert complete_overrides(complete, plugins) == (complete, composed)
+
+
 def test_help_and_cfg_show_what_a_size_implies(tmp_path: Path) -> None:
     for flags in (["--help"], ["--cfg", "job"]):
         shown = call_command(tmp_path, "run", *flags, "schedule.size=50%").stdout
@@ -116,7 +121,7 @@ def test_help_and_cfg_show_what_a_size_implies(tmp_path: Path) -> None:
 def test_a_renamed_key_is_accepted_with_a_hint(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(config.RENAMED, "data.beginnings", "data.prefixes")
+    monkeypatch.setitem(RENAMED, "data.beginnings", "data.prefixes")
     plugins = installed()
     store_schemas(plugins)
     with open_hydra():
@@ -131,6 +136,6 @@ def test_every_renamed_key_leads_to_one_that_exists() -> None:
     plugins = installed()
     store_schemas(plugins)
     with open_hydra():
-        known = set(config.flatten_keys(config.compose_groups([])))
-        for old, new in config.RENAMED.items():
+        known = set(flatten_keys(compose_groups([])))
+        for old, new in RENAMED.items():
             assert old not in known and new in known

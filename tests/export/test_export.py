@@ -182,10 +182,10 @@ def test_vllm_needs_one_scheme_for_what_it_joins(tmp_path: Path) -> None:
     model = load_model(ModelSettings(path=str(save_checkpoint("llama", tmp_path))))
     scheme, other = Scheme(4, Strategy.group, 32, True), Scheme(8, Strategy.channel, 0, True)
     joined = {f"model.layers.0.self_attn.{leaf}": scheme for leaf in ("q_proj", "k_proj", "v_proj")}
-    assert vllm_checks.find_split(model, joined) == [] and vllm_checks.tell_vllm(model, joined) == ()
+    assert vllm_checks.find_split(model, joined) == [] and vllm_checks.describe_vllm_limits(model, joined) == ()
     for wrong in (joined | {"model.layers.0.self_attn.v_proj": other}, dict(list(joined.items())[:2])):
         assert vllm_checks.find_split(model, wrong) == ["model.layers.0.self_attn.q_proj"]
-        assert "vLLM will refuse the saved model" in vllm_checks.tell_vllm(model, wrong)[0]
+        assert "vLLM will refuse the saved model" in vllm_checks.describe_vllm_limits(model, wrong)[0]
     assert vllm_checks.find_split(model, {"model.layers.1.mlp.down_proj": other}) == []
     assert vllm_checks.find_split(model, {"model.layers.1.mlp.up_proj": other}) == ["model.layers.1.mlp.gate_proj"]
     odd = {"a": Scheme(3, Strategy.channel, 0, True), "b": Scheme(8, Strategy.tensor, 0, True), "c": scheme, "d": other}

@@ -139,18 +139,22 @@ def test_tips_lie_over_their_marks() -> None:
 
 
 def test_chart_is_drawn_from_what_is_finite() -> None:
-    points = [Point(0.4, 20.0, 18.0, 22.0), Point(0.2, 50.0, 48.0, 52.0), Point(0.3, math.nan, 1.0, 2.0)]
+    points = [
+        Point(0.4, 20.0, 18.0, 22.0, "20 at 40 %"),
+        Point(0.2, 50.0, 48.0, 52.0, "50 at 20 %"),
+        Point(0.3, math.nan, 1.0, 2.0, "not known"),
+    ]
     picture = draw_lines({"": points}, Axes("amount", "FDT <tokens>", 64.0))
     assert picture is not None
     left, right = picture.tips
-    assert left.text == "20 %: 50 (48 – 52)" and right.text == "40 %: 20 (18 – 22)"
+    assert left.text == "50 at 20 %" and right.text == "20 at 40 %"
     assert left.left < right.left and left.top < right.top
     assert {"FDT <tokens>", "amount", "64", "32", "0", "40%", "20%"} <= set(list_texts(picture))
     assert draw_lines({"": points[:1]}, Axes("amount", "FDT")) is None
 
 
 def test_two_points_are_not_joined() -> None:
-    points = [Point(x / 10, 50.0 - x, 40.0 - x, 60.0 - x) for x in range(5)]
+    points = [Point(x / 10, 50.0 - x, 40.0 - x, 60.0 - x, f"at {x}") for x in range(5)]
     two, three = (draw_lines({"": points[:count]}, Axes("amount", "FDT", 64.0)) for count in (2, 3))
     assert two is not None and three is not None
     assert count_lines(two) == 0 and count_lines(three) == 1
@@ -158,7 +162,7 @@ def test_two_points_are_not_joined() -> None:
 
 
 def test_lines_are_dashed_where_they_are_not_trusted() -> None:
-    points = [Point(x, x, x, x, trusted=x > 2) for x in range(6)]
+    points = [Point(x, x, x, x, f"at {x}", trusted=x > 2) for x in range(6)]
     picture = draw_lines({"a": points, "b": points[3:]}, Axes("size", "FDT", is_share=False))
     assert picture is not None
     assert picture.svg.count('stroke-dasharray="3,4"') == 1 and count_lines(picture) >= 3
@@ -167,7 +171,7 @@ def test_lines_are_dashed_where_they_are_not_trusted() -> None:
 
 
 def test_marks_are_rings_above_the_curves() -> None:
-    points = [Point(x, x, x, x) for x in range(4)]
+    points = [Point(x, x, x, x, f"at {x}") for x in range(4)]
     picture = draw_lines({"": points}, Axes("size", "FDT", is_share=False), [Point(1.0, 2.0, 1.0, 3.0, "counted")])
     assert picture is not None and picture.tips[-1].text == "counted" and "var(--page, #ffffff)" in picture.svg
 

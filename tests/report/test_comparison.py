@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from compressor.artifacts.run_record import FinalRecord, Record
+from compressor.artifacts.run_record import FinalRecord, MetricRecord, Record
 from compressor.contracts import Score
 from compressor.errors import OutputError
 from compressor.report import write_report
-from compressor.report.comparison import collect_rows, comparison_table, shorten_settings, write_comparison
+from compressor.report.comparison import Job, make_comparison_table, read_jobs, shorten_settings, write_comparison
 
 
 def make_run(
@@ -25,7 +25,8 @@ def make_run(
     """A finished run in `folder`, with Hydra's record of its overrides where there are some."""
     score = Score(mean, mean, mean, mean, 0.0, 64.0, mean - 1.5, mean + 1.5, mean, mean, 8)
     final = FinalRecord(0.5, 0.5, 16.0, 8.0, 1_500_000, dict.fromkeys(names, score))
-    write_report(Record("done", {}, {}, command=command, final=final), folder)
+    metrics = {"fdtm": MetricRecord("FDT")}
+    write_report(Record("done", {}, {}, command=command, metrics=metrics, final=final), folder)
     if overrides is not None:
         (folder / ".hydra").mkdir()
         (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {override}\n" for override in overrides))
@@ -43,21 +44,21 @@ def make_sweep(folder: Path) -> Path:
     return folder
 
 
-def show(rows: list[dict[str, object]], width: int = 140) -> str:
+def show(jobs: Sequence[Job], width: int = 140) -> str:
     console = Console(width=width, color_system=None)
     with console.capture() as capture:
-        console.print(comparison_table(rows))
+        console.print(make_comparison_table(jobs))
     return capture.get()
 
 
 def test_rows_are_in_the_order_of_the_jobs(tmp_path: Path) -> None:
-    rows = collect_rows(make_sweep(tmp_path))
+    rows = [job.to_json() for job in read_jobs(make_sweep(tmp_path))]
     assert [row["job"] for row in rows] == [str(job) for job in range(12)]
     assert rows[10]["folder"] == str(tmp_path / "10")
 
 
 def test_a_row_holds_the_result_and_what_differs(tmp_path: Path) -> None:
-    row = collect_rows(make_sweep(tmp_path))[10]
+    row = read_jobs(make_sweep(tmp_path))[10].to_json()
     assert row["overrides"] == ["seed=10"]
     assert (row["status"], row["error"]) == ("done", None)
     assert (row["amount"], row["sparsity"], row["bits_per_weight"]) == (0.5, 0.5, 16.0)
@@ -66,7 +67,7 @@ def test_a_row_holds_the_result_and_what_differs(tmp_path: Path) -> None:
 
 
 def test_jobs_that_failed_are_rows_with_one_line(tmp_path: Path) -> None:
-    rows = collect_rows(make_sweep(tmp_path))
+    rows = [job.to_json() for job in read_jobs(make_sweep(tmp_path))]
     failed, missing, unreadable = rows[3:6]
     assert (failed["status"], failed["error"]) == ("failed", "`amount` must be in [0, 1], got 1.5")
     assert missing["status"] == "missing" and missing["error"].startswith("left no report.json")
@@ -77,13 +78,15 @@ def test_jobs_that_failed_are_rows_with_one_line(tmp_path: Path) -> None:
 
 
 def test_comparison_json_is_the_rows(tmp_path: Path) -> None:
-    rows = write_comparison(make_sweep(tmp_path))
-    assert json.loads((tmp_path / "comparison.json").read_text()) == rows == collect_rows(tmp_path)
+    jobs = write_comparison(make_sweep(tmp_path))
+    rows = [job.to_json() for job in jobs]
+    assert json.loads((tmp_path / "comparison.json").read_text()) == rows
+    assert rows == [job.to_json() for job in read_jobs(tmp_path)]
 
 
 def test_table_shows_every_job(tmp_path: Path) -> None:
-    lines = [" ".join(line.split()) for line in show(collect_rows(make_sweep(tmp_path))).splitlines()]
-    assert "run settings removed size fdtm" in lines
+    lines = [" ".join(line.split()) for line in show(read_jobs(make_sweep(tmp_path))).splitlines()]
+    assert "run settings removed size FDT" in lines
     assert "10 seed=10 50.0 % 1.5 MB 20.0" in lines and lines.count("±1.5") == 9
     assert "3 seed=3 – – –" in lines and "run 3 failed: `amount` must be in [0, 1], got 1.5" in lines
 
@@ -91,7 +94,7 @@ def test_table_shows_every_job(tmp_path: Path) -> None:
 def test_table_takes_brackets_for_text(tmp_path: Path) -> None:
     make_run(tmp_path / "0", 16.4, ["metric=[red]"])
     make_run(tmp_path / "1", 16.4, ["metric=[fdtm,kl]"])
-    text = show(collect_rows(tmp_path))
+    text = show(read_jobs(tmp_path))
     assert "metric=[red]" in text and "metric=[fdtm,kl]" in text
     assert "failed" not in text and "missing" not in text
 
@@ -99,10 +102,10 @@ def test_table_takes_brackets_for_text(tmp_path: Path) -> None:
 def test_a_metric_that_only_some_have_is_a_dash(tmp_path: Path) -> None:
     make_run(tmp_path / "0", math.nan)
     (tmp_path / "1").mkdir()
-    rows = write_comparison(tmp_path)
-    text = show(rows)
+    text = show(write_comparison(tmp_path))
     assert "nan" not in text and "–" in text
-    assert show(json.loads((tmp_path / "comparison.json").read_text())) == text
+    number, missing = json.loads((tmp_path / "comparison.json").read_text())
+    assert number["scores"]["fdtm"]["mean"] is None and missing["scores"] == {}
 
 
 def test_without_hydras_record_the_command_tells(tmp_path: Path) -> None:
@@ -111,27 +114,24 @@ def test_without_hydras_record_the_command_tells(tmp_path: Path) -> None:
     make_run(tmp_path / "2", command="compressor run model=tiny 'seed")
     (tmp_path / "2" / ".hydra").mkdir()
     (tmp_path / "2" / ".hydra" / "overrides.yaml").write_text("{broken: [")
-    assert [row["overrides"] for row in collect_rows(tmp_path)] == [
+    assert [job.overrides for job in read_jobs(tmp_path)] == [
         ["model=tiny", "seed=1"],
         ["model=tiny", "seed=2"],
         [],
     ]
 
 
-def test_single_runs_can_be_compared(tmp_path: Path) -> None:
-    make_run(tmp_path / "a" / "first", 10.0, ["seed=1"])
-    make_run(tmp_path / "b", 20.0, ["seed=2"])
-    rows = collect_rows(tmp_path / "a" / "first", tmp_path / "b")
-    assert [(row["job"], row["overrides"]) for row in rows] == [("first", ["seed=1"]), ("b", ["seed=2"])]
-    (alone,) = collect_rows(tmp_path / "b")
-    assert alone["overrides"] == ["seed=2"]
+def test_a_single_job_keeps_all_of_its_settings(tmp_path: Path) -> None:
+    make_run(tmp_path / "0", 20.0, ["seed=2"])
+    (alone,) = read_jobs(tmp_path)
+    assert alone.overrides == ["seed=2"]
 
 
 def test_no_runs_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"^no runs in .*; give the folder of a run, or of several started with -m$"):
-        collect_rows(tmp_path)
+    with pytest.raises(OutputError, match=r"^no runs in .*; give the folder of several runs, started with -m$"):
+        read_jobs(tmp_path)
     with pytest.raises(OutputError, match=r"^.*nowhere is not a folder; give the folder"):
-        collect_rows(tmp_path / "nowhere")
+        read_jobs(tmp_path / "nowhere")
 
 
 def test_table_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
@@ -140,9 +140,9 @@ def test_table_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
         make_run(
             tmp_path / str(job), 16.4, [f"schedule.targets=[0.{job}]", f"compressor.int4.group={job}"], names=names
         )
-    rows = collect_rows(tmp_path)
-    assert list(rows[0]["scores"]) == names
-    lines = show(rows, width=80).splitlines()
+    jobs = read_jobs(tmp_path)
+    assert list(jobs[0].to_json()["scores"]) == names
+    lines = show(jobs, width=80).splitlines()
     assert max(len(line.rstrip()) for line in lines) <= 80 and "…" not in "".join(lines)
     text = " ".join(" ".join(lines).split())
     assert "targets=[0.1]" in text and "group=1" in text and "schedule" not in text
@@ -150,5 +150,5 @@ def test_table_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
 
 
 def test_keys_are_short_only_where_that_is_unique() -> None:
-    rows = [{"overrides": ["compressor.int4.group=1", "compressor.int8.group=2", "seed=3", "schedule.targets=[0.1]"]}]
-    assert shorten_settings(rows) == ["compressor.int4.group=1\ncompressor.int8.group=2\nseed=3\ntargets=[0.1]"]
+    overrides = ["compressor.int4.group=1", "compressor.int8.group=2", "seed=3", "schedule.targets=[0.1]"]
+    assert shorten_settings([overrides]) == ["compressor.int4.group=1\ncompressor.int8.group=2\nseed=3\ntargets=[0.1]"]

@@ -19,9 +19,9 @@ from compressor.contracts import (
     TokenRounding,
 )
 from compressor.errors import PlanError
-from compressor.testing import CompressorContract, row_promises
+from compressor.testing import CompressorContract, compressor_promises
 from compressor.testing.compressor_case import CompressorCase
-from compressor.testing.compressors import PROMISES
+from compressor.testing.compressor_promises import PROMISES
 from tests.support.broken_plugins import broken
 
 
@@ -263,7 +263,7 @@ def test_a_broken_promise_is_noticed(promise: Callable[[CompressorCase], None]) 
 def test_a_wrong_number_of_rows_must_be_refused() -> None:
     plugin = broken(FirstOfRows, compress_rows=lambda self, weight, amounts, context: Stored(weight))
     with pytest.raises(AssertionError, match="3 amounts are accepted, the weight has 4 rows"):
-        row_promises.rows_are_refused_where_they_do_not_fit(CompressorCase(plugin, WEIGHT))
+        compressor_promises.rows_are_refused_where_they_do_not_fit(CompressorCase(plugin, WEIGHT))
 
 
 def collect(suite: type[CompressorContract]) -> set[str]:
@@ -294,6 +294,6 @@ def test_where_a_compressor_fails_every_promise_is_collected() -> None:
 def test_where_a_fixture_makes_the_compressor_a_test_is_skipped_that_does_not_apply() -> None:
     suite = CompressorContract()
     assert {promise for promise, _ in suite.list_promises(None)} == {*PROMISES}
-    suite.test_promise(First(), row_promises.rows_are_refused_where_they_do_not_fit, "float32")
+    suite.test_promise(First(), compressor_promises.rows_are_refused_where_they_do_not_fit, "float32")
     with pytest.raises(pytest.skip.Exception):
-        suite.test_promise(First(), row_promises.rows_go_each_its_own_way, "float32")
+        suite.test_promise(First(), compressor_promises.rows_go_each_its_own_way, "float32")

@@ -21,7 +21,8 @@ from compressor.artifacts.run_record import ComponentRecord, FinalRecord, Record
 from compressor.contracts import Score, Treatment
 from compressor.settings import TrackingMode, TrackingSettings
 from compressor.tracking import wandb_tracker
-from compressor.tracking.wandb_tracker import NullTracker, Tracker, WandbTracker, open_tracker
+from compressor.tracking.run_label import RunLabel
+from compressor.tracking.wandb_tracker import Tracker, WandbTracker, open_tracker
 from tests.support.wandb_log import read_items, read_log
 
 KEY = "0123456789" * 4
@@ -105,7 +106,7 @@ def test_an_offline_run_is_on_disk_with_all_that_was_logged(tmp_path: Path, capl
     folder.mkdir()
     settings = TrackingSettings(mode=TrackingMode.offline, project="sparse")
     config = {"model": {"path": None}, "targets": [0.2, math.nan], "folder": Path("x")}
-    with caplog.at_level(logging.INFO), open_tracker(settings, folder, config, "first", "sweep/1") as tracker:
+    with caplog.at_level(logging.INFO), open_tracker(settings, folder, config, RunLabel("first", "sweep/1")) as tracker:
         assert isinstance(tracker, WandbTracker)
         log_everything(tracker, folder)
     assert read_lines(caplog) == []
@@ -149,7 +150,7 @@ def test_an_offline_run_is_on_disk_with_all_that_was_logged(tmp_path: Path, capl
 
 
 def test_rows_are_logged_with_their_plan(tmp_path: Path) -> None:
-    with open_tracker(TrackingSettings(mode=TrackingMode.offline), tmp_path, {}, "rows") as tracker:
+    with open_tracker(TrackingSettings(mode=TrackingMode.offline), tmp_path, {}, RunLabel("rows")) as tracker:
         log_everything(tracker, tmp_path, rows=(1.0, 0.5, 0.5, 0.0))
     (artifact,) = (r.artifact for r in read_log(tmp_path) if r.HasField("artifact") and r.artifact.type == "plan")
     paths = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
@@ -158,7 +159,7 @@ def test_rows_are_logged_with_their_plan(tmp_path: Path) -> None:
 
 def test_the_report_is_logged_as_it_was(tmp_path: Path) -> None:
     """A page that is built anew before `wandb sync` must not make that fail: W&B has a copy."""
-    with open_tracker(TrackingSettings(mode=TrackingMode.offline), tmp_path, {}, "x") as tracker:
+    with open_tracker(TrackingSettings(mode=TrackingMode.offline), tmp_path, {}, RunLabel("x")) as tracker:
         log_everything(tracker, tmp_path)
     (tmp_path / "report.html").write_text("another")
     (artifact,) = (r.artifact for r in read_log(tmp_path) if r.HasField("artifact") and r.artifact.type == "report")
@@ -172,7 +173,7 @@ def test_the_report_is_logged_as_it_was(tmp_path: Path) -> None:
 def test_nothing_is_printed_and_runs_follow_one_another(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for name in ("0", "1"):
         (tmp_path / name).mkdir()
-        with open_tracker(TrackingSettings(), tmp_path / name, {}, name) as tracker:
+        with open_tracker(TrackingSettings(), tmp_path / name, {}, RunLabel(name)) as tracker:
             log_everything(tracker, tmp_path / name)
         assert read_log(tmp_path / name)
     assert capfd.readouterr() == ("", "")
@@ -181,7 +182,7 @@ def test_nothing_is_printed_and_runs_follow_one_another(tmp_path: Path, capfd: p
 def test_a_run_that_fails_is_closed_as_failed(tmp_path: Path) -> None:
     with (
         pytest.raises(ValueError, match="mine"),
-        open_tracker(TrackingSettings(mode=TrackingMode.offline), tmp_path, {}, "x"),
+        open_tracker(TrackingSettings(mode=TrackingMode.offline), tmp_path, {}, RunLabel("x")),
     ):
         raise ValueError("mine")
     assert [record.exit.exit_code for record in read_log(tmp_path) if record.HasField("exit")] == [1]
@@ -197,8 +198,8 @@ def test_without_tracking_wandb_is_not_even_imported(settings: TrackingSettings,
         "import sys; from pathlib import Path; from compressor.settings import *\n"
         "from compressor.tracking.wandb_tracker import *\n"
         f"settings = TrackingSettings({str(settings.backend)!r}, {settings.mode})\n"
-        f"with open_tracker(settings, Path({str(tmp_path / 'run')!r}), {{}}, 'x') as tracker:\n"
-        "    assert type(tracker) is NullTracker\n"
+        f"with open_tracker(settings, Path({str(tmp_path / 'run')!r}), {{}}, RunLabel('x')) as tracker:\n"
+        "    assert type(tracker) is Tracker\n"
         "    tracker.log_round(1, None); tracker.log_final(None, '', None)\n"
         "assert not {'wandb', 'torch'} & set(sys.modules)"
     )
@@ -209,11 +210,11 @@ def test_without_tracking_wandb_is_not_even_imported(settings: TrackingSettings,
 
 def test_wandb_mode_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    with open_tracker(TrackingSettings(), tmp_path, {}, "x") as tracker:
-        assert isinstance(tracker, NullTracker)
+    with open_tracker(TrackingSettings(), tmp_path, {}, RunLabel("x")) as tracker:
+        assert type(tracker) is Tracker
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    with open_tracker(TrackingSettings(), tmp_path, {}, "x") as tracker:
+    with open_tracker(TrackingSettings(), tmp_path, {}, RunLabel("x")) as tracker:
         assert isinstance(tracker, WandbTracker)
     assert read_log(tmp_path)
 
@@ -249,7 +250,7 @@ def test_online_without_a_login_does_not_ask(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("builtins.input", lambda *arguments: pytest.fail("a prompt"))
-    with open_tracker(TrackingSettings(mode=TrackingMode.online), tmp_path, {}, "x") as tracker:
+    with open_tracker(TrackingSettings(mode=TrackingMode.online), tmp_path, {}, RunLabel("x")) as tracker:
         assert isinstance(tracker, WandbTracker)
     (line,) = read_lines(caplog)
     assert line.startswith("not logged in to W&B at https://") and line.endswith("`wandb login` goes online")
@@ -264,7 +265,7 @@ def open_unreachable(
     monkeypatch.setenv("WANDB_BASE_URL", url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     began = time.monotonic()
-    with open_tracker(TrackingSettings(), tmp_path, {}, "x") as tracker:
+    with open_tracker(TrackingSettings(), tmp_path, {}, RunLabel("x")) as tracker:
         log_everything(tracker, tmp_path)
     assert time.monotonic() - began < 30
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("compressor")]
@@ -296,8 +297,8 @@ def test_a_wandb_that_cannot_start_is_one_line(
         raise wandb.Error("no room\nat all")
 
     monkeypatch.setattr(wandb, "init", fail)
-    with open_tracker(TrackingSettings(), tmp_path, {}, "x") as tracker:
-        assert isinstance(tracker, NullTracker)
+    with open_tracker(TrackingSettings(), tmp_path, {}, RunLabel("x")) as tracker:
+        assert type(tracker) is Tracker
     assert read_lines(caplog) == ["W&B could not start (no room); the run goes on without it"]
 
 
@@ -310,7 +311,7 @@ def test_the_first_failure_is_logged_once_and_the_run_goes_on(
         calls.append(arguments)
         raise RuntimeError("disk full")
 
-    with open_tracker(TrackingSettings(mode=TrackingMode.offline), tmp_path, {}, "x") as tracker:
+    with open_tracker(TrackingSettings(mode=TrackingMode.offline), tmp_path, {}, RunLabel("x")) as tracker:
         assert isinstance(tracker, WandbTracker)
         monkeypatch.setattr(tracker.run, "log", fail)
         log_everything(tracker, tmp_path)
@@ -327,7 +328,7 @@ tests = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tests)
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 settings = tests.TrackingSettings(mode=tests.TrackingMode.offline)
-with tests.open_tracker(settings, Path(sys.argv[2]), {}, "x") as tracker:
+with tests.open_tracker(settings, Path(sys.argv[2]), {}, tests.RunLabel("x")) as tracker:
     services = tests.find_services()
     assert services
     for service in services:
@@ -354,7 +355,7 @@ def test_a_session_of_the_user_is_left_alone(tmp_path: Path, monkeypatch: pytest
     leave, hook = sys.exit, sys.excepthook
     mine = wandb.init(mode="offline", dir=str(tmp_path), settings=wandb.Settings(silent=True, console="off"))
     try:
-        with open_tracker(TrackingSettings(mode=TrackingMode.offline), tmp_path / "run", {}, "x") as tracker:
+        with open_tracker(TrackingSettings(mode=TrackingMode.offline), tmp_path / "run", {}, RunLabel("x")) as tracker:
             log_everything(tracker, tmp_path / "run")
         assert wandb.run is mine and "WANDB_SERVICE" in os.environ
         mine.log({"mine": 1})

@@ -1,7 +1,5 @@
 """Tensors in GGUF: blocks of integers with one scale each if that is exact, else floating point."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import gguf
@@ -34,7 +32,7 @@ class Stored:
     kind: gguf.GGMLQuantizationType
     content: NDArray[np.uint8]
 
-    def ordered(self, rows: Tensor | None) -> Stored:
+    def ordered(self, rows: Tensor | None) -> "Stored":
         """The same tensor with its rows in the order `rows`; None leaves them unchanged."""
         return self if rows is None else Stored(self.kind, self.content[rows.numpy()])
 

@@ -1,7 +1,5 @@
 """The model families that can be written as GGUF, their metadata for llama.cpp, and the order of rows."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -19,10 +17,6 @@ class Family:
 
     architecture: gguf.MODEL_ARCH
     interleaves: bool
-
-    @property
-    def name(self) -> str:
-        return str(gguf.MODEL_ARCH_NAMES[self.architecture])
 
     def name_tensor(self, path: str, config: PreTrainedConfig) -> str:
         """llama.cpp's name for the parameter at `path`."""

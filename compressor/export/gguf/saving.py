@@ -5,14 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import gguf
-import torch
-from torch import Tensor
 
 from compressor.artifacts.files import replaced_file
 from compressor.contracts import QuantizedMatrix
 from compressor.export.folder import Exported, choose_stored
 from compressor.export.gguf import families
-from compressor.export.gguf.blocks import Stored, store_dense, store_quantized
+from compressor.export.gguf.blocks import store_dense, store_quantized
 from compressor.export.gguf.vocabulary import Vocabulary, read_vocabulary
 from compressor.export.packable_modules import NOT_INTEGERS, note_dense
 from compressor.models import Model
@@ -46,30 +44,27 @@ def save(model: Model, path: Path, quantized: Mapping[str, QuantizedMatrix | Non
     family = families.FAMILIES[config.model_type]
     components = {id(weight_view.parameter): name for name, weight_view in model.weight_views.items()}
     bits, reasons = dict[str, float](), dict[str, str]()
-    with written(path, family.name) as writer:
+    with written(path, gguf.MODEL_ARCH_NAMES[family.architecture]) as writer:
         families.describe(config, writer)
         vocabulary.write(writer)
         writer.add_add_bos_token(model.adds_bos)
         for name, parameter in model.network.named_parameters():
             component, weight = components.get(id(parameter), ""), parameter.detach().cpu()
-            stored, reason = store(weight, quantized.get(component), choose_stored(model, weight))
+            matrix = quantized.get(component)
+            packed = NOT_INTEGERS if matrix is None else store_quantized(matrix, weight)
+            reason = packed if isinstance(packed, str) else ""
+            stored = store_dense(weight, choose_stored(model, weight)) if isinstance(packed, str) else packed
             stored = stored.ordered(families.order_rows(name, len(weight), config))
             writer.add_tensor(family.name_tensor(name, config), stored.content, raw_dtype=stored.kind)
             if component:
                 bits[component] = 8 * stored.content.nbytes / weight.numel()
                 reasons[component] = reason
-    packed = frozenset(name for name, reason in reasons.items() if not reason)
+    as_integers = frozenset(name for name, reason in reasons.items() if not reason)
     dense = note_dense(
         {name: reason for name, reason in reasons.items() if reason and name in quantized}, f"in {path.name}"
     )
-    notes = (*([ROUNDS] if packed else []), *dense)
-    return Exported(path, GGUF, model.dtype, path.stat().st_size, bits, packed, notes=notes)
-
-
-def store(weight: Tensor, matrix: QuantizedMatrix | None, dtype: torch.dtype) -> tuple[Stored, str]:
-    """The weight as the integers of `matrix`, or in `dtype` with the reason why it is not packed."""
-    stored = NOT_INTEGERS if matrix is None else store_quantized(matrix, weight)
-    return (store_dense(weight, dtype), stored) if isinstance(stored, str) else (stored, "")
+    notes = (*([ROUNDS] if as_integers else []), *dense)
+    return Exported(path, GGUF, model.dtype, path.stat().st_size, bits, as_integers, notes=notes)
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """Converts a tokenizer for llama.cpp: byte-level BPE, or SentencePiece's BPE with scores."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping
@@ -17,6 +15,7 @@ SPLITS = {None: "gpt-2", rf"{_WORDS}|\p{{N}}|{_REST}": "qwen2", rf"{_WORDS}|\p{{
 """Regular expression that splits text into words -> llama.cpp's name of it; None is the expression of GPT-2."""
 ALIKE: tuple[Any, ...] = (None, {"type": "NFC"})
 """Normalizers that llama.cpp does not have, but that change text very rarely."""
+BYTE = re.compile("<0x[0-9A-F]{2}>")
 WORD = "▁"
 """SentencePiece's mark of the start of a word."""
 UNKNOWN = (
@@ -75,17 +74,14 @@ def list_tokens(described: Mapping[str, Any], size: int) -> tuple[list[str], lis
     """Tokens and their types by id. Ids without a token are unused; tokens without an embedding are left out."""
     model, added = described["model"], described["added_tokens"]
     tokens, types = [f"[unused{number}]" for number in range(size)], [int(Type.UNUSED)] * size
-    found = [(number, token, find_type(token, model)) for token, number in model["vocab"].items()]
+    has_bytes = model.get("byte_fallback")  # then <0x0A> stands for a byte
+    kinds = {token: Type.BYTE if has_bytes and BYTE.fullmatch(token) else Type.NORMAL for token in model["vocab"]}
+    found = [(number, token, kinds[token]) for token, number in model["vocab"].items()]
     found += [(one["id"], one["content"], Type.CONTROL if one["special"] else Type.USER_DEFINED) for one in added]
     for number, token, kind in found:
         if number < size:
             tokens[number], types[number] = token, int(Type.UNKNOWN if token == model.get("unk_token") else kind)
     return tokens, types
-
-
-def find_type(token: str, model: Mapping[str, Any]) -> gguf.TokenType:
-    """The type of a token of the vocabulary; with byte fallback, <0x0A> stands for a byte."""
-    return Type.BYTE if model.get("byte_fallback") and re.fullmatch("<0x[0-9A-F]{2}>", token) else Type.NORMAL
 
 
 def name_split(described: Mapping[str, Any]) -> str | None:

@@ -1,5 +1,6 @@
 """Reads the schemes of packed modules from config.json. Other formats give an error of one line."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from compressor.contracts import Scheme, Strategy, TokenRounding
 from compressor.errors import ModelError
 from compressor.export.compressed_tensors import BYTES, COMPRESSED_TENSORS, PACKED
+from compressor.models.checkpoint import shorten_reason
 
 SUPPORTED = (
     f"only dense folders and `{COMPRESSED_TENSORS}` as an export writes it can be loaded: `{PACKED}`, or `{BYTES}` "
@@ -19,7 +21,6 @@ TOKEN = {
     **dict.fromkeys(["group_size", "block_structure", "actorder", "scale_dtype"]),
 }
 """The arguments of inputs that `TokenRounding` rounds."""
-ARGUMENTS = ("num_bits", "type", "symmetric", "strategy", "group_size", "dynamic", "actorder")
 
 
 def read_schemes(folder: Path, described: object) -> dict[str, Scheme]:
@@ -41,27 +42,22 @@ def read_schemes(folder: Path, described: object) -> dict[str, Scheme]:
         if not isinstance(group, Mapping):
             raise refuse(folder, f"has a group `{name}` that is", group)
         scheme = read_group(folder, f"`{name}`", {"format": described.get("format"), **group})
-        for target in read_targets(folder, f"`{name}`", group.get("targets")):
+        targets = group.get("targets")
+        if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets) or not targets:
+            raise refuse(folder, f"has in `{name}` the `targets`", targets)
+        for target in targets:  # a class or a regular expression, as others may write, is refused by `replace_linear`
             if target in schemes:
                 raise refuse(folder, f"has `{target}` in two groups, the second is", name)
             schemes[target] = scheme
     return schemes
 
 
-def read_targets(folder: Path, group: str, targets: object) -> list[str]:
-    """Paths of modules. Others may write a class or a regular expression, which `replace_linear` refuses."""
-    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets) or not targets:
-        raise refuse(folder, f"has in {group} the `targets`", targets)
-    return targets
-
-
 def read_group(folder: Path, name: str, group: Mapping[str, Any]) -> Scheme:
-    """The scheme of one config group."""
     inputs = read_inputs(folder, name, group)
     weights = group.get("weights")
     if not isinstance(weights, Mapping):
         raise refuse(folder, f"has in {name} the `weights`", weights)
-    said: dict[str, Any] = {**dict.fromkeys(ARGUMENTS), **weights}
+    said: dict[str, Any] = defaultdict(lambda: None, weights)
     bits, symmetric, strategy = said["num_bits"], said["symmetric"], said["strategy"]
     size = said["group_size"] if strategy == Strategy.group.value else 0
     known = (
@@ -95,10 +91,4 @@ def read_inputs(folder: Path, name: str, group: Mapping[str, Any]) -> TokenRound
 
 def refuse(folder: Path, what: str, value: object) -> ModelError:
     """The error for a `quantization_config` that is not supported."""
-    return ModelError(f"`quantization_config` of `{folder}` {what} {shorten(value)}; {SUPPORTED}")
-
-
-def shorten(value: object, characters: int = 160) -> str:
-    """The repr of a value in one line."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= characters else text[: characters - 1] + "…"
+    return ModelError(f"`quantization_config` of `{folder}` {what} {shorten_reason(repr(value))}; {SUPPORTED}")

@@ -4,8 +4,6 @@ No dense weight of a packed module is ever in memory. The package compressed-ten
 for such folders, is not needed.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """`compressor.load`: integers stay packed in memory, and each module computes its weight when it is called."""
 
-from __future__ import annotations
-
 import functools
 import os
 import warnings
@@ -15,7 +13,6 @@ from compressor.errors import ConfigError, ModelError, OutputError, suggest
 from compressor.export.loading.config_reader import read_schemes
 from compressor.export.loading.hf_quantizer import check_packed, describe_skeleton
 from compressor.models import checkpoint, loading
-from compressor.models.placement import choose_device, choose_dtype
 
 EXACT, REMOVED = "exact", "torch"
 """Accepted values of `kernels`. The removed one gives a warning and loads the exact model."""
@@ -48,7 +45,7 @@ def load(
         warnings.warn(message, UserWarning, stacklevel=2)
     elif kernels != EXACT:
         raise ConfigError(f"unknown `kernels` `{kernels}`; {suggest(str(kernels), [EXACT])}")
-    place, chosen = choose_device(device, "device"), choose_dtype(dtype, "dtype", "auto")
+    place, chosen = loading.choose_device(device, "device"), loading.choose_dtype(dtype, "dtype", "auto")
     path = find_model(folder)
     with loading.quiet_loading(place):
         config = checkpoint.read_config(path, trust_remote_code)
@@ -77,6 +74,3 @@ def find_model(folder: str | os.PathLike[str]) -> Path:
 def refuse_saving(folder: Path, *arguments: object, **options: object) -> NoReturn:
     """Replaces `save_pretrained`."""
     raise OutputError(f"a model that is loaded packed cannot be saved again; copy its folder `{folder}` instead")
-
-
-__all__ = ["load"]

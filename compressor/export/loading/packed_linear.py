@@ -1,7 +1,5 @@
 """Linear modules that hold the integers of an exported folder, and decode their weight at every use."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import ClassVar
 

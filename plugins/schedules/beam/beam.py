@@ -11,7 +11,6 @@ from compressor.contracts import (
     Plan,
     Problem,
     Schedule,
-    Scores,
     Search,
     SizeRequest,
     Treatment,
@@ -19,10 +18,8 @@ from compressor.contracts import (
 )
 from compressor.errors import ConfigError
 
-from ..rankers import Statistic, check_metric
-from ..targets import check_bits
-from .moves import State, list_moves
-from .size_bounds import SizeBounds, measure_size_bounds
+from ..targets import Statistic, check_bits, check_metric
+from .moves import SizeBounds, State, list_moves, measure_size_bounds
 
 
 @dataclass
@@ -72,7 +69,8 @@ class Beam(Schedule):
             plans = [moves.plan(state) for state in states]
             bounds = [moves.bound(state, known, better) for state in states]
             answer = yield from BestRequest(plans, self.ranker, self.width, self.statistic.value, bounds)
-            known = {state: self._read(scores) for state, scores in zip(states, answer.scores, strict=True) if scores}
+            scored = zip(states, answer.scores, strict=True)
+            known = {state: self.statistic.read(scores, self.ranker) for state, scores in scored if scores}
             beam = [states[index] for index in answer.chosen]
             value = known[beam[0]]
             curve.append(Waypoint(plans[answer.chosen[0]], self.ranker, value, self.statistic.value))
@@ -87,9 +85,6 @@ class Beam(Schedule):
         if storage and storage.mean(final) > storage.limit:
             notes.append(self._describe_missed(storage, final))
         yield from KeepRequest(best, notes=notes, curve=curve, last=True)
-
-    def _read(self, scores: Scores) -> float:
-        return scores[self.ranker].statistic(self.statistic.value)
 
     def _check_numbers(self, problem: Problem) -> int:
         """The largest number of components to treat; raises ConfigError for invalid options."""

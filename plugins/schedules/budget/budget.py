@@ -9,8 +9,7 @@ import numpy as np
 from compressor.contracts import KeepRequest, Problem, Schedule, Search
 from compressor.errors import ConfigError
 
-from ..rankers import check_metric
-from ..targets import check_problem
+from ..targets import check_metric, check_problem
 from .discrete import make_choices
 from .limits import Unit, read_limits
 from .questions import Questions

@@ -1,6 +1,7 @@
 """The best amounts within a budget if costs add up: lower convex hulls and one common slope. Pure numpy."""
 
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -96,7 +97,6 @@ def find_steps(curves: Curves) -> tuple[Indices, Steps]:
         lengths = saved[every, best]
         found.append(Steps(every[moving], places[moving], best[moving], lengths[moving], flattest[moving]))
         places = np.where(moving, best, places)
-    units, left, right = (np.concatenate([step[column] for step in found]) for column in range(3))
-    lengths, slope = (np.concatenate([step[column] for step in found]) for column in (3, 4))
-    order = np.argsort(slope, kind="stable")
-    return start, Steps(units[order], left[order], right[order], lengths[order], slope[order])
+    steps = Steps(*map(np.concatenate, zip(*found, strict=True)))
+    order = np.argsort(steps.slopes, kind="stable")
+    return start, Steps(*map(itemgetter(order), steps))

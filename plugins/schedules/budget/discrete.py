@@ -13,10 +13,7 @@ from .continuous import ContinuousChoices
 from .convex_hull import Array
 from .knapsack import choose
 from .mixed_integer import Menu
-from .options import LEVELS, OFFSETS, TRUST, Choices, Option, Options, Table, Values
-
-SAME = 1e-9
-"""Amounts that differ by less are equal."""
+from .options import LEVELS, OFFSETS, SAME, TRUST, Choices, Option, Options, Table, Values
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import enum
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,12 +10,14 @@ from compressor.contracts import Problem
 from compressor.errors import ConfigError
 
 from ..targets import DEFAULT_TARGET, check_bits, check_order
-from .file_size import read_size
 
 ROUNDING = 1e-9
 """Rounding error of sums of sizes, as a share of all weights."""
 UNSPENT = 0.002
 """If less than this share of the budget is left over, there is no note."""
+UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+"""Unit in lower case -> bytes."""
+RULE = "give a percentage of the base's weight files, such as 50%, or a size such as 2.8MB (10^6 bytes) or 3MiB (2^20)"
 
 
 class Unit(enum.Enum):
@@ -132,3 +135,23 @@ def limit_bytes(problem: Problem, size_bytes: int | None, size: str | None) -> L
         raise ConfigError(f"`{key}` must be above 0, got {most}; give the size of the weight files")
     parameters, fixed = sum(c.parameters for c in problem.components), 8 * problem.fixed_bytes
     return Limit(most * 8 - fixed, Unit.bytes, most, parameters, fixed, size, problem.stored_bytes)
+
+
+def read_size(text: str, base_bytes: int) -> int:
+    """The `schedule.size` `50%`, `2.8MB` or `3MiB` in whole bytes, rounded down; raises ConfigError for anything else.
+
+    Percentages are of `base_bytes`, the size of the base's weight files.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+|[0-9]+\.)\s*(%|[a-z]+)\s*", text, re.IGNORECASE)
+    unit = match[2].lower() if match else ""
+    if match is None or (unit != "%" and unit not in UNITS):
+        raise ConfigError(
+            f"`schedule.size` must be a percentage or a number of bytes with a unit, got {text!r}; {RULE}"
+        )
+    number = float(match[1])
+    if unit == "%" and not 0 < number <= 100:
+        raise ConfigError(f"`schedule.size` must be above 0% and at most 100%, got {text!r}; for example 50%")
+    size = number * base_bytes / 100 if unit == "%" else number * UNITS[unit]
+    if not 1 <= size < math.inf:
+        raise ConfigError(f"`schedule.size` must be at least one byte, got {text!r}; {RULE}")
+    return math.floor(size)

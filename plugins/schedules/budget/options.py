@@ -16,6 +16,8 @@ OFFSETS = np.array([-1, -1 / 2, -1 / 4, -1 / 8, -1 / 16, 0, 1 / 16, 1 / 8, 1 / 4
 """Amounts that are tried around a plan, in units of the trust region."""
 TRUST = 0.1
 """How far an amount may move in one correction."""
+SAME = 1e-9
+"""Amounts that differ by less are equal."""
 ROUNDING = 1e-12
 """Rounding error, as a share of a component's weights."""
 
@@ -87,6 +89,23 @@ class Choices(ABC):
         apart = [self._separate(c, first.get(c.name), second.get(c.name)) for c in self.problem.components]
         return float(np.average(apart, weights=[component.parameters for component in self.problem.components]))
 
+    def add_singles(self, table: Table, plan: Plan) -> float:
+        """The sum of the costs that each treatment of a plan has alone, from `table`.
+
+        Costs between two amounts of a compressor are interpolated. Components without known costs are left out.
+        """
+        total = 0.0
+        for component in self.problem.components:
+            chosen = plan.get(component.name)
+            if chosen is None or component.name not in table.costs:
+                continue
+            options = table.options[component.name]
+            places = [i for i, option in enumerate(options) if option and option.compressor == chosen.compressor]
+            amounts = np.stack([self.read(component, options[place]) for place in places], axis=1)
+            costs = table.costs[component.name][:, places]
+            total += float(interpolate(amounts, costs, self.read(component, chosen)).sum())
+        return total
+
     def _separate(self, component: Component, first: Option, second: Option) -> float:
         if first and second and first.compressor != second.compressor:
             return 1.0
@@ -100,3 +119,14 @@ class Choices(ABC):
         low = np.maximum(floor, offer.low)
         fitting: Array = np.clip(whole, low, np.maximum(low, offer.high))
         return fitting
+
+
+def interpolate(amounts: Array, values: Array, wanted: Array) -> Array:
+    """`values` `[unit, point]` interpolated at `wanted` `[unit]`; `amounts` `[unit, point]` do not decrease."""
+    every, last = np.arange(len(amounts)), amounts.shape[1] - 1
+    right = np.clip((amounts < wanted[:, None] - SAME).sum(axis=1), 0, last)
+    left = np.maximum(right - 1, 0)
+    width = amounts[every, right] - amounts[every, left]
+    share = np.divide(wanted - amounts[every, left], width, out=np.ones_like(width), where=width > 0).clip(0, 1)
+    found: Array = values[every, left] + share * (values[every, right] - values[every, left])
+    return found

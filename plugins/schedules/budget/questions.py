@@ -1,12 +1,12 @@
 """The requests of a budget: sizes of options and plans, estimated costs of options, measured costs of plans."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from compressor.contracts import Asks, Estimate, EstimateRequest, Plan, SizeRequest, ValuesRequest
-from compressor.sensitivity.shrinkage import steady_changes
+from compressor.sensitivity.shrinkage import combine, steady_changes
 
 from .convex_hull import Array
 from .options import Choices, Options, Table, Values
@@ -63,20 +63,10 @@ class Questions:
 
 def merge(first: Estimates, second: Estimates) -> Estimates:
     """Estimates on two sets of sequences as one; `first` may be empty."""
-    return {name: _merge_one(first[name], estimate) for name, estimate in second.items()} if first else second
+    return {name: _merge_one([first[name], estimate]) for name, estimate in second.items()} if first else second
 
 
-def _merge_one(first: Estimate, second: Estimate) -> Estimate:
-    counts = [len(first.changes), len(second.changes)]
-    return Estimate(
-        np.concatenate([first.changes, second.changes]),
-        _merge_values(first.rows, second.rows, lambda pair: np.average(pair, axis=0, weights=counts)),
-        first.reached or second.reached,
-        _merge_values(first.apart, second.apart, np.concatenate),
-        _merge_values(first.line, second.line, np.concatenate),
-    )
-
-
-def _merge_values(first: Array | None, second: Array | None, combine: Callable[[list[Array]], Array]) -> Array | None:
-    """Both values combined; None if one is None."""
-    return None if first is None or second is None else combine([first, second])
+def _merge_one(parts: Sequence[Estimate]) -> Estimate:
+    rows = [part.rows for part in parts if part.rows is not None]
+    counts = [len(part.changes) for part in parts]
+    return combine(parts, np.concatenate, np.average(rows, axis=0, weights=counts) if rows else None)

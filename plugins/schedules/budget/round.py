@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 from compressor.contracts import Asks, Plan
 
-from .additivity import add_singles
 from .convex_hull import Array
 from .limits import Limit
 from .options import Table
@@ -45,7 +44,7 @@ class BudgetRound:
         self.limit.require(size, self.notes)
         if corrections:
             plan, size = yield from self.correct(plan, size, corrections)
-        self.singles = self.inquiry.sign * add_singles(self.inquiry.choices, self.alone, plan)
+        self.singles = self.inquiry.sign * self.inquiry.choices.add_singles(self.alone, plan)
         if note := self.limit.describe_rest(size):
             self.notes.append(note)
         return plan

@@ -9,10 +9,8 @@ import numpy as np
 from compressor.contracts import Asks, KeepRequest, Problem, Schedule, ScoreRequest, Search, SizeRequest
 from compressor.errors import ConfigError
 
-from ..rankers import check_metric
-from ..targets import Span, check_bits, choose_span
-from .fixed_levels import make_levels
-from .ladder import list_levels, make_ladder, span_options
+from ..targets import Span, check_bits, check_metric, choose_span
+from .fixed_levels import list_levels, make_ladder, make_levels, span_options
 from .mutations import Space, State, make_steps
 from .presets import Effort, Preset, choose_effort
 

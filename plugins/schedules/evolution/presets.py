@@ -44,12 +44,6 @@ def choose_effort(preset: Preset, quantizes: bool, **given: Any) -> Effort:  # n
     published = QUANTIZATION if quantizes else PRUNING
     effort = published if preset is Preset.published else SMALL
     effort = replace(effort, **{name: value for name, value in given.items() if value is not None and value != []})
-    check_effort(effort)
-    return effort
-
-
-def check_effort(effort: Effort) -> None:
-    """Raises ConfigError for invalid numbers."""
     survivors, tokens = list(effort.survivors), list(effort.tokens)
     for name, value in (("generations", effort.generations), ("offspring", effort.offspring)):
         if value < 1:
@@ -69,3 +63,4 @@ def check_effort(effort: Effort) -> None:
         )
     if tokens[0] < 1 or any(after < before for before, after in pairwise(tokens)):
         raise ConfigError(f"`schedule.tokens` must be positive and not decrease, got {tokens}; sort them")
+    return effort

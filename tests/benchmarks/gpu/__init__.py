@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from compressor.errors import ConfigError
-from compressor.models.placement import choose_device
+from compressor.models.loading import choose_device
 from compressor.plugins import installed
 from compressor.settings import Device, DType
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compressor.contracts import Component, Compressor, Context, QuantizedMatrix
-from compressor_plugins.quantization.clip_search import FACTORS
 from compressor_plugins.quantization.int4 import Int4
+from compressor_plugins.quantization.rounding import FACTORS
 
 NAME = "model.layers.0.mlp.up_proj"
 HALVES = [torch.bfloat16, torch.float16]

@@ -14,7 +14,7 @@ from compressor.artifacts.plan_file import write_plan
 from compressor.contracts import Component, Context, QuantizedMatrix, Schedule, Treatment
 from compressor.errors import ConfigError, ModelError
 from compressor.settings import ComponentSettings
-from compressor_plugins.quantization import gptq_rounding
+from compressor_plugins.quantization import gptq
 from compressor_plugins.quantization.gptq import Gptq, Order
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.beam.beam import Beam
@@ -30,7 +30,7 @@ seeds, widths = st.integers(0, 10**6), st.integers(1, 40)
 
 @pytest.fixture(autouse=True)
 def nothing_said() -> None:
-    gptq_rounding.noted.clear()
+    gptq.noted.clear()
 
 
 def component_of(weight: Tensor) -> Component:
@@ -247,7 +247,7 @@ def test_zeros_and_sizes() -> None:
 def test_many_widths_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, hessian = draw(6, 8, 40)
     component, factors = component_of(weight), []
-    original = gptq_rounding.factor_hessian
+    original = gptq.factor_hessian
     monkeypatch.setattr(
         "compressor_plugins.quantization.gptq.factor_hessian", lambda *a: factors.append(1) or original(*a)
     )

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from compressor.contracts import Component, Context
 from compressor.errors import ConfigError
-from compressor_plugins.quantization.nf4 import Nf4
-from compressor_plugins.quantization.normal_float import LEVELS, NormalFloatWeight, QuantizedScales, quantize_scales
+from compressor_plugins.quantization.nf4 import LEVELS, Nf4, NormalFloatWeight, QuantizedScales, quantize_scales
 
 NAME = "model.layers.0.mlp.up_proj"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -26,9 +26,9 @@ from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.schedules.budget import round
-from compressor_plugins.schedules.budget.additivity import interpolate
 from compressor_plugins.schedules.budget.budget import Budget, EstimateBy, Granularity
 from compressor_plugins.schedules.budget.convex_hull import Array
+from compressor_plugins.schedules.budget.options import interpolate
 from compressor_plugins.schedules.uniform import Uniform
 from tests.support.budgets import Crossed, Uneven, play, requests_of
 from tests.support.families import save_checkpoint

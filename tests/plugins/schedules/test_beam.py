@@ -28,7 +28,7 @@ from compressor.errors import ConfigError
 from compressor.search.ranking import choose_best
 from compressor.testing.problems import DryRun, flat_score
 from compressor_plugins.schedules.beam.beam import Beam
-from compressor_plugins.schedules.rankers import Statistic
+from compressor_plugins.schedules.targets import Statistic
 
 BETTER = {"fdtm": Better.HIGHER, "kl": Better.LOWER}
 ALL = 10**6

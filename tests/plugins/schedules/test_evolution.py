@@ -28,8 +28,7 @@ from compressor.contracts import (
 from compressor.errors import ConfigError
 from compressor.testing.problems import DryRun, flat_score, make_problem
 from compressor_plugins.schedules.evolution.evolution import Evolution
-from compressor_plugins.schedules.evolution.fixed_levels import FixedLevels
-from compressor_plugins.schedules.evolution.ladder import make_ladder
+from compressor_plugins.schedules.evolution.fixed_levels import FixedLevels, make_ladder
 from compressor_plugins.schedules.evolution.mutations import State, add_uniformly, make_steps
 from compressor_plugins.schedules.evolution.presets import Preset, choose_effort
 from compressor_plugins.schedules.targets import Span

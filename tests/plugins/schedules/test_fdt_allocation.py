@@ -25,7 +25,7 @@ from compressor.contracts import (
 )
 from compressor.errors import ConfigError
 from compressor_plugins.schedules.fdt_allocation import FdtAllocation
-from compressor_plugins.schedules.rankers import Statistic
+from compressor_plugins.schedules.targets import Statistic
 
 TOKENS = 100
 PAPER = [0.20, 0.35, 0.45, 0.55, 0.60, 0.65, 0.70, 0.75]

@@ -32,7 +32,7 @@ from compressor.testing.problems import make_problem as make_small_problem
 from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
-from compressor_plugins.schedules.rankers import Statistic
+from compressor_plugins.schedules.targets import Statistic
 from compressor_plugins.schedules.uniform import Uniform
 
 SIZES = {"layers.0.q": 1000, "layers.0.k": 500, "layers.1.q": 1000}

@@ -1,0 +1,190 @@
+"""Checks overrides before Hydra reads them, so that what is wrong is said in one line, with near misses."""
+
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from enum import Enum
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from compressor.commands.config import compose, compose_groups
+from compressor.errors import ConfigError, suggest
+from compressor.plugins import Plugins
+
+SIZE_OPTIONS = ("size", "bytes", "bits")
+"""Options of schedules that limit how much the compressed weights may take."""
+SIZED = "compressor=[int8,int4]"
+"""The default where a size is given: pruned weights make no file smaller, integers do."""
+RENAMED: dict[str, str] = {}
+"""Old key -> its name now. Old keys are accepted, with a warning."""
+
+log = logging.getLogger(__name__)
+
+
+def complete_overrides(overrides: Sequence[str], plugins: Plugins) -> tuple[list[str], DictConfig]:
+    """The overrides with renamed keys and default compressors, and the first configuration they make.
+
+    Raises ConfigError, with near misses, for names and values that Hydra would refuse. Inside `open_hydra`.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    renamed = [rename_key(override) for override in parse_overrides(overrides)]
+    parsed = parse_overrides([*choose_compressors(renamed), *renamed])
+    groups = [bool(override.key_or_group and loader.get_group_options(override.key_or_group)) for override in parsed]
+    choices = [alternatives(override) for override in parsed]
+    for override, values, is_group in zip(parsed, choices, groups, strict=True):
+        if is_group and not override.is_delete():
+            check_group(loader, plugins, override.key_or_group, [value.value() for value in parse_overrides(values)])
+    lines = [override.input_line or "" for override in parsed]
+    if not all(groups):
+        chosen = compose_groups([values[0] for values, is_group in zip(choices, groups, strict=True) if is_group])
+        keys = set(flatten_keys(chosen))
+        for index, (override, is_group) in enumerate(zip(parsed, groups, strict=True)):
+            if is_group or override.key_or_group.startswith("hydra."):
+                continue
+            check_key(override.key_or_group, keys, loader, plugins)
+            if not override.is_delete():
+                lines[index] = fit_value(override, choices[index], chosen)
+    first = [alternatives(override)[0] for override in parse_overrides(lines)]
+    for index, (values, is_group) in enumerate(zip(choices, groups, strict=True)):
+        for value in values[1:] if is_group else ():
+            compose([*first[:index], value, *first[index + 1 :]])
+    return lines, compose(first)
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Parse overrides by Hydra's grammar; raises ConfigError for what it cannot read."""
+    try:
+        parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        reason = error.message.splitlines()[0]
+        raise ConfigError(f"cannot read `{error.override}`: {reason}; check its quotes and brackets") from None
+    return parsed
+
+
+def rename_key(override: Override) -> str:
+    """The override, with the new name of its key and a warning if the key was renamed."""
+    key, line = override.key_or_group, override.input_line or ""
+    if key not in RENAMED:
+        return line
+    log.warning("`%s` is now called `%s`; use that name", key, RENAMED[key])
+    return line.replace(key, RENAMED[key], 1)
+
+
+def choose_compressors(overrides: Sequence[str]) -> list[str]:
+    """`compressor=[int8,int4]` if a size is given and no compressor is chosen, else nothing."""
+    parsed = parse_overrides(overrides)
+    keys = {override.key_or_group for override in parsed}
+    sizes = {f"schedule.{name}" for name in SIZE_OPTIONS}
+    if "compressor" in keys or not keys & {"schedule", "experiment", *sizes}:
+        return []
+    loader = GlobalHydra.instance().config_loader()
+    groups = [o for o in parsed if o.key_or_group and loader.get_group_options(o.key_or_group)]
+    try:
+        chosen = compose_groups([alternatives(override)[0] for override in groups])
+    except ConfigError:
+        return []  # `check_overrides` says what is wrong
+    schedule = chosen.schedule if isinstance(chosen.schedule, DictConfig) else {}
+    in_file = any(schedule.get(name) is not None for name in SIZE_OPTIONS)
+    given = {o.key_or_group for o in parsed if o.is_sweep_override() or o.value() is not None}
+    if not in_file and not given & sizes:
+        return []
+    is_default = list(chosen.compressor) == list(compose_groups([]).compressor)
+    return [SIZED] if is_default else []  # else an experiment has chosen
+
+
+def check_key(key: str, keys: Collection[str], loader: ConfigLoader, plugins: Plugins) -> None:
+    """Raise ConfigError for a key that the chosen groups do not have."""
+    if key in keys:
+        return
+    group, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
+    is_chosen = any(known.startswith(f"{group}.{name}") for known in keys)
+    if group in ("compressor", "metric") and name in getattr(plugins, f"{group}s") and not is_chosen:
+        raise ConfigError(f"`{key}` is an option of a {group} that is not chosen; add {group}={name}")
+    raise ConfigError(f"unknown key `{key}`; {suggest_key(key, {*keys, *loader.list_groups('')})}")
+
+
+def fit_value(override: Override, values: Sequence[str], config: DictConfig) -> str:
+    """The override, in which a single value of a key that holds a list is a list of one.
+
+    Raises ConfigError for a value that the key of `config` cannot hold. `values` are its alternatives.
+    """
+    key, parent = override.key_or_group, config
+    *path, name = key.split(".")
+    for step in path:
+        parent = parent._get_node(step)
+    node = parent._get_node(name)
+    fitted = [value.value() for value in parse_overrides(values)]
+    wraps = isinstance(node, ListConfig) and not any(isinstance(value, list | None) for value in fitted)
+    for value in fitted:
+        try:
+            OmegaConf.update(config.copy(), key, [value] if wraps else value)
+        except (OmegaConfBaseException, ValueError):
+            raise ConfigError(f"`{key}` must be {describe_type(node)}, got {value!r}") from None
+        if isinstance(node, DictConfig):
+            raise ConfigError(f"`{key}` has options of its own, got {value!r}; set one of them, {key}.OPTION=VALUE")
+    if not wraps:
+        return override.input_line or ""
+    inside = [value.partition("=")[2] for value in values]
+    return f"{override.get_key_element()}={','.join(f'[{value}]' for value in inside)}"
+
+
+def describe_type(node: Node) -> str:
+    """What a key may hold, in words."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    of_many = {int: "whole numbers", float: "numbers", str: "texts"}
+    if isinstance(node, ListConfig):
+        return f"a list of {of_many.get(node._metadata.element_type, 'values')}, such as [a,b]"
+    kind = node._metadata.ref_type
+    said = words.get(kind, "a value")
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        said = f"one of {', '.join(member.name for member in kind)}"
+    return f"{said} or null" if node._is_optional() else said
+
+
+def check_group(loader: ConfigLoader, plugins: Plugins, group: str, values: Sequence[object]) -> None:
+    """Raise ConfigError unless each chosen option of the group exists."""
+    options = loader.get_group_options(group)
+    for choice in [one for value in values for one in (value if isinstance(value, list) else [value])]:
+        if choice is None:
+            raise ConfigError(f"`{group}` must name an option, got null; {suggest('', options)}")
+        if (name := str(choice)) in options:
+            continue
+        for registry in plugins.registries():
+            if registry.word == group:
+                raise registry.unknown(name)
+        raise ConfigError(f"unknown {group} `{name}`; {suggest(name, options)}")
+
+
+def alternatives(override: Override) -> list[str]:
+    """The override once for each value of its sweep, or as it is."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def flatten_keys(node: object, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all keys of a config."""
+    if isinstance(node, DictConfig):
+        for key in node:
+            yield f"{prefix}{key}"
+            if not OmegaConf.is_missing(node, key):
+                yield from flatten_keys(node._get_node(key), f"{prefix}{key}.")
+
+
+def suggest_key(key: str, known: Collection[str]) -> str:
+    """Near misses of a key; without any, where to find all keys."""
+    near = suggest(key, known)
+    return near if near.startswith("did") else "compressor --help lists all"
+
+
+def find_varied(overrides: Sequence[str], hydra_config: DictConfig) -> frozenset[str]:
+    """The keys that have several values in a multirun, by overrides or by `hydra.sweeper.params`."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    return frozenset(swept | {str(key) for key in OmegaConf.select(hydra_config, "sweeper.params") or ()})
