@@ -1,6 +1,7 @@
 """Shared by all tests: nothing leaves the test's own folders, and nothing reaches for a network."""
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import torch
 
 pytest.register_assert_rewrite("tests.support")
 
+from compressor.export import verification  # noqa: E402
 from tests.support.browser import Browser  # noqa: E402 - its assertions are rewritten too
+from tests.support.warm_processes import make_subprocess  # noqa: E402
 
 SHARED_MODELS = Path(__file__).parents[2] / "shared" / "models"
 
@@ -44,6 +47,22 @@ def isolated_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("COLUMNS", "160")
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def warm_reloads() -> Iterator[None]:
+    """A saved model is reloaded by a process that has imported transformers; `fresh_reloads` begins with nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verification, "subprocess", make_subprocess())
+        yield
+
+
+@pytest.fixture(scope="module")
+def fresh_reloads(warm_reloads: None) -> Iterator[None]:
+    """A saved model is reloaded by a fresh interpreter, as it is for users; some seconds slower."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verification, "subprocess", subprocess)
         yield
 
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.command_line import MAIN
+from tests.support.warm_processes import run_project
+
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "data.prefixes=4", "data.prefix_tokens=6", "data.continuation_tokens=8",
@@ -29,6 +32,11 @@ def call(folder: Path, site: Path, *arguments: str) -> subprocess.CompletedProce
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=300, env=environment, check=False
     )
+
+
+def call_warm(folder: Path, site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same in a process that has imported this checkout, and finds the plugins that `site` has beside it."""
+    return run_project([sys.executable, "-c", MAIN, *arguments], folder, os.environ | {"PYTHONPATH": str(site)})
 
 
 def copy_tracked(folder: Path, target: Path) -> Path:
@@ -86,13 +94,13 @@ def test_an_installed_plugin_is_listed_and_helps(example: Path, tmp_path: Path) 
     listed = json.loads(call(tmp_path, example, "plugins", "--json").stdout)
     assert listed["metrics"]["top_agreement"]["distribution"] == "compressor-example"
     assert listed["compressors"]["ternary"]["version"] == "0.1.0"
-    shown = call(tmp_path, example, "--help").stdout
+    shown = call_warm(tmp_path, example, "--help").stdout
     assert "top_agreement" in shown and "ternary" in shown
 
 
 def test_an_installed_plugin_runs(example: Path, tmp_path: Path) -> None:
     options = ["compressor=ternary", "compressor.ternary.threshold=0.6", "metric=[fdtm,top_agreement]"]
-    done = call(tmp_path, example, "run", *options, "schedule=uniform", "hydra.run.dir=out", *SMALL)
+    done = call_warm(tmp_path, example, "run", *options, "schedule=uniform", "hydra.run.dir=out", *SMALL)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert {part["compressor"] for part in report["components"].values()} == {"ternary"}
@@ -104,7 +112,7 @@ def test_an_installed_plugin_runs(example: Path, tmp_path: Path) -> None:
 
 def test_an_installed_plugin_takes_part_in_a_multirun(example: Path, tmp_path: Path) -> None:
     sweep = ["-m", "compressor=ternary,int8", "schedule=uniform", "metric=[fdtm,top_agreement]", "hydra.sweep.dir=out"]
-    done = call(tmp_path, example, "run", *sweep, *SMALL)
+    done = call_warm(tmp_path, example, "run", *sweep, *SMALL)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [row["status"] for row in rows] == ["done", "done"]
@@ -113,6 +121,5 @@ def test_an_installed_plugin_takes_part_in_a_multirun(example: Path, tmp_path: P
 
 def test_the_example_passes_its_own_tests(example: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", str(ROOT / "docs" / "example-plugin"), "-p", "no:cacheprovider"]
-    environment = os.environ | {"PYTHONPATH": str(example)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = run_project(command, ROOT, os.environ | {"PYTHONPATH": str(example)})
     assert done.returncode == 0, done.stdout

@@ -15,6 +15,8 @@ import pytest
 from compressor.compression.calibration import CALIBRATION_DATA
 from compressor.contracts import Reads
 from compressor.contracts.requests import Request
+from tests.support.command_line import MAIN
+from tests.support.warm_processes import run_project
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "writing-a-plugin.md").read_text(encoding="utf-8")
@@ -45,8 +47,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def call(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=site, env=environment, capture_output=True, text=True, check=False)
+    return run_project([sys.executable, *arguments], site, environment)
 
 
 def test_every_snippet_is_a_file() -> None:
@@ -58,7 +59,7 @@ def test_every_snippet_is_a_file() -> None:
 
 
 def test_the_plugin_of_the_page_is_loaded(site: Path) -> None:
-    listed = json.loads(call(site, "-m", "compressor.commands.main", "plugins", "--json").stdout)
+    listed = json.loads(call(site, "-c", MAIN, "plugins", "--json").stdout)
     assert not listed["failures"]
     named = {"metrics": ["top_agreement"], "compressors": ["bits4", "wanda"], "schedules": ["cheapest"]}
     for kind, names in named.items():
@@ -67,14 +68,15 @@ def test_the_plugin_of_the_page_is_loaded(site: Path) -> None:
 
 
 def test_the_plugin_of_the_page_passes_its_own_tests(site: Path) -> None:
-    done = call(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "tests")
+    warm = "ignore:Module already imported so cannot be rewritten"  # by the process that this one is forked from
+    done = call(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "-W", warm, "tests")
     assert done.returncode == 0, done.stdout
 
 
 def test_the_last_command_of_the_page_works(site: Path) -> None:
     (command,) = re.findall(r"after that `compressor (.*?)` works", PAGE)
     few = ["data.prefixes=4", "data.prefix_tokens=6", "data.continuation_tokens=8", "tracking=none"]
-    done = call(site, "-m", "compressor.commands.main", *command.split(), *few, "hydra.run.dir=out")
+    done = call(site, "-c", MAIN, *command.split(), *few, "hydra.run.dir=out")
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads((site / "out" / "report.json").read_text())
     assert {part["compressor"] for part in report["components"].values()} == {"bits4"}

@@ -91,12 +91,13 @@ def choose_compressors(overrides: Sequence[str]) -> list[str]:
         chosen = compose_groups([alternatives(override)[0] for override in groups])
     except ConfigError:
         return []  # `check_overrides` says what is wrong
-    if list(chosen.compressor) != list(compose_groups([]).compressor):
-        return []  # an experiment has chosen
     schedule = chosen.schedule if isinstance(chosen.schedule, DictConfig) else {}
     in_file = any(schedule.get(name) is not None for name in SIZE_OPTIONS)
     given = {o.key_or_group for o in parsed if o.is_sweep_override() or o.value() is not None}
-    return [SIZED] if in_file or given & sizes else []
+    if not in_file and not given & sizes:
+        return []
+    is_default = list(chosen.compressor) == list(compose_groups([]).compressor)
+    return [SIZED] if is_default else []  # else an experiment has chosen
 
 
 def check_key(key: str, keys: Collection[str], loader: ConfigLoader, plugins: Plugins) -> None:

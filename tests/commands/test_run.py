@@ -1,7 +1,6 @@
 """The main job end to end on the embedded model: what it leaves behind, and that every number can be checked."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from compressor_plugins.schedules.uniform import Uniform
 from tests.support.families import FAMILIES, each, save_checkpoint
 from tests.support.references import count_leading, generate
 from tests.support.runs import METRICS, make_settings, run
+from tests.support.warm_processes import run_plain
 
 RELOAD = """
 import json, sys, torch
@@ -63,7 +63,7 @@ def test_a_smaller_memory_changes_no_result(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, fresh_reloads: None) -> Path:
     """A finished run of Algorithm 1 on some of the tiny model's components."""
     folder = tmp_path_factory.mktemp("run")
     schedule = FdtAllocation(targets=[0.2, 0.4])
@@ -118,7 +118,9 @@ def test_fdt_of_the_result_is_what_generate_says(finished: Path) -> None:
 def test_the_saved_model_says_the_same_in_a_new_process(finished: Path) -> None:
     tokens = safetensors.torch.load_file(finished / "reference.safetensors")["tokens"]
     command = [sys.executable, "-c", RELOAD, str(finished / "model"), json.dumps(tokens.tolist())]
-    said = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    done = run_plain(command)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
     predicted = torch.tensor(said)[:, -16:]
     sdt = (predicted != tokens[:, -16:]).sum(1).tolist()
     lines = [json.loads(line) for line in (finished / "sequences.jsonl").read_text().splitlines()]

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,18 @@ def test_every_family_scores_as_by_plain_passes(tmp_path: Path, family: str) -> 
     assert is_unchanged(model, before)
 
 
-@pytest.mark.parametrize("metrics", [["fdtm", "kl"], ["fdtm"]])
+def combine_engines_and_metrics() -> Iterator[Any]:
+    """Llama has both engines with both choices of metrics; other families each of them once; the rest is slow."""
+    for family, streams in product(("llama", "gemma3", "mixtral", "gpt2", "mamba"), (False, True)):
+        for metrics in (["fdtm", "kl"], ["fdtm"]):
+            always = family == "llama" or streams == (metrics == ["fdtm"])
+            yield pytest.param(family, streams, metrics, marks=() if always else pytest.mark.slow)
+
+
 @pytest.mark.parametrize("seed", [0, *rarely([1, 2])])
-@pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral", "gpt2", "mamba"])
-@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize(("family", "streams", "metrics"), list(combine_engines_and_metrics()))
 def test_trials_that_are_alike_at_first_score_as_by_plain_passes(
-    tmp_path: Path, streams: bool, family: str, seed: int, metrics: list[str]
+    tmp_path: Path, family: str, streams: bool, metrics: list[str], seed: int
 ) -> None:
     model = load(tmp_path, family, **({"n_layer": 4} if family == "gpt2" else {"num_hidden_layers": 4}))
     before, evaluator = snapshot(model), make_sweep(model)
@@ -179,8 +186,14 @@ def test_low_precision_keeps_positions_together(tmp_path: Path) -> None:
     assert not LayerReplay(load_model(ModelSettings(path=str(tmp_path), dtype=DType.bfloat16))).splits_positions
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
-@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe", "gpt2", "mamba"])
+@pytest.mark.parametrize(
+    ("family", "at_once"),
+    [
+        *((family, 1) for family in ("llama", "gemma2", "qwen3_moe", "gpt2", "mamba")),
+        *((family, 3) for family in ("llama", "mamba")),
+        *(pytest.param(family, 3, marks=pytest.mark.slow) for family in ("gemma2", "qwen3_moe", "gpt2")),
+    ],
+)
 def test_streaming_scores_as_by_plain_passes(tmp_path: Path, family: str, at_once: int) -> None:
     """Layer by layer for all trials, some of whose hidden states wait on disk."""
     model = load(tmp_path, family, **({"n_layer": 3} if family == "gpt2" else {"num_hidden_layers": 3}))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from tests.support.hostile_models import (
 )
 from tests.support.loaded_models import count_bytes, count_computed, generate, logits
 from tests.support.runs import make_settings, run
+from tests.support.warm_processes import run_project
 
 CASES = [*each(FAMILIES), "llama in bfloat16"]
 OFTEN = [*USUAL, "qwen3", "llama in bfloat16"]
@@ -212,7 +212,7 @@ def test_what_the_quickstart_shows_runs_as_it_stands(tmp_path: Path) -> None:
     outputs = []
     for snippet in snippets:
         command = [sys.executable, "-c", snippet]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+        done = run_project(command, tmp_path)
         assert done.returncode == 0, done.stderr[-2000:]
         outputs.append(done.stdout)
     assert "Once upon a time" in outputs[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,24 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     return Runs(tmp_path, save_checkpoint("llama", tmp_path / "base", with_tokenizer=True), monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def remembered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a checkpoint, a first run and its cache."""
+    folder = tmp_path_factory.mktemp("remembered")
+    with pytest.MonkeyPatch.context() as patch:
+        runs = Runs(folder, save_checkpoint("llama", folder / "base", with_tokenizer=True), patch)
+        runs.run("first", Budget([0.6], corrections=0), Int8(), Int4(group=16))
+        assert len(runs.asked) == len(runs.files) == 1
+    return folder
+
+
+@pytest.fixture
+def after_first(remembered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """Runs after the one that is remembered, on copies of its checkpoint and of its cache."""
+    shutil.copytree(remembered, tmp_path, dirs_exist_ok=True)
+    return Runs(tmp_path, tmp_path / "base", monkeypatch)
+
+
 CASES: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "one pass": ({}, [Magnitude()]),
     "measured": ({"estimate": MEASURED, "objective": "fdtm"}, [Int8(), Int4(group=16)]),
@@ -114,8 +133,14 @@ CASES: dict[str, tuple[dict[str, Any], list[Any]]] = {
 }
 
 
-@pytest.mark.parametrize("corrections", [0, 2])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "corrections"),
+    [
+        *((case, 2) for case in CASES),
+        *((case, 0) for case in ("one pass", "measured")),
+        *(pytest.param(case, 0, marks=pytest.mark.slow) for case in ("rows", "mixed", "calibrated")),
+    ],
+)
 def test_another_budget_asks_nothing_of_single_components(case: str, corrections: int, runs: Runs) -> None:
     options, compressors = CASES[case]
     first, second = (Budget([target], corrections=corrections, **options) for target in (0.45, 0.55))
@@ -202,14 +227,16 @@ CHANGES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_whatever_is_another_ingredient_is_asked_anew(change: str, runs: Runs) -> None:
-    first = Budget([0.6], corrections=0, objective="margin_noise" if change == "objective's option" else "kl")
-    runs.run("first", first, Int8(), Int4(group=16))
-    assert len(runs.asked) == len(runs.files) == 1
+def test_whatever_is_another_ingredient_is_asked_anew(change: str, after_first: Runs) -> None:
+    runs, first = after_first, Budget([0.6], corrections=0)
+    if change == "objective's option":
+        first = Budget([0.6], corrections=0, objective="margin_noise")
+        runs.run("noise", first, Int8(), Int4(group=16))
+    known = len(runs.files)
     changes = CHANGES[change](runs) if callable(CHANGES[change]) else dict(CHANGES[change])
     schedule, compressors = changes.pop("schedule", first), changes.pop("compressors", [Int8(), Int4(group=16)])
     record = runs.run("second", schedule, *compressors, **changes)
-    assert len(runs.asked) == 1 and len(runs.files) == 2
+    assert len(runs.asked) == 1 and len(runs.files) == known + 1
     assert not any("cache" in note for note in record.notes)
 
 
@@ -224,22 +251,20 @@ def test_another_text_is_asked_anew(runs: Runs) -> None:
         assert not runs.asked
 
 
-def test_the_same_again_hits(runs: Runs) -> None:
-    """What does not change an answer does not count: the order of compressors, other metrics, proof prefixes."""
-    runs.run("first", Budget([0.6], corrections=0), Int8(), Int4(group=16))
-    runs.run(
+def test_the_same_again_hits(after_first: Runs) -> None:
+    """What does not change an answer does not count: the order of compressors, other metrics, proof prefixes, paths."""
+    after_first.run(
         "second", Budget(bits=7.0, corrections=0), Int4(group=16), Int8(), metric={"kl": Kl()},
         data={"proof_prefixes": 3},
     )  # fmt: skip
-    assert not runs.asked and len(runs.files) == 1
+    assert not after_first.asked and len(after_first.files) == 1
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", None])
 def test_a_file_that_cannot_be_read_is_made_anew(
-    damage: bytes | None, runs: Runs, caplog: pytest.LogCaptureFixture
+    damage: bytes | None, after_first: Runs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    schedule = Budget([0.6], corrections=0)
-    runs.run("first", schedule, Int8(), Int4(group=16))
+    runs, schedule = after_first, Budget([0.6], corrections=0)
     (path,) = runs.files
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2] if damage is None else damage)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from compressor_plugins.quantization.int8 import Activations, Granularity, Int8
 from compressor_plugins.quantization.nf4 import Nf4
 from compressor_plugins.quantization.rtn import Rtn
 from tests.support.families import save_checkpoint
+from tests.support.warm_processes import run_plain
 
 MIXED: tuple[Compressor | None, ...] = (
     Int8(), Int4(group=16), Rtn(bits=[3], group=16), Int4(group=16, symmetric=False, clip=True), Nf4(group=16),
@@ -106,7 +106,7 @@ def read_by_transformers(folders: Mapping[Path, str]) -> dict[Path, dict[str, Te
     """Logits, generated tokens and linear weights of each folder, loaded in a dtype, "" for that of its config."""
     wanted = json.dumps([(str(folder), dtype) for folder, dtype in folders.items()])
     command = [sys.executable, "-c", READER, json.dumps(draw_tokens().tolist()), wanted]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = run_plain(command)
     assert done.returncode == 0, done.stderr[-2000:]
     return {folder: safetensors.torch.load_file(folder / "said.bin") for folder in folders}
 

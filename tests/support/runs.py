@@ -27,7 +27,7 @@ def make_settings(schedule: Schedule, *compressors: Compressor, **changes: objec
         tracking=TrackingSettings(backend="none"),
         export=ExportSettings(verify=False),
     )
-    settings.metric["perplexity"].tokens = 400
+    settings.metric["perplexity"].tokens = 100
     return replace(settings, **changes)
 
 

@@ -1,6 +1,5 @@
 """Every plugin that is installed passes the contract suite of its kind; the suites and the tiny checkpoint work."""
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from compressor.contracts import Metric, Schedule, Treatment
 from compressor.plugins import installed
 from compressor.testing import CompressorContract, MetricContract, ScheduleContract, make_tiny_checkpoint
 from compressor.testing.problems import COMPONENTS
+from tests.support.slow import rarely
+from tests.support.warm_processes import run_project
 
 
 class TestMetrics(MetricContract):
@@ -27,15 +28,18 @@ for _name, _compressor in installed().compressors.items():  # a suite for each, 
 
 
 class TestSchedules(ScheduleContract):
-    @pytest.fixture(params=sorted(installed().schedules))
+    @pytest.fixture(params=[*sorted(installed().schedules), *rarely(["evolution, of all generations"])])
     def plugin(self, request: pytest.FixtureRequest, tmp_path: Path) -> Schedule:
+        name, _, everything = request.param.partition(",")
         options: dict[str, Any] = {}
-        if request.param == "plan":
+        if name == "evolution" and not everything:
+            options["generations"] = 10
+        if name == "plan":
             options["path"] = str(tmp_path / "plan.json")
             plan = {component.name: Treatment("prune", 0.25) for component in COMPONENTS[1:]}
             plan[COMPONENTS[1].name] = Treatment("prune", 0.25, rows=(0.0, 0.5, 0.25, 0.25))
             write_plan(plan, tmp_path / "plan.json")
-        return installed().schedules[request.param](**options)
+        return installed().schedules[name](**options)
 
 
 def test_nothing_installed_fails_to_load() -> None:
@@ -47,7 +51,7 @@ def test_suites_are_not_collected_on_their_own(tmp_path: Path) -> None:
     suites = "CompressorContract, MetricContract, ScheduleContract"
     (tmp_path / "test_empty.py").write_text(f"from compressor.testing import {suites}\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_empty.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run_project(command, tmp_path)
     assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED, done.stdout
 
 

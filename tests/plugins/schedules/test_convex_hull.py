@@ -108,7 +108,7 @@ def test_a_fine_grid_of_two_units_knows_nothing_better(seed: int, share: float) 
     curves = Curves(curves.amounts[:2], curves.sizes[:2], curves.costs[:2])
     limit = limit_between(curves, share)
     found = cost_of(curves, share_slope(curves, limit))
-    grids = [np.linspace(x[0], x[-1], 60) for x in curves.amounts]
+    grids = [np.linspace(x[0], x[-1], 30) for x in curves.amounts]
     for amounts in itertools.product(*grids):
         if interpolate(curves, np.array(amounts), curves.sizes) <= limit:
             assert found <= cost_of(curves, np.array(amounts)) + 1e-9 * curves.costs.sum()
