@@ -5,6 +5,7 @@
 
 import json
 import logging
+import math
 import os
 import shlex
 import sys
@@ -18,7 +19,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from compressor.artifacts.run_folder import check_folder, held_folder
+from compressor.artifacts.files import read_json, to_strict, write_json
+from compressor.artifacts.run_folder import DONE, check_folder, held_folder, read_status
+from compressor.artifacts.run_state import list_differences
 from compressor.commands.checked_overrides import (
     choose_compressors,
     complete_overrides,
@@ -38,11 +41,13 @@ from compressor.commands.config import (
 from compressor.commands.overrides import quote
 from compressor.commands.stopping import Stopped, stop
 from compressor.commands.terminal import Terminal, protect_output
-from compressor.errors import CompressorError, ConfigError, suggest
+from compressor.errors import CompressorError, ConfigError, OutputError, suggest
 from compressor.plugins import Plugins, installed
 
 FAILED, BUG = 1, 70
 LOG = "compressor.log"
+COMMAND_FILE = Path(".hydra") / "arguments.json"
+"""Beside Hydra's own record: the command line, relative to the working directory."""
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +60,7 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
     failures = Failures(terminal)
     command = shlex.join(["compressor", "run", *arguments])
     with hold(place):
+        remember(place, arguments)
         launch(place.line, make_job(plugins, terminal, failures, place, command))
         if place.multirun and place.folder:
             show_comparison(place.folder, terminal)
@@ -71,6 +77,30 @@ def forecast(arguments: Sequence[str], terminal: Terminal) -> int:
     with hold(place):
         launch(place.line, make_forecast_job(plugins, terminal, failures, command))
     return failures.status
+
+
+def resume(arguments: Sequence[str], terminal: Terminal) -> int:
+    """`compressor resume DIR [resume.accept=[…]]`: go on with an interrupted run or multirun."""
+    given = [argument for argument in arguments if not argument.startswith("resume.")]
+    if len(given) != 1 or "=" in given[0]:
+        raise ConfigError(
+            f"`compressor resume` takes a folder, and resume.accept=[…], got {shlex.join(arguments) or 'nothing'}"
+        )
+    folder = Path(given[0])
+    if read_status(folder).get("status") == DONE:
+        terminal.say(f"the run in {folder} is done; there is nothing to go on with")
+        return 0
+    return run(read_arguments(folder) + [argument for argument in arguments if argument != given[0]], terminal)
+
+
+def read_arguments(folder: Path) -> list[str]:
+    """The arguments of `compressor run` with which a run or a multirun in this folder was started, and its folder."""
+    try:
+        command = read_json(folder / COMMAND_FILE)
+        arguments, key = list(map(str, command["arguments"])), str(command["key"])
+    except (KeyError, TypeError):
+        raise OutputError(f"{folder / COMMAND_FILE} is damaged; start the command again by hand") from None
+    return [*arguments, f"{key}={quote(str(folder))}"]
 
 
 @dataclass
@@ -105,6 +135,14 @@ def describe_bug(error: Exception, place: Path | None = None) -> str:
 def shows_whole() -> bool:
     """Whether tracebacks are shown: --debug, or Hydra's own variable."""
     return os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+
+
+def remember(place: "Place", arguments: Sequence[str]) -> None:
+    """Write the arguments to the folder of the results, for `compressor resume`."""
+    if place.folder is not None:
+        kept = [argument for argument in arguments if not argument.startswith("resume.")]
+        key = "hydra.sweep.dir" if place.multirun else "hydra.run.dir"
+        write_json(place.folder / COMMAND_FILE, {"arguments": kept, "key": key})
 
 
 @contextmanager
@@ -172,6 +210,9 @@ def make_job(
         if not alone:
             terminal.say(f"job {HydraConfig.get().job.num}: {' '.join(overrides)}")
         prefix = "" if alone else f"job {HydraConfig.get().job.num}: "
+        if not alone and (value := find_done(folder, config)) is not None:
+            terminal.say(f"{prefix}was done before")
+            return value
         record = None
         with failures.caught(folder, prefix):
             settings, plain = read_config(config)
@@ -187,6 +228,18 @@ def make_job(
         return scores[0].mean if scores else None
 
     return job
+
+
+def find_done(folder: Path, config: DictConfig) -> float | None:
+    """The first metric of a job that an earlier start of the same multirun finished; None if it is to be run."""
+    if read_status(folder).get("status") != DONE:
+        return None
+    report = read_json(folder / "report.json")
+    _, plain = read_config(config)
+    if list_differences(report["config"], to_strict(plain)):
+        return None  # another configuration: the run refuses the folder
+    scores = list(report["final"]["scores"].values())
+    return float(scores[0]["mean"]) if scores else math.nan
 
 
 def make_forecast_job(
@@ -264,6 +317,7 @@ def describe_plugins(plugins: Plugins) -> dict[str, Any]:
 COMMANDS: dict[str, Callable[[Sequence[str], Terminal], int]] = {
     "run": run,
     "forecast": forecast,
+    "resume": resume,
     "plugins": list_plugins,
 }
 

@@ -1,0 +1,318 @@
+"""An interrupted run goes on: with the same plan, scores and weights, and without computing an answer twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compressor.artifacts import answers
+from compressor.artifacts.run_folder import DONE, INTERRUPTED, read_status
+from compressor.artifacts.run_state import ANSWERS, list_differences, read_state
+from compressor.commands.stopping import Stopped, stop
+from compressor.contracts import Compressor, Schedule
+from compressor.errors import ConfigError, OutputError
+from compressor.evaluation.evaluator import Evaluator
+from compressor.plugins import installed
+from compressor.settings import ComponentSettings, DataSettings, ModelSettings, ResumeSettings, Settings
+from compressor_plugins.pruning.magnitude import Magnitude
+from compressor_plugins.quantization.gptq import Gptq
+from compressor_plugins.quantization.int4 import Int4
+from compressor_plugins.quantization.int8 import Int8
+from tests.support.command_line import call_command
+from tests.support.families import save_checkpoint
+from tests.support.runs import make_settings, run
+
+RESULTS = ("plan.json", "sequences.jsonl", "reference.safetensors", "model/model.safetensors", "model/config.json")
+PARTS = ComponentSettings(include=[r"layers\.[01]\.(self_attn|mlp)"])
+FEW = DataSettings(prefixes=4, proof_prefixes=3, prefix_tokens=4, continuation_tokens=6)
+
+
+def make_schedule(name: str, **options: object) -> Schedule:
+    schedule: Schedule = installed().schedules[name](**options)
+    return schedule
+
+
+CASES: dict[str, tuple[Schedule, list[Compressor]]] = {
+    "fdt_allocation": (make_schedule("fdt_allocation", targets=[0.3, 0.5]), [Magnitude()]),
+    "budget": (make_schedule("budget", targets=[0.3, 0.5], corrections=2), [Magnitude()]),
+    "budget, int": (make_schedule("budget", bits=6.0, corrections=2), [Int8(), Int4(group=16)]),
+    "budget, calibrated": (make_schedule("budget", targets=[0.6], corrections=1), [Gptq()]),
+    "beam": (make_schedule("beam", width=2, floor=3.0), [Int8()]),
+    "evolution": (make_schedule("evolution", targets=[0.4]), [Magnitude()]),
+    "global": (make_schedule("global", targets=[0.2, 0.5]), [Magnitude()]),
+    "uniform": (make_schedule("uniform", targets=[0.3, 0.5]), [Magnitude()]),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint("llama", tmp_path_factory.mktemp("base") / "llama", with_tokenizer=True)
+
+
+def make(base: Path, case: str, **changes: object) -> Settings:
+    schedule, compressors = CASES[case]
+    model = ModelSettings(path=str(base))
+    settings = make_settings(schedule, *compressors, model=model, components=PARTS, data=FEW)
+    return replace(settings, metric={name: settings.metric[name] for name in ("fdtm", "kl")}, **changes)
+
+
+@pytest.fixture
+def every_answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each answer is a block of its own."""
+    monkeypatch.setattr(answers, "BLOCK_SECONDS", 0.0)
+    yield
+    stop.signum = None
+
+
+def stop_at_block(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next run is stopped by a signal after so many blocks."""
+    left = [number]
+
+    def check() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr(stop, "check", check)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_that_is_stopped_anywhere_ends_the_same(
+    case: str, base: Path, tmp_path: Path, every_answer: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make(base, case)
+    whole = run(tmp_path / "whole", replace(settings, resume=ResumeSettings(keep=True)))
+    state = read_state(tmp_path / "whole")
+    assert state is not None
+    blocks = len(list((state.folder / ANSWERS).iterdir()))
+    assert blocks >= 2
+    for number in sorted({1, 2, 1 + blocks // 2, blocks}):
+        folder = tmp_path / f"stopped {number}"
+        stop_at_block(number, monkeypatch)
+        with pytest.raises(Stopped) as stopped:
+            run(folder, settings)
+        assert str(stopped.value) == f"stopped by SIGTERM; go on with: compressor resume '{folder}'"
+        assert read_status(folder)["status"] == INTERRUPTED
+        monkeypatch.setattr(stop, "check", lambda: None)
+        asked = count_scored(monkeypatch)
+        again = run(folder, settings)
+        assert len(asked) <= blocks  # counts trials and kept models; those before the stop are not among them
+        for name in RESULTS:
+            assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), (number, name)
+        assert [r.scores for r in again.rounds] == [r.scores for r in whole.rounds]
+        assert [(r.trials, r.passes) for r in again.rounds] == [(r.trials, r.passes) for r in whole.rounds]
+        assert again.final is not None and whole.final is not None and again.final.scores == whole.final.scores
+        assert again.notes == whole.notes
+        assert sorted(path.name for path in folder.iterdir()) == sorted(
+            path.name for path in (tmp_path / "whole").iterdir() if path.name != "state"
+        )
+
+
+def count_scored(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """A list that grows with every trial that an evaluator scores."""
+    asked: list[object] = []
+    score = Evaluator.score
+
+    def counted(self: Evaluator, trials: list[object], *rest: object) -> object:
+        asked.extend(trials)
+        return score(self, trials, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Evaluator, "score", counted)
+    return asked
+
+
+def test_no_trial_is_scored_twice(
+    base: Path, tmp_path: Path, every_answer: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make(base, "fdt_allocation")
+    asked = count_scored(monkeypatch)
+    run(tmp_path / "whole", settings)
+    all_of_them = len(asked)
+    stop_at_block(20, monkeypatch)
+    with pytest.raises(Stopped):
+        run(tmp_path / "stopped", settings)
+    monkeypatch.setattr(stop, "check", lambda: None)
+    asked.clear()
+    run(tmp_path / "stopped", settings)
+    assert len(asked) == all_of_them - 20
+
+
+@pytest.fixture
+def stopped(base: Path, tmp_path: Path, every_answer: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run of Algorithm 1 that was stopped in its middle."""
+    stop_at_block(12, monkeypatch)
+    with pytest.raises(Stopped):
+        run(tmp_path / "run", make(base, "fdt_allocation"))
+    monkeypatch.setattr(stop, "check", lambda: None)
+    return tmp_path / "run"
+
+
+def test_another_configuration_is_refused_by_name_or_accepted(base: Path, stopped: Path) -> None:
+    before = sorted(stopped.rglob("*"))
+    with pytest.raises(ConfigError) as refused:
+        run(stopped, make(base, "fdt_allocation", seed=1))
+    assert str(refused.value) == (
+        f"{stopped} holds an interrupted run with other answers: seed 0 → 1; take them by resume.accept=[seed], or "
+        "choose another folder"
+    )
+    assert sorted(stopped.rglob("*")) == before and read_status(stopped)["status"] == INTERRUPTED
+    run(stopped, make(base, "fdt_allocation", seed=1, resume=ResumeSettings(accept=["seed"])))
+
+
+def test_other_weights_are_refused(base: Path, stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same configuration, but a file behind it changed."""
+    path = stopped / "state" / "run.json"
+    state = read_state(stopped)
+    assert state is not None
+    state.facts["weights"] = "another hash"
+    state.write()
+    with pytest.raises(ConfigError, match=r"other answers: weights another hash → \w+; take them by resume.accept=\[w"):
+        run(stopped, make(base, "fdt_allocation"))
+    assert path.exists() and read_status(stopped)["status"] == "failed"
+    assert run(stopped, make(base, "fdt_allocation", resume=ResumeSettings(accept=["all"]))).status == "done"
+
+
+def test_a_damaged_block_is_computed_again(base: Path, stopped: Path, tmp_path: Path) -> None:
+    block = sorted((stopped / "state" / "answers").iterdir())[3]
+    content = bytearray(block.read_bytes())
+    content[-3] ^= 1
+    block.write_bytes(content)
+    run(stopped, make(base, "fdt_allocation"))
+    run(tmp_path / "whole", make(base, "fdt_allocation"))
+    for name in RESULTS:
+        assert (stopped / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_damaged_state_starts_anew(base: Path, stopped: Path) -> None:
+    (stopped / "state" / "run.json").write_text('{"sha256": "0", "content": {}}')
+    with pytest.raises(OutputError, match="cannot be read"):
+        read_state(stopped)
+    assert run(stopped, make(base, "fdt_allocation")).status == "done"
+
+
+def test_differences_are_named_by_key() -> None:
+    before = {"schedule": {"targets": [0.2], "count": 1}, "seed": 0, "tracking": {"mode": "online"}}
+    after = {"schedule": {"targets": [0.6], "count": 1}, "extra": True, "tracking": {"mode": "offline"}}
+    assert list_differences(before, after) == {
+        "schedule.targets": "[0.2] → [0.6]",
+        "seed": "0 → none",
+        "extra": "none → True",
+    }
+
+
+SMALL = [
+    "model=hf", "data.prefixes=4", "data.prefix_tokens=4", "data.continuation_tokens=6", "metric=[fdtm,kl]",
+    "tracking=none", "export.verify=false", "schedule=fdt_allocation", "schedule.targets=[0.3,0.5]",
+]  # fmt: skip
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`compressor run` as a process, which writes a block after every answer."""
+    code = (
+        "import sys; from compressor.artifacts import answers; answers.BLOCK_SECONDS = 0.0; "
+        "from compressor.commands.main import main; sys.argv[0] = 'compressor'; main()"
+    )
+    command = [sys.executable, "-c", code, "run", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def wait_for_blocks(folder: Path, count: int, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 120
+    while len(list((folder / "state" / "answers").glob("*.safetensors"))) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_ends_a_run_with_the_command_that_goes_on(
+    signum: signal.Signals, status: int, base: Path, tmp_path: Path
+) -> None:
+    arguments = [*SMALL, f"model.path={base}", "components.include=[layers]"]
+    process = start(tmp_path, *arguments, "hydra.run.dir=out")
+    wait_for_blocks(tmp_path / "out", 5, process)
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert errors.splitlines() == [
+        "stopping after this block of work; once more stops at once",
+        f"error: stopped by {signum.name}; go on with: compressor resume {tmp_path / 'out'}",
+    ]
+    assert read_status(tmp_path / "out")["status"] == INTERRUPTED
+    done = call_command(tmp_path, "resume", "out", OMP_NUM_THREADS="1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "going on with" in done.stdout and read_status(tmp_path / "out")["status"] == DONE
+    again = call_command(tmp_path, "resume", "out")
+    assert (again.returncode, again.stdout) == (0, "the run in out is done; there is nothing to go on with\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(50))
+def test_a_killed_run_goes_on_and_ends_the_same(seed: int, base: Path, tmp_path: Path) -> None:
+    """SIGKILL at a random moment of any phase, twice; no litter stays."""
+    arguments = [*SMALL, f"model.path={base}", "components.include=[layers.0]"]
+    draw = np.random.default_rng(seed)
+    whole = call_command(tmp_path, "run", *arguments, "hydra.run.dir=whole", OMP_NUM_THREADS="1")
+    assert whole.returncode == 0
+    for _ in range(2):
+        process = start(tmp_path, *arguments, "hydra.run.dir=out")
+        until = time.monotonic() + draw.uniform(0.5, 12)
+        while process.poll() is None and time.monotonic() < until:
+            time.sleep(0.005)
+        process.kill()
+        process.communicate()
+    done = call_command(tmp_path, "run", *arguments, "hydra.run.dir=out", OMP_NUM_THREADS="1")
+    finished = "already holds a finished run" in done.stderr
+    assert finished or (done.returncode, done.stderr) == (0, "")
+    for name in RESULTS:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
+def test_a_multirun_runs_only_what_is_missing(base: Path, tmp_path: Path) -> None:
+    arguments = [
+        *SMALL[:-2], f"model.path={base}", "components.include=[layers.0]", "schedule=uniform", "-m",
+        "schedule.targets=[0.2],[0.3],[0.4]", "hydra.sweep.dir=sweep",
+    ]  # fmt: skip
+    assert call_command(tmp_path, "run", *arguments).returncode == 0
+    second = tmp_path / "sweep" / "1"
+    status = json.loads((second / "status.json").read_text())
+    (second / "status.json").write_text(json.dumps(status | {"status": INTERRUPTED}))
+    times = {job: (tmp_path / "sweep" / job / "report.json").stat().st_mtime_ns for job in "012"}
+    for again in (arguments, None):
+        done = call_command(tmp_path, *(["run", *again] if again else ["resume", "sweep"]))
+        assert done.returncode == 0, done.stderr
+        assert "job 0: was done before" in done.stdout and "job 2: was done before" in done.stdout
+    changed = {job for job in "012" if (tmp_path / "sweep" / job / "report.json").stat().st_mtime_ns != times[job]}
+    assert changed == {"1"}
+    assert len(json.loads((tmp_path / "sweep" / "comparison.json").read_text())["rows"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "error: `compressor resume` takes a folder, and resume.accept=[…], got nothing\n"),
+        (["a", "b"], "error: `compressor resume` takes a folder, and resume.accept=[…], got a b\n"),
+        (["seed=1"], "error: `compressor resume` takes a folder, and resume.accept=[…], got seed=1\n"),
+        (
+            ["nowhere"],
+            "error: cannot read nowhere/.hydra/arguments.json: No such file or directory; is this the folder of a "
+            "finished run?\n",
+        ),
+    ],
+)
+def test_what_cannot_be_resumed_is_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = call_command(tmp_path, "resume", *arguments)
+    assert (done.returncode, done.stderr) == (1, message)
