@@ -38,6 +38,17 @@ def hash_facts(*facts: object) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def split_block(block: Content) -> dict[str, Content]:
+    """The answers of a block by their keys; those without facts are left out."""
+    arrays: dict[str, Arrays] = {}
+    for name, array in block.arrays.items():
+        key, _, rest = name.partition(SEPARATOR)
+        arrays.setdefault(key, {})[rest] = array
+    return {
+        key: Content(arrays.get(key, {}), facts) for key, facts in block.facts.items() if isinstance(facts, Mapping)
+    }
+
+
 @dataclass
 class Answers:
     """Arrays and facts by key. Each block of new answers is a file of its own, which is never changed.
@@ -63,14 +74,8 @@ class Answers:
         """Read all blocks, and drop damaged ones; returns how many answers there are."""
         for path in sorted(self.folder.glob("*.safetensors")) if self.folder is not None else ():
             self.blocks = max(self.blocks, int(path.stem) + 1) if path.stem.isdecimal() else self.blocks
-            block = read_arrays(path)
-            if block is None:
-                continue
-            arrays: dict[str, Arrays] = {key: {} for key in block.facts}
-            for name, array in block.arrays.items():
-                key, _, rest = name.partition(SEPARATOR)
-                arrays[key][rest] = array
-            self.found.update({key: Content(arrays[key], facts) for key, facts in block.facts.items()})
+            if (block := read_arrays(path)) is not None:
+                self.found.update(split_block(block))
         return len(self.found)
 
     def find(self, key: str) -> Content | None:

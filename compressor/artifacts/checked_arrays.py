@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from compressor.artifacts.files import write_bytes
+from compressor.artifacts.files import parse_json, write_bytes
 from compressor.errors import OutputError
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,10 @@ def parse_arrays(content: bytes, key: str | None = None) -> Content:
         raise ValueError("it holds the content of another file")
     if compute_checksum(metadata[KEY], arrays, metadata[FACTS]) != metadata[CHECKSUM]:
         raise ValueError("its checksum is wrong")
-    return Content(arrays, json.loads(metadata[FACTS]))
+    facts = parse_json(metadata[FACTS])
+    if not isinstance(facts, dict):
+        raise ValueError("its facts are no object")
+    return Content(arrays, facts)
 
 
 def compute_checksum(key: str, arrays: Arrays, facts: str) -> str:

@@ -1,13 +1,14 @@
 """Atomic replacement of files and folders, strict JSON and JSON lines. Every failure is one line for the user."""
 
 import enum
+import errno
 import json
 import math
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from safetensors import SafetensorError
 from compressor.errors import OutputError
 
 MORE_SPACE = "free some space or choose another folder"
+DEEPEST = 100
+"""Lists and objects inside one another in a JSON file. No file of this project comes near; Python's stack ends later."""
 
 
 @contextmanager
@@ -115,10 +118,37 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is whatever was written
     """The content of the JSON file `path`; raises OutputError if it is missing or is not JSON."""
     try:
         with _explained(f"cannot read {path}", "is this the folder of a finished run?"):
-            return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
+            return parse_json(read_regular(path).decode("utf-8"))
+    except ValueError as error:
+        reason = (str(error).splitlines() or ["unreadable"])[0]
         raise OutputError(f"{path} is not valid JSON ({reason}); it was changed or cut off, run again") from error
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a regular file. Raises OSError for anything else: reading a pipe or a device may never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return path.read_bytes()
+
+
+def parse_json(text: str | bytes, **hooks: Callable[..., object]) -> Any:  # noqa: ANN401 - JSON is whatever was written
+    """The content of a JSON text, with the hooks of `json.loads`. Raises ValueError also for one nested too deeply.
+
+    Whoever walks through the content may so use recursion.
+    """
+    try:
+        data = json.loads(text, **hooks)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    level = [data]
+    for _ in range(DEEPEST):
+        inside = [
+            value.values() if isinstance(value, dict) else value for value in level if isinstance(value, dict | list)
+        ]
+        level = [item for items in inside for item in items]
+        if not level:
+            return data
+    raise ValueError("it is nested too deeply")
 
 
 def check_writable(folder: Path) -> None:

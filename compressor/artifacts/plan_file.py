@@ -10,12 +10,13 @@ import math
 import os
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.files import remove_file, write_bytes, write_json
+from compressor.artifacts.files import parse_json, read_regular, remove_file, write_bytes, write_json
 from compressor.contracts import Plan, Treatment
 from compressor.errors import PlanError, suggest
 
@@ -80,21 +81,19 @@ def read_plan(path: str | Path, depth: int | None = None, amount: float | None =
     """
     where = f"plan {short.repr(str(path))}"
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_regular(Path(path)).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise PlanError(f"{where} is not a text file; {SHAPE}") from None
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
         reason = getattr(error, "strerror", None) or "not a valid path"
         raise PlanError(f"{where} cannot be read: {reason}; give the path of a plan.json") from None
     try:
-        data = json.loads(text, object_pairs_hook=_to_object, parse_float=_to_float, parse_constant=_refuse_constant)
+        data = parse_json(text, object_pairs_hook=_to_object, parse_float=_to_float, parse_constant=_refuse_constant)
         return _to_plan(_choose_plan(data, depth, amount), Path(path).parent)
     except json.JSONDecodeError as error:
         raise PlanError(
             f"{where} is not JSON: {error.msg} at line {error.lineno} column {error.colno}; {SHAPE}"
         ) from None
-    except RecursionError:
-        raise PlanError(f"{where} is nested too deeply; {SHAPE}") from None
     except (_Wrong, PlanError, ValueError) as error:  # ValueError: a number with thousands of digits
         raise PlanError(f"{where}: {error}") from None
 
@@ -118,10 +117,10 @@ def _find_point(data: object, amount: float) -> object:
     try:
         points = data["curve"]  # type: ignore[index]
         plans = {float(point["amount"]): point["plan"] for point in points if point["amount"] > 0}
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, OverflowError):
         raise _Wrong("it has no curve of a forecast; give the forecast.json of compressor forecast") from None
     nearest = sorted(plans, key=lambda known: abs(known - amount))
-    if not nearest or abs(nearest[0] - amount) > SAME_AMOUNT:
+    if not nearest or not abs(nearest[0] - amount) <= SAME_AMOUNT:  # also for an amount that is NaN
         known = " and ".join(f"{near:.4g}" for near in sorted(nearest[:2])) or "none"
         raise _Wrong(f"it has no point of amount {amount:g}, the nearest are {known}; choose one of its curve")
     return plans[nearest[0]]
@@ -149,8 +148,7 @@ def _to_plain(value: object) -> object:
 def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        double = next(name for name in names if names.count(name) > 1)
+        double = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise _Wrong(f"{short.repr(double)} is given twice; keep one of them")
     return result
 

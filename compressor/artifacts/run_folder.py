@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.files import check_writable, remove_file, write_json
+from compressor.artifacts.files import check_writable, parse_json, read_regular, remove_file, write_json
 from compressor.errors import OutputError
 
 MARK = ".compressor"
@@ -45,6 +46,13 @@ def check_folder(folder: Path, inputs: Iterable[tuple[str, Path]]) -> None:
     and must not hold a finished run.
     """
     place = resolve(folder)
+    try:
+        found = sorted(entry.name for entry in place.iterdir() if entry.name not in HYDRA) if place.is_dir() else []
+    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+        reason = getattr(error, "strerror", None) or "not a valid path"
+        raise OutputError(
+            f"the folder for results {str(folder)!r:.200} cannot be used: {reason}; choose another by hydra.run.dir=DIR"
+        ) from None
     for key, path in inputs:
         read = resolve(path)
         if place == read or place in read.parents or (read.is_dir() and read in place.parents):
@@ -60,9 +68,6 @@ def check_folder(folder: Path, inputs: Iterable[tuple[str, Path]]) -> None:
                 "folder=DIR), or remove it"
             )
         return
-    if not place.is_dir():
-        return
-    found = sorted(entry.name for entry in place.iterdir() if entry.name not in HYDRA)
     if found:
         named = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
         raise OutputError(
@@ -88,7 +93,7 @@ def held_folder(folder: Path) -> Iterator[None]:
         yield
         return
     check_writable(folder)
-    descriptor = os.open(folder / MARK, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = open_mark(folder / MARK)
     try:
         _lock(descriptor, folder)
         os.ftruncate(descriptor, 0)
@@ -98,6 +103,19 @@ def held_folder(folder: Path) -> Iterator[None]:
     finally:
         _held.pop(place, None)
         os.close(descriptor)
+
+
+def open_mark(path: Path) -> int:
+    """Open the mark, and create it where there is none. Raises OutputError for a link, which would lead elsewhere."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+        reason = "it is no regular file"
+    except OSError as error:
+        reason = "it is a link" if error.errno == errno.ELOOP else str(error.strerror)
+    raise OutputError(f"cannot open {path}: {reason}; choose another folder by hydra.run.dir=DIR")
 
 
 def _lock(descriptor: int, folder: Path) -> None:
@@ -116,24 +134,30 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 def _read_owner(descriptor: int) -> dict[str, Any]:
     with suppress(ValueError):
-        owner = json.loads(os.pread(descriptor, 4096, 0))
+        owner = parse_json(os.pread(descriptor, 4096, 0))
         return owner if isinstance(owner, dict) else {}
     return {}
 
 
 def _describe(owner: Mapping[str, Any]) -> str:
-    return f"process {owner.get('pid', '?')} on {owner.get('host', 'another machine')}"
+    pid, host = owner.get("pid"), owner.get("host")
+    return (
+        f"process {pid if isinstance(pid, int) else '?'} on "
+        f"{host if isinstance(host, str) and host.isprintable() else 'another machine'}"
+    )
 
 
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    with suppress(OverflowError):
+        return float(value) if isinstance(value, int | float) else 0.0
+    return 0.0
 
 
 def read_status(folder: Path) -> dict[str, Any]:
     """The content of status.json; empty if there is none that can be read."""
     try:
-        status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        status = parse_json(read_regular(folder / STATUS).decode("utf-8"))
+    except (OSError, ValueError):
         return {}
     return status if isinstance(status, dict) else {}
 

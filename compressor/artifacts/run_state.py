@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.artifacts.answers import Answers
-from compressor.artifacts.files import to_strict, write_json
+from compressor.artifacts.files import parse_json, read_regular, to_strict, write_json
 from compressor.errors import ConfigError, OutputError
 
 FOLDER, NAME, ANSWERS = "state", "run.json", "answers"
@@ -66,15 +66,18 @@ def read_state(run_folder: Path) -> RunState | None:
     """The state in the folder of a run; None if there is none. Raises OutputError for one that is damaged."""
     path = run_folder / FOLDER / NAME
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
+        whole = parse_json(read_regular(path).decode("utf-8"))
         content = whole["content"]
         if hash_content(content) != whole["sha256"]:
             raise ValueError("its checksum is wrong")
+        for key, kind in (("config", dict), ("command", str), ("tracker_id", str), ("facts", dict)):
+            if not isinstance(content[key], kind):
+                raise TypeError(f"`{key}` is a {type(content[key]).__name__}")
         return RunState(path.parent, content["config"], content["command"], content["tracker_id"], content["facts"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = (str(error).splitlines() or [repr(error)])[0]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [repr(error)])[0]
         raise OutputError(
             f"the state of the run in {run_folder} cannot be read ({reason}); start it again in another folder"
         ) from None

@@ -1,7 +1,11 @@
 """Checks overrides before Hydra reads them, so that what is wrong is said in one line, with near misses."""
 
+import functools
 import logging
+import math
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from enum import Enum
 from importlib.resources import files
 from pathlib import Path
@@ -9,7 +13,7 @@ from pathlib import Path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -26,6 +30,9 @@ RENAMED: dict[str, str] = {}
 """Old key -> its name now. Old keys are accepted, with a warning."""
 EMBEDDED = Path(str(files("compressor") / "tiny"))
 
+LONGEST, DEEPEST, MOST_RUNS = 10_000, 50, 10_000
+"""Characters of one override, brackets inside one another, and runs of one multirun. Beyond, Hydra takes minutes."""
+
 log = logging.getLogger(__name__)
 
 
@@ -37,36 +44,86 @@ def complete_overrides(overrides: Sequence[str], plugins: Plugins) -> tuple[list
     loader = GlobalHydra.instance().config_loader()
     renamed = [rename_key(override) for override in parse_overrides(overrides)]
     parsed = parse_overrides([*choose_compressors(renamed), *renamed])
-    groups = [bool(override.key_or_group and loader.get_group_options(override.key_or_group)) for override in parsed]
+    check_count(parsed)
+    groups = [is_group(loader, override.key_or_group) for override in parsed]
     choices = [alternatives(override) for override in parsed]
-    for override, values, is_group in zip(parsed, choices, groups, strict=True):
-        if is_group and not override.is_delete():
+    for override, values, chooses in zip(parsed, choices, groups, strict=True):
+        if chooses and not override.is_delete():
             check_group(loader, plugins, override.key_or_group, [value.value() for value in parse_overrides(values)])
     lines = [override.input_line or "" for override in parsed]
     if not all(groups):
-        chosen = compose_groups([values[0] for values, is_group in zip(choices, groups, strict=True) if is_group])
+        chosen = compose_groups([values[0] for values, chooses in zip(choices, groups, strict=True) if chooses])
         keys = set(flatten_keys(chosen))
-        for index, (override, is_group) in enumerate(zip(parsed, groups, strict=True)):
-            if is_group or override.key_or_group.startswith("hydra."):
+        for index, (override, chooses) in enumerate(zip(parsed, groups, strict=True)):
+            if chooses or override.key_or_group.startswith("hydra."):
                 continue
             check_key(override.key_or_group, keys, loader, plugins)
             if not override.is_delete():
                 lines[index] = fit_value(override, choices[index], chosen)
     first = [alternatives(override)[0] for override in parse_overrides(lines)]
-    for index, (values, is_group) in enumerate(zip(choices, groups, strict=True)):
-        for value in values[1:] if is_group else ():
+    for index, (values, chooses) in enumerate(zip(choices, groups, strict=True)):
+        for value in values[1:] if chooses else ():
             compose([*first[:index], value, *first[index + 1 :]])
     return lines, compose(first)
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     """Parse overrides by Hydra's grammar; raises ConfigError for what it cannot read."""
+    return [parse_override(override) for override in overrides]
+
+
+@functools.lru_cache(maxsize=4096)
+def parse_override(override: str) -> Override:
+    """Parse one override by Hydra's grammar, which takes long; raises ConfigError for what it cannot read."""
+    check_text(override)
     try:
-        parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
+        (parsed,) = OverridesParser.create().parse_overrides([override])
     except OverrideParseException as error:
         reason = error.message.splitlines()[0]
-        raise ConfigError(f"cannot read `{error.override}`: {reason}; check its quotes and brackets") from None
-    return parsed
+    except (ValueError, OverflowError, RecursionError) as error:  # a number of thousands of digits, a wrong escape
+        reason = (str(error).splitlines() or ["nothing can be made of it"])[0]
+    else:
+        return parsed
+    raise ConfigError(f"cannot read `{override:.200}`: {reason:.200}; check its quotes and brackets") from None
+
+
+def check_text(override: str) -> None:
+    """Raise ConfigError for an override that no parser should see."""
+    if "\0" in override:
+        raise ConfigError(f"`{override:.60}` has a NUL character, which no name or text may have; leave it out")
+    if len(override) > LONGEST:
+        raise ConfigError(f"`{override:.60}…` has {len(override)} characters, at most {LONGEST} are read; shorten it")
+    depth = deepest = 0
+    for character in override:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    if deepest > DEEPEST:
+        raise ConfigError(
+            f"`{override:.60}…` has {deepest} brackets inside one another, at most {DEEPEST} are read; check its brackets"
+        )
+
+
+def check_count(overrides: Sequence[Override]) -> None:
+    """Raise ConfigError for sweeps that make too many runs, without listing them."""
+    runs = 1
+    for override in overrides:
+        values = override.value()
+        if isinstance(values, RangeSweep):
+            start, end, step = (float(part or 0) for part in (values.start, values.stop, values.step))
+            if not all(map(math.isfinite, (start, end, step))) or step == 0:
+                raise ConfigError(f"cannot read `{override.input_line:.200}`: a range needs finite numbers, and a step")
+            runs *= max(math.ceil((end - start) / step), 0)
+        elif isinstance(values, ChoiceSweep):
+            runs *= len(values.list)
+        if runs > MOST_RUNS:
+            raise ConfigError(f"`{override.input_line:.200}` makes more than {MOST_RUNS} runs; give fewer values")
+
+
+def is_group(loader: ConfigLoader, key: str) -> bool:
+    """Whether a key is a group of options."""
+    with suppress(OSError):  # a name that is too long for a file
+        return bool(key and loader.get_group_options(key))
+    return False
 
 
 def rename_key(override: Override) -> str:
@@ -86,7 +143,7 @@ def choose_compressors(overrides: Sequence[str]) -> list[str]:
     if "compressor" in keys or not keys & {"schedule", "experiment", *sizes}:
         return []
     loader = GlobalHydra.instance().config_loader()
-    groups = [o for o in parsed if o.key_or_group and loader.get_group_options(o.key_or_group)]
+    groups = [override for override in parsed if is_group(loader, override.key_or_group)]
     try:
         chosen = compose_groups([alternatives(override)[0] for override in groups])
     except ConfigError:
@@ -128,9 +185,11 @@ def fit_value(override: Override, values: Sequence[str], config: DictConfig) -> 
         try:
             OmegaConf.update(config.copy(), key, [value] if wraps else value)
         except (OmegaConfBaseException, ValueError):
-            raise ConfigError(f"`{key}` must be {describe_type(node)}, got {value!r}") from None
+            raise ConfigError(f"`{key}` must be {describe_type(node)}, got {value!r:.200}") from None
         if isinstance(node, DictConfig):
-            raise ConfigError(f"`{key}` has options of its own, got {value!r}; set one of them, {key}.OPTION=VALUE")
+            raise ConfigError(
+                f"`{key}` has options of its own, got {value!r:.200}; set one of them, {key}.OPTION=VALUE"
+            )
     if not wraps:
         return override.input_line or ""
     inside = [value.partition("=")[2] for value in values]
@@ -188,7 +247,7 @@ def suggest_key(key: str, known: Collection[str]) -> str:
 
 def find_varied(overrides: Sequence[str], hydra_config: DictConfig) -> frozenset[str]:
     """The keys that have several values in a multirun, by overrides or by `hydra.sweeper.params`."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = parse_overrides(overrides)
     swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
     return frozenset(swept | {str(key) for key in OmegaConf.select(hydra_config, "sweeper.params") or ()})
 
@@ -202,7 +261,7 @@ def find_inputs(overrides: Sequence[str], config: Mapping[str, object]) -> list[
     for override in parse_overrides(overrides):
         found += [(override.key_or_group, value.value()) for value in parse_overrides(alternatives(override))]
     given = [(key, Path(value)) for key, value in found if key.endswith(".path") and isinstance(value, str) and value]
-    return [("model", EMBEDDED), *((key, path) for key, path in given if path.exists())]
+    return [("model", EMBEDDED), *((key, path) for key, path in given if os.path.exists(path))]
 
 
 def flatten_values(config: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -46,6 +46,8 @@ from compressor.plugins import Plugins, installed
 
 FAILED, BUG = 1, 70
 LOG = "compressor.log"
+FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir")
+"""The keys of the folder for results: of one run, and of a multirun."""
 COMMAND_FILE = Path(".hydra") / "arguments.json"
 """Beside Hydra's own record: the command line, relative to the working directory."""
 
@@ -97,7 +99,10 @@ def read_arguments(folder: Path) -> list[str]:
     """The arguments of `compressor run` with which a run or a multirun in this folder was started, and its folder."""
     try:
         command = read_json(folder / COMMAND_FILE)
-        arguments, key = list(map(str, command["arguments"])), str(command["key"])
+        arguments, key = command["arguments"], command["key"]
+        is_whole = isinstance(arguments, list) and all(isinstance(argument, str) for argument in arguments)
+        if not is_whole or key not in FOLDER_KEYS:
+            raise TypeError
     except (KeyError, TypeError):
         raise OutputError(f"{folder / COMMAND_FILE} is damaged; start the command again by hand") from None
     return [*arguments, f"{key}={quote(str(folder))}"]
@@ -141,7 +146,7 @@ def remember(place: "Place", arguments: Sequence[str]) -> None:
     """Write the arguments to the folder of the results, for `compressor resume`."""
     if place.folder is not None:
         kept = [argument for argument in arguments if not argument.startswith("resume.")]
-        key = "hydra.sweep.dir" if place.multirun else "hydra.run.dir"
+        key = FOLDER_KEYS[place.multirun]
         write_json(place.folder / COMMAND_FILE, {"arguments": kept, "key": key})
 
 
@@ -182,7 +187,7 @@ def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) 
     multirun = parsed.multirun or (config.mode is not None and config.mode.name == "MULTIRUN")
     if multirun and not many:
         raise ConfigError("`compressor forecast` looks at one configuration, got a multirun; leave out -m")
-    key, chosen = ("hydra.sweep.dir", config.sweep.dir) if multirun else ("hydra.run.dir", config.run.dir)
+    key, chosen = FOLDER_KEYS[multirun], config.sweep.dir if multirun else config.run.dir
     check_folder(Path(chosen), inputs)
     # A folder named by the time must not change its name now.
     line = add_overrides(arguments, after=[f"{key}={quote(chosen)}"])
@@ -210,11 +215,11 @@ def make_job(
         if not alone:
             terminal.say(f"job {HydraConfig.get().job.num}: {' '.join(overrides)}")
         prefix = "" if alone else f"job {HydraConfig.get().job.num}: "
-        if not alone and (value := find_done(folder, config)) is not None:
-            terminal.say(f"{prefix}was done before")
-            return value
         record = None
         with failures.caught(folder, prefix):
+            if not alone and (value := find_done(folder, config)) is not None:
+                terminal.say(f"{prefix}was done before")
+                return value
             settings, plain = read_config(config)
             label = make_label(
                 overrides, place.varied, settings.schedule.name, place.folder if place.multirun else None
@@ -234,12 +239,14 @@ def find_done(folder: Path, config: DictConfig) -> float | None:
     """The first metric of a job that an earlier start of the same multirun finished; None if it is to be run."""
     if read_status(folder).get("status") != DONE:
         return None
-    report = read_json(folder / "report.json")
+    from compressor.report.run_report import read_report
+
+    report = read_report(folder)
     _, plain = read_config(config)
-    if list_differences(report["config"], to_strict(plain)):
+    if list_differences(report.config, to_strict(plain)):
         return None  # another configuration: the run refuses the folder
-    scores = list(report["final"]["scores"].values())
-    return float(scores[0]["mean"]) if scores else math.nan
+    scores = list(report.final.scores.values()) if report.final else []
+    return scores[0].mean if scores else math.nan
 
 
 def make_forecast_job(

@@ -15,7 +15,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from compressor.artifacts.files import write_json
+from compressor.artifacts.files import read_regular, write_json
 from compressor.artifacts.run_record import Record
 from compressor.contracts import Score
 from compressor.errors import OutputError
@@ -146,11 +146,12 @@ def _read_job(folder: Path) -> Job:
 def _read_overrides(job: Path, command: str) -> list[str]:
     """What Hydra wrote down, else the assignments of the command line."""
     try:
-        found = yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        text = read_regular(job / ".hydra" / "overrides.yaml").decode("utf-8")
+        found = yaml.load(text, yaml.BaseLoader)  # texts and lists of them, no other types
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         found = None
-    if isinstance(found, list):
-        return [str(override) for override in found]
+    if isinstance(found, list) and all(isinstance(override, str) for override in found):
+        return found
     try:
         return [word for word in shlex.split(command) if "=" in word]
     except ValueError:

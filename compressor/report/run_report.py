@@ -1,6 +1,5 @@
 """The report of a run: report.json for programs, report.html and a table for people; and back from report.json."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import rich.table
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from compressor.artifacts.files import read_json, write_json, write_text
+from compressor.artifacts.files import parse_json, read_json, read_regular, write_json, write_text
 from compressor.artifacts.from_json import rebuild
 from compressor.artifacts.run_record import Record
 from compressor.contracts import Score
@@ -28,6 +27,8 @@ from compressor.report.tables import Table, draw_in_terminal
 
 JSON_NAME, HTML_NAME, SEQUENCES_NAME = "report.json", "report.html", "sequences.jsonl"
 SHOWN_FIRST = ("fdtm", "sdtm", "divergent_perplexity", "kl")
+LARGEST = 2**63
+"""Values of prefixes are counts, probabilities and logarithms; a larger number is damage."""
 MOST_METRICS = 4
 """So many metrics are shown in a terminal, these before others."""
 
@@ -41,12 +42,16 @@ def write_report(record: Record, folder: Path) -> None:
 def read_sequences(folder: Path) -> dict[str, list[float]]:
     """Metric -> its value for each prefix, from sequences.jsonl; empty where there is none that can be read."""
     try:
-        lines = (folder / SEQUENCES_NAME).read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line]
+        lines = read_regular(folder / SEQUENCES_NAME).decode("utf-8").splitlines()
+        rows = [parse_json(line) for line in lines if line]
     except (OSError, ValueError):
         return {}
-    names = dict.fromkeys(name for row in rows for name in row if name != "index")
-    return {name: [float(value) for row in rows if (value := row.get(name)) is not None] for name in names}
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items() if isinstance(row, dict) else ():
+            if name != "index" and isinstance(value, int | float) and abs(value) < LARGEST:
+                values.setdefault(name, []).append(float(value))
+    return values
 
 
 def read_report(folder: Path) -> Record:
