@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from compressor.errors import OutputError
 
 MORE_SPACE = "free some space or choose another folder"
 DEEPEST = 100
-"""Lists and objects inside one another in a JSON file. No file of this project comes near; Python's stack ends later."""
+"""Levels of lists and objects in a JSON file. Files of this project have a tenth of them."""
 
 
 @contextmanager
@@ -131,7 +131,7 @@ def read_regular(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def parse_json(text: str | bytes, **hooks: Callable[..., object]) -> Any:  # noqa: ANN401 - JSON is whatever was written
+def parse_json(text: str | bytes, **hooks: Any) -> Any:  # noqa: ANN401 - JSON is whatever was written
     """The content of a JSON text, with the hooks of `json.loads`. Raises ValueError also for one nested too deeply.
 
     Whoever walks through the content may so use recursion.
@@ -142,9 +142,8 @@ def parse_json(text: str | bytes, **hooks: Callable[..., object]) -> Any:  # noq
         raise ValueError("it is nested too deeply") from None
     level = [data]
     for _ in range(DEEPEST):
-        inside = [
-            value.values() if isinstance(value, dict) else value for value in level if isinstance(value, dict | list)
-        ]
+        nested = [value for value in level if isinstance(value, dict | list)]
+        inside = [value.values() if isinstance(value, dict) else value for value in nested]
         level = [item for items in inside for item in items]
         if not level:
             return data

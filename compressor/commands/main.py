@@ -18,6 +18,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from compressor.artifacts.files import read_json, to_strict, write_json
 from compressor.artifacts.run_folder import DONE, check_folder, held_folder, read_status
@@ -32,6 +33,7 @@ from compressor.commands.config import (
     CONFIG_MODULE,
     add_forecast_defaults,
     add_overrides,
+    one_line,
     open_hydra,
     parse_arguments,
     read_config,
@@ -187,7 +189,10 @@ def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) 
     multirun = parsed.multirun or (config.mode is not None and config.mode.name == "MULTIRUN")
     if multirun and not many:
         raise ConfigError("`compressor forecast` looks at one configuration, got a multirun; leave out -m")
-    key, chosen = FOLDER_KEYS[multirun], config.sweep.dir if multirun else config.run.dir
+    try:
+        key, chosen = FOLDER_KEYS[multirun], config.sweep.dir if multirun else config.run.dir
+    except OmegaConfBaseException as error:
+        raise ConfigError(one_line(error)) from None
     check_folder(Path(chosen), inputs)
     # A folder named by the time must not change its name now.
     line = add_overrides(arguments, after=[f"{key}={quote(chosen)}"])

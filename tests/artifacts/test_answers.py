@@ -36,7 +36,7 @@ def test_a_damaged_block_costs_only_its_own_answers(tmp_path: Path) -> None:
 
 def test_answers_wait_for_their_block_and_then_are_announced(tmp_path: Path) -> None:
     announced: list[int] = []
-    stored = Answers(tmp_path, lambda: announced.append(len(list(tmp_path.iterdir()))))
+    stored = Answers(tmp_path, after_block=lambda: announced.append(len(list(tmp_path.iterdir()))))
     stored.add("a", {"x": np.zeros(1)})
     assert not announced and not list(tmp_path.iterdir())
     stored.save()
