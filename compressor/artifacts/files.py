@@ -22,6 +22,13 @@ DEEPEST = 100
 """Levels of lists and objects in a JSON file. Files of this project have a tenth of them."""
 
 
+class NestedTooDeeply(ValueError):
+    """A JSON text has more levels than anything that this project writes."""
+
+    def __init__(self) -> None:
+        super().__init__("it is nested too deeply")
+
+
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
     """Replace the file `path` in one step. Yields a temporary path beside it, where the caller writes the new file.
@@ -126,7 +133,8 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is whatever was written
 
 def read_regular(path: Path) -> bytes:
     """The bytes of a regular file. Raises OSError for anything else: reading a pipe or a device may never end."""
-    if not stat.S_ISREG(path.stat().st_mode):
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # the system says what a folder is
         raise OSError(errno.EINVAL, "it is no regular file")
     return path.read_bytes()
 
@@ -139,7 +147,7 @@ def parse_json(text: str | bytes, **hooks: Any) -> Any:  # noqa: ANN401 - JSON i
     try:
         data = json.loads(text, **hooks)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise NestedTooDeeply from None
     level = [data]
     for _ in range(DEEPEST):
         nested = [value for value in level if isinstance(value, dict | list)]
@@ -147,7 +155,7 @@ def parse_json(text: str | bytes, **hooks: Any) -> Any:  # noqa: ANN401 - JSON i
         level = [item for items in inside for item in items]
         if not level:
             return data
-    raise ValueError("it is nested too deeply")
+    raise NestedTooDeeply
 
 
 def check_writable(folder: Path) -> None:

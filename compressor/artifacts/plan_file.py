@@ -16,7 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.files import parse_json, read_regular, remove_file, write_bytes, write_json
+from compressor.artifacts.files import NestedTooDeeply, parse_json, read_regular, remove_file, write_bytes, write_json
 from compressor.contracts import Plan, Treatment
 from compressor.errors import PlanError, suggest
 
@@ -94,6 +94,8 @@ def read_plan(path: str | Path, depth: int | None = None, amount: float | None =
         raise PlanError(
             f"{where} is not JSON: {error.msg} at line {error.lineno} column {error.colno}; {SHAPE}"
         ) from None
+    except NestedTooDeeply:
+        raise PlanError(f"{where} is nested too deeply; {SHAPE}") from None
     except (_Wrong, PlanError, ValueError) as error:  # ValueError: a number with thousands of digits
         raise PlanError(f"{where}: {error}") from None
 

@@ -14,7 +14,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -69,15 +69,19 @@ def complete_overrides(overrides: Sequence[str], plugins: Plugins) -> tuple[list
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     """Parse overrides by Hydra's grammar; raises ConfigError for what it cannot read."""
-    return [parse_override(override) for override in overrides]
+    loader = GlobalHydra.instance().config_loader() if GlobalHydra.instance().is_initialized() else None
+    return [parse_override(override, loader) for override in overrides]
 
 
-@functools.lru_cache(maxsize=4096)
-def parse_override(override: str) -> Override:
-    """Parse one override by Hydra's grammar, which takes long; raises ConfigError for what it cannot read."""
+@functools.lru_cache(maxsize=256)
+def parse_override(override: str, loader: ConfigLoader | None) -> Override:
+    """Parse one override by Hydra's grammar, which takes long; raises ConfigError for what it cannot read.
+
+    `loader` knows the options that glob(…) chooses from.
+    """
     check_text(override)
     try:
-        (parsed,) = OverridesParser.create().parse_overrides([override])
+        (parsed,) = OverridesParser.create(loader).parse_overrides([override])
     except OverrideParseException as error:
         reason = error.message.splitlines()[0]
     except (ValueError, OverflowError, RecursionError) as error:  # a number of thousands of digits, a wrong escape
@@ -99,7 +103,7 @@ def check_text(override: str) -> None:
         deepest = max(deepest, depth)
     if deepest > DEEPEST:
         raise ConfigError(
-            f"`{override:.60}…` has {deepest} brackets inside one another, at most {DEEPEST} are read; check its brackets"
+            f"`{override:.60}…` has {deepest} brackets inside one another, at most {DEEPEST} are read; close them"
         )
 
 
@@ -148,7 +152,7 @@ def choose_compressors(overrides: Sequence[str]) -> list[str]:
         chosen = compose_groups([alternatives(override)[0] for override in groups])
     except ConfigError:
         return []  # `check_overrides` says what is wrong
-    schedule = chosen.schedule if isinstance(chosen.schedule, DictConfig) else {}
+    schedule = {} if OmegaConf.is_missing(chosen, "schedule") else chosen.schedule or {}
     in_file = any(schedule.get(name) is not None for name in SIZE_OPTIONS)
     given = {o.key_or_group for o in parsed if o.is_sweep_override() or o.value() is not None}
     if not in_file and not given & sizes:
@@ -227,7 +231,12 @@ def alternatives(override: Override) -> list[str]:
     """The override once for each value of its sweep, or as it is."""
     if not override.is_sweep_override():
         return [override.input_line or ""]
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    try:
+        return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    except HydraException as error:
+        raise ConfigError(
+            f"cannot list the values of `{override.input_line:.200}`: {str(error).splitlines()[0]}; give them one by one"
+        ) from None
 
 
 def flatten_keys(node: object, prefix: str = "") -> Iterator[str]:
