@@ -232,11 +232,14 @@ def alternatives(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [override.input_line or ""]
     try:
-        return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        found = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
     except HydraException as error:
         raise ConfigError(
-            f"cannot list the values of `{override.input_line:.200}`: {str(error).splitlines()[0]}; give them one by one"
+            f"cannot list the values of `{override.input_line:.200}` ({str(error).splitlines()[0]}); name them"
         ) from None
+    if not found:
+        raise ConfigError(f"`{override.input_line:.200}` names no value; give at least one")
+    return found
 
 
 def flatten_keys(node: object, prefix: str = "") -> Iterator[str]:
