@@ -6,7 +6,7 @@ STAMP := $(VENV)/installed
 # For `make gpu`, which installs nothing: the environment of `make run` where it exists, else any Python with torch.
 GPU_PYTHON ?= $(firstword $(wildcard $(VENV)/bin/python) python3)
 
-.PHONY: run test test-all bench gpu lint clean
+.PHONY: run test test-all nightly bench gpu lint clean
 
 run: $(STAMP)
 	$(VENV)/bin/compressor run
@@ -16,10 +16,14 @@ PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --di
 
 # Five families of models; the others are marked slow.
 test: $(STAMP)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not nightly"
 
 test-all: $(STAMP)
-	$(PYTEST)
+	$(PYTEST) -m "not nightly"
+
+# Bad input by machine, thousands of examples.
+nightly: $(STAMP)
+	$(PYTEST) -m nightly
 
 bench: $(STAMP)
 	$(VENV)/bin/python -m tests.benchmarks

@@ -54,6 +54,7 @@ def count_operations(work: Callable[[], object], kill_at: int | None = None, log
 
     for name in OPERATIONS:
         setattr(os, name, counted(getattr(os, name)))
+    os.open = counted(os.open, lambda _, flags, *__, **___: flags & os.O_CREAT)  # type: ignore[assignment]
     shutil.rmtree = counted(shutil.rmtree)  # type: ignore[assignment]
     io.open = builtins.open = counted(builtins.open, writes)  # type: ignore[assignment]
     status = 1
