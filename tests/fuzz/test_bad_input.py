@@ -57,6 +57,9 @@ STATE = {
 }
 
 
+ARGUMENTS = {"arguments": ["seed=1"], "key": "hydra.run.dir"}
+
+
 def make_record() -> Record:
     score = Score(16.4, 1.0, 2.0, 3.0, 0.0, 64.0, 15.0, 17.0, 16.4, 16.4, 8)
     curve = [CurvePoint(2, 0.5, "fdtm", 3.0, PLAN)]
@@ -167,7 +170,7 @@ READERS: dict[str, tuple[str, object, Callable[[Path], None]]] = {
     "state with checksum": ("state/run.json", STATE, read_the_state_with_its_checksum),
     "status": (STATUS, {"status": "done", "pid": 1, "host": "elsewhere", "heartbeat": 1.5}, read_the_status),
     "mark": (MARK, {"pid": 1, "host": "elsewhere"}, hold),
-    "arguments": (str(COMMAND_FILE), {"arguments": ["seed=1"], "key": "hydra.run.dir"}, lambda p: read_arguments(p.parents[1])),
+    "arguments": (str(COMMAND_FILE), ARGUMENTS, lambda p: read_arguments(p.parents[1])),
     "sequences": ("sequences.jsonl", {"index": 0, "fdtm": 3.0}, lambda p: read_sequences(p.parent)),
 }  # fmt: skip
 CHANGED = ("state with checksum", "mark")
@@ -209,9 +212,9 @@ def test_facts_of_arrays_may_be_anything(examples: int, tmp_path: Path) -> None:
 
 
 PIECES = st.sampled_from((
-    "seed", "data.prefixes", "data.path", "model", "metric", "schedule", "schedule.targets", "compressor", "hydra.run.dir",
-    "=", "=", "=", "+", "++", "~", "@", ",", ".", "/", "[", "]", "{", "}", "(", ")", "'", '"', "\\", "${", "}", ":",
-    "range(", "choice(", "glob(*)", "uniform", "tiny", "int8", "null", "true", "nan", "1e400", "1" + "0" * 400, "1", "-1",
+    "seed", "data.prefixes", "data.path", "model", "metric", "schedule", "schedule.targets", "compressor",
+    "hydra.run.dir", "=", "=", "=", "+", "++", "~", "@", ",", ".", "/", "[", "]", "{", "}", "(", ")", "'", '"', "\\", "${", "}", ":",
+    "range(", "choice(", "glob(*)", "uniform", "tiny", "int8", "null", "true", "nan", "1e400", "1" + "0" * 400, "1",
     "\0", "\x1b[31m", "\u202e", "\ud800", "\n", " ", "a" * 300, "[" * 200, "x" * 20_000,
 ))  # fmt: skip
 FLAGS = ("-m", "--multirun", "--cfg", "job", "--resolve", "-x", "--", "--config-name", "--package")
@@ -273,7 +276,10 @@ def test_aliases_in_hydras_record_do_not_grow(tmp_path: Path) -> None:
         (["-m", "seed=glob(*)"], "`seed=glob(*)` names no value; give at least one"),
         (["~schedule"], "`schedule` is needed and not given; add schedule=…"),
         (["hydra.run.dir=${x}"], "Interpolation key 'x' not found"),
-        (["seed=" + "[" * 60], f"`seed={'[' * 55}…` has 60 brackets inside one another, at most 50 are read; close them"),
+        (
+            ["seed=" + "[" * 60],
+            f"`seed={'[' * 55}…` has 60 brackets inside one another, at most 50 are read; close them",
+        ),
         (["a" * 300 + "=1"], f"unknown key `{'a' * 300}`; compressor --help lists all"),
     ],
 )  # fmt: skip
