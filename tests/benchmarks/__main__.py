@@ -25,6 +25,7 @@ BENCHMARKS = (
     "allocators",
     "gptq",
     "loading",
+    "load",
 )
 ON_REQUEST = ("gpu",)
 """Benchmarks that run only when they are named: they need a GPU."""
