@@ -16,6 +16,7 @@ from compressor.compression.trial_weights import TrialWeights
 from compressor.contracts import EstimableMetric, Metric, Prefixes, Problem, Reads
 from compressor.data import texts
 from compressor.data.reference import build_reference, cache_folder
+from compressor.data.text_files import Text
 from compressor.errors import ConfigError, suggest
 from compressor.evaluation.evaluator import Evaluator
 from compressor.export import FileSizes
@@ -44,7 +45,7 @@ HARMLESS = ("wandb", "pluggy", "hydra-core", "gguf")
 class RunSetup:
     """A model with its metrics and treatments; `evaluators` are over the prefixes whose reference was built.
 
-    `trial_weights` make the weights of trials.
+    `trial_weights` make the weights of trials. `text` is the natural text of the run; `notes` are for its report.
     """
 
     settings: Settings
@@ -53,12 +54,14 @@ class RunSetup:
     treatments: Treatments
     trial_weights: TrialWeights
     memory: MemoryBudget
+    text: Text | None = None
+    notes: list[str] = field(default_factory=list)
     evaluators: dict[Prefixes, Evaluator] = field(default_factory=dict)
 
     def take_reference_steps(self, wanted: Sequence[Prefixes]) -> Iterator[None]:
         """Make prefixes, windows of text, and a reference for each of `wanted`; yields 2 + len(wanted) times."""
         settings, model = self.settings, self.model
-        text = texts.load_text(settings.data)
+        text = self.text.content if self.text else None
         made = texts.make_prefixes(model, settings.data, text, Prefixes.PROOF in wanted)
         prefixes = dict(zip(Prefixes, made, strict=True))
         yield
@@ -67,6 +70,7 @@ class RunSetup:
             for name, metric in self.metrics.items()
             if (request := metric.text()) is not None
         }
+        self.notes += [note for found in windows.values() for note in found.notes]
         yield
         head: FrozenHead | None = None
         for which in wanted:
@@ -110,6 +114,8 @@ class RunSetup:
         `answers` are those of an interrupted run, and keep the new ones.
         """
         settings, records, remarks = self.settings, [] if rounds is None else rounds, [] if notes is None else notes
+        remarks += self.notes
+        self.notes = remarks
         ledger = Ledger(settings.data.prefixes)
         stored = answers or Answers()
         scorer = TrialScorer(self.evaluators, self.metrics, ledger, progress, folder, settings.seed, stored)
@@ -181,13 +187,15 @@ def open_setup(settings: Settings, plugins: Plugins, needs: Sequence[str], progr
     metrics: dict[str, Metric] = dict(settings.metric)
     for name in [*needs, *check_screen(settings.sweep, plugins)]:
         metrics.setdefault(name, plugins.metrics[name]())
+    text = texts.load_text(settings.data)
+    for note in text.notes if text else ():
+        progress.say(note)
     model = watch(progress, "loading the model", lambda: load_model(settings.model, settings.components))
     texts.check_settings(settings.data, model.context)
     treatments = Treatments(settings.compressor, plugins.compressors, settings.seed)
     memory = make_budget(model.device, *given)
-    return RunSetup(
-        settings, model, metrics, treatments, TrialWeights(model, treatments, memory.compressed_weights), memory
-    )
+    trial_weights = TrialWeights(model, treatments, memory.compressed_weights)
+    return RunSetup(settings, model, metrics, treatments, trial_weights, memory, text, list(text.notes) if text else [])
 
 
 def check_numbers(settings: Settings) -> None:
