@@ -10,6 +10,7 @@ import torch
 
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.run_record import ReferenceRecord, RoundRecord, collect_versions
+from compressor.commands.early_checks import check_settings, list_ineffective
 from compressor.compression.apply import Treatments
 from compressor.compression.calibrator import Calibrator
 from compressor.compression.trial_weights import TrialWeights
@@ -181,9 +182,10 @@ class RunSetup:
 
 def open_setup(settings: Settings, plugins: Plugins, needs: Sequence[str], progress: Progress) -> RunSetup:
     """Load what the settings name, and the metrics in `needs`; raises CompressorError for wrong settings."""
-    check_numbers(settings)
+    check_settings(settings)
     given = [parse_bytes(f"memory.{name}", getattr(settings.memory, name)) for name in ("device", "host")]
-    warn_of_removed(settings.sweep)
+    for line in list_ineffective(settings):
+        log.warning("%s", line)
     metrics: dict[str, Metric] = dict(settings.metric)
     for name in [*needs, *check_screen(settings.sweep, plugins)]:
         metrics.setdefault(name, plugins.metrics[name]())
@@ -196,29 +198,6 @@ def open_setup(settings: Settings, plugins: Plugins, needs: Sequence[str], progr
     memory = make_budget(model.device, *given)
     trial_weights = TrialWeights(model, treatments, memory.compressed_weights)
     return RunSetup(settings, model, metrics, treatments, trial_weights, memory, text, list(text.notes) if text else [])
-
-
-def check_numbers(settings: Settings) -> None:
-    """Raise ConfigError for numbers that no command can work with."""
-    for key, value in (("seed", settings.seed), ("data.seed", settings.data.seed)):
-        if value < 0:
-            raise ConfigError(f"`{key}` must not be negative, got {value}; choose 0 or more")
-    if settings.sweep.batch is not None and settings.sweep.batch < 1:
-        raise ConfigError(f"`sweep.batch` must be at least 1, got {settings.sweep.batch}; raise it or leave it out")
-    if not 0.0 < settings.sweep.delta < 1.0:
-        raise ConfigError(f"`sweep.delta` must be in (0, 1), got {settings.sweep.delta:g}; 0.05 is one error in 20")
-    if not 0.0 <= settings.sweep.tolerance < 1.0:
-        raise ConfigError(
-            f"`sweep.tolerance` must be in [0, 1), got {settings.sweep.tolerance:g}; 0.02 ignores gains below 2 %"
-        )
-    if settings.sweep.audit < 0:
-        raise ConfigError(f"`sweep.audit` must not be negative, got {settings.sweep.audit}; 0 measures none of them")
-
-
-def warn_of_removed(settings: SweepSettings) -> None:
-    """Warn once if a setting that no longer has an effect was given."""
-    if settings.racing is not None:
-        log.warning("`sweep.racing` is ignored: racing was removed, because it measured no gain; leave the setting out")
 
 
 def check_screen(settings: SweepSettings, plugins: Plugins) -> list[str]:

@@ -11,8 +11,6 @@ from compressor.errors import ConfigError, DataError
 from compressor.models import Model
 from compressor.settings import DataSettings
 
-PATH_NEEDED = "`data=text` needs `data.path`, got none; give a file with text, or with rows of it"
-NAME_NEEDED = "`data=hf` needs `data.name`, got none; give the data set's name, such as Salesforce/wikitext"
 SAMPLED_AT_ONCE = 64  # a constant: each batch draws its random numbers anew
 
 
@@ -49,8 +47,7 @@ def load_hub_text(settings: DataSettings) -> Text:
         import datasets
     except ImportError:
         raise DataError("`data=hf` needs the package datasets; install it: pip install 'compressor[data]'") from None
-    if not settings.name:
-        raise ConfigError(NAME_NEEDED)
+    assert settings.name, "checked before"
     try:
         rows = datasets.load_dataset(settings.name, settings.subset, split=settings.split)
     except Exception as error:  # datasets raises some twenty kinds of errors for a missing name, split or network
@@ -68,8 +65,7 @@ def load_text(settings: DataSettings) -> Text | None:
         return None
     if settings.source == "hf":
         return load_hub_text(settings)
-    if not settings.path:
-        raise ConfigError(PATH_NEEDED)
+    assert settings.path, "checked before"
     text = read_text(settings.path, settings.column)
     if settings.column is not None and text.column is None:
         raise ConfigError(

@@ -128,13 +128,6 @@ def test_bad_lengths(tiny: Model, changes: dict[str, int], message: str) -> None
         make_prefixes(tiny, DataSettings(**changes), None)
 
 
-def test_text_without_a_path() -> None:
-    with pytest.raises(ConfigError, match=r"`data=text` needs `data\.path`"):
-        load_text(DataSettings(source="text"))
-    with pytest.raises((ConfigError, DataError), match="`data=hf` needs"):
-        load_text(DataSettings(source="hf"))
-
-
 def test_a_data_set_of_the_hub_is_read_by_datasets(tmp_path: Path) -> None:
     """The real loader on a local folder: nothing is downloaded here."""
     pytest.importorskip("datasets", reason="the optional extra `data` is not installed")
