@@ -128,7 +128,8 @@ def open_tracker(
     """A tracker for one run, which is closed at the end, also where the run fails.
 
     A run that is resumed goes on under its `run_id` in W&B. W&B's runs are written to $WANDB_DIR/wandb, or
-    `folder`/wandb where that is not set, and all its other files to `folder`/wandb. The environment of the process is restored.
+    `folder`/wandb where that is not set, and all its other files to `folder`/wandb. The environment of the
+    process is restored.
     """
     if settings.backend == "none" or settings.mode is TrackingMode.disabled:
         yield Tracker()
