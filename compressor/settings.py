@@ -71,7 +71,8 @@ class ModelSettings:
 class DataSettings:
     """Prefixes of `prefix_tokens` (BOS included), each continued by the base by `continuation_tokens`.
 
-    The search decides on `prefixes`. The final score is on `proof_prefixes` fresh ones; None means as many.
+    Of texts in rows, `column` holds the text; None is the obvious one. The search decides on `prefixes`. The final
+    score is on `proof_prefixes` fresh ones; None means as many.
     """
 
     source: DataSource = DataSource.self
@@ -79,6 +80,7 @@ class DataSettings:
     name: str | None = None
     subset: str | None = None
     split: str = "test"
+    column: str | None = None
     prefixes: int = 64
     proof_prefixes: int | None = None
     prefix_tokens: int = 32

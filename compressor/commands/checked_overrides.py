@@ -18,7 +18,8 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from compressor.commands.config import compose, compose_groups
+from compressor.commands.config import build_settings, compose, compose_groups
+from compressor.commands.early_checks import check_settings
 from compressor.errors import ConfigError, suggest
 from compressor.plugins import Plugins
 
@@ -64,7 +65,10 @@ def complete_overrides(overrides: Sequence[str], plugins: Plugins) -> tuple[list
     for index, (values, chooses) in enumerate(zip(choices, groups, strict=True)):
         for value in values[1:] if chooses else ():
             compose([*first[:index], value, *first[index + 1 :]])
-    return lines, compose(first)
+    config = compose(first)
+    if not any(override.is_sweep_override() for override in parsed):  # else each job is checked, and fails alone
+        check_settings(build_settings(config))
+    return lines, config
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:

@@ -1,5 +1,6 @@
 """`compressor run`, from settings to a finished folder: load, reference, search, final score, export, report."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ from compressor.search.session import Session
 from compressor.settings import Settings
 from compressor.tracking.run_label import RunLabel
 from compressor.tracking.wandb_tracker import Tracker, open_tracker
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -85,6 +88,10 @@ class Run:
         """Load model, metrics, compressors and schedule. Wrong settings are errors here, before any work."""
         settings = self.settings
         export.check_format(settings.export.format)
+        if settings.forecast.check:
+            log.warning(
+                "`forecast.check` has no effect in `compressor run`; leave it out, or use `compressor forecast`"
+            )
         self.setup = open_setup(settings, plugins, settings.schedule.ranks_by(), self.progress)
         model = self.setup.model
         if settings.export.gguf:

@@ -10,12 +10,14 @@ import torch
 
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.run_record import ReferenceRecord, RoundRecord, collect_versions
+from compressor.commands.early_checks import check_settings, list_ineffective
 from compressor.compression.apply import Treatments
 from compressor.compression.calibrator import Calibrator
 from compressor.compression.trial_weights import TrialWeights
 from compressor.contracts import EstimableMetric, Metric, Prefixes, Problem, Reads
 from compressor.data import texts
 from compressor.data.reference import build_reference, cache_folder
+from compressor.data.text_files import Text
 from compressor.errors import ConfigError, suggest
 from compressor.evaluation.evaluator import Evaluator
 from compressor.export import FileSizes
@@ -44,7 +46,7 @@ HARMLESS = ("wandb", "pluggy", "hydra-core", "gguf")
 class RunSetup:
     """A model with its metrics and treatments; `evaluators` are over the prefixes whose reference was built.
 
-    `trial_weights` make the weights of trials.
+    `trial_weights` make the weights of trials. `text` is the natural text of the run; `notes` are for its report.
     """
 
     settings: Settings
@@ -53,12 +55,14 @@ class RunSetup:
     treatments: Treatments
     trial_weights: TrialWeights
     memory: MemoryBudget
+    text: Text | None = None
+    notes: list[str] = field(default_factory=list)
     evaluators: dict[Prefixes, Evaluator] = field(default_factory=dict)
 
     def take_reference_steps(self, wanted: Sequence[Prefixes]) -> Iterator[None]:
         """Make prefixes, windows of text, and a reference for each of `wanted`; yields 2 + len(wanted) times."""
         settings, model = self.settings, self.model
-        text = texts.load_text(settings.data)
+        text = self.text.content if self.text else None
         made = texts.make_prefixes(model, settings.data, text, Prefixes.PROOF in wanted)
         prefixes = dict(zip(Prefixes, made, strict=True))
         yield
@@ -67,6 +71,7 @@ class RunSetup:
             for name, metric in self.metrics.items()
             if (request := metric.text()) is not None
         }
+        self.notes += [note for found in windows.values() for note in found.notes]
         yield
         head: FrozenHead | None = None
         for which in wanted:
@@ -110,6 +115,8 @@ class RunSetup:
         `answers` are those of an interrupted run, and keep the new ones.
         """
         settings, records, remarks = self.settings, [] if rounds is None else rounds, [] if notes is None else notes
+        remarks += self.notes
+        self.notes = remarks
         ledger = Ledger(settings.data.prefixes)
         stored = answers or Answers()
         scorer = TrialScorer(self.evaluators, self.metrics, ledger, progress, folder, settings.seed, stored)
@@ -175,42 +182,22 @@ class RunSetup:
 
 def open_setup(settings: Settings, plugins: Plugins, needs: Sequence[str], progress: Progress) -> RunSetup:
     """Load what the settings name, and the metrics in `needs`; raises CompressorError for wrong settings."""
-    check_numbers(settings)
+    check_settings(settings)
     given = [parse_bytes(f"memory.{name}", getattr(settings.memory, name)) for name in ("device", "host")]
-    warn_of_removed(settings.sweep)
+    for line in list_ineffective(settings):
+        log.warning("%s", line)
     metrics: dict[str, Metric] = dict(settings.metric)
     for name in [*needs, *check_screen(settings.sweep, plugins)]:
         metrics.setdefault(name, plugins.metrics[name]())
+    text = texts.load_text(settings.data)
+    for note in text.notes if text else ():
+        progress.say(note)
     model = watch(progress, "loading the model", lambda: load_model(settings.model, settings.components))
     texts.check_settings(settings.data, model.context)
     treatments = Treatments(settings.compressor, plugins.compressors, settings.seed)
     memory = make_budget(model.device, *given)
-    return RunSetup(
-        settings, model, metrics, treatments, TrialWeights(model, treatments, memory.compressed_weights), memory
-    )
-
-
-def check_numbers(settings: Settings) -> None:
-    """Raise ConfigError for numbers that no command can work with."""
-    for key, value in (("seed", settings.seed), ("data.seed", settings.data.seed)):
-        if value < 0:
-            raise ConfigError(f"`{key}` must not be negative, got {value}; choose 0 or more")
-    if settings.sweep.batch is not None and settings.sweep.batch < 1:
-        raise ConfigError(f"`sweep.batch` must be at least 1, got {settings.sweep.batch}; raise it or leave it out")
-    if not 0.0 < settings.sweep.delta < 1.0:
-        raise ConfigError(f"`sweep.delta` must be in (0, 1), got {settings.sweep.delta:g}; 0.05 is one error in 20")
-    if not 0.0 <= settings.sweep.tolerance < 1.0:
-        raise ConfigError(
-            f"`sweep.tolerance` must be in [0, 1), got {settings.sweep.tolerance:g}; 0.02 ignores gains below 2 %"
-        )
-    if settings.sweep.audit < 0:
-        raise ConfigError(f"`sweep.audit` must not be negative, got {settings.sweep.audit}; 0 measures none of them")
-
-
-def warn_of_removed(settings: SweepSettings) -> None:
-    """Warn once if a setting that no longer has an effect was given."""
-    if settings.racing is not None:
-        log.warning("`sweep.racing` is ignored: racing was removed, because it measured no gain; leave the setting out")
+    trial_weights = TrialWeights(model, treatments, memory.compressed_weights)
+    return RunSetup(settings, model, metrics, treatments, trial_weights, memory, text, list(text.notes) if text else [])
 
 
 def check_screen(settings: SweepSettings, plugins: Plugins) -> list[str]:

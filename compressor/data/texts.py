@@ -1,12 +1,12 @@
 """Prefixes, which the base continues, and windows of natural text, on which perplexity is measured."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from compressor.contracts import TextWindows
+from compressor.data.text_files import Text, choose_column, join_rows, read_text
 from compressor.errors import ConfigError, DataError
 from compressor.models import Model
 from compressor.settings import DataSettings
@@ -16,11 +16,15 @@ SAMPLED_AT_ONCE = 64  # a constant: each batch draws its random numbers anew
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of text: `tokens` `[sequence, length]`; `counted` `[sequence, length - 1]` is true for scored tokens."""
+    """Windows of text: `tokens` `[sequence, length]`; `counted` `[sequence, length - 1]` is true for scored tokens.
+
+    `notes` say how the text was read.
+    """
 
     source: str
     tokens: Tensor
     counted: Tensor
+    notes: tuple[str, ...] = ()
 
 
 def check_settings(settings: DataSettings, context: int | None) -> None:
@@ -37,49 +41,37 @@ def check_settings(settings: DataSettings, context: int | None) -> None:
         )
 
 
-def read_text(path: str | Path) -> str:
-    """The UTF-8 text of a file."""
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start} cannot be read); convert it") from None
-    except OSError as error:
-        raise DataError(f"cannot read text `{path}`: {error.strerror or error}; give a file as `data.path`") from None
-    if not text.strip():
-        raise DataError(f"{path} is empty; give a file with text")
-    return text
-
-
-def load_hub_text(settings: DataSettings) -> str:
-    """The column `text` of a Hugging Face data set, joined by line breaks."""
+def load_hub_text(settings: DataSettings) -> Text:
+    """A column of a Hugging Face data set."""
     try:
         import datasets
     except ImportError:
-        raise DataError("`data=hf` needs the package datasets; install it: pip install compressor[data]") from None
-    if not settings.name:
-        raise ConfigError(
-            "`data=hf` needs `data.name`, got none; give the data set's name, such as Salesforce/wikitext"
-        )
+        raise DataError("`data=hf` needs the package datasets; install it: pip install 'compressor[data]'") from None
+    assert settings.name, "checked before"
     try:
         rows = datasets.load_dataset(settings.name, settings.subset, split=settings.split)
-        text = "\n".join(rows["text"])
     except Exception as error:  # datasets raises some twenty kinds of errors for a missing name, split or network
         reason = " ".join(str(error).split())
         raise DataError(f"cannot load data set `{settings.name}`: {reason}; check its name and split") from None
-    if not text.strip():
-        raise DataError(f"data set `{settings.name}` has no text in split `{settings.split}`; choose another")
-    return text
+    source = f"data set `{settings.name}`"
+    columns = list(rows.column_names)
+    chosen = choose_column(columns, settings.column, source)
+    return join_rows(rows[chosen], chosen, columns, settings.column, source)
 
 
-def load_text(settings: DataSettings) -> str | None:
+def load_text(settings: DataSettings) -> Text | None:
     """The natural text of the run; None for `data=self`."""
     if settings.source == "self":
         return None
     if settings.source == "hf":
         return load_hub_text(settings)
-    if not settings.path:
-        raise ConfigError("`data=text` needs `data.path`, got none; give a UTF-8 text file")
-    return read_text(settings.path)
+    assert settings.path, "checked before"
+    text = read_text(settings.path, settings.column)
+    if settings.column is not None and text.column is None:
+        raise ConfigError(
+            f"`data.column` is {settings.column}, and {settings.path} is plain text without columns; leave it out"
+        )
+    return text
 
 
 def encode_text(model: Model, text: str) -> Tensor:
@@ -171,8 +163,10 @@ def cut_windows(ids: Tensor, window: int, stride: int, source: str) -> Windows:
 
 def make_windows(model: Model, request: TextWindows, settings: DataSettings, text: str | None) -> Windows:
     """The windows that a metric asks for: of its own text, else of the run's text, else of sequences from the base."""
+    notes: tuple[str, ...] = ()
     if request.path is not None:
-        text, source = read_text(request.path), request.path
+        own = read_text(request.path)
+        text, source, notes = own.content, request.path, own.notes
     else:
         source = settings.path or settings.name or "the run's text"
     context = model.context or 2048
@@ -184,4 +178,4 @@ def make_windows(model: Model, request: TextWindows, settings: DataSettings, tex
         return Windows("sequences sampled from the base", tokens, torch.ones_like(tokens[:, 1:], dtype=torch.bool))
     ids = encode_text(model, text)[: request.tokens]
     window = min(window, len(ids))
-    return cut_windows(ids, window, min(request.stride or window, window), source)
+    return replace(cut_windows(ids, window, min(request.stride or window, window), source), notes=notes)

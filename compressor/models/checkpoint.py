@@ -20,9 +20,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from compressor.errors import ModelError
+from compressor.model_paths import find_local_folder
 from compressor.settings import ModelSettings
 
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 HUB_IGNORED = ("*/*", "consolidated*")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
@@ -45,21 +45,7 @@ def find_folder(settings: ModelSettings, embedded: Path) -> Path:
         if not embedded.is_dir():
             raise ModelError("the embedded tiny model is not installed; set `model.path` to a folder or a hub id")
         return embedded
-    if not settings.path:
-        raise ModelError("`model.path` is needed and not given; set it to a folder or a hub id")
-    path = Path(settings.path).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise ModelError(
-            f"`model.path` must be a folder, got the file `{settings.path}`; give the folder that holds it"
-        )
-    nested = "/" in settings.path and path.parent.exists()
-    if settings.path.startswith(("/", ".", "~")) or nested or not HUB_ID.fullmatch(settings.path):
-        raise ModelError(
-            f"`model.path`: no such folder `{settings.path}`; check the spelling, or give a hub id `org/name`"
-        )
-    return _download_folder(settings)
+    return find_local_folder(settings.path) or _download_folder(settings)
 
 
 def _download_folder(settings: ModelSettings) -> Path:

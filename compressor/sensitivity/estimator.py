@@ -65,7 +65,9 @@ class GradientEstimator:
             at_once = gradients.at_once or self._count_at_once(changes)
             for start in chosen[::at_once]:
                 rows = self.reference.tokens[start : min(start + at_once, chosen.stop)]
-                line, square = (Projections(changes, len(rows), squared) for squared in (False, True))
+                line, square = (
+                    Projections(changes, len(rows), squared, gradients.every_token) for squared in (False, True)
+                )
                 if count_backward_passes(request, self.is_base) == 2:
                     self._project(gradients, self.objective.value, start, rows, line)
                 self._project(gradients, self._probe(start), start, rows, square)
@@ -168,12 +170,12 @@ class Projections:
 
     `sums` `[sequence, option]` are sums over rows, `squares` `[sequence, option]` sums of the squares over rows, and
     `rows` `[row, option]` sums over sequences, of the squares if `squared` is set. `reached` holds the components that
-    had a gradient other than zero.
+    a token came to: those that see `every_token`, and others that had a gradient other than zero.
     """
 
-    def __init__(self, changes: Changes, sequences: int, squared: bool) -> None:
+    def __init__(self, changes: Changes, sequences: int, squared: bool, every_token: frozenset[str]) -> None:
         self._changes, self._squared = changes, squared
-        self.reached: set[str] = set()
+        self.reached = set(every_token)
         self.sums, self.squares, self.rows = {}, {}, {}
         for name, component in changes.components.items():
             options = len(changes.options[name])

@@ -61,7 +61,8 @@ class LayerwiseGradients:
     """Computes the gradients of the components `names` of `model`, one layer after the other.
 
     `at_once` is the largest number of sequences in one backward pass: None is any number, 1 is for models whose
-    modules mix the tokens of sequences.
+    modules mix the tokens of sequences. `every_token` are the components whose input is every token of every sequence,
+    so that a gradient of zero means that nothing can be lost by them.
     """
 
     def __init__(self, model: Model, names: Collection[str]) -> None:
@@ -77,7 +78,9 @@ class LayerwiseGradients:
             for place, weight_views in self.places.items()
             if len(shapes[place]) == 1 and is_linear(weight_views[0].owner) and uses[id(weight_views[0].parameter)] == 1
         }
-        keeps_sequences = all(shapes[place][0][:2] == PROBE and len(shapes[place][0]) > 2 for place in self.captured)
+        dense = {place for place in self.captured if shapes[place][0][:2] == PROBE and len(shapes[place][0]) > 2}
+        self.every_token = frozenset(view.component.name for place in dense for view in self.places[place])
+        keeps_sequences = dense == self.captured
         self.at_once = None if keeps_sequences and len(self.captured) == len(self.places) else 1
 
     def run_backward(self, tokens: Tensor, keep: int, scalar: Callable[[Tensor], Tensor], visit: Visit) -> None:

@@ -4,12 +4,17 @@ W&B gets a point for each round, and the result. Scored trials are not sent: the
 goes wrong in W&B, the run continues: it is never stopped, never waits for an answer, and for W&B only a limited time.
 """
 
+import http.client
 import logging
 import netrc
 import os
 import shlex
 import shutil
+import ssl
 import sys
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -28,10 +33,16 @@ log = logging.getLogger(__name__)
 
 INIT_SECONDS = 15.0
 """How long wandb may try to go online; after that, the run is tracked offline."""
+PROBE_SECONDS = 5.0
+"""How long its server may take to answer at all, before wandb tries."""
 FINISH_SECONDS = 60.0
 """How long the last upload may take; the rest stays on disk, for `wandb sync`."""
 REPORT_FILES = ("report.html", "report.json")
 PLAN_FILES = ("plan.json", ROWS_FILE)
+
+
+_unreachable: dict[str, str] = {}
+"""Address of a server that this process could not reach -> the reason. Jobs that follow do not wait for it again."""
 
 
 class Tracker:
@@ -116,8 +127,9 @@ def open_tracker(
 ) -> Iterator[Tracker]:
     """A tracker for one run, which is closed at the end, also where the run fails.
 
-    A run that is resumed goes on under its `run_id` in W&B. All of W&B's files are written to `folder`/wandb.
-    The environment of the process is restored.
+    A run that is resumed goes on under its `run_id` in W&B. W&B's runs are written to $WANDB_DIR/wandb, or
+    `folder`/wandb where that is not set, and all its other files to `folder`/wandb. The environment of the
+    process is restored.
     """
     if settings.backend == "none" or settings.mode is TrackingMode.disabled:
         yield Tracker()
@@ -186,7 +198,7 @@ def _start_run(
         wanted = wandb.Settings(
             silent=True,
             console="off",
-            init_timeout=INIT_SECONDS,
+            init_timeout=INIT_SECONDS - PROBE_SECONDS,
             finish_timeout=FINISH_SECONDS,
             disable_git=True,
             symlink=False,
@@ -196,10 +208,11 @@ def _start_run(
 
         if mode is TrackingMode.disabled:
             return None
+        place = Path(os.environ.get("WANDB_DIR") or folder)
         begin = partial(
             wandb.init,
             project=settings.project,
-            dir=str(folder),
+            dir=str(place),
             name=label.name,
             group=label.group,
             config=to_strict(config),
@@ -208,26 +221,57 @@ def _start_run(
             reinit="create_new",
             settings=wanted,
         )
-        return _begin_online(begin, folder) if mode is TrackingMode.online else begin(mode=mode.value)
+        place.mkdir(parents=True, exist_ok=True)  # wandb would take a temporary folder instead
+        if mode is TrackingMode.online:
+            return _begin_online(begin, place, session.base_url)
+        return begin(mode=mode.value)
     except Exception as error:
         log.warning("W&B could not start (%s); the run goes on without it", _first_line(error))
         return None
 
 
-def _begin_online(begin: Callable[..., Any], folder: Path) -> Any:  # noqa: ANN401 - wandb is untyped here
-    earlier = set((folder / "wandb").glob("run-*"))
-    try:
-        return begin(mode="online")
-    except Exception as error:
-        log.warning(
-            "W&B cannot be reached (%s); tracking offline, send it later with: wandb sync %s",
-            _first_line(error),
-            folder / "wandb" / "offline-run-*",
-        )
+def _begin_online(begin: Callable[..., Any], place: Path, url: str) -> Any:  # noqa: ANN401 - wandb is untyped here
+    if url not in _unreachable and (reason := _find_obstacle(url)) is not None:
+        _unreachable[url] = reason
+    if url not in _unreachable:
+        earlier = set((place / "wandb").glob("run-*"))
+        try:
+            return begin(mode="online")
+        except Exception as error:
+            _unreachable[url] = _first_line(error)
         # The failed attempt left an empty run, which `wandb sync` would upload too.
-        for attempt in set((folder / "wandb").glob("run-*")) - earlier:
+        for attempt in set((place / "wandb").glob("run-*")) - earlier:
             shutil.rmtree(attempt, ignore_errors=True)
-        return begin(mode="offline")
+    log.warning(
+        "W&B cannot be reached (%s); tracking offline, send it later with: wandb sync %s",
+        _unreachable[url],
+        place / "wandb" / "offline-run-*",
+    )
+    return begin(mode="offline")
+
+
+def _find_obstacle(url: str) -> str | None:
+    """Why no server answers at this address; None if one does. wandb itself would try much longer than it is told."""
+    found = [f"no answer within {PROBE_SECONDS:g} s"]
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(url, timeout=PROBE_SECONDS).close()
+        except urllib.error.HTTPError as error:  # an answer
+            error.close()
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ssl.SSLError):  # wandb may know other certificates
+                found[0] = _first_line(error.reason) if isinstance(error.reason, OSError) else str(error.reason)
+                return
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            found[0] = _first_line(error)
+            return
+        found.clear()
+
+    thread = threading.Thread(target=ask, name="wandb-probe", daemon=True)  # looking up a name has no time limit
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return found[0] if found else None
 
 
 def _choose_mode(mode: TrackingMode, session: Any, default_url: str) -> TrackingMode:  # noqa: ANN401 - wandb is untyped here

@@ -14,7 +14,6 @@ from compressor.data.texts import (
     load_text,
     make_prefixes,
     make_windows,
-    read_text,
     sample_sequences,
 )
 from compressor.errors import ConfigError, DataError
@@ -110,18 +109,6 @@ def test_perplexity_text_is_the_runs_own_or_the_metrics_or_sampled(tiny: Model, 
     assert sampled.counted.all()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"\xff\xfe\x00bad", "is not UTF-8 text"), (b" \n\n", "is empty"), (None, "cannot read text")],
-)
-def test_bad_text_files(tmp_path: Path, content: bytes | None, message: str) -> None:
-    path = tmp_path / "text.txt"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        read_text(path)
-
-
 def test_text_too_short_says_how_much_there_is(tiny: Model) -> None:
     with pytest.raises(DataError, match=r"holds \d+ tokens, \d+ stretches of 96 .*; 128 are needed"):
         make_prefixes(tiny, DataSettings(source="text"), STORY[:2000])
@@ -141,19 +128,13 @@ def test_bad_lengths(tiny: Model, changes: dict[str, int], message: str) -> None
         make_prefixes(tiny, DataSettings(**changes), None)
 
 
-def test_text_without_a_path() -> None:
-    with pytest.raises(ConfigError, match=r"`data=text` needs `data\.path`"):
-        load_text(DataSettings(source="text"))
-    with pytest.raises((ConfigError, DataError), match="`data=hf` needs"):
-        load_text(DataSettings(source="hf"))
-
-
 def test_a_data_set_of_the_hub_is_read_by_datasets(tmp_path: Path) -> None:
     """The real loader on a local folder: nothing is downloaded here."""
     pytest.importorskip("datasets", reason="the optional extra `data` is not installed")
     (tmp_path / "train.txt").write_text("a first line\na second line\n")
     settings = DataSettings(source="hf", name=str(tmp_path), split="train")
-    assert load_text(settings) == "a first line\na second line"
+    loaded = load_text(settings)
+    assert loaded is not None and loaded.content == "a first line\na second line"
     with pytest.raises(DataError, match=r"cannot load data set .*; check its name and split"):
         load_text(DataSettings(source="hf", name=str(tmp_path), split="nowhere"))
     with pytest.raises(DataError, match="cannot load data set `no/such`"):

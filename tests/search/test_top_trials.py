@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from compressor.commands.early_checks import check_numbers, list_ineffective
 from compressor.commands.run import execute
-from compressor.commands.setup import check_numbers, check_screen, warn_of_removed
+from compressor.commands.setup import check_screen
 from compressor.contracts import (
     BestRequest,
     Estimate,
@@ -375,13 +376,10 @@ def test_wrong_settings_are_told_in_one_line(change: Mapping[str, Any], message:
     assert str(caught.value).isprintable()
 
 
-def test_only_a_racing_setting_that_somebody_gave_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    warn_of_removed(SweepSettings(delta=0.1))
-    assert not caplog.messages
+def test_only_a_racing_setting_that_somebody_gave_is_warned_of() -> None:
+    assert not list(list_ineffective(Settings({}, {}, None)))
     for value in (True, False):
-        warn_of_removed(SweepSettings(racing=value))
-        assert caplog.messages == [REMOVED]
-        caplog.clear()
+        assert list(list_ineffective(Settings({}, {}, None, sweep=SweepSettings(racing=value)))) == [REMOVED]
 
 
 # With a model -----------------------------------------------------------------------------------------------------

@@ -121,3 +121,11 @@ def test_a_layer_keeps_only_its_input(tmp_path: Path) -> None:
         LayerwiseGradients(model, list(model.components)).run_backward(draw_tokens(2), KEEP, weigh, lambda *_: None)
     inside = model.components["model.layers.0.mlp.down_proj"].shape[1] * 2 * TOKENS
     assert inside not in kept[: len(kept) // 3]
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_only_experts_may_miss_tokens(family: str, tmp_path: Path) -> None:
+    model = load_family(family, tmp_path)
+    missed = set(model.components) - LayerwiseGradients(model, list(model.components)).every_token
+    assert {name for name in model.components if "self_attn" in name}.isdisjoint(missed)
+    assert bool(missed) == (family == "mixtral")

@@ -47,7 +47,7 @@ def leaves_no_trace(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     """Whatever a test does, the environment, the exit hooks, the home and the processes are as before."""
     environment, leave, hook = dict(os.environ), sys.exit, sys.excepthook
     yield
-    set_by_test = {"WANDB_BASE_URL", "WANDB_CACHE_DIR", "WANDB_API_KEY", "WANDB_MODE", "NETRC"}
+    set_by_test = {"WANDB_BASE_URL", "WANDB_CACHE_DIR", "WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "NETRC"}
     changed = {key for key in {*os.environ, *environment} if os.environ.get(key) != environment.get(key)}
     assert {key for key in changed if key != "PYTEST_CURRENT_TEST"} <= set_by_test
     assert (sys.exit, sys.excepthook) == (leave, hook)
@@ -261,13 +261,14 @@ def open_unreachable(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With a key for a server that does not answer: offline after the bounded wait, and one line about it."""
-    monkeypatch.setattr(wandb_tracker, "INIT_SECONDS", 2.0)
+    monkeypatch.setattr(wandb_tracker, "_unreachable", {})
     monkeypatch.setenv("WANDB_BASE_URL", url)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     began = time.monotonic()
     with open_tracker(TrackingSettings(), tmp_path, {}, RunLabel("x")) as tracker:
+        tmp_path.mkdir(exist_ok=True)
         log_everything(tracker, tmp_path)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < wandb_tracker.INIT_SECONDS
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("compressor")]
     assert line.startswith("W&B cannot be reached (") and "; tracking offline, send it later with: wandb sync " in line
     assert "\n" not in line and KEY not in line
@@ -286,6 +287,27 @@ def test_a_server_that_never_answers_falls_back_to_offline(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         open_unreachable(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path, monkeypatch, caplog)
+
+
+def test_a_server_that_cannot_be_reached_is_not_asked_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        open_unreachable(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path / "0", monkeypatch, caplog)
+        monkeypatch.setattr(wandb_tracker, "_find_obstacle", None)  # must not be called
+        with open_tracker(TrackingSettings(), tmp_path / "1", {}, RunLabel("x")):
+            pass
+    assert len([line for line in read_lines(caplog) if line.startswith("W&B cannot be reached (")]) == 2
+
+
+def test_the_folder_of_wandb_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "my wandb"))
+    (tmp_path / "run").mkdir()
+    with open_tracker(TrackingSettings(mode=TrackingMode.offline), tmp_path / "run", {}, RunLabel("x")) as tracker:
+        pass
+    (found,) = tmp_path.glob("my wandb/wandb/offline-run-*")
+    assert tracker.sync_command == f"wandb sync '{found}'"
+    assert not list(tmp_path.glob("run/wandb/*run-*"))
 
 
 def test_a_wandb_that_cannot_start_is_one_line(

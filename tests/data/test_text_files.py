@@ -1,0 +1,148 @@
+"""Text files: the same rows come out of every type of file, never its syntax, and every mistake is one line."""
+
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from compressor.data.text_files import READERS, read_text
+from compressor.data.texts import load_text
+from compressor.errors import CompressorError, DataError
+from compressor.settings import DataSettings
+
+ROWS = ['a fox, "red"', None, "two\nlines", "  ", "", "tab\tand ünïcode"]
+TEXT = 'a fox, "red"\ntwo\nlines\ntab\tand ünïcode'
+
+
+def write_rows(path: Path, kind: str, column: str = "text", packed: bool = False) -> Path:
+    """A file of this kind with the rows in one column, and numbers in another."""
+    table = [{"id": number, column: row} for number, row in enumerate(ROWS)]
+    if kind == ".parquet":
+        pyarrow = pytest.importorskip("pyarrow", reason="the optional extra `data` is not installed")
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(table), path)
+        return path
+    if kind == ".json":
+        content = json.dumps(table, indent=1)
+    elif kind in (".jsonl", ".ndjson"):
+        content = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in table)
+    else:
+        made = io.StringIO()
+        writer = csv.DictWriter(made, ["id", column], delimiter="\t" if kind == ".tsv" else ",")
+        writer.writeheader()
+        writer.writerows(table)
+        content = made.getvalue()
+    path.write_bytes(gzip.compress(content.encode()) if packed else content.encode())
+    return path
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", READERS)
+def test_every_type_of_file_gives_the_same_text(tmp_path: Path, kind: str, packed: bool) -> None:
+    if kind == ".parquet" and packed:
+        pytest.skip("Parquet compresses inside, and is refused with .gz")
+    path = write_rows(tmp_path / f"rows{kind}{'.gz' if packed else ''}", kind, packed=packed)
+    found = read_text(path)
+    assert found.content == TEXT
+    assert found.notes == (
+        f"The text of {path} is its column `text`, one of id, text; `data.column` chooses another.",
+        f"3 of 6 rows of {path} are empty and were left out.",
+    )
+
+
+@pytest.mark.parametrize("kind", [".json", ".jsonl", ".parquet"])
+def test_a_column_of_numbers_is_no_text(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(
+        DataError, match=r"column `id` of .* must hold text, got int in row 1; choose another of id, text"
+    ):
+        read_text(write_rows(tmp_path / f"rows{kind}", kind), "id")
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_column_that_is_not_obvious_must_be_chosen(tmp_path: Path, kind: str) -> None:
+    path = write_rows(tmp_path / f"rows{kind}", kind, "story")
+    with pytest.raises(DataError, match=r"has the columns id, story; choose the one with the text by `data\.column`"):
+        read_text(path)
+    with pytest.raises(DataError, match=r"has no column `text`, its columns are id, story"):
+        read_text(path, "text")
+    assert read_text(path, "story").content == TEXT
+    assert len(read_text(path, "story").notes) == 1
+
+
+def test_json_lines_in_a_json_file_are_read_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('{"content": "one"}\n\n{"content": "two"}\n')
+    assert read_text(path).content == "one\ntwo"
+
+
+def test_plain_text_stays_as_it_is_whatever_its_extension(tmp_path: Path) -> None:
+    for name in ("story", "story.txt", "story.md", "story.PY"):
+        (tmp_path / name).write_bytes("\ufeffa,b\n{}".encode())
+        assert read_text(tmp_path / name).content == "a,b\n{}"
+    (tmp_path / "story.txt.gz").write_bytes(gzip.compress(b"packed"))
+    assert read_text(tmp_path / "story.txt.gz").content == "packed"
+
+
+WRONG = {
+    "bad.txt": (b"\x81bad", "is not UTF-8 text"),
+    "wide.txt": ("wide".encode("utf-16"), "UTF-16"),
+    "null.txt": (b"a\0b", "is binary"),
+    "blank.txt": (b" \n\n", "is empty"),
+    "a.zip": (b"PK", r"is a \.zip file"),
+    "a.txt.zst": (b"", r"is a \.zst file"),
+    "a.pdf": (b"%PDF", r"is a \.pdf file"),
+    "cut.txt.gz": (gzip.compress(b"text" * 99)[:-12], "cannot read text"),
+    "no.txt.gz": (b"text", "cannot read text"),
+    "bad.jsonl": (b'{"text": "a"}\n{"text": ', r"line 2 cannot be read"),
+    "deep.json": (b"[" * 100_000, r"line 1 cannot be read"),
+    "list.json": (b'["a", "b"]', "must hold a JSON object for each row"),
+    "number.json": (b"3", "must hold a JSON object for each row"),
+    "none.json": (b"[]", "has the columns none"),
+    "empty.csv": (b"", "has the columns none"),
+    "empty.jsonl": (b"", "has the columns none"),
+    "quote.csv": (b'text\n"a" b\n', "is not valid CSV"),
+    "null.jsonl": (b'{"text": null}\n', "has no text in 1 rows"),
+    "chat.jsonl": (b'{"text": [{"role": "user"}]}\n', "must hold text, got list in row 1"),
+    "both.jsonl": (b'{"text": "a", "prompt": "b"}\n', "has the columns text, prompt"),
+    "bad.parquet": (b"no table", "is no Parquet file"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_holds_no_text_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    content, message = WRONG[name]
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow", reason="the optional extra `data` is not installed")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as refused:
+        read_text(tmp_path / name)
+    assert "\n" not in str(refused.value) and name in str(refused.value)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.txt", tmp_path):
+        with pytest.raises(DataError, match="cannot read text"):
+            read_text(path)
+
+
+def test_a_column_of_plain_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "story.txt").write_text("once")
+    with pytest.raises(CompressorError, match="is plain text without columns"):
+        load_text(DataSettings(source="text", path=str(tmp_path / "story.txt"), column="text"))
+
+
+def test_a_column_of_a_data_set_is_chosen_alike(tmp_path: Path) -> None:
+    """The real loader on local files: nothing is downloaded."""
+    pytest.importorskip("datasets", reason="the optional extra `data` is not installed")
+    write_rows(tmp_path / "train.jsonl", ".jsonl", "story")
+    settings = DataSettings(source="hf", name=str(tmp_path), split="train")
+    with pytest.raises(DataError, match="has the columns id, story"):
+        load_text(settings)
+    settings.column = "story"
+    loaded = load_text(settings)
+    assert loaded is not None and loaded.content == TEXT
+    assert loaded.notes == (f"3 of 6 rows of data set `{tmp_path}` are empty and were left out.",)
