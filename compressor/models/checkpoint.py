@@ -114,8 +114,8 @@ def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
         )
     if not remote and not is_known:
         raise ModelError(
-            f"`model_type` in `{folder / 'config.json'}` must be one that transformers knows, got {shorten_reason(repr(model_type))}; "
-            "correct it or upgrade transformers"
+            f"`model_type` in `{folder / 'config.json'}` must be one that transformers knows, got "
+            f"{shorten_reason(repr(model_type))}; correct it or upgrade transformers"
         )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
