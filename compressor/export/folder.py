@@ -112,7 +112,9 @@ def save_dense(model: Model, folder: Path, plan: Plan, provenance: Mapping[str, 
     state = cast_state(model.network.state_dict(), lambda tensor: choose_stored(model, tensor))
     size = write_folder(model, folder, plan, provenance, state, lambda folder: {"dtype": name_dtype(dtype)})
     wide = sum(tensor.is_floating_point() and tensor.dtype != stored for tensor in state.values())
-    notes = (f"{wide} tensors are saved in {dtype}: {stored} does not represent their values exactly.",) if wide else ()
+    notes: tuple[str, ...] = ()
+    if wide:
+        notes = (f"{wide} tensors are saved in {dtype}: {stored} does not represent their values exactly.",)
     notes += note_copied(model, folder)
     return Exported(folder, DENSE, dtype, size, count_bits(model, state), notes=notes)
 
