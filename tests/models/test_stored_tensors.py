@@ -129,8 +129,13 @@ def test_entries_of_another_type(values: dict[str, object], checkpoint: Path) ->
     expect_refusal(checkpoint, f"`{next(iter(values))}` .*, got ")
 
 
+def test_no_classes_of_its_own(checkpoint: Path) -> None:
+    edit_config(checkpoint, auto_map=None)
+    expect_refusal(checkpoint, "is no valid config of `llama`")
+
+
 def test_a_config_that_asks_for_other_outputs(checkpoint: Path, tmp_path: Path) -> None:
-    edit_config(checkpoint, auto_map=None, return_dict=False, output_attentions=True)
+    edit_config(checkpoint, return_dict=False, output_attentions=True)
     model = load(checkpoint)
     export.check_savable(model)
     export.save_dense(model, tmp_path / "saved", {}, {})
