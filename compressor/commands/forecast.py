@@ -86,6 +86,7 @@ class Forecast:
         needs = [*settings.schedule.ranks_by(), NOISE, *([COUNTED] if check else [])]
         self.setup = open_setup(settings, plugins, needs, self.progress)
         self.session = self.setup.open_session(self.folder, self.progress, notes=self.record.notes)
+        self.record.notes.extend(self.setup.model.notes)
         first = next(iter(getattr(settings.schedule, TARGETS, [])), SMALLEST_AMOUNT)
         check_predictable(settings.schedule, first, self.session)
         model, tokens = self.setup.model, settings.data.continuation_tokens

@@ -94,6 +94,8 @@ class Run:
             )
         self.setup = open_setup(settings, plugins, settings.schedule.ranks_by(), self.progress)
         model = self.setup.model
+        self.record.notes.extend(model.notes)
+        export.check_savable(model)
         if settings.export.gguf:
             export.check_gguf(model)
         self.record.metrics = {name: MetricRecord.of(metric) for name, metric in self.setup.metrics.items()}

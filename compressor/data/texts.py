@@ -79,6 +79,12 @@ def encode_text(model: Model, text: str) -> Tensor:
     if model.tokenizer is None:
         raise DataError(f"{model.folder} has no tokenizer, which text needs; add one or use data=self")
     ids = model.tokenizer(text, verbose=False).input_ids
+    rows = model.network.get_input_embeddings().weight.shape[0]
+    if beyond := [token for token in ids if not 0 <= token < rows]:
+        raise DataError(
+            f"the tokenizer of {model.folder} gives the id {beyond[0]}, and the embedding has {rows} rows; give the "
+            "tokenizer that belongs to the model, or use data=self"
+        )
     return torch.tensor(ids, dtype=torch.int64)
 
 

@@ -16,7 +16,7 @@ from compressor.export.compressed_tensors import (
     save_compressed,
 )
 from compressor.export.file_sizes import FileSizes
-from compressor.export.folder import DENSE, Exported, holds_exactly, save_dense
+from compressor.export.folder import DENSE, Exported, check_savable, holds_exactly, save_dense
 from compressor.export.packable_modules import NOT_INTEGERS, note_dense
 from compressor.export.verification import tell, verify
 from compressor.models import Model
@@ -115,6 +115,7 @@ __all__ = [
     "FileSizes",
     "check_format",
     "check_gguf",
+    "check_savable",
     "holds_exactly",
     "list_untransformed",
     "save",

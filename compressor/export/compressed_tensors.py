@@ -28,6 +28,7 @@ from compressor.export.folder import (
     choose_stored,
     count_bits,
     name_dtype,
+    note_copied,
     write_folder,
 )
 from compressor.export.packable_modules import find_packable, list_linears
@@ -253,7 +254,7 @@ def save_compressed(
     owners = {id(model.network.get_submodule(path)) for path in modules}
     packed = frozenset(name for name, weight_view in model.weight_views.items() if id(weight_view.owner) in owners)
     treated = packed & {*model.input_transforms.names}
-    notes = describe_vllm_limits(model, schemes)
+    notes = (*describe_vllm_limits(model, schemes), *note_copied(model, folder))
     if widened := [path for path, module in modules.items() if module.is_widened]:
         note = (
             f"{len(widened)} modules store one more bit for each weight in place of zero points, which transformers "

@@ -1,24 +1,33 @@
 """Writes the folder of a saved model: weights (dense ones here), config, tokenizer and plan, all or nothing."""
 
+import filecmp
 import json
-from collections.abc import Callable, Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from compressor.artifacts.files import replaced_folder, write_json
 from compressor.artifacts.plan_file import ROWS_FILE, plan_to_json, write_rows
 from compressor.contracts import Plan
+from compressor.errors import ModelError
 from compressor.models import Model
+from compressor.models.checkpoint import find_companions, shorten_reason
 from compressor.models.loading import quiet_loading
+from compressor.models.stored_tensors import NEXT_TOKENS
 
 DENSE = "dense"
 """The format with all weights in floating point, including zeros and rounded values."""
 ROWS_PATH = f"compression/{ROWS_FILE}"
 """In its own folder, because some readers take every *.safetensors beside config.json for weights."""
+GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,10 @@ def save_dense(model: Model, folder: Path, plan: Plan, provenance: Mapping[str, 
     state = cast_state(model.network.state_dict(), lambda tensor: choose_stored(model, tensor))
     size = write_folder(model, folder, plan, provenance, state, lambda folder: {"dtype": name_dtype(dtype)})
     wide = sum(tensor.is_floating_point() and tensor.dtype != stored for tensor in state.values())
-    notes = (f"{wide} tensors are saved in {dtype}: {stored} does not represent their values exactly.",) if wide else ()
+    notes: tuple[str, ...] = ()
+    if wide:
+        notes = (f"{wide} tensors are saved in {dtype}: {stored} does not represent their values exactly.",)
+    notes += note_copied(model, folder)
     return Exported(folder, DENSE, dtype, size, count_bits(model, state), notes=notes)
 
 
@@ -122,16 +134,79 @@ def write_folder(
     files; raises OutputError.
     """
     with replaced_folder(folder) as partial:
-        with quiet_loading(model.device):
+        with quiet_loading(model.device), generation_set_aside(model):
             model.network.save_pretrained(partial, state_dict=dict(state))
         config_path = partial / "config.json"
         config = json.loads(config_path.read_text(encoding="utf-8"))
-        write_json(config_path, config | describe(partial))
+        write_json(config_path, unannounce(model, config) | describe(partial))
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(partial)
+        copy_companions(model.folder, partial)
         write_rows(plan, partial / ROWS_PATH)
         write_json(partial / "compression.json", {"plan": plan_to_json(plan, ROWS_PATH), **provenance})
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+@contextmanager
+def generation_set_aside(model: Model) -> Iterator[None]:
+    """Inside, the network has the default generation settings if the base has a file of them.
+
+    That file is copied as it is. transformers refuses to save settings that it calls invalid.
+    """
+    if not (model.folder / GENERATION).is_file():
+        yield
+        return
+    own = model.network.generation_config
+    model.network.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.network.generation_config = own
+
+
+def unannounce(model: Model, config: dict[str, Any]) -> dict[str, Any]:
+    """The config without the layers for further tokens, if the base has them and the network does not."""
+    if not model.unused.predict_next:
+        return config
+    announced = [name for name, value in config.items() if NEXT_TOKENS.search(name) and type(value) is int]
+    return config | dict.fromkeys(announced, 0)
+
+
+def copy_companions(base: Path, folder: Path) -> None:
+    """Copy every file of the base that belongs to the model and is not in `folder`, and the generation settings."""
+    for path in find_companions(base):
+        target = folder / path.relative_to(base)
+        if path.name == GENERATION or not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def note_copied(model: Model, folder: Path) -> tuple[str, ...]:
+    """A note for the user on the files of the base that are the same in the saved `folder`."""
+    same = [
+        path.relative_to(model.folder).as_posix()
+        for path in find_companions(model.folder)
+        if filecmp.cmp(path, folder / path.relative_to(model.folder), shallow=False)
+    ]
+    return (f"Copied from the base as they are: {', '.join(same)}.",) if same else ()
+
+
+def check_savable(model: Model) -> None:
+    """Save config, generation settings and tokenizer to a temporary folder, before hours of work.
+
+    Raises ModelError if one of them cannot be saved.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as scratch, quiet_loading(model.device), generation_set_aside(model):
+            model.network.config.save_pretrained(scratch)
+            if model.network.can_generate():
+                model.network.generation_config.save_pretrained(scratch)
+            if model.tokenizer is not None:
+                model.tokenizer.save_pretrained(scratch)
+    except Exception as error:  # transformers, tokenizers and remote code raise what they like
+        raise ModelError(
+            f"config or tokenizer of `{model.folder}` cannot be saved again ({shorten_reason(error)}); correct them"
+        ) from error
 
 
 def name_dtype(dtype: torch.dtype) -> str:

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,36 @@ from compressor.errors import ModelError
 from compressor.model_paths import find_local_folder
 from compressor.settings import ModelSettings
 
-HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*")
+"""Files that belong to a model besides weights and code: of tokenizers, processors, chat templates, and licences."""
+HUB_FILES = ("*.safetensors", *COMPANIONS)
 HUB_IGNORED = ("*/*", "consolidated*")
+OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+"""Entries of a config that decide what a forward pass returns, with the values that every pass here needs. They change
+no logits. transformers refuses to save a config with others."""
+TEMPLATES = "additional_chat_templates"
+"""The folder of a tokenizer's further chat templates."""
+REPLACED = ("config.json", "compression.json", "hf_quant_config.json", "quantize_config.json")
+"""Files that say how weights are stored, which an export does not take from its base."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+LONGEST = 255
+"""The longest name of a file, in bytes."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor on disk: its dtype as safetensors names it (`BF16`), the bits of one weight, the number of weights."""
+    """A tensor on disk: its dtype as safetensors names it (`BF16`), the bits of one weight, weights, and shape."""
 
     dtype: str
     bits: int
     weights: int
+    shape: tuple[int, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        return self.weights * self.bits // 8
 
 
 def find_folder(settings: ModelSettings, embedded: Path) -> Path:
@@ -73,17 +89,19 @@ def _download_folder(settings: ModelSettings) -> Path:
 def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
     """The config of a decoder-only language model; raises ModelError if the folder holds something else."""
     values = _read_json(folder / "config.json", "choose a folder in the transformers format")
+    _check_kinds(values, folder / "config.json")
     model_type = values.get("model_type")
-    remote = "AutoConfig" in values.get("auto_map", {})
-    if remote and model_type not in CONFIG_MAPPING and not trust_remote_code:
+    remote = "AutoConfig" in (values.get("auto_map") or {})
+    is_known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
+    if remote and not is_known and not trust_remote_code:
         raise ModelError(
             f"`{folder}` brings its own code for `{model_type}`, which is not run unasked; "
             "read it and set `model.trust_remote_code=true`, or `trust_remote_code=True` of `compressor.load`"
         )
-    if not remote and model_type not in CONFIG_MAPPING:
+    if not remote and not is_known:
         raise ModelError(
-            f"`model_type` in `{folder / 'config.json'}` must be one that transformers knows, got {model_type!r}; "
-            "correct it or upgrade transformers"
+            f"`model_type` in `{folder / 'config.json'}` must be one that transformers knows, got "
+            f"{shorten_reason(repr(model_type))}; correct it or upgrade transformers"
         )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
@@ -92,7 +110,24 @@ def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
             f"`{folder / 'config.json'}` is no valid config of `{model_type}` ({shorten_reason(error)}); mend it"
         ) from error
     _check_decoder_only(config, folder, remote and trust_remote_code)
+    for part in {id(one): one for one in (config, config.get_text_config())}.values():
+        for name, value in OUTPUTS.items():
+            setattr(part, name, value)
     return config
+
+
+def _check_kinds(values: Mapping[str, Any], path: Path) -> None:
+    """Raise ModelError for entries that decide which class is loaded, and that have another type than they must."""
+    names = values.get("architectures")
+    wrong = {
+        "`auto_map` must map names to classes": not isinstance(values.get("auto_map"), dict | None),
+        "`architectures` must be a list of class names": names is not None
+        and not (isinstance(names, list) and all(isinstance(name, str) for name in names)),
+    }
+    for rule, is_wrong in wrong.items():
+        if is_wrong:
+            got = values[rule.split("`")[1]]
+            raise ModelError(f"{rule} in `{path}`, got {shorten_reason(json.dumps(got))}; correct it")
 
 
 def _check_decoder_only(config: PreTrainedConfig, folder: Path, remote: bool) -> None:
@@ -110,7 +145,8 @@ def _check_decoder_only(config: PreTrainedConfig, folder: Path, remote: bool) ->
 
 def check_dense(config: PreTrainedConfig, folder: Path) -> None:
     """Raises ModelError for a checkpoint that is already quantized."""
-    if getattr(config, "quantization_config", None) is not None:
+    parts = (config, config.get_text_config())
+    if any(getattr(part, "quantization_config", None) is not None for part in parts):
         raise ModelError(f"`{folder}` is quantized already; the base must be a dense checkpoint, give the original one")
 
 
@@ -132,7 +168,13 @@ def _find_shards(folder: Path) -> list[Path]:
     shards = _read_json(folder / INDEX, "download it again").get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise ModelError(f"`{folder / INDEX}` must map tensors to files under `weight_map`; download it again")
-    files = sorted({folder / str(name) for name in shards.values()})
+    for name in shards.values():
+        if not isinstance(name, str) or len(name.encode(errors="replace")) > LONGEST or Path(name).name != name:
+            raise ModelError(
+                f"`{folder / INDEX}` must name files of its folder under `weight_map`, got "
+                f"{shorten_reason(repr(name))}; download it again"
+            )
+    files = sorted({folder / name for name in shards.values()})
     if missing := [path.name for path in files if not path.is_file()]:
         raise ModelError(
             f"`{folder}` lacks {len(missing)} of {len(files)} weight files that its index names, "
@@ -142,16 +184,26 @@ def _find_shards(folder: Path) -> list[Path]:
 
 
 def read_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
-    """Every tensor in the headers of safetensors files, by its name on disk."""
+    """Every tensor in the headers of safetensors files, by its name on disk; no weight is read.
+
+    Raises ModelError for a file that cannot be read, and for a tensor in two files, because readers differ in which one
+    they take.
+    """
     tensors: dict[str, StoredTensor] = {}
+    places: dict[str, Path] = {}
     for path in files:
         try:
             with safe_open(path, framework="pt") as opened:
                 for name in opened.keys():
+                    if name in places:
+                        raise ModelError(
+                            f"`{name}` is stored twice, in `{places[name]}` and in `{path.name}`; remove one of them"
+                        )
+                    places[name] = path
                     stored = opened.get_slice(name)
-                    dtype = str(stored.get_dtype())
+                    dtype, shape = str(stored.get_dtype()), tuple(stored.get_shape())
                     bits = int((re.findall(r"\d+", dtype) or ["8"])[0])
-                    tensors[name] = StoredTensor(dtype, bits, math.prod(stored.get_shape()))
+                    tensors[name] = StoredTensor(dtype, bits, math.prod(shape), shape)
         except (SafetensorError, OSError) as error:
             reason = shorten_reason(error)
             raise ModelError(f"`{path}` is corrupt or truncated ({reason}); download it again") from error
@@ -167,6 +219,15 @@ def find_common_tensor(tensors: Iterable[StoredTensor]) -> StoredTensor:
         counts[tensor.dtype, tensor.bits] += tensor.weights
     (dtype, bits), weights = counts.most_common(1)[0]
     return StoredTensor(dtype, bits, weights)
+
+
+def find_companions(folder: Path) -> list[Path]:
+    """The files beside the weights that belong to the model, sorted: not weights, their index, adapters, or code."""
+    found = {path for pattern in COMPANIONS for path in folder.glob(pattern) if path.is_file()}
+    found |= {path for path in folder.glob(f"{TEMPLATES}/*.jinja") if path.is_file()}
+    others = ("adapter_", "optimizer", "trainer_state", "training_")
+    kept = [path for path in found if not path.name.endswith(".index.json") and not path.name.startswith(others)]
+    return sorted(path for path in kept if path.name not in REPLACED)
 
 
 def find_code(folder: Path) -> list[Path]:
@@ -204,7 +265,7 @@ def _read_json(path: Path, fix: str) -> dict[str, Any]:
         raise ModelError(f"`{path.parent}` has no `{path.name}`; {fix}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"`{path}` must be JSON ({shorten_reason(error)}); {fix}") from error
     if not isinstance(values, dict):
         raise ModelError(f"`{path}` must hold a JSON object, got {type(values).__name__}; {fix}")

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from compressor.errors import CompressorError, ConfigError, ModelError, suggest
 from compressor.models.checkpoint import StoredTensor, find_common_tensor, shorten_reason
 from compressor.models.forward import run_network
+from compressor.models.stored_tensors import refuse_folder, refuse_shape
 from compressor.settings import DType
 
 Stored = TypeVar("Stored")
@@ -105,13 +106,6 @@ def load_network(
     return network
 
 
-def refuse_folder(folder: Path, error: Exception) -> ModelError:
-    """The error for a checkpoint that transformers cannot load."""
-    return ModelError(
-        f"transformers cannot load `{folder}` ({shorten_reason(error)}); its tensors must be those of its config.json"
-    )
-
-
 def check_finite(folder: Path, network: PreTrainedModel) -> None:
     """Raises ModelError if a tensor holds NaN or infinity."""
     for name, tensor in network.state_dict().items():
@@ -130,11 +124,7 @@ def check_report(folder: Path, report: Mapping[str, Any]) -> None:
             "complete the checkpoint or correct config.json"
         )
     if mismatched := sorted(report["mismatched_keys"]):
-        name, stored, wanted = mismatched[0]
-        raise ModelError(
-            f"`{name}` of `{folder}` must have the shape {list(wanted)} by its config, got {list(stored)}; "
-            "correct config.json or the weights"
-        )
+        raise refuse_shape(folder, *mismatched[0])
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
@@ -142,7 +132,9 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizer
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        tokenizer("a")
+        return tokenizer
     except Exception as error:  # tokenizers' own errors have no common class
         raise ModelError(
             f"the tokenizer in `{folder}` cannot be read ({shorten_reason(error)}); mend it or remove its files"
@@ -167,6 +159,11 @@ def probe_network(network: PreTrainedModel) -> int:
         raise ModelError(
             f"{type(network).__name__} is not a causal (decoder-only) model: later tokens must not change earlier "
             f"logits, and change them by {change:.2g}; choose another checkpoint"
+        )
+    if logits.shape[-1] > known:
+        raise ModelError(
+            f"{type(network).__name__} predicts {logits.shape[-1]} tokens, and has embeddings for {known}; every token "
+            "that it may say needs one, correct config.json or choose another checkpoint"
         )
     return int(logits.shape[-1])
 

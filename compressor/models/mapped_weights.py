@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from compressor.errors import ConfigError, ModelError
 from compressor.models.checkpoint import shorten_reason
-from compressor.models.loading import check_finite, check_report, choose_dtype, find_stored, refuse_folder
+from compressor.models.loading import check_finite, check_report, choose_dtype, find_stored
+from compressor.models.stored_tensors import refuse_folder
 from compressor.settings import DType
 
 DTYPES = {
@@ -131,19 +132,14 @@ def require_stored_dtype(wanted: DType, stored: str) -> torch.dtype:
 
 
 def stream_network(
-    folder: Path, config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool, files: Iterable[Path]
+    folder: Path, config: PreTrainedConfig, dtype: torch.dtype, blank: PreTrainedModel, files: Iterable[Path]
 ) -> tuple[PreTrainedModel, MappedWeights]:
-    """The network on the CPU with its parameters in the mapped `files`, and the mapping.
+    """The network on the CPU with its parameters in the mapped `files`, and the mapping; `blank` has no weights yet.
 
     Tensors of another dtype than `dtype` are copied. Raises ModelError unless the folder has every tensor of the
     network, all finite, each with the shape and layout that it has in the network.
     """
     mapped_weights = MappedWeights(files)
-    try:
-        with torch.device("meta"):
-            blank = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    except Exception as error:  # remote code raises what it likes
-        raise refuse_folder(folder, error) from error
     _check_names(folder, blank, mapped_weights.tensors)
     try:
         has_settings = (folder / "generation_config.json").is_file()
@@ -157,7 +153,7 @@ def stream_network(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that the report names them
         )
-    except Exception as error:  # as above
+    except Exception as error:  # remote code raises what it likes
         raise refuse_folder(folder, error) from error
     network.config.name_or_path = network.name_or_path = str(folder)
     check_report(folder, report)

@@ -21,6 +21,8 @@ from compressor.models.forward import FrozenHead, run_body, run_head, run_networ
 from compressor.models.input_transforms import InputTransforms, Replacement, find_untransformable
 from compressor.models.layer_prefetch import LayerPrefetch, OnDevice
 from compressor.models.mapped_weights import MappedWeights, require_stored_dtype, stream_network
+from compressor.models.stored_tensors import UnusedTensors, build_blank, check_counts, match_tensors
+from compressor.models.token_ids import check_token_ids, find_bos
 from compressor.models.weight_views import WeightView, find_weight_view, swapped
 from compressor.settings import ComponentSettings, ModelSettings
 
@@ -33,8 +35,9 @@ class Model:
     """A loaded model and its components. Forward passes record no gradient and touch no global random state.
 
     `vocabulary` is the number of logits, `context` the largest number of positions (None if unknown). `base_parameters`
-    counts tied weights once. `stored_bytes` is the size of the weight files, and `stored_dtype` the dtype of most
-    weights in them. `mapped_weights` are the memory-mapped files of a streamed model. If `trusts_code` is true, code in
+    counts tied weights once. `stored_bytes` is the size of the weight files without `unused` tensors, which the network
+    does not have, and `stored_dtype` the dtype of most weights in them. `notes` say what is unusual about the
+    checkpoint. `mapped_weights` are the memory-mapped files of a streamed model. If `trusts_code` is true, code in
     the folder may run. `held` are untreated weights of components that have been treated (see `hold`).
     """
 
@@ -51,6 +54,8 @@ class Model:
     base_parameters: int
     stored_bytes: int
     stored_dtype: torch.dtype
+    unused: UnusedTensors = field(default_factory=UnusedTensors)
+    notes: tuple[str, ...] = ()
     mapped_weights: MappedWeights | None = None
     trusts_code: bool = False
     held: dict[str, Tensor] = field(default_factory=dict, repr=False)
@@ -191,6 +196,11 @@ class Model:
         cache = None
         for _ in range(tokens):
             answer = run_network(self.network, step, keep=1, use_cache=True, cache=cache)
+            if not bool(torch.isfinite(answer.logits).all()):
+                raise ModelError(
+                    f"{type(self.network).__name__} gives logits that are not finite in {self.dtype}; set a wider "
+                    "`model.dtype`, or download the model again"
+                )
             picked = pick(answer.logits[:, -1]).to(sequences)[:, None]
             sequences = torch.cat([sequences, picked], dim=1)
             cache = answer.get("past_key_values")
@@ -213,11 +223,16 @@ def load_model(settings: ModelSettings, components: ComponentSettings | None = N
         checkpoint.check_dense(config, folder)
         weight_files = checkpoint.find_weight_files(folder)
         tensors = checkpoint.read_tensors(weight_files)
+        check_counts(folder, config, tensors)
         common = checkpoint.find_common_tensor(tensors.values()).dtype
-        network, dtype, mapped_weights = _load_network(settings, folder, config, device, weight_files, common)
-        vocabulary = loading.probe_network(network)
         tokenizer = loading.load_tokenizer(folder, settings.trust_remote_code)
-        bos = find_number((tokenizer, "bos_token_id"), (config.get_text_config(), "bos_token_id"))
+        dtype = _choose_dtype(settings, device, common)
+        blank = build_blank(folder, config, dtype, settings.trust_remote_code)
+        unused = match_tensors(folder, blank, tensors)
+        token_notes = check_token_ids(folder, blank, tokenizer)
+        network, mapped_weights = _load_network(settings, folder, config, device, weight_files, dtype, blank)
+        vocabulary = loading.probe_network(network)
+        bos = find_bos(network, tokenizer)
         adds_bos = tokenizer is not None and list(tokenizer("a")["input_ids"][:1]) == [bos]
     stored_bits = loading.find_stored_bits(network, tensors)
     return Model(
@@ -232,8 +247,11 @@ def load_model(settings: ModelSettings, components: ComponentSettings | None = N
         bos=bos,
         adds_bos=adds_bos,
         base_parameters=sum(parameter.numel() for parameter in network.parameters()),
-        stored_bytes=sum(path.stat().st_size for path in weight_files),
+        stored_bytes=sum(path.stat().st_size for path in weight_files)
+        - sum(tensors[name].bytes for name in (*unused.extras, *unused.computed)),
         stored_dtype=STORED_DTYPES.get(common, torch.float32),
+        unused=unused,
+        notes=(*unused.describe(), *token_notes),
         mapped_weights=mapped_weights,
         trusts_code=settings.trust_remote_code,
     )
@@ -245,17 +263,23 @@ def _load_network(
     config: PreTrainedConfig,
     device: torch.device,
     files: Sequence[Path],
-    stored: str,
-) -> tuple[PreTrainedModel, torch.dtype, MappedWeights | None]:
-    """The frozen network in evaluation mode, its dtype, and its mapped weights if they stay on disk."""
+    dtype: torch.dtype,
+    blank: PreTrainedModel,
+) -> tuple[PreTrainedModel, MappedWeights | None]:
+    """The frozen network in evaluation mode, and its mapped weights if they stay on disk."""
     if not settings.stream:
-        automatic = torch.float32 if device.type == "cpu" else STORED_DTYPES.get(stored, torch.float32)
-        dtype = loading.choose_dtype(settings.dtype, "model.dtype", automatic)
         network = loading.load_network(folder, config, dtype, settings.trust_remote_code)
-        return network.to(device).eval().requires_grad_(False), dtype, None
-    dtype = require_stored_dtype(settings.dtype, stored)
-    network, mapped_weights = stream_network(folder, config, dtype, settings.trust_remote_code, files)
+        return network.to(device).eval().requires_grad_(False), None
+    network, mapped_weights = stream_network(folder, config, dtype, blank, files)
     network.eval().requires_grad_(False)
     if device.type != "cpu":
         LayerPrefetch(network, find_layers(network)[1], device, mapped_weights.release)
-    return network, dtype, mapped_weights
+    return network, mapped_weights
+
+
+def _choose_dtype(settings: ModelSettings, device: torch.device, stored: str) -> torch.dtype:
+    """The dtype in which the model computes; `stored` is that of most weights, as safetensors names it."""
+    if settings.stream:
+        return require_stored_dtype(settings.dtype, stored)
+    automatic = torch.float32 if device.type == "cpu" else STORED_DTYPES.get(stored, torch.float32)
+    return loading.choose_dtype(settings.dtype, "model.dtype", automatic)

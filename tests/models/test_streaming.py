@@ -180,8 +180,8 @@ def test_a_dtype_that_nothing_is_computed_in(dtype: torch.dtype, tmp_path: Path)
 
 def test_a_dtype_that_torch_does_not_have(tmp_path: Path) -> None:
     save_checkpoint("llama", tmp_path)
-    edit_weights(tmp_path, lambda t: t.update({"extra": torch.zeros(4).to(torch.float8_e8m0fnu)}))
-    expect_refusal(tmp_path, ModelError, "`extra` of .* is stored as F8_E8M0; `model.stream` takes F64")
+    edit_weights(tmp_path, lambda t: t.update({"mtp.extra": torch.zeros(4).to(torch.float8_e8m0fnu)}))
+    expect_refusal(tmp_path, ModelError, "`mtp.extra` of .* is stored as F8_E8M0; `model.stream` takes F64")
 
 
 def test_shards(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_missing_and_unsound_tensors_are_refused_as_ever(tmp_path: Path) -> None
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
     expect_refusal(tmp_path, ModelError, "is quantized already")
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
-    expect_refusal(tmp_path, ModelError, "is not stored in .* as the network holds it")
+    expect_refusal(tmp_path, ModelError, r"`.*` of .* must have the shape \[.*64.*\] by its config")
 
 
 MEMORY = """

@@ -35,6 +35,8 @@ class Vocabulary:
     merges: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     special: Mapping[str, int] = field(default_factory=dict)
+    template: str | list[dict[str, str]] | None = None
+    """The chat template, or several with their names."""
 
     def write(self, writer: gguf.GGUFWriter) -> None:
         writer.add_tokenizer_model(self.kind)
@@ -47,6 +49,8 @@ class Vocabulary:
             writer.add_token_scores(self.scores)
         for name, number in self.special.items():
             getattr(writer, f"add_{name}_token_id")(number)
+        if self.template:
+            writer.add_chat_template(self.template)
 
 
 def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary | str:
@@ -60,14 +64,23 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary
     tokens, types = list_tokens(described, size)
     named = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
     special = {name: number for name, number in named.items() if number is not None and number < size}
-    split = name_split(described)
+    split, template = name_split(described), read_template(tokenizer)
     if split:
         lines = [" ".join(merge) for merge in merges]
-        return Vocabulary("gpt2", tokens, types, split, merges=lines, special=special)
+        return Vocabulary("gpt2", tokens, types, split, merges=lines, special=special, template=template)
     if not marks_words(described):
         return UNKNOWN
     ranks = {first + second: -float(rank) for rank, (first, second) in reversed([*enumerate(merges, start=1)])}
-    return Vocabulary("llama", tokens, types, scores=[ranks.get(token, 0.0) for token in tokens], special=special)
+    scores = [ranks.get(token, 0.0) for token in tokens]
+    return Vocabulary("llama", tokens, types, scores=scores, special=special, template=template)
+
+
+def read_template(tokenizer: PreTrainedTokenizerBase) -> str | list[dict[str, str]] | None:
+    """The tokenizer's chat template, which transformers reads from a file of its own or from tokenizer_config.json."""
+    template: str | dict[str, str] | None = tokenizer.chat_template
+    if isinstance(template, dict):
+        return [{"name": name, "template": one} for name, one in template.items()]
+    return template
 
 
 def list_tokens(described: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:

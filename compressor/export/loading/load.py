@@ -13,6 +13,7 @@ from compressor.errors import ConfigError, ModelError, OutputError, suggest
 from compressor.export.loading.config_reader import read_schemes
 from compressor.export.loading.hf_quantizer import check_packed, describe_skeleton
 from compressor.models import checkpoint, loading
+from compressor.models.stored_tensors import check_counts, match_tensors
 
 EXACT, REMOVED = "exact", "torch"
 """Accepted values of `kernels`. The removed one gives a warning and loads the exact model."""
@@ -49,12 +50,14 @@ def load(
     path = find_model(folder)
     with loading.quiet_loading(place):
         config = checkpoint.read_config(path, trust_remote_code)
-        checkpoint.read_tensors(checkpoint.find_weight_files(path))
+        tensors = checkpoint.read_tensors(checkpoint.find_weight_files(path))
+        check_counts(path, config, tensors)
         described = getattr(config, "quantization_config", None)
         if described is not None:
             config.quantization_config = describe_skeleton(read_schemes(path, described), described)
         network = loading.load_network(path, config, chosen, trust_remote_code)
         check_packed(network, path)
+        match_tensors(path, network, tensors)
         network.to(place).eval().requires_grad_(False)
     if described is not None:
         network.save_pretrained = functools.partial(refuse_saving, path)
