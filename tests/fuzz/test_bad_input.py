@@ -214,7 +214,8 @@ def test_facts_of_arrays_may_be_anything(examples: int, tmp_path: Path) -> None:
 PIECES = st.sampled_from((
     "seed", "data.prefixes", "data.path", "model", "metric", "schedule", "schedule.targets", "compressor",
     "hydra.run.dir", "=", "=", "=", "+", "++", "~", "@", ",", ".", "/", "[", "]", "{", "}", "(", ")", "'", '"', "\\",
-    "${", "}", ":", "range(", "choice(", "glob(*)", "uniform", "tiny", "int8", "null", "true", "nan", "1e400", "1" + "0" * 400, "1",
+    "${", "}", ":", "range(", "choice(", "glob(*)", "uniform", "tiny", "int8", "null", "true", "nan", "1e400",
+    "1" + "0" * 400, "1",
     "\0", "\x1b[31m", "\u202e", "\ud800", "\n", " ", "a" * 300, "[" * 200, "x" * 20_000,
 ))  # fmt: skip
 FLAGS = ("-m", "--multirun", "--cfg", "job", "--resolve", "-x", "--", "--config-name", "--package")
