@@ -120,6 +120,8 @@ def test_an_installed_plugin_takes_part_in_a_multirun(example: Path, tmp_path: P
 
 
 def test_the_example_passes_its_own_tests(example: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", str(ROOT / "docs" / "example-plugin"), "-p", "no:cacheprovider"]
+    # A forked process has imported some plugins of pytest already.
+    quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", str(ROOT / "docs" / "example-plugin"), *quiet]
     done = run_project(command, ROOT, os.environ | {"PYTHONPATH": str(example)})
     assert done.returncode == 0, done.stdout

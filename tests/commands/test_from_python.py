@@ -136,7 +136,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"compressor": {"int8": {"grup": 3}}}, "unknown key `compressor.int8.grup`; did you mean `compressor.int8.group`"),
     ({"compressor": {"group": 3}}, "`compressor` must be a name, a list of names or {name: {option: value}}, got 3"),
     ({"compressor": Magnitude()}, "`compressor` must be a number, a text, a list of these or None, got Magnitude"),
-    ({"data": {"prefixes": "many"}}, "could not be converted to Integer"),
+    ({"data": {"prefixes": "many"}}, "`data.prefixes` must be a whole number, got 'many'"),
     ({"seed": [{"a": 1}]}, "`seed` must not hold a mapping in a list"),
     ({"model": "hf"}, "`model.path`"),
     ({"schedule": {"size": "half"}}, "`schedule.size` must be a percentage or a number of bytes with a unit"),

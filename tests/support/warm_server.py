@@ -97,6 +97,8 @@ def become(request: dict[str, Any]) -> NoReturn:
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         os.dup2(os.open(request[name], os.O_WRONLY), descriptor)
     sys.stdin = open(os.devnull)
+    # The thread pool of the parent is gone; threads that made it anew at the same time would find half of it.
+    sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     status: object = None
     try:
         run(request["arguments"])

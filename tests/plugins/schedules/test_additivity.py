@@ -74,7 +74,7 @@ def run(folder: Path, schedule: object, *compressors: Compressor) -> tuple[Recor
     seen: list[Run] = []
     with pytest.MonkeyPatch.context() as patch:
         load = Run.load
-        patch.setattr(Run, "load", lambda self: (load(self), seen.append(self))[0])
+        patch.setattr(Run, "load", lambda self, plugins: (load(self, plugins), seen.append(self))[0])
         return execute(settings, installed(), folder, {}, "compressor run"), seen
 
 
@@ -104,8 +104,8 @@ def test_the_ratio_is_that_of_plain_forward_passes(metric: str, tmp_path: Path) 
     record, (made,) = run(tmp_path, schedule, Int8(), Int4(group=16))
     kept: Plan = made.session.applied.kept
     base = load_model(ModelSettings(path=str(tmp_path / "base")))
-    reference = made.evaluators[Prefixes.SEARCH].reference
-    weights = {name: made.model.read(name) for name in kept}
+    reference = made.setup.evaluators[Prefixes.SEARCH].reference
+    weights = {name: made.setup.model.read(name) for name in kept}
     whole, *singles = (
         measure_effect(base, reference.tokens, reference.prefix_tokens, chosen, metric)
         for chosen in (weights, *({name: weight} for name, weight in weights.items()))
@@ -125,8 +125,8 @@ def test_blocks_of_prefixes_count_as_one(
     schedule = Budget(bits=6.0, objective=metric, estimate=EstimateBy.measured, corrections=0)
     record, (made,) = run(tmp_path, schedule, Int8(), Int4(group=16))
     base = load_model(ModelSettings(path=str(tmp_path / "base")))
-    reference = made.evaluators[Prefixes.SEARCH].reference
-    weights = {name: made.model.read(name) for name in made.session.applied.kept}
+    reference = made.setup.evaluators[Prefixes.SEARCH].reference
+    weights = {name: made.setup.model.read(name) for name in made.session.applied.kept}
     whole, *singles = (
         measure_effect(base, reference.tokens[:used], reference.prefix_tokens, chosen, metric)
         for chosen in (weights, *({name: weight} for name, weight in weights.items()))
