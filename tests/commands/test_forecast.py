@@ -14,6 +14,7 @@ import torch
 
 from compressor.artifacts.forecast_record import ForecastRecord, PointForecast
 from compressor.artifacts.plan_file import read_plan
+from compressor.artifacts.run_folder import working_in
 from compressor.artifacts.run_record import ReferenceRecord
 from compressor.commands import forecast as module
 from compressor.commands.forecast import Forecast, choose_checks, drop_beaten
@@ -341,7 +342,7 @@ def test_mistakes_are_one_line(tmp_path: Path, changes: dict[str, Any], complain
     with pytest.raises(CompressorError) as caught:
         run(tmp_path, settings)
     assert complaint in str(caught.value) and "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} <= {".compressor", "status.json"}
 
 
 def test_a_metric_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,8 +352,9 @@ def test_a_metric_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch:
 
 
 def test_a_forecast_is_not_overwritten(made: Forecast, tmp_path: Path) -> None:
-    write_forecast(made.record, tmp_path)
-    with pytest.raises(OutputError, match="already holds a forecast"):
+    with working_in(tmp_path, "compressor forecast"):
+        write_forecast(made.record, tmp_path)
+    with pytest.raises(OutputError, match="already holds a finished run or forecast"):
         run(tmp_path, make_settings())
 
 
@@ -406,7 +408,7 @@ def test_the_page_is_one_well_formed_file_that_loads_nothing(made: Forecast, nam
     assert not re.search(r"\b(nan|inf|None)\b", page.text)
     assert show(summarize_forecast(record))
     write_forecast(record, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["forecast.html", "forecast.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".compressor", "forecast.html", "forecast.json", "status.json"]
     json.loads((tmp_path / "forecast.json").read_text(), parse_constant=pytest.fail)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compressor.commands.setup import open_setup
 from compressor.contracts import Prefixes
-from compressor.data.reference import Reference, build_reference, read_cached
+from compressor.data.reference import Reference, build_reference, read_cached, write_cached
 from compressor.errors import ModelError
 from compressor.evaluation.evaluator import Evaluator
 from compressor.models import Model, Replacement, load_model
@@ -207,13 +207,20 @@ def test_logits_are_kept_where_the_head_cannot_be(how: str, tmp_path: Path, monk
     assert_base_is(reference, expected)
 
 
-def test_a_cached_reference_of_an_earlier_version_is_read(tmp_path: Path) -> None:
-    tokens = torch.arange(30).reshape(3, 10)
-    facts = {"prefix_tokens": "4", "batch": "2", "near_ties": "1", "mended": "3", "noise_floor": "5.5"}
-    safetensors.torch.save_file({"tokens": tokens}, tmp_path / "reference.safetensors", facts)
-    found = read_cached(tmp_path / "reference.safetensors", 2)
+def test_a_cached_reference_is_read_and_others_are_not_believed(tmp_path: Path) -> None:
+    """Tokens of other prefixes, beyond the vocabulary or of another shape, and files of earlier versions."""
+    tokens, path = torch.arange(30).reshape(3, 10), tmp_path / "reference.safetensors"
+    made = Reference(tokens, 4, 2, near_ties=1, mended=3, noise_floor=5.5)
+    write_cached(made, path)
+    found = read_cached(path, tokens[:, :4], 6, 30)
     assert found is not None and torch.equal(found.tokens, tokens)
     assert (found.prefix_tokens, found.batch, found.near_ties, found.mended, found.noise_floor) == (4, 2, 1, 3, 5.5)
+    assert read_cached(path, tokens[:, :4] + 1, 6, 31) is None
+    assert read_cached(path, tokens[:, :4], 6, 29) is None
+    assert read_cached(path, tokens[:, :4], 7, 30) is None
+    facts = {"prefix_tokens": "4", "batch": "2", "near_ties": "1", "mended": "3", "noise_floor": "5.5"}
+    safetensors.torch.save_file({"tokens": tokens}, path, facts)
+    assert read_cached(path, tokens[:, :4], 6, 30) is None
 
 
 def test_a_run_has_one_copy_of_the_bases_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
