@@ -214,7 +214,8 @@ def test_facts_of_arrays_may_be_anything(examples: int, tmp_path: Path) -> None:
 PIECES = st.sampled_from((
     "seed", "data.prefixes", "data.path", "model", "metric", "schedule", "schedule.targets", "compressor",
     "hydra.run.dir", "=", "=", "=", "+", "++", "~", "@", ",", ".", "/", "[", "]", "{", "}", "(", ")", "'", '"', "\\",
-    "${", "}", ":", "range(", "choice(", "glob(*)", "uniform", "tiny", "int8", "null", "true", "nan", "1e400", "1" + "0" * 400, "1",
+    "${", "}", ":", "range(", "choice(", "glob(*)", "uniform", "tiny", "int8", "null", "true", "nan", "1e400",
+    "1" + "0" * 400, "1",
     "\0", "\x1b[31m", "\u202e", "\ud800", "\n", " ", "a" * 300, "[" * 200, "x" * 20_000,
 ))  # fmt: skip
 FLAGS = ("-m", "--multirun", "--cfg", "job", "--resolve", "-x", "--", "--config-name", "--package")
@@ -274,6 +275,7 @@ def test_aliases_in_hydras_record_do_not_grow(tmp_path: Path) -> None:
     [
         (["-m", "seed=range(0,100000000)"], "`seed=range(0,100000000)` makes more than 10000 runs; give fewer values"),
         (["-m", "seed=glob(*)"], "`seed=glob(*)` names no value; give at least one"),
+        (["seed=\n"], "cannot read `seed= `: LexerNoViableAltException: seed=; check its quotes and brackets"),
         (["~schedule"], "`schedule` is needed and not given; add schedule=…"),
         (["hydra.run.dir=${x}"], "Interpolation key 'x' not found"),
         (
