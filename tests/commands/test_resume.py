@@ -283,8 +283,8 @@ def test_a_killed_run_goes_on_and_ends_the_same(seed: int, base: Path, tmp_path:
 
 def test_a_multirun_runs_only_what_is_missing(base: Path, tmp_path: Path) -> None:
     arguments = [
-        *SMALL[:-2], f"model.path={base}", "components.include=[layers.0]", "schedule=uniform", "-m",
-        "schedule.targets=[0.2],[0.3],[0.4]", "hydra.sweep.dir=sweep",
+        *SMALL[:-2], f"model.path={base}", "components.include=[layers.0]", "schedule=uniform",
+        "schedule.targets=[0.2],[0.3],[0.4]", "hydra.sweep.dir=sweep", "-m",
     ]  # fmt: skip
     assert call_command(tmp_path, "run", *arguments).returncode == 0
     second = tmp_path / "sweep" / "1"
