@@ -7,6 +7,9 @@ from collections.abc import Iterable
 class CompressorError(Exception):
     """Root of all errors that a user can cause and fix; printed without a traceback."""
 
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())  # a value in it may have several lines
+
 
 class ConfigError(CompressorError):
     """A setting, an option or a command-line argument is wrong."""

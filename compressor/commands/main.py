@@ -94,7 +94,8 @@ def resume(arguments: Sequence[str], terminal: Terminal) -> int:
     if read_status(folder).get("status") == DONE:
         terminal.say(f"the run in {folder} is done; there is nothing to go on with")
         return 0
-    return run(read_arguments(folder) + [argument for argument in arguments if argument != given[0]], terminal)
+    accepted = [argument for argument in arguments if argument != given[0]]
+    return run(add_overrides(read_arguments(folder), after=accepted), terminal)
 
 
 def read_arguments(folder: Path) -> list[str]:
@@ -107,7 +108,7 @@ def read_arguments(folder: Path) -> list[str]:
             raise TypeError
     except (KeyError, TypeError):
         raise OutputError(f"{folder / COMMAND_FILE} is damaged; start the command again by hand") from None
-    return [*arguments, f"{key}={quote(str(folder))}"]
+    return add_overrides(arguments, after=[f"{key}={quote(str(folder))}"])
 
 
 @dataclass

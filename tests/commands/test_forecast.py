@@ -485,7 +485,7 @@ def test_the_command_leaves_a_page_and_a_table(tmp_path: Path) -> None:
     assert found["config"]["schedule"]["name"] == "budget" and len(found["checks"]) == 1
     assert found["command"].startswith("compressor forecast hydra.run.dir=out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"forecast.html", "forecast.json", ".hydra"}
+    assert names == {"forecast.html", "forecast.json", "status.json", ".compressor", ".hydra"}
 
 
 def test_what_the_user_says_wins(tmp_path: Path) -> None:

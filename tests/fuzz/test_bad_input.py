@@ -275,6 +275,7 @@ def test_aliases_in_hydras_record_do_not_grow(tmp_path: Path) -> None:
     [
         (["-m", "seed=range(0,100000000)"], "`seed=range(0,100000000)` makes more than 10000 runs; give fewer values"),
         (["-m", "seed=glob(*)"], "`seed=glob(*)` names no value; give at least one"),
+        (["seed=\n"], "cannot read `seed= `: LexerNoViableAltException: seed=; check its quotes and brackets"),
         (["~schedule"], "`schedule` is needed and not given; add schedule=…"),
         (["hydra.run.dir=${x}"], "Interpolation key 'x' not found"),
         (
