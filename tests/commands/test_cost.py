@@ -284,7 +284,7 @@ def refuse_to_run(folder: Path, settings: Settings) -> str:
     record, names = read_report(folder), {path.name for path in folder.iterdir()}
     assert record.status == "failed" and record.error == str(refused.value)
     assert record.expense is not None and record.expense.actual is None
-    assert names <= {"report.json", "report.html", "reference.safetensors"}
+    assert names <= {"report.json", "report.html", "reference.safetensors", "status.json", "state", ".compressor"}
     assert "\n" not in str(refused.value)
     return str(refused.value)
 

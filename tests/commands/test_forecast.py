@@ -408,7 +408,7 @@ def test_the_page_is_one_well_formed_file_that_loads_nothing(made: Forecast, nam
     assert not re.search(r"\b(nan|inf|None)\b", page.text)
     assert show(summarize_forecast(record))
     write_forecast(record, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".compressor", "forecast.html", "forecast.json", "status.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["forecast.html", "forecast.json"]
     json.loads((tmp_path / "forecast.json").read_text(), parse_constant=pytest.fail)
 
 

@@ -73,7 +73,12 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def test_a_command_says_what_differs_from_the_defaults_and_composes(tmp_path: Path) -> None:
+def test_a_command_says_what_differs_from_the_defaults_and_composes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.txt").write_text("once")
+    (tmp_path / "a folder" / "it's").mkdir(parents=True)
     record = ForecastRecord(CONFIG, {}, curve=[make_point(0.0, 16, plan={}), make_point(1 / 3, 9)])
     record.curves = {"int4": [make_point(0.74996, 5)]}
     record.curves["int4"][0].plan = None

@@ -7,7 +7,7 @@ import safetensors
 import torch
 
 from compressor.contracts import Reads
-from compressor.data.reference import Reference, build_reference, read_cached, write_reference
+from compressor.data.reference import Reference, build_reference, write_reference
 from compressor.errors import ModelError, OutputError
 from compressor.evaluation.evaluator import Evaluator
 from compressor.models import load_model
@@ -95,7 +95,7 @@ def test_a_damaged_cache_is_rebuilt(tmp_path: Path, caplog: pytest.LogCaptureFix
     path.write_bytes(path.read_bytes()[:40])
     again = build_reference(model, random_prefixes(model), 8, cache=tmp_path / "cache")
     assert torch.equal(first.tokens, again.tokens)
-    assert "is built anew" in caplog.text
+    assert "is damaged and is dropped" in caplog.text
 
 
 def test_reference_file_can_be_checked_by_anybody(tmp_path: Path) -> None:
@@ -105,8 +105,6 @@ def test_reference_file_can_be_checked_by_anybody(tmp_path: Path) -> None:
         assert torch.equal(file.get_tensor("tokens"), tokens)
         assert file.metadata()["prefix_tokens"] == "4"
     assert [path.name for path in tmp_path.iterdir()] == ["reference.safetensors"]
-    found = read_cached(tmp_path / "reference.safetensors", 2)
-    assert found is not None and found.near_ties == 1
 
 
 @pytest.mark.parametrize("family", each(FAMILIES))

@@ -120,7 +120,8 @@ def test_a_model_of_one_format_is_called_by_its_name(tmp_path: Path) -> None:
     exported = export.save("auto", model, tmp_path / "model", {}, {}, quantized)
     config = json.loads((exported.path / "config.json").read_text())["quantization_config"]
     assert config["format"] == "int-quantized" and len(config["config_groups"]) == 1
-    assert not exported.notes and exported.packed == exported.treated == {*model.components}
+    assert all(note.startswith("Copied from the base") for note in exported.notes)
+    assert exported.packed == exported.treated == {*model.components}
 
 
 def test_vllm_takes_integer_inputs_with_a_scale_for_each_row_or_matrix() -> None:

@@ -329,7 +329,7 @@ def test_a_budget_of_rows_runs_on_fused_components(tmp_path: Path) -> None:
         export=ExportSettings(verify=False),
         tracking=TrackingSettings(backend="none"),  # type: ignore[arg-type]
     )
-    record = execute(settings, installed(), tmp_path, {}, "compressor run")
+    record = execute(settings, installed(), tmp_path / "run", {}, "compressor run")
     assert 0.4 <= record.rounds[0].amount < 0.4 + 1 / 32  # whole weights of rows of 32 and 48
-    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert len(plan) == 14 and all(treatment["rows"] for treatment in plan.values())

@@ -75,7 +75,7 @@ def run(folder: Path, schedule: object, *compressors: Compressor) -> tuple[Recor
     with pytest.MonkeyPatch.context() as patch:
         load = Run.load
         patch.setattr(Run, "load", lambda self, plugins: (load(self, plugins), seen.append(self))[0])
-        return execute(settings, installed(), folder, {}, "compressor run"), seen
+        return execute(settings, installed(), folder / "run", {}, "compressor run"), seen
 
 
 def measure_effect(model: Model, tokens: Tensor, prefix: int, weights: dict[str, Tensor], metric: str) -> float:
@@ -157,11 +157,11 @@ def test_it_is_told_where_it_is_known(tmp_path: Path) -> None:
     record, _ = run(tmp_path / "budget", Budget([0.3, 0.5], corrections=0), Magnitude())
     ratios = [step.additivity for step in record.rounds]
     assert all(ratio is not None and 0.05 < ratio < 20 for ratio in ratios)
-    report = json.loads((tmp_path / "budget" / "report.json").read_text())
+    report = json.loads((tmp_path / "budget" / "run" / "report.json").read_text())
     assert [step["additivity"] for step in report["rounds"]] == ratios
-    page = (tmp_path / "budget" / "report.html").read_text()
+    page = (tmp_path / "budget" / "run" / "report.html").read_text()
     assert ">additivity<" in page and "single effects" in page and "of the whole" in page
     record, _ = run(tmp_path / "uniform", Uniform([0.5]), Magnitude())
     assert [step.additivity for step in record.rounds] == [None]
-    page = (tmp_path / "uniform" / "report.html").read_text()
+    page = (tmp_path / "uniform" / "run" / "report.html").read_text()
     assert "additivity" not in page and "single effects" not in page
