@@ -260,28 +260,34 @@ def test_a_signal_ends_a_run_with_the_command_that_goes_on(
     assert (again.returncode, again.stdout) == (0, "the run in out is done; there is nothing to go on with\n")
 
 
+@pytest.fixture(scope="module")
+def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of the command line that nobody stopped."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    arguments = [*SMALL, f"model.path={base}", "components.include=[layers.0]", "hydra.run.dir=out"]
+    assert call_command(folder, "run", *arguments, OMP_NUM_THREADS="1").returncode == 0
+    return folder / "out"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(50))
-def test_a_killed_run_goes_on_and_ends_the_same(seed: int, base: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_and_ends_the_same(seed: int, base: Path, undisturbed: Path, tmp_path: Path) -> None:
     """SIGKILL at a random moment of any phase, twice; no litter stays."""
-    arguments = [*SMALL, f"model.path={base}", "components.include=[layers.0]"]
+    arguments = [*SMALL, f"model.path={base}", "components.include=[layers.0]", "hydra.run.dir=out"]
     draw = np.random.default_rng(seed)
-    whole = call_command(tmp_path, "run", *arguments, "hydra.run.dir=whole", OMP_NUM_THREADS="1")
-    assert whole.returncode == 0
     for _ in range(2):
-        process = start(tmp_path, *arguments, "hydra.run.dir=out")
+        process = start(tmp_path, *arguments)
         until = time.monotonic() + draw.uniform(0.5, 12)
         while process.poll() is None and time.monotonic() < until:
             time.sleep(0.005)
         process.kill()
         process.communicate()
-    done = call_command(tmp_path, "run", *arguments, "hydra.run.dir=out", OMP_NUM_THREADS="1")
+    done = call_command(tmp_path, "run", *arguments, OMP_NUM_THREADS="1")
     finished = "already holds a finished run" in done.stderr
     assert finished or (done.returncode, done.stderr) == (0, "")
     for name in RESULTS:
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {path.name for path in (tmp_path / "whole").iterdir()}
+        assert (tmp_path / "out" / name).read_bytes() == (undisturbed / name).read_bytes()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in undisturbed.iterdir()}
 
 
 def test_a_multirun_runs_only_what_is_missing(base: Path, tmp_path: Path) -> None:
