@@ -75,11 +75,10 @@ class EstimateCache:
         return known if known is not None and self._fits(request, known) else None
 
     def _fits(self, request: EstimateRequest, known: Known) -> bool:
-        """Whether shapes and values are such as this request has; a line says where they are not."""
-        sequences = len(range(len(self.evaluator.reference.tokens))[request.start : request.stop])
+        """Whether there is a number for each option of each component; a line says where there is not."""
         for name, options in request.options.items():
             changes = known.estimates[name].changes
-            if changes.shape != (sequences, len(options)) or not np.isfinite(changes).all():
+            if changes.ndim != 2 or changes.shape[1] != len(options):
                 log.warning("the cached estimates of %s are not such as this run needs and are made anew", name)
                 return False
         return True
