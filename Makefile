@@ -12,18 +12,18 @@ run: $(STAMP)
 	$(VENV)/bin/compressor run
 
 # A process for each core, so each with one thread; a module stays in one process, which makes its fixtures once.
-PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGUMENTS)
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
 
 # Five families of models; the others are marked slow.
 test: $(STAMP)
-	$(PYTEST) -m "not slow and not nightly"
+	$(PYTEST) -m "not slow and not nightly" $(PYTEST_ARGUMENTS)
 
 test-all: $(STAMP)
-	$(PYTEST) -m "not nightly"
+	$(PYTEST) -m "not nightly" $(PYTEST_ARGUMENTS)
 
 # Bad input by machine, thousands of examples.
 nightly: $(STAMP)
-	$(PYTEST) -m nightly
+	$(PYTEST) -m nightly $(PYTEST_ARGUMENTS)
 
 bench: $(STAMP)
 	$(VENV)/bin/python -m tests.benchmarks
