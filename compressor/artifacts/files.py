@@ -158,13 +158,10 @@ def parse_json(text: str | bytes, **hooks: Any) -> Any:  # noqa: ANN401 - JSON i
     raise NestedTooDeeply
 
 
-def check_writable(folder: Path) -> None:
-    """Create `folder` and try to write to it, before hours of work; raises OutputError if that fails."""
-    probe = folder / f".probe-{secrets.token_hex(4)}"
+def make_folder(folder: Path) -> None:
+    """Create `folder` where it is missing; raises OutputError."""
     with _explained(f"cannot write to the folder {folder}", "choose another with hydra.run.dir=DIR"):
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch(exist_ok=False)
-        probe.unlink()
 
 
 def to_strict(data: object) -> Any:  # noqa: ANN401 - JSON is whatever was given

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.files import check_writable, parse_json, read_regular, remove_file, write_json
+from compressor.artifacts.files import make_folder, parse_json, read_regular, remove_file, write_json
 from compressor.errors import OutputError
 
 MARK = ".compressor"
@@ -92,7 +92,7 @@ def held_folder(folder: Path) -> Iterator[None]:
     if place in _held:  # by this process: a multirun or a command that opened the folder before Hydra did
         yield
         return
-    check_writable(folder)
+    make_folder(folder)
     descriptor = open_mark(folder / MARK)
     try:
         _lock(descriptor, folder)

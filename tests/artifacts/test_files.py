@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from compressor.artifacts.files import (
     append_json_line,
-    check_writable,
+    make_folder,
     read_json,
     replaced_file,
     replaced_folder,
@@ -256,15 +256,15 @@ def test_a_torn_line_does_not_spoil_the_next(tmp_path: Path) -> None:
     assert path.read_text() == '{"round": 0}\n{"rou\n{"round": 1}\n'
 
 
-def test_a_folder_that_can_be_written_is_made_and_left_empty(tmp_path: Path) -> None:
-    check_writable(tmp_path / "a" / "b")
+def test_a_folder_is_made_and_left_empty(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir() and list((tmp_path / "a" / "b").iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError) as caught:
-        check_writable(tmp_path / "file" / "run")
+        make_folder(tmp_path / "file" / "run")
     message = str(caught.value)
     assert message.startswith(f"cannot write to the folder {tmp_path / 'file' / 'run'}: ")
     assert message.endswith("; choose another with hydra.run.dir=DIR") and "\n" not in message
