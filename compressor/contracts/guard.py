@@ -102,8 +102,8 @@ def guard_member(value: object) -> object | None:
         case classmethod():
             return classmethod(guard_method(value.__func__))
         case property():
-            accessors = (value.fget, value.fset, value.fdel)
-            return property(*(guard_method(each) if each else None for each in accessors), doc=value.__doc__)
+            read, write, delete = (each and guard_method(each) for each in (value.fget, value.fset, value.fdel))
+            return property(read, write, delete, value.__doc__)
         case functools.cached_property():
             return functools.cached_property(guard_method(value.func))
     return None

@@ -72,5 +72,5 @@ def test_same_seed_same_interval() -> None:
 
 
 def test_non_finite_values_are_refused() -> None:
-    with pytest.raises(PluginError, match=r"`fdtm` gave values of shape .* with 1 non-finite"):
+    with pytest.raises(PluginError, match=r"`fdtm` of .* gave values of shape .* with 1 non-finite"):
         summarize(Fdtm(), np.array([[1.0], [np.nan]]))
