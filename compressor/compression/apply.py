@@ -191,7 +191,13 @@ def compress_alike(
         for treatment in treatments:
             offer.require(treatment.amount, compressor.name, component)
         amounts = [treatment.amount for treatment in treatments]
-        results = iter(compressor.compress_each(weight, list(amounts), context))
+        given = compressor.compress_each(weight, list(amounts), context)
+        if not isinstance(given, Iterable):
+            raise PluginError(
+                f"`compress_each` of {name_plugin(compressor)} gave {type(given).__name__} for {component.name}; give "
+                "a compressed weight for each amount"
+            )
+        results = iter(given)
         for number in range(len(amounts)):
             if (compressed := next(results, None)) is None:
                 raise PluginError(

@@ -88,28 +88,28 @@ def list_members(cls: type[Guarded]) -> Iterator[tuple[str, object]]:
                 continue
             seen.add(name)
             is_plugin = base is cls or not issubclass(base, Guarded)
-            if is_plugin and (guarded := guard_member(value)) is not None:
+            if is_plugin and (guarded := guard_member(name, value)) is not None:
                 yield name, guarded
 
 
-def guard_member(value: object) -> object | None:
+def guard_member(name: str, value: object) -> object | None:
     """A method, class method or property with a guard; None for anything else, and for what is abstract."""
     if getattr(value, "__isabstractmethod__", False):
         return None
     match value:
         case FunctionType():
-            return guard_method(value)
+            return guard_method(name, value)
         case classmethod():
-            return classmethod(guard_method(value.__func__))
+            return classmethod(guard_method(name, value.__func__))
         case property():
-            read, write, delete = (each and guard_method(each) for each in (value.fget, value.fset, value.fdel))
+            read, write, delete = (each and guard_method(name, each) for each in (value.fget, value.fset, value.fdel))
             return property(read, write, delete, value.__doc__)
         case functools.cached_property():
-            return functools.cached_property(guard_method(value.func))
+            return functools.cached_property(guard_method(name, value.func))
     return None
 
 
-def guard_method(method: Callable[..., Any]) -> Callable[..., Any]:
+def guard_method(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
     """The method with a guard. If it returns a generator or another iterator, each step of that is guarded too."""
     if hasattr(method, "__guarded__"):  # a class with slots is made a second time, from members that are guarded
         return method
@@ -118,7 +118,7 @@ def guard_method(method: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(self: object, *args: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever it takes and gives
         if _calls.active:
             return method(self, *args, **named)
-        guard = Guard(self, method.__name__, arguments=(*args, *named.values()))
+        guard = Guard(self, name, arguments=(*args, *named.values()))
         with guard:
             found = method(self, *args, **named)
         if isinstance(found, Generator):
