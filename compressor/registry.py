@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 from omegaconf import OmegaConf
 
 from compressor.contracts import Better, Compressor, Metric, Reads, Schedule
+from compressor.contracts.guard import ORIGIN
 from compressor.errors import ConfigError, PluginError, suggest
 
 T = TypeVar("T", Metric, Compressor, Schedule)
@@ -49,6 +50,7 @@ class Registry(Mapping[str, type[T]]):
             taken_by = f"{owner.distribution} {owner.version}"
             raise PluginError(f"{self.word} `{cls.name}` is already taken by {taken_by}; choose another name")
         self.entries[cls.name] = Entry(cls, distribution, version)
+        setattr(cls, ORIGIN, f"{distribution} {version}")  # errors of the plugin name it
 
     def check(self, cls: type[T]) -> None:
         """Raises PluginError if `cls` does not fit the contract; the message names what is missing."""

@@ -14,7 +14,7 @@ BASE_STATUS = 128
 """The exit status of a process that a signal ended is this and the number of the signal."""
 
 
-class Stopped(BaseException):
+class Stopped(KeyboardInterrupt):
     """A signal asked to stop. It is no Exception, so that nothing handles it as a failure."""
 
     def __init__(self, signum: int) -> None:

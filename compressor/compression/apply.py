@@ -4,17 +4,29 @@ import dataclasses
 import enum
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from compressor.compression.calibration import Calibration, check_needs
-from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, Plan, Treatment
-from compressor.errors import CompressorError, ConfigError, PlanError, PluginError, suggest
+from compressor.contracts import (
+    Component,
+    CompressedWeight,
+    Compressor,
+    Context,
+    Offer,
+    Plan,
+    QuantizedMatrix,
+    Treatment,
+)
+from compressor.contracts.guard import Guard, name_plugin
+from compressor.errors import ConfigError, PlanError, PluginError, suggest
 from compressor.models import Model, Replacement
 from compressor.registry import Registry, build_options, option_names
+
+MOST_BITS = 8
+"""The most bits that a compressed weight may take, relative to those of the weight: more is a mistake."""
 
 
 @dataclass
@@ -48,7 +60,7 @@ class Treatments:
         needs: set[str] = set()
         for name in set(compressors):
             compressor = self.configured.get(name) or self.installed[name]
-            check_needs(name, compressor.needs)
+            check_needs(compressor)
             needs |= compressor.needs
         return frozenset(needs)
 
@@ -81,7 +93,7 @@ class Treatments:
     def offers(self, model: Model) -> dict[str, dict[str, Offer]]:
         """Compressor -> component -> offer, for the configured compressors."""
         return {
-            name: {component.name: compressor.offer(component) for component in model.components.values()}
+            name: {component.name: read_offer(compressor, component) for component in model.components.values()}
             for name, compressor in self.configured.items()
         }
 
@@ -104,13 +116,17 @@ class Treatments:
         for _, group in itertools.groupby(treatments, lambda t: (t.compressor, t.options, t.rows is not None)):
             chosen = list(group)
             compressor = self.resolve(chosen[0])
-            offer, context = compressor.offer(component), self.make_context(compressor, component, weight)
-            with named_by(self.installed, compressor, component.name):
-                for compressed in compress_alike(compressor, offer, weight, chosen, context):
-                    check_dense(compressed.dense(), weight)
-                    if compressed.input_transform is not None and not compressor.transforms_inputs:
-                        raise ValueError("its weights have an `input_transform`, so `transforms_inputs` must be True")
-                    yield compressed
+            offer, context = read_offer(compressor, component), self.make_context(compressor, component, weight)
+            given = [weight, *context.calibration.values()]
+            versions = [tensor._version for tensor in given]
+            for compressed in compress_alike(compressor, offer, weight, chosen, context):
+                check_compressed(compressor, component, compressed, weight)
+                if [tensor._version for tensor in given] != versions:
+                    raise PluginError(
+                        f"{name_plugin(compressor)} changed the weight or the calibration data that it was given for "
+                        f"{component.name}; work on a copy"
+                    )
+                yield compressed
 
     def check_repeatable(self, model: Model, options: Mapping[str, Sequence[Treatment | None]]) -> None:
         """Raise PluginError for a compressor that gives different results for the same input, on one component."""
@@ -159,6 +175,7 @@ class Treatments:
                     f"compressor `{compressor}` does not rank single weights, which this schedule needs; "
                     "use a pruner such as magnitude"
                 )
+            check_importance(chosen, name, importance, weight)
             # Each weight is counted in the first bucket whose limit it does not exceed.
             buckets = torch.bucketize(importance.double().flatten().cpu(), limits)
             counts[name] = torch.bincount(buckets, minlength=len(limits) + 1)[:-1].cumsum(0).tolist()
@@ -173,28 +190,31 @@ def compress_alike(
     if treatments[0].rows is None:
         for treatment in treatments:
             offer.require(treatment.amount, compressor.name, component)
-        yield from compressor.compress_each(weight, [treatment.amount for treatment in treatments], context)
+        amounts = [treatment.amount for treatment in treatments]
+        given = compressor.compress_each(weight, list(amounts), context)
+        if not isinstance(given, Iterable):
+            raise PluginError(
+                f"`compress_each` of {name_plugin(compressor)} gave {type(given).__name__} for {component.name}; give "
+                "a compressed weight for each amount"
+            )
+        results = iter(given)
+        for number in range(len(amounts)):
+            if (compressed := next(results, None)) is None:
+                raise PluginError(
+                    f"`compress_each` of {name_plugin(compressor)} gave {number} results for {len(amounts)} amounts, "
+                    f"on {component.name}; give one for each"
+                )
+            yield compressed
+        if next(results, None) is not None:
+            raise PluginError(
+                f"`compress_each` of {name_plugin(compressor)} gave more results than the {len(amounts)} amounts, on "
+                f"{component.name}; give one for each"
+            )
         return
     for treatment in treatments:
         rows = treatment.rows or ()
         offer.require_rows(rows, compressor.name, component)
         yield compressor.compress_rows(weight, rows, context)
-
-
-@contextmanager
-def named_by(installed: Registry[Compressor], compressor: Compressor, component: str) -> Iterator[None]:
-    """Converts errors of a compressor into one line that names it, its distribution and the component."""
-    try:
-        yield
-    except CompressorError:
-        raise
-    except Exception as error:
-        entry = installed.entries.get(compressor.name)
-        owner = f" of {entry.distribution} {entry.version}" if entry else ""
-        reason = " ".join(str(error).split())
-        raise PluginError(
-            f"compressor `{compressor.name}`{owner} failed on {component}: {type(error).__name__}: {reason}"
-        ) from error
 
 
 def read_untreated(model: Model, name: str) -> Tensor:
@@ -209,14 +229,66 @@ def check_names(model: Model, names: Iterable[str]) -> None:
             raise PlanError(f"unknown component `{name}`; {suggest(name, model.weight_views)}")
 
 
-def check_dense(dense: Tensor, weight: Tensor) -> None:
-    """Raise ValueError unless `dense` has the shape and dtype of `weight` and is finite."""
-    if dense.shape != weight.shape or dense.dtype != weight.dtype:
-        raise ValueError(
-            f"dense value is {tuple(dense.shape)} {dense.dtype}, the weight is {tuple(weight.shape)} {weight.dtype}"
+def read_offer(compressor: Compressor, component: Component) -> Offer:
+    """The offer for a component; raises PluginError for one that holds no amounts in [0, 1]."""
+    offer = compressor.offer(component)
+    if not isinstance(offer, Offer):
+        raise PluginError(
+            f"`offer` of {name_plugin(compressor)} gave {type(offer).__name__} for {component.name}; give an Offer"
+        )
+    amounts = (offer.low, offer.high) if offer.is_range else offer.levels
+    is_valid = all(isinstance(amount, int | float) and 0.0 <= amount <= 1.0 for amount in amounts)
+    if not is_valid or (offer.is_range and offer.low > offer.high):
+        raise PluginError(
+            f"`offer` of {name_plugin(compressor)} gave amounts {amounts} for {component.name}; they must increase "
+            "within [0, 1]"
+        )
+    return offer
+
+
+def check_compressed(compressor: Compressor, component: Component, compressed: object, weight: Tensor) -> None:
+    """Raise PluginError for a compressed weight that cannot stand in for `weight`."""
+    owner, name = name_plugin(compressor), component.name
+    if not isinstance(compressed, CompressedWeight):
+        raise PluginError(f"{owner} gave {type(compressed).__name__} for {name}; give a CompressedWeight")
+    with Guard(compressor, "dense", name):
+        dense, bits, transform = compressed.dense(), compressed.bits, compressed.input_transform
+        quantized = compressed.quantized
+    if not isinstance(dense, Tensor) or dense.shape != weight.shape or dense.dtype != weight.dtype:
+        found = f"{tuple(dense.shape)} {dense.dtype}" if isinstance(dense, Tensor) else type(dense).__name__
+        raise PluginError(
+            f"{owner} gave a dense value that is {found} for {name}, the weight is {tuple(weight.shape)} {weight.dtype}"
+        )
+    if dense.layout is not torch.strided or dense.device != weight.device:
+        raise PluginError(
+            f"{owner} gave a dense value that is {dense.layout} on {dense.device} for {name}; the weight is "
+            f"{weight.layout} on {weight.device}"
         )
     if not is_finite(dense):
-        raise ValueError("dense value holds NaN or infinity")
+        raise PluginError(f"{owner} gave a dense value that holds NaN or infinity for {name}; mend it")
+    most = MOST_BITS * max(component.stored_bits, 8 * weight.itemsize) * component.parameters
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 0 <= bits <= most:
+        raise PluginError(f"{owner} gave {bits!r} as the `bits` of {name}; give a whole number in [0, {most}]")
+    if transform is not None and not compressor.transforms_inputs:
+        raise PluginError(
+            f"{owner} gave a weight with an `input_transform` for {name}, so `transforms_inputs` must be True"
+        )
+    if quantized is not None and not isinstance(quantized, QuantizedMatrix):
+        raise PluginError(
+            f"{owner} gave {type(quantized).__name__} as `quantized` of {name}; give a QuantizedMatrix or None"
+        )
+
+
+def check_importance(compressor: Compressor, component: str, importance: object, weight: Tensor) -> None:
+    """Raise PluginError unless the importance has a number for each weight."""
+    owner = name_plugin(compressor)
+    if not isinstance(importance, Tensor) or importance.shape != weight.shape:
+        found = tuple(importance.shape) if isinstance(importance, Tensor) else type(importance).__name__
+        raise PluginError(
+            f"`importance` of {owner} is {found} for {component}; a tensor {tuple(weight.shape)} is needed"
+        )
+    if importance.isnan().any():
+        raise PluginError(f"`importance` of {owner} holds NaN for {component}; mend it")
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from compressor.contracts import Compressor
+from compressor.contracts.guard import name_plugin
 from compressor.data.reference import Reference
 from compressor.errors import ModelError, PluginError, suggest
 from compressor.models import Model
@@ -50,12 +52,15 @@ CALIBRATION_DATA = {
 }
 
 
-def check_needs(compressor: str, needs: Iterable[str]) -> None:
+def check_needs(compressor: Compressor | type[Compressor]) -> None:
     """Raise PluginError for calibration data that no run gathers."""
+    needs: object = compressor.needs
+    if not isinstance(needs, frozenset | set) or not all(isinstance(name, str) for name in needs):
+        raise PluginError(f"`needs` of {name_plugin(compressor)} is {needs!r}; give a frozenset of names")
     for name in needs:
         if name not in CALIBRATION_DATA:
             raise PluginError(
-                f"compressor `{compressor}` needs the calibration data `{name}`, which no run gathers; "
+                f"{name_plugin(compressor)} needs the calibration data `{name}`, which no run gathers; "
                 f"{suggest(name, CALIBRATION_DATA)}"
             )
 

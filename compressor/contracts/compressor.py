@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from compressor.contracts.guard import Guarded
 from compressor.contracts.quantized import CompressedWeight
 from compressor.contracts.types import Component, Offer
 from compressor.errors import PlanError
@@ -34,9 +35,10 @@ class Context:
     calibration: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Compressor(ABC):
+class Compressor(Guarded, ABC):
     """A compression method for one weight matrix: a pure function of weight, amount and context."""
 
+    _kind = "compressor"
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
     """Names of the calibration data that it uses, from the list in `Context`."""

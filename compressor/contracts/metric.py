@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from compressor.contracts.guard import Guarded
 from compressor.contracts.outputs import Readout
 from compressor.contracts.types import Better, Reads
 
@@ -31,9 +32,10 @@ class TextWindows:
     tokens: int | None = None
 
 
-class Metric(ABC):
+class Metric(Guarded, ABC):
     """Distance of a candidate from the base: forward pass -> values per sequence -> one value over all sequences."""
 
+    _kind = "metric"
     name: ClassVar[str]
     reads: ClassVar[Reads]
     better: ClassVar[Better]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.contracts.types import Reads
 from compressor.errors import PluginError
@@ -39,9 +39,9 @@ class Readout:
         self._counted = counted
         self._runners: Runners = {} if runners is None else runners
 
-    def restricted(self, reads: Reads, owner: str) -> Readout:
+    def restricted(self, reads: Reads, owner: str) -> RestrictedReadout:
         """A view for a metric that declares `reads`; reading anything else raises PluginError."""
-        return _Restricted(self, reads, owner)
+        return RestrictedReadout(self, reads, owner)
 
     @property
     def counted(self) -> Tensor:
@@ -93,8 +93,8 @@ class Readout:
         return self._runners[count]
 
 
-class _Restricted(Readout):
-    """A view of a readout that allows only what a metric declared in `reads`."""
+class RestrictedReadout(Readout):
+    """A view of a readout that allows only what a metric declared in `reads`, and notices what it changes."""
 
     NEEDS: ClassVar[dict[str, Reads]] = {
         "leading": Reads.LEADING,
@@ -108,10 +108,26 @@ class _Restricted(Readout):
 
     def __init__(self, whole: Readout, reads: Reads, owner: str) -> None:
         self._whole, self._reads, self._owner = whole, reads, owner
+        self._given: list[tuple[str, Tensor, int]] = []
+
+    def runners_up(self, count: int) -> tuple[Tensor, Tensor]:
+        found = self._whole.runners_up(count)
+        for tensor in found:
+            self._note("runners_up", tensor)
+        return found
+
+    def _note(self, name: str, value: Any) -> None:  # noqa: ANN401 - any attribute of a readout
+        """Remember the version of a tensor that is given away. In inference mode, tensors have none."""
+        if hasattr(value, "is_inference") and not value.is_inference():
+            self._given.append((name, value, value._version))
+
+    def list_changed(self) -> list[str]:
+        """The outputs that were changed in place since they were read."""
+        return [name for name, tensor, version in self._given if tensor._version != version]
 
     def __getattribute__(self, name: str) -> object:
         get = object.__getattribute__
-        if name.startswith("_"):
+        if name.startswith("_") or name == "list_changed":
             return get(self, name)
         need = get(self, "NEEDS").get(name)
         if need is not None and not need & get(self, "_reads"):
@@ -119,4 +135,6 @@ class _Restricted(Readout):
                 f"metric `{get(self, '_owner')}` reads `{name}` without declaring it; "
                 f"add Reads.{need.name} to its `reads`"
             )
-        return getattr(get(self, "_whole"), name)
+        value = get(self, name) if name == "runners_up" else getattr(get(self, "_whole"), name)
+        get(self, "_note")(name, value)
+        return value

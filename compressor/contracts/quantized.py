@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from compressor.contracts.guard import Guarded
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -20,8 +22,10 @@ InputTransform = Callable[["Tensor"], "Tensor"]
 """A function of the inputs `[..., in]` of a matrix product: same shape and dtype, each token independently."""
 
 
-class CompressedWeight(ABC):
+class CompressedWeight(Guarded, ABC):
     """A weight after compression, in its stored form."""
+
+    _kind = "compressed weight"
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -94,7 +98,7 @@ class Scheme:
 
 
 @dataclass(frozen=True, eq=False)
-class QuantizedMatrix(CompressedWeight):
+class QuantizedMatrix(CompressedWeight, guarded=False):
     """ŵ = s · (q − z): a weight matrix stored as integers, scales and optional zero points.
 
     - `integers` q `[out, in]` int8, in [−2^(b−1), 2^(b−1) − 1] for b = `integer_bits`;

@@ -4,17 +4,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
+from compressor.contracts.guard import Guarded
 from compressor.contracts.requests import Oracle, Problem, Request, Search
 from compressor.errors import PluginError
 
 
-class Schedule(ABC):
+class Schedule(Guarded, ABC):
     """Decides which trials to score and which plans to keep. Torch-free; all randomness is from `problem.seed`.
 
     A schedule is a generator: it yields requests and receives their answers. `Dialogue` offers it as ask and tell. A
     search is a pure function of the problem and the answers, so its state is the list of answers so far.
     """
 
+    _kind = "schedule"
     name: ClassVar[str]
     repeats: ClassVar[bool] = False
     """True if it only repeats earlier decisions. It then gets the components unfused."""

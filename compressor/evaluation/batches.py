@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from compressor.contracts import Metric, Readout
-from compressor.errors import CompressorError, ModelError, PluginError
+from compressor.contracts.guard import name_plugin
+from compressor.errors import ModelError, PluginError
 
 BatchValues = Mapping[str, Tensor]
 """Metric name -> `[sequence, value]`, for the sequences of one batch."""
@@ -49,25 +50,35 @@ class Batch:
 
 def read_values(metric: Metric, candidate: Readout, base: Readout) -> Tensor:
     """The checked values of a metric: `[sequence, value]` in float64 on the CPU."""
-    try:
-        values = metric.sequence_values(
-            candidate.restricted(metric.reads, metric.name), base.restricted(metric.reads, metric.name)
-        )
-        found = tuple(values.shape)
-    except (CompressorError, torch.OutOfMemoryError):  # an engine goes on with fewer trials at once
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise PluginError(f"metric `{metric.name}` failed: {type(error).__name__}: {reason}") from error
-    if len(found) != 2 or found[0] != len(candidate.tokens):
+    views = [readout.restricted(metric.reads, metric.name) for readout in (candidate, base)]
+    found = metric.sequence_values(*views)
+    if changed := [name for view in views for name in view.list_changed()]:
         raise PluginError(
-            f"metric `{metric.name}` gave values of shape {found}; [{len(candidate.tokens)}, value] is needed"
+            f"{name_plugin(metric)} changed `{changed[0]}`, which other metrics read too; work on a copy of it"
         )
-    values = values.double().cpu()
+    values = check_values(metric, found, len(candidate.tokens))
     if not values.isfinite().all():
         if not candidate.logits.isfinite().all():
             raise ModelError(
                 "the candidate's logits hold NaN or infinity; use a wider model.dtype or a milder treatment"
             )
-        raise PluginError(f"metric `{metric.name}` gave NaN or infinity on finite logits; mend the metric")
+        raise PluginError(f"{name_plugin(metric)} gave NaN or infinity on finite logits; mend the metric")
     return values
+
+
+def check_values(metric: Metric, found: object, sequences: int) -> Tensor:
+    """The values as `[sequence, value]` in float64 on the CPU; raises PluginError for anything else."""
+    if not isinstance(found, Tensor):
+        raise PluginError(
+            f"{name_plugin(metric)} gave values of type {type(found).__name__}; a tensor [{sequences}, value] is needed"
+        )
+    if found.ndim != 2 or len(found) != sequences or not found.shape[1]:
+        raise PluginError(
+            f"{name_plugin(metric)} gave values of shape {tuple(found.shape)}; [{sequences}, value] is needed"
+        )
+    if found.is_complex() or found.layout is not torch.strided or found.device.type == "meta":
+        raise PluginError(
+            f"{name_plugin(metric)} gave values that are {found.dtype}, {found.layout}, on {found.device}; "
+            "real, dense numbers are needed"
+        )
+    return found.detach().double().cpu()

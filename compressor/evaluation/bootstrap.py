@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.contracts import Metric, Score
+from compressor.contracts.guard import name_plugin
 from compressor.errors import PluginError
 
 RESAMPLES = 1000
@@ -24,9 +25,29 @@ def draw_resamples(sequences: int, seed: int) -> NDArray[np.intp]:
     return np.random.default_rng(seed).integers(0, sequences, size=(RESAMPLES, sequences))
 
 
+def aggregate(metric: Metric, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`[...]`: the metric's values over sequences of `[..., sequence, value]`; raises PluginError unless finite."""
+    found = metric.aggregate(values)
+    try:
+        numbers = np.asarray(found, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise PluginError(
+            f"`aggregate` of {name_plugin(metric)} gave {type(found).__name__}, which holds no numbers; "
+            "give an array of them"
+        ) from None
+    if numbers.shape != values.shape[:-2]:
+        raise PluginError(
+            f"`aggregate` of {name_plugin(metric)} gave shape {numbers.shape} for values {values.shape}; "
+            f"{values.shape[:-2]} is needed"
+        )
+    if not np.isfinite(numbers).all():
+        raise PluginError(f"`aggregate` of {name_plugin(metric)} gave NaN or infinity for finite values; mend it")
+    return numbers
+
+
 def aggregate_each(metric: Metric, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """`[sequence]`: the metric's value of each sequence alone."""
-    return metric.aggregate(values[:, None, :])
+    return aggregate(metric, values[:, None, :])
 
 
 def summarize(metric: Metric, values: NDArray[np.float64], seed: int = 0) -> Score:
@@ -37,20 +58,20 @@ def summarize(metric: Metric, values: NDArray[np.float64], seed: int = 0) -> Sco
     """
     if values.ndim != 2 or not np.isfinite(values).all():
         raise PluginError(
-            f"metric `{metric.name}` gave values of shape {values.shape} with "
+            f"{name_plugin(metric)} gave values of shape {values.shape} with "
             f"{int((~np.isfinite(values)).sum())} non-finite values; [sequence, value] and finite are needed"
         )
     single = aggregate_each(metric, values)
     resamples = draw_resamples(len(single), seed)
     means, p75s = [], []
     for indices in np.array_split(resamples, max(1, resamples.size * values.shape[1] // CHUNK)):
-        means.append(metric.aggregate(values[indices]))
+        means.append(aggregate(metric, values[indices]))
         p75s.append(np.percentile(single[indices], 75, axis=1))
     low, high = np.percentile(np.concatenate(means), LEVEL)
     p75_low, p75_high = np.percentile(np.concatenate(p75s), LEVEL)
     p25, median, p75 = np.percentile(single, (25, 50, 75))
     return Score(
-        mean=float(metric.aggregate(values)),
+        mean=float(aggregate(metric, values)),
         median=float(median),
         p25=float(p25),
         p75=float(p75),
@@ -74,6 +95,6 @@ def compare_paired(
     if first.shape != second.shape:
         raise ValueError(f"paired values must have one shape, got {first.shape} and {second.shape}")
     resamples = draw_resamples(len(first), seed)
-    differences = metric.aggregate(first[resamples]) - metric.aggregate(second[resamples])
+    differences = aggregate(metric, first[resamples]) - aggregate(metric, second[resamples])
     low, high = np.percentile(differences, LEVEL)
-    return float(metric.aggregate(first) - metric.aggregate(second)), float(low), float(high)
+    return float(aggregate(metric, first) - aggregate(metric, second)), float(low), float(high)

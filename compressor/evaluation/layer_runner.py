@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.contracts import Readout
+from compressor.errors import PluginError
 from compressor.evaluation.batches import Batch, BatchValues, Reader
 from compressor.evaluation.layer_replay import LayerInputs, LayerReplay
 from compressor.evaluation.weight_source import Weights
@@ -114,8 +115,9 @@ class LayerRunner:
         """
         try:
             return run(branches)
-        except torch.OutOfMemoryError:
-            if len(branches) == 1:
+        except (torch.OutOfMemoryError, PluginError) as error:
+            causes = (error, error.__cause__)  # a metric runs out of memory too
+            if len(branches) == 1 or not any(isinstance(cause, torch.OutOfMemoryError) for cause in causes):
                 raise
         # Not inside `except`: there the error's traceback would keep the tensors of the failed attempt.
         half = self.at_once = (len(branches) + 1) // 2

@@ -37,7 +37,7 @@ class CompressorContract(PluginContract):
 
     def test_needs_are_gathered(self, plugin: Compressor) -> None:
         """A run gathers all calibration data in `needs`."""
-        check_needs(plugin.name, plugin.needs)
+        check_needs(plugin)
 
     def test_promise(self, plugin: Compressor, promise: Promise, weight: str) -> None:
         case = CompressorCase(plugin, make_weight(weight))

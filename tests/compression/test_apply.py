@@ -1,7 +1,10 @@
 """Plans become weights: options resolved, mistakes named, plugins kept in check."""
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from compressor.plugins import installed
 from compressor.settings import ModelSettings
 from compressor_plugins.pruning.magnitude import Magnitude, Scope
 from compressor_plugins.quantization.int8 import Int8
+from tests.support.broken_plugins import broken
 from tests.support.families import save_checkpoint
 
 
@@ -102,12 +106,74 @@ class Wild(Compressor):
 
 @pytest.mark.parametrize(
     ("how", "message"),
-    [("raises", "KeyError: 'lost'"), ("shape", "dense value is"), ("inf", "dense value holds NaN or infinity")],
+    [
+        ("raises", "KeyError: 'lost'"),
+        ("shape", "gave a dense value that is"),
+        ("inf", "gave a dense value"),
+    ],
 )
 def test_a_broken_compressor_is_named_with_the_component(model: Model, how: str, message: str) -> None:
     name = next(iter(model.components))
-    with pytest.raises(PluginError, match=rf"compressor `wild` failed on {name}: .*{message}"):
+    with pytest.raises(PluginError, match=rf"^compressor `wild` of tests.*{message}"):
         make_treatments(Wild(how)).compress(model, {name: Treatment("wild", 0.5)})
+
+
+@dataclass(frozen=True)
+class Weight(CompressedWeight):
+    """Takes `size` bits, whatever it is."""
+
+    weight: torch.Tensor
+    size: object = 8
+
+    def dense(self) -> torch.Tensor:
+        return self.weight
+
+    @property
+    def bits(self) -> int:
+        return self.size  # type: ignore[return-value] # some of them are wrong
+
+
+BROKEN_COMPRESSORS: dict[str, tuple[dict[str, Any], str]] = {
+    "no weight": ({"compress": lambda self, w, a, c: w}, r"gave Tensor for .*; give a CompressedWeight"),
+    "negative bits": ({"compress": lambda self, w, a, c: Weight(w, -5)}, "gave -5 as the `bits`"),
+    "bits that are no number": ({"compress": lambda self, w, a, c: Weight(w, float("nan"))}, "gave nan as the `bits`"),
+    "too many bits": ({"compress": lambda self, w, a, c: Weight(w, 10**30)}, f"gave {10**30} as the `bits`"),
+    "sparse": ({"compress": lambda self, w, a, c: Weight(w.to_sparse())}, "sparse_coo on cpu"),
+    "another device": ({"compress": lambda self, w, a, c: Weight(w.to("meta"))}, "on meta for"),
+    "changes its weight": ({"compress": lambda self, w, a, c: Weight(w.zero_())}, "changed the weight or the calib"),
+    "too few": ({"compress_each": lambda self, w, a, c: []}, r"gave 0 results for 1 amounts"),
+    "too many": ({"compress_each": lambda self, w, a, c: [Weight(w)] * 2}, "gave more results than the 1 amounts"),
+    "no results": ({"compress_each": lambda self, w, a, c: None}, "`compress_each` of .* gave NoneType"),
+    "no offer": ({"offer": lambda self, component: None}, "`offer` of .* gave NoneType"),
+    "offer out of range": ({"offer": lambda self, component: Offer(high=2.0)}, r"gave amounts \(0\.0, 2\.0\)"),
+    "exits": ({"compress": lambda self, w, a, c: sys.exit(0)}, "failed in `compress` on .*: SystemExit: 0"),
+    "needs a list": ({"needs": ["hessian"]}, "`needs` of .* is ..hessian.*; give a frozenset of names"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_COMPRESSORS)
+def test_what_a_compressor_gives_is_checked(model: Model, case: str) -> None:
+    members, message = BROKEN_COMPRESSORS[case]
+    name, plugin = next(iter(model.components)), broken(Wild, **members)
+    treatments = make_treatments(plugin)
+    with pytest.raises(PluginError, match=message) as caught:
+        treatments.find_needs(["wild"])
+        treatments.compress(model, {name: Treatment("wild", 0.5)})
+    assert str(caught.value).count("wild` of ") == 1 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("give", "message"),
+    [
+        (lambda weight: weight[:1], r"`importance` of compressor `wild` .* is \(1, "),
+        (lambda weight: weight * float("nan"), "holds NaN"),
+        (lambda weight: 5, "is int for"),
+    ],
+)
+def test_importance_is_checked(model: Model, give: Callable[[torch.Tensor], Any], message: str) -> None:
+    plugin = broken(Wild, importance=lambda self, weight, context: give(weight))
+    with pytest.raises(PluginError, match=message):
+        make_treatments(plugin).count(model, "wild", [0.5])
 
 
 def test_counts_are_exact_and_need_a_pruner(model: Model) -> None:

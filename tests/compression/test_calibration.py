@@ -440,7 +440,7 @@ def test_data_are_there_while_weights_are_swapped(bench: Bench, tmp_path: Path) 
 
 
 def test_unknown_and_missing_data_are_named(bench: Bench, tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match=r"`lost` needs the calibration data `hesian`.*did you mean `hessian`"):
+    with pytest.raises(PluginError, match=r"`lost` of .* needs the calibration data `hesian`.*did you mean `hessian`"):
         search_on(bench, Lost(), folder=tmp_path).calibrator.prepare(["lost"])
     name = next(iter(bench.model.components))
     with pytest.raises(PlanError, match=r"`scaled` needs absmax, hessian of .* were not gathered"):

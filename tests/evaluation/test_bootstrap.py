@@ -1,5 +1,8 @@
 """Scores and their intervals against theory and against a plain loop."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -8,6 +11,7 @@ from compressor.evaluation.bootstrap import aggregate_each, compare_paired, summ
 from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.metrics.perplexity import Perplexity
+from tests.support.broken_plugins import broken
 
 
 def test_aggregates_equal_numpy() -> None:
@@ -72,5 +76,21 @@ def test_same_seed_same_interval() -> None:
 
 
 def test_non_finite_values_are_refused() -> None:
-    with pytest.raises(PluginError, match=r"`fdtm` gave values of shape .* with 1 non-finite"):
+    with pytest.raises(PluginError, match=r"`fdtm` of .* gave values of shape .* with 1 non-finite"):
         summarize(Fdtm(), np.array([[1.0], [np.nan]]))
+
+
+@pytest.mark.parametrize(
+    ("give", "message"),
+    [
+        (lambda values: values[..., 0].mean(-1) * np.nan, "gave NaN or infinity"),
+        (lambda values: values[..., 0], r"gave shape \(3, 1\)"),
+        (lambda values: "much", "gave str, which holds no numbers"),
+        (lambda values: None, r"gave shape \(\)"),
+        (lambda values: 1 / 0, "failed in `aggregate`: ZeroDivisionError"),
+    ],
+)
+def test_an_aggregate_that_is_no_number_is_refused(give: Callable[[Any], Any], message: str) -> None:
+    metric = broken(Fdtm, aggregate=lambda self, values: give(values))
+    with pytest.raises(PluginError, match=f"metric `fdtm` of .*{message}"):
+        summarize(metric, np.ones((3, 2)))

@@ -1,6 +1,9 @@
 """The engine against independent oracles, such as generating with both models; the model is always restored."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from compressor.contracts import Better, Metric, Readout, Reads, TextWindows, Tr
 from compressor.data.reference import build_reference
 from compressor.data.texts import make_windows
 from compressor.errors import ModelError, PluginError
+from compressor.evaluation.batches import read_values
 from compressor.evaluation.evaluator import Evaluator
 from compressor.models import Model, load_model
 from compressor.plugins import installed
@@ -21,6 +25,7 @@ from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.perplexity import Perplexity
 from compressor_plugins.metrics.sdtm import Sdtm
 from compressor_plugins.pruning.magnitude import Magnitude
+from tests.support.broken_plugins import broken
 from tests.support.families import FAMILIES, each, save_checkpoint
 from tests.support.references import count_leading, generate, random_prefixes
 from tests.support.snapshots import is_unchanged, snapshot
@@ -136,9 +141,9 @@ class Broken(Metric):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("raises", "metric `broken` failed: ZeroDivisionError: no such thing"),
-        ("shape", r"metric `broken` gave values of shape \(20,\); \[4, value\] is needed"),
-        ("nan", "metric `broken` gave NaN or infinity on finite logits"),
+        ("raises", "metric `broken` of .* failed in `sequence_values`: ZeroDivisionError: no such thing"),
+        ("shape", r"metric `broken` of .* gave values of shape \(20,\); \[4, value\] is needed"),
+        ("nan", "metric `broken` of .* gave NaN or infinity on finite logits"),
     ],
 )
 def test_a_broken_metric_is_named_and_the_model_restored(llama: Model, how: str, message: str) -> None:
@@ -147,6 +152,38 @@ def test_a_broken_metric_is_named_and_the_model_restored(llama: Model, how: str,
     with pytest.raises(PluginError, match=message):
         Evaluator(llama, reference, {"broken": Broken(how)}, GIVEN).score_all([GIVEN.add_plan(prune(llama, 0.5))])
     assert is_unchanged(llama, before)
+
+
+BROKEN_VALUES: dict[str, tuple[Callable[[Readout], Any], str]] = {
+    "numpy": (lambda candidate: candidate.predicted.double().numpy(), "gave values of type ndarray"),
+    "no values": (lambda candidate: candidate.predicted[:, :0], r"gave values of shape \(\d, 0\)"),
+    "complex": (lambda candidate: candidate.predicted[:, :1].to(torch.complex64), "complex64"),
+    "sparse": (lambda candidate: candidate.predicted[:, :1].double().to_sparse(), "sparse_coo"),
+    "meta": (lambda candidate: candidate.predicted[:, :1].to("meta"), "on meta"),
+    "tokens": (lambda candidate: candidate.tokens.zero_()[:, :1], "changed `tokens`, which other metrics read too"),
+    "output": (lambda candidate: candidate.predicted.zero_()[:, :1], "changed `predicted`"),
+    "exit": (lambda candidate: sys.exit(0), "failed in `sequence_values`: SystemExit: 0"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_VALUES)
+def test_values_of_a_metric_are_checked(case: str) -> None:
+    give, message = BROKEN_VALUES[case]
+    metric = broken(Broken, sequence_values=lambda self, candidate, base: give(candidate))
+    readout = Readout(torch.randn(2, 3, 5), torch.zeros(2, 3, dtype=torch.long))
+    with pytest.raises(PluginError, match=f"metric `broken` of .*{message}"):
+        read_values(metric, readout, readout)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.enable_grad])
+def test_values_with_a_gradient_or_of_inference_mode_are_numbers(mode: Callable[[], Any]) -> None:
+    def give(self: Metric, candidate: Readout, base: Readout) -> Any:  # noqa: ANN401
+        return (candidate.predicted[:, :1] * torch.ones(1, requires_grad=True)).half()
+
+    with mode():
+        readout = Readout(torch.randn(2, 3, 5), torch.zeros(2, 3, dtype=torch.long))
+        values = read_values(broken(Broken, sequence_values=give), readout, readout)
+    assert values.dtype == torch.float64 and not values.requires_grad
 
 
 def test_infinite_logits_of_a_candidate_are_named(llama: Model) -> None:

@@ -276,7 +276,7 @@ def test_a_compressor_must_announce_that_it_treats_inputs(tmp_path: Path) -> Non
     model: Model = load_model(ModelSettings(path=str(save_checkpoint("llama", tmp_path))))
     treatments = make_treatments(Silent())
     name = next(iter(model.components))
-    with pytest.raises(PluginError, match=r"`silent` failed on .* `transforms_inputs` must be True"):
+    with pytest.raises(PluginError, match=r"`silent` of .* `transforms_inputs` must be True"):
         treatments.compress(model, {name: Treatment("silent", 0.75)})
 
 

@@ -113,7 +113,7 @@ def test_levels_are_those_of_rows_not_of_their_mean(model: Model) -> None:
 
 def test_a_compressor_that_breaks_by_row_is_named(model: Model) -> None:
     name, component = next(iter(model.components.items()))
-    with pytest.raises(PluginError, match=f"compressor `levels` failed on {name}: KeyError: 'lost'"):
+    with pytest.raises(PluginError, match=f"compressor `levels` of .* on {name}: KeyError: 'lost'"):
         make_treatments(FixedLevels()).compress(model, {name: by_rows([1.0] * component.shape[0], "levels")})
 
 

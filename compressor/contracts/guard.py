@@ -1,0 +1,181 @@
+"""Turns whatever a plugin raises into one PluginError, which names the plugin, its method and the line of its code.
+
+The contract classes derive from `Guarded`, which wraps the methods of their subclasses, so that no call can forget it.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import traceback
+from collections.abc import Callable, Generator, Iterator
+from types import FunctionType, TracebackType
+from typing import Any, ClassVar
+
+from compressor.contracts.types import Component
+from compressor.errors import CompressorError, PluginError
+
+CONSTRUCTORS = ("__init__", "__post_init__")
+"""The special methods that are guarded."""
+PASSING = (CompressorError, KeyboardInterrupt, GeneratorExit)
+"""A plugin raises the first for the user. The others do not come from it."""
+ORIGIN = "_origin"
+"""The class attribute with the distribution and the version of a registered plugin."""
+
+
+class _Calls(threading.local):
+    """Whether a plugin is running in this thread."""
+
+    active = False
+
+
+_calls = _Calls()
+
+
+class Guard:
+    """Inside, `plugin` is to blame for what is raised. `method` is the one that was called, with these `arguments`.
+
+    `subject` is what it worked on; without one, a component among the arguments. An inner guard does nothing, because
+    a plugin may handle the errors of its own methods.
+    """
+
+    def __init__(self, plugin: object, method: str, subject: str = "", arguments: tuple[object, ...] = ()) -> None:
+        self.plugin, self.method, self.subject, self.arguments = plugin, method, subject, arguments
+        self.is_inner = False
+
+    def __enter__(self) -> None:
+        self.is_inner, _calls.active = _calls.active, True
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
+        _calls.active = self.is_inner
+        if error is not None and not self.is_inner and not isinstance(error, PASSING):
+            raise self.describe(error) from error
+
+    def describe(self, error: BaseException) -> PluginError:
+        """One line on what failed, on what, why and where."""
+        subject = self.subject or next(filter(None, map(find_component, self.arguments)), "")
+        reason, line = " ".join(str(error).split()), find_line(self.plugin, error)
+        return PluginError(
+            f"{name_plugin(self.plugin)} failed in `{self.method}`{subject and f' on {subject}'}: "
+            f"{type(error).__name__}{reason and f': {reason}'}{line and f' ({line})'}"
+        )
+
+
+class Guarded:
+    """Base class of the contracts. The methods of the classes that derive from a contract are guarded.
+
+    `guarded=False` is for classes of our own, whose errors are not those of a plugin.
+    """
+
+    _kind: ClassVar[str]
+    """What an error calls such an object."""
+
+    def __init_subclass__(cls, guarded: bool = True, **options: Any) -> None:  # noqa: ANN401 - of other base classes
+        super().__init_subclass__(**options)
+        if guarded and Guarded not in cls.__bases__:
+            for name, value in list_members(cls):
+                setattr(cls, name, value)
+                if isinstance(value, functools.cached_property):
+                    value.__set_name__(cls, name)
+
+
+def list_members(cls: type[Guarded]) -> Iterator[tuple[str, object]]:
+    """The guarded members of a class: its own, and those of mixins that are not `Guarded`."""
+    seen: set[str] = set()
+    for base in cls.__mro__:
+        for name, value in list(vars(base).items()):
+            if name in seen or (name.startswith("__") and name not in CONSTRUCTORS):
+                continue
+            seen.add(name)
+            is_plugin = base is cls or not issubclass(base, Guarded)
+            if is_plugin and (guarded := guard_member(name, value)) is not None:
+                yield name, guarded
+
+
+def guard_member(name: str, value: object) -> object | None:
+    """A method, class method or property with a guard; None for anything else, and for what is abstract."""
+    if getattr(value, "__isabstractmethod__", False):
+        return None
+    match value:
+        case FunctionType():
+            return guard_method(name, value)
+        case classmethod():
+            return classmethod(guard_method(name, value.__func__))
+        case property():
+            read, write, delete = (each and guard_method(name, each) for each in (value.fget, value.fset, value.fdel))
+            return property(read, write, delete, value.__doc__)
+        case functools.cached_property():
+            return functools.cached_property(guard_method(name, value.func))
+    return None
+
+
+def guard_method(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method with a guard. If it returns a generator or another iterator, each step of that is guarded too."""
+    if hasattr(method, "__guarded__"):  # a class with slots is made a second time, from members that are guarded
+        return method
+
+    @functools.wraps(method)
+    def guarded(self: object, *args: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever it takes and gives
+        if _calls.active:
+            return method(self, *args, **named)
+        guard = Guard(self, name, arguments=(*args, *named.values()))
+        with guard:
+            found = method(self, *args, **named)
+        if isinstance(found, Generator):
+            return guard_generator(found, guard)
+        return guard_iterator(found, guard) if isinstance(found, Iterator) else found
+
+    guarded.__guarded__ = True  # type: ignore[attr-defined]
+    return guarded
+
+
+def guard_generator(steps: Generator[Any, Any, Any], guard: Guard) -> Generator[Any, Any, Any]:
+    """The same generator, guarded while it runs."""
+    answer = None
+    try:
+        while True:
+            with guard:
+                try:
+                    found = steps.send(answer)
+                except StopIteration as end:
+                    return end.value
+            answer = yield found
+    finally:
+        with guard:
+            steps.close()
+
+
+def guard_iterator(items: Iterator[Any], guard: Guard) -> Iterator[Any]:
+    """The same iterator, guarded while it runs."""
+    end = object()
+    while True:
+        with guard:
+            item = next(items, end)
+        if item is end:
+            return
+        yield item
+
+
+def name_plugin(plugin: object) -> str:
+    """What a plugin is, its name, and where it comes from: a distribution, or else its class."""
+    cls = plugin if isinstance(plugin, type) else type(plugin)
+    kind, name = getattr(cls, "_kind", "object"), getattr(cls, "name", None)
+    path = f"{cls.__module__}.{cls.__qualname__}"
+    return f"{kind} `{name}` of {vars(cls).get(ORIGIN, path)}" if isinstance(name, str) else f"{kind} `{path}`"
+
+
+def find_component(argument: object) -> str:
+    """The name of the component that an argument is or has; empty if there is none."""
+    component = getattr(argument, "component", argument)
+    return component.name if isinstance(component, Component) else ""
+
+
+def find_line(plugin: object, error: BaseException) -> str:
+    """File and line of the innermost call in code of the plugin's own packages; empty if there is none."""
+    cls = plugin if isinstance(plugin, type) else type(plugin)
+    packages = {base.__module__.partition(".")[0] for base in cls.__mro__} - {"compressor", "abc", "builtins"}
+    found = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] in packages:
+            found = f"{frame.f_code.co_filename}:{line}"
+    return found

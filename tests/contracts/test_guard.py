@@ -1,0 +1,178 @@
+"""Whatever a plugin raises is one line that names it; what is not its failure passes unchanged."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+
+from compressor.commands.stopping import Stopped
+from compressor.contracts import Better, Component, Compressor, Context, KeepRequest, Offer, Problem, Schedule, Search
+from compressor.errors import ConfigError, PluginError
+from compressor.registry import Registry
+from compressor.testing.problems import make_problem
+
+COMPONENT = Component("model.layers.0.mlp.up_proj", "up", 0, (4, 8), 16)
+
+
+def fail(error: BaseException) -> Any:  # noqa: ANN401 - it never returns
+    raise error
+
+
+class Mixin:
+    """Not of a contract, but its methods become those of a plugin."""
+
+    error: BaseException
+
+    def importance(self, weight: object, context: Context) -> Any:  # noqa: ANN401
+        fail(self.error)
+
+
+@dataclass
+class Failing(Mixin, Compressor):
+    """Raises `error` wherever it is called."""
+
+    name: ClassVar[str] = "failing"
+    error: Any = None
+
+    @classmethod
+    def make(cls) -> Any:  # noqa: ANN401
+        return fail(ZeroDivisionError("in a class method"))
+
+    @property
+    def transforms_inputs(self) -> bool:
+        return bool(fail(self.error))
+
+    @functools.cached_property
+    def table(self) -> int:
+        return int(fail(self.error))
+
+    def offer(self, component: Component) -> Offer:
+        return Offer(high=float(fail(self.error)))
+
+    def compress(self, weight: object, amount: float, context: Context) -> Any:  # noqa: ANN401
+        return fail(self.error)
+
+
+CALLS: dict[str, Any] = {
+    "offer": lambda plugin: plugin.offer(COMPONENT),
+    "compress": lambda plugin: plugin.compress(None, 0.5, Context(COMPONENT)),
+    "importance": lambda plugin: plugin.importance(None, context=Context(COMPONENT)),
+    "compress_each": lambda plugin: list(plugin.compress_each(None, [0.5], Context(COMPONENT))),
+    "transforms_inputs": lambda plugin: plugin.transforms_inputs,
+    "table": lambda plugin: plugin.table,
+}
+
+
+@pytest.mark.parametrize("method", CALLS)
+@pytest.mark.parametrize("error", [ValueError("so\n  it is"), SystemExit(0), StopIteration(), BaseException("odd")])
+def test_whatever_is_raised_is_one_line_with_its_cause(method: str, error: BaseException) -> None:
+    with pytest.raises(PluginError) as caught:
+        CALLS[method](Failing(error))
+    raised = "compress" if method == "compress_each" else method  # the default calls that
+    said = str(caught.value)
+    assert said.startswith(f"compressor `failing` of {__name__}.Failing failed in `{raised}`") and "\n" not in said
+    assert (f" on {COMPONENT.name}: " in said) == (method not in ("transforms_inputs", "table"))
+    assert type(error).__name__ in said and " ".join(str(error).split()) in said
+    assert re.search(rf"\({re.escape(__file__)}:\d+\)$", said)
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("method", CALLS)
+@pytest.mark.parametrize("error", [ConfigError("for the user"), KeyboardInterrupt(), Stopped(15), GeneratorExit()])
+def test_what_is_no_failure_of_the_plugin_passes(method: str, error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught:
+        CALLS[method](Failing(error))
+    assert caught.value is error
+
+
+def test_class_methods_and_constructors_are_guarded_too() -> None:
+    @dataclass
+    class Unfinished(Failing):
+        def __post_init__(self) -> None:
+            raise KeyError("lost")
+
+    with pytest.raises(PluginError, match="failed in `make`: ZeroDivisionError: in a class method"):
+        Failing.make()
+    with pytest.raises(PluginError, match="failed in `__post_init__`: KeyError: 'lost'"):
+        Unfinished()
+
+
+def test_a_class_with_slots_is_guarded_once() -> None:
+    with pytest.raises(PluginError, match=r"failed in `offer` .*: KeyError: 'lost'"):
+        dataclass(slots=True)(type("Slotted", (Failing,), {}))(KeyError("lost")).offer(COMPONENT)
+
+
+def test_a_plugin_may_handle_errors_of_its_own_methods() -> None:
+    @dataclass
+    class Careful(Failing):
+        def offer(self, component: Component) -> Offer:
+            try:
+                self.compress(None, 0.5, Context(component))
+            except KeyError:
+                return Offer(high=0.5)
+            raise AssertionError
+
+    assert Careful(KeyError("lost")).offer(COMPONENT) == Offer(high=0.5)
+    with pytest.raises(PluginError):  # the guard of the outermost call is there again
+        Careful(KeyError("lost")).compress(None, 0.5, Context(COMPONENT))
+
+
+def test_a_registered_plugin_is_named_with_its_distribution() -> None:
+    @dataclass
+    class Registered(Failing):
+        name: ClassVar[str] = "registered"
+
+    Registry(Compressor).add(Registered, "acme", "1.2")  # type: ignore[type-abstract]
+    with pytest.raises(PluginError, match=r"^compressor `registered` of acme 1\.2 failed in `offer`"):
+        Registered(KeyError()).offer(COMPONENT)
+
+    class Child(Registered):
+        """Of another distribution, so far unknown."""
+
+    with pytest.raises(PluginError, match=r"^compressor `registered` of .*Child failed in `offer`"):
+        Child(KeyError()).offer(COMPONENT)
+
+
+@dataclass
+class Steps(Schedule):
+    """Fails at the step `at`, and closes what it opened."""
+
+    name: ClassVar[str] = "steps"
+    at: int = 0
+
+    def search(self, problem: Problem) -> Search:
+        self.closed = False
+        try:
+            for step in self.count():
+                answer = yield KeepRequest({}, notes=[str(step)])
+                assert answer == {"step": float(step)}
+        finally:
+            self.closed = True
+
+    def count(self) -> Iterator[int]:
+        yield from range(self.at)
+        sys.exit(0)
+
+
+def test_every_step_of_a_search_is_guarded() -> None:
+    plugin = Steps(at=2)
+    search = plugin.search(make_problem(["prune"], {"kl": Better.LOWER}))
+    assert next(search).notes == ["0"]
+    assert search.send({"step": 0.0}).notes == ["1"]
+    with pytest.raises(PluginError, match=r"^schedule `steps` of .* failed in `search`: SystemExit: 0 \("):
+        search.send({"step": 1.0})
+    assert plugin.closed
+
+
+def test_a_search_that_is_left_is_closed() -> None:
+    plugin = Steps(at=2)
+    search = plugin.search(make_problem(["prune"], {"kl": Better.LOWER}))
+    next(search)
+    search.close()
+    assert plugin.closed
