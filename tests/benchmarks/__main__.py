@@ -27,8 +27,8 @@ BENCHMARKS = (
     "loading",
     "load",
 )
-ON_REQUEST = ("gpu",)
-"""Benchmarks that run only when they are named: they need a GPU."""
+ON_REQUEST = ("gpu", "memory")
+"""Benchmarks that run only when they are named: they need a GPU, or hours."""
 
 
 def format_cell(value: object) -> str:
