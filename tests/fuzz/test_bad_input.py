@@ -3,7 +3,6 @@
 Few examples run with the other tests; `make nightly` tries thousands.
 """
 
-import copy
 import json
 import os
 import time
@@ -28,25 +27,8 @@ from compressor.errors import CompressorError
 from compressor.plugins import installed
 from compressor.report.comparison import make_comparison_table, read_jobs
 from compressor.report.run_report import read_sequences, write_report
+from tests.support.damage import SLOWEST, damaged_texts, odd_command_lines, try_out
 
-SLOWEST = 10.0
-"""Seconds that any input may take."""
-DEEP = 100_000
-HUGE = ("1e400", "1" + "0" * 400, "9" * 5000, "NaN", "Infinity", "-1e400", "-0", "1e-400")
-ODD = (
-    '"\\ud800"',
-    '"\\u0000"',
-    '"a\\nb"',
-    "null",
-    "true",
-    "[]",
-    "{}",
-    '""',
-    "0",
-    "[[]]",
-    '{"": null}',
-    '"${oc.env:HOME}"',
-)
 TREATMENT = {"compressor": "int8", "amount": 0.5, "options": {"group": 32}}
 PLAN = {"model.layers.0.mlp": TREATMENT, "model.layers.1.mlp": {**TREATMENT, "amount": 1.0}}
 STATE = {
@@ -70,53 +52,6 @@ def make_record() -> Record:
 
 REPORT = make_record().to_json()
 FORECAST = {"curve": [{"amount": 0.5, "plan": PLAN}, {"amount": 0.7, "plan": PLAN}]}
-
-
-def put_anywhere(data: object, draw: st.DrawFn) -> object:
-    """The data with one marker at a random place of it; the marker is replaced in the text."""
-    places: list[tuple[object, object]] = []
-    whole = [copy.deepcopy(data)]
-    stack: list[object] = [whole]
-    while stack:
-        value = stack.pop()
-        for key in list(value) if isinstance(value, dict) else range(len(value)):  # type: ignore[arg-type, call-overload]
-            places.append((value, key))
-            if isinstance(value[key], dict | list):  # type: ignore[index]
-                stack.append(value[key])  # type: ignore[index]
-    parent, key = draw(st.sampled_from(places))
-    parent[key] = "MARKER"  # type: ignore[index]
-    return whole[0]
-
-
-@st.composite
-def damaged_texts(draw: st.DrawFn, data: object) -> bytes:
-    """A JSON file that was changed: in bytes, or in one value."""
-    content = json.dumps(data).encode()
-    kind = draw(st.sampled_from(("value", "value", "value", "deep", "flip", "cut", "double", "bom", "nul", "bytes")))
-    if kind in ("value", "deep"):
-        brackets = st.sampled_from((b"[" * DEEP + b"]" * DEEP, b'{"a":' * 300 + b"1" + b"}" * 300, b"[" * DEEP))
-        new = draw(brackets if kind == "deep" else st.sampled_from(HUGE + ODD).map(str.encode))
-        return json.dumps(put_anywhere(data, draw)).encode().replace(b'"MARKER"', new)
-    place = draw(st.integers(0, len(content) - 1))
-    if kind == "flip":
-        return content[:place] + bytes([content[place] ^ 1 << draw(st.integers(0, 7))]) + content[place + 1 :]
-    if kind == "cut":
-        return content[:place]
-    if kind == "double":
-        return content.replace(b"{", b'{"amount": 1, "amount": 2, ', 1)
-    if kind == "bom":
-        return b"\xef\xbb\xbf" + content
-    return content[:place] + (b"\0" if kind == "nul" else draw(st.binary(max_size=20))) + content[place:]
-
-
-def try_out(work: Callable[[], object]) -> None:
-    """Success, or one line of a CompressorError; never slow."""
-    began = time.monotonic()
-    try:
-        work()
-    except CompressorError as error:
-        assert str(error) and len(str(error).splitlines()) == 1, str(error)
-    assert time.monotonic() - began < SLOWEST
 
 
 def read_a_plan(path: Path) -> None:
@@ -211,29 +146,14 @@ def test_facts_of_arrays_may_be_anything(examples: int, tmp_path: Path) -> None:
     check()
 
 
-PIECES = st.sampled_from((
-    "seed", "data.prefixes", "data.path", "model", "metric", "schedule", "schedule.targets", "compressor",
-    "hydra.run.dir", "=", "=", "=", "+", "++", "~", "@", ",", ".", "/", "[", "]", "{", "}", "(", ")", "'", '"', "\\",
-    "${", "}", ":", "range(", "choice(", "glob(*)", "uniform", "tiny", "int8", "null", "true", "nan", "1e400",
-    "1" + "0" * 400, "1",
-    "\0", "\x1b[31m", "\u202e", "\ud800", "\n", " ", "a" * 300, "[" * 200, "x" * 20_000,
-))  # fmt: skip
-FLAGS = ("-m", "--multirun", "--cfg", "job", "--resolve", "-x", "--", "--config-name", "--package")
-
-
 @pytest.mark.parametrize("examples", [60, pytest.param(1500, marks=pytest.mark.nightly)])
 def test_command_lines_are_checked_in_one_line(examples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     plugins = installed()
     store_schemas(plugins)
-    keys = st.sampled_from(
-        ("seed", "data.prefixes", "data.path", "model", "metric", "schedule", "hydra.run.dir", "hydra.mode")
-    )
-    values = st.lists(PIECES, max_size=3).map("".join)
-    overrides = st.tuples(keys, values).map("=".join) | st.lists(PIECES, max_size=5).map("".join)
 
     @settings(max_examples=examples, deadline=None, database=None, derandomize=examples < 100)
-    @given(line=st.lists(overrides | st.sampled_from(FLAGS), max_size=4))
+    @given(line=odd_command_lines())
     def check(line: list[str]) -> None:
         try_out(lambda: choose_place(line, plugins))
         assert os.listdir(tmp_path) == []

@@ -136,12 +136,13 @@ def save_checkpoint(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     with_tokenizer: bool = False,
+    shard_size: str = "5GB",
     **overrides: Any,  # noqa: ANN401 - any config value
 ) -> Path:
-    """Save the network of `make_network` as transformers does; returns the folder."""
+    """Save the network of `make_network` as transformers does, in shards of at most this size; returns the folder."""
     network = make_network(family, seed, **overrides)
     with quiet_loading(torch.device("cpu")):
-        network.to(dtype).save_pretrained(folder)
+        network.to(dtype).save_pretrained(folder, max_shard_size=shard_size)
     if with_tokenizer:
         save_tokenizer(folder, VOCABULARY)
     return folder
