@@ -53,7 +53,7 @@ def split_block(block: Content) -> dict[str, Content]:
 class Answers:
     """Arrays and facts by key. Each block of new answers is a file of its own, which is never changed.
 
-    With `folder` None nothing is stored. If a run `is_stopping`, an answer is written at once. `after_block` is called
+    With `folder` None nothing is stored. If a run `is_stopping`, `pause` writes. `after_block` is called
     whenever all answers so far are on disk. `context` stands for the plans that were kept, on which answers depend.
     """
 
@@ -84,10 +84,8 @@ class Answers:
 
     def add(self, key: str, arrays: Arrays, facts: Mapping[str, Any] | None = None) -> None:
         """Store an answer; it is on disk after the next block."""
-        if self.folder is None:
-            return
-        self.unsaved[key] = Content(arrays, facts or {})
-        self.pause()
+        if self.folder is not None:
+            self.unsaved[key] = Content(arrays, facts or {})
 
     def pause(self) -> None:
         """Write the answers so far if enough work was done since the last block, or if the run is stopping."""

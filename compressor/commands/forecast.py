@@ -216,7 +216,8 @@ class Forecast:
                 "the law is trusted."
             )
         trials = [plan for _, plan in chosen]
-        scored = self.setup.evaluators[Prefixes.SEARCH].score(trials)
+        groups = self.setup.evaluators[Prefixes.SEARCH].score(trials)
+        scored = (item for group in groups for item in group.items())
         found = dict(self.progress.track(scored, "checking plans", len(trials)))
         for number, (point, _) in enumerate(chosen):
             scores, measured = self.session.scorer.summarize(found[number]), float(found[number][NOISE][:, 0].mean())

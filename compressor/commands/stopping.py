@@ -1,4 +1,7 @@
-"""SIGINT, SIGTERM and SIGHUP: the first lets the current block of work end, the second ends the process at once."""
+"""SIGINT, SIGTERM and SIGHUP: the first lets the current block of work end, the second ends the process at once.
+
+A block that takes longer than `GRACE` is given up: whoever sends SIGTERM usually sends SIGKILL half a minute later.
+"""
 
 import os
 import shlex
@@ -10,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GRACE = 20.0
+"""Seconds that a block of work has to end after the first signal."""
 BASE_STATUS = 128
 """The exit status of a process that a signal ended is this and the number of the signal."""
 
@@ -50,12 +55,13 @@ class Stop:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, the first signal does not interrupt; whoever calls `check` decides where to stop."""
+        """Inside, whoever calls `check` decides where to stop after the first signal, unless `GRACE` seconds go by."""
         self._defers = True
         try:
             yield
         finally:
             self._defers = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
         self.check()
 
     @contextmanager
@@ -64,6 +70,7 @@ class Stop:
         # A process that was started by nohup ignores SIGHUP, and goes on doing so.
         chosen = [signum for signum in SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
         before = {signum: signal.signal(signum, self._receive) for signum in chosen}
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda signum, frame: self.check())
         try:
             yield
         finally:
@@ -76,7 +83,9 @@ class Stop:
         self.signum = signum
         if not self._defers:
             raise Stopped(signum)
-        os.write(sys.stderr.fileno(), b"stopping after this block of work; once more stops at once\n")
+        signal.setitimer(signal.ITIMER_REAL, GRACE)
+        line = f"stopping after this block of work, in at most {GRACE:.0f} s; once more stops at once\n"
+        os.write(sys.stderr.fileno(), line.encode())
 
 
 stop = Stop()

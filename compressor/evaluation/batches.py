@@ -15,8 +15,8 @@ from compressor.errors import ModelError, PluginError
 BatchValues = Mapping[str, Tensor]
 """Metric name -> `[sequence, value]`, for the sequences of one batch."""
 
-Scored = Iterator[tuple[int, list[BatchValues]]]
-"""Numbers of trials, each with its values on every batch."""
+Scored = Iterator[Mapping[int, list[BatchValues]]]
+"""Groups of trials that come together: number of a trial -> its values on every batch."""
 
 Reader = Callable[[Readout], BatchValues]
 """Computes the values of a batch from the readout of a trial."""

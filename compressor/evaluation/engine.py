@@ -57,7 +57,7 @@ class Engine:
                 found: dict[int, list[BatchValues]] = {number: [] for number in group}
                 for state in states:
                     self._score_separate(index, state, group, found)
-                yield from found.items()
+                yield found
             for numbers in shared:
                 yield from self._score_shared(index, states, {number: trials[number] for number in numbers})
             for state in states if waiting else ():
@@ -70,7 +70,7 @@ class Engine:
         found: dict[int, list[BatchValues]] = {numbers[0]: []}
         for state in states:
             self.runner.finish(start, state, [(numbers[0], state.hidden)], state.batch.make_reader(), found)
-        yield from ((number, found[numbers[0]]) for number in numbers)
+        yield {number: found[numbers[0]] for number in numbers}
 
     def _score_shared(self, index: int, states: Sequence[BatchState], trials: Mapping[int, Plan]) -> Scored:
         """Score trials that change the layer `index` in the same way: the changed layer is run once for all of them."""

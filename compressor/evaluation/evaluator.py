@@ -62,8 +62,8 @@ class Evaluator:
 
     def score(
         self, trials: Sequence[Plan], names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[int, SequenceValues]]:
-        """Number and per-sequence values of each trial, as they come.
+    ) -> Iterator[dict[int, SequenceValues]]:
+        """Per-sequence values by number of trial, in groups of trials that come together.
 
         `names` are the metrics; None means all. `start` and `stop` choose prefixes; text is always read whole.
         """
@@ -75,16 +75,16 @@ class Evaluator:
         for number, trial in enumerate(trials):
             if number not in by_engine:
                 with self.model.swapped(make_weights(self.weight_source, trial)):
-                    yield number, join_values(chosen, [score_plainly(self.model, batch) for batch in batches])
+                    yield {number: join_values(chosen, [score_plainly(self.model, batch) for batch in batches])}
         if engine and by_engine:
-            for number, found in engine.score(by_engine, batches):
-                yield number, join_values(chosen, found)
+            for group in engine.score(by_engine, batches):
+                yield {number: join_values(chosen, found) for number, found in group.items()}
 
     def score_all(
         self, trials: Sequence[Plan], names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
     ) -> list[SequenceValues]:
         """As `score`, in the order of the trials."""
-        found = dict(self.score(trials, names, start, stop))
+        found = dict(item for group in self.score(trials, names, start, stop) for item in group.items())
         return [found[number] for number in range(len(trials))]
 
     def score_current(

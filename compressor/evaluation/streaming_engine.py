@@ -97,7 +97,7 @@ class LayerPass:
             read = state.batch.make_reader()
             for branches in self._fetch(place, nodes):
                 self.runner.finish(end, state, branches, read, found)
-        yield from ((number, found[node.key]) for node in nodes for number in node.numbers)
+        yield {number: found[node.key] for node in nodes for number in node.numbers}
 
     def _split(self, index: int, node: Node) -> tuple[list[Node], list[Node]]:
         """The trials of a node that do not change the layer, and a node for each way in which others change it."""

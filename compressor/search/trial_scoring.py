@@ -81,9 +81,6 @@ class TrialScorer:
         self, prefixes: Prefixes, trials: Sequence[Plan], names: Sequence[str] | None, start: int, stop: int | None
     ) -> Iterator[tuple[int, SequenceValues]]:
         """Number and per-sequence values of each trial as they come: first those that were computed before."""
-        if self.answers.folder is None:
-            yield from self.evaluators[prefixes].score(trials, names, start, stop)
-            return
         question = (prefixes.value, sorted(names or self.metrics), start, stop)
         keys = [self.answers.make_key("trial", *question, list_facts(trial)) for trial in trials]
         left = []
@@ -92,10 +89,11 @@ class TrialScorer:
                 left.append(number)
             else:
                 yield number, known.arrays
-        scored = self.evaluators[prefixes].score([trials[number] for number in left], names, start, stop)
-        for place, values in scored:
-            self.answers.add(keys[left[place]], values)
-            yield left[place], values
+        for group in self.evaluators[prefixes].score([trials[number] for number in left], names, start, stop):
+            for place, values in group.items():
+                self.answers.add(keys[left[place]], values)
+            self.answers.pause()
+            yield from ((left[place], values) for place, values in group.items())
 
     def _note(self, plan: Plan, prefixes: Prefixes, scores: Scores, seconds: float) -> None:
         """Append a line to scores.jsonl, without amounts per row."""

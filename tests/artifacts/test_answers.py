@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compressor.artifacts.answers import Answers
+from compressor.artifacts.answers import BLOCK_SECONDS, Answers
 
 
 def test_answers_are_found_again(tmp_path: Path) -> None:
@@ -38,9 +38,12 @@ def test_answers_wait_for_their_block_and_then_are_announced(tmp_path: Path) -> 
     announced: list[int] = []
     stored = Answers(tmp_path, after_block=lambda: announced.append(len(list(tmp_path.iterdir()))))
     stored.add("a", {"x": np.zeros(1)})
+    stored.add("b", {"x": np.zeros(1)})
+    stored.pause()
     assert not announced and not list(tmp_path.iterdir())
-    stored.save()
-    assert announced == [1]
+    stored.saved_at -= BLOCK_SECONDS
+    stored.pause()
+    assert announced == [1] and Answers(tmp_path).load() == 2
 
 
 def test_without_a_folder_nothing_is_stored(tmp_path: Path) -> None:
