@@ -1,4 +1,4 @@
-"""Memory of a long search: its slope over the second half of the run, in percent per hour.
+"""Memory of a long search: its slope over the last 30 minutes of the run, in percent per hour.
 
 python -m tests.benchmarks memory [--minutes 65] [--layers 43] [--prefixes 1000] [--schedules budget fdt_allocation]
 
@@ -25,6 +25,8 @@ import compressor
 
 SECONDS = 2.0
 """Between two readings of the memory."""
+LATE = 1800.0
+"""Seconds at the end to which the slope belongs."""
 STEADY = 1.0
 """The largest slope in percent per hour that counts as steady."""
 STOPPED = 128 + signal.SIGTERM
@@ -67,9 +69,9 @@ def run_watched(command: list[str], minutes: float) -> tuple[int, list[tuple[flo
 
 
 def find_slope(readings: list[tuple[float, int]]) -> float:
-    """The slope of a line fitted to the second half, in percent of its mean per hour."""
+    """The slope of a line fitted to the last 30 minutes, in percent of their mean per hour."""
     times, sizes = np.array(readings).T
-    late = times > times[-1] / 2
+    late = times > times[-1] - LATE
     slope = np.polyfit(times[late], sizes[late], 1)[0]
     return float(slope / sizes[late].mean() * 3600 * 100)
 

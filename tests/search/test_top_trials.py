@@ -76,11 +76,11 @@ class FakeSweep:
 
     def score(
         self, trials: Sequence[Plan], names: Sequence[str], start: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[int, SequenceValues]]:
+    ) -> Iterator[dict[int, SequenceValues]]:
         for number, trial in reversed([*enumerate(trials)]):
             (index,) = map(int, trial)
             self.asked.append((index, start, stop))
-            yield number, dict.fromkeys(names, self.data[index, start:stop, None])
+            yield {number: dict.fromkeys(names, self.data[index, start:stop, None])}
 
 
 @dataclass
