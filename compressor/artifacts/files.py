@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from compressor.errors import OutputError
 
 MORE_SPACE = "free some space or choose another folder"
+MOST_RESERVED = 1 << 30
+"""Bytes. A file system that cannot reserve space writes it, so more would take long."""
 DEEPEST = 100
 """Levels of lists and objects in a JSON file. Files of this project have a tenth of them."""
 
@@ -47,6 +49,22 @@ def replaced_file(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def try_space(folder: Path, size: int) -> None:
+    """Raise OSError if a file of so many bytes cannot be written: a quota may allow less than the disk has free.
+
+    At most `MOST_RESERVED` bytes are tried. The name of the file is one that the next run in this folder removes.
+    """
+    path = folder / f".space.{secrets.token_hex(4)}.tmp"
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, min(size, MOST_RESERVED)))
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # of file systems that cannot reserve
+            raise
+    finally:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

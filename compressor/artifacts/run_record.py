@@ -132,6 +132,7 @@ class VerificationRecord:
     """The saved model compared with the scored one: `gap` is the largest difference of a logit on proof `prefixes`.
 
     It is at most `tolerance`; 0 means equal bit for bit. `diverged` prefixes have another FDT, because of near ties.
+    `failure` says why the check could not be made; the numbers then mean nothing.
     """
 
     prefixes: int
@@ -139,11 +140,12 @@ class VerificationRecord:
     tolerance: float
     diverged: int
     seconds: float
+    failure: str | None = None
 
 
 @dataclass
 class FileRecord:
-    """A file beside the saved model: its bytes, and how many components are packed; None means not verified."""
+    """A file beside the saved model: its bytes, how many components are packed, and its check if one was wanted."""
 
     bytes: int
     packed: int
@@ -152,7 +154,7 @@ class FileRecord:
 
 @dataclass
 class ExportRecord:
-    """The saved model: its format, and how many components are packed; None means not verified.
+    """The saved model: its format, and how many components are packed; None means that no check was wanted.
 
     `gguf` is model.gguf, if there is one.
     """

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from compressor.artifacts.files import try_space
 from compressor.artifacts.run_record import Record, RunCost
 from compressor.contracts import (
     Best,
@@ -229,6 +230,13 @@ class CostForecast:
                 f"the run leaves {format_bytes(needed)} in {self.folder}, where {format_bytes(free)} are free; free "
                 f"{format_bytes(needed - free)}, or choose another disk with hydra.run.dir=DIR"
             )
+        try:
+            try_space(self.folder, needed)
+        except OSError as error:
+            raise ConfigError(
+                f"the run leaves {format_bytes(needed)} in {self.folder}, which cannot be written ({error.strerror}); "
+                "raise the quota, or choose another disk with hydra.run.dir=DIR"
+            ) from None
         if self.memory is None or self.session.model.mapped_weights is not None:  # streamed weights leave when needed
             return
         needed, available = self.memory.used + self.count_memory(1), self.memory.available

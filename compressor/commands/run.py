@@ -208,7 +208,10 @@ class Run:
         return FileRecord(exported.bytes, len(exported.packed), self.verify(exported))
 
     def verify(self, exported: export.Exported) -> VerificationRecord | None:
-        """Load the saved model and compare, if `export.verify`; raises OutputError if it is not what was scored."""
+        """Load the saved model and compare, if `export.verify`; raises OutputError if it is not what was scored.
+
+        A check that could not be made is a warning, and the model is kept.
+        """
         if not self.settings.export.verify:
             return None
         reference, trust = self.setup.evaluators[Prefixes.PROOF].reference, self.settings.model.trust_remote_code
@@ -218,7 +221,10 @@ class Run:
             lambda: export.verify(exported, self.setup.model, reference.tokens, reference.prefix_tokens, trust),
         )
         is_whole = not export.list_untransformed(self.setup.model, exported)
-        self.record.notes.append(export.tell(exported.title, verification, is_whole))
+        told = export.describe_verification(exported.title, verification, is_whole)
+        self.record.notes.append(told)
+        if verification.failure is not None:
+            log.warning("%s", told)
         return verification
 
 

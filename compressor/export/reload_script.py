@@ -1,9 +1,10 @@
 """Computes the logits of a saved model with transformers alone; verification.py runs this script in a new process.
 
 Its arguments are the model (a folder or a GGUF file) and a folder with request.json and tokens.safetensors, to which it
-writes logits.safetensors.
+writes logits.safetensors, or failure.json: the reason, and whether it is one `of_model` or of this machine.
 """
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+
+FULL = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SCARCE = ("allocate memory", "not enough memory", "out of memory", "no space left", "quota exceeded", "file too large")
+"""Texts of errors that torch and safetensors raise without an error number."""
+
+
+def is_of_model(error: BaseException) -> bool:
+    """False where memory or disk space ran out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", None) in FULL:
+        return False
+    return not any(words in str(error).lower() for words in SCARCE)
 
 
 def main(saved: Path, exchange: Path) -> None:
@@ -33,4 +45,10 @@ def main(saved: Path, exchange: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    folder = Path(sys.argv[2])
+    try:
+        main(Path(sys.argv[1]), folder)
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}"
+        (folder / "failure.json").write_text(json.dumps({"reason": reason, "of_model": is_of_model(error)}))
+        raise

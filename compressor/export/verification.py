@@ -1,12 +1,15 @@
 """Checks a saved model: loaded again in a new process, it must give the scored logits."""
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from compressor.artifacts.files import write_json
 from compressor.artifacts.run_record import VerificationRecord
 from compressor.errors import OutputError
 from compressor.export.folder import Exported, name_dtype
@@ -34,21 +36,45 @@ ROOM = 1.2
 """The memory for a second copy of the model, relative to its weights."""
 
 
+class CannotVerify(Exception):
+    """The check could not be made, for a reason that says nothing about the model."""
+
+
 def verify(
     exported: Exported, model: Model, tokens: Tensor, prefix_tokens: int, trust_remote_code: bool
-) -> VerificationRecord | None:
+) -> VerificationRecord:
     """Compare the logits of `exported`, reloaded by transformers alone, with those of the scored `model`.
 
     The scored model only uses the input transforms that the saved model has. Both run on the first few proof sequences
     `tokens` `[sequence, prefix + continuation]` in the scored dtype. The gap is max|logit − scored logit| over the
     continuations. Raises OutputError if it exceeds √ε · max|scored logit| / 4, or if the model cannot be loaded; the
-    model is then renamed to `model-unverified`. Returns None if there is no memory for a second copy.
+    model is then renamed to `model-unverified`. A check that could not be made, for lack of memory or of disk space or
+    because its process was killed, is tried once more, on the CPU with one sequence; then the record has a `failure`.
     """
-    device = choose_device(model)
-    if device is None:
-        return None
     began, width = time.monotonic(), tokens.shape[1]
-    chosen = tokens[: max(1, min(PREFIXES, LOGITS // (width * model.vocabulary)))].cpu()
+    count = max(1, min(PREFIXES, LOGITS // (width * model.vocabulary)))
+    failure = "there is no memory for a second copy of it"
+    for device, sequences in list_attempts(model, count):
+        try:
+            found = compare(exported, model, tokens[:sequences].cpu(), prefix_tokens, device, trust_remote_code)
+        except CannotVerify as error:
+            failure = str(error)
+        else:
+            return replace(found, seconds=time.monotonic() - began)
+    return VerificationRecord(0, 0.0, 0.0, 0, time.monotonic() - began, failure)
+
+
+def list_attempts(model: Model, count: int) -> Iterator[tuple[torch.device, int]]:
+    """Devices and numbers of sequences: with all of them, then with one on the CPU. None where there is no memory."""
+    if (device := choose_device(model)) is not None:
+        yield device, count
+        yield torch.device("cpu"), 1
+
+
+def compare(
+    exported: Exported, model: Model, chosen: Tensor, prefix_tokens: int, device: torch.device, trust_remote_code: bool
+) -> VerificationRecord:
+    """One attempt, on the sequences `chosen`; raises CannotVerify, or OutputError as `verify`."""
     request = {
         "dtype": name_dtype(model.dtype),
         "device": str(device),
@@ -57,7 +83,7 @@ def verify(
     }
     reloaded = compute_logits(exported.path, chosen, request)
     with model.input_transforms.only(exported.treated):
-        scored = model.logits(chosen, width).cpu()
+        scored = model.logits(chosen, chosen.shape[1]).cpu()
     if reloaded.shape != scored.shape:
         raise reject(exported.path, f"has logits {list(reloaded.shape)}, not {list(scored.shape)}")
     found, wanted = (logits[:, prefix_tokens - 1 : -1].float() for logits in (reloaded, scored))
@@ -66,7 +92,7 @@ def verify(
     if not gap <= tolerance:
         raise reject(exported.path, f"differs by {gap:.2g} in a logit, more than the {tolerance:.2g} of rounding")
     leading, before = (count_leading(logits, chosen[:, prefix_tokens:]) for logits in (found, wanted))
-    return VerificationRecord(len(chosen), gap, tolerance, int((leading != before).sum()), time.monotonic() - began)
+    return VerificationRecord(len(chosen), gap, tolerance, int((leading != before).sum()), 0.0)
 
 
 def count_leading(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -87,22 +113,34 @@ def choose_device(model: Model) -> torch.device | None:
 
 
 def compute_logits(saved: Path, tokens: Tensor, request: Mapping[str, Any]) -> Tensor:
-    """`[sequence, position, vocabulary]`: the logits of the saved model in a new process; raises OutputError."""
+    """`[sequence, position, vocabulary]`: the logits of the saved model in a new process.
+
+    Raises OutputError if transformers refuses the model, CannotVerify if the process failed for another reason.
+    """
     # -P: modules of this package must not shadow packages with the same names.
     command = [sys.executable, "-P", str(SCRIPT), str(saved)]
-    with tempfile.TemporaryDirectory() as scratch:
-        exchange = Path(scratch)
-        write_json(exchange / "request.json", request)
-        save_file({"tokens": tokens.cpu().contiguous()}, exchange / "tokens.safetensors")
-        environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run([*command, scratch], capture_output=True, text=True, env=environment, check=False)
-        try:
+    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            exchange = Path(scratch)
+            (exchange / "request.json").write_text(json.dumps(request))
+            save_file({"tokens": tokens.cpu().contiguous()}, exchange / "tokens.safetensors")
+            done = subprocess.run([*command, scratch], capture_output=True, text=True, env=environment, check=False)
             if done.returncode == 0:
                 return load_file(exchange / "logits.safetensors")["logits"]
-        except (OSError, SafetensorError) as error:
-            raise reject(saved, f"gives no logits ({shorten_reason(error)})") from error
-    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    raise reject(saved, f"cannot be loaded by transformers ({shorten_reason(lines[-1])})")
+            report = exchange / "failure.json"
+            failure = json.loads(report.read_text()) if report.is_file() else None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CannotVerify(shorten_reason(error)) from error
+    if failure is not None:
+        reason = shorten_reason(failure["reason"])
+        if failure["of_model"]:
+            raise reject(saved, f"cannot be loaded by transformers ({reason})")
+        raise CannotVerify(reason)
+    if done.returncode < 0:
+        raise CannotVerify(f"the process that loads it was ended by {signal.Signals(-done.returncode).name}")
+    lines = done.stderr.strip().splitlines() or ["no message"]
+    raise CannotVerify(f"the process that loads it ended with status {done.returncode}: {shorten_reason(lines[-1])}")
 
 
 def reject(saved: Path, what: str) -> OutputError:
@@ -120,13 +158,12 @@ def reject(saved: Path, what: str) -> OutputError:
     )
 
 
-def tell(title: str, verification: VerificationRecord | None, is_whole: bool = True) -> str:
+def describe_verification(title: str, found: VerificationRecord, is_whole: bool = True) -> str:
     """A sentence on the result for the user. Without `is_whole`, the model lacks input transforms of the scored one."""
-    if verification is None:
-        return f"{title} was not checked: there is no memory for a second copy of it."
+    if found.failure is not None:
+        return f"{title} was not verified: {found.failure}. It is saved all the same."
     logits = "the scored logits" if is_whole else "not the scored logits, but those of the scored weights,"
-    prefixes = f"{verification.prefixes} proof prefixes"
-    start = f"{title}, loaded again in a new process, gives {logits} of {prefixes}"
-    if verification.gap == 0:
+    start = f"{title}, loaded again in a new process, gives {logits} of {found.prefixes} proof prefixes"
+    if found.gap == 0:
         return f"{start} bit for bit."
-    return f"{start} up to {verification.gap:.1g}, within the {verification.tolerance:.1g} of rounding."
+    return f"{start} up to {found.gap:.1g}, within the {found.tolerance:.1g} of rounding."

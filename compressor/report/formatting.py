@@ -159,7 +159,8 @@ def list_facts(record: Record) -> list[Fact]:
     ]
     if record.export and (found := record.export.verification):
         gap = "same logits" if found.gap == 0 else f"logits within {found.gap:.1g}"
-        facts.append(Fact("saved model", f"loaded again: {gap} on {found.prefixes:,} prefixes"))
+        loaded = f"loaded again: {gap} on {found.prefixes:,} prefixes"
+        facts.append(Fact("saved model", "not verified" if found.failure else loaded, found.failure or ""))
     return [
         *facts,
         *list_additivity(step.additivity for step in record.rounds),
