@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from compressor.artifacts.files import parse_json, write_bytes
+from compressor.artifacts.files import parse_json, sort_metadata, write_bytes
 from compressor.errors import OutputError
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def write_arrays(path: Path, key: str, arrays: Arrays, facts: Mapping[str, Any])
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     written = json.dumps(facts, sort_keys=True)
     metadata = {FACTS: written, KEY: key, CHECKSUM: compute_checksum(key, contiguous, written)}
-    content: bytes = safetensors.numpy.save(contiguous, metadata)
+    content = sort_metadata(safetensors.numpy.save(contiguous, metadata))
     write_bytes(path, content)
     return len(content)
 

@@ -51,6 +51,16 @@ def replaced_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def sort_metadata(content: bytes) -> bytes:
+    """The same safetensors file, with its metadata in the order of the keys: safetensors writes any order."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
+
+
 def try_space(folder: Path, size: int) -> None:
     """Raise OSError if a file of so many bytes cannot be written: a quota may allow less than the disk has free.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load, save, save_file
 
 from compressor.artifacts.files import (
     append_json_line,
@@ -17,6 +17,7 @@ from compressor.artifacts.files import (
     read_json,
     replaced_file,
     replaced_folder,
+    sort_metadata,
     to_strict,
     write_json,
     write_text,
@@ -180,6 +181,16 @@ def test_files_of_safetensors_have_the_permissions_of_any_other(umask: int, tmp_
     written = (tmp_path / "file", tmp_path / "folder" / "a.safetensors")
     assert [path.stat().st_mode & 0o777 for path in written] == [0o666 & ~umask] * 2
     assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_metadata_of_safetensors_is_in_one_order() -> None:
+    metadata = {name: name.upper() for name in ("f", "b", "e", "a", "d", "c")}
+    arrays = {"x": np.arange(3.0), "ä": np.zeros((2, 0))}
+    written = {sort_metadata(save(arrays, metadata)) for _ in range(20)}
+    assert len(written) == 1
+    (content,) = written
+    assert content.index(b'"a"') < content.index(b'"b"') < content.index(b'"f"')
+    assert {name: array.tolist() for name, array in load(content).items()} == {"x": [0, 1, 2], "ä": [[], []]}
 
 
 def test_a_failure_of_safetensors_is_one_line(tmp_path: Path) -> None:
