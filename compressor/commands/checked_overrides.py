@@ -19,12 +19,10 @@ from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from compressor.commands.config import build_settings, compose, compose_groups
-from compressor.commands.early_checks import check_settings
+from compressor.commands.early_checks import SIZE_OPTIONS, check_forecast, check_settings
 from compressor.errors import ConfigError, suggest
 from compressor.plugins import Plugins
 
-SIZE_OPTIONS = ("size", "bytes", "bits")
-"""Options of schedules that limit how much the compressed weights may take."""
 SIZED = "compressor=[int8,int4]"
 """The default where a size is given: pruned weights make no file smaller, integers do."""
 RENAMED: dict[str, str] = {}
@@ -37,7 +35,9 @@ LONGEST, DEEPEST, MOST_RUNS = 10_000, 50, 10_000
 log = logging.getLogger(__name__)
 
 
-def complete_overrides(overrides: Sequence[str], plugins: Plugins) -> tuple[list[str], DictConfig]:
+def complete_overrides(
+    overrides: Sequence[str], plugins: Plugins, forecasts: bool = False
+) -> tuple[list[str], DictConfig]:
     """The overrides with renamed keys and default compressors, and the first configuration they make.
 
     Raises ConfigError, with near misses, for names and values that Hydra would refuse. Inside `open_hydra`.
@@ -67,7 +67,10 @@ def complete_overrides(overrides: Sequence[str], plugins: Plugins) -> tuple[list
             compose([*first[:index], value, *first[index + 1 :]])
     config = compose(first)
     if not any(override.is_sweep_override() for override in parsed):  # else each job is checked, and fails alone
-        check_settings(build_settings(config))
+        settings = build_settings(config)
+        check_settings(settings, plugins)
+        if forecasts:
+            check_forecast(settings)
     return lines, config
 
 

@@ -18,17 +18,16 @@ from compressor.artifacts.forecast_record import (
 from compressor.artifacts.plan_file import plan_to_json
 from compressor.artifacts.run_folder import working_in
 from compressor.artifacts.run_record import collect_versions, time_phase
-from compressor.commands.checked_overrides import SIZE_OPTIONS
+from compressor.commands.early_checks import TARGETS, check_forecast
 from compressor.commands.next_command import add_commands
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.compression.amounts import mean_amount
 from compressor.contracts import EstimateRequest, Plan, Prefixes, Problem, SizeRequest
-from compressor.errors import ConfigError
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent
 from compressor.report.forecast_report import write_forecast
 from compressor.search.ledger import describe_cached
-from compressor.search.predicted_plan import TARGETS, PredictedOracle, check_predictable, find_plan
+from compressor.search.predicted_plan import PredictedOracle, check_predictable, find_plan
 from compressor.search.session import Session
 from compressor.sensitivity.cost_table import CostTable, make_cost_table, sample_options
 from compressor.sensitivity.expected_fdt import Law, read_law
@@ -74,20 +73,13 @@ class Forecast:
 
     def load(self, plugins: Plugins) -> None:
         """Load model, metrics and compressors. Wrong settings are errors here, before any work."""
-        settings, check = self.settings, self.settings.forecast.check
-        if check < 0:
-            raise ConfigError(f"`forecast.check` must not be negative, got {check}; 0 checks nothing")
-        for name in SIZE_OPTIONS:
-            if (value := getattr(settings.schedule, name, None)) is not None:
-                raise ConfigError(
-                    f"a forecast has a plan for every size, got `schedule.{name}={value}`; leave that out, or give "
-                    "mean amounts by schedule.targets"
-                )
-        needs = [*settings.schedule.ranks_by(), NOISE, *([COUNTED] if check else [])]
+        settings = self.settings
+        check_forecast(settings)
+        needs = [*settings.schedule.ranks_by(), NOISE, *([COUNTED] if settings.forecast.check else [])]
         self.setup = open_setup(settings, plugins, needs, self.progress)
         self.session = self.setup.open_session(self.folder, self.progress, notes=self.record.notes)
         self.record.notes.extend(self.setup.model.notes)
-        first = next(iter(getattr(settings.schedule, TARGETS, [])), SMALLEST_AMOUNT)
+        first = next(iter(getattr(settings.schedule, TARGETS)), SMALLEST_AMOUNT)
         check_predictable(settings.schedule, first, self.session)
         model, tokens = self.setup.model, settings.data.continuation_tokens
         self.record.base = {

@@ -184,7 +184,7 @@ def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) 
     with open_hydra():
         if parsed.help or parsed.cfg:
             return Place(add_overrides(arguments, before=choose_compressors(parsed.overrides)))
-        overrides, composed = complete_overrides(parsed.overrides, plugins)
+        overrides, composed = complete_overrides(parsed.overrides, plugins, forecasts=not many)
         inputs = find_inputs(overrides, {key: composed[key] for key in composed if key != "hydra"})
     arguments, config = replace_overrides(arguments, overrides), composed.hydra
     multirun = parsed.multirun or (config.mode is not None and config.mode.name == "MULTIRUN")
