@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 PUBLIC = {
     "compressor",
     *(f"compressor.{name}" for name in ("contracts", "errors", "artifacts.plan_file", "plugins")),
-    *(f"compressor.sensitivity.{name}" for name in ("margin_law", "shrinkage")),
+    *(f"compressor.sensitivity.{name}" for name in ("margin_law", "shrinkage", "unreached")),
 }
 """What the built-in plugins may import; third parties need the first two."""
 

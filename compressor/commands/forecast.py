@@ -32,6 +32,7 @@ from compressor.search.session import Session
 from compressor.sensitivity.cost_table import CostTable, make_cost_table, sample_options
 from compressor.sensitivity.expected_fdt import Law, read_law
 from compressor.sensitivity.margin_law import TRUSTED_NOISE
+from compressor.sensitivity.unreached import describe_unreached
 from compressor.settings import Settings
 
 NOISE, COUNTED = "margin_noise", "fdtm"
@@ -123,11 +124,9 @@ class Forecast:
             )
         unreached = [name for name, reached in known.reached.items() if not reached]
         if unreached:
-            self.record.notes.append(
-                f"No token of the prefixes reached {len(unreached)} of {len(known.reached)} components, so that "
-                f"nothing is known of them: {', '.join(unreached[:3])}{' …' if len(unreached) > 3 else ''}. Their "
-                "treatment counts as no change; more prefixes may reach them."
-            )
+            data, components = self.settings.data, self.session.problem.components
+            said = describe_unreached(components, unreached, data.prefixes, data.continuation_tokens)
+            self.record.notes.append(f"Nothing is known of {said}. Their treatment counts as no change.")
 
     def draw_curves(self, known: CostTable) -> Points:
         """A plan for every size, of all compressors together and of each alone; returns the points of the former."""

@@ -60,7 +60,7 @@ class Span:
         for target in check_order(targets):
             if not lowest - Offer.TOLERANCE <= target <= highest + Offer.TOLERANCE:
                 raise ConfigError(
-                    f"`schedule.targets` has {target:g}, {self.compressor} offers [{lowest:g}, {highest:g}] "
+                    f"`schedule.targets` has {target:g}, {self.compressor} offers [{lowest:zg}, {highest:zg}] "
                     "over all components; give a mean amount in that range"
                 )
         return list(targets) or check_order([max(lowest, min(DEFAULT_TARGET, highest))])

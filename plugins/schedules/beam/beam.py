@@ -89,7 +89,7 @@ class Beam(Schedule):
             value = known[beam[0]]
             curve.append(Waypoint(plans[answer.chosen[0]], self.ranker, value, self.statistic.value))
             if self.floor is not None and not better.sign * (value - self.floor) >= 0:
-                reason = f"; with one more component it is {value:.4g}, worse than the floor of {self.floor:g}"
+                reason = f"; with one more component it is {value:z.4g}, worse than the floor of {self.floor:zg}"
                 break
             best, final = plans[answer.chosen[0]], beam[0]
             if storage and storage.mean(beam[0]) <= storage.limit:
@@ -124,7 +124,7 @@ class Beam(Schedule):
         total = sum(component.parameters for component in problem.components)
         share = sum(component.parameters for component in problem.components if component.name in best) / total
         value = next(
-            (f", with {self.ranker} {w.value:.4g} ({self.statistic.value})" for w in curve if w.plan is best), ""
+            (f", with {self.ranker} {w.value:z.4g} ({self.statistic.value})" for w in curve if w.plan is best), ""
         )
         return (
             f"The beam treats {len(best)} of {len(problem.components)} components, {share:.1%} of their weights{value}"

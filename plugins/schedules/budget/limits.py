@@ -71,18 +71,19 @@ class Limit:
         match self.unit:
             case Unit.amount:
                 wanted, fix = f"a mean amount of {self.asked:g}", "lower `schedule.targets`"
-                nearest = f"most is {-round_up(total / self.parameters - 1):g}"
+                most = 0.0 - round_up(total / self.parameters - 1)
+                nearest = f"the most is {most:g}" if most > 0 else "nothing can be taken"
             case Unit.bits:
-                nearest = f"smallest is {round_up(total / self.parameters):g} bits"
+                nearest = f"the smallest is {round_up(total / self.parameters):g} bits"
             case Unit.bytes:
                 smallest = math.ceil((self.fixed_bits + total) / 8)
-                nearest = f"smallest is {smallest} bytes"
+                nearest = f"the smallest is {smallest} bytes"
                 if self.size is not None and self.base_bytes:
                     wanted, fix = f"`schedule.size={self.size}` ({self.asked:.12g} bytes)", "raise `schedule.size`"
                     nearest += f", {math.ceil(1000 * smallest / self.base_bytes) / 10:g}% of the base"
         reasons = "".join(f" ({note})" for note in notes)
         raise ConfigError(
-            f"the budget of {wanted} is out of reach, the {nearest}; {fix} or add a compressor that takes more{reasons}"
+            f"the budget of {wanted} is out of reach, {nearest}; {fix} or add a compressor that takes more{reasons}"
         )
 
     def describe_rest(self, total: float) -> str | None:
