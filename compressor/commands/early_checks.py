@@ -18,6 +18,8 @@ from compressor.settings import (
     Settings,
     SweepMode,
     SweepSettings,
+    TrackingBackend,
+    TrackingSettings,
     compile_pattern,
 )
 
@@ -175,6 +177,10 @@ def list_ineffective(settings: Settings) -> Iterator[str]:
     for key in APPROXIMATE:
         if sweep.mode is not SweepMode.approximate and getattr(sweep, key) != getattr(SweepSettings(), key):
             yield f"`sweep.{key}` has no effect with sweep.mode={sweep.mode.value}; add sweep.mode=approximate"
+    for key in ("mode", "project"):
+        default = getattr(TrackingSettings(), key)
+        if settings.tracking.backend is TrackingBackend.none and getattr(settings.tracking, key) != default:
+            yield f"`tracking.{key}` has no effect with tracking=none; add tracking=wandb, or leave it out"
     for name, compressor in settings.compressor.items():
         for option, reason in compressor.list_unused().items():
             if getattr(compressor, option) != getattr(type(compressor)(), option):

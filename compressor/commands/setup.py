@@ -34,7 +34,7 @@ from compressor.search.session import Session
 from compressor.search.top_trials import TopTrials
 from compressor.search.trial_scoring import TrialScorer
 from compressor.sensitivity.cache import hash_sources, read_limit
-from compressor.settings import Settings
+from compressor.settings import DataSettings, DataSource, Settings
 
 log = logging.getLogger(__name__)
 HARMLESS = ("wandb", "pluggy", "hydra-core", "gguf")
@@ -91,7 +91,7 @@ class RunSetup:
         settings, evaluator = self.settings.data, self.evaluators[which]
         reference = evaluator.reference
         return ReferenceRecord(
-            source=settings.path or settings.name or "sampled from the base",
+            source=name_source(settings),
             prefixes=len(reference.tokens),
             prefix_tokens=reference.prefix_tokens,
             continuation_tokens=reference.continuation_tokens,
@@ -177,6 +177,12 @@ class RunSetup:
             "texts": texts_read.hexdigest(),
             "batch": {which.value: evaluator.reference.batch for which, evaluator in self.evaluators.items()},
         }
+
+
+def name_source(data: DataSettings) -> str:
+    """Where the texts come from: a file, a data set, or the base itself."""
+    given = {DataSource.text: data.path, DataSource.hf: data.name}.get(data.source)
+    return given or "sampled from the base"
 
 
 def open_setup(settings: Settings, plugins: Plugins, needs: Sequence[str], progress: Progress) -> RunSetup:

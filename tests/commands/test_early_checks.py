@@ -1,5 +1,6 @@
 """Settings are checked before torch is imported, and what has no effect is said."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from compressor.settings import (
     Settings,
     SweepMode,
     SweepSettings,
+    TrackingBackend,
+    TrackingSettings,
 )
 from compressor_plugins.pruning.magnitude import Magnitude, Scope
 from compressor_plugins.quantization.nf4 import Nf4
@@ -129,10 +132,11 @@ def test_every_setting_without_effect_is_said(tmp_path: Path) -> None:
                 model=ModelSettings(path=str(tmp_path), revision="main"),
                 sweep=SweepSettings(screen="kl", delta=0.1, lazy=False, tolerance=0.1, audit=1, racing=True),
                 compressor={"magnitude": Magnitude(Scope.row, "2:4")},
+                tracking=TrackingSettings(TrackingBackend.none, project="mine"),
             )
         )
     )
-    assert len(found) == 13
+    assert len(found) == 14
     assert "`data.path` has no effect with data=self; add data=text, or leave it out" in found
     assert found[-1] == "`compressor.magnitude.scope` has no effect with `pattern`; leave one of the two out"
 
@@ -150,3 +154,5 @@ def test_a_run_says_what_has_no_effect(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for key in ("forecast.check", "data.path", "model.revision"):
         assert sum(f"`{key}` has no effect" in line for line in done.stderr.splitlines()) == 1
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["reference"]["source"] == "sampled from the base"
