@@ -73,9 +73,9 @@ def complete_overrides(
     config = compose(first)
     if not any(override.is_sweep_override() for override in parsed):  # else each job is checked, and fails alone
         settings = build_settings(config)
-        check_settings(settings, plugins)
         if forecasts:
             check_forecast(settings)
+        check_settings(settings, plugins)
     return lines, config
 
 
