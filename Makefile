@@ -6,7 +6,7 @@ STAMP := $(VENV)/installed
 # For `make gpu`, which installs nothing: the environment of `make run` where it exists, else any Python with torch.
 GPU_PYTHON ?= $(firstword $(wildcard $(VENV)/bin/python) python3)
 
-.PHONY: run test test-all nightly bench gpu lint clean
+.PHONY: run test test-all nightly bench gpu lint audit clean
 
 run: $(STAMP)
 	$(VENV)/bin/compressor run
@@ -35,6 +35,12 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# Known vulnerabilities of the pinned packages. It needs the network, so it is no part of the tests.
+audit:
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet pip-audit
+	$(VENV)/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,16 +1,21 @@
 """Memory and disk space of the machine, and the memory budget of a run."""
 
+from __future__ import annotations
+
 import platform
 import re
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 from compressor.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 STATUS = Path("/proc/self/status")
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -72,6 +77,8 @@ def make_budget(device: torch.device, on_device: int | None = None, on_host: int
     default = MemoryBudget()
     host = on_host or min([read_total() or default.host, *read_limits()])
     if device.type == "cuda":
+        import torch
+
         return MemoryBudget(on_device or torch.cuda.mem_get_info(device)[1], host)
     return MemoryBudget(on_device or host, host)
 
@@ -95,6 +102,8 @@ def parse_bytes(key: str, value: int | str | None) -> int | None:
 def read_memory(device: torch.device) -> Memory | None:
     """Memory of a GPU, or of the machine; None if it cannot be read."""
     if device.type == "cuda":
+        import torch
+
         available = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         return Memory(torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device), available)
     try:

@@ -1,8 +1,11 @@
 """The typed settings of a run. Hydra composes them from conf/; Python code can also build them."""
 
 import enum
+import re
 from dataclasses import dataclass, field
 from typing import Any
+
+from compressor.errors import ConfigError
 
 
 class DType(enum.Enum):
@@ -99,6 +102,16 @@ class ComponentSettings:
     include: list[str] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)
     fuse: bool | None = None
+
+
+def compile_pattern(key: str, pattern: str) -> re.Pattern[str]:
+    """The regular expression of a setting; raises ConfigError that names the `key`."""
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ConfigError(
+            f"`{key}` must hold regular expressions, got {pattern!r:.200} ({error}); escape or mend it"
+        ) from None
 
 
 @dataclass

@@ -14,7 +14,7 @@ CORE = Path(compressor.__file__).parent
 PLUGINS = CORE.parent / "plugins"
 
 BASIC = {"errors", "contracts"}
-PARTS = BASIC | {"settings", "model_paths", "progress", "resources", "artifacts"}
+PARTS = BASIC | {"settings", "model_paths", "export_formats", "progress", "resources", "artifacts"}
 MODELS = PARTS | {"models"}
 DATA = MODELS | {"data"}
 SCORES = DATA | {"compression", "evaluation", "registry"}
@@ -22,7 +22,10 @@ OUTPUT = {"export", "tracking", "report"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "contracts": {"errors"},
-    **dict.fromkeys(["settings", "model_paths", "progress", "resources", "hookspecs", "registry", "artifacts"], BASIC),
+    **dict.fromkeys(
+        ["settings", "model_paths", "export_formats", "progress", "resources", "hookspecs", "registry", "artifacts"],
+        BASIC,
+    ),
     "plugins": BASIC | {"hookspecs", "registry"},
     "models": PARTS,
     "data": MODELS,
@@ -39,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 PUBLIC = {
     "compressor",
     *(f"compressor.{name}" for name in ("contracts", "errors", "artifacts.plan_file", "plugins")),
-    *(f"compressor.sensitivity.{name}" for name in ("margin_law", "shrinkage")),
+    *(f"compressor.sensitivity.{name}" for name in ("margin_law", "shrinkage", "unreached")),
 }
 """What the built-in plugins may import; third parties need the first two."""
 

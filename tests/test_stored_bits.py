@@ -6,7 +6,7 @@ from math import ceil
 import pytest
 import torch
 
-from compressor.contracts import Component, Compressor, Context
+from compressor.contracts import Component, Compressor, Context, QuantizedMatrix, Storage
 from compressor.testing.compressor_case import make_calibration_data
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.gptq import Gptq
@@ -67,6 +67,18 @@ def test_bits_are_the_formula(case: str, out: int, width: int, dtype: torch.dtyp
     context = Context(component, calibration=make_calibration_data(width))
     found = compressor.compress(weight, 1 - bits / stored_bits, context)
     assert found.bits == count(out, width, stored_bits)
+
+
+@pytest.mark.parametrize("case", FORMULAS)
+def test_what_a_compressor_says_of_its_storage_is_so(case: str) -> None:
+    compressor, bits, _ = FORMULAS[case]
+    component = Component("model.layers.0.mlp.up_proj", "up", 0, (64, 64), 16)
+    context = Context(component, calibration=make_calibration_data(64))
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = compressor.compress(weight, 1 - bits / 16, context)
+    assert (found.bits == component.parameters * 16) == (compressor.stored_as is Storage.dense)
+    assert isinstance(found, QuantizedMatrix) == (compressor.stored_as is Storage.integers)
+    assert compressor.stored_as is not None
 
 
 def test_some_columns_are_kept_and_some_are_not() -> None:

@@ -203,7 +203,7 @@ def to_strict(data: object) -> Any:  # noqa: ANN401 - JSON is whatever was given
     if data is None or isinstance(data, str | bool | int):
         return data
     if isinstance(data, float):
-        return float(data) if math.isfinite(data) else None
+        return float(data) + 0.0 if math.isfinite(data) else None  # -0.0 becomes 0.0
     if isinstance(data, Mapping):
         return {str(to_strict(key)): to_strict(value) for key, value in data.items()}
     if isinstance(data, list | tuple):

@@ -19,25 +19,28 @@ from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from compressor.commands.config import build_settings, compose, compose_groups
-from compressor.commands.early_checks import check_settings
+from compressor.commands.early_checks import SIZE_OPTIONS, check_forecast, check_settings
+from compressor.commands.overrides import write_for_shell
 from compressor.errors import ConfigError, suggest
 from compressor.plugins import Plugins
 
-SIZE_OPTIONS = ("size", "bytes", "bits")
-"""Options of schedules that limit how much the compressed weights may take."""
 SIZED = "compressor=[int8,int4]"
 """The default where a size is given: pruned weights make no file smaller, integers do."""
 RENAMED: dict[str, str] = {}
 """Old key -> its name now. Old keys are accepted, with a warning."""
 EMBEDDED = Path(str(files("compressor") / "tiny"))
 
+TEXTS = ("path", "dir", "subdir", "name", "subset", "column", "revision", "project")
+"""Last parts of keys whose values are texts of the user, such as paths."""
 LONGEST, DEEPEST, MOST_RUNS = 10_000, 50, 10_000
 """Characters of one override, brackets inside one another, and runs of one multirun. Beyond, Hydra takes minutes."""
 
 log = logging.getLogger(__name__)
 
 
-def complete_overrides(overrides: Sequence[str], plugins: Plugins) -> tuple[list[str], DictConfig]:
+def complete_overrides(
+    overrides: Sequence[str], plugins: Plugins, forecasts: bool = False
+) -> tuple[list[str], DictConfig]:
     """The overrides with renamed keys and default compressors, and the first configuration they make.
 
     Raises ConfigError, with near misses, for names and values that Hydra would refuse. Inside `open_hydra`.
@@ -49,6 +52,8 @@ def complete_overrides(overrides: Sequence[str], plugins: Plugins) -> tuple[list
     groups = [is_group(loader, override.key_or_group) for override in parsed]
     choices = [alternatives(override) for override in parsed]
     for override, values, chooses in zip(parsed, choices, groups, strict=True):
+        if chooses and override.is_delete() and not isinstance(override.value(), str | None):
+            raise ConfigError(f"`{override.input_line:.200}` names no option; write ~{override.key_or_group}")
         if chooses and not override.is_delete():
             check_group(loader, plugins, override.key_or_group, [value.value() for value in parse_overrides(values)])
     lines = [override.input_line or "" for override in parsed]
@@ -67,7 +72,10 @@ def complete_overrides(overrides: Sequence[str], plugins: Plugins) -> tuple[list
             compose([*first[:index], value, *first[index + 1 :]])
     config = compose(first)
     if not any(override.is_sweep_override() for override in parsed):  # else each job is checked, and fails alone
-        check_settings(build_settings(config))
+        settings = build_settings(config)
+        if forecasts:
+            check_forecast(settings)
+        check_settings(settings, plugins)
     return lines, config
 
 
@@ -92,13 +100,24 @@ def parse_override(override: str, loader: ConfigLoader | None) -> Override:
         reason = (str(error).splitlines() or ["nothing can be made of it"])[0]
     else:
         return parsed
-    raise ConfigError(f"cannot read `{override:.200}`: {reason:.200}; check its quotes and brackets") from None
+    fix = advise_quotes(override) or "check its quotes and brackets"
+    raise ConfigError(f"cannot read `{override:.200}`: {reason:.200}; {fix}") from None
+
+
+def advise_quotes(override: str) -> str | None:
+    """How to write an override whose value is one text, such as a path with commas; None if its key takes no text."""
+    key, equals, text = override.partition("=")
+    if not equals or key.rpartition(".")[2] not in TEXTS:
+        return None
+    return f"a text with special characters needs quotes inside of the shell's: {write_for_shell(key, text)}"
 
 
 def check_text(override: str) -> None:
     """Raise ConfigError for an override that no parser should see."""
     if "\0" in override:
         raise ConfigError(f"`{override:.60}` has a NUL character, which no name or text may have; leave it out")
+    if not is_unicode(override):
+        raise ConfigError(f"`{override:.60}` is not UTF-8, which every name and text must be; rename it")
     if len(override) > LONGEST:
         raise ConfigError(f"`{override:.60}…` has {len(override)} characters, at most {LONGEST} are read; shorten it")
     depth = deepest = 0
@@ -109,6 +128,28 @@ def check_text(override: str) -> None:
         raise ConfigError(
             f"`{override:.60}…` has {deepest} brackets inside one another, at most {DEEPEST} are read; close them"
         )
+
+
+def is_unicode(text: str) -> bool:
+    """Whether no byte of a text from the command line, or from a file's name, stands for itself."""
+    with suppress(UnicodeEncodeError):
+        return bool(text.encode()) or not text
+    return False
+
+
+def check_sweeps(overrides: Sequence[str], multirun: bool) -> None:
+    """Raise ConfigError for several values of a key outside of a multirun, or of a setting of Hydra itself."""
+    for override in parse_overrides(overrides):
+        line = override.input_line or ""
+        if not override.is_sweep_override():
+            continue
+        if override.key_or_group.startswith("hydra."):
+            raise ConfigError(
+                f"`{line:.200}` has several values, and one is needed; {advise_quotes(line) or 'give one'}"
+            )
+        if not multirun:
+            fix = advise_quotes(line) or f"for one list write {override.key_or_group}=[…]"
+            raise ConfigError(f"`{line:.200}` has several values; add -m for a run with each of them; {fix}")
 
 
 def check_count(overrides: Sequence[Override]) -> None:

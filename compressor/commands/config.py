@@ -46,7 +46,23 @@ def parse_arguments(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - argparse
     parsed = parser.parse_args(list(arguments))
     if parsed.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun is not supported: it reads a pickle; give the overrides again instead")
+    check_flags(parsed)
     return parsed
+
+
+def check_flags(parsed: Any) -> None:  # noqa: ANN401 - argparse's own
+    """Raise ConfigError for flags of Hydra that lead away from this program's configuration, or that exclude others."""
+    for name in ("config_dir", "config_name", "config_path"):
+        if getattr(parsed, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} is not supported: there is one configuration; set its options by key=value")
+    for name in ("resolve", "package"):
+        if getattr(parsed, name) and not (parsed.cfg or (parsed.help and name == "resolve")):
+            raise ConfigError(f"--{name} says how --cfg shows the configuration; add --cfg job, or leave it out")
+    names = ("run", "multirun", "cfg", "info", "shell_completion")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(parsed, name)]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} exclude each other; keep one of them")
 
 
 def add_overrides(arguments: Sequence[str], before: Sequence[str] = (), after: Sequence[str] = ()) -> list[str]:
@@ -75,23 +91,33 @@ def one_line(error: Exception) -> str:
     cause = error.__cause__
     text = f"{error} {cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
     lines = [line.strip() for line in text.splitlines()]
-    return " ".join(
+    kept = " ".join(
         line for line in lines if line and not line.startswith(("full_key", "object_type", "reference_type"))
     )
+    return kept.replace(", set env var HYDRA_FULL_ERROR=1 to see chained exception.", "").rstrip(".")
 
 
 def compose(overrides: list[str]) -> DictConfig:
     """One configuration; raises ConfigError where a value does not fit its key."""
+    config = compose_by_hydra(overrides, with_hydra=True)
     try:
-        config = hydra.compose("config", overrides=overrides, return_hydra_config=True)
         settings = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
         missing = sorted(OmegaConf.missing_keys(settings))
         if missing:
             raise ConfigError(f"`{missing[0]}` is needed and not given; add {missing[0]}=…")
         build_settings(settings)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(one_line(error)) from None
+        raise ConfigError(explain(error, overrides)) from None
     return config
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> str:
+    """Hydra's message, and the overrides that may have caused it where it does not name one."""
+    said = one_line(error) or type(error).__name__
+    if isinstance(error, OmegaConfBaseException) and (suspects := [line for line in overrides if "${" in line]):
+        return f"{said}; check {', '.join(suspects):.300}, where a literal ${{ is written \\${{ inside of quotes"
+    named = any(line.partition("=")[0].lstrip("+~") in said for line in overrides)
+    return said if named else f"{said}; check {' '.join(overrides):.300}"
 
 
 def build_settings(config: DictConfig) -> Settings:
@@ -121,10 +147,15 @@ def open_hydra() -> Iterator[None]:
 
 def compose_groups(overrides: list[str]) -> DictConfig:
     """The configuration of group choices alone; mandatory values may be missing."""
+    return compose_by_hydra(overrides)
+
+
+def compose_by_hydra(overrides: list[str], with_hydra: bool = False) -> DictConfig:
+    """The composed configuration; raises ConfigError, because whatever Hydra raises here is caused by an override."""
     try:
-        return hydra.compose("config", overrides=overrides)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last for a group that is null
-        raise ConfigError(one_line(error)) from None
+        return hydra.compose("config", overrides=overrides, return_hydra_config=with_hydra)
+    except Exception as error:  # also ValueError and AssertionError, for a group or a parent that is null
+        raise ConfigError(explain(error, overrides)) from None
 
 
 def read_config(config: DictConfig) -> tuple[Settings, dict[str, Any]]:

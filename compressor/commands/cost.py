@@ -12,7 +12,6 @@ import copy
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import gcd
 from pathlib import Path
@@ -42,7 +41,7 @@ from compressor.contracts import (
     Treatment,
     ValuesRequest,
 )
-from compressor.errors import CompressorError, ConfigError
+from compressor.errors import CompressorError, ConfigError, PluginError
 from compressor.export import holds_exactly
 from compressor.report.formatting import format_bytes
 from compressor.resources import Memory, measure_folder, read_free_disk, read_memory
@@ -284,8 +283,12 @@ def count_work(work: WorkCounter, schedule: Schedule, fuses: bool, seconds: floa
             dialogue.answers.clear()  # nobody reads them again, and there may be many
             if time.monotonic() > until:
                 return False
-    except Exception as error:  # made-up answers may be such as no model gives
-        log.info("no forecast of cost: schedule `%s`: %s: %s", schedule.name, type(error).__name__, error)
+    except Exception as error:
+        # A schedule may refuse made-up answers, which may be such as no model gives. Anything else is a fault.
+        refuses = isinstance(error, CompressorError) and not isinstance(error, PluginError)
+        kind = "" if isinstance(error, CompressorError) else f"{type(error).__name__}: "
+        level = logging.INFO if refuses else logging.WARNING
+        log.log(level, "the cost of schedule `%s` cannot be forecast: %s%s", schedule.name, kind, error)
         return None
     return True
 
@@ -303,12 +306,17 @@ def try_compressors(session: Session) -> tuple[torch.dtype, float | None]:
         if model.dtype == model.stored_dtype and session.treatments.find_needs([compressor]):
             continue
         plan = {smallest.name: Treatment(compressor, find_middle(offers[smallest.name]))}
-        with suppress(CompressorError), session.calibrator.prepared_for(plan):
-            began = time.perf_counter()
-            dense = session.treatments.compress(model, plan)[smallest.name].dense()
-            rates.append((time.perf_counter() - began) / smallest.parameters)
-            if not holds_exactly(model.stored_dtype, dense):
-                saved = model.dtype
+        try:
+            with session.calibrator.prepared_for(plan):
+                began = time.perf_counter()
+                dense = session.treatments.compress(model, plan)[smallest.name].dense()
+                rates.append((time.perf_counter() - began) / smallest.parameters)
+                if not holds_exactly(model.stored_dtype, dense):
+                    saved = model.dtype
+        except PluginError:
+            raise  # the input is real, so the search would fail too
+        except CompressorError:
+            log.info("the cost of `%s` cannot be tried on this component and amount", compressor)
     return saved, max(rates, default=None)
 
 

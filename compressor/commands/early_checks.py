@@ -1,26 +1,113 @@
 """Checks of settings that need neither the model nor torch, so that a mistake is told within a second."""
 
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 
+from compressor.contracts import EstimableMetric, Metric
 from compressor.data.text_files import find_file
-from compressor.errors import ConfigError
+from compressor.errors import ConfigError, DataError, suggest
+from compressor.export_formats import check_format, check_packs
 from compressor.model_paths import find_local_folder
-from compressor.settings import DataSettings, DataSource, Settings, SweepMode, SweepSettings
+from compressor.plugins import Plugins
+from compressor.resources import parse_bytes
+from compressor.settings import (
+    DataSettings,
+    DataSource,
+    MemorySettings,
+    Settings,
+    SweepMode,
+    SweepSettings,
+    TrackingBackend,
+    TrackingSettings,
+    compile_pattern,
+)
 
 LARGEST_SEED, LARGEST = 2**63 - 1, 2**31 - 1
 SOURCES = {"path": DataSource.text, "name": DataSource.hf, "subset": DataSource.hf}
 """Keys of `data` -> the only source that reads them."""
 APPROXIMATE = ("screen", "delta", "lazy", "tolerance", "audit")
 """Keys of `sweep` that only the approximate mode reads."""
+SIZE_OPTIONS = ("size", "bytes", "bits")
+"""Options of schedules that limit how much the compressed weights may take."""
+TARGETS = "targets"
+"""The option of a schedule for the mean amounts to reach."""
 
 
-def check_settings(settings: Settings) -> None:
-    """Raise CompressorError for numbers that no command can work with, and for files that are not there."""
+def check_settings(settings: Settings, plugins: Plugins) -> None:
+    """Raise CompressorError for what no command can work with: numbers, names, options, and files that are missing."""
     check_numbers(settings)
     check_source(settings.data)
     if settings.model.path is not None:
         find_local_folder(settings.model.path)
+    for name in ("include", "exclude"):
+        for pattern in getattr(settings.components, name):
+            compile_pattern(f"components.{name}", pattern)
+    read_memory_limits(settings.memory)
+    check_format(settings.export.format, settings.export.gguf)
+    check_screen(settings.sweep, plugins.metrics)
+    check_plugins(settings, plugins)
+
+
+def check_plugins(settings: Settings, plugins: Plugins) -> None:
+    """Raise CompressorError for options of metrics, compressors and the schedule that suit no model."""
+    for metric in settings.metric.values():
+        metric.check_options()
+        if (text := metric.text()) is not None and text.path is not None:
+            find_file(text.path)
+    for compressor in settings.compressor.values():
+        compressor.check_options()
+    schedule = settings.schedule
+    for name in schedule.ranks_by():
+        if name not in plugins.metrics and name not in settings.metric:
+            raise ConfigError(
+                f"schedule `{schedule.name}` ranks by the metric `{name}`: {plugins.metrics.unknown(name)}"
+            )
+    if schedule.limits_files():
+        limit = next((name for name in SIZE_OPTIONS if getattr(schedule, name, None) is not None), None)
+        check_packs(settings.export.format, f"schedule.{limit}" if limit else f"schedule={schedule.name}")
+    schedule.check_options(settings.compressor, plugins.metrics)
+
+
+def check_screen(sweep: SweepSettings, metrics: Mapping[str, type[Metric]]) -> None:
+    """Raise ConfigError if the metric of `sweep.screen` cannot be estimated."""
+    if sweep.screen is None:
+        return
+    known = [name for name, metric in metrics.items() if issubclass(metric, EstimableMetric)]
+    if sweep.screen not in metrics:
+        raise ConfigError(f"unknown metric `{sweep.screen}` in `sweep.screen`; {suggest(sweep.screen, known)}")
+    if sweep.screen not in known:
+        raise ConfigError(
+            f"`sweep.screen` must be a metric that can be estimated, got `{sweep.screen}`; {suggest('', known)}"
+        )
+
+
+def list_screens(sweep: SweepSettings) -> list[str]:
+    """The metric that the approximate mode screens by, as a list; empty without one."""
+    return [sweep.screen] if sweep.screen is not None and sweep.mode is SweepMode.approximate else []
+
+
+def read_memory_limits(memory: MemorySettings) -> tuple[int | None, int | None]:
+    """`memory.device` and `memory.host` in bytes; raises ConfigError for what is no size."""
+    return parse_bytes("memory.device", memory.device), parse_bytes("memory.host", memory.host)
+
+
+def check_forecast(settings: Settings) -> None:
+    """Raise ConfigError for what only a forecast cannot work with."""
+    check, schedule = settings.forecast.check, settings.schedule
+    if check < 0:
+        raise ConfigError(f"`forecast.check` must not be negative, got {check}; 0 checks nothing")
+    for name in SIZE_OPTIONS:
+        if (value := getattr(schedule, name, None)) is not None:
+            raise ConfigError(
+                f"a forecast has a plan for every size, got `schedule.{name}={value}`; leave that out, or give "
+                "mean amounts by schedule.targets"
+            )
+    if not hasattr(schedule, TARGETS):
+        raise ConfigError(
+            f"schedule `{schedule.name}` has no option `schedule.{TARGETS}`, which a forecast needs; leave "
+            "`schedule` out, or choose one that has it"
+        )
 
 
 def check_source(data: DataSettings) -> None:
@@ -29,6 +116,8 @@ def check_source(data: DataSettings) -> None:
         raise ConfigError(
             "`data=hf` needs `data.name`, got none; give the data set's name, such as Salesforce/wikitext"
         )
+    if data.source is DataSource.hf and importlib.util.find_spec("datasets") is None:
+        raise DataError("`data=hf` needs the package datasets; install it: pip install 'compressor[data]'")
     if data.source is DataSource.text:
         if not data.path:
             raise ConfigError("`data=text` needs `data.path`, got none; give a file with text, or with rows of it")
@@ -88,3 +177,11 @@ def list_ineffective(settings: Settings) -> Iterator[str]:
     for key in APPROXIMATE:
         if sweep.mode is not SweepMode.approximate and getattr(sweep, key) != getattr(SweepSettings(), key):
             yield f"`sweep.{key}` has no effect with sweep.mode={sweep.mode.value}; add sweep.mode=approximate"
+    for key in ("mode", "project"):
+        default = getattr(TrackingSettings(), key)
+        if settings.tracking.backend is TrackingBackend.none and getattr(settings.tracking, key) != default:
+            yield f"`tracking.{key}` has no effect with tracking=none; add tracking=wandb, or leave it out"
+    for name, compressor in settings.compressor.items():
+        for option, reason in compressor.list_unused().items():
+            if getattr(compressor, option) != getattr(type(compressor)(), option):
+                yield f"`compressor.{name}.{option}` has no effect with `{reason}`; leave one of the two out"

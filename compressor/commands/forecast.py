@@ -18,21 +18,21 @@ from compressor.artifacts.forecast_record import (
 from compressor.artifacts.plan_file import plan_to_json
 from compressor.artifacts.run_folder import working_in
 from compressor.artifacts.run_record import collect_versions, time_phase
-from compressor.commands.checked_overrides import SIZE_OPTIONS
+from compressor.commands.early_checks import TARGETS, check_forecast
 from compressor.commands.next_command import add_commands
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.compression.amounts import mean_amount
 from compressor.contracts import EstimateRequest, Plan, Prefixes, Problem, SizeRequest
-from compressor.errors import ConfigError
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent
 from compressor.report.forecast_report import write_forecast
 from compressor.search.ledger import describe_cached
-from compressor.search.predicted_plan import TARGETS, PredictedOracle, check_predictable, find_plan
+from compressor.search.predicted_plan import PredictedOracle, check_predictable, find_plan
 from compressor.search.session import Session
 from compressor.sensitivity.cost_table import CostTable, make_cost_table, sample_options
 from compressor.sensitivity.expected_fdt import Law, read_law
 from compressor.sensitivity.margin_law import TRUSTED_NOISE
+from compressor.sensitivity.unreached import describe_unreached
 from compressor.settings import Settings
 
 NOISE, COUNTED = "margin_noise", "fdtm"
@@ -74,20 +74,13 @@ class Forecast:
 
     def load(self, plugins: Plugins) -> None:
         """Load model, metrics and compressors. Wrong settings are errors here, before any work."""
-        settings, check = self.settings, self.settings.forecast.check
-        if check < 0:
-            raise ConfigError(f"`forecast.check` must not be negative, got {check}; 0 checks nothing")
-        for name in SIZE_OPTIONS:
-            if (value := getattr(settings.schedule, name, None)) is not None:
-                raise ConfigError(
-                    f"a forecast has a plan for every size, got `schedule.{name}={value}`; leave that out, or give "
-                    "mean amounts by schedule.targets"
-                )
-        needs = [*settings.schedule.ranks_by(), NOISE, *([COUNTED] if check else [])]
+        settings = self.settings
+        check_forecast(settings)
+        needs = [*settings.schedule.ranks_by(), NOISE, *([COUNTED] if settings.forecast.check else [])]
         self.setup = open_setup(settings, plugins, needs, self.progress)
         self.session = self.setup.open_session(self.folder, self.progress, notes=self.record.notes)
         self.record.notes.extend(self.setup.model.notes)
-        first = next(iter(getattr(settings.schedule, TARGETS, [])), SMALLEST_AMOUNT)
+        first = next(iter(getattr(settings.schedule, TARGETS)), SMALLEST_AMOUNT)
         check_predictable(settings.schedule, first, self.session)
         model, tokens = self.setup.model, settings.data.continuation_tokens
         self.record.base = {
@@ -131,11 +124,9 @@ class Forecast:
             )
         unreached = [name for name, reached in known.reached.items() if not reached]
         if unreached:
-            self.record.notes.append(
-                f"No token of the prefixes reached {len(unreached)} of {len(known.reached)} components, so that "
-                f"nothing is known of them: {', '.join(unreached[:3])}{' …' if len(unreached) > 3 else ''}. Their "
-                "treatment counts as no change; more prefixes may reach them."
-            )
+            data, components = self.settings.data, self.session.problem.components
+            said = describe_unreached(components, unreached, data.prefixes, data.continuation_tokens)
+            self.record.notes.append(f"Nothing is known of {said}. Their treatment counts as no change.")
 
     def draw_curves(self, known: CostTable) -> Points:
         """A plan for every size, of all compressors together and of each alone; returns the points of the former."""

@@ -144,7 +144,7 @@ def prepare(command: str, given: Settings | Options | None, options: Options, fo
         groups = GlobalHydra.instance().config_loader().list_groups("")
         written = list(write_overrides({**(given or {}), **options}, groups))
         line = add_forecast_defaults(written) if command == "forecast" else written
-        _, composed = complete_overrides(line, plugins)
+        _, composed = complete_overrides(line, plugins, forecasts=command == "forecast")
         default = str(composed.hydra.run.dir)
         chosen = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
         settings, config = read_config(chosen)

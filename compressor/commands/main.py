@@ -7,16 +7,18 @@ import json
 import logging
 import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -24,6 +26,7 @@ from compressor.artifacts.files import read_json, to_strict, write_json
 from compressor.artifacts.run_folder import DONE, check_folder, held_folder, read_status
 from compressor.artifacts.run_state import list_differences
 from compressor.commands.checked_overrides import (
+    check_sweeps,
     choose_compressors,
     complete_overrides,
     find_inputs,
@@ -41,6 +44,7 @@ from compressor.commands.config import (
     store_schemas,
 )
 from compressor.commands.overrides import quote
+from compressor.commands.resumable import check_harmless
 from compressor.commands.stopping import Stopped, stop
 from compressor.commands.terminal import Terminal, protect_output
 from compressor.errors import CompressorError, ConfigError, OutputError, suggest
@@ -48,10 +52,15 @@ from compressor.plugins import Plugins, installed
 
 FAILED, BUG = 1, 70
 LOG = "compressor.log"
+FULL_ERROR = "HYDRA_FULL_ERROR"
+"""Hydra's own variable for tracebacks; --debug sets it."""
 FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir")
 """The keys of the folder for results: of one run, and of a multirun."""
 COMMAND_FILE = Path(".hydra") / "arguments.json"
 """Beside Hydra's own record: the command line, relative to the working directory."""
+
+RESUME = re.compile(r"resume\.\w+=")
+"""Overrides of the command `resume`."""
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +94,8 @@ def forecast(arguments: Sequence[str], terminal: Terminal) -> int:
 
 def resume(arguments: Sequence[str], terminal: Terminal) -> int:
     """`compressor resume DIR [resume.accept=[…]]`: go on with an interrupted run or multirun."""
-    given = [argument for argument in arguments if not argument.startswith("resume.")]
-    if len(given) != 1 or "=" in given[0]:
+    given = [argument for argument in arguments if not RESUME.match(argument)]
+    if len(given) != 1 or ("=" in given[0] and not Path(given[0]).exists()):
         raise ConfigError(
             f"`compressor resume` takes a folder, and resume.accept=[…], got {shlex.join(arguments) or 'nothing'}"
         )
@@ -108,15 +117,20 @@ def read_arguments(folder: Path) -> list[str]:
             raise TypeError
     except (KeyError, TypeError):
         raise OutputError(f"{folder / COMMAND_FILE} is damaged; start the command again by hand") from None
+    check_harmless(arguments, folder / COMMAND_FILE)
     return add_overrides(arguments, after=[f"{key}={quote(str(folder))}"])
 
 
 @dataclass
 class Failures:
-    """Shows the failures of jobs, and keeps the exit status: that of a bug if there is any."""
+    """Shows the failures of jobs, and keeps the exit status: that of a bug if there is any.
+
+    With `shows_whole` a bug is not caught, so that its traceback is shown.
+    """
 
     terminal: Terminal
     status: int = 0
+    shows_whole: bool = field(default_factory=lambda: shows_whole())
 
     @contextmanager
     def caught(self, folder: Path, prefix: str = "") -> Iterator[None]:
@@ -127,7 +141,7 @@ class Failures:
             self.status = self.status or FAILED
             self.terminal.fail(f"{prefix}{error}")
         except Exception as error:
-            if shows_whole():
+            if self.shows_whole:
                 raise
             self.status = BUG
             log.debug("a bug", exc_info=True)
@@ -142,13 +156,13 @@ def describe_bug(error: Exception, place: Path | None = None) -> str:
 
 def shows_whole() -> bool:
     """Whether tracebacks are shown: --debug, or Hydra's own variable."""
-    return os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    return os.environ.get(FULL_ERROR, "0") not in ("", "0")
 
 
 def remember(place: "Place", arguments: Sequence[str]) -> None:
     """Write the arguments to the folder of the results, for `compressor resume`."""
     if place.folder is not None:
-        kept = [argument for argument in arguments if not argument.startswith("resume.")]
+        kept = [argument for argument in arguments if not RESUME.match(argument)]
         key = FOLDER_KEYS[place.multirun]
         write_json(place.folder / COMMAND_FILE, {"arguments": kept, "key": key})
 
@@ -184,16 +198,18 @@ def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) 
     with open_hydra():
         if parsed.help or parsed.cfg:
             return Place(add_overrides(arguments, before=choose_compressors(parsed.overrides)))
-        overrides, composed = complete_overrides(parsed.overrides, plugins)
+        overrides, composed = complete_overrides(parsed.overrides, plugins, forecasts=not many)
         inputs = find_inputs(overrides, {key: composed[key] for key in composed if key != "hydra"})
     arguments, config = replace_overrides(arguments, overrides), composed.hydra
     multirun = parsed.multirun or (config.mode is not None and config.mode.name == "MULTIRUN")
     if multirun and not many:
         raise ConfigError("`compressor forecast` looks at one configuration, got a multirun; leave out -m")
+    check_sweeps(parsed.overrides, multirun)
+    key = FOLDER_KEYS[multirun]
     try:
-        key, chosen = FOLDER_KEYS[multirun], config.sweep.dir if multirun else config.run.dir
+        chosen = config.sweep.dir if multirun else config.run.dir
     except OmegaConfBaseException as error:
-        raise ConfigError(one_line(error)) from None
+        raise ConfigError(f"`{key}`: {one_line(error)}; give a folder without ${{…}}, or escape it by \\${{") from None
     check_folder(Path(chosen), inputs)
     # A folder named by the time must not change its name now.
     line = add_overrides(arguments, after=[f"{key}={quote(chosen)}"])
@@ -201,9 +217,37 @@ def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) 
 
 
 def launch(line: Sequence[str], job: Callable[[DictConfig], Any]) -> None:
-    """Let Hydra compose the configuration and call the job."""
+    """Let Hydra compose the configuration and call the job, which handles its own failures.
+
+    Raises ConfigError for whatever Hydra, or code that a setting of Hydra names, raises around the job.
+    """
     sys.argv = ["compressor", *line]
-    hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name="config")(job)()
+    shown = shows_whole()
+    try:
+        with raising_hydra():
+            hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name="config")(job)()
+    except CompressorError:
+        raise
+    except Exception as error:
+        if shown:
+            raise
+        reason = one_line(error) or "no message"
+        kind = "" if isinstance(error, HydraException | OmegaConfBaseException) else f"{type(error).__name__}: "
+        raise ConfigError(f"Hydra cannot start with these settings: {kind}{reason}; check those of hydra.*") from None
+
+
+@contextmanager
+def raising_hydra() -> Iterator[None]:
+    """Inside, Hydra raises what it would otherwise print in lines of its own before it exits."""
+    before = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FULL_ERROR]
+        else:
+            os.environ[FULL_ERROR] = before
 
 
 def make_job(
@@ -221,7 +265,6 @@ def make_job(
         if not alone:
             terminal.say(f"job {HydraConfig.get().job.num}: {' '.join(overrides)}")
         prefix = "" if alone else f"job {HydraConfig.get().job.num}: "
-        record = None
         with failures.caught(folder, prefix):
             if not alone and (value := find_done(folder, config)) is not None:
                 terminal.say(f"{prefix}was done before")
@@ -231,12 +274,11 @@ def make_job(
                 overrides, place.varied, settings.schedule.name, place.folder if place.multirun else None
             )
             record = execute(settings, plugins, folder, plain, command, terminal, label)
-        if record is None:
-            return None
-        terminal.show(summarize_run(record))
-        terminal.say(f"report: {folder / 'report.html'}")
-        scores = list(record.final.scores.values()) if record.final else []
-        return scores[0].mean if scores else None
+            terminal.show(summarize_run(record))
+            terminal.say(f"report: {folder / 'report.html'}")
+            scores = list(record.final.scores.values()) if record.final else []
+            return scores[0].mean if scores else None
+        return None
 
     return job
 
@@ -266,16 +308,13 @@ def make_forecast_job(
         from compressor.report.forecast_report import HTML_NAME, summarize_forecast
 
         folder = Path(HydraConfig.get().runtime.output_dir)
-        record = None
         with failures.caught(folder):
             settings, plain = read_config(config)
             record = execute(settings, plugins, folder, plain, command, terminal)
-        if record is None:
-            return
-        terminal.show(summarize_forecast(record))
-        terminal.say(f"forecast: {folder / HTML_NAME}")
-        if (point := choose_point(record)) is not None:
-            terminal.say(f"to make the row of {100 * point.amount:.1f} %: {point.command}")
+            terminal.show(summarize_forecast(record))
+            terminal.say(f"forecast: {folder / HTML_NAME}")
+            if (point := choose_point(record)) is not None:
+                terminal.say(f"to make the row of {100 * point.amount:.1f} %: {point.command}")
 
     return job
 
@@ -351,7 +390,7 @@ def main() -> None:
     terminal = Terminal()
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
-        os.environ["HYDRA_FULL_ERROR"] = "1"
+        os.environ[FULL_ERROR] = "1"
     with stop.listening():
         status = attempt(sys.argv[1:], terminal)
     output.flush()

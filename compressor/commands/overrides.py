@@ -4,6 +4,7 @@ import enum
 import math
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -93,7 +94,12 @@ def reads_back(text: str) -> bool:
     return isinstance(value, list) and len(value) == 1 and type(value[0]) is str and value[0] == text
 
 
-def quote(text: str) -> str:
+def quote(text: str, mark: Quote = Quote.single) -> str:
     """`text` in quotes of Hydra's grammar, what OmegaConf would interpolate taken literally."""
-    quoted: str = QuotedString(escape(text), Quote.single).with_quotes()
+    quoted: str = QuotedString(escape(text), mark).with_quotes()
     return quoted
+
+
+def write_for_shell(key: str, text: str) -> str:
+    """The override as it is typed on a command line so that the key gets exactly this text."""
+    return shlex.quote(f"{key}={quote(text, Quote.double)}")

@@ -87,7 +87,6 @@ class Run:
     def load(self, plugins: Plugins) -> None:
         """Load model, metrics, compressors and schedule. Wrong settings are errors here, before any work."""
         settings = self.settings
-        export.check_format(settings.export.format)
         if settings.forecast.check:
             log.warning(
                 "`forecast.check` has no effect in `compressor run`; leave it out, or use `compressor forecast`"

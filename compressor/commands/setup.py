@@ -10,7 +10,7 @@ import torch
 
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.run_record import ReferenceRecord, RoundRecord, collect_versions
-from compressor.commands.early_checks import check_settings, list_ineffective
+from compressor.commands.early_checks import check_settings, list_ineffective, list_screens, read_memory_limits
 from compressor.compression.apply import Treatments
 from compressor.compression.calibrator import Calibrator
 from compressor.compression.trial_weights import TrialWeights
@@ -18,14 +18,13 @@ from compressor.contracts import EstimableMetric, Metric, Prefixes, Problem, Rea
 from compressor.data import texts
 from compressor.data.reference import build_reference, cache_folder
 from compressor.data.text_files import Text
-from compressor.errors import ConfigError, suggest
 from compressor.evaluation.evaluator import Evaluator
 from compressor.export import FileSizes
 from compressor.models import Model, load_model
 from compressor.models.forward import FrozenHead
 from compressor.plugins import Plugins
 from compressor.progress import Progress, watch
-from compressor.resources import MemoryBudget, make_budget, parse_bytes, read_processor
+from compressor.resources import MemoryBudget, make_budget, read_processor
 from compressor.search.additivity import StartingValues
 from compressor.search.applied_plan import AppliedPlan
 from compressor.search.estimating import Estimator
@@ -35,7 +34,7 @@ from compressor.search.session import Session
 from compressor.search.top_trials import TopTrials
 from compressor.search.trial_scoring import TrialScorer
 from compressor.sensitivity.cache import hash_sources, read_limit
-from compressor.settings import Settings, SweepMode, SweepSettings
+from compressor.settings import DataSettings, DataSource, Settings
 
 log = logging.getLogger(__name__)
 HARMLESS = ("wandb", "pluggy", "hydra-core", "gguf")
@@ -92,7 +91,7 @@ class RunSetup:
         settings, evaluator = self.settings.data, self.evaluators[which]
         reference = evaluator.reference
         return ReferenceRecord(
-            source=settings.path or settings.name or "sampled from the base",
+            source=name_source(settings),
             prefixes=len(reference.tokens),
             prefix_tokens=reference.prefix_tokens,
             continuation_tokens=reference.continuation_tokens,
@@ -180,14 +179,20 @@ class RunSetup:
         }
 
 
+def name_source(data: DataSettings) -> str:
+    """Where the texts come from: a file, a data set, or the base itself."""
+    given = {DataSource.text: data.path, DataSource.hf: data.name}.get(data.source)
+    return given or "sampled from the base"
+
+
 def open_setup(settings: Settings, plugins: Plugins, needs: Sequence[str], progress: Progress) -> RunSetup:
     """Load what the settings name, and the metrics in `needs`; raises CompressorError for wrong settings."""
-    check_settings(settings)
-    given = [parse_bytes(f"memory.{name}", getattr(settings.memory, name)) for name in ("device", "host")]
+    check_settings(settings, plugins)
+    given = read_memory_limits(settings.memory)
     for line in list_ineffective(settings):
         log.warning("%s", line)
     metrics: dict[str, Metric] = dict(settings.metric)
-    for name in [*needs, *check_screen(settings.sweep, plugins)]:
+    for name in [*needs, *list_screens(settings.sweep)]:
         metrics.setdefault(name, plugins.metrics[name]())
     text = texts.load_text(settings.data)
     for note in text.notes if text else ():
@@ -198,17 +203,3 @@ def open_setup(settings: Settings, plugins: Plugins, needs: Sequence[str], progr
     memory = make_budget(model.device, *given)
     trial_weights = TrialWeights(model, treatments, memory.compressed_weights)
     return RunSetup(settings, model, metrics, treatments, trial_weights, memory, text, list(text.notes) if text else [])
-
-
-def check_screen(settings: SweepSettings, plugins: Plugins) -> list[str]:
-    """The metric of `sweep.screen` as a list, empty without one; raises ConfigError if it cannot be estimated."""
-    if settings.screen is None:
-        return []
-    known = [name for name, metric in plugins.metrics.items() if issubclass(metric, EstimableMetric)]
-    if settings.screen not in plugins.metrics:
-        raise ConfigError(f"unknown metric `{settings.screen}` in `sweep.screen`; {suggest(settings.screen, known)}")
-    if settings.screen not in known:
-        raise ConfigError(
-            f"`sweep.screen` must be a metric that can be estimated, got `{settings.screen}`; {suggest('', known)}"
-        )
-    return [settings.screen] if settings.mode is SweepMode.approximate else []

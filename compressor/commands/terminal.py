@@ -4,14 +4,16 @@ Output that cannot be shown (a closed pipe, a full disk, a terminal without Unic
 """
 
 import io
+import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO, TypeVar
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 
 T = TypeVar("T")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -21,6 +23,24 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 def clean(text: str) -> str:
     """The text with its control characters shown as escapes: names of files and models come from outside."""
     return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+class CleanFormatter(logging.Formatter):
+    """Formats lines of a log with control characters as escapes, in files too: they are shown on terminals."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return clean(super().format(record))
+
+
+class Clean:
+    """A table or another renderable whose text has its control characters as escapes."""
+
+    def __init__(self, renderable: RenderableType) -> None:
+        self.renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.renderable, options):
+            yield segment if segment.control else Segment(clean(segment.text), segment.style)
 
 
 class LenientStream(io.TextIOBase):
@@ -95,7 +115,7 @@ class Terminal:
         self.console.print(clean(message), markup=False, soft_wrap=True)
 
     def show(self, renderable: RenderableType) -> None:
-        self.console.print(renderable)
+        self.console.print(Clean(renderable))
 
     def fail(self, message: str) -> None:
         """The one line of an error, on stderr."""

@@ -4,7 +4,7 @@ A plugin class is a dataclass; its fields are its options. This package does not
 are imported for `--help`, and schedules do not use tensors.
 """
 
-from compressor.contracts.compressor import Compressor, Context
+from compressor.contracts.compressor import Compressor, Context, Storage
 from compressor.contracts.metric import EstimableMetric, Metric, TextWindows
 from compressor.contracts.outputs import Readout, Runners
 from compressor.contracts.quantized import (
@@ -74,6 +74,7 @@ __all__ = [
     "Scores",
     "Search",
     "SizeRequest",
+    "Storage",
     "Strategy",
     "TextWindows",
     "TokenRounding",

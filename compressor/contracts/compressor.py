@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,17 @@ class Context:
     calibration: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+class Storage(enum.Enum):
+    """How compressed weights are stored, which decides what they can save."""
+
+    dense = "dense"
+    """Like the weights before: nothing gets smaller."""
+    integers = "integers"
+    """Integers, scales and integer zero points (`QuantizedMatrix`): an export packs them, so its files get smaller."""
+    other = "other"
+    """Fewer bits, in a form that no export packs: its files keep their size."""
+
+
 class Compressor(Guarded, ABC):
     """A compression method for one weight matrix: a pure function of weight, amount and context."""
 
@@ -46,10 +58,20 @@ class Compressor(Guarded, ABC):
     """Whether a kept plan is applied layer by layer, with new calibration data when all earlier layers are compressed.
     Trials always use calibration data of the current model."""
 
+    stored_as: ClassVar[Storage | None] = None
+    """If it is given, a limit of the size that no weight can help to keep is refused before the model is loaded."""
+
     @property
     def transforms_inputs(self) -> bool:
         """Whether weights with these options may have an `input_transform`. A run checks first that it can apply it."""
         return False
+
+    def check_options(self) -> None:
+        """Raise ConfigError for options that suit no component. It is called before the model is loaded."""
+
+    def list_unused(self) -> Mapping[str, str]:
+        """Option -> the option that leaves it without effect, such as `{"scope": "pattern"}`."""
+        return {}
 
     @abstractmethod
     def offer(self, component: Component) -> Offer:

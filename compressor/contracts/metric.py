@@ -56,6 +56,9 @@ class Metric(Guarded, ABC):
         mean: NDArray[np.float64] = values[..., 0].mean(axis=-1)
         return mean
 
+    def check_options(self) -> None:
+        """Raise ConfigError for options that suit no model. It is called before the model is loaded."""
+
     def text(self) -> TextWindows | None:
         """The text on which the metric is scored; None for the base's continuations."""
         return None

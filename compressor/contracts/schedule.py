@@ -1,10 +1,12 @@
 """The contract of schedules: which trials to score and which plans to keep."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+from compressor.contracts.compressor import Compressor
 from compressor.contracts.guard import Guarded
+from compressor.contracts.metric import Metric
 from compressor.contracts.requests import Oracle, Problem, Request, Search
 from compressor.errors import PluginError
 
@@ -24,6 +26,12 @@ class Schedule(Guarded, ABC):
     @abstractmethod
     def search(self, problem: Problem) -> Search:
         """Yield requests until done; raises ConfigError before the first one if options do not fit the problem."""
+
+    def check_options(self, compressors: Mapping[str, Compressor], metrics: Mapping[str, type[Metric]]) -> None:
+        """Raise ConfigError for options that suit no model. It is called before the model is loaded.
+
+        `compressors` are the configured ones, `metrics` all that are installed.
+        """
 
     def ranks_by(self) -> Sequence[str]:
         """Metrics that the search needs. They are configured even if the user does not select them."""

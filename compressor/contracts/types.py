@@ -86,7 +86,7 @@ class Offer:
         """Raise PlanError if `amount` is not offered; `compressor` and `component` are for the message."""
         if not self.contains(amount):
             raise PlanError(
-                f"`{compressor}` offers {self} for `{component.name}`, got {amount:g}; ask for one of these"
+                f"`{compressor}` offers {self} for `{component.name}`, got {amount:zg}; ask for one of these"
             )
 
     def require_rows(self, amounts: Sequence[float], compressor: str, component: Component) -> None:
@@ -104,8 +104,8 @@ class Offer:
 
     def __str__(self) -> str:
         if self.is_range:
-            return f"any amount in [{self.low:g}, {self.high:g}]"
-        return "the amounts " + ", ".join(f"{level:g}" for level in sorted(self.levels))
+            return f"any amount in [{self.low:zg}, {self.high:zg}]"
+        return "the amounts " + ", ".join(f"{level:zg}" for level in sorted(self.levels))
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Treatment:
         if self.rows is not None and abs(sum(self.rows) - self.amount * len(self.rows)) > 1e-6 * len(self.rows):
             mean = sum(self.rows) / max(1, len(self.rows))
             raise PlanError(
-                f"`amount` of {self.compressor} must be the mean {mean:g} of its rows, got {self.amount:g}; give that"
+                f"`amount` of {self.compressor} must be the mean {mean:zg} of its rows, got {self.amount:zg}; give that"
             )
 
     def __hash__(self) -> int:

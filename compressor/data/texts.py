@@ -43,10 +43,8 @@ def check_settings(settings: DataSettings, context: int | None) -> None:
 
 def load_hub_text(settings: DataSettings) -> Text:
     """A column of a Hugging Face data set."""
-    try:
-        import datasets
-    except ImportError:
-        raise DataError("`data=hf` needs the package datasets; install it: pip install 'compressor[data]'") from None
+    import datasets
+
     assert settings.name, "checked before"
     try:
         rows = datasets.load_dataset(settings.name, settings.subset, split=settings.split)

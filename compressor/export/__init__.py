@@ -1,42 +1,28 @@
 """Saves the compressed model as a folder that transformers loads, and checks that it gives the scored logits."""
 
 import dataclasses
-import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from compressor.contracts import Plan, QuantizedMatrix
-from compressor.errors import ConfigError, suggest
-from compressor.export.compressed_tensors import (
-    COMPRESSED_TENSORS,
-    is_installed,
-    pack_modules,
-    require_package,
-    save_compressed,
-)
+from compressor.errors import ConfigError
+from compressor.export.compressed_tensors import pack_modules, save_compressed
 from compressor.export.file_sizes import FileSizes
-from compressor.export.folder import DENSE, Exported, check_savable, holds_exactly, save_dense
+from compressor.export.folder import Exported, check_savable, holds_exactly, save_dense
 from compressor.export.packable_modules import NOT_INTEGERS, note_dense
+<<<<<<< HEAD
 from compressor.export.verification import describe_verification, verify
+=======
+from compressor.export.verification import tell, verify
+from compressor.export_formats import AUTO, COMPRESSED_TENSORS, DENSE, is_installed
+>>>>>>> s3-c
 from compressor.models import Model
 
-AUTO = "auto"
-FORMATS = (AUTO, DENSE, COMPRESSED_TENSORS)
-GGUF_PACKAGES = ("gguf", "accelerate")
-"""The package that writes GGUF, and the one that transformers also needs to read it."""
 NOTHING = (
     f"The saved model is dense and nothing is packed in the format `{COMPRESSED_TENSORS}`, which was asked for: no "
     "kept treatment stores a weight in fewer bits than the dense one has."
 )
-
-
-def check_format(name: str) -> None:
-    """Raises ConfigError for an unknown format, or one whose package is missing."""
-    if name not in FORMATS:
-        raise ConfigError(f"unknown `export.format` `{name}`; {suggest(name, FORMATS)}")
-    if name == COMPRESSED_TENSORS:
-        require_package()
 
 
 def save(
@@ -75,9 +61,7 @@ def save(
 
 
 def check_gguf(model: Model) -> None:
-    """Raises ConfigError if a package is missing, or if the model cannot be written as a GGUF file."""
-    if missing := [name for name in GGUF_PACKAGES if importlib.util.find_spec(name) is None]:
-        raise ConfigError(f"`export.gguf=true` needs the package {missing[0]}: pip install 'compressor[gguf]'")
+    """Raises ConfigError if the model cannot be written as a GGUF file."""
     from compressor.export.gguf.saving import find_obstacle
 
     if reason := find_obstacle(model):
@@ -113,7 +97,6 @@ __all__ = [
     "DENSE",
     "Exported",
     "FileSizes",
-    "check_format",
     "check_gguf",
     "check_savable",
     "describe_verification",

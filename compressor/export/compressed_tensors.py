@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from compressor.contracts import Plan, QuantizedMatrix, Scheme, Strategy
-from compressor.errors import ConfigError
 from compressor.export.folder import (
     Exported,
     cast_state,
@@ -33,35 +30,16 @@ from compressor.export.folder import (
 )
 from compressor.export.packable_modules import find_packable, list_linears
 from compressor.export.vllm_checks import describe_vllm_limits
+from compressor.export_formats import COMPRESSED_TENSORS
 from compressor.models import Model
 
 if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme
 
-COMPRESSED_TENSORS = "compressed-tensors"
 PACKED, BYTES, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 """The two storage formats of a scheme, and the format name of a checkpoint that uses both."""
-OLDEST = (0, 20)
-"""The oldest supported version of the package."""
 INEXACT = "the reader of the format would round its values differently"
 NO_ZEROS = "transformers cannot load packed zero points here, and 8-bit integers cannot be stored without them"
-
-
-def is_installed() -> bool:
-    """Whether a supported version of the package is installed."""
-    with suppress(importlib.metadata.PackageNotFoundError):
-        version = importlib.metadata.version(COMPRESSED_TENSORS)
-        return tuple(int(number) for number in re.findall(r"\d+", version)[:2]) >= OLDEST
-    return False
-
-
-def require_package() -> None:
-    """Raises ConfigError where the package is missing or too old."""
-    if not is_installed():
-        raise ConfigError(
-            f"`export.format={COMPRESSED_TENSORS}` needs the package {COMPRESSED_TENSORS} "
-            f"{'.'.join(map(str, OLDEST))} or later: pip install 'compressor[export]'"
-        )
 
 
 def describe_scheme(scheme: Scheme, targets: Sequence[str]) -> QuantizationScheme:

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from compressor.contracts import QuantizedMatrix
-from compressor.export.compressed_tensors import PackedModule, is_installed, pack_weight
-from compressor.export.folder import DENSE, choose_stored, holds_exactly
+from compressor.export.compressed_tensors import PackedModule, pack_weight
+from compressor.export.folder import choose_stored, holds_exactly
 from compressor.export.packable_modules import (
     count_covered,
     find_fault,
@@ -20,6 +20,7 @@ from compressor.export.packable_modules import (
     list_matrices,
     merges_weights,
 )
+from compressor.export_formats import DENSE, is_installed
 from compressor.models import Model
 from compressor.models.weight_views import WeightView
 

@@ -18,12 +18,12 @@ from compressor.artifacts.files import replaced_folder, write_json
 from compressor.artifacts.plan_file import ROWS_FILE, plan_to_json, write_rows
 from compressor.contracts import Plan
 from compressor.errors import ModelError
+from compressor.export_formats import DENSE
 from compressor.models import Model
 from compressor.models.checkpoint import find_companions, shorten_reason
 from compressor.models.loading import quiet_loading
 from compressor.models.stored_tensors import NEXT_TOKENS
 
-DENSE = "dense"
 """The format with all weights in floating point, including zeros and rounded values."""
 ROWS_PATH = f"compression/{ROWS_FILE}"
 """In its own folder, because some readers take every *.safetensors beside config.json for weights."""

@@ -14,6 +14,7 @@ from compressor.errors import ConfigError, ModelError, suggest
 from compressor.models import architectures
 from compressor.models.architectures import Part
 from compressor.models.weight_views import WeightView
+from compressor.settings import compile_pattern
 
 
 def find_components(
@@ -155,12 +156,7 @@ def _match_names(setting: str, patterns: Sequence[str], names: Collection[str]) 
     """The names that a pattern matches; raises ConfigError for an invalid pattern, or if no name matches any."""
     matched: set[str] = set()
     for pattern in patterns:
-        try:
-            expression = re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(
-                f"`components.{setting}` must hold regular expressions, got {pattern!r} ({error}); escape or mend it"
-            ) from error
+        expression = compile_pattern(f"components.{setting}", pattern)
         matched |= {name for name in names if expression.search(name)}
     if patterns and not matched:
         leaves = {name.partition(":")[0].rpartition(".")[2] for name in names}

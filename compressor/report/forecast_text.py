@@ -53,7 +53,7 @@ def format_counted(record: ForecastRecord, point: PointForecast) -> str | None:
 def format_parts(point: PointForecast) -> str:
     """`int8 55 %, int4 20 %`: the share of the weights that each compressor treats."""
     parts = sorted(point.parts.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in parts) or MISSING
+    return ", ".join(f"{name} {100 * share:z.0f} %" for name, share in parts) or MISSING
 
 
 def choose_pair(record: ForecastRecord) -> Pair | None:

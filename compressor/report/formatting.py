@@ -1,4 +1,7 @@
-"""Numbers as a person reads them: rounded to what they can mean, with units; what is missing is a dash."""
+"""Numbers as a person reads them: rounded to what they can mean, with units; what is missing is a dash.
+
+The `z` in a format writes a value that rounds to zero as 0, never as -0.
+"""
 
 import math
 import re
@@ -23,9 +26,9 @@ def format_number(value: float | None, decimals: int | None = None) -> str:
     if value and not 1e-3 <= abs(value) < 1e7:
         return f"{value:.1e}"
     if decimals is not None:
-        return f"{value:,.{decimals}f}"
+        return f"{value:z,.{decimals}f}"
     places = max(0, 3 - math.floor(math.log10(abs(value)))) if value else 0
-    text = f"{value:,.{places}f}"
+    text = f"{value:z,.{places}f}"
     return text.rstrip("0").rstrip(".") if places else text
 
 
@@ -76,10 +79,10 @@ def format_percent(share: float | None, fixed: bool = False) -> str:
     """To a tenth of a percent; `fixed` keeps a zero there, for a column of them."""
     if share is None or not math.isfinite(share):
         return MISSING
-    text = f"{100 * share:.1f}"
+    text = f"{100 * share:z.1f}"
     # 99.97 % must not read as everything, nor 0.02 % as nothing.
     if float(text) in (0.0, 100.0) and share not in (0.0, 1.0):
-        text = f"{100 * share:.3f}"
+        text = f"{100 * share:z.3f}"
     return f"{text if fixed else text.rstrip('0').rstrip('.')} %"
 
 
@@ -89,7 +92,7 @@ def format_bytes(count: float | None) -> str:
         return MISSING
     unit, divisor = choose_unit(count)
     size = count / divisor
-    return f"{size:.0f} {unit}" if divisor == 1 or size >= 100 else f"{size:.3g} {unit}"
+    return f"{size:z.0f} {unit}" if divisor == 1 or size >= 100 else f"{size:z.3g} {unit}"
 
 
 def choose_unit(count: float) -> tuple[str, float]:
@@ -104,7 +107,7 @@ def format_seconds(seconds: float | None) -> str:
     if seconds is None or not math.isfinite(seconds):
         return MISSING
     if seconds < 60:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:z.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"

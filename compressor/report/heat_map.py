@@ -137,7 +137,7 @@ def _make_chart(components: Components) -> "tuple[alt.VConcatChart, str]":
             "layer": name_layer(cell.layer),
             "color": choose_color(amount) if math.isfinite(amount) else "transparent",
             "ink": choose_ink(amount),
-            "number": f"{100 * amount:.0f}" if math.isfinite(amount) and width >= NUMBER_WIDTH else "",
+            "number": f"{100 * amount:z.0f}" if math.isfinite(amount) and width >= NUMBER_WIDTH else "",
             "tip": clean_text(cell.describe()),
         }
         for cell in cells.values()

@@ -1,11 +1,12 @@
 """Estimates of options: by one backward pass, by a trial for each option, or from the cache of an earlier run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from compressor.artifacts.answers import describe, list_facts
 from compressor.compression.apply import Treatments
+from compressor.compression.reached import find_reached
 from compressor.contracts import EstimableMetric, Estimate, EstimateRequest, Prefixes
 from compressor.errors import ConfigError
 from compressor.progress import watch
@@ -84,11 +85,17 @@ class Estimator:
     def _measure(self, request: EstimateRequest) -> Known:
         """By a trial for each option: the difference of the objective's first value per sequence."""
         now, *values = self.scorer.measure(request.list_trials(), request.objective, request.start, request.stop)
-        answer, start = {}, 0
+        answer, start, silent = {}, 0, []
         for name, options in request.options.items():
             stop = start + len(options)
             answer[name] = Estimate(np.stack([value - now for value in values[start:stop]], axis=1))
             start = stop
+            if not answer[name].changes.any():
+                silent.append(name)
+        if silent:
+            reference = self.scorer.evaluators[Prefixes.SEARCH].reference
+            found = find_reached(self.applied.model, reference, silent, request.start, request.stop)
+            answer |= {name: replace(answer[name], reached=False) for name in silent if name not in found}
         return Known(answer, None if request.at else now)
 
 

@@ -24,8 +24,6 @@ from compressor.search.fused_components import open_dialogue
 from compressor.search.session import Session
 from compressor.sensitivity.cost_table import CostTable
 
-TARGETS = "targets"
-"""The option of a schedule for the mean amounts to reach."""
 T = TypeVar("T")
 
 
@@ -93,13 +91,8 @@ def find_plan(schedule: Schedule, amount: float, problem: Problem, fuses: bool, 
 
 
 def aim(schedule: Schedule, amount: float) -> Schedule:
-    """The same schedule with one mean amount as target; raises ConfigError if it has no targets."""
-    if not hasattr(schedule, TARGETS):
-        raise ConfigError(
-            f"schedule `{schedule.name}` has no option `schedule.{TARGETS}`, which a forecast needs; leave "
-            "`schedule` out, or choose one that has it"
-        )
-    aimed: Schedule = dataclasses.replace(schedule, **{TARGETS: [amount]})  # type: ignore[type-var]
+    """The same schedule, which has an option `targets`, with one mean amount as target."""
+    aimed: Schedule = dataclasses.replace(schedule, targets=[amount])  # type: ignore[type-var]
     return aimed
 
 

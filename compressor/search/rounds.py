@@ -55,8 +55,8 @@ class Rounds:
         self.records.append(record)
         ledger.open_round(len(self.records) + 1)
         self.on_round(len(self.records), record)
-        ratio = "" if record.additivity is None else f", additivity {record.additivity:.2f}"
-        self.progress.say(f"round {len(self.records)} kept: amount {record.amount:.3f}{ratio}")
+        ratio = "" if record.additivity is None else f", additivity {record.additivity:z.2f}"
+        self.progress.say(f"round {len(self.records)} kept: amount {record.amount:z.3f}{ratio}")
         return {name: amount_of(applied.kept, name) for name in components}
 
     def _describe_waypoint(self, waypoint: Waypoint) -> CurvePoint:

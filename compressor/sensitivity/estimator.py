@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from compressor.compression.apply import Treatments, make_replacement, read_untreated
+from compressor.compression.reached import find_reached
 from compressor.contracts import EstimableMetric, Estimate, EstimateRequest, Readout, Treatment
 from compressor.data.reference import Reference
 from compressor.errors import ModelError
@@ -73,6 +74,9 @@ class GradientEstimator:
                 self._project(gradients, self._probe(start), start, rows, square)
                 for name, total in totals.items():
                     total.add(name, line, square)
+            if silent := [name for name, total in totals.items() if not total.reached]:
+                for name in find_reached(self.model, self.reference, silent, chosen.start, chosen.stop):
+                    totals[name].reached = True
         return {name: total.finish(name, request.by_row) for name, total in totals.items()}
 
     def _count_at_once(self, changes: "Changes") -> int:
@@ -169,8 +173,8 @@ class Projections:
     """Sums of the projections ⟨gradient, Δ⟩ of every component's rows; on the CPU, in float64.
 
     `sums` `[sequence, option]` are sums over rows, `squares` `[sequence, option]` sums of the squares over rows, and
-    `rows` `[row, option]` sums over sequences, of the squares if `squared` is set. `reached` holds the components that
-    a token came to: those that see `every_token`, and others that had a gradient other than zero.
+    `rows` `[row, option]` sums over sequences, of the squares if `squared` is set. `reached` holds components that a
+    token came to for certain: those that see `every_token`, and others that had a gradient other than zero.
     """
 
     def __init__(self, changes: Changes, sequences: int, squared: bool, every_token: frozenset[str]) -> None:

@@ -245,7 +245,7 @@ def _begin_online(begin: Callable[..., Any], place: Path, url: str) -> Any:  # n
     log.warning(
         "W&B cannot be reached (%s); tracking offline, send it later with: wandb sync %s",
         _unreachable[url],
-        place / "wandb" / "offline-run-*",
+        shlex.quote(str(place / "wandb")) + "/offline-run-*",
     )
     return begin(mode="offline")
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from compressor.contracts import Better, Metric, Readout, Reads
 from compressor.errors import ConfigError
 
-from .margin_noise import CLOSENESS, read_squares
+from .margin_noise import CLOSENESS, check_closeness, read_squares
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,16 +38,19 @@ class ExpectedFdtm(Metric):
     unit: ClassVar[str] = "tokens"
     label: ClassVar[str] = "expected FDT"
 
+    def check_options(self) -> None:
+        check_closeness(self.name, self.closeness)
+        if self.runners < 1:
+            raise ConfigError(
+                f"`metric.expected_fdtm.runners` must be at least 1, got {self.runners}; give for example 8"
+            )
+
     def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
         """`[sequence, 2 + noise]`: expected FDT at the sequence's own σ, σ², and expected FDT on a grid of σ."""
         import torch
 
         from compressor.sensitivity.margin_law import read_table, tabulate_fdt
 
-        if self.runners < 1:
-            raise ConfigError(
-                f"`metric.expected_fdtm.runners` must be at least 1, got {self.runners}; give for example 8"
-            )
         squares = read_squares(candidate, base, self.closeness).double()
         _, margins = base.runners_up(self.runners)
         table = tabulate_fdt(margins)

@@ -39,6 +39,9 @@ class MarginNoise(EstimableMetric):
     unit: ClassVar[str] = "logits"
     label: ClassVar[str] = "σ"
 
+    def check_options(self) -> None:
+        check_closeness(self.name, self.closeness)
+
     def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:
         return self.value(candidate, base).double()[:, None]
 
@@ -60,6 +63,14 @@ class MarginNoise(EstimableMetric):
         return (signs * weigh_positions(margins, self.closeness).sqrt() * moved).sum(-1)
 
 
+def check_closeness(metric: str, closeness: float) -> None:
+    """Raise ConfigError for a value that the option cannot have."""
+    if not closeness > 0:
+        raise ConfigError(
+            f"`metric.{metric}.closeness` must be above 0, got {closeness:g}; give for example {CLOSENESS}"
+        )
+
+
 def read_margins(candidate: Readout, ids: Tensor) -> Tensor:
     """`[sequence, position, runner]`: the candidate's logit of the base's token minus its logits at `ids`."""
     return candidate.logits_at(candidate.tokens[..., None]) - candidate.logits_at(ids)
@@ -67,8 +78,6 @@ def read_margins(candidate: Readout, ids: Tensor) -> Tensor:
 
 def weigh_positions(margins: Tensor, closeness: float) -> Tensor:
     """`[sequence, position]`: w ∝ 1 / (m + c), where m is the first of `margins` `[sequence, position, runner]`."""
-    if not closeness > 0:
-        raise ConfigError(f"`closeness` of a metric must be above 0, got {closeness:g}; give for example {CLOSENESS}")
     weights = 1 / (1 + margins[..., 0].clamp(min=0.0) / closeness)
     return weights / weights.sum(-1, keepdim=True)
 

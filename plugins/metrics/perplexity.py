@@ -34,7 +34,7 @@ class Perplexity(Metric):
     reads: ClassVar[Reads] = Reads.REFERENCE
     better: ClassVar[Better] = Better.LOWER
 
-    def text(self) -> TextWindows:
+    def check_options(self) -> None:
         for field, least in (("window", 2), ("stride", 1), ("tokens", 0)):
             value = getattr(self, field)
             if value is not None and value < least:
@@ -43,6 +43,9 @@ class Perplexity(Metric):
             raise ConfigError(
                 f"`metric.perplexity.stride` must be at most the window of {self.window}, got {self.stride}; lower it"
             )
+
+    def text(self) -> TextWindows:
+        self.check_options()
         return TextWindows(self.path, self.window, self.stride, self.tokens or None)
 
     def sequence_values(self, candidate: Readout, base: Readout) -> Tensor:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer
+from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, Storage
 from compressor.errors import ConfigError, ModelError
 
 from .masks import PrunedWeight, lowest, lowest_of_matrix, lowest_of_matrix_each, lowest_of_rows, prune
@@ -44,6 +44,14 @@ class Magnitude(Compressor):
     pattern: str = ""
 
     name: ClassVar[str] = "magnitude"
+    stored_as: ClassVar[Storage] = Storage.dense
+
+    def check_options(self) -> None:
+        if self.pattern:
+            self.parse_pattern()
+
+    def list_unused(self) -> Mapping[str, str]:
+        return {"scope": "pattern"} if self.pattern else {}
 
     def offer(self, component: Component) -> Offer:
         if not self.pattern:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, Compressor, Context, Offer
+from compressor.contracts import Component, Compressor, Context, Offer, Storage
 
 from .masks import PrunedWeight, lowest_of_matrix, lowest_of_rows, prune
 
@@ -26,6 +26,7 @@ class Random(Compressor):
     """
 
     name: ClassVar[str] = "random"
+    stored_as: ClassVar[Storage] = Storage.dense
 
     def offer(self, component: Component) -> Offer:
         return Offer(by_row=True)

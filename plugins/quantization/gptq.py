@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix, working_dtype
+from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix, Storage, working_dtype
 
 from .options import check_option, check_widths, choose_bits, offer_bits
 from .rounding import RoundToNearest, find_bounds, round_within
@@ -61,13 +61,17 @@ class Gptq(Compressor):
     sequential: bool = True
 
     name: ClassVar[str] = "gptq"
+    stored_as: ClassVar[Storage] = Storage.integers
     needs: ClassVar[frozenset[str]] = frozenset({"hessian", "tokens"})
 
-    def offer(self, component: Component) -> Offer:
+    def check_options(self) -> None:
         check_option(self, "group", self.group >= 1, "at least 1", "32")
         check_widths(self, self.bits)
         check_option(self, "damping", 0 < self.damping < math.inf, "positive and finite", "0.01")
         check_option(self, "block", self.block >= 1, "at least 1", "128")
+
+    def offer(self, component: Component) -> Offer:
+        self.check_options()
         return offer_bits(self, self.bits, component)
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> QuantizedMatrix:

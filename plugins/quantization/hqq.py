@@ -12,6 +12,7 @@ from compressor.contracts import (
     Compressor,
     Context,
     Offer,
+    Storage,
     dequantize,
     join_groups,
     split_groups,
@@ -82,14 +83,18 @@ class Hqq(Compressor):
     iterations: int = 20
 
     name: ClassVar[str] = "hqq"
+    stored_as: ClassVar[Storage] = Storage.other
 
-    def offer(self, component: Component) -> Offer:
+    def check_options(self) -> None:
         check_option(self, "group", self.group >= 1, "at least 1", "32")
         check_widths(self, self.bits)
         check_option(self, "lp_norm", 0 < self.lp_norm <= 1, "in (0, 1]", "0.7")
         check_option(self, "beta", 0 < self.beta < math.inf, "positive and finite", "10")
         check_option(self, "kappa", 1 <= self.kappa < math.inf, "finite and at least 1", "1.01")
         check_option(self, "iterations", self.iterations >= 1, "at least 1", "20")
+
+    def offer(self, component: Component) -> Offer:
+        self.check_options()
         return offer_bits(self, self.bits, component)
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> FloatZerosWeight:

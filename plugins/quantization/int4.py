@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix
+from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix, Storage
 
 from .options import check_option, choose_bits, offer_bits
 from .rounding import RoundToNearest
@@ -38,9 +38,13 @@ class Int4(Compressor):
     clip: bool = False
 
     name: ClassVar[str] = "int4"
+    stored_as: ClassVar[Storage] = Storage.integers
+
+    def check_options(self) -> None:
+        check_option(self, "group", self.group >= 1, "at least 1", "32")
 
     def offer(self, component: Component) -> Offer:
-        check_option(self, "group", self.group >= 1, "at least 1", "32")
+        self.check_options()
         return offer_bits(self, [4], component)
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> QuantizedMatrix:

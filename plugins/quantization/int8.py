@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix, TokenRounding
+from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix, Storage, TokenRounding
 from compressor.errors import ConfigError
 
 from .options import check_option, choose_bits, offer_bits
@@ -55,18 +55,22 @@ class Int8(Compressor):
     activations: Activations = Activations.none
 
     name: ClassVar[str] = "int8"
+    stored_as: ClassVar[Storage] = Storage.integers
 
     @property
     def transforms_inputs(self) -> bool:
         return self.activations is Activations.token
 
-    def offer(self, component: Component) -> Offer:
+    def check_options(self) -> None:
         least = int(self.granularity is Granularity.group)
         check_option(self, "group", self.group >= least, f"at least {least}", "32")
         if self.group and self.granularity is Granularity.tensor:
             raise ConfigError(
                 f"`compressor.int8.group` must be 0 with granularity `tensor`, got {self.group}; drop one of the two"
             )
+
+    def offer(self, component: Component) -> Offer:
+        self.check_options()
         return offer_bits(self, [8], component)
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> QuantizedMatrix:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, QuantizedMatrix, working_dtype
+from compressor.contracts import (
+    Component,
+    CompressedWeight,
+    Compressor,
+    Context,
+    Offer,
+    QuantizedMatrix,
+    Storage,
+    working_dtype,
+)
 
 from .options import check_option, choose_bits, offer_bits
 from .rounding import RoundToNearest, check_finite
@@ -78,14 +87,18 @@ class LlmInt8(Compressor):
     threshold: float = 6.0
 
     name: ClassVar[str] = "llm_int8"
+    stored_as: ClassVar[Storage] = Storage.other
     needs: ClassVar[frozenset[str]] = frozenset({"absmax"})
 
     @property
     def transforms_inputs(self) -> bool:
         return True
 
-    def offer(self, component: Component) -> Offer:
+    def check_options(self) -> None:
         check_option(self, "threshold", self.threshold > 0, "positive", "6.0")
+
+    def offer(self, component: Component) -> Offer:
+        self.check_options()
         return offer_bits(self, [8], component)
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> MixedWeight:

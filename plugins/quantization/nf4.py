@@ -11,6 +11,7 @@ from compressor.contracts import (
     Compressor,
     Context,
     Offer,
+    Storage,
     join_groups,
     split_groups,
     working_dtype,
@@ -57,9 +58,13 @@ class Nf4(Compressor):
     double_quant: bool = True
 
     name: ClassVar[str] = "nf4"
+    stored_as: ClassVar[Storage] = Storage.other
+
+    def check_options(self) -> None:
+        check_option(self, "group", self.group >= 1, "at least 1", "32")
 
     def offer(self, component: Component) -> Offer:
-        check_option(self, "group", self.group >= 1, "at least 1", "32")
+        self.check_options()
         return offer_bits(self, [4], component)
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> NormalFloatWeight:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix
+from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix, Storage
 
 from .options import check_option, check_widths, choose_bits, offer_bits
 from .rounding import RoundToNearest
@@ -29,10 +29,14 @@ class Rtn(Compressor):
     group: int = 32
 
     name: ClassVar[str] = "rtn"
+    stored_as: ClassVar[Storage] = Storage.integers
 
-    def offer(self, component: Component) -> Offer:
+    def check_options(self) -> None:
         check_option(self, "group", self.group >= 1, "at least 1", "32")
         check_widths(self, self.bits)
+
+    def offer(self, component: Component) -> Offer:
+        self.check_options()
         return offer_bits(self, self.bits, component)
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> QuantizedMatrix:

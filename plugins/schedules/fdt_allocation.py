@@ -1,14 +1,25 @@
 """Algorithm 1 of the paper: prune every component down to a common level of the metric."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
-from compressor.contracts import Asks, KeepRequest, Problem, Schedule, ScoreRequest, Search, Treatment
+from compressor.contracts import (
+    Asks,
+    Compressor,
+    KeepRequest,
+    Metric,
+    Problem,
+    Schedule,
+    ScoreRequest,
+    Search,
+    Treatment,
+)
 
 from . import water_filling
-from .targets import Span, Statistic, Vector, check_metric, choose_span
+from .targets import Span, Statistic, Vector, check_metric, check_order, check_single, choose_span
 
 VALUE_OF_REMOVED = {"fdtm": 0.0}
 """Rankers whose value for a removed component is known by definition. It is measured for all others."""
@@ -43,6 +54,10 @@ class FdtAllocation(Schedule):
 
     def ranks_by(self) -> tuple[str, ...]:
         return (self.ranker,)
+
+    def check_options(self, compressors: Mapping[str, Compressor], metrics: Mapping[str, type[Metric]]) -> None:
+        check_single(compressors, self.name)
+        check_order(self.targets)
 
     def search(self, problem: Problem) -> Search:
         span = choose_span(problem, self.name)

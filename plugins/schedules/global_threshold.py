@@ -1,15 +1,17 @@
 """Global pruning: one importance threshold for all weights of the model."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.contracts import Asks, CountRequest, KeepRequest, Problem, Schedule, Search
+from compressor.contracts import Asks, Compressor, CountRequest, KeepRequest, Metric, Problem, Schedule, Search
+from compressor.errors import ConfigError
 
-from .targets import Span, Vector, choose_span
+from .targets import Span, Vector, check_order, check_single, choose_span
 
 Counts = NDArray[np.int64]
 INFINITY = 0x7F800000
@@ -34,6 +36,16 @@ class GlobalThreshold(Schedule):
     name: ClassVar[str] = "global"
 
     targets: list[float] = field(default_factory=list)
+
+    def check_options(self, compressors: Mapping[str, Compressor], metrics: Mapping[str, type[Metric]]) -> None:
+        check_single(compressors, self.name)
+        check_order(self.targets)
+        for name, compressor in compressors.items():
+            if type(compressor).importance is Compressor.importance:
+                raise ConfigError(
+                    f"compressor `{name}` does not rank single weights, which schedule `{self.name}` needs; "
+                    "use a pruner such as magnitude"
+                )
 
     def search(self, problem: Problem) -> Search:
         span = choose_span(problem, self.name)

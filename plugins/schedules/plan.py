@@ -1,10 +1,11 @@
 """Applies a plan from a file, of an earlier run or written by hand."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from compressor.artifacts.plan_file import read_plan
-from compressor.contracts import KeepRequest, Problem, Schedule, Search, Treatment
+from compressor.contracts import Compressor, KeepRequest, Metric, Problem, Schedule, Search, Treatment
 from compressor.errors import ConfigError, PlanError, suggest
 from compressor.plugins import installed
 
@@ -27,7 +28,17 @@ class ReplayedPlan(Schedule):
     depth: int | None = None
     amount: float | None = None
 
+    def check_options(self, compressors: Mapping[str, Compressor], metrics: Mapping[str, type[Metric]]) -> None:
+        self._read()
+
     def search(self, problem: Problem) -> Search:
+        plan = self._read()
+        for name, treatment in plan.items():
+            check_treatment(name, treatment, problem)
+        yield from KeepRequest(plan, last=True)
+
+    def _read(self) -> dict[str, Treatment]:
+        """The plan of the file; raises ConfigError for options that do not fit one another, PlanError for the file."""
         if not self.path:
             raise ConfigError("`schedule.path` must be a plan.json, got nothing; give schedule.path=plan.json")
         if self.depth is not None and self.amount is not None:
@@ -35,10 +46,7 @@ class ReplayedPlan(Schedule):
                 f"give only one of `schedule.depth` (of a report.json) and `schedule.amount` (of a forecast.json), "
                 f"got {self.depth} and {self.amount:g}; drop one of them"
             )
-        plan = read_plan(self.path, self.depth, self.amount)
-        for name, treatment in plan.items():
-            check_treatment(name, treatment, problem)
-        yield from KeepRequest(plan, last=True)
+        return read_plan(self.path, self.depth, self.amount)
 
 
 def check_treatment(name: str, treatment: Treatment, problem: Problem) -> None:

@@ -2,13 +2,13 @@
 
 import enum
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.contracts import Better, Offer, Problem, Scores, Treatment
+from compressor.contracts import Better, Compressor, Offer, Problem, Scores, Storage, Treatment
 from compressor.errors import ConfigError, suggest
 
 Vector = NDArray[np.float64]
@@ -60,7 +60,7 @@ class Span:
         for target in check_order(targets):
             if not lowest - Offer.TOLERANCE <= target <= highest + Offer.TOLERANCE:
                 raise ConfigError(
-                    f"`schedule.targets` has {target:g}, {self.compressor} offers [{lowest:g}, {highest:g}] "
+                    f"`schedule.targets` has {target:g}, {self.compressor} offers [{lowest:zg}, {highest:zg}] "
                     "over all components; give a mean amount in that range"
                 )
         return list(targets) or check_order([max(lowest, min(DEFAULT_TARGET, highest))])
@@ -89,8 +89,41 @@ def check_problem(problem: Problem, schedule: str) -> None:
     """Raises ConfigError if there is no component or no compressor."""
     if not problem.components:
         raise ConfigError("no component is selected, at least one is needed; loosen `components.include` or `.exclude`")
-    if not problem.offers:
+    check_any(problem.offers, schedule)
+
+
+def check_any(compressors: Iterable[str], schedule: str) -> None:
+    """Raises ConfigError if no compressor is configured."""
+    if not list(compressors):
         raise ConfigError(f"schedule `{schedule}` needs a compressor, none is configured; set `compressor`")
+
+
+def check_single(compressors: Iterable[str], schedule: str) -> None:
+    """Raises ConfigError unless exactly one compressor is configured."""
+    names = list(compressors)
+    check_any(names, schedule)
+    if len(names) > 1:
+        raise ConfigError(
+            f"schedule `{schedule}` takes one compressor, configured are {', '.join(names)}; "
+            f"choose one, for example `compressor={names[0]}`"
+        )
+
+
+def check_shrinks(compressors: Mapping[str, Compressor], size: str, files: bool) -> None:
+    """Raises ConfigError if no compressor can help to keep the limit `size`, such as `schedule.bits=4`.
+
+    The limit is that of the exported `files`, or of packed bits.
+    """
+    helpful = {Storage.integers, None} if files else {Storage.integers, Storage.other, None}
+    kinds = [compressor.stored_as for compressor in compressors.values()]
+    if not kinds or not helpful.isdisjoint(kinds):
+        return
+    names, fix = ", ".join(compressors), "schedule.targets"
+    if Storage.other in kinds:
+        fact, fix = f"the export saves the weights of {names} dense, so the files keep their size", "schedule.bits"
+    else:
+        fact = f"{names} only prunes: pruned weights are stored dense and keep their size"
+    raise ConfigError(f"`{size}` cannot be reached: {fact}; use compressor=[int8,int4], or {fix} in place of a size")
 
 
 def check_bits(bits: float) -> None:
@@ -102,13 +135,9 @@ def check_bits(bits: float) -> None:
 def choose_offers(problem: Problem, schedule: str) -> tuple[str, Mapping[str, Offer]]:
     """The one configured compressor and its offers; raises ConfigError if there is not exactly one."""
     check_problem(problem, schedule)
-    names = list(problem.offers)
-    if len(names) > 1:
-        raise ConfigError(
-            f"schedule `{schedule}` takes one compressor, configured are {', '.join(names)}; "
-            f"choose one, for example `compressor={names[0]}`"
-        )
-    return names[0], problem.offers[names[0]]
+    check_single(problem.offers, schedule)
+    ((name, offers),) = problem.offers.items()
+    return name, offers
 
 
 def choose_span(problem: Problem, schedule: str) -> Span:

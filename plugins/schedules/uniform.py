@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from compressor.contracts import KeepRequest, Offer, Problem, Schedule, Search, Treatment
+from compressor.contracts import Compressor, KeepRequest, Metric, Offer, Problem, Schedule, Search, Treatment
 from compressor.errors import ConfigError
 
-from .targets import DEFAULT_TARGET, check_order, choose_offers
+from .targets import DEFAULT_TARGET, check_order, check_single, choose_offers
 
 
 @dataclass
@@ -20,6 +20,10 @@ class Uniform(Schedule):
     name: ClassVar[str] = "uniform"
 
     targets: list[float] = field(default_factory=list)
+
+    def check_options(self, compressors: Mapping[str, Compressor], metrics: Mapping[str, type[Metric]]) -> None:
+        check_single(compressors, self.name)
+        check_order(self.targets)
 
     def search(self, problem: Problem) -> Search:
         compressor, offers = choose_offers(problem, self.name)

@@ -1,14 +1,30 @@
 """Settings are checked before torch is imported, and what has no effect is said."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from compressor.commands.early_checks import check_settings, list_ineffective
 from compressor.errors import CompressorError
-from compressor.settings import DataSettings, DataSource, ModelSettings, Settings, SweepMode, SweepSettings
+from compressor.plugins import installed
+from compressor.settings import (
+    DataSettings,
+    DataSource,
+    ExportSettings,
+    ModelSettings,
+    Settings,
+    SweepMode,
+    SweepSettings,
+    TrackingBackend,
+    TrackingSettings,
+)
+from compressor_plugins.pruning.magnitude import Magnitude, Scope
+from compressor_plugins.quantization.nf4 import Nf4
+from compressor_plugins.schedules.budget.budget import Budget
 from tests.support.command_line import call_command
 
 REFUSE = """
@@ -18,25 +34,62 @@ from compressor.commands.config import store_schemas
 from compressor.errors import CompressorError
 from compressor.plugins import installed
 store_schemas(installed())
-try:
-    choose_place(sys.argv[1:], installed())
-except CompressorError as error:
-    print(error, "torch" in sys.modules)
+for line in sys.argv[1:]:
+    try:
+        choose_place(line.split(), installed())
+        print("taken:", line)
+    except CompressorError as error:
+        print(error, "torch" in sys.modules)
 """
+WRONG = """
+model.path=/nowhere
+data=text
+data=text data.path=/nowhere.txt
+sweep.batch=9223372036854775808
+compressor=magnitude schedule.bytes=2000000
+compressor=nf4 schedule.size=50%
+compressor=int8 schedule.size=50% export=dense
+compressor=magnitude schedule=beam schedule.amount=0.5 schedule.bits=4
+schedule.size=half
+schedule.size=50% schedule.bits=4
+schedule.bytes=0
+schedule.targets=[0.5,0.2]
+schedule.objective=fdtm
+schedule.objective=nothing
+schedule.corrections=-1
+schedule.granularity=row schedule.estimate=measured
+compressor=[magnitude,int8] schedule=uniform
+compressor=int8 schedule=global
+schedule=plan
+schedule=plan schedule.path=none.json
+schedule=beam schedule.width=0
+schedule=beam schedule.count=0
+schedule=evolution schedule.step=2
+compressor=int4 compressor.int4.group=0
+compressor=rtn compressor.rtn.bits=[1]
+compressor=magnitude compressor.magnitude.pattern=3
+metric=perplexity metric.perplexity.stride=0
+metric=perplexity metric.perplexity.path=none.txt
+metric=margin_noise metric.margin_noise.closeness=0
+metric=expected_fdtm metric.expected_fdtm.runners=0
+components.include=['(']
+memory.host=much
+export.format=zip
+sweep.screen=fdtm
+""".strip().splitlines()
+"""What fits no model."""
 
 
 def make(**changes: object) -> Settings:
-    return Settings(metric={}, compressor={}, schedule=None, **changes)  # type: ignore[arg-type]
+    chosen: dict[str, Any] = {"metric": {}, "compressor": {"magnitude": Magnitude()}, "schedule": Budget()}
+    return Settings(**(chosen | changes))
 
 
-@pytest.mark.parametrize(
-    "override", ["model.path=/nowhere", "data=text", "+data.path=/nowhere.txt", "sweep.batch=9223372036854775808"]
-)
-def test_a_mistake_is_told_before_torch_is_imported_and_leaves_nothing(tmp_path: Path, override: str) -> None:
-    line = ["data=text", override.removeprefix("+")] if override.startswith("+") else [override]
-    command = [sys.executable, "-c", REFUSE, *line]
+def test_a_mistake_is_told_before_torch_is_imported_and_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", REFUSE, *WRONG]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.count("\n") == 1 and done.stdout.endswith(" False\n"), done.stdout + done.stderr
+    said = done.stdout.splitlines()
+    assert len(said) == len(WRONG) and all(line.endswith(" False") for line in said), done.stdout + done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -49,11 +102,24 @@ def test_a_mistake_is_told_before_torch_is_imported_and_leaves_nothing(tmp_path:
         ({"data": DataSettings(prefixes=2**40)}, "`data.prefixes` must be at most 2147483647"),
         ({"seed": 2**63}, "`seed` must be at most"),
         ({"model": ModelSettings(path="")}, "`model.path` is needed"),
+        (
+            {"schedule": Budget(bytes=2_000_000)},
+            r"`schedule.bytes=2000000` cannot be reached: magnitude only prunes: pruned weights are stored dense and "
+            r"keep their size; use compressor=\[int8,int4\], or schedule.targets in place of a size",
+        ),
+        (
+            {"schedule": Budget(size="50%"), "compressor": {"nf4": Nf4(), "magnitude": Magnitude()}},
+            "the export saves the weights of nf4, magnitude dense, so the files keep their size",
+        ),
+        (
+            {"schedule": Budget(size="50%"), "export": ExportSettings(format="dense")},
+            "`schedule.size` limits the weight files, and `export.format=dense` saves every weight dense",
+        ),
     ],
 )
 def test_settings_that_cannot_work(changes: dict[str, object], message: str) -> None:
     with pytest.raises(CompressorError, match=message):
-        check_settings(make(**changes))
+        check_settings(make(**changes), installed())
 
 
 def test_every_setting_without_effect_is_said(tmp_path: Path) -> None:
@@ -65,11 +131,14 @@ def test_every_setting_without_effect_is_said(tmp_path: Path) -> None:
                 data=DataSettings(path="a", name="b", subset="c", split="d", column="e"),
                 model=ModelSettings(path=str(tmp_path), revision="main"),
                 sweep=SweepSettings(screen="kl", delta=0.1, lazy=False, tolerance=0.1, audit=1, racing=True),
+                compressor={"magnitude": Magnitude(Scope.row, "2:4")},
+                tracking=TrackingSettings(TrackingBackend.none, project="mine"),
             )
         )
     )
-    assert len(found) == 12
+    assert len(found) == 14
     assert "`data.path` has no effect with data=self; add data=text, or leave it out" in found
+    assert found[-1] == "`compressor.magnitude.scope` has no effect with `pattern`; leave one of the two out"
 
 
 def test_a_run_says_what_has_no_effect(tmp_path: Path) -> None:
@@ -85,3 +154,5 @@ def test_a_run_says_what_has_no_effect(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for key in ("forecast.check", "data.path", "model.revision"):
         assert sum(f"`{key}` has no effect" in line for line in done.stderr.splitlines()) == 1
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["reference"]["source"] == "sampled from the base"

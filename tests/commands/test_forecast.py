@@ -296,8 +296,9 @@ def test_experts_that_no_token_reached_are_said(tmp_path: Path) -> None:
     assert found["curve"][-1]["amount"] < 1
     (note,) = found["notes"]
     assert f"{len(unreached)} of {len(found['reached'])} components" in note
+    assert "none of the 8 tokens after 2 prefixes reached; more prefixes (data.prefixes) may reach them" in note
     text = (tmp_path / "out" / "forecast.html").read_text()
-    assert "no token" in text and "nothing is known" in text
+    assert "no token" in text and "Nothing is known" in text
 
 
 def test_another_schedule_and_another_objective(tmp_path: Path) -> None:

@@ -8,7 +8,14 @@ import pytest
 from omegaconf import OmegaConf
 
 from compressor.commands.checked_overrides import complete_overrides
-from compressor.commands.config import add_overrides, build_settings, open_hydra, parse_arguments, store_schemas
+from compressor.commands.config import (
+    add_overrides,
+    build_settings,
+    compose,
+    open_hydra,
+    parse_arguments,
+    store_schemas,
+)
 from compressor.errors import ConfigError
 from compressor.plugins import installed
 from tests.support.command_line import call_command, call_fresh_command
@@ -191,8 +198,10 @@ def test_every_plugin_composes_and_is_built_with_its_options() -> None:
     """A run has one schedule, and any number of metrics and compressors."""
     plugins = installed()
     several = [f"{registry.word}=[{','.join(registry)}]" for registry in (plugins.metrics, plugins.compressors)]
+    store_schemas(plugins)
     for name in plugins.schedules:
-        check_overrides_of(f"schedule={name}", *several)
+        with open_hydra():
+            build_settings(compose([f"schedule={name}", *several]))  # not every schedule takes several compressors
 
 
 def test_values_of_a_sweep_are_each_checked() -> None:

@@ -95,6 +95,9 @@ def test_a_command_says_what_differs_from_the_defaults_and_composes(
     assert alone == [
         *shared, "compressor=int4", "compressor.int4.group=64", "schedule=fdt_allocation", "schedule.targets=[0.7499]",
     ]  # fmt: skip
+    (tmp_path / "out").mkdir()
+    found = {"amount": 1 / 3, "plan": {NAME: {"compressor": "int4", "amount": 0.75}}}
+    (tmp_path / "out" / "forecast.json").write_text(json.dumps({"curve": [found]}))
     plugins = installed()
     store_schemas(plugins)
     with open_hydra():

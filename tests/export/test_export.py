@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from compressor import export
+from compressor import export, export_formats
 from compressor.artifacts.run_record import Record, VerificationRecord
 from compressor.commands.run import Run
 from compressor.contracts import Compressor, Scheme, Strategy
@@ -349,7 +349,7 @@ def test_verification_can_be_left_out(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_found_before_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compressed_tensors, "is_installed", lambda: False)
+    monkeypatch.setattr(export_formats, "is_installed", lambda: False)
     monkeypatch.setattr(Run, "build_references", lambda self: pytest.fail("the run has begun"))
     with pytest.raises(ConfigError, match=re.escape("pip install 'compressor[export]'")) as caught:
         run_with(tmp_path, Int8(), format="compressed-tensors")
@@ -376,4 +376,4 @@ def test_unknown_formats_are_named() -> None:
     with pytest.raises(
         ConfigError, match=r"unknown `export\.format` `compresed-tensors`; did you mean `compressed-ten"
     ):
-        export.check_format("compresed-tensors")
+        export_formats.check_format("compresed-tensors")

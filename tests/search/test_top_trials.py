@@ -15,9 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from compressor.commands.early_checks import check_numbers, list_ineffective
+from compressor.commands.early_checks import check_numbers, check_screen, list_ineffective
 from compressor.commands.run import execute
-from compressor.commands.setup import check_screen
 from compressor.contracts import (
     BestRequest,
     Estimate,
@@ -372,7 +371,7 @@ def test_wrong_settings_are_told_in_one_line(change: Mapping[str, Any], message:
     wrong = replace(APPROXIMATE, **change)
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         check_numbers(Settings({}, {}, None, sweep=wrong))
-        check_screen(wrong, installed())
+        check_screen(wrong, installed().metrics)
     assert str(caught.value).isprintable()
 
 

@@ -187,6 +187,20 @@ def test_experts_that_no_token_reaches_are_told(tmp_path: Path) -> None:
             assert (estimate.changes == 0).all() == (name in unreached)
 
 
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "qwen3_moe", "llama4"])
+def test_an_expert_that_nothing_can_be_lost_by_is_not_one_that_no_token_reaches(family: str, tmp_path: Path) -> None:
+    """The matrices of the first expert are zero, so its gradients are; whether a token came to it is counted."""
+    bench = make_bench(family, tmp_path)
+    for name in bench.model.components:
+        if "experts" in name and ":0" in name:
+            bench.model.write(name, bench.model.read(name) * 0)
+    bench = Bench(bench.model, bench.reference)
+    bench.reference.remember_distribution(bench.model)
+    found = bench.estimate(MarginNoise(), bench.everywhere(FOUR))
+    vanished = [name for name in found if "experts" in name and ":0" in name]
+    assert vanished and all(found[name].reached and not found[name].changes.any() for name in vanished)
+
+
 # In a search ------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from compressor.contracts import Scheme, Strategy, TokenRounding
 from compressor.errors import ModelError
-from compressor.export.compressed_tensors import BYTES, COMPRESSED_TENSORS, PACKED
+from compressor.export.compressed_tensors import BYTES, PACKED
+from compressor.export_formats import COMPRESSED_TENSORS
 from compressor.models.checkpoint import shorten_reason
 
 SUPPORTED = (

@@ -1,13 +1,15 @@
 """The paper's beam search over the components to treat: one more at each depth, keeping the best plans."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from compressor.contracts import (
     BestRequest,
+    Compressor,
     KeepRequest,
+    Metric,
     Plan,
     Problem,
     Schedule,
@@ -18,7 +20,7 @@ from compressor.contracts import (
 )
 from compressor.errors import ConfigError
 
-from ..targets import Statistic, check_bits, check_metric
+from ..targets import Statistic, check_any, check_bits, check_metric, check_shrinks
 from .moves import SizeBounds, State, list_moves, measure_size_bounds
 
 
@@ -53,9 +55,21 @@ class Beam(Schedule):
     def ranks_by(self) -> tuple[str, ...]:
         return (self.ranker,)
 
+    def check_options(self, compressors: Mapping[str, Compressor], metrics: Mapping[str, type[Metric]]) -> None:
+        check_any(compressors, self.name)
+        self._check_numbers()
+        if self.bits is not None:
+            check_shrinks(compressors, f"schedule.bits={self.bits:g}", files=False)
+
     def search(self, problem: Problem) -> Search:
         moves, better = list_moves(problem, self.amount), check_metric(problem, self.ranker)
-        depths = self._check_numbers(problem)
+        self._check_numbers()
+        depths = self.count or len(problem.components)
+        if depths > len(problem.components):
+            raise ConfigError(
+                f"`schedule.count` must be from 1 to the {len(problem.components)} components, got {self.count}; "
+                "leave it out for all"
+            )
         storage = None
         if self.bits is not None:
             storage = measure_size_bounds(problem, moves, (yield from SizeRequest(moves.options)), self.bits)
@@ -75,7 +89,7 @@ class Beam(Schedule):
             value = known[beam[0]]
             curve.append(Waypoint(plans[answer.chosen[0]], self.ranker, value, self.statistic.value))
             if self.floor is not None and not better.sign * (value - self.floor) >= 0:
-                reason = f"; with one more component it is {value:.4g}, worse than the floor of {self.floor:g}"
+                reason = f"; with one more component it is {value:z.4g}, worse than the floor of {self.floor:zg}"
                 break
             best, final = plans[answer.chosen[0]], beam[0]
             if storage and storage.mean(beam[0]) <= storage.limit:
@@ -86,20 +100,16 @@ class Beam(Schedule):
             notes.append(self._describe_missed(storage, final))
         yield from KeepRequest(best, notes=notes, curve=curve, last=True)
 
-    def _check_numbers(self, problem: Problem) -> int:
-        """The largest number of components to treat; raises ConfigError for invalid options."""
-        every = len(problem.components)
+    def _check_numbers(self) -> None:
+        """Raise ConfigError for numbers that fit no model."""
         if self.width < 1:
             raise ConfigError(f"`schedule.width` must be at least 1, got {self.width}; 1 is greedy")
-        if self.count is not None and not 1 <= self.count <= every:
-            raise ConfigError(
-                f"`schedule.count` must be from 1 to the {every} components, got {self.count}; leave it out for all"
-            )
+        if self.count is not None and self.count < 1:
+            raise ConfigError(f"`schedule.count` must be at least 1, got {self.count}; leave it out for all components")
         if self.floor is not None and not math.isfinite(self.floor):
             raise ConfigError(f"`schedule.floor` must be finite, got {self.floor:g}; give a value of `schedule.ranker`")
         if self.bits is not None:
             check_bits(self.bits)
-        return self.count or every
 
     def _describe_missed(self, storage: SizeBounds, final: State) -> str:
         """A note that the search ended above `bits`, because of `count` or `floor`."""
@@ -114,7 +124,7 @@ class Beam(Schedule):
         total = sum(component.parameters for component in problem.components)
         share = sum(component.parameters for component in problem.components if component.name in best) / total
         value = next(
-            (f", with {self.ranker} {w.value:.4g} ({self.statistic.value})" for w in curve if w.plan is best), ""
+            (f", with {self.ranker} {w.value:z.4g} ({self.statistic.value})" for w in curve if w.plan is best), ""
         )
         return (
             f"The beam treats {len(best)} of {len(problem.components)} components, {share:.1%} of their weights{value}"

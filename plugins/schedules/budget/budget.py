@@ -1,17 +1,18 @@
 """The default schedule: one backward pass estimates every option, then corrections improve the plan."""
 
 import enum
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
-from compressor.contracts import KeepRequest, Problem, Schedule, Search
+from compressor.contracts import Compressor, EstimableMetric, KeepRequest, Metric, Offer, Problem, Schedule, Search
 from compressor.errors import ConfigError
 
-from ..targets import check_metric, check_problem
+from ..targets import check_any, check_metric, check_problem, check_shrinks
 from .discrete import make_choices
-from .limits import Unit, read_limits
+from .limits import Unit, check_limits, read_limits
 from .questions import Questions
 from .round import BudgetRound
 
@@ -69,6 +70,18 @@ class Budget(Schedule):
     def limits_files(self) -> bool:
         return self.bytes is not None or self.size is not None
 
+    def check_options(self, compressors: Mapping[str, Compressor], metrics: Mapping[str, type[Metric]]) -> None:
+        check_any(compressors, self.name)
+        self._check_numbers()
+        sizes = {"bytes": self.bytes, "size": self.size, "bits": self.bits}
+        for name, value in sizes.items():
+            if value is not None:
+                check_shrinks(compressors, f"schedule.{name}={value}", files=name != "bits")
+        if self.estimate is EstimateBy.one_pass and self.objective in metrics:
+            self._check_estimable([name for name, metric in metrics.items() if issubclass(metric, EstimableMetric)])
+        if self.granularity is Granularity.row and len(compressors) > 1:
+            raise self._refuse_rows(compressors)
+
     def search(self, problem: Problem) -> Search:
         self._check(problem)
         by_row, measured = self.granularity is Granularity.row, self.estimate is EstimateBy.measured
@@ -84,35 +97,52 @@ class Budget(Schedule):
             yield from KeepRequest(plan, limit.target, notes, most_bytes=limit.most_bytes, singles=singles, last=last)
             floor = {c.name: choices.read(c, plan.get(c.name)) for c in problem.components}
 
-    def _check(self, problem: Problem) -> None:
-        """Raise ConfigError for options that do not fit the problem."""
-        check_problem(problem, self.name)
+    def _check_numbers(self) -> None:
+        """Raise ConfigError for options that fit no model, or not one another."""
         if self.corrections < 0:
             raise ConfigError(f"`schedule.corrections` must not be negative, got {self.corrections}; 0 makes none")
-        check_metric(problem, self.objective, "objective")
-        if self.estimate is EstimateBy.one_pass and self.objective not in problem.estimable:
-            known = ", ".join(sorted(problem.estimable)) or "none of those configured"
-            raise ConfigError(
-                f"`schedule.objective={self.objective}` cannot be estimated by one pass, {known} can; choose one of "
-                "these, or use schedule.estimate=measured"
-            )
-        if self.granularity is Granularity.row:
-            self._check_rows(problem)
-
-    def _check_rows(self, problem: Problem) -> None:
-        without = {n for offers in problem.offers.values() for n, o in offers.items() if not (o.by_row and o.is_range)}
-        if len(problem.offers) != 1 or without:
-            mixed = next((c.name for c in problem.components if c.name in without and c.shape[1] == 1), None)
-            fused = f", and `{mixed}` fuses matrices with different row lengths" if mixed else ""
-            raise ConfigError(
-                f"`schedule.granularity=row` needs one compressor that takes amounts per row, got "
-                f"{', '.join(problem.offers)}{fused}; use compressor=magnitude, or granularity=matrix"
-                f"{', or components.fuse=false' if mixed else ''}"
-            )
+        check_limits(self.targets, self.bits, self.bytes, self.size)
         given = {"bits": self.bits, "bytes": self.bytes, "size": self.size}
         sized = [f"{name}={value}" for name, value in given.items() if value is not None]
-        if self.estimate is EstimateBy.measured or sized:
+        if self.granularity is Granularity.row and (self.estimate is EstimateBy.measured or sized):
             raise ConfigError(
                 "`schedule.granularity=row` needs estimate=one_pass and `schedule.targets`, got "
                 f"{', '.join([f'estimate={self.estimate.name}', *sized])}; drop these"
             )
+
+    def _check_estimable(self, estimable: Iterable[str]) -> None:
+        """Raise ConfigError if one pass does not estimate the objective, but only those that are `estimable`."""
+        known = sorted(estimable)
+        if self.objective not in known:
+            raise ConfigError(
+                f"`schedule.objective={self.objective}` cannot be estimated by one pass, "
+                f"{', '.join(known) or 'none of those configured'} can; choose one of these, or use "
+                "schedule.estimate=measured"
+            )
+
+    def _check(self, problem: Problem) -> None:
+        """Raise ConfigError for options that do not fit the problem."""
+        check_problem(problem, self.name)
+        self._check_numbers()
+        check_metric(problem, self.objective, "objective")
+        if self.estimate is EstimateBy.one_pass:
+            self._check_estimable(problem.estimable)
+        if self.granularity is Granularity.row:
+            without = {n for offers in problem.offers.values() for n, o in offers.items() if not takes_rows(o)}
+            if len(problem.offers) != 1 or without:
+                mixed = next((c.name for c in problem.components if c.name in without and c.shape[1] == 1), None)
+                raise self._refuse_rows(problem.offers, mixed)
+
+    def _refuse_rows(self, compressors: Iterable[str], mixed: str | None = None) -> ConfigError:
+        """The error for amounts per row. `mixed` is a fused component whose rows differ in length."""
+        fused = f", and `{mixed}` fuses matrices with different row lengths" if mixed else ""
+        return ConfigError(
+            f"`schedule.granularity=row` needs one compressor that takes amounts per row, got "
+            f"{', '.join(compressors)}{fused}; use compressor=magnitude, or granularity=matrix"
+            f"{', or components.fuse=false' if mixed else ''}"
+        )
+
+
+def takes_rows(offer: Offer) -> bool:
+    """Whether every row may have an amount of its own, out of a range."""
+    return offer.by_row and offer.is_range

@@ -17,6 +17,8 @@ UNSPENT = 0.002
 """If less than this share of the budget is left over, there is no note."""
 UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 """Unit in lower case -> bytes."""
+LARGEST = 2**63
+"""Bytes; more than any model has."""
 RULE = "give a percentage of the base's weight files, such as 50%, or a size such as 2.8MB (10^6 bytes) or 3MiB (2^20)"
 
 
@@ -69,18 +71,19 @@ class Limit:
         match self.unit:
             case Unit.amount:
                 wanted, fix = f"a mean amount of {self.asked:g}", "lower `schedule.targets`"
-                nearest = f"most is {-round_up(total / self.parameters - 1):g}"
+                most = 0.0 - round_up(total / self.parameters - 1)
+                nearest = f"the most is {most:g}" if most > 0 else "nothing can be taken"
             case Unit.bits:
-                nearest = f"smallest is {round_up(total / self.parameters):g} bits"
+                nearest = f"the smallest is {round_up(total / self.parameters):g} bits"
             case Unit.bytes:
                 smallest = math.ceil((self.fixed_bits + total) / 8)
-                nearest = f"smallest is {smallest} bytes"
+                nearest = f"the smallest is {smallest} bytes"
                 if self.size is not None and self.base_bytes:
                     wanted, fix = f"`schedule.size={self.size}` ({self.asked:.12g} bytes)", "raise `schedule.size`"
                     nearest += f", {math.ceil(1000 * smallest / self.base_bytes) / 10:g}% of the base"
         reasons = "".join(f" ({note})" for note in notes)
         raise ConfigError(
-            f"the budget of {wanted} is out of reach, the {nearest}; {fix} or add a compressor that takes more{reasons}"
+            f"the budget of {wanted} is out of reach, {nearest}; {fix} or add a compressor that takes more{reasons}"
         )
 
     def describe_rest(self, total: float) -> str | None:
@@ -96,10 +99,8 @@ def round_up(value: float) -> float:
     return math.ceil(value * 1e4 - ROUNDING) / 1e4
 
 
-def read_limits(
-    problem: Problem, targets: Sequence[float], bits: float | None, size_bytes: int | None, size: str | None
-) -> list[Limit]:
-    """One limit for each round, from `schedule.targets`, `.bits`, `.bytes` or `.size`; raises ConfigError."""
+def check_limits(targets: Sequence[float], bits: float | None, size_bytes: int | None, size: str | None) -> None:
+    """Raise ConfigError for a limit that no model can have, or for more than one of them."""
     options = {"targets": list(targets) or None, "bits": bits, "bytes": size_bytes, "size": size}
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
@@ -107,15 +108,30 @@ def read_limits(
             "at most one of `schedule.targets`, `.bits`, `.bytes` and `.size` may be given, got "
             f"{' and '.join(given)}; drop the others"
         )
-    parameters = sum(component.parameters for component in problem.components)
+    check_order(targets)
     if bits is not None:
         check_bits(bits)
+    if size_bytes is not None and size_bytes <= 0:
+        raise ConfigError(f"`schedule.bytes` must be above 0, got {size_bytes}; give the size of the weight files")
+    if size is not None:
+        read_size(size, LARGEST)
+
+
+def read_limits(
+    problem: Problem, targets: Sequence[float], bits: float | None, size_bytes: int | None, size: str | None
+) -> list[Limit]:
+    """One limit for each round, from `schedule.targets`, `.bits`, `.bytes` or `.size`, after `check_limits`.
+
+    Raises ConfigError if it is out of reach.
+    """
+    parameters = sum(component.parameters for component in problem.components)
+    if bits is not None:
         return [Limit(math.floor(bits * parameters * (1 + 1e-12)), Unit.bits, bits, parameters)]
     if size is not None or size_bytes is not None:
         return [limit_bytes(problem, size_bytes, size)]
     largest = {c.name: max(offers[c.name].largest for offers in problem.offers.values()) for c in problem.components}
     most = sum(c.parameters * largest[c.name] for c in problem.components)
-    chosen = check_order(targets) or [min(DEFAULT_TARGET, most / parameters)]
+    chosen = list(targets) or [min(DEFAULT_TARGET, most / parameters)]
     limits = [Limit(parameters * (1 - target), Unit.amount, target, parameters) for target in chosen]
     for limit in limits:
         limit.require(parameters - most)
@@ -131,8 +147,6 @@ def limit_bytes(problem: Problem, size_bytes: int | None, size: str | None) -> L
             "export.format=auto and install 'compressor[export]', or use schedule.bits or schedule.targets"
         )
     most = (size_bytes or 0) if size is None else read_size(size, problem.stored_bytes)
-    if most <= 0:
-        raise ConfigError(f"`{key}` must be above 0, got {most}; give the size of the weight files")
     parameters, fixed = sum(c.parameters for c in problem.components), 8 * problem.fixed_bytes
     return Limit(most * 8 - fixed, Unit.bytes, most, parameters, fixed, size, problem.stored_bytes)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from compressor.contracts import Asks, Plan
+from compressor.sensitivity.unreached import can_be_reached, describe_unreached
 
 from .convex_hull import Array
 from .limits import Limit
@@ -65,7 +66,7 @@ class BudgetRound:
             before = plan
             self.alone = self.inquiry.tabulate(options, sizes, found, self.reached)
             plan, size = yield from self._solve(self.alone)
-            if start and choices.distance(before, plan) <= SETTLED:
+            if start and choices.distance(before, plan) <= SETTLED and not self._may_reach_more():
                 break
         self._note_unreached()
         return plan, size
@@ -115,13 +116,19 @@ class BudgetRound:
             limit -= 2 * (size - self.limit.total)
         return plan, size
 
+    @property
+    def _unreached(self) -> list[str]:
+        return [c.name for c in self.inquiry.choices.problem.components if c.name not in self.reached]
+
+    def _may_reach_more(self) -> bool:
+        problem = self.inquiry.choices.problem
+        return can_be_reached(problem.components, self._unreached, self.prefixes * problem.tokens)
+
     def _note_unreached(self) -> None:
-        names = [c.name for c in self.inquiry.choices.problem.components if c.name not in self.reached]
-        if names:
-            self.notes.append(
-                f"{len(names)} components stay unchanged, because no token of the search prefixes reached them: "
-                f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}; more prefixes may reach them."
-            )
+        problem = self.inquiry.choices.problem
+        if names := self._unreached:
+            said = describe_unreached(problem.components, names, self.prefixes, problem.tokens)
+            self.notes.append(f"Unchanged stay {said}.")
 
 
 def is_cheaper(costs: Array, others: Array) -> bool:

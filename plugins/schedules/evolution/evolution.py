@@ -1,15 +1,26 @@
 """Evolutionary search over allocations: move amounts between components, keep the allocation that scores best."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
-from compressor.contracts import Asks, KeepRequest, Problem, Schedule, ScoreRequest, Search, SizeRequest
+from compressor.contracts import (
+    Asks,
+    Compressor,
+    KeepRequest,
+    Metric,
+    Problem,
+    Schedule,
+    ScoreRequest,
+    Search,
+    SizeRequest,
+)
 from compressor.errors import ConfigError
 
-from ..targets import Span, check_bits, check_metric, choose_span
+from ..targets import Span, check_any, check_bits, check_metric, check_order, check_shrinks, choose_span
 from .fixed_levels import list_levels, make_ladder, make_levels, span_options
 from .mutations import Space, State, make_steps
 from .presets import Effort, Preset, choose_effort
@@ -55,12 +66,19 @@ class Evolution(Schedule):
     def ranks_by(self) -> tuple[str, ...]:
         return (self.objective,)
 
+    def check_options(self, compressors: Mapping[str, Compressor], metrics: Mapping[str, type[Metric]]) -> None:
+        check_any(compressors, self.name)
+        check_order(self.targets)
+        self._check_bits()
+        self._choose_effort(quantizes=True)
+        if self.bits is not None:
+            check_shrinks(compressors, f"schedule.bits={self.bits:g}", files=False)
+
     def search(self, problem: Problem) -> Search:
         options = list_levels(problem)
         span = span_options(problem, options) if options else choose_span(problem, self.name)
         targets = self._check_targets(span, fixed=bool(options))
-        given = {name: getattr(self, name) for name in ("generations", "offspring", "survivors", "tokens", "step")}
-        effort = choose_effort(self.preset, bool(options), **given)
+        effort = self._choose_effort(quantizes=bool(options))
         check_metric(problem, self.objective, "objective")
         ladder = make_ladder(options, (yield from SizeRequest(options))) if options else None
         rng, current = np.random.default_rng(problem.seed), np.zeros(len(span.names))
@@ -73,6 +91,19 @@ class Evolution(Schedule):
             best = yield from self._evolve(problem, space, effort, rng)
             current = span.read((yield from KeepRequest(space.plan(best), target, last=target == targets[-1])))
 
+    def _choose_effort(self, quantizes: bool) -> Effort:
+        given = {name: getattr(self, name) for name in ("generations", "offspring", "survivors", "tokens", "step")}
+        return choose_effort(self.preset, quantizes, **given)
+
+    def _check_bits(self) -> None:
+        """Raise ConfigError for `bits` that no model can have, or beside targets."""
+        if self.bits is not None:
+            check_bits(self.bits)
+            if self.targets:
+                raise ConfigError(
+                    f"`schedule.bits` excludes `schedule.targets`, got {self.targets} too; drop one of them"
+                )
+
     def _check_targets(self, span: Span, fixed: bool) -> list[float | None]:
         """The target of each round; None stands for a round with `bits`."""
         if self.bits is None:
@@ -82,9 +113,7 @@ class Evolution(Schedule):
             raise ConfigError(
                 f"`schedule.bits` needs fixed levels, {span.compressor} offers a range; give `schedule.targets` instead"
             )
-        if self.targets:
-            raise ConfigError(f"`schedule.bits` excludes `schedule.targets`, got {self.targets} too; drop one of them")
-        check_bits(self.bits)
+        self._check_bits()
         return [None]
 
     def _evolve(self, problem: Problem, space: Space, effort: Effort, rng: np.random.Generator) -> Asks[State]:

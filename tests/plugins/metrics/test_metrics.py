@@ -259,17 +259,16 @@ def test_a_vocabulary_with_fewer_tokens_than_runners_up() -> None:
 
 @pytest.mark.parametrize("runners", [0, -3])
 def test_runners_are_checked(runners: int) -> None:
-    candidate, base = make_pair(3)
     message = f"`metric.expected_fdtm.runners` must be at least 1, got {runners}; give for example 8"
     with pytest.raises(ConfigError) as raised:
-        ExpectedFdtm(runners=runners).sequence_values(candidate, base)
+        ExpectedFdtm(runners=runners).check_options()
     assert str(raised.value) == message
 
 
 @pytest.mark.parametrize("metric", [MarginNoise(closeness=0.0), ExpectedFdtm(closeness=-1.0)])
 def test_closeness_is_checked(metric: Metric) -> None:
-    with pytest.raises(ConfigError, match=r"`closeness` of a metric must be above 0, got (0|-1); "):
-        metric.sequence_values(*make_pair(3))
+    with pytest.raises(ConfigError, match=r"`metric\.\w+\.closeness` must be above 0, got (0|-1); "):
+        metric.check_options()
 
 
 def test_margins_cost_no_forward_pass_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

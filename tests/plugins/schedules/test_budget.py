@@ -481,7 +481,7 @@ def test_components_that_were_not_reached_stay_and_are_noted(
     (kept,) = requests_of(rehearsal, KeepRequest)
     name = COMPONENTS[2].name
     assert name not in kept.plan and rehearsal.mean(kept.plan) >= 0.4 - 1e-9
-    text = f"1 components stay unchanged, because no token of the search prefixes reached them: {name}; more prefixes"
+    text = f"Unchanged stay 1 of 6 components ({name}), which none of the 256 tokens after 8 prefixes reached; their"
     assert kept.notes[0].startswith(text)
     assert all(name not in plan for request in requests_of(rehearsal, ValuesRequest) for plan in request.trials)
 
@@ -505,9 +505,17 @@ def test_a_budget_that_needs_what_was_not_reached_is_refused_before_anything_is_
     reason = re.escape(
         f"out of reach, the most is {most}; lower `schedule.targets` or add a compressor that takes more"
     )
-    with pytest.raises(ConfigError, match=rf"a mean amount of 0.7 is {reason} \(1 components stay .* prefixes may rea"):
+    with pytest.raises(ConfigError, match=rf"of 0.7 is {reason} \(Unchanged stay 1 of 6 .* will hardly help"):
         rehearsal.play(Budget([0.7]))
     assert not requests_of(rehearsal, ValuesRequest)
+
+
+def test_a_budget_of_which_nothing_can_be_taken_says_so() -> None:
+    rehearsal = Silent(make_problem(["prune"], KL), never=tuple(component.name for component in COMPONENTS))
+    with pytest.raises(
+        ConfigError, match=r"of 0.5 is out of reach, nothing can be taken; lower .* \(Unchanged stay 6 "
+    ):
+        rehearsal.play(Budget([0.5]))
 
 
 def test_nothing_reached_keeps_nothing() -> None:
@@ -516,10 +524,7 @@ def test_nothing_reached_keeps_nothing() -> None:
     assert rehearsal.kept == {}
     (kept,) = requests_of(rehearsal, KeepRequest)
     names = ", ".join(component.name for component in COMPONENTS[:3])
-    assert (
-        f"6 components stay unchanged, because no token of the search prefixes reached them: {names} …;"
-        in kept.notes[0]
-    )
+    assert f"Unchanged stay 6 of 6 components ({names} …), which none of the" in kept.notes[0]
 
 
 def test_what_stays_unspent_is_noted() -> None:

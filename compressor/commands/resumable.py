@@ -1,0 +1,41 @@
+"""Which recorded arguments `compressor resume` takes: the folder may come from somebody else, so none may run code."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.types import Override
+
+from compressor.commands.checked_overrides import parse_overrides
+from compressor.commands.config import parse_arguments
+from compressor.errors import ConfigError, OutputError
+
+HARMLESS = frozenset(
+    ["hydra.run.dir", "hydra.sweep.dir", "hydra.job.chdir", "hydra.mode", "hydra.verbose", "hydra/launcher"]
+)
+"""Keys and groups of Hydra that name no code, no environment, and no file outside of the folder of results."""
+TRUST = "model.trust_remote_code"
+"""The key that lets code in a model's folder run."""
+
+
+def check_harmless(arguments: Sequence[str], record: Path) -> None:
+    """Raise OutputError for arguments of the file `record` that could run code; the error names them."""
+    try:
+        overrides = parse_overrides(parse_arguments(arguments).overrides)
+    except ConfigError as error:
+        raise OutputError(f"{record} is damaged ({error}); start the command again by hand") from None
+    if refused := [override.input_line or "" for override in overrides if may_run_code(override)]:
+        raise OutputError(
+            f"`compressor resume` does not take {shlex.join(refused)} from {record}, because it can run code; if you "
+            f"trust it, start it yourself: {shlex.join(['compressor', 'run', *arguments])}"
+        )
+
+
+def may_run_code(override: Override) -> bool:
+    """Whether an override can name code to run: by a `_target_`, by Hydra's own settings, or by a model's folder."""
+    key, line = override.key_or_group, override.input_line or ""
+    if "_target_" in line:
+        return True
+    if key == TRUST:
+        return bool(override.is_sweep_override() or override.value() is not False)
+    return key.partition(".")[0].partition("/")[0] == "hydra" and key not in HARMLESS
