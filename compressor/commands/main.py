@@ -93,21 +93,25 @@ def forecast(arguments: Sequence[str], terminal: Terminal) -> int:
 
 
 def resume(arguments: Sequence[str], terminal: Terminal) -> int:
-    """`compressor resume DIR [resume.accept=[…]]`: go on with an interrupted run or multirun."""
-    given = [argument for argument in arguments if not RESUME.match(argument)]
-    if len(given) != 1 or ("=" in given[0] and not Path(given[0]).exists()):
+    """`compressor resume DIR [resume.accept=[…]]`: go on with an interrupted run or multirun.
+
+    A recorded argument that could run code is only taken if it is given again.
+    """
+    accepted = [argument for argument in arguments if RESUME.match(argument)]
+    given = [argument for argument in arguments if argument not in accepted]
+    is_setting = ["=" in argument for argument in given]
+    if not given or (is_setting[0] and not Path(given[0]).exists()) or not all(is_setting[1:]):
         raise ConfigError(
             f"`compressor resume` takes a folder, and resume.accept=[…], got {shlex.join(arguments) or 'nothing'}"
         )
-    folder = Path(given[0])
+    folder, trusted = Path(given[0]), given[1:]
     if read_status(folder).get("status") == DONE:
         terminal.say(f"the run in {folder} is done; there is nothing to go on with")
         return 0
-    accepted = [argument for argument in arguments if argument != given[0]]
-    return run(add_overrides(read_arguments(folder), after=accepted), terminal)
+    return run(add_overrides(read_arguments(folder, trusted), after=accepted), terminal)
 
 
-def read_arguments(folder: Path) -> list[str]:
+def read_arguments(folder: Path, trusted: Sequence[str] = ()) -> list[str]:
     """The arguments of `compressor run` with which a run or a multirun in this folder was started, and its folder."""
     try:
         command = read_json(folder / COMMAND_FILE)
@@ -117,7 +121,7 @@ def read_arguments(folder: Path) -> list[str]:
             raise TypeError
     except (KeyError, TypeError):
         raise OutputError(f"{folder / COMMAND_FILE} is damaged; start the command again by hand") from None
-    check_harmless(arguments, folder / COMMAND_FILE)
+    check_harmless(arguments, trusted, folder / COMMAND_FILE)
     return add_overrides(arguments, after=[f"{key}={quote(str(folder))}"])
 
 

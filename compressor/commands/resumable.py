@@ -18,16 +18,26 @@ TRUST = "model.trust_remote_code"
 """The key that lets code in a model's folder run."""
 
 
-def check_harmless(arguments: Sequence[str], record: Path) -> None:
-    """Raise OutputError for arguments of the file `record` that could run code; the error names them."""
+def check_harmless(arguments: Sequence[str], trusted: Sequence[str], record: Path) -> None:
+    """Raise OutputError for arguments of the file `record` that could run code and are not among the `trusted` ones.
+
+    Raises ConfigError for a trusted one that is not recorded: what is resumed is not changed.
+    """
+    if added := [argument for argument in trusted if argument not in arguments]:
+        raise ConfigError(
+            f"`compressor resume` takes a folder, resume.accept=[…], and arguments of {record}, got "
+            f"{shlex.join(added)}; to change a setting start the command again"
+        )
     try:
         overrides = parse_overrides(parse_arguments(arguments).overrides)
     except ConfigError as error:
         raise OutputError(f"{record} is damaged ({error}); start the command again by hand") from None
-    if refused := [override.input_line or "" for override in overrides if may_run_code(override)]:
+    risky = [override.input_line or "" for override in overrides if may_run_code(override)]
+    if refused := [line for line in risky if line not in trusted]:
+        folder = str(record.parents[1])
         raise OutputError(
             f"`compressor resume` does not take {shlex.join(refused)} from {record}, because it can run code; if you "
-            f"trust it, start it yourself: {shlex.join(['compressor', 'run', *arguments])}"
+            f"trust it, give it again: {shlex.join(['compressor', 'resume', folder, *risky])}"
         )
 
 

@@ -11,12 +11,8 @@ from compressor.export.compressed_tensors import pack_modules, save_compressed
 from compressor.export.file_sizes import FileSizes
 from compressor.export.folder import Exported, check_savable, holds_exactly, save_dense
 from compressor.export.packable_modules import NOT_INTEGERS, note_dense
-<<<<<<< HEAD
 from compressor.export.verification import describe_verification, verify
-=======
-from compressor.export.verification import tell, verify
 from compressor.export_formats import AUTO, COMPRESSED_TENSORS, DENSE, is_installed
->>>>>>> s3-c
 from compressor.models import Model
 
 NOTHING = (

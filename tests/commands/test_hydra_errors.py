@@ -157,8 +157,15 @@ def test_a_folder_of_somebody_else_cannot_run_code(refused: str, tmp_path: Path)
     done = call_command(tmp_path, "resume", "out")
     (said,) = done.stderr.splitlines()
     assert done.returncode == 1 and shlex.quote(refused) in said and "because it can run code" in said
-    assert shlex.join(["compressor", "run", "model=hf", refused, "seed=1"]) in said
+    assert said.endswith(f"give it again: {shlex.join(['compressor', 'resume', 'out', refused])}")
     assert [path.name for path in folder.iterdir()] == [".hydra"]
+
+
+def test_what_could_run_code_is_resumed_where_it_is_given_again(tmp_path: Path) -> None:
+    folder = record(tmp_path / "out", ["model=hf", "model.trust_remote_code=true"])
+    assert "model.trust_remote_code=true" in read_arguments(folder, ["model.trust_remote_code=true"])
+    with pytest.raises(ConfigError, match=r"got seed=2; to change a setting start the command again"):
+        read_arguments(folder, ["model.trust_remote_code=true", "seed=2"])
 
 
 def test_what_cannot_run_code_is_resumed(tmp_path: Path) -> None:
