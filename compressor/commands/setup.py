@@ -153,6 +153,7 @@ class RunSetup:
             seed=self.settings.seed,
             estimable=frozenset(name for name, metric in self.metrics.items() if isinstance(metric, EstimableMetric)),
             prefixes=data.prefixes,
+            proof_prefixes=data.proof_prefixes,
             stored_bytes=model.stored_bytes,
             packed=files.packs,
             fixed_bytes=files.rest if files.packs else 0,

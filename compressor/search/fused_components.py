@@ -190,11 +190,13 @@ def join_offers(members: Sequence[Component], offers: Sequence[Offer]) -> Offer:
 
 
 def intersect(one: Offer, other: Offer) -> Offer:
-    """The amounts that both offer."""
+    """The amounts that both offer; only 0 if there are none."""
     if one.is_range and other.is_range:
-        return Offer(low=max(one.low, other.low), high=min(one.high, other.high), by_row=one.by_row and other.by_row)
+        low, high = max(one.low, other.low), min(one.high, other.high)
+        return Offer(low=low, high=high, by_row=one.by_row and other.by_row) if low <= high else Offer(high=0.0)
     fixed, wide = (other, one) if one.is_range else (one, other)
-    return Offer(levels=tuple(level for level in fixed.levels if wide.contains(level)))
+    levels = tuple(level for level in fixed.levels if wide.contains(level))
+    return Offer(levels=levels) if levels else Offer(high=0.0)
 
 
 def split_rows(treatment: Treatment, members: Sequence[Component]) -> list[Treatment]:
