@@ -43,6 +43,7 @@ from compressor.commands.config import (
 from compressor.commands.overrides import quote
 from compressor.commands.stopping import Stopped, stop
 from compressor.commands.terminal import Terminal, protect_output
+from compressor.contracts.declarations import summarize_class
 from compressor.errors import CompressorError, ConfigError, OutputError, suggest
 from compressor.plugins import Plugins, installed
 
@@ -299,7 +300,7 @@ def list_plugins(arguments: Sequence[str], terminal: Terminal) -> int:
     else:
         for registry in plugins.registries():
             for name, entry in registry.entries.items():
-                summary = (entry.cls.__doc__ or "").strip().splitlines()[0]
+                summary = summarize_class(entry.cls)
                 terminal.say(f"{registry.word:<11} {name:<22} {entry.distribution} {entry.version:<8} {summary}")
         for failure in plugins.failures:
             terminal.fail(str(failure))

@@ -15,6 +15,7 @@ from compressor.compression.apply import Treatments
 from compressor.compression.calibrator import Calibrator
 from compressor.compression.trial_weights import TrialWeights
 from compressor.contracts import EstimableMetric, Metric, Prefixes, Problem, Reads
+from compressor.contracts.declarations import check_compressor, check_metric
 from compressor.data import texts
 from compressor.data.reference import build_reference, cache_folder
 from compressor.data.text_files import Text
@@ -190,6 +191,10 @@ def open_setup(settings: Settings, plugins: Plugins, needs: Sequence[str], progr
     metrics: dict[str, Metric] = dict(settings.metric)
     for name in [*needs, *check_screen(settings.sweep, plugins)]:
         metrics.setdefault(name, plugins.metrics[name]())
+    for metric in metrics.values():
+        check_metric(metric)
+    for compressor in settings.compressor.values():
+        check_compressor(compressor)
     text = texts.load_text(settings.data)
     for note in text.notes if text else ():
         progress.say(note)

@@ -19,8 +19,9 @@ CONSTRUCTORS = ("__init__", "__post_init__")
 """The special methods that are guarded."""
 PASSING = (CompressorError, KeyboardInterrupt, GeneratorExit)
 """A plugin raises the first for the user. The others do not come from it."""
-OWN = ("compressor", "compressor_plugins")
-"""The packages with plugins of ours. What one of them raises by mistake is a bug of ours, and stays as it is."""
+OWN_PACKAGES = {__name__.partition(".")[0]}
+"""Packages of ours; `compressor.plugins` adds that of the built-in plugins when it loads them. What one of them raises
+by mistake is a bug of ours, and stays as it is."""
 OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")
 """Errors that are nobody's bug; torch's has no other name without torch."""
 ORIGIN = "_origin"
@@ -63,7 +64,7 @@ class Guard:
     def is_own_bug(self, error: BaseException) -> bool:
         """Whether it is an unexpected error of a plugin that comes with compressor."""
         package = str(find_code(self.plugin).__module__).partition(".")[0]
-        return package in OWN and isinstance(error, Exception) and type(error).__name__ not in OUT_OF_MEMORY
+        return package in OWN_PACKAGES and isinstance(error, Exception) and type(error).__name__ not in OUT_OF_MEMORY
 
     def describe(self, error: BaseException) -> PluginError:
         """One line on what failed, on what, why and where."""
