@@ -190,7 +190,8 @@ def open_setup(settings: Settings, plugins: Plugins, needs: Sequence[str], progr
         log.warning("%s", line)
     metrics: dict[str, Metric] = dict(settings.metric)
     for name in [*needs, *check_screen(settings.sweep, plugins)]:
-        metrics.setdefault(name, plugins.metrics[name]())
+        if name not in metrics:
+            metrics[name] = plugins.metrics[name]()
     for metric in metrics.values():
         check_metric(metric)
     for compressor in settings.compressor.values():

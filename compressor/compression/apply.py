@@ -295,6 +295,8 @@ def check_compressed(compressor: Compressor, component: Component, compressed: o
     most = MOST_BITS * max(component.stored_bits, 8 * weight.itemsize) * component.parameters
     if isinstance(bits, bool) or not isinstance(bits, int) or not 0 <= bits <= most:
         raise PluginError(f"{owner} gave {bits!r} as the `bits` of {name}; give a whole number in [0, {most}]")
+    if transform is not None and not callable(transform):
+        raise PluginError(f"{owner} gave {show(transform)} as `input_transform` of {name}; give a function or None")
     if transform is not None and not compressor.transforms_inputs:
         raise PluginError(
             f"{owner} gave a weight with an `input_transform` for {name}, so `transforms_inputs` must be True"
@@ -341,6 +343,11 @@ def check_importance(compressor: Compressor, component: str, importance: object,
         found = tuple(importance.shape) if isinstance(importance, Tensor) else type(importance).__name__
         raise PluginError(
             f"`importance` of {owner} is {found} for {component}; a tensor {tuple(weight.shape)} is needed"
+        )
+    if importance.layout is not torch.strided or importance.device != weight.device or importance.is_complex():
+        raise PluginError(
+            f"`importance` of {owner} is {importance.dtype}, {importance.layout}, on {importance.device} for "
+            f"{component}; real, dense numbers on {weight.device} are needed"
         )
     if importance.isnan().any():
         raise PluginError(f"`importance` of {owner} holds NaN for {component}; mend it")

@@ -6,6 +6,7 @@ Every oracle gets requests from a `Dialogue`, which makes these checks. What is 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -146,7 +147,7 @@ class RequestChecks:
             self._refuse_field(request, field, metric, f"no such metric is configured; {fix}")
 
     def _check_statistic(self, request: object, field: str, statistic: object) -> None:
-        if statistic not in STATISTICS:
+        if not isinstance(statistic, str) or statistic not in STATISTICS:
             self._refuse_field(request, field, statistic, f"it must be one of {', '.join(STATISTICS)}")
 
     def _check_range(self, request: Any, prefixes: int) -> None:  # noqa: ANN401 - one of several kinds
@@ -258,5 +259,5 @@ def is_integer(value: object) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is an int or a float, numpy's float64 included; others cannot be recorded."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is a float, numpy's float64 included, or an int that has a float; others cannot be recorded."""
+    return isinstance(value, float) or (is_integer(value) and abs(value) < sys.maxsize)  # type: ignore[arg-type]

@@ -49,11 +49,12 @@ class Dialogue:
 
     def __init__(self, schedule: Schedule, problem: Problem, answers: Sequence[Any] = ()) -> None:
         self.answers: list[Any] = []
-        self._checks = RequestChecks(name_plugin(schedule), problem, schedule.repeats)
+        self.owner = name_plugin(schedule)
+        self._checks = RequestChecks(self.owner, problem, schedule.repeats)
         self._search = schedule.search(problem)
         if not isinstance(self._search, Generator):
-            owner, found = name_plugin(schedule), show(self._search)
-            raise PluginError(f"`search` of {owner} gave {found}, which is no generator; `yield` requests")
+            found = show(self._search)
+            raise PluginError(f"`search` of {self.owner} gave {found}, which is no generator; `yield` requests")
         self._request = self._advance(lambda: next(self._search))
         for answer in answers:
             self.tell(answer)

@@ -32,7 +32,7 @@ def aggregate(metric: Metric, values: NDArray[np.float64]) -> NDArray[np.float64
     found = metric.aggregate(shown)
     try:
         numbers = np.asarray(found, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise PluginError(
             f"`aggregate` of {name_plugin(metric)} gave {type(found).__name__}, which holds no numbers; "
             "give an array of them"

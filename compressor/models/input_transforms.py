@@ -281,10 +281,11 @@ def transform_inputs(inputs: Tensor, input_transform: InputTransform, component:
     owner = f"the input transform of {component}, {name_plugin(input_transform)},"
     if not isinstance(found, Tensor):
         raise PluginError(f"{owner} gave {type(found).__name__}; a tensor {tuple(inputs.shape)} is needed")
-    if found.shape != inputs.shape or found.dtype != inputs.dtype or found.device != inputs.device:
+    wanted, given = ((x.shape, x.dtype, x.device, x.layout) for x in (inputs, found))
+    if wanted != given:
         raise PluginError(
-            f"{owner} gave {tuple(found.shape)} {found.dtype} on {found.device}; the inputs are "
-            f"{tuple(inputs.shape)} {inputs.dtype} on {inputs.device}"
+            f"{owner} gave {tuple(found.shape)} {found.dtype}, {found.layout}, on {found.device}; the inputs are "
+            f"{tuple(inputs.shape)} {inputs.dtype}, {inputs.layout}, on {inputs.device}"
         )
     if version is not None and inputs._version != version:
         raise PluginError(f"{owner} changed its inputs, which other components read too; work on a copy")

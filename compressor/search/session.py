@@ -84,7 +84,7 @@ class Session:
         for _ in dialogue.converse(oracle):
             self.scorer.answers.pause()
         if not self.rounds.records:
-            raise ConfigError("the schedule kept no plan; check its options")
+            raise ConfigError(f"{dialogue.owner} kept no plan; check its options")
 
     def score(self, request: ScoreRequest) -> tuple[Scores, ...]:
         self._calibrate(*request.trials)
