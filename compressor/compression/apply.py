@@ -22,7 +22,7 @@ from compressor.contracts import (
     TokenRounding,
     Treatment,
 )
-from compressor.contracts.guard import Guard, name_plugin, show
+from compressor.contracts.guard import Guard, guard_iterator, name_plugin, show
 from compressor.errors import ConfigError, PlanError, PluginError, suggest
 from compressor.models import Model, Replacement
 from compressor.registry import Registry, build_options, option_names
@@ -217,7 +217,12 @@ def compress_alike(
                 f"`compress_each` of {name_plugin(compressor)} gave {type(given).__name__} for {component.name}; give "
                 "a compressed weight for each amount"
             )
-        results = iter(given)
+        guard = Guard(compressor, "compress_each", component.name)
+        if isinstance(given, Iterator):  # its methods are guarded already, by the one that fails
+            results = given
+        else:
+            with guard:
+                results = guard_iterator(iter(given), guard)
         for number in range(len(amounts)):
             if (compressed := next(results, None)) is None:
                 raise PluginError(
