@@ -23,7 +23,7 @@ from compressor.commands.next_command import add_commands
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.compression.amounts import mean_amount
 from compressor.contracts import EstimateRequest, Plan, Prefixes, Problem, SizeRequest
-from compressor.contracts.declarations import check_schedule
+from compressor.contracts.declarations import check_schedule, read_ranks
 from compressor.errors import ConfigError
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent
@@ -85,7 +85,7 @@ class Forecast:
                     "mean amounts by schedule.targets"
                 )
         check_schedule(settings.schedule)
-        needs = [*settings.schedule.ranks_by(), NOISE, *([COUNTED] if check else [])]
+        needs = [*read_ranks(settings.schedule), NOISE, *([COUNTED] if check else [])]
         self.setup = open_setup(settings, plugins, needs, self.progress)
         self.session = self.setup.open_session(self.folder, self.progress, notes=self.record.notes)
         self.record.notes.extend(self.setup.model.notes)

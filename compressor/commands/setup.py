@@ -15,7 +15,7 @@ from compressor.compression.apply import Treatments
 from compressor.compression.calibrator import Calibrator
 from compressor.compression.trial_weights import TrialWeights
 from compressor.contracts import EstimableMetric, Metric, Prefixes, Problem, Reads
-from compressor.contracts.declarations import check_compressor, check_metric
+from compressor.contracts.declarations import check_compressor, check_metric, read_text
 from compressor.data import texts
 from compressor.data.reference import build_reference, cache_folder
 from compressor.data.text_files import Text
@@ -70,7 +70,7 @@ class RunSetup:
         windows = {
             name: texts.make_windows(model, request, settings.data, text)
             for name, metric in self.metrics.items()
-            if (request := metric.text()) is not None
+            if (request := read_text(metric)) is not None
         }
         self.notes += [note for found in windows.values() for note in found.notes]
         yield

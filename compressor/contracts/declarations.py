@@ -4,6 +4,7 @@ Registered classes and objects made by hand are checked alike.
 """
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 from compressor.contracts.compressor import Compressor
 from compressor.contracts.guard import name_plugin, show
@@ -24,9 +25,14 @@ def check_metric(metric: Metric) -> None:
         value: str = getattr(metric, attribute)
         if value != " ".join(value.split()):
             refuse(metric, attribute, value, "give one line of text without spaces around it")
+    read_text(metric)
+
+
+def read_text(metric: Metric) -> TextWindows | None:
+    """The text of a metric; raises PluginError for one that cannot be read."""
     text = metric.text()
     if text is None:
-        return
+        return None
     if not isinstance(text, TextWindows):
         refuse(metric, "text()", text, "give TextWindows, or None for the base's continuations")
     if text.path is not None and (not isinstance(text.path, str) or not text.path):
@@ -35,6 +41,7 @@ def check_metric(metric: Metric) -> None:
         value = getattr(text, attribute)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             refuse(metric, f"text().{attribute}", value, f"a whole number of at least {least} or None is needed")
+    return text
 
 
 def check_compressor(compressor: Compressor) -> None:
@@ -50,12 +57,25 @@ def check_schedule(schedule: Schedule) -> None:
     require_kind(schedule, "schedule", Schedule)
     require_type(schedule, "name", str)
     require_type(schedule, "repeats", bool)
-    if not isinstance(found := schedule.limits_files(), bool):
+    read_file_limit(schedule)
+    read_ranks(schedule)
+
+
+def read_file_limit(schedule: Schedule) -> bool:
+    """Whether the schedule limits the size of files; raises PluginError for another answer."""
+    found = schedule.limits_files()
+    if not isinstance(found, bool):
         refuse(schedule, "limits_files()", found, "it must be True or False")
-    ranked: object = schedule.ranks_by()
-    is_sequence = isinstance(ranked, Sequence) and not isinstance(ranked, str)
-    if not is_sequence or not all(isinstance(name, str) for name in schedule.ranks_by()):
-        refuse(schedule, "ranks_by()", ranked, "give a sequence of names of metrics")
+    return found
+
+
+def read_ranks(schedule: Schedule) -> Sequence[str]:
+    """The metrics that the schedule needs; raises PluginError for what is no sequence of names."""
+    found = schedule.ranks_by()
+    is_sequence = isinstance(found, Sequence) and not isinstance(found, str)
+    if not is_sequence or not all(isinstance(name, str) for name in found):
+        refuse(schedule, "ranks_by()", found, "give a sequence of names of metrics")
+    return found
 
 
 def require_kind(plugin: object, word: str, contract: type) -> None:
@@ -71,7 +91,7 @@ def require_type(plugin: object, attribute: str, kind: type) -> None:
         refuse(plugin, attribute, found, f"give a value of type {kind.__name__}")
 
 
-def refuse(plugin: object, attribute: str, value: object, rule: str) -> None:
+def refuse(plugin: object, attribute: str, value: object, rule: str) -> NoReturn:
     raise PluginError(f"`{attribute}` of {name_plugin(plugin)} is {show(value)}; {rule}")
 
 

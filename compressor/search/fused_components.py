@@ -37,6 +37,7 @@ from compressor.contracts import (
     Treatment,
     ValuesRequest,
 )
+from compressor.contracts.declarations import read_file_limit
 from compressor.sensitivity.shrinkage import combine
 
 T = TypeVar("T")
@@ -154,7 +155,7 @@ def open_dialogue(schedule: Schedule, problem: Problem, oracle: Oracle, fuses: b
     With `fuses`, components that servers load as one are fused. For a schedule that limits the size of files, the parts
     of each matrix are fused. For a schedule that repeats earlier decisions, nothing is fused.
     """
-    if schedule.repeats or not (fuses or schedule.limits_files()):
+    if schedule.repeats or not (fuses or read_file_limit(schedule)):
         return Dialogue(schedule, problem), oracle
     fusion = fuse(problem.components, name_unit if fuses else name_matrix)
     return Dialogue(schedule, fusion.fuse_problem(problem)), FusedOracle(oracle, fusion)
