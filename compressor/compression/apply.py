@@ -302,7 +302,7 @@ def check_compressed(compressor: Compressor, component: Component, compressed: o
         raise PluginError(f"{owner} gave {bits!r} as the `bits` of {name}; give a whole number in [0, {most}]")
     if transform is not None and not callable(transform):
         raise PluginError(f"{owner} gave {show(transform)} as `input_transform` of {name}; give a function or None")
-    if transform is not None and not compressor.transforms_inputs:
+    if transform is not None and compressor.transforms_inputs is not True:
         raise PluginError(
             f"{owner} gave a weight with an `input_transform` for {name}, so `transforms_inputs` must be True"
         )
@@ -325,8 +325,8 @@ def find_flaw(matrix: QuantizedMatrix, weight: Tensor) -> str | None:
         return f"`integers` are {describe_form(matrix.integers)}; a tensor {tuple(weight.shape)} is needed"
     if matrix.integers.dtype != torch.int8:
         return f"`integers` are {matrix.integers.dtype}; give int8"
-    out, width = weight.shape
-    forms = {(out, -(-width // (min(group, width) or width)))} | ({(1, 1)} if not group else set())
+    widths = {rows: weight.numel() // rows for rows in (len(weight), 1)}  # a scale for each row, or for the matrix
+    forms = {(rows, -(-width // (min(group, width) or width))) for rows, width in widths.items()}
     if not isinstance(scales, Tensor) or tuple(scales.shape) not in forms or not scales.is_floating_point():
         return f"`scales` are {describe_form(scales)}; floats {' or '.join(map(str, sorted(forms)))} are needed"
     if matrix.zeros is not None and (not isinstance(matrix.zeros, Tensor) or matrix.zeros.shape != scales.shape):

@@ -74,7 +74,7 @@ class Session:
     def begin(self, schedule: Schedule) -> tuple[Dialogue, Oracle]:
         """A dialogue with a schedule, which checks its options at once, and the oracle that answers it."""
         self.treatments.find_needs(self.treatments.configured)
-        if any(compressor.transforms_inputs for compressor in self.treatments.configured.values()):
+        if any(compressor.transforms_inputs is True for compressor in self.treatments.configured.values()):
             self.model.check_transformable(self.model.weight_views)
         return open_dialogue(schedule, self.problem, self, self.fuses)
 
