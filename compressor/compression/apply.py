@@ -5,7 +5,6 @@ import enum
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -268,11 +267,10 @@ def read_offer(compressor: Compressor, component: Component) -> Offer:
         )
     amounts = (offer.low, offer.high) if offer.is_range else offer.levels
     is_valid = all(isinstance(amount, int | float) and 0.0 <= amount <= 1.0 for amount in amounts)
-    rises = is_valid and all(low < high or (offer.is_range and low == high) for low, high in pairwise(amounts))
-    if not rises:
+    if not is_valid or (offer.low > offer.high if offer.is_range else len(set(amounts)) < len(amounts)):
         raise PluginError(
-            f"`offer` of {name_plugin(compressor)} gave amounts {show(amounts)} for {component.name}; they must "
-            "increase within [0, 1]"
+            f"`offer` of {name_plugin(compressor)} gave amounts {show(amounts)} for {component.name}; they must be "
+            "distinct, or a range from low to high, within [0, 1]"
         )
     return offer
 

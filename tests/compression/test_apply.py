@@ -154,11 +154,8 @@ BROKEN_COMPRESSORS: dict[str, tuple[dict[str, Any], str]] = {
     "no offer": ({"offer": lambda self, component: None}, "`offer` of .* gave NoneType"),
     "offer out of range": ({"offer": lambda self, component: Offer(high=2.0)}, r"gave amounts \(0\.0, 2\.0\)"),
     "exits": ({"compress": lambda self, w, a, c: sys.exit(0)}, "failed in `compress` on .*: SystemExit: 0"),
-    "amounts fall": (
-        {"offer": lambda self, component: Offer(levels=(0.5, 0.25))},
-        r"\(0\.5, 0\.25\) for ",
-    ),
-    "amounts twice": ({"offer": lambda self, component: Offer(levels=(0.5, 0.5))}, "they must increase within"),
+    "amounts fall": ({"offer": lambda self, component: Offer(low=0.5, high=0.25)}, r"\(0\.5, 0\.25\) for "),
+    "amounts twice": ({"offer": lambda self, component: Offer(levels=(0.5, 0.5))}, "they must be distinct, or a range"),
     "amounts of NaN": ({"offer": lambda self, component: Offer(levels=(float("nan"),))}, r"gave amounts \(nan,\)"),
     "amounts in a list": ({"offer": lambda self, component: Offer(levels=[0.5])}, "give a tuple and a bool"),  # type: ignore[arg-type]
     "amounts of texts": ({"offer": lambda self, component: Offer(high="x")}, r"gave amounts \(0\.0, 'x'\)"),  # type: ignore[arg-type]
