@@ -10,6 +10,7 @@ import pluggy
 
 from compressor import hookspecs
 from compressor.contracts import Compressor, Metric, Schedule
+from compressor.contracts.guard import OWN_PACKAGES
 from compressor.errors import PluginError
 from compressor.registry import Registry
 
@@ -96,6 +97,8 @@ def load_plugin(plugin: Plugin, plugins: Plugins) -> None:
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     module = plugin.entry_point.load()
+    if plugin.entry_point.value.startswith(OWN_MODULES):
+        OWN_PACKAGES.add(OWN_MODULES.partition(".")[0])
     manager.register(module, name=plugin.entry_point.name)
     manager.check_pending()
     if not manager.get_hookcallers(module):

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from compressor.contracts import Metric, Score
+from compressor.contracts.declarations import summarize_class
 
 PACKAGES = "compressor torch transformers numpy pluggy hydra-core safetensors wandb compressed-tensors gguf"
 """Those that can change a result."""
@@ -26,8 +27,7 @@ class MetricRecord:
     @classmethod
     def of(cls, metric: Metric) -> "MetricRecord":
         """The metric's label (or its name), the first line of its docstring, its unit and direction."""
-        summary = (type(metric).__doc__ or "").strip().partition("\n")[0]
-        return cls(metric.label or metric.name, summary, metric.unit, metric.better.value)
+        return cls(metric.label or metric.name, summarize_class(type(metric)), metric.unit, metric.better.value)
 
 
 @dataclass

@@ -94,8 +94,7 @@ class WorkCounter:
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.problem.prefixes)
         self.damage = ImprovingDamage([AdditiveDamage.for_components(self.problem.components, i) for i in range(3)])
-        # Whether a plan can be applied is for the run to check: its compressor need not be a configured one.
-        self.dry_run = DryRun(self.problem, made_up=self.damage.of, checks_plans=False)
+        self.dry_run = DryRun(self.problem, made_up=self.damage.of)
 
     def score(self, request: ScoreRequest) -> tuple[Scores, ...]:
         self._add_trials(request.trials, request)

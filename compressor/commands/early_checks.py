@@ -5,6 +5,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 
 from compressor.contracts import EstimableMetric, Metric
+from compressor.contracts.declarations import (
+    check_compressor,
+    check_metric,
+    check_schedule,
+    read_file_limit,
+    read_ranks,
+    read_text,
+)
 from compressor.data.text_files import find_file
 from compressor.errors import ConfigError, DataError, suggest
 from compressor.export_formats import check_format, check_packs
@@ -52,18 +60,21 @@ def check_settings(settings: Settings, plugins: Plugins) -> None:
 def check_plugins(settings: Settings, plugins: Plugins) -> None:
     """Raise CompressorError for options of metrics, compressors and the schedule that suit no model."""
     for metric in settings.metric.values():
+        check_metric(metric)
         metric.check_options()
-        if (text := metric.text()) is not None and text.path is not None:
+        if (text := read_text(metric)) is not None and text.path is not None:
             find_file(text.path)
     for compressor in settings.compressor.values():
+        check_compressor(compressor)
         compressor.check_options()
     schedule = settings.schedule
-    for name in schedule.ranks_by():
+    check_schedule(schedule)
+    for name in read_ranks(schedule):
         if name not in plugins.metrics and name not in settings.metric:
             raise ConfigError(
                 f"schedule `{schedule.name}` ranks by the metric `{name}`: {plugins.metrics.unknown(name)}"
             )
-    if schedule.limits_files():
+    if read_file_limit(schedule):
         limit = next((name for name in SIZE_OPTIONS if getattr(schedule, name, None) is not None), None)
         check_packs(settings.export.format, f"schedule.{limit}" if limit else f"schedule={schedule.name}")
     schedule.check_options(settings.compressor, plugins.metrics)

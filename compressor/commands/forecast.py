@@ -23,6 +23,7 @@ from compressor.commands.next_command import add_commands
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.compression.amounts import mean_amount
 from compressor.contracts import EstimateRequest, Plan, Prefixes, Problem, SizeRequest
+from compressor.contracts.declarations import read_ranks
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent
 from compressor.report.forecast_report import write_forecast
@@ -76,7 +77,7 @@ class Forecast:
         """Load model, metrics and compressors. Wrong settings are errors here, before any work."""
         settings = self.settings
         check_forecast(settings)
-        needs = [*settings.schedule.ranks_by(), NOISE, *([COUNTED] if settings.forecast.check else [])]
+        needs = [*read_ranks(settings.schedule), NOISE, *([COUNTED] if settings.forecast.check else [])]
         self.setup = open_setup(settings, plugins, needs, self.progress)
         self.session = self.setup.open_session(self.folder, self.progress, notes=self.record.notes)
         self.record.notes.extend(self.setup.model.notes)

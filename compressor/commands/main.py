@@ -47,6 +47,7 @@ from compressor.commands.overrides import quote
 from compressor.commands.resumable import check_harmless
 from compressor.commands.stopping import Stopped, stop
 from compressor.commands.terminal import Terminal, protect_output
+from compressor.contracts.declarations import summarize_class
 from compressor.errors import CompressorError, ConfigError, OutputError, suggest
 from compressor.plugins import Plugins, installed
 
@@ -342,7 +343,7 @@ def list_plugins(arguments: Sequence[str], terminal: Terminal) -> int:
     else:
         for registry in plugins.registries():
             for name, entry in registry.entries.items():
-                summary = (entry.cls.__doc__ or "").strip().splitlines()[0]
+                summary = summarize_class(entry.cls)
                 terminal.say(f"{registry.word:<11} {name:<22} {entry.distribution} {entry.version:<8} {summary}")
         for failure in plugins.failures:
             terminal.fail(str(failure))

@@ -30,6 +30,7 @@ from compressor.commands.setup import RunSetup, open_setup
 from compressor.commands.stopping import Stopped, stop
 from compressor.compression.amounts import describe_components, describe_final
 from compressor.contracts import Dialogue, Oracle, Prefixes, Score, SizeRequest
+from compressor.contracts.declarations import read_ranks
 from compressor.contracts.requests import compressors_of
 from compressor.data.reference import write_reference
 from compressor.errors import OutputError
@@ -91,7 +92,7 @@ class Run:
             log.warning(
                 "`forecast.check` has no effect in `compressor run`; leave it out, or use `compressor forecast`"
             )
-        self.setup = open_setup(settings, plugins, settings.schedule.ranks_by(), self.progress)
+        self.setup = open_setup(settings, plugins, read_ranks(settings.schedule), self.progress)
         model = self.setup.model
         self.record.notes.extend(model.notes)
         export.check_savable(model)

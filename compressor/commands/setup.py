@@ -15,6 +15,7 @@ from compressor.compression.apply import Treatments
 from compressor.compression.calibrator import Calibrator
 from compressor.compression.trial_weights import TrialWeights
 from compressor.contracts import EstimableMetric, Metric, Prefixes, Problem, Reads
+from compressor.contracts.declarations import check_metric, read_text
 from compressor.data import texts
 from compressor.data.reference import build_reference, cache_folder
 from compressor.data.text_files import Text
@@ -68,7 +69,7 @@ class RunSetup:
         windows = {
             name: texts.make_windows(model, request, settings.data, text)
             for name, metric in self.metrics.items()
-            if (request := metric.text()) is not None
+            if (request := read_text(metric)) is not None
         }
         self.notes += [note for found in windows.values() for note in found.notes]
         yield
@@ -152,6 +153,7 @@ class RunSetup:
             seed=self.settings.seed,
             estimable=frozenset(name for name, metric in self.metrics.items() if isinstance(metric, EstimableMetric)),
             prefixes=data.prefixes,
+            proof_prefixes=data.proof_prefixes,
             stored_bytes=model.stored_bytes,
             packed=files.packs,
             fixed_bytes=files.rest if files.packs else 0,
@@ -193,7 +195,9 @@ def open_setup(settings: Settings, plugins: Plugins, needs: Sequence[str], progr
         log.warning("%s", line)
     metrics: dict[str, Metric] = dict(settings.metric)
     for name in [*needs, *list_screens(settings.sweep)]:
-        metrics.setdefault(name, plugins.metrics[name]())
+        if name not in metrics:
+            check_metric(metric := plugins.metrics[name]())
+            metrics[name] = metric
     text = texts.load_text(settings.data)
     for note in text.notes if text else ():
         progress.say(note)

@@ -18,15 +18,36 @@ from compressor.contracts import (
     Offer,
     Plan,
     QuantizedMatrix,
+    TokenRounding,
     Treatment,
 )
-from compressor.contracts.guard import Guard, name_plugin
+from compressor.contracts.guard import Guard, guard_iterator, name_plugin, show
 from compressor.errors import ConfigError, PlanError, PluginError, suggest
 from compressor.models import Model, Replacement
 from compressor.registry import Registry, build_options, option_names
 
 MOST_BITS = 8
 """The most bits that a compressed weight may take, relative to those of the weight: more is a mistake."""
+
+
+@dataclass
+class Unchanged:
+    """Tensors that a compressor was given for a component."""
+
+    compressor: Compressor
+    component: Component
+    tensors: Sequence[Tensor]
+
+    def __post_init__(self) -> None:
+        self.versions = [tensor._version for tensor in self.tensors]
+
+    def check(self) -> None:
+        """Raise PluginError if one of the tensors was changed."""
+        if [tensor._version for tensor in self.tensors] != self.versions:
+            raise PluginError(
+                f"{name_plugin(self.compressor)} changed the weight or the calibration data that it was given for "
+                f"{self.component.name}; work on a copy"
+            )
 
 
 @dataclass
@@ -117,15 +138,10 @@ class Treatments:
             chosen = list(group)
             compressor = self.resolve(chosen[0])
             offer, context = read_offer(compressor, component), self.make_context(compressor, component, weight)
-            given = [weight, *context.calibration.values()]
-            versions = [tensor._version for tensor in given]
+            given = Unchanged(compressor, component, [weight, *context.calibration.values()])
             for compressed in compress_alike(compressor, offer, weight, chosen, context):
                 check_compressed(compressor, component, compressed, weight)
-                if [tensor._version for tensor in given] != versions:
-                    raise PluginError(
-                        f"{name_plugin(compressor)} changed the weight or the calibration data that it was given for "
-                        f"{component.name}; work on a copy"
-                    )
+                given.check()
                 yield compressed
 
     def check_repeatable(self, model: Model, options: Mapping[str, Sequence[Treatment | None]]) -> None:
@@ -169,7 +185,10 @@ class Treatments:
         counts = {}
         for name, component in model.components.items():
             chosen, weight = self.configured[compressor], read_untreated(model, name)
-            importance = chosen.importance(weight, self.make_context(chosen, component, weight))
+            context = self.make_context(chosen, component, weight)
+            given = Unchanged(chosen, component, [weight, *context.calibration.values()])
+            importance = chosen.importance(weight, context)
+            given.check()
             if importance is None:
                 raise ConfigError(
                     f"compressor `{compressor}` does not rank single weights, which this schedule needs; "
@@ -197,7 +216,12 @@ def compress_alike(
                 f"`compress_each` of {name_plugin(compressor)} gave {type(given).__name__} for {component.name}; give "
                 "a compressed weight for each amount"
             )
-        results = iter(given)
+        guard = Guard(compressor, "compress_each", component.name)
+        if isinstance(given, Iterator):  # its methods are guarded already, by the one that fails
+            results = given
+        else:
+            with guard:
+                results = guard_iterator(iter(given), guard)
         for number in range(len(amounts)):
             if (compressed := next(results, None)) is None:
                 raise PluginError(
@@ -236,12 +260,17 @@ def read_offer(compressor: Compressor, component: Component) -> Offer:
         raise PluginError(
             f"`offer` of {name_plugin(compressor)} gave {type(offer).__name__} for {component.name}; give an Offer"
         )
+    if not isinstance(offer.levels, tuple) or not isinstance(offer.by_row, bool):
+        raise PluginError(
+            f"`offer` of {name_plugin(compressor)} gave {show(offer.levels)} as `levels` and {show(offer.by_row)} as "
+            f"`by_row` for {component.name}; give a tuple and a bool"
+        )
     amounts = (offer.low, offer.high) if offer.is_range else offer.levels
     is_valid = all(isinstance(amount, int | float) and 0.0 <= amount <= 1.0 for amount in amounts)
-    if not is_valid or (offer.is_range and offer.low > offer.high):
+    if not is_valid or (offer.low > offer.high if offer.is_range else len(set(amounts)) < len(amounts)):
         raise PluginError(
-            f"`offer` of {name_plugin(compressor)} gave amounts {amounts} for {component.name}; they must increase "
-            "within [0, 1]"
+            f"`offer` of {name_plugin(compressor)} gave amounts {show(amounts)} for {component.name}; they must be "
+            "distinct, or a range from low to high, within [0, 1]"
         )
     return offer
 
@@ -269,7 +298,9 @@ def check_compressed(compressor: Compressor, component: Component, compressed: o
     most = MOST_BITS * max(component.stored_bits, 8 * weight.itemsize) * component.parameters
     if isinstance(bits, bool) or not isinstance(bits, int) or not 0 <= bits <= most:
         raise PluginError(f"{owner} gave {bits!r} as the `bits` of {name}; give a whole number in [0, {most}]")
-    if transform is not None and not compressor.transforms_inputs:
+    if transform is not None and not callable(transform):
+        raise PluginError(f"{owner} gave {show(transform)} as `input_transform` of {name}; give a function or None")
+    if transform is not None and compressor.transforms_inputs is not True:
         raise PluginError(
             f"{owner} gave a weight with an `input_transform` for {name}, so `transforms_inputs` must be True"
         )
@@ -277,6 +308,35 @@ def check_compressed(compressor: Compressor, component: Component, compressed: o
         raise PluginError(
             f"{owner} gave {type(quantized).__name__} as `quantized` of {name}; give a QuantizedMatrix or None"
         )
+    if quantized is not None and (flaw := find_flaw(quantized, weight)):
+        raise PluginError(f"{owner} gave a `quantized` of {name} whose {flaw}")
+
+
+def find_flaw(matrix: QuantizedMatrix, weight: Tensor) -> str | None:
+    """What is wrong with the form of a quantized matrix, and the rule; its numbers are compared by an export."""
+    bits, group, scales = matrix.integer_bits, matrix.group, matrix.scales
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
+        return f"`integer_bits` is {show(bits)}; integers have 1 to 8 bits"
+    if isinstance(group, bool) or not isinstance(group, int) or group < 0:
+        return f"`group` is {show(group)}; give a number of weights, or 0 for a whole row"
+    if not isinstance(matrix.integers, Tensor) or matrix.integers.shape != weight.shape:
+        return f"`integers` are {describe_form(matrix.integers)}; a tensor {tuple(weight.shape)} is needed"
+    if matrix.integers.dtype != torch.int8:
+        return f"`integers` are {matrix.integers.dtype}; give int8"
+    widths = {rows: weight.numel() // rows for rows in (len(weight), 1)}  # a scale for each row, or for the matrix
+    forms = {(rows, -(-width // (min(group, width) or width))) for rows, width in widths.items()}
+    if not isinstance(scales, Tensor) or tuple(scales.shape) not in forms or not scales.is_floating_point():
+        return f"`scales` are {describe_form(scales)}; floats {' or '.join(map(str, sorted(forms)))} are needed"
+    if matrix.zeros is not None and (not isinstance(matrix.zeros, Tensor) or matrix.zeros.shape != scales.shape):
+        return f"`zeros` are {describe_form(matrix.zeros)}; a tensor {tuple(scales.shape)} or None is needed"
+    if matrix.input_rounding is not None and not isinstance(matrix.input_rounding, TokenRounding):
+        return f"`input_rounding` is {show(matrix.input_rounding)}; give a TokenRounding or None"
+    return None
+
+
+def describe_form(value: object) -> str:
+    """The shape and dtype of a tensor, or the type of anything else."""
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
 
 
 def check_importance(compressor: Compressor, component: str, importance: object, weight: Tensor) -> None:
@@ -286,6 +346,11 @@ def check_importance(compressor: Compressor, component: str, importance: object,
         found = tuple(importance.shape) if isinstance(importance, Tensor) else type(importance).__name__
         raise PluginError(
             f"`importance` of {owner} is {found} for {component}; a tensor {tuple(weight.shape)} is needed"
+        )
+    if importance.layout is not torch.strided or importance.device != weight.device or importance.is_complex():
+        raise PluginError(
+            f"`importance` of {owner} is {importance.dtype}, {importance.layout}, on {importance.device} for "
+            f"{component}; real, dense numbers on {weight.device} are needed"
         )
     if importance.isnan().any():
         raise PluginError(f"`importance` of {owner} holds NaN for {component}; mend it")

@@ -9,7 +9,7 @@ import functools
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterator
-from types import FunctionType, TracebackType
+from types import BuiltinFunctionType, FunctionType, MethodType, TracebackType
 from typing import Any, ClassVar
 
 from compressor.contracts.types import Component
@@ -19,8 +19,17 @@ CONSTRUCTORS = ("__init__", "__post_init__")
 """The special methods that are guarded."""
 PASSING = (CompressorError, KeyboardInterrupt, GeneratorExit)
 """A plugin raises the first for the user. The others do not come from it."""
+OWN_PACKAGES = {__name__.partition(".")[0]}
+"""Packages of ours; `compressor.plugins` adds that of the built-in plugins when it loads them. What one of them raises
+by mistake is a bug of ours, and stays as it is."""
+OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")
+"""Errors that are nobody's bug; torch's has no other name without torch."""
 ORIGIN = "_origin"
 """The class attribute with the distribution and the version of a registered plugin."""
+
+
+LONGEST = 120
+"""Characters of a value in an error."""
 
 
 class _Calls(threading.local):
@@ -48,13 +57,19 @@ class Guard:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
         _calls.active = self.is_inner
-        if error is not None and not self.is_inner and not isinstance(error, PASSING):
-            raise self.describe(error) from error
+        if error is None or self.is_inner or isinstance(error, PASSING) or self.is_own_bug(error):
+            return
+        raise self.describe(error) from error
+
+    def is_own_bug(self, error: BaseException) -> bool:
+        """Whether it is an unexpected error of a plugin that comes with compressor."""
+        package = str(find_code(self.plugin).__module__).partition(".")[0]
+        return package in OWN_PACKAGES and isinstance(error, Exception) and type(error).__name__ not in OUT_OF_MEMORY
 
     def describe(self, error: BaseException) -> PluginError:
         """One line on what failed, on what, why and where."""
         subject = self.subject or next(filter(None, map(find_component, self.arguments)), "")
-        reason, line = " ".join(str(error).split()), find_line(self.plugin, error)
+        reason, line = say(error), find_line(self.plugin, error)
         return PluginError(
             f"{name_plugin(self.plugin)} failed in `{self.method}`{subject and f' on {subject}'}: "
             f"{type(error).__name__}{reason and f': {reason}'}{line and f' ({line})'}"
@@ -158,10 +173,37 @@ def guard_iterator(items: Iterator[Any], guard: Guard) -> Iterator[Any]:
 
 def name_plugin(plugin: object) -> str:
     """What a plugin is, its name, and where it comes from: a distribution, or else its class."""
-    cls = plugin if isinstance(plugin, type) else type(plugin)
-    kind, name = getattr(cls, "_kind", "object"), getattr(cls, "name", None)
-    path = f"{cls.__module__}.{cls.__qualname__}"
-    return f"{kind} `{name}` of {vars(cls).get(ORIGIN, path)}" if isinstance(name, str) else f"{kind} `{path}`"
+    code = find_code(plugin)
+    path = f"{code.__module__}.{code.__qualname__}"
+    if not isinstance(code, type):
+        return f"function `{path}`"
+    kind, name = getattr(code, "_kind", "object"), getattr(code, "name", None)
+    return f"{kind} `{name}` of {vars(code).get(ORIGIN, path)}" if isinstance(name, str) else f"{kind} `{path}`"
+
+
+def find_code(plugin: object) -> Any:  # noqa: ANN401 - a class or a function
+    """The function that a plugin is, or else its class."""
+    if isinstance(plugin, functools.partial):
+        return find_code(plugin.func)
+    return plugin if isinstance(plugin, type | FunctionType | MethodType | BuiltinFunctionType) else type(plugin)
+
+
+def show(value: object) -> str:
+    """A value of a plugin for one line: short, whatever its `__repr__` does."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # code of the plugin
+        text = f"of type {type(value).__name__}"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def say(error: BaseException) -> str:
+    """The message of an error as one line, empty if it has none, whatever its `__str__` does."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # code of the plugin
+        return ""
+    return text if len(text) <= 10 * LONGEST else f"{text[: 10 * LONGEST]}…"
 
 
 def find_component(argument: object) -> str:
@@ -172,8 +214,9 @@ def find_component(argument: object) -> str:
 
 def find_line(plugin: object, error: BaseException) -> str:
     """File and line of the innermost call in code of the plugin's own packages; empty if there is none."""
-    cls = plugin if isinstance(plugin, type) else type(plugin)
-    packages = {base.__module__.partition(".")[0] for base in cls.__mro__} - {"compressor", "abc", "builtins"}
+    code = find_code(plugin)
+    modules = {str(base.__module__) for base in getattr(code, "__mro__", (code,))}
+    packages = {module.partition(".")[0] for module in modules} - {"compressor", "abc", "builtins"}
     found = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         if str(frame.f_globals.get("__name__", "")).partition(".")[0] in packages:

@@ -32,6 +32,8 @@ class Problem:
     """Metrics whose changes can be estimated by a backward pass."""
     prefixes: int = 64
     """Number of search prefixes."""
+    proof_prefixes: int | None = None
+    """Number of proof prefixes; None means as many."""
     stored_bytes: int = 0
     """Size of the base's weight files, including everything that is not a component."""
     packed: bool = False

@@ -1,12 +1,13 @@
 """The contract of schedules: which trials to score and which plans to keep."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from compressor.contracts.compressor import Compressor
-from compressor.contracts.guard import Guarded
+from compressor.contracts.guard import Guarded, name_plugin, show
 from compressor.contracts.metric import Metric
+from compressor.contracts.request_checks import RequestChecks
 from compressor.contracts.requests import Oracle, Problem, Request, Search
 from compressor.errors import PluginError
 
@@ -50,13 +51,18 @@ class Dialogue:
     ...     dialogue.tell(request.ask(oracle))
 
     A dialogue that is given the first `answers` of a search continues after them, because a search depends only on the
-    problem and the answers. Raises PluginError if the schedule yields something that is not a request.
+    problem and the answers. Raises PluginError if the schedule yields something that is not a request, or a request
+    that no oracle could answer.
     """
 
     def __init__(self, schedule: Schedule, problem: Problem, answers: Sequence[Any] = ()) -> None:
         self.answers: list[Any] = []
-        self._name = schedule.name
+        self.owner = name_plugin(schedule)
+        self._checks = RequestChecks(self.owner, problem, schedule.repeats)
         self._search = schedule.search(problem)
+        if not isinstance(self._search, Generator):
+            found = show(self._search)
+            raise PluginError(f"`search` of {self.owner} gave {found}, which is no generator; `yield` requests")
         self._request = self._advance(lambda: next(self._search))
         for answer in answers:
             self.tell(answer)
@@ -82,8 +88,4 @@ class Dialogue:
             request = step()
         except StopIteration:
             return None
-        if isinstance(request, Request):
-            return request
-        raise PluginError(
-            f"schedule `{self._name}` yielded {request!r}, which is not a request; yield one of compressor.contracts"
-        )
+        return self._checks.check(request)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from compressor.contracts import Metric, Readout
 from compressor.contracts.guard import name_plugin
+from compressor.contracts.outputs import RestrictedReadout
 from compressor.errors import ModelError, PluginError
 
 BatchValues = Mapping[str, Tensor]
@@ -52,10 +53,7 @@ def read_values(metric: Metric, candidate: Readout, base: Readout) -> Tensor:
     """The checked values of a metric: `[sequence, value]` in float64 on the CPU."""
     views = [readout.restricted(metric.reads, metric.name) for readout in (candidate, base)]
     found = metric.sequence_values(*views)
-    if changed := [name for view in views for name in view.list_changed()]:
-        raise PluginError(
-            f"{name_plugin(metric)} changed `{changed[0]}`, which other metrics read too; work on a copy of it"
-        )
+    check_unchanged(metric, views)
     values = check_values(metric, found, len(candidate.tokens))
     if not values.isfinite().all():
         if not candidate.logits.isfinite().all():
@@ -64,6 +62,14 @@ def read_values(metric: Metric, candidate: Readout, base: Readout) -> Tensor:
             )
         raise PluginError(f"{name_plugin(metric)} gave NaN or infinity on finite logits; mend the metric")
     return values
+
+
+def check_unchanged(metric: Metric, views: Iterable[RestrictedReadout]) -> None:
+    """Raise PluginError if the metric changed what it has read."""
+    if changed := [name for view in views for name in view.list_changed()]:
+        raise PluginError(
+            f"{name_plugin(metric)} changed `{changed[0]}`, which other metrics read too; work on a copy of it"
+        )
 
 
 def check_values(metric: Metric, found: object, sequences: int) -> Tensor:

@@ -27,10 +27,12 @@ def draw_resamples(sequences: int, seed: int) -> NDArray[np.intp]:
 
 def aggregate(metric: Metric, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """`[...]`: the metric's values over sequences of `[..., sequence, value]`; raises PluginError unless finite."""
-    found = metric.aggregate(values)
+    shown = values.view()
+    shown.flags.writeable = False  # a metric that writes into them would change the scores after it
+    found = metric.aggregate(shown)
     try:
         numbers = np.asarray(found, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise PluginError(
             f"`aggregate` of {name_plugin(metric)} gave {type(found).__name__}, which holds no numbers; "
             "give an array of them"

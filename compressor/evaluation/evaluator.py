@@ -97,7 +97,7 @@ class Evaluator:
         """Batches of continuations, which these metrics share, and batches of text for each metric that reads text."""
         reference, device = self.reference, self.model.device
         metrics = {name: self.metrics[name] for name in (self.metrics if names is None else names)}
-        shared = {name: metric for name, metric in metrics.items() if metric.text() is None}
+        shared = {name: metric for name, metric in metrics.items() if name not in self.windows}
         needs_base = any(metric.reads & Reads.BASE for metric in shared.values())
         only_leading = all(metric.reads is Reads.LEADING for metric in shared.values())
         batches: list[Batch] = []

@@ -20,14 +20,16 @@ from torch.overrides import TorchFunctionMode, has_torch_function
 from transformers import PreTrainedModel
 
 from compressor.contracts import InputTransform
+from compressor.contracts.guard import Guard, name_plugin
+from compressor.errors import PluginError
 from compressor.models.matmul_inputs import PRODUCTS, MatmulInputs, experts_apart
 from compressor.models.patching import patched
 from compressor.models.weight_views import WeightView
 
 Treated = tuple[WeightView, InputTransform | None]
 """A component and its input transform, if it has one."""
-Rows = Sequence[tuple[InputTransform, Tensor | None]]
-"""Input transforms, each with a mask of the rows `[..., out]` that have it; None is all rows."""
+Rows = Sequence[tuple[str, InputTransform, Tensor | None]]
+"""Input transforms, each with a component that has it, and a mask of the rows `[..., out]`; None is all rows."""
 
 
 @dataclass(frozen=True)
@@ -205,12 +207,12 @@ class MatmulTransform(TorchFunctionMode):
         the left, its rows are rows of the product, else they are columns.
         """
         inputs: Tensor = factors[place]
-        is_silent = rows[0][1] is None and not has_torch_function((inputs,))
+        is_silent = rows[0][2] is None and not has_torch_function((inputs,))
         result = None if is_silent else multiply(factors)
         with torch._C.DisableTorchFunction():
             tokens = inputs.mT if is_turned else inputs
-            for input_transform, own in rows:
-                treated: Tensor = _PassThrough.apply(tokens, input_transform)  # type: ignore[no-untyped-call]
+            for name, input_transform, own in rows:
+                treated: Tensor = _PassThrough.apply(tokens, input_transform, name)  # type: ignore[no-untyped-call]
                 treated = treated.mT if is_turned else treated
                 product = multiply([*factors[:place], treated, *factors[place + 1 :]])
                 if own is None or result is None:
@@ -240,21 +242,22 @@ def assign_rows(matrices: Tensor, start: int, treated: Sequence[Treated]) -> Row
     """
     owner = torch.full(matrices.shape[:-1], -1)
     places = list_places(matrices.shape[:-1], matrices.stride()[:-1], start)
-    transforms: list[InputTransform] = []
+    transforms: list[tuple[str, InputTransform]] = []
     for weight_view, input_transform in treated:
         view = weight_view.view()
         if view.shape[-1] != matrices.shape[-1] or view.stride(-1) != matrices.stride(-1):
             continue
         offset = int(view.storage_offset()) - int(weight_view.parameter.storage_offset())
         own = list_places(view.shape[:-1], view.stride()[:-1], offset).flatten()
-        number = next((number for number, known in enumerate(transforms) if known is input_transform), len(transforms))
+        numbers = (number for number, (_, known) in enumerate(transforms) if known is input_transform)
+        number = next(numbers, len(transforms))
         if input_transform is not None and number == len(transforms):
-            transforms.append(input_transform)
+            transforms.append((weight_view.component.name, input_transform))
         owner[torch.isin(places, own)] = -1 if input_transform is None else number
-    found = [(input_transform, owner == number) for number, input_transform in enumerate(transforms)]
+    found = [(*transform, owner == number) for number, transform in enumerate(transforms)]
     return [
-        (input_transform, None if rows.all() else rows.to(matrices.device))
-        for input_transform, rows in found
+        (name, input_transform, None if rows.all() else rows.to(matrices.device))
+        for name, input_transform, rows in found
         if rows.any()
     ]
 
@@ -267,13 +270,35 @@ def list_places(shape: Sequence[int], strides: Sequence[int], start: int) -> Ten
     return places
 
 
+def transform_inputs(inputs: Tensor, input_transform: InputTransform, component: str) -> Tensor:
+    """The transformed inputs of a component; raises PluginError if they cannot stand in for `inputs`.
+
+    Everything is checked on the host: a device does not wait.
+    """
+    version = None if inputs.is_inference() else inputs._version
+    with Guard(input_transform, "input_transform", component):
+        found: object = input_transform(inputs)
+    owner = f"the input transform of {component}, {name_plugin(input_transform)},"
+    if not isinstance(found, Tensor):
+        raise PluginError(f"{owner} gave {type(found).__name__}; a tensor {tuple(inputs.shape)} is needed")
+    wanted, given = ((x.shape, x.dtype, x.device, x.layout) for x in (inputs, found))
+    if wanted != given:
+        raise PluginError(
+            f"{owner} gave {tuple(found.shape)} {found.dtype}, {found.layout}, on {found.device}; the inputs are "
+            f"{tuple(inputs.shape)} {inputs.dtype}, {inputs.layout}, on {inputs.device}"
+        )
+    if version is not None and inputs._version != version:
+        raise PluginError(f"{owner} changed its inputs, which other components read too; work on a copy")
+    return found
+
+
 class _PassThrough(torch.autograd.Function):
     """Applies an input transform; its gradient is passed through unchanged, because that of rounding is zero."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, input_transform: InputTransform) -> Tensor:  # noqa: ANN401 - torch's own
-        return input_transform(inputs)
+    def forward(ctx: Any, inputs: Tensor, input_transform: InputTransform, component: str) -> Tensor:  # noqa: ANN401
+        return transform_inputs(inputs, input_transform, component)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's own
-        return gradients[0], None
+        return gradients[0], None, None

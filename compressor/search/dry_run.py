@@ -1,4 +1,4 @@
-"""A search without a model: checks a schedule's requests and answers them with made-up numbers."""
+"""A search without a model: answers a schedule's requests with made-up numbers."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -32,8 +32,8 @@ from compressor.contracts import (
     Treatment,
     ValuesRequest,
 )
-from compressor.errors import PlanError, PluginError
-from compressor.search.ranking import check_request, choose_best
+from compressor.errors import PluginError
+from compressor.search.ranking import choose_best
 
 MOST_REQUESTS = 1000
 
@@ -62,24 +62,23 @@ class AdditiveDamage:
 
 @dataclass
 class DryRun:
-    """The oracle with made-up answers. Raises PluginError for a request that no run could answer.
+    """The oracle with made-up answers. Raises PluginError if a round takes back what an earlier one took.
 
     Metrics whose lower values are better equal the damage; others equal tokens · (1 − damage). `proof_shift` is added
     to all values on proof prefixes. `made_up` computes the damage of a plan as a sum over components; by default it is
-    `AdditiveDamage`. `kept` is the plan on the imaginary model; `requests` and `answers` are those of `play`. Without
-    `checks_plans` any plan is taken. Tests override `damage`, `size`, `score_plan` or `spread` for other answers.
+    `AdditiveDamage`. `kept` is the plan on the imaginary model; `requests` and `answers` are those of `play`.
+    Tests override `damage`, `size`, `score_plan` or `spread` for other answers.
     """
 
     problem: Problem
     proof_shift: float = 0.0
     made_up: Callable[[Plan], float] | None = None
-    checks_plans: bool = True
     kept: dict[str, Treatment] = field(default_factory=dict)
     requests: list[Request[Any]] = field(default_factory=list)
     answers: list[Any] = field(default_factory=list)
 
     def play(self, schedule: Schedule, most: int = MOST_REQUESTS) -> None:
-        """Run a schedule to its end; raises PluginError for an invalid request, or after more than `most` requests."""
+        """Run a schedule to its end; raises PluginError after more than `most` requests."""
         dialogue = Dialogue(schedule, self.problem)
         self.answers = dialogue.answers
         for request in dialogue.converse(self):
@@ -107,11 +106,6 @@ class DryRun:
 
     def score_plan(self, plan: Plan, metrics: Sequence[str], prefixes: Prefixes) -> Scores:
         """The scores of one trial."""
-        self.check_plan(plan)
-        if unknown := set(metrics) - set(self.problem.better):
-            raise PluginError(
-                f"scores of {sorted(unknown)} are asked for, configured are {sorted(self.problem.better)}"
-            )
         shift = self.proof_shift if prefixes is Prefixes.PROOF else 0.0
         damage = self.damage({**self.kept, **plan})
         lower, higher = flat_score(damage + shift), flat_score(self.problem.tokens * (1 - damage) + shift)
@@ -131,16 +125,12 @@ class DryRun:
 
     def best(self, request: BestRequest) -> Best:
         """Only the chosen trials have scores, because a run may leave the others unmeasured."""
-        check_request(request)
         scores = [self.score_plan(plan, (request.metric,), Prefixes.SEARCH) for plan in request.trials]
         chosen = choose_best(request, self.problem.better[request.metric], scores).chosen
         return Best(chosen, tuple(found if index in chosen else None for index, found in enumerate(scores)))
 
     def estimate(self, request: EstimateRequest) -> dict[str, Estimate]:
         """The exact difference of scores, the same for every sequence, divided evenly between rows."""
-        if request.objective not in (self.problem.better if request.measured else self.problem.estimable):
-            raise PluginError(f"`{request.objective}` cannot be estimated, only {sorted(self.problem.estimable)} can")
-        self.check_plan(request.at)
         whole = {**self.kept, **request.at}
         answer = {}
         for name, options in request.options.items():
@@ -162,8 +152,6 @@ class DryRun:
 
     def counts(self, request: CountRequest) -> dict[str, list[int]]:
         """The importance in component i is distributed evenly over (0, 1 + i % 3]."""
-        if request.compressor not in self.problem.offers or list(request.thresholds) != sorted(request.thresholds):
-            raise PluginError(f"counts need a configured compressor and sorted thresholds, got {request!r}")
         return {
             component.name: [
                 math.floor(component.parameters * min(max(threshold / (1 + index % 3), 0.0), 1.0))
@@ -173,9 +161,6 @@ class DryRun:
         }
 
     def keep(self, request: KeepRequest) -> dict[str, float]:
-        for waypoint in request.curve:
-            self.check_plan(waypoint.plan)
-        self.check_plan(request.plan)
         for name, treatment in request.plan.items():
             if name in self.kept and treatment.amount < self.kept[name].amount - Offer.TOLERANCE:
                 raise PluginError(
@@ -185,26 +170,8 @@ class DryRun:
         kept = {name: treatment.amount for name, treatment in self.kept.items()}
         return {component.name: kept.get(component.name, 0.0) for component in self.problem.components}
 
-    def check_plan(self, plan: Plan) -> None:
-        """Raise PluginError for a component or treatment that is not in the problem."""
-        if not self.checks_plans:
-            return
-        for name, treatment in plan.items():
-            if name not in self.components:
-                raise PluginError(f"the schedule treats `{name}`, which is not a component of its problem")
-            offer = self.problem.offers.get(treatment.compressor, {}).get(name)
-            if offer is None or (treatment.rows is None and not offer.contains(treatment.amount)):
-                raise PluginError(f"the schedule treats `{name}` by {treatment}, offered are {self.problem.offers}")
-            if treatment.rows is not None:
-                try:
-                    offer.require_rows(treatment.rows, treatment.compressor, self.components[name])
-                except PlanError as error:
-                    raise PluginError(f"the schedule asks for rows that do not exist: {error}") from None
-
     def _replace(self, plan: Plan, name: str, option: Treatment | None) -> Plan:
         """The plan with another option for one component; None is its kept treatment."""
-        if option is not None:
-            self.check_plan({name: option})
         chosen = self.kept.get(name) if option is None else option
         others = {other: treatment for other, treatment in plan.items() if other != name}
         return others if chosen is None else {**others, name: chosen}

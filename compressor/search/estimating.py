@@ -102,7 +102,8 @@ class Estimator:
 def note_ignored_inputs(treatments: Treatments, request: EstimateRequest) -> str | None:
     """A note if an option transforms inputs, which a prediction ignores; else None."""
     options = (option for choices in request.options.values() for option in choices if option is not None)
-    compressors = dict.fromkeys(option.compressor for option in options if treatments.resolve(option).transforms_inputs)
+    transforming = (option for option in options if treatments.resolve(option).transforms_inputs is True)
+    compressors = dict.fromkeys(option.compressor for option in transforming)
     if request.measured or not compressors:
         return None
     return (

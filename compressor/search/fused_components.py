@@ -37,6 +37,7 @@ from compressor.contracts import (
     Treatment,
     ValuesRequest,
 )
+from compressor.contracts.declarations import read_file_limit
 from compressor.sensitivity.shrinkage import combine
 
 T = TypeVar("T")
@@ -154,7 +155,7 @@ def open_dialogue(schedule: Schedule, problem: Problem, oracle: Oracle, fuses: b
     With `fuses`, components that servers load as one are fused. For a schedule that limits the size of files, the parts
     of each matrix are fused. For a schedule that repeats earlier decisions, nothing is fused.
     """
-    if schedule.repeats or not (fuses or schedule.limits_files()):
+    if schedule.repeats or not (fuses or read_file_limit(schedule)):
         return Dialogue(schedule, problem), oracle
     fusion = fuse(problem.components, name_unit if fuses else name_matrix)
     return Dialogue(schedule, fusion.fuse_problem(problem)), FusedOracle(oracle, fusion)
@@ -190,11 +191,13 @@ def join_offers(members: Sequence[Component], offers: Sequence[Offer]) -> Offer:
 
 
 def intersect(one: Offer, other: Offer) -> Offer:
-    """The amounts that both offer."""
+    """The amounts that both offer; only 0 if there are none."""
     if one.is_range and other.is_range:
-        return Offer(low=max(one.low, other.low), high=min(one.high, other.high), by_row=one.by_row and other.by_row)
+        low, high = max(one.low, other.low), min(one.high, other.high)
+        return Offer(low=low, high=high, by_row=one.by_row and other.by_row) if low <= high else Offer(high=0.0)
     fixed, wide = (other, one) if one.is_range else (one, other)
-    return Offer(levels=tuple(level for level in fixed.levels if wide.contains(level)))
+    levels = tuple(level for level in fixed.levels if wide.contains(level))
+    return Offer(levels=levels) if levels else Offer(high=0.0)
 
 
 def split_rows(treatment: Treatment, members: Sequence[Component]) -> list[Treatment]:

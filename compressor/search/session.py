@@ -74,7 +74,7 @@ class Session:
     def begin(self, schedule: Schedule) -> tuple[Dialogue, Oracle]:
         """A dialogue with a schedule, which checks its options at once, and the oracle that answers it."""
         self.treatments.find_needs(self.treatments.configured)
-        if any(compressor.transforms_inputs for compressor in self.treatments.configured.values()):
+        if any(compressor.transforms_inputs is True for compressor in self.treatments.configured.values()):
             self.model.check_transformable(self.model.weight_views)
         return open_dialogue(schedule, self.problem, self, self.fuses)
 
@@ -84,7 +84,7 @@ class Session:
         for _ in dialogue.converse(oracle):
             self.scorer.answers.pause()
         if not self.rounds.records:
-            raise ConfigError("the schedule kept no plan; check its options")
+            raise ConfigError(f"{dialogue.owner} kept no plan; check its options")
 
     def score(self, request: ScoreRequest) -> tuple[Scores, ...]:
         self._calibrate(*request.trials)

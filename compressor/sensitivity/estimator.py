@@ -23,8 +23,10 @@ from torch import Tensor
 from compressor.compression.apply import Treatments, make_replacement, read_untreated
 from compressor.compression.reached import find_reached
 from compressor.contracts import EstimableMetric, Estimate, EstimateRequest, Readout, Treatment
+from compressor.contracts.guard import name_plugin
 from compressor.data.reference import Reference
-from compressor.errors import ModelError
+from compressor.errors import ModelError, PluginError
+from compressor.evaluation.batches import check_unchanged
 from compressor.models import Model
 from compressor.sensitivity.gradients import LayerwiseGradients
 
@@ -105,9 +107,30 @@ class GradientEstimator:
 
         def scalar(logits: Tensor) -> Tensor:
             name, reads = self.objective.name, self.objective.reads
-            return read(Readout(logits, base.tokens).restricted(reads, name), base.restricted(reads, name))
+            views = Readout(logits, base.tokens).restricted(reads, name), base.restricted(reads, name)
+            found = read(*views)
+            check_unchanged(self.objective, views)
+            check_scalars(self.objective, found, logits)
+            return found
 
         gradients.run_backward(rows[:, :-1], self.reference.continuation_tokens, scalar, projections.add)
+
+
+def check_scalars(metric: EstimableMetric, found: object, logits: Tensor) -> None:
+    """Raise PluginError unless `found` has a finite number for each sequence, with a gradient to the logits."""
+    owner, needed = name_plugin(metric), f"a float tensor [{len(logits)}]"
+    if not isinstance(found, Tensor):
+        raise PluginError(f"{owner} gave {type(found).__name__} as what to differentiate; {needed} is needed")
+    is_dense = found.layout is torch.strided and found.device == logits.device
+    if found.shape != (len(logits),) or not found.is_floating_point() or not is_dense:
+        raise PluginError(
+            f"{owner} gave {tuple(found.shape)} {found.dtype}, {found.layout}, on {found.device} as what to "
+            f"differentiate; {needed} on {logits.device} is needed"
+        )
+    if not found.requires_grad:
+        raise PluginError(f"{owner} gave values without a gradient; they must be differentiable in the logits")
+    if not found.isfinite().all() and logits.isfinite().all():
+        raise PluginError(f"{owner} gave NaN or infinity to differentiate, on finite logits; mend the metric")
 
 
 def count_backward_passes(request: EstimateRequest, is_base: bool) -> int:

@@ -24,6 +24,7 @@ from compressor.contracts import InputTransform
 from compressor.models import Model
 from compressor.models.architectures import is_linear, weight_gradient
 from compressor.models.components import find_layers
+from compressor.models.input_transforms import transform_inputs
 from compressor.models.patching import patched
 from compressor.models.weight_views import WeightView
 
@@ -128,7 +129,9 @@ class LayerwiseGradients:
             for start in range(0, count, step):
                 rows = slice(start, min(count, start + step))
                 for input_transform, parts in self._group_by_transform(weight_views):
-                    transformed = x[rows] if input_transform is None else input_transform(x[rows])
+                    name, transformed = parts[0].component.name, x[rows]
+                    if input_transform is not None:
+                        transformed = transform_inputs(transformed, input_transform, name)
                     self._visit_parts(parts, rows, weight_gradient(weight_views[0].owner, transformed, d[rows]), visit)
 
         def capture(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The main job end to end on the embedded model: what it leaves behind, and that every number can be checked."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -9,10 +10,14 @@ import pytest
 import safetensors.torch
 import torch
 
+from compressor.artifacts.run_folder import read_status
 from compressor.commands import cost
+from compressor.commands.main import Failures
+from compressor.commands.terminal import Terminal
 from compressor.contracts import Compressor
 from compressor.errors import CompressorError
 from compressor.models import load_model
+from compressor.plugins import installed
 from compressor.settings import (
     ComponentSettings,
     DType,
@@ -221,3 +226,29 @@ def test_a_finished_run_is_not_overwritten(finished: Path) -> None:
     with pytest.raises(CompressorError, match="already holds a finished run"):
         run(finished, make_settings(Uniform()))
     assert (finished / "report.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ValueError("lost"), 70, "a bug of compressor, ValueError: lost; please report it"),
+        (CompressorError("for the user"), 1, "for the user"),
+        (MemoryError(), 1, "compressor `magnitude` of compressor .* failed in `compress_each`.*: MemoryError"),
+    ],
+)
+def test_a_bug_of_a_built_in_plugin_is_one_of_ours(
+    error: Exception, status: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    installed()
+    monkeypatch.setattr("compressor_plugins.pruning.magnitude.lowest_of_matrix_each", fail)
+    said: list[str] = []
+    terminal = Terminal()
+    monkeypatch.setattr(terminal, "fail", said.append)
+    failures = Failures(terminal)
+    with failures.caught(tmp_path):
+        run(tmp_path / "run", make_settings(Uniform(targets=[0.5])))
+    assert failures.status == status and re.search(f"^{message}", said[0]), said
+    assert read_status(tmp_path / "run")["status"] == "failed"

@@ -1,5 +1,6 @@
 """Plans become weights: options resolved, mistakes named, plugins kept in check."""
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from compressor.compression.apply import Treatments, is_finite
-from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, Treatment
+from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, QuantizedMatrix, Treatment
 from compressor.errors import ConfigError, PlanError, PluginError
 from compressor.models import Model, load_model
 from compressor.plugins import installed
@@ -133,6 +134,12 @@ class Weight(CompressedWeight):
         return self.size  # type: ignore[return-value] # some of them are wrong
 
 
+class Transformed(Weight):
+    @property
+    def input_transform(self) -> Any:  # noqa: ANN401
+        return 5
+
+
 BROKEN_COMPRESSORS: dict[str, tuple[dict[str, Any], str]] = {
     "no weight": ({"compress": lambda self, w, a, c: w}, r"gave Tensor for .*; give a CompressedWeight"),
     "negative bits": ({"compress": lambda self, w, a, c: Weight(w, -5)}, "gave -5 as the `bits`"),
@@ -147,6 +154,15 @@ BROKEN_COMPRESSORS: dict[str, tuple[dict[str, Any], str]] = {
     "no offer": ({"offer": lambda self, component: None}, "`offer` of .* gave NoneType"),
     "offer out of range": ({"offer": lambda self, component: Offer(high=2.0)}, r"gave amounts \(0\.0, 2\.0\)"),
     "exits": ({"compress": lambda self, w, a, c: sys.exit(0)}, "failed in `compress` on .*: SystemExit: 0"),
+    "amounts fall": ({"offer": lambda self, component: Offer(low=0.5, high=0.25)}, r"\(0\.5, 0\.25\) for "),
+    "amounts twice": ({"offer": lambda self, component: Offer(levels=(0.5, 0.5))}, "they must be distinct, or a range"),
+    "amounts of NaN": ({"offer": lambda self, component: Offer(levels=(float("nan"),))}, r"gave amounts \(nan,\)"),
+    "amounts in a list": ({"offer": lambda self, component: Offer(levels=[0.5])}, "give a tuple and a bool"),  # type: ignore[arg-type]
+    "amounts of texts": ({"offer": lambda self, component: Offer(high="x")}, r"gave amounts \(0\.0, 'x'\)"),  # type: ignore[arg-type]
+    "transform": (
+        {"compress": lambda self, w, a, c: Transformed(w)},
+        "gave 5 as `input_transform` of",
+    ),
     "needs a list": ({"needs": ["hessian"]}, "`needs` of .* is ..hessian.*; give a frozenset of names"),
 }
 
@@ -162,12 +178,56 @@ def test_what_a_compressor_gives_is_checked(model: Model, case: str) -> None:
     assert str(caught.value).count("wild` of ") == 1 and "\n" not in str(caught.value)
 
 
+HALVES = "as many halves as weights"
+BENT_MATRICES: dict[str, tuple[dict[str, Any], str]] = {
+    "no bits": ({"integer_bits": 0}, "`integer_bits` is 0; integers have 1 to 8 bits"),
+    "many bits": ({"integer_bits": 64}, "`integer_bits` is 64"),
+    "bits of NaN": ({"integer_bits": float("nan")}, "`integer_bits` is nan"),
+    "group": ({"group": -1}, "`group` is -1; give a number of weights, or 0"),
+    "integers of another shape": (
+        {"integers": torch.zeros(2, 2, dtype=torch.int8)},
+        r"`integers` are \(2, 2\) torch.int8",
+    ),
+    "no integers": ({"integers": None}, "`integers` are of type NoneType"),
+    "floats": ({"integers": HALVES}, "`integers` are torch.float32; give int8"),
+    "scales of another shape": ({"scales": torch.ones(3, 3)}, r"`scales` are \(3, 3\) torch.float32; floats"),
+    "whole scales": (
+        {"scales": torch.ones(1, 1, dtype=torch.int8)},
+        r"`scales` are \(1, 1\) torch.int8; floats",
+    ),
+    "zeros of another shape": ({"zeros": torch.zeros(3, 3)}, r"`zeros` are \(3, 3\)"),
+    "rounding": ({"input_rounding": "int8"}, "`input_rounding` is 'int8'; give a TokenRounding or None"),
+}
+
+
+@pytest.mark.parametrize("case", BENT_MATRICES)
+def test_a_quantized_matrix_of_another_form_is_one_line(model: Model, case: str) -> None:
+    fields, message = BENT_MATRICES[case]
+
+    class Bent(Weight):
+        @property
+        def quantized(self) -> QuantizedMatrix:
+            bent = fields
+            if bent.get("integers") is HALVES:
+                bent = {"integers": torch.full(self.weight.shape, 0.5)}
+            whole = QuantizedMatrix(self.weight.char(), torch.ones(len(self.weight), 1), 8, 0, self.weight.dtype)
+            return dataclasses.replace(whole, **bent)
+
+    plugin = broken(Wild, compress=lambda self, w, a, c: Bent(w))
+    with pytest.raises(PluginError, match=f"gave a `quantized` of .* whose {message}"):
+        make_treatments(plugin).compress(model, {next(iter(model.components)): Treatment("wild", 0.5)})
+
+
 @pytest.mark.parametrize(
     ("give", "message"),
     [
         (lambda weight: weight[:1], r"`importance` of compressor `wild` .* is \(1, "),
         (lambda weight: weight * float("nan"), "holds NaN"),
         (lambda weight: 5, "is int for"),
+        (lambda weight: weight.to("meta"), "on meta for .*; real, dense numbers on cpu are needed"),
+        (lambda weight: weight.to_sparse(), "sparse_coo, on cpu"),
+        (lambda weight: weight.to(torch.complex64), "is torch.complex64"),
+        (lambda weight: weight.zero_(), "changed the weight or the calibration data"),
     ],
 )
 def test_importance_is_checked(model: Model, give: Callable[[torch.Tensor], Any], message: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from compressor.commands.stopping import Stopped
 from compressor.contracts import Better, Component, Compressor, Context, KeepRequest, Offer, Problem, Schedule, Search
+from compressor.contracts.guard import name_plugin
 from compressor.errors import ConfigError, PluginError
 from compressor.registry import Registry
 from compressor.testing.problems import make_problem
@@ -176,3 +177,39 @@ def test_a_search_that_is_left_is_closed() -> None:
     next(search)
     search.close()
     assert plugin.closed
+
+
+@pytest.mark.parametrize("error", [ValueError("lost"), KeyError()])
+def test_a_bug_of_a_plugin_of_ours_stays_a_bug(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Failing, "__module__", "compressor.failing")
+    with pytest.raises(type(error)) as caught:
+        Failing(error).offer(COMPONENT)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), MemoryError()])
+def test_what_is_no_bug_of_a_plugin_of_ours_is_one_line(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Failing, "__module__", "compressor.failing")
+    with pytest.raises(PluginError, match="failed in `offer`"):
+        Failing(error).offer(COMPONENT)
+
+
+def test_an_error_that_cannot_be_shown_is_one_line() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    with pytest.raises(PluginError, match=r"failed in `offer` on .*: Mute \("):
+        Failing(Mute()).offer(COMPONENT)
+    with pytest.raises(PluginError) as caught:
+        Failing(ValueError("x" * 10**6)).offer(COMPONENT)
+    assert len(str(caught.value)) < 2000
+
+
+def add(number: int, other: int) -> int:
+    return number + other
+
+
+@pytest.mark.parametrize("plugin", [add, functools.partial(add, 1), functools.partial(functools.partial(add), 1)])
+def test_functions_are_named(plugin: object) -> None:
+    assert name_plugin(plugin) == f"function `{__name__}.add`"

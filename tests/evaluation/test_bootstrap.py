@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compressor.contracts import Metric
 from compressor.errors import PluginError
-from compressor.evaluation.bootstrap import aggregate_each, compare_paired, summarize
+from compressor.evaluation.bootstrap import aggregate, aggregate_each, compare_paired, summarize
 from compressor_plugins.metrics.divergent_perplexity import DivergentPerplexity
 from compressor_plugins.metrics.fdtm import Fdtm
+from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.perplexity import Perplexity
 from tests.support.broken_plugins import broken
 
@@ -94,3 +96,15 @@ def test_an_aggregate_that_is_no_number_is_refused(give: Callable[[Any], Any], m
     metric = broken(Fdtm, aggregate=lambda self, values: give(values))
     with pytest.raises(PluginError, match=f"metric `fdtm` of .*{message}"):
         summarize(metric, np.ones((3, 2)))
+
+
+def test_an_aggregate_cannot_change_the_values() -> None:
+    def rank(self: Metric, values: Any) -> Any:  # noqa: ANN401
+        values.sort(axis=-2)
+        return values[..., 0, 0]
+
+    values = np.random.default_rng(0).normal(size=(5, 1))
+    before = values.copy()
+    with pytest.raises(PluginError, match=r"failed in `aggregate`: ValueError: .*read-only"):
+        aggregate(broken(Kl, aggregate=rank), values)
+    assert (values == before).all() and values.flags.writeable

@@ -1,10 +1,12 @@
 """Inputs that are treated: in every product of their component, in no other, and as long as the weight is there."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from compressor.compression.calibration import gather
 from compressor.contracts import Plan, TokenRounding, Treatment
-from compressor.errors import PlanError
+from compressor.errors import PlanError, PluginError
 from compressor.models import Model, Replacement, load_model
 from compressor.models.architectures import is_linear
 from compressor.settings import ComponentSettings, DType, ModelSettings, SweepMode
@@ -337,3 +339,30 @@ def test_tokens_are_rounded_as_the_reader_of_packed_models_rounds_them(dtype: to
         expected = lifecycle.fake_quantize(inputs, scales, zeros, args)
         assert torch.equal(TokenRounding(bits)(inputs), expected)
         assert len(expected[2, 2].unique()) > 4
+
+
+def fail(inputs: Tensor) -> Tensor:
+    raise SystemExit(0)
+
+
+BROKEN_TRANSFORMS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "exit": (fail, f"^function `{__name__}.fail` failed in `input_transform` on {{name}}: SystemExit: 0"),
+    "nothing": (lambda inputs: None, "gave NoneType; a tensor"),
+    "shape": (lambda inputs: inputs[..., :-1], r"the inputs are \(2, 6, \d+\) torch.float32"),
+    "dtype": (lambda inputs: inputs.half(), "torch.float16, torch.strided, on cpu; the inputs are"),
+    "device": (lambda inputs: inputs.to("meta"), "on meta; the inputs are"),
+    "layout": (lambda inputs: inputs.to_sparse(), "torch.sparse_coo, on cpu; the inputs are"),
+    "in place": (lambda inputs: inputs.mul_(2), "changed its inputs, which other components read too; work on a copy"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_TRANSFORMS)
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_a_broken_transform_is_one_line_and_leaves_the_model(case: str, family: str, tmp_path: Path) -> None:
+    model = load(family, tmp_path)
+    name, before = list_treatable(model)[0], snapshot(model)
+    transform, message = BROKEN_TRANSFORMS[case]
+    with pytest.raises(PluginError, match=message.format(name=re.escape(name))) as caught:
+        say(model, {name: Replacement(model.read(name), transform)}, torch.ones(2, 6, dtype=torch.long))
+    assert str(caught.value).isprintable() and name in str(caught.value)
+    assert is_unchanged(model, before) and not model.input_transforms

@@ -7,7 +7,6 @@ import pytest
 
 from compressor.contracts import (
     Better,
-    CountRequest,
     KeepRequest,
     Plan,
     Problem,
@@ -25,19 +24,9 @@ def treat_all(problem: Problem, amount: float = 0.5, compressor: str = "prune") 
     return {component.name: Treatment(compressor, amount) for component in problem.components}
 
 
-def treat_rows(problem: Problem, compressor: str = "prune", more: int = 0) -> Plan:
-    """Half of everything, given row by row, for `more` rows than there are."""
-    return {c.name: Treatment(compressor, 0.5, rows=(0.5,) * (c.shape[0] + more)) for c in problem.components}
-
-
 REQUESTS: dict[str, tuple[str, Callable[[Problem], list[Any]]]] = {
-    "unknown_component": ("not a component", lambda p: [KeepRequest({"lm_head": Treatment("prune", 0.5)})]),
-    "unknown_metric": ("are asked for, configured are", lambda p: [ScoreRequest([{}], ("sdtm",))]),
-    "not_offered": ("offered are", lambda p: [KeepRequest(treat_all(p, 0.6, "round"))]),
-    "rows_not_offered": ("one amount per matrix", lambda p: [KeepRequest(treat_rows(p, "round"))]),
-    "too_few_rows": ("rows that do not exist", lambda p: [KeepRequest(treat_rows(p, more=-1))]),
+    "unknown_component": ("no component of the problem", lambda p: [KeepRequest({"lm_head": Treatment("prune", 0.5)})]),
     "gives_back": ("cumulative", lambda p: [KeepRequest(treat_all(p, 0.75)), KeepRequest(treat_all(p, 0.5))]),
-    "unsorted": ("sorted thresholds", lambda p: [CountRequest("prune", (0.5, 0.1))]),
     "endless": ("must come to an end", lambda p: [ScoreRequest([{}], ("kl",))] * 10),
 }
 

@@ -28,7 +28,7 @@ from compressor.contracts import (
 from compressor.errors import ConfigError
 from compressor.models import load_model
 from compressor.plugins import installed
-from compressor.search.fused_components import FusedOracle, fuse, name_unit, open_dialogue
+from compressor.search.fused_components import FusedOracle, fuse, intersect, name_unit, open_dialogue
 from compressor.settings import (
     ComponentSettings,
     DataSettings,
@@ -333,3 +333,15 @@ def test_a_budget_of_rows_runs_on_fused_components(tmp_path: Path) -> None:
     assert 0.4 <= record.rounds[0].amount < 0.4 + 1 / 32  # whole weights of rows of 32 and 48
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert len(plan) == 14 and all(treatment["rows"] for treatment in plan.values())
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Offer(levels=(0.25,)), Offer(levels=(0.5,))),
+        (Offer(high=0.25), Offer(levels=(0.5,))),
+        (Offer(high=0.25, by_row=True), Offer(low=0.5, by_row=True)),
+    ],
+)
+def test_offers_without_a_common_amount_leave_a_unit_unchanged(one: Offer, other: Offer) -> None:
+    assert intersect(one, other) == intersect(other, one) == Offer(high=0.0)

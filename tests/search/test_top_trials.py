@@ -29,7 +29,7 @@ from compressor.contracts import (
     Treatment,
     ValuesRequest,
 )
-from compressor.errors import ConfigError, PluginError
+from compressor.errors import ConfigError
 from compressor.evaluation.bootstrap import summarize
 from compressor.evaluation.evaluator import SequenceValues
 from compressor.plugins import installed
@@ -339,21 +339,6 @@ def test_the_screen_asks_for_each_treatment_once(folder: Path) -> None:
     asked = session.estimator.asked
     assert [[*options] for options in asked] == [["0", "1"], ["2"]]
     assert all(len(options) == 1 for found in asked for options in found.values())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"count": 0}, "`count` of a BestRequest must be at least 1, got 0; ask for one"),
-        ({"statistic": "p90"}, "`statistic` must be one of mean, min, p25, median, p75, max, got `p90`; ask"),
-        ({"bounds": [1.0]}, "`bounds` must have one for each of 2 trials, got 1; None is one"),
-    ],
-)
-def test_requests_that_make_no_sense(change: Mapping[str, Any], message: str, folder: Path) -> None:
-    session = make_session(folder, np.ones((2, 8)), APPROXIMATE)
-    with pytest.raises(PluginError, match=re.escape(message)) as caught:
-        session.top_trials.find(replace(BestRequest([plan_of(0), plan_of(1)], "fdtm", 1), **change))
-    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(

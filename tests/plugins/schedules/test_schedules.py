@@ -266,5 +266,7 @@ def test_what_is_not_a_request_is_refused(wrong: object) -> None:
         def search(self, problem: Problem) -> Search:
             yield wrong  # type: ignore[misc]
 
-    with pytest.raises(PluginError, match=f"schedule `uniform` yielded {wrong}, which is not a request; yield one of"):
+    with pytest.raises(
+        PluginError, match=f"^schedule `uniform` of .*Wrong yielded {wrong}, which is not a request; yield one of"
+    ):
         Dialogue(Wrong(), make_small_problem(["prune"], {"kl": Better.LOWER}))

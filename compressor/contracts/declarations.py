@@ -1,0 +1,102 @@
+"""Checks of what plugins declare about themselves: names, units, directions, texts. Torch-free, and before any work.
+
+Registered classes and objects made by hand are checked alike.
+"""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from compressor.contracts.compressor import Compressor
+from compressor.contracts.guard import name_plugin, show
+from compressor.contracts.metric import Metric, TextWindows
+from compressor.contracts.schedule import Schedule
+from compressor.contracts.types import Better, Reads
+from compressor.errors import PluginError
+
+
+def check_metric(metric: Metric) -> None:
+    """Raise PluginError for a metric with a field of the wrong type, or a text that cannot be read."""
+    require_kind(metric, "metric", Metric)
+    require_type(metric, "name", str)
+    require_type(metric, "reads", Reads)
+    require_type(metric, "better", Better)
+    for attribute in ("unit", "label"):
+        require_type(metric, attribute, str)
+        value: str = getattr(metric, attribute)
+        if value != " ".join(value.split()):
+            refuse(metric, attribute, value, "give one line of text without spaces around it")
+    read_text(metric)
+
+
+def read_text(metric: Metric) -> TextWindows | None:
+    """The text of a metric; raises PluginError for one that cannot be read."""
+    text = metric.text()
+    if text is None:
+        return None
+    if not isinstance(text, TextWindows):
+        refuse(metric, "text()", text, "give TextWindows, or None for the base's continuations")
+    if text.path is not None and (not isinstance(text.path, str) or not text.path):
+        refuse(metric, "text().path", text.path, "give the path of a file, or None for the text of the run")
+    for attribute, least in (("window", 2), ("stride", 1), ("tokens", 2)):
+        value = getattr(text, attribute)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            refuse(metric, f"text().{attribute}", value, f"a whole number of at least {least} or None is needed")
+    return text
+
+
+def check_compressor(compressor: Compressor) -> None:
+    """Raise PluginError for a compressor with a field of the wrong type."""
+    require_kind(compressor, "compressor", Compressor)
+    require_type(compressor, "name", str)
+    require_type(compressor, "transforms_inputs", bool)
+    require_type(compressor, "sequential", bool)
+
+
+def check_schedule(schedule: Schedule) -> None:
+    """Raise PluginError for a schedule with a field of the wrong type."""
+    require_kind(schedule, "schedule", Schedule)
+    require_type(schedule, "name", str)
+    require_type(schedule, "repeats", bool)
+    read_file_limit(schedule)
+    read_ranks(schedule)
+
+
+def read_file_limit(schedule: Schedule) -> bool:
+    """Whether the schedule limits the size of files; raises PluginError for another answer."""
+    found = schedule.limits_files()
+    if not isinstance(found, bool):
+        refuse(schedule, "limits_files()", found, "it must be True or False")
+    return found
+
+
+def read_ranks(schedule: Schedule) -> Sequence[str]:
+    """The metrics that the schedule needs; raises PluginError for what is no sequence of names."""
+    found = schedule.ranks_by()
+    is_sequence = isinstance(found, Sequence) and not isinstance(found, str)
+    if not is_sequence or not all(isinstance(name, str) for name in found):
+        refuse(schedule, "ranks_by()", found, "give a sequence of names of metrics")
+    return found
+
+
+def require_kind(plugin: object, word: str, contract: type) -> None:
+    """Raise PluginError for an object that does not derive from the contract."""
+    if not isinstance(plugin, contract):
+        raise PluginError(f"{show(plugin)} is no {word}; derive its class from {contract.__name__}")
+
+
+def require_type(plugin: object, attribute: str, kind: type) -> None:
+    """Raise PluginError for an attribute that is missing, or of another type."""
+    found = getattr(plugin, attribute, None)
+    if not isinstance(found, kind):
+        refuse(plugin, attribute, found, f"give a value of type {kind.__name__}")
+
+
+def refuse(plugin: object, attribute: str, value: object, rule: str) -> NoReturn:
+    raise PluginError(f"`{attribute}` of {name_plugin(plugin)} is {show(value)}; {rule}")
+
+
+def summarize_class(cls: type) -> str:
+    """The first line of a class's docstring; empty if there is none."""
+    text = cls.__doc__
+    lines = text.strip().splitlines() if isinstance(text, str) else []
+    return lines[0].strip() if lines else ""
