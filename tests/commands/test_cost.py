@@ -153,7 +153,6 @@ COSTS = {
     "estimate at a plan": (EstimateRequest({NAMES[0]: [None]}, "kl", FIRST, 4, 8), 0, 4.0),
     "measured": (EstimateRequest({NAMES[0]: [None]}, "kl", measured=True), 2, 2.0),
     "sizes": (SizeRequest({NAMES[0]: [None]}), 0, 0.0),
-    "nothing": (ScoreRequest([], ("kl",)), 0, 0.0),
 }
 
 

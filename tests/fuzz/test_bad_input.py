@@ -197,7 +197,10 @@ def test_aliases_in_hydras_record_do_not_grow(tmp_path: Path) -> None:
         (["-m", "seed=glob(*)"], "`seed=glob(*)` names no value; give at least one"),
         (["seed=\n"], "cannot read `seed= `: LexerNoViableAltException: seed=; check its quotes and brackets"),
         (["~schedule"], "`schedule` is needed and not given; add schedule=…"),
-        (["hydra.run.dir=${x}"], "Interpolation key 'x' not found"),
+        (
+            ["hydra.run.dir=${x}"],
+            "`hydra.run.dir`: Interpolation key 'x' not found; give a folder without ${…}, or escape it by \\${",
+        ),
         (
             ["seed=" + "[" * 60],
             f"`seed={'[' * 55}…` has 60 brackets inside one another, at most 50 are read; close them",
