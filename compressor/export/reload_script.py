@@ -14,15 +14,28 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 FULL = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-SCARCE = ("allocate memory", "not enough memory", "out of memory", "no space left", "quota exceeded", "file too large")
+SCARCE = (
+    "allocate memory",
+    "not enough memory",
+    "out of memory",
+    "no space left",
+    "quota exceeded",
+    "file too large",
+    "bad_alloc",
+    "start new thread",
+)
 """Texts of errors that torch and safetensors raise without an error number."""
 
 
-def is_of_model(error: BaseException) -> bool:
-    """False where memory or disk space ran out."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", None) in FULL:
-        return False
-    return not any(words in str(error).lower() for words in SCARCE)
+def is_of_model(error: BaseException | None) -> bool:
+    """False where memory or disk space ran out, for this error or one that led to it."""
+    while error is not None:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", None) in FULL:
+            return False
+        if any(words in str(error).lower() for words in SCARCE):
+            return False
+        error = error.__cause__ or error.__context__
+    return True
 
 
 def main(saved: Path, exchange: Path) -> None:

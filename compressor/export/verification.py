@@ -82,8 +82,11 @@ def compare(
         "trust_remote_code": trust_remote_code,
     }
     reloaded = compute_logits(exported.path, chosen, request)
-    with model.input_transforms.only(exported.treated):
-        scored = model.logits(chosen, chosen.shape[1]).cpu()
+    try:
+        with model.input_transforms.only(exported.treated):
+            scored = model.logits(chosen, chosen.shape[1]).cpu()
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise CannotVerify("there is no memory for the scored logits") from error
     if reloaded.shape != scored.shape:
         raise reject(exported.path, f"has logits {list(reloaded.shape)}, not {list(scored.shape)}")
     found, wanted = (logits[:, prefix_tokens - 1 : -1].float() for logits in (reloaded, scored))
@@ -115,13 +118,14 @@ def choose_device(model: Model) -> torch.device | None:
 def compute_logits(saved: Path, tokens: Tensor, request: Mapping[str, Any]) -> Tensor:
     """`[sequence, position, vocabulary]`: the logits of the saved model in a new process.
 
-    Raises OutputError if transformers refuses the model, CannotVerify if the process failed for another reason.
+    Raises OutputError if transformers refuses the model, CannotVerify if the process failed for another reason. Tokens
+    and logits are exchanged beside the model: its disk has room, while the system's temporary folder may be memory.
     """
     # -P: modules of this package must not shadow packages with the same names.
     command = [sys.executable, "-P", str(SCRIPT), str(saved)]
     environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
     try:
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory(prefix=".logits.", suffix=".tmp", dir=saved.parent) as scratch:
             exchange = Path(scratch)
             (exchange / "request.json").write_text(json.dumps(request))
             save_file({"tokens": tokens.cpu().contiguous()}, exchange / "tokens.safetensors")

@@ -82,7 +82,7 @@ def test_it_is_tried_once_more_with_one_sequence(tmp_path: Path, monkeypatch: py
 
 
 def test_no_room_for_what_is_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
+    def fail(**always: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(verification, "tempfile", SimpleNamespace(TemporaryDirectory=fail))
