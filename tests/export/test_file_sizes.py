@@ -137,11 +137,11 @@ def test_zero_points_that_can_be_loaded_are_counted(tmp_path: Path, monkeypatch:
     assert 0 <= found[True] - found[False] + wider - zeros <= 8 * 130  # and what a header says of the zero points
 
 
-@pytest.mark.parametrize(("family", "form"), [("gpt2", "auto"), ("mixtral", "auto"), ("llama", "dense")])
-def test_where_nothing_can_be_packed_no_budget_of_bytes_is_taken(family: str, form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["gpt2", "mixtral"])
+def test_where_nothing_can_be_packed_no_budget_of_bytes_is_taken(family: str, tmp_path: Path) -> None:
     base = save_checkpoint(family, tmp_path / "base", torch.bfloat16, with_tokenizer=True)
     with pytest.raises(ConfigError, match=r"`schedule.bytes` needs an export that packs weights, and it can pack no"):
-        run(tmp_path / "run", base, 10**6, [Int8()], form=form)
+        run(tmp_path / "run", base, 10**6, [Int8()])
 
 
 def test_without_the_package_nothing_can_be_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
