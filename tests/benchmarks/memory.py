@@ -58,10 +58,13 @@ def run_watched(command: list[str], minutes: float) -> tuple[int, list[tuple[flo
     process, is_stopped = psutil.Process(started.pid), False
     while started.poll() is None:
         try:
-            readings.append((time.monotonic() - began, read_memory(process)))
+            size = read_memory(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             break
-        if not is_stopped and readings[-1][0] > minutes * 60:
+        seconds = time.monotonic() - began
+        if size:  # a process that has ended has none
+            readings.append((seconds, size))
+        if not is_stopped and seconds > minutes * 60:
             started.send_signal(signal.SIGTERM)
             is_stopped = True
         time.sleep(SECONDS)
