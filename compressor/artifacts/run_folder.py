@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import socket
 import stat
@@ -20,6 +21,8 @@ from compressor.errors import OutputError
 MARK = ".compressor"
 """The file that says that a folder is ours. It holds the owner of the lock."""
 STATUS = "status.json"
+STATE = "state"
+"""The folder with the answers of a run that can go on."""
 RUNNING, INTERRUPTED, FAILED, DONE = "running", "interrupted", "failed", "done"
 FILES = (
     "report.html", "report.json", "plan.json", "rows.safetensors", "scores.jsonl", "sequences.jsonl",
@@ -210,9 +213,15 @@ def recorded_status(folder: Path, command: str) -> Iterator[None]:
 def working_in(folder: Path, command: str) -> Iterator[None]:
     """Everything a command does in its folder: hold it, clear it of a failed command's results, and keep status.json.
 
-    Raises OutputError, before anything is removed, for a folder that is not ours, is in use, or holds a finished run.
+    Raises OutputError, before anything is removed, for a folder that is not ours, is in use, or holds a run that is
+    finished or can go on.
     """
     check_folder(folder, ())
+    if (folder / STATE).is_dir():
+        raise OutputError(
+            f"{folder} holds an interrupted run; go on with it by compressor resume {shlex.quote(str(folder))}, or "
+            "choose another folder by hydra.run.dir=DIR"
+        )
     with held_folder(folder), recorded_status(folder, command):
         yield
 

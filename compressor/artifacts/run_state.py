@@ -12,9 +12,10 @@ from typing import Any
 
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.files import parse_json, read_regular, to_strict, write_json
+from compressor.artifacts.run_folder import STATE
 from compressor.errors import ConfigError, OutputError
 
-FOLDER, NAME, ANSWERS = "state", "run.json", "answers"
+FOLDER, NAME, ANSWERS = STATE, "run.json", "answers"
 NOT_COMPARED = ("resume", "tracking", "memory")
 """Groups of the configuration on which no result depends."""
 EVERYTHING = "all"

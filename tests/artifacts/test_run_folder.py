@@ -178,3 +178,16 @@ def test_only_marked_folders_are_cleared(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         clear_results(tmp_path)
     assert (tmp_path / "plan.json").exists()
+
+
+def test_another_command_does_not_destroy_a_run_that_can_go_on(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), working_in(tmp_path / "own", "compressor run"):
+        (tmp_path / "own" / "state" / "answers").mkdir(parents=True)
+        (tmp_path / "own" / "scores.jsonl").write_text("one\n")
+        raise ValueError
+    with (
+        pytest.raises(OutputError, match=r"holds an interrupted run; go on with it by compressor resume .*own"),
+        working_in(tmp_path / "own", "compressor forecast"),
+    ):
+        pytest.fail("the folder was taken")
+    assert (tmp_path / "own" / "scores.jsonl").read_text() == "one\n"
