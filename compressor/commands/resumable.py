@@ -36,15 +36,15 @@ def check_harmless(arguments: Sequence[str], trusted: Sequence[str], record: Pat
     if refused := [line for line in risky if line not in trusted]:
         folder = str(record.parents[1])
         raise OutputError(
-            f"`compressor resume` does not take {shlex.join(refused)} from {record}, because it can run code; if you "
-            f"trust it, give it again: {shlex.join(['compressor', 'resume', folder, *risky])}"
+            f"`compressor resume` does not take {shlex.join(refused)} from {record}, because it can run code or read the "
+            f"environment; if you trust it, give it again: {shlex.join(['compressor', 'resume', folder, *risky])}"
         )
 
 
 def may_run_code(override: Override) -> bool:
-    """Whether an override can name code to run: by a `_target_`, by Hydra's own settings, or by a model's folder."""
+    """Whether an override can run code, by a `_target_`, by Hydra's settings or a model's folder, or read a secret."""
     key, line = override.key_or_group, override.input_line or ""
-    if "_target_" in line:
+    if "_target_" in line or "${oc." in line:
         return True
     if key == TRUST:
         return bool(override.is_sweep_override() or override.value() is not False)

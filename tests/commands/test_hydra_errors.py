@@ -150,6 +150,7 @@ def record(folder: Path, arguments: object, key: object = "hydra.run.dir") -> Pa
         "++model.trust_remote_code=1",
         "model.trust_remote_code=true,false",
         "+anything._target_=os.system",
+        "tracking.project=${oc.env:HOME}",
     ],
 )
 def test_a_folder_of_somebody_else_cannot_run_code(refused: str, tmp_path: Path) -> None:

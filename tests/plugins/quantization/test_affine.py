@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -154,10 +154,21 @@ def test_clipping_finds_the_best_factor_of_the_grid() -> None:
     assert FACTORS[0] == 1 and FACTORS[-1] == 0.5 and len(FACTORS) == 21
 
 
+def lies_halfway(weight: Tensor, group: int) -> bool:
+    """Whether a zero point is a tie: rounding errors then decide on which side the ends of the range come to lie."""
+    for part in weight.split(group, dim=1):
+        low, high = part.amin(1).clamp(max=0), part.amax(1).clamp(min=0)
+        if ((15 * low / (low - high) % 1 - 0.5).abs() < 1e-4).any():
+            return True
+    return False
+
+
 @given(matrices([torch.float64]), groups)
+@example(torch.tensor([[1.0, -0.9]], dtype=torch.float64), 2)
 @examples
 def test_what_lies_on_the_grid_stays(weight: Tensor, group: int) -> None:
     """Quantizing again changes nothing but last bits: the ends of a range come to lie on the ends of the grid."""
+    assume(not lies_halfway(weight, group))
     once = quantize(Int4(group, symmetric=False), weight).dense()
     again = quantize(Int4(group, symmetric=False), once).dense()
     assert (again - once).abs().max() <= 1e-5 * once.abs().max()
