@@ -36,8 +36,8 @@ def check_harmless(arguments: Sequence[str], trusted: Sequence[str], record: Pat
     if refused := [line for line in risky if line not in trusted]:
         folder = str(record.parents[1])
         raise OutputError(
-            f"`compressor resume` does not take {shlex.join(refused)} from {record}, because it can run code or read the "
-            f"environment; if you trust it, give it again: {shlex.join(['compressor', 'resume', folder, *risky])}"
+            f"`compressor resume` does not take {shlex.join(refused)} from {record}, because it can run code or read "
+            f"the environment; if you trust it, give it again: {shlex.join(['compressor', 'resume', folder, *risky])}"
         )
 
 
