@@ -161,7 +161,7 @@ def broken_requests(draw: st.DrawFn) -> tuple[str, Classes]:
     return f"request {number}, field {place}: {value}", {**WHOLE, FuzzedSchedule: dataclasses.dataclass(Fuzzed)}
 
 
-@pytest.mark.parametrize("examples", [60, pytest.param(800, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("examples", [50, pytest.param(800, marks=pytest.mark.nightly)])
 def test_a_broken_promise_is_one_line(examples: int, bench: Bench) -> None:
     @settings(max_examples=examples, deadline=None, database=None, derandomize=examples < 100, phases=[Phase.generate])
     @given(broken=broken_members() | broken_members() | broken_requests())
