@@ -8,6 +8,7 @@ from contextlib import suppress
 from compressor.errors import ConfigError, suggest
 
 AUTO, DENSE, COMPRESSED_TENSORS = "auto", "dense", "compressed-tensors"
+"""`dense` saves all weights in floating point, zeros and rounded values too; `auto` packs what it can."""
 FORMATS = (AUTO, DENSE, COMPRESSED_TENSORS)
 OLDEST = (0, 20)
 """The oldest supported version of the package compressed-tensors."""

@@ -108,7 +108,7 @@ def read_memory(device: torch.device) -> Memory | None:
         return Memory(torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device), available)
     try:
         used, free = psutil.Process().memory_info().rss, psutil.virtual_memory().available
-    except (psutil.Error, OSError, NotImplementedError):
+    except (psutil.Error, OSError, NotImplementedError):  # the last on systems that psutil does not know
         return None
     return Memory(used, max(used, read_peak()), min([used + free, *read_limits()]))
 

@@ -154,9 +154,9 @@ class FileRecord:
 
 @dataclass
 class ExportRecord:
-    """The saved model: its format, and how many components are packed; None means that no check was wanted.
+    """The saved model: its format, and how many components are packed.
 
-    `gguf` is model.gguf, if there is one.
+    `verification` is None if no check was wanted. `gguf` is model.gguf, if there is one.
     """
 
     format: str

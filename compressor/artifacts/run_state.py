@@ -15,7 +15,7 @@ from compressor.artifacts.files import parse_json, read_regular, to_strict, writ
 from compressor.artifacts.run_folder import STATE
 from compressor.errors import ConfigError, OutputError
 
-FOLDER, NAME, ANSWERS = STATE, "run.json", "answers"
+NAME, ANSWERS = "run.json", "answers"
 NOT_COMPARED = ("resume", "tracking", "memory")
 """Groups of the configuration on which no result depends."""
 EVERYTHING = "all"
@@ -65,7 +65,7 @@ def hash_content(content: object) -> str:
 
 def read_state(run_folder: Path) -> RunState | None:
     """The state in the folder of a run; None if there is none. Raises OutputError for one that is damaged."""
-    path = run_folder / FOLDER / NAME
+    path = run_folder / STATE / NAME
     try:
         whole = parse_json(read_regular(path).decode("utf-8"))
         content = whole["content"]
@@ -95,7 +95,7 @@ def open_state(
 
     Raises ConfigError if the interrupted run has answers, and its configuration was another one.
     """
-    folder, plain, earlier = run_folder / FOLDER, to_strict(config), None
+    folder, plain, earlier = run_folder / STATE, to_strict(config), None
     with suppress(OutputError):  # a damaged state is of no use to this run
         earlier = read_state(run_folder)
     answers.folder = folder / ANSWERS

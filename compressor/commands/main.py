@@ -126,6 +126,11 @@ def read_arguments(folder: Path, trusted: Sequence[str] = ()) -> list[str]:
     return add_overrides(arguments, after=[f"{key}={quote(str(folder))}"])
 
 
+def shows_whole() -> bool:
+    """Whether tracebacks are shown: --debug, or Hydra's own variable."""
+    return os.environ.get(FULL_ERROR, "0") not in ("", "0")
+
+
 @dataclass
 class Failures:
     """Shows the failures of jobs, and keeps the exit status: that of a bug if there is any.
@@ -135,7 +140,7 @@ class Failures:
 
     terminal: Terminal
     status: int = 0
-    shows_whole: bool = field(default_factory=lambda: shows_whole())
+    shows_whole: bool = field(default_factory=shows_whole)
 
     @contextmanager
     def caught(self, folder: Path, prefix: str = "") -> Iterator[None]:
@@ -157,11 +162,6 @@ def describe_bug(error: Exception, place: Path | None = None) -> str:
     """One line that asks for a report."""
     where = f"the traceback is in {place}" if place else "--debug shows the traceback"
     return f"a bug of compressor, {type(error).__name__}: {str(error) or 'no message'}; please report it: {where}"
-
-
-def shows_whole() -> bool:
-    """Whether tracebacks are shown: --debug, or Hydra's own variable."""
-    return os.environ.get(FULL_ERROR, "0") not in ("", "0")
 
 
 def remember(place: "Place", arguments: Sequence[str]) -> None:

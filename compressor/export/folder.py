@@ -24,7 +24,6 @@ from compressor.models.checkpoint import find_companions, shorten_reason
 from compressor.models.loading import quiet_loading
 from compressor.models.stored_tensors import NEXT_TOKENS
 
-"""The format with all weights in floating point, including zeros and rounded values."""
 ROWS_PATH = f"compression/{ROWS_FILE}"
 """In its own folder, because some readers take every *.safetensors beside config.json for weights."""
 GENERATION = "generation_config.json"

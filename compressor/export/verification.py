@@ -65,7 +65,7 @@ def verify(
 
 
 def list_attempts(model: Model, count: int) -> Iterator[tuple[torch.device, int]]:
-    """Devices and numbers of sequences: with all of them, then with one on the CPU. None where there is no memory."""
+    """The device and the number of sequences of each attempt; there is no attempt without memory for a second copy."""
     if (device := choose_device(model)) is not None:
         yield device, count
         yield torch.device("cpu"), 1

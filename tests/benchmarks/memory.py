@@ -27,6 +27,7 @@ SECONDS = 2.0
 """Between two readings of the memory."""
 LATE = 1800.0
 """Seconds at the end to which the slope belongs."""
+WINDOW = 120.0
 STEADY = 1.0
 """The largest slope in percent per hour that counts as steady."""
 STOPPED = 128 + signal.SIGTERM
@@ -71,12 +72,24 @@ def run_watched(command: list[str], minutes: float) -> tuple[int, list[tuple[flo
     return started.wait(), readings
 
 
+def choose_late(readings: list[tuple[float, int]]) -> list[tuple[float, int]]:
+    """The readings of the last 30 minutes."""
+    return [reading for reading in readings if reading[0] > readings[-1][0] - LATE]
+
+
+def choose_lowest(readings: list[tuple[float, int]]) -> list[tuple[float, int]]:
+    """The lowest reading in every two minutes, because single batches come and go."""
+    lowest: dict[int, tuple[float, int]] = {}
+    for seconds, size in readings:
+        window = int(seconds // WINDOW)
+        lowest[window] = min(lowest.get(window, (seconds, size)), (seconds, size), key=lambda reading: reading[1])
+    return [*lowest.values()]
+
+
 def find_slope(readings: list[tuple[float, int]]) -> float:
-    """The slope of a line fitted to the last 30 minutes, in percent of their mean per hour."""
+    """The slope of a line through the readings, in percent of their mean per hour."""
     times, sizes = np.array(readings).T
-    late = times > times[-1] - LATE
-    slope = np.polyfit(times[late], sizes[late], 1)[0]
-    return float(slope / sizes[late].mean() * 3600 * 100)
+    return float(np.polyfit(times, sizes, 1)[0] / sizes.mean() * 3600 * 100)
 
 
 def measure_schedule(schedule: str, model: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -86,13 +99,18 @@ def measure_schedule(schedule: str, model: Path, folder: Path, options: argparse
     command += [f"hydra.run.dir={folder / schedule}", *options.overrides]
     status, readings = run_watched(command, options.minutes)
     (folder / f"{schedule}.json").write_text(json.dumps(readings))
+    late = choose_late(readings)
+    sizes = [size / 2**20 for _, size in late]
     return {
         "schedule": schedule,
         "exit status": status,
         "minutes": readings[-1][0] / 60,
         "peak MiB": max(size for _, size in readings) / 2**20,
-        "last MiB": readings[-1][1] / 2**20,
-        "slope %/h": (slope := find_slope(readings)),
+        "lowest MiB": min(sizes),
+        "median MiB": float(np.median(sizes)),
+        "highest MiB": max(sizes),
+        "slope %/h": (slope := find_slope(late)),
+        "slope of the lowest %/h": find_slope(choose_lowest(late)),
         "passed": status in (0, STOPPED) and slope < STEADY,
     }
 
