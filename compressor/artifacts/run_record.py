@@ -12,6 +12,7 @@ from compressor.contracts import Metric, Score
 
 PACKAGES = "compressor torch transformers numpy pluggy hydra-core safetensors wandb compressed-tensors gguf"
 """Those that can change a result."""
+VERIFIED, NOT_VERIFIED = "verified", "not verified"
 
 
 @dataclass
@@ -132,6 +133,7 @@ class VerificationRecord:
     """The saved model compared with the scored one: `gap` is the largest difference of a logit on proof `prefixes`.
 
     It is at most `tolerance`; 0 means equal bit for bit. `diverged` prefixes have another FDT, because of near ties.
+    The `state` is `verified` or `not verified`: the check could not be made, for this `reason`, and has no numbers.
     """
 
     prefixes: int
@@ -139,11 +141,13 @@ class VerificationRecord:
     tolerance: float
     diverged: int
     seconds: float
+    state: str = VERIFIED
+    reason: str = ""
 
 
 @dataclass
 class FileRecord:
-    """A file beside the saved model: its bytes, and how many components are packed; None means not verified."""
+    """A file beside the saved model: its bytes, and how many components are packed; None: no check was wanted."""
 
     bytes: int
     packed: int
@@ -152,7 +156,7 @@ class FileRecord:
 
 @dataclass
 class ExportRecord:
-    """The saved model: its format, and how many components are packed; None means not verified.
+    """The saved model: its format, and how many components are packed; None: no check was wanted.
 
     `gguf` is model.gguf, if there is one.
     """

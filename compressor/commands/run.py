@@ -15,6 +15,7 @@ from compressor.artifacts.files import append_json_line
 from compressor.artifacts.plan_file import write_plan
 from compressor.artifacts.run_folder import check_folder, held_folder, recorded_status
 from compressor.artifacts.run_record import (
+    NOT_VERIFIED,
     ExportRecord,
     FileRecord,
     MetricRecord,
@@ -208,7 +209,10 @@ class Run:
         return FileRecord(exported.bytes, len(exported.packed), self.verify(exported))
 
     def verify(self, exported: export.Exported) -> VerificationRecord | None:
-        """Load the saved model and compare, if `export.verify`; raises OutputError if it is not what was scored."""
+        """Load the saved model and compare, if `export.verify`; raises OutputError if it is not what was scored.
+
+        A check that could not be made is a warning: the run goes on, and the record says so.
+        """
         if not self.settings.export.verify:
             return None
         reference, trust = self.setup.evaluators[Prefixes.PROOF].reference, self.settings.model.trust_remote_code
@@ -218,7 +222,10 @@ class Run:
             lambda: export.verify(exported, self.setup.model, reference.tokens, reference.prefix_tokens, trust),
         )
         is_whole = not export.list_untransformed(self.setup.model, exported)
-        self.record.notes.append(export.tell(exported.title, verification, is_whole))
+        sentence = export.describe_verification(exported.title, verification, is_whole)
+        if verification.state == NOT_VERIFIED:
+            log.warning("%s", sentence)
+        self.record.notes.append(sentence)
         return verification
 
 

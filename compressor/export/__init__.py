@@ -18,7 +18,7 @@ from compressor.export.compressed_tensors import (
 from compressor.export.file_sizes import FileSizes
 from compressor.export.folder import DENSE, Exported, check_savable, holds_exactly, save_dense
 from compressor.export.packable_modules import NOT_INTEGERS, note_dense
-from compressor.export.verification import tell, verify
+from compressor.export.verification import describe_verification, verify
 from compressor.models import Model
 
 AUTO = "auto"
@@ -116,11 +116,11 @@ __all__ = [
     "check_format",
     "check_gguf",
     "check_savable",
+    "describe_verification",
     "holds_exactly",
     "list_untransformed",
     "save",
     "save_dense",
     "save_gguf",
-    "tell",
     "verify",
 ]

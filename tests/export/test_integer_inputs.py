@@ -160,7 +160,7 @@ def test_a_dense_run_says_that_its_inputs_are_not_shipped(tmp_path: Path) -> Non
 
 
 def test_an_unverified_half_is_not_called_the_scored_one() -> None:
-    told = export.tell("It", VerificationRecord(2, 1e-5, 0.002, 0, 3.0), is_whole=False)
+    told = export.describe_verification("It", VerificationRecord(2, 1e-5, 0.002, 0, 3.0), is_whole=False)
     assert "gives not the scored logits, but those of the scored weights, of 2 proof prefixes up to 1e-05" in told
 
 
