@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -18,6 +19,9 @@ from safetensors import SafetensorError
 from compressor.errors import OutputError
 
 MORE_SPACE = "free some space or choose another folder"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How the errors of safetensors and tokenizers name the number of a system error."""
 DEEPEST = 100
 """Levels of lists and objects in a JSON file. Files of this project have a tenth of them."""
 
@@ -194,9 +198,18 @@ def _explained(failure: str, fix: str) -> Iterator[None]:
     """Convert an error of the disk into one line for the user: what failed, the reason, and what helps."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        if not isinstance(error, OSError | SafetensorError) and not is_full_disk(error):
+            raise
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise OutputError(f"{failure}: {str(reason).splitlines()[0]}; {fix}") from error
+
+
+def is_full_disk(error: Exception) -> bool:
+    """Whether an error says that there is no room on a disk. Some libraries raise a plain Exception for that."""
+    found = SYSTEM_ERROR.search(str(error))
+    number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+    return number in NO_ROOM
 
 
 def _save_to_disk(path: Path, mode: int) -> None:

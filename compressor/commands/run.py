@@ -4,6 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from compressor.artifacts.run_record import (
     time_phase,
 )
 from compressor.artifacts.run_state import RunState, open_state
-from compressor.commands.cost import forecast_cost, sum_up
+from compressor.commands.cost import check_room, forecast_cost, sum_up
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.commands.stopping import Stopped, stop
 from compressor.compression.amounts import describe_components, describe_final
@@ -139,7 +140,9 @@ class Run:
         """Predict, show and record what the search will cost; raises ConfigError if the run does not fit."""
         copies = 1 + self.settings.export.gguf
         expected = forecast_cost(self.session, self.settings.schedule, self.folder, copies, self.seconds_per_pass)
-        if expected is not None:
+        if expected is None:
+            check_room(self.folder, copies * self.setup.model.stored_bytes)
+        else:
             self.record.expense = RunCostRecord(expected.cost)
             self.progress.say(f"expected cost of the search: {describe_expected_cost(self.record.expense.forecast)}")
             expected.check()
@@ -260,7 +263,8 @@ def execute(
                     tracker.log_final(record, heat_map_svg(record.components), folder)
             except Exception as error:
                 record.status, record.error = "failed", str(error) or type(error).__name__
-                write_report(record, folder)
+                with suppress(OutputError):  # a full disk; the first failure says more
+                    write_report(record, folder)
                 raise
             except Stopped as error:
                 error.folder = folder
