@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -219,7 +220,7 @@ def test_a_schedule_that_chokes_on_made_up_answers_runs(tmp_path: Path, caplog: 
     with caplog.at_level(logging.INFO, "compressor"):
         record = run(tmp_path, settings_of(Choking()))
     assert record.status == "done" and record.expense is None
-    assert "no forecast of cost: schedule `choking`: ZeroDivisionError: no spread" in caplog.text
+    assert re.search("no forecast of cost: schedule `choking`: .*ZeroDivisionError: no spread", caplog.text)
     assert json.loads((tmp_path / "report.json").read_text())["expense"] is None
 
 
