@@ -4,6 +4,7 @@ import enum
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from compressor.artifacts.files import (
     write_text,
 )
 from compressor.errors import OutputError
+from tests.support.interrupted_writes import KILLED, NEVER
+from tests.support.warm_processes import ROOT, run_project
 
 
 class Color(enum.Enum):
@@ -284,3 +287,53 @@ def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'{"a": \xff}')
     with pytest.raises(OutputError, match=r"^.*a.json is not valid JSON \(.*\); it was changed or cut off, run again$"):
         read_json(tmp_path / "a.json")
+
+
+REPLACING = """
+import sys
+from pathlib import Path
+from compressor.artifacts.files import replaced_folder
+from tests.support.interrupted_writes import kill_at
+folder, moment = Path(sys.argv[1]), int(sys.argv[2])
+count = kill_at(moment)
+with replaced_folder(folder) as partial:
+    (partial / "inner").mkdir()
+    (partial / "inner" / "a").write_text("new")
+    (partial / "b").write_text("new")
+print(count())
+"""
+OLD, NEW = {"inner/a": "old", "c": "old"}, {"inner/a": "new", "b": "new"}
+
+
+def replace_until(folder: Path, moment: int) -> tuple[int, str]:
+    """Replace the folder in a process that is killed at a moment; the exit status and the output."""
+    done = run_project([sys.executable, "-c", REPLACING, str(folder), str(moment)], ROOT)
+    assert done.returncode in (0, KILLED), done.stderr
+    return done.returncode, done.stdout
+
+
+def test_a_folder_that_is_replaced_is_never_lost(tmp_path: Path) -> None:
+    """The new one is complete before the old one is renamed, and that is removed last."""
+
+    def make(folder: Path) -> Path:
+        (folder / "inner").mkdir(parents=True)
+        for name, text in OLD.items():
+            (folder / name).write_text(text)
+        return folder
+
+    status, output = replace_until(make(tmp_path / "whole" / "model"), NEVER)
+    assert status == 0 and list_tree(tmp_path / "whole" / "model") == NEW
+    moments, found = int(output), []
+    for moment in range(moments):
+        folder = make(tmp_path / str(moment) / "model")
+        assert replace_until(folder, moment)[0] == KILLED
+        place = folder if folder.exists() else folder.with_name(".model.old")
+        content = list_tree(place)
+        assert content in (OLD, NEW), moment
+        found.append((place.name, content == NEW))
+        if place != folder:
+            assert list_tree(folder.with_name(".model.partial")) == NEW
+        assert replace_until(folder, NEVER)[0] == 0
+        assert list_tree(folder) == NEW and [path.name for path in folder.parent.iterdir()] == ["model"], moment
+    steps = list(dict.fromkeys(found))
+    assert steps == [("model", False), (".model.old", False), ("model", True)]

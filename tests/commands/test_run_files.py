@@ -1,14 +1,23 @@
 """The files of a run: equal runs write equal bytes, and every file has the permissions that the user's umask gives."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from compressor.artifacts.run_folder import FILES, FOLDERS, HYDRA, MARK, STATUS
+from compressor.commands import run as run_command
+from compressor.errors import OutputError
+from compressor.settings import ExportSettings, ModelSettings, ResumeSettings
+from compressor_plugins.pruning.magnitude import Magnitude
+from compressor_plugins.quantization.int8 import Int8
+from compressor_plugins.schedules.budget.budget import Budget, Granularity
+from compressor_plugins.schedules.uniform import Uniform
 from tests.support.command_line import call_fresh_command
 from tests.support.families import save_checkpoint
+from tests.support.runs import make_settings, run
 
 ARGUMENTS = (
     "run", "model=hf", "data.prefixes=2", "data.proof_prefixes=2", "data.prefix_tokens=4",
@@ -50,8 +59,6 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> TwoRuns:
                 folder, *ARGUMENTS, f"model.path={base}", PYTHONHASHSEED=str(number), OMP_NUM_THREADS="1", **environment
             )
             assert done.returncode == 0, done.stderr
-            again = call_fresh_command(folder, "resume", "run", **environment)
-            assert again.returncode == 0, again.stderr
         finally:
             os.umask(before)
     return found
@@ -81,3 +88,35 @@ def test_every_file_has_the_permissions_of_the_umask(two_runs: TwoRuns) -> None:
         }
         assert wrong == {}
         assert len(modes) > 20
+
+
+def test_every_file_of_a_run_is_known_to_what_clears_its_folder(two_runs: TwoRuns) -> None:
+    written = {path.name for path in (two_runs.folders[0] / "run").iterdir()}
+    assert written <= {*FILES, *FOLDERS, *HYDRA, MARK, STATUS, "state"}
+
+
+def test_nothing_of_a_failed_run_stays_beside_a_finished_one_of_another_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run writes a model of integers, model.gguf and amounts per row; the second writes none of these."""
+    base = ModelSettings(path=str(save_checkpoint("llama", tmp_path / "base", torch.bfloat16, with_tokenizer=True)))
+
+    def fail(*arguments: object) -> None:
+        raise OutputError("the last step failed")
+
+    for compressor, schedule in ((Int8(), Uniform()), (Magnitude(), Budget([0.5], granularity=Granularity.row))):
+        first = make_settings(schedule, compressor, model=base, export=ExportSettings(gguf=True, verify=False))
+        with monkeypatch.context() as patch, pytest.raises(OutputError, match="the last step failed"):
+            patch.setattr(run_command, "sum_up", fail)
+            run(tmp_path / "run", replace(first, resume=ResumeSettings(accept=["all"])))
+        assert (tmp_path / "run" / "model.gguf").is_file()
+    assert (tmp_path / "run" / "rows.safetensors").is_file()
+    for name in ("model-unverified.gguf", ".verification.abc.tmp"):
+        (tmp_path / "run" / name).touch()
+    second = make_settings(Uniform([0.3]), Magnitude(), model=base)
+    run(tmp_path / "run", replace(second, resume=ResumeSettings(accept=["all"])))
+    run(tmp_path / "fresh", second)
+    left, fresh = (sorted(read_files(tmp_path / name)) for name in ("run", "fresh"))
+    assert left == fresh
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("run", "fresh")]
+    assert weights[0] == weights[1]
