@@ -1,6 +1,7 @@
 """The files of a run: equal runs write equal bytes, and every file has the permissions that the user's umask gives."""
 
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.schedules.budget.budget import Budget, Granularity
 from compressor_plugins.schedules.uniform import Uniform
-from tests.support.command_line import call_fresh_command
+from tests.support.command_line import MAIN
 from tests.support.families import save_checkpoint
 from tests.support.runs import make_settings, run
+from tests.support.warm_processes import run_project
 
 ARGUMENTS = (
     "run", "model=hf", "data.prefixes=2", "data.proof_prefixes=2", "data.prefix_tokens=4",
@@ -50,17 +52,12 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> TwoRuns:
     place = tmp_path_factory.mktemp("runs")
     base = save_checkpoint("llama", place / "base", torch.bfloat16, with_tokenizer=True)
     found = TwoRuns((place / "0", place / "1"))
-    for number, (folder, umask) in enumerate(zip(found.folders, found.umasks, strict=True)):
-        before = os.umask(umask)
-        try:
-            folder.mkdir()
-            environment = {"COMPRESSOR_CACHE": str(folder / "cache"), "COMPRESSOR_CACHE_BYTES": "1000000"}
-            done = call_fresh_command(
-                folder, *ARGUMENTS, f"model.path={base}", PYTHONHASHSEED=str(number), OMP_NUM_THREADS="1", **environment
-            )
-            assert done.returncode == 0, done.stderr
-        finally:
-            os.umask(before)
+    for folder, umask in zip(found.folders, found.umasks, strict=True):
+        folder.mkdir()
+        command = [sys.executable, "-c", f"import os; os.umask({umask}); {MAIN}", *ARGUMENTS, f"model.path={base}"]
+        environment = {"COMPRESSOR_CACHE": str(folder / "cache"), "COMPRESSOR_CACHE_BYTES": "1000000"}
+        done = run_project(command, folder, os.environ | environment)
+        assert done.returncode == 0, done.stderr
     return found
 
 
