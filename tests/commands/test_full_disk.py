@@ -19,7 +19,7 @@ from compressor.commands.run import Run
 from compressor.data import reference
 from compressor.errors import CompressorError, ConfigError, OutputError
 from compressor.search.session import Session
-from compressor.settings import ExportSettings, ModelSettings, Settings
+from compressor.settings import ExportSettings, ModelSettings, Settings, TrackingMode, TrackingSettings
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.schedules.budget.budget import Budget
 from compressor_plugins.schedules.fdt_allocation import FdtAllocation
@@ -127,7 +127,7 @@ def test_model_gguf_does_not_fit(base: Path, disk: Path, monkeypatch: pytest.Mon
 
 
 def test_tensors_of_model_gguf_are_collected_beside_it(
-    base: Path, tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The system's folder for temporary files may be small."""
     fill(disk)
@@ -137,6 +137,7 @@ def test_tensors_of_model_gguf_are_collected_beside_it(
     settings = replace(settings, compressor={"int8": Int8()}, schedule=Uniform())
     assert run(tmp_path / "run", settings).status == "done"
     assert (tmp_path / "run" / "model.gguf").is_file()
+    assert "config and tokenizer could not be saved on trial: [Errno 28] No space left on device" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["references", "estimates"])
@@ -208,6 +209,16 @@ def test_wandb_and_the_log_on_a_full_disk_end_and_the_run_goes_on(base: Path, tm
     lines = [line for line in done.stderr.splitlines() if line]
     assert any("W&B" in line for line in lines) and any("compressor.log cannot be written" in line for line in lines)
     assert len(lines) <= 3 and not any("Traceback" in line for line in lines), lines
+
+
+def test_wandb_whose_disk_fills_up_later_ends_and_the_run_goes_on(
+    base: Path, tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_DIR", str(disk / "wandb"))
+    fill_before(monkeypatch, Session, "run", disk, 0)
+    settings = replace(make(base), tracking=TrackingSettings(mode=TrackingMode.offline))
+    assert run(tmp_path / "run", settings).status == "done"
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_status_that_cannot_be_written_hides_no_error(
