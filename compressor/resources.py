@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import re
-import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,11 +136,6 @@ def read_limits() -> list[int]:
         with suppress(OSError, ValueError):  # in version 2, "max" means no limit
             found.append(int(path.read_text(encoding="ascii")))
     return found
-
-
-def read_free_disk(folder: Path) -> int:
-    """Free bytes on the disk of `folder`."""
-    return shutil.disk_usage(folder).free
 
 
 def measure_folder(folder: Path) -> int:

@@ -125,4 +125,4 @@ def test_this_machine_has_memory_and_a_disk(tmp_path: Path) -> None:
     assert found is not None and 0 < found.used <= found.peak and found.used < found.available
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / "file").write_bytes(b"12345")
-    assert resources.measure_folder(tmp_path) == 5 and resources.read_free_disk(tmp_path) > 0
+    assert resources.measure_folder(tmp_path) == 5

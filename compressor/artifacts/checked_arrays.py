@@ -21,11 +21,13 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from compressor.artifacts.files import parse_json, sort_metadata, write_bytes
+from compressor.artifacts.files import parse_json, write_bytes
 from compressor.errors import OutputError
 
 log = logging.getLogger(__name__)
 FACTS, KEY, CHECKSUM = "facts", "key", "sha256"
+LENGTH, ALIGNMENT = 8, 8
+"""Bytes of the length of a safetensors header, and what a header is padded to."""
 LITTER_SECONDS = 3600.0
 
 Arrays = dict[str, NDArray[Any]]
@@ -44,9 +46,23 @@ def write_arrays(path: Path, key: str, arrays: Arrays, facts: Mapping[str, Any])
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     written = json.dumps(facts, sort_keys=True)
     metadata = {FACTS: written, KEY: key, CHECKSUM: compute_checksum(key, contiguous, written)}
-    content = sort_metadata(safetensors.numpy.save(contiguous, metadata))
+    content = serialize_arrays(contiguous, metadata)
     write_bytes(path, content)
     return len(content)
+
+
+def serialize_arrays(arrays: Arrays, metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file; equal arrays and metadata give equal bytes.
+
+    safetensors itself writes the metadata in an order that differs between processes. Here their keys are sorted.
+    """
+    content: bytes = safetensors.numpy.save(arrays, dict(metadata))
+    start = LENGTH + int.from_bytes(content[:LENGTH], "little")
+    header = json.loads(content[LENGTH:start])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    written = json.dumps(header, separators=(",", ":")).encode()
+    written += b" " * (-len(written) % ALIGNMENT)
+    return b"".join([len(written).to_bytes(LENGTH, "little"), written, memoryview(content)[start:]])
 
 
 def read_arrays(path: Path, key: str | None = None) -> Content | None:
@@ -89,7 +105,8 @@ def is_trusted(path: Path) -> bool:
 def parse_arrays(content: bytes, key: str | None = None) -> Content:
     """Arrays and facts of the bytes of a file; raises ValueError, KeyError or SafetensorError for anything else."""
     arrays: Arrays = safetensors.numpy.load(content)
-    metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    start = LENGTH + int.from_bytes(content[:LENGTH], "little")
+    metadata = json.loads(content[LENGTH:start])["__metadata__"]
     if key is not None and metadata[KEY] != key:
         raise ValueError("it holds the content of another file")
     if compute_checksum(metadata[KEY], arrays, metadata[FACTS]) != metadata[CHECKSUM]:

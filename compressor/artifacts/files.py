@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -18,8 +19,9 @@ from safetensors import SafetensorError
 from compressor.errors import OutputError
 
 MORE_SPACE = "free some space or choose another folder"
-MOST_RESERVED = 1 << 30
-"""Bytes. A file system that cannot reserve space writes it, so more would take long."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How the errors of safetensors and tokenizers name the number of a system error."""
 DEEPEST = 100
 """Levels of lists and objects in a JSON file. Files of this project have a tenth of them."""
 
@@ -49,32 +51,6 @@ def replaced_file(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def sort_metadata(content: bytes) -> bytes:
-    """The same safetensors file, with its metadata in the order of the keys: safetensors writes any order."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[end:]
-
-
-def try_space(folder: Path, size: int) -> None:
-    """Raise OSError if a file of so many bytes cannot be written: a quota may allow less than the disk has free.
-
-    At most `MOST_RESERVED` bytes are tried. The name of the file is one that the next run in this folder removes.
-    """
-    path = folder / f".space.{secrets.token_hex(4)}.tmp"
-    try:
-        with path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, min(size, MOST_RESERVED)))
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # of file systems that cannot reserve
-            raise
-    finally:
-        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -222,9 +198,18 @@ def _explained(failure: str, fix: str) -> Iterator[None]:
     """Convert an error of the disk into one line for the user: what failed, the reason, and what helps."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        if not isinstance(error, OSError | SafetensorError) and not is_full_disk(error):
+            raise
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise OutputError(f"{failure}: {str(reason).splitlines()[0]}; {fix}") from error
+
+
+def is_full_disk(error: Exception) -> bool:
+    """Whether an error says that there is no room on a disk. Some libraries raise a plain Exception for that."""
+    found = SYSTEM_ERROR.search(str(error))
+    number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+    return number in NO_ROOM
 
 
 def _save_to_disk(path: Path, mode: int) -> None:

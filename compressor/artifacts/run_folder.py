@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from compressor.artifacts.disk_space import find_room
 from compressor.artifacts.files import make_folder, parse_json, read_regular, remove_file, write_json
 from compressor.errors import OutputError
 
@@ -26,12 +27,14 @@ STATE = "state"
 RUNNING, INTERRUPTED, FAILED, DONE = "running", "interrupted", "failed", "done"
 FILES = (
     "report.html", "report.json", "plan.json", "rows.safetensors", "scores.jsonl", "sequences.jsonl",
-    "reference.safetensors", "model.gguf", "forecast.html", "forecast.json",
+    "reference.safetensors", "model.gguf", "model-unverified.gguf", "forecast.html", "forecast.json",
 )  # fmt: skip
 """What a command may leave beside `model/`; a second command removes what a failed one left."""
 FOLDERS = ("model", "model-unverified")
 HYDRA = frozenset({".hydra", "compressor.log"})
 """What Hydra writes into the folder of a job before the job starts."""
+FIRST_FILES = 1 << 17
+"""Bytes that must be free at the start: for the configuration, the state and a report of a failure."""
 HEARTBEAT = 10.0
 """Seconds between two signs of life."""
 SILENT = 6 * HEARTBEAT
@@ -99,6 +102,7 @@ def held_folder(folder: Path) -> Iterator[None]:
     descriptor = open_mark(folder / MARK)
     try:
         _lock(descriptor, folder)
+        _require_room(folder)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
         _held[place] = descriptor
@@ -106,6 +110,19 @@ def held_folder(folder: Path) -> Iterator[None]:
     finally:
         _held.pop(place, None)
         os.close(descriptor)
+
+
+def _require_room(folder: Path) -> None:
+    """Raise OutputError for a disk that has no room for the files with which every command begins."""
+    try:
+        room = find_room(folder, FIRST_FILES)
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror}; choose another by hydra.run.dir=DIR") from None
+    if room < FIRST_FILES:
+        raise OutputError(
+            f"the disk of {folder} is full: {FIRST_FILES} bytes are needed before any result, {room} are free; free "
+            "some space, or choose another folder by hydra.run.dir=DIR"
+        )
 
 
 def open_mark(path: Path) -> int:
@@ -195,18 +212,15 @@ def heartbeat(folder: Path, command: str) -> Iterator[None]:
 def recorded_status(folder: Path, command: str) -> Iterator[None]:
     """Remove the results of a command that did not finish, and keep status.json while the block runs."""
     clear_results(folder)
-    status = FAILED
     try:
         with heartbeat(folder, command):
             yield
-        status = DONE
-    except Exception:
+    except BaseException as error:
+        status = FAILED if isinstance(error, Exception) else INTERRUPTED
+        with suppress(OutputError):  # a full disk, about which the error itself says more
+            write_status(folder, status, command)
         raise
-    except BaseException:
-        status = INTERRUPTED
-        raise
-    finally:
-        write_status(folder, status, command)
+    write_status(folder, DONE, command)
 
 
 @contextmanager

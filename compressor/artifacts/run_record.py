@@ -13,6 +13,7 @@ from compressor.contracts.declarations import summarize_class
 
 PACKAGES = "compressor torch transformers numpy pluggy hydra-core safetensors wandb compressed-tensors gguf"
 """Those that can change a result."""
+VERIFIED, NOT_VERIFIED = "verified", "not verified"
 
 
 @dataclass
@@ -132,7 +133,7 @@ class VerificationRecord:
     """The saved model compared with the scored one: `gap` is the largest difference of a logit on proof `prefixes`.
 
     It is at most `tolerance`; 0 means equal bit for bit. `diverged` prefixes have another FDT, because of near ties.
-    `failure` says why the check could not be made; the numbers then mean nothing.
+    The `state` is `verified` or `not verified`: the check could not be made, for this `reason`, and has no numbers.
     """
 
     prefixes: int
@@ -140,12 +141,13 @@ class VerificationRecord:
     tolerance: float
     diverged: int
     seconds: float
-    failure: str | None = None
+    state: str = VERIFIED
+    reason: str = ""
 
 
 @dataclass
 class FileRecord:
-    """A file beside the saved model: its bytes, how many components are packed, and its check if one was wanted."""
+    """A file beside the saved model: its bytes, and how many components are packed; None: no check was wanted."""
 
     bytes: int
     packed: int

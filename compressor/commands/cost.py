@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compressor.artifacts.files import try_space
+from compressor.artifacts.disk_space import find_room
 from compressor.artifacts.run_record import Record, RunCost
 from compressor.contracts import (
     Best,
@@ -44,7 +44,7 @@ from compressor.contracts import (
 from compressor.errors import CompressorError, ConfigError, PluginError
 from compressor.export import holds_exactly
 from compressor.report.formatting import format_bytes
-from compressor.resources import Memory, measure_folder, read_free_disk, read_memory
+from compressor.resources import Memory, measure_folder, read_memory
 from compressor.search.dry_run import AdditiveDamage, DryRun
 from compressor.search.estimating import PASSES_OF_ESTIMATE
 from compressor.search.fused_components import open_dialogue
@@ -60,6 +60,10 @@ ROWS = 8
 """Rows of a component in the dry run, at most: work does not depend on how many rows have an amount of their own."""
 LINE = 1000
 """Bytes of a line in scores.jsonl; approximate."""
+ANSWER = 500
+"""Bytes of the answer of a trial in `state/`, beside a number for each prefix and metric; approximate."""
+SMALL_FILES = 1 << 20
+"""Bytes of configuration, report, log and W&B's records; approximate."""
 CHANGE = 4
 """Bytes of the change of a weight, held in float32."""
 
@@ -220,21 +224,15 @@ class CostForecast:
         saved = model.stored_bytes + wider * (work.kept if self.is_whole else every)
         return self.copies * saved + tokens.nbytes + LINE * work.ledger.trials
 
+    def count_working_files(self) -> int:
+        """Further bytes that a run needs: answers of trials, the tensors of a second copy, and all small files."""
+        scored = self.session.problem.prefixes * len(self.session.problem.better)
+        answers = self.work.ledger.trials * (ANSWER + 8 * scored)
+        return answers + (self.copies - 1) * self.session.model.stored_bytes + SMALL_FILES
+
     def check(self) -> None:
         """Raise ConfigError where the run cannot fit on the disk or into memory; it says what would fit."""
-        needed, free = self.count_disk(), read_free_disk(self.folder)
-        if needed > free:
-            raise ConfigError(
-                f"the run leaves {format_bytes(needed)} in {self.folder}, where {format_bytes(free)} are free; free "
-                f"{format_bytes(needed - free)}, or choose another disk with hydra.run.dir=DIR"
-            )
-        try:
-            try_space(self.folder, needed)
-        except OSError as error:
-            raise ConfigError(
-                f"the run leaves {format_bytes(needed)} in {self.folder}, which cannot be written ({error.strerror}); "
-                "raise the quota, or choose another disk with hydra.run.dir=DIR"
-            ) from None
+        check_room(self.folder, self.count_disk() + self.count_working_files())
         if self.memory is None or self.session.model.mapped_weights is not None:  # streamed weights leave when needed
             return
         needed, available = self.memory.used + self.count_memory(1), self.memory.available
@@ -258,6 +256,22 @@ class CostForecast:
         if saved <= 0 or needed > available:
             return None
         return f"set model.dtype=bfloat16, which needs {format_bytes(needed)}"
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise ConfigError unless so many bytes can be written to `folder`."""
+    try:
+        free = find_room(folder, needed)
+    except OSError as error:
+        raise ConfigError(
+            f"the room for the run in {folder} cannot be tried: {error.strerror}; choose another disk with "
+            "hydra.run.dir=DIR"
+        ) from None
+    if needed > free:
+        raise ConfigError(
+            f"the run needs {format_bytes(needed)} in {folder}, where {format_bytes(free)} are free; free "
+            f"{format_bytes(needed - free)}, or choose another disk with hydra.run.dir=DIR"
+        )
 
 
 def forecast_cost(

@@ -4,6 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from compressor.artifacts.files import append_json_line
 from compressor.artifacts.plan_file import write_plan
 from compressor.artifacts.run_folder import check_folder, held_folder, recorded_status
 from compressor.artifacts.run_record import (
+    NOT_VERIFIED,
     ExportRecord,
     FileRecord,
     MetricRecord,
@@ -25,7 +27,7 @@ from compressor.artifacts.run_record import (
     time_phase,
 )
 from compressor.artifacts.run_state import RunState, open_state
-from compressor.commands.cost import forecast_cost, sum_up
+from compressor.commands.cost import check_room, forecast_cost, sum_up
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.commands.stopping import Stopped, stop
 from compressor.compression.amounts import describe_components, describe_final
@@ -138,7 +140,9 @@ class Run:
         """Predict, show and record what the search will cost; raises ConfigError if the run does not fit."""
         copies = 1 + self.settings.export.gguf
         expected = forecast_cost(self.session, self.settings.schedule, self.folder, copies, self.seconds_per_pass)
-        if expected is not None:
+        if expected is None:
+            check_room(self.folder, copies * self.setup.model.stored_bytes)
+        else:
             self.record.expense = RunCostRecord(expected.cost)
             self.progress.say(f"expected cost of the search: {describe_expected_cost(self.record.expense.forecast)}")
             expected.check()
@@ -210,7 +214,7 @@ class Run:
     def verify(self, exported: export.Exported) -> VerificationRecord | None:
         """Load the saved model and compare, if `export.verify`; raises OutputError if it is not what was scored.
 
-        A check that could not be made is a warning, and the model is kept.
+        A check that could not be made is a warning: the run goes on, and the record says so.
         """
         if not self.settings.export.verify:
             return None
@@ -221,10 +225,10 @@ class Run:
             lambda: export.verify(exported, self.setup.model, reference.tokens, reference.prefix_tokens, trust),
         )
         is_whole = not export.list_untransformed(self.setup.model, exported)
-        told = export.describe_verification(exported.title, verification, is_whole)
-        self.record.notes.append(told)
-        if verification.failure is not None:
-            log.warning("%s", told)
+        sentence = export.describe_verification(exported.title, verification, is_whole)
+        if verification.state == NOT_VERIFIED:
+            log.warning("%s", sentence)
+        self.record.notes.append(sentence)
         return verification
 
 
@@ -259,7 +263,8 @@ def execute(
                     tracker.log_final(record, heat_map_svg(record.components), folder)
             except Exception as error:
                 record.status, record.error = "failed", str(error) or type(error).__name__
-                write_report(record, folder)
+                with suppress(OutputError):  # a full disk; the first failure says more
+                    write_report(record, folder)
                 raise
             except Stopped as error:
                 error.folder = folder

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from compressor.artifacts.checked_arrays import read_arrays, remove_litter, try_write
-from compressor.artifacts.files import sort_metadata, write_bytes
+from compressor.artifacts.checked_arrays import read_arrays, remove_litter, serialize_arrays, try_write
+from compressor.artifacts.files import write_bytes
 from compressor.contracts import Readout, Runners
 from compressor.errors import ModelError
 from compressor.models import Model
@@ -199,7 +198,7 @@ def fingerprint(model: Model, prefixes: Tensor, continuation: int, batch: int) -
 def write_reference(reference: Reference, path: Path) -> None:
     """Save tokens and counts in one atomic step; raises OutputError if they cannot be written."""
     metadata = {name: str(getattr(reference, name)) for name in COUNTS}
-    write_bytes(path, sort_metadata(safetensors.torch.save({"tokens": reference.tokens.contiguous()}, metadata)))
+    write_bytes(path, serialize_arrays({"tokens": reference.tokens.contiguous().numpy()}, metadata))
 
 
 def write_cached(reference: Reference, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from compressor.artifacts.files import replaced_folder, write_json
+from compressor.artifacts.files import is_full_disk, replaced_folder, write_json
 from compressor.artifacts.plan_file import ROWS_FILE, plan_to_json, write_rows
 from compressor.contracts import Plan
 from compressor.errors import ModelError
@@ -24,6 +25,7 @@ from compressor.models.checkpoint import find_companions, shorten_reason
 from compressor.models.loading import quiet_loading
 from compressor.models.stored_tensors import NEXT_TOKENS
 
+log = logging.getLogger(__name__)
 ROWS_PATH = f"compression/{ROWS_FILE}"
 """In its own folder, because some readers take every *.safetensors beside config.json for weights."""
 GENERATION = "generation_config.json"
@@ -203,6 +205,9 @@ def check_savable(model: Model) -> None:
             if model.tokenizer is not None:
                 model.tokenizer.save_pretrained(scratch)
     except Exception as error:  # transformers, tokenizers and remote code raise what they like
+        if is_full_disk(error) or isinstance(error, FileNotFoundError):  # no folder has room for a temporary file
+            log.warning("config and tokenizer could not be saved on trial: %s", shorten_reason(error))
+            return
         raise ModelError(
             f"config or tokenizer of `{model.folder}` cannot be saved again ({shorten_reason(error)}); correct them"
         ) from error

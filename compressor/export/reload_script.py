@@ -1,67 +1,80 @@
 """Computes the logits of a saved model with transformers alone; verification.py runs this script in a new process.
 
 Its arguments are the model (a folder or a GGUF file) and a folder with request.json and tokens.safetensors, to which it
-writes logits.safetensors, or failure.json: the reason, and whether it is one `of_model` or of this machine.
+writes logits.safetensors. The last line of its output is a JSON object with the `outcome` and its `reason`. A process
+that was killed prints no such line.
 """
 
 import errno
 import json
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-FULL = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-SCARCE = (
-    "allocate memory",
-    "not enough memory",
-    "out of memory",
-    "no space left",
-    "quota exceeded",
-    "file too large",
-    "bad_alloc",
-    "start new thread",
+COMPUTED, REFUSED, LACKS_MEMORY, LACKS_DISK, FAILED = "computed", "refused", "lacks memory", "lacks disk", "failed"
+"""Outcomes. Only the first two are statements about the model: logits are there, or it cannot be loaded."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_MEMORY = re.compile(
+    "out of memory|not enough memory|(can't|cannot|failed to|unable to) allocate|bad_alloc|start new thread", re.I
 )
-"""Texts of errors that torch and safetensors raise without an error number."""
-
-
-def is_of_model(error: BaseException | None) -> bool:
-    """False where memory or disk space ran out, for this error or one that led to it."""
-    while error is not None:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", None) in FULL:
-            return False
-        if any(words in str(error).lower() for words in SCARCE):
-            return False
-        error = error.__cause__ or error.__context__
-    return True
+"""Messages of torch, of CUDA and of the C++ and Python libraries, which all use a RuntimeError for a lack of memory."""
+SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How the errors of safetensors name the number of a system error."""
 
 
 def main(saved: Path, exchange: Path) -> None:
-    """Write `logits` `[sequence, position, vocabulary]` of the `tokens` `[sequence, position]`."""
-    request = json.loads((exchange / "request.json").read_text(encoding="utf-8"))
-    tokens = load_file(exchange / "tokens.safetensors")["tokens"]
-    torch.set_num_threads(request["threads"])
+    """Write `logits` `[sequence, position, vocabulary]` of the `tokens` `[sequence, position]`; print the outcome."""
+    outcome, reason, otherwise = COMPUTED, "", FAILED
+    try:
+        request = json.loads((exchange / "request.json").read_text(encoding="utf-8"))
+        tokens = load_file(exchange / "tokens.safetensors")["tokens"].to(request["device"])
+        torch.set_num_threads(request["threads"])
+        otherwise = REFUSED
+        logits = compute_logits(saved, tokens, request["dtype"], request["trust_remote_code"])
+        otherwise = FAILED
+        save_file({"logits": logits}, exchange / "logits.safetensors")
+    except Exception as error:  # transformers, tokenizers and remote code raise what they like
+        outcome = find_lack(error) or otherwise
+        reason = f"{type(error).__name__}: {error}"
+    print("\n" + json.dumps({"outcome": outcome, "reason": reason}), flush=True)  # noqa: T201 - read by the parent
+
+
+def compute_logits(saved: Path, tokens: Tensor, dtype: str, trust_remote_code: bool) -> Tensor:
+    """`[sequence, position, vocabulary]` on the CPU, computed on the device of the tokens."""
     folder, options = (saved.parent, {"gguf_file": saved.name}) if saved.is_file() else (saved, {})
     network = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=getattr(torch, request["dtype"]),
-        trust_remote_code=request["trust_remote_code"],
-        local_files_only=True,
-        **options,
+        folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, local_files_only=True, **options
     )
-    network.to(request["device"]).eval()
+    network.to(tokens.device).eval()
     with torch.no_grad():
-        logits = network(input_ids=tokens.to(request["device"]), use_cache=False).logits
-    save_file({"logits": logits.cpu().contiguous()}, exchange / "logits.safetensors")
+        logits: Tensor = network(input_ids=tokens, use_cache=False).logits
+    return logits.cpu().contiguous()
+
+
+def find_lack(error: BaseException) -> str | None:
+    """`LACKS_MEMORY` or `LACKS_DISK` if an error, or one that led to it, says so; None for any other error."""
+    for one in list_causes(error):
+        found = SYSTEM_ERROR.search(str(one))
+        number = one.errno if isinstance(one, OSError) and one.errno else int(found[1]) if found else 0
+        if number in NO_ROOM:
+            return LACKS_DISK
+        if number == errno.ENOMEM or isinstance(one, MemoryError) or NO_MEMORY.search(str(one)):
+            return LACKS_MEMORY
+    return None
+
+
+def list_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, the one that led to it, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[2])
-    try:
-        main(Path(sys.argv[1]), folder)
-    except BaseException as error:
-        reason = f"{type(error).__name__}: {error}"
-        (folder / "failure.json").write_text(json.dumps({"reason": reason, "of_model": is_of_model(error)}))
-        raise
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

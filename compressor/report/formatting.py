@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from compressor.artifacts.forecast_record import ForecastRecord
-from compressor.artifacts.run_record import Record, RunCost
+from compressor.artifacts.run_record import NOT_VERIFIED, Record, RunCost, VerificationRecord
 from compressor.contracts import Score
 
 MISSING = "–"
@@ -161,15 +161,23 @@ def list_facts(record: Record) -> list[Fact]:
         Fact("bits per weight", format_bits(final.bits_per_weight, final.packed_bits_per_weight), "scales counted"),
     ]
     if record.export and (found := record.export.verification):
-        gap = "same logits" if found.gap == 0 else f"logits within {found.gap:.1g}"
-        loaded = f"loaded again: {gap} on {found.prefixes:,} prefixes"
-        facts.append(Fact("saved model", "not verified" if found.failure else loaded, found.failure or ""))
+        facts.append(Fact("saved model", describe_check(found)))
+    if record.export and record.export.gguf and (found := record.export.gguf.verification):
+        facts.append(Fact("model.gguf", describe_check(found)))
     return [
         *facts,
         *list_additivity(step.additivity for step in record.rounds),
         Fact("original against itself", format_noise_floor(record), "the noise floor of the measurement"),
         Fact("time", format_seconds(record.seconds)),
     ]
+
+
+def describe_check(found: VerificationRecord) -> str:
+    """What became of the check of a saved model."""
+    if found.state == NOT_VERIFIED:
+        return f"{found.state}: {found.reason}"
+    gap = "same logits" if found.gap == 0 else f"logits within {found.gap:.1g}"
+    return f"loaded again: {gap} on {found.prefixes:,} prefixes"
 
 
 def list_additivity(ratios: Iterable[float | None]) -> list[Fact]:

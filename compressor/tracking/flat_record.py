@@ -33,6 +33,12 @@ def flatten_record(record: Record) -> dict[str, Any]:
     summary: dict[str, Any] = {"status": record.status, "seconds": record.seconds, "noise_floor": record.noise_floor}
     summary |= {f"base/{key}": value for key, value in record.base.items() if isinstance(value, int | float)}
     summary |= flatten_scores("base/", record.base.get("scores", {}))
+    if record.export:
+        files = {"export/": record.export, "export/gguf/": record.export.gguf}
+        for prefix, file in files.items():
+            if file and file.verification:
+                summary[f"{prefix}verification"] = file.verification.state
+                summary[f"{prefix}not_verified_because"] = file.verification.reason or None
     if record.final:
         for key in ("amount", "sparsity", "bits_per_weight", "packed_bits_per_weight", "bytes"):
             summary[f"final/{key}"] = getattr(record.final, key)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from compressor.artifacts.disk_space import find_room
 from compressor.artifacts.files import to_strict
 from compressor.artifacts.plan_file import ROWS_FILE
 from compressor.artifacts.run_record import ComponentRecord, Record, RoundRecord
@@ -37,6 +38,8 @@ PROBE_SECONDS = 5.0
 """How long its server may take to answer at all, before wandb tries."""
 FINISH_SECONDS = 60.0
 """How long the last upload may take; the rest stays on disk, for `wandb sync`."""
+ROOM = 1 << 20
+"""Bytes that W&B's records of a run take; approximate. On a full disk they would be lost without a word."""
 REPORT_FILES = ("report.html", "report.json")
 PLAN_FILES = ("plan.json", ROWS_FILE)
 
@@ -162,6 +165,8 @@ def _isolate_wandb(folder: Path) -> Iterator[bool]:
     # wandb's own messages are in its debug.log; the log of the run should not repeat them.
     chatter = logging.getLogger("wandb")
     propagate, chatter.propagate = chatter.propagate, False
+    # On a full disk, each line of wandb's own log would be a traceback on stderr.
+    raises, logging.raiseExceptions = logging.raiseExceptions, False
     os.environ.update(added)
     try:
         yield owned
@@ -170,6 +175,7 @@ def _isolate_wandb(folder: Path) -> Iterator[bool]:
             _end_service()
             sys.exit, sys.excepthook = leave, excepthook
         chatter.propagate = propagate
+        logging.raiseExceptions = raises
         for key in added:
             os.environ.pop(key, None)
 
@@ -222,6 +228,9 @@ def _start_run(
             settings=wanted,
         )
         place.mkdir(parents=True, exist_ok=True)  # wandb would take a temporary folder instead
+        if find_room(place, ROOM) < ROOM:
+            log.warning("W&B could not start: the disk of %s is full; the run goes on without it", place)
+            return None
         if mode is TrackingMode.online:
             return _begin_online(begin, place, session.base_url)
         return begin(mode=mode.value)

@@ -1,10 +1,14 @@
 """Files of arrays prove to be whole; anything else is dropped with one line, and never believed."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -86,3 +90,29 @@ def test_a_file_of_another_user_is_ignored(path: Path) -> None:
     os.chown(path, 65534, 65534)
     assert read_arrays(path, "key") is None
     assert path.exists()
+
+
+SERIALIZED = """
+import sys
+import numpy as np
+from compressor.artifacts.checked_arrays import serialize_arrays
+metadata = {f"key {number} ä": str(number) for number in range(9)}
+sys.stdout.buffer.write(serialize_arrays({name: np.arange(3) for name in "cab"}, metadata))
+"""
+
+
+def test_equal_arrays_are_equal_bytes_in_every_process() -> None:
+    written = [
+        subprocess.run(
+            [sys.executable, "-c", SERIALIZED],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert written[0] == written[1]
+    header = json.loads(written[0][8 : 8 + int.from_bytes(written[0][:8], "little")])
+    assert list(header["__metadata__"]) == sorted(header["__metadata__"])
+    loaded = safetensors.numpy.load(written[0])
+    assert all(np.array_equal(loaded[name], np.arange(3)) for name in "cab")

@@ -4,12 +4,13 @@ import enum
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load, save, save_file
+from safetensors.numpy import save_file
 
 from compressor.artifacts.files import (
     append_json_line,
@@ -17,12 +18,13 @@ from compressor.artifacts.files import (
     read_json,
     replaced_file,
     replaced_folder,
-    sort_metadata,
     to_strict,
     write_json,
     write_text,
 )
 from compressor.errors import OutputError
+from tests.support.interrupted_writes import KILLED, NEVER
+from tests.support.warm_processes import ROOT, run_project
 
 
 class Color(enum.Enum):
@@ -183,16 +185,6 @@ def test_files_of_safetensors_have_the_permissions_of_any_other(umask: int, tmp_
     assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o777 & ~umask
 
 
-def test_metadata_of_safetensors_is_in_one_order() -> None:
-    metadata = {name: name.upper() for name in ("f", "b", "e", "a", "d", "c")}
-    arrays = {"x": np.arange(3.0), "ä": np.zeros((2, 0))}
-    written = {sort_metadata(save(arrays, metadata)) for _ in range(20)}
-    assert len(written) == 1
-    (content,) = written
-    assert content.index(b'"a"') < content.index(b'"b"') < content.index(b'"f"')
-    assert {name: array.tolist() for name, array in load(content).items()} == {"x": [0, 1, 2], "ä": [[], []]}
-
-
 def test_a_failure_of_safetensors_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"^cannot write .*file: .*; free some space or choose") as caught:
         with replaced_file(tmp_path / "file") as temporary:
@@ -295,3 +287,56 @@ def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'{"a": \xff}')
     with pytest.raises(OutputError, match=r"^.*a.json is not valid JSON \(.*\); it was changed or cut off, run again$"):
         read_json(tmp_path / "a.json")
+
+
+REPLACING = """
+import sys
+from pathlib import Path
+from compressor.artifacts.files import replaced_folder
+from tests.support.interrupted_writes import kill_at
+folder, moment = Path(sys.argv[1]), int(sys.argv[2])
+count = kill_at(moment)
+with replaced_folder(folder) as partial:
+    (partial / "inner").mkdir()
+    (partial / "inner" / "a").write_text("new")
+    (partial / "b").write_text("new")
+print(count())
+"""
+OLD, NEW = {"inner/a": "old", "c": "old"}, {"inner/a": "new", "b": "new"}
+
+
+def replace_until(folder: Path, moment: int) -> tuple[int, str]:
+    """Replace the folder in a process that is killed at a moment; the exit status and the output."""
+    done = run_project([sys.executable, "-c", REPLACING, str(folder), str(moment)], ROOT)
+    assert done.returncode in (0, KILLED), done.stderr
+    return done.returncode, done.stdout
+
+
+def test_a_folder_that_is_replaced_is_never_lost(tmp_path: Path) -> None:
+    """The new one is complete before the old one is renamed, and that is removed last."""
+
+    def make(folder: Path) -> Path:
+        (folder / "inner").mkdir(parents=True)
+        for name, text in OLD.items():
+            (folder / name).write_text(text)
+        return folder
+
+    status, output = replace_until(make(tmp_path / "whole" / "model"), NEVER)
+    assert status == 0 and list_tree(tmp_path / "whole" / "model") == NEW
+    moments, found = int(output), []
+    for moment in range(moments):
+        folder = make(tmp_path / str(moment) / "model")
+        assert replace_until(folder, moment)[0] == KILLED
+        place = folder if folder.exists() else folder.with_name(".model.old")
+        content = list_tree(place)
+        assert content in (OLD, NEW), moment
+        found.append((place.name, content == NEW))
+        if place != folder:
+            assert list_tree(folder.with_name(".model.partial")) == NEW
+        with replaced_folder(folder) as partial:
+            (partial / "a").write_text("newest")
+        assert list_tree(folder) == {"a": "newest"} and [path.name for path in folder.parent.iterdir()] == ["model"], (
+            moment
+        )
+    steps = list(dict.fromkeys(found))
+    assert steps == [("model", False), (".model.old", False), ("model", True)]

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from compressor.artifacts import disk_space
 from compressor.artifacts.run_record import Record, RunCost, RunCostRecord
 from compressor.commands import cost
 from compressor.commands.cost import WorkCounter, count_work, fold_rows
@@ -291,7 +292,7 @@ def refuse_to_run(folder: Path, settings: Settings) -> str:
 
 
 def test_a_disk_that_is_too_small_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "read_free_disk", lambda folder: 1_000_000)
+    monkeypatch.setattr(disk_space, "read_free_disk", lambda folder: 1_000_000)
     said = refuse_to_run(tmp_path, settings_of(Uniform([0.3])))
     assert f"in {tmp_path}, where 1 MB are free; free " in said and "hydra.run.dir=DIR" in said
 

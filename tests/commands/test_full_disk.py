@@ -1,93 +1,244 @@
-"""A full disk, or a quota: noticed before the search, or one line later, and then the run goes on."""
+"""A disk that is full: noticed before the search, one line if it fills up later, and the next start goes on."""
 
+import json
+import logging
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from compressor.artifacts.run_folder import DONE, read_status
+from compressor import export
+from compressor.artifacts import answers, run_folder
+from compressor.artifacts.run_folder import DONE, FAILED, RUNNING, read_status
+from compressor.commands import run as run_command
 from compressor.commands.run import Run
-from compressor.errors import CompressorError
+from compressor.data import reference
+from compressor.errors import CompressorError, ConfigError, OutputError
+from compressor.search.session import Session
+from compressor.settings import ExportSettings, ModelSettings, Settings, TrackingMode, TrackingSettings
+from compressor_plugins.quantization.int8 import Int8
+from compressor_plugins.schedules.budget.budget import Budget
+from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.uniform import Uniform
-from tests.support.command_line import MAIN, call_command
+from tests.support.command_line import call_command
+from tests.support.families import save_checkpoint
 from tests.support.runs import make_settings, run
-from tests.support.warm_processes import run_project
+from tests.support.small_disks import fill, small_disk
 
-SHORT = (
-    "run", "schedule=uniform", "schedule.targets=[0.5]", "metric=[fdtm]", "tracking=none", "export.verify=false",
-    "data.prefixes=2", "data.prefix_tokens=4", "data.continuation_tokens=4", "hydra.run.dir=out",
-)  # fmt: skip
-
-
-def test_a_quota_is_noticed_before_the_search(tmp_path: Path) -> None:
-    """The limit on the size of a file refuses what a quota refuses."""
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, resource.RLIM_INFINITY)); "
-    done = run_project([sys.executable, "-c", limit + MAIN, *SHORT], tmp_path)
-    assert done.returncode == 1
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "out, which cannot be written (File too large); raise the quota, or choose another disk" in line
-    assert not (tmp_path / "out" / "scores.jsonl").exists()
-    assert not list((tmp_path / "out").glob(".space*"))
-    assert call_command(tmp_path, *SHORT).returncode == 0
+KILOBYTES = 4000
+RESULTS = ("plan.json", "sequences.jsonl", "model/model.safetensors", "model/config.json")
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 16 MB."""
-    (disk := tmp_path / "disk").mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], check=False, capture_output=True
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", KILOBYTES) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint("llama", tmp_path_factory.mktemp("base") / "model", torch.bfloat16, with_tokenizer=True)
+
+
+def make(base: Path, **export_settings: Any) -> Settings:  # noqa: ANN401 - fields of ExportSettings
+    settings = make_settings(
+        FdtAllocation([0.2, 0.4]),
+        model=ModelSettings(path=str(base)),
+        export=ExportSettings(verify=False, **export_settings),
     )
-    if mounted.returncode != 0:
-        pytest.skip("only root may mount a disk")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    settings.metric = {"fdtm": settings.metric["fdtm"]}
+    return settings
 
 
-def fill(disk: Path) -> Path:
-    """Write until nothing more can be written."""
-    with (path := disk / "filling").open("wb", buffering=0) as file:
-        for size in (1 << 20, 1 << 12, 1):
-            try:
-                while True:
-                    file.write(bytes(size))
-            except OSError:
-                continue
-    return path
+@pytest.fixture(scope="module")
+def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(folder, make(base))
+    return folder
 
 
-def test_a_small_disk_is_noticed_before_the_search(small_disk: Path) -> None:
-    filling = small_disk / "filling"
-    filling.write_bytes(bytes(15 << 20))
-    with pytest.raises(CompressorError, match=r"the run leaves .* MB in .*, where .* are free; free .*, or choose"):
-        run(small_disk / "out", make_settings(Uniform(targets=(0.5,))))
-    assert not (small_disk / "out" / "scores.jsonl").exists()
+def fill_before(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, disk: Path, left: int) -> None:
+    """Fill the disk when this function is called, before it does its work."""
+    real = getattr(owner, name)
+
+    def work(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - whatever the function takes
+        fill(disk, left)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, work)
 
 
-@pytest.mark.parametrize("phase", ["build_references", "prove", "save"])
-def test_a_disk_that_fills_up_costs_nothing_but_time(
-    phase: str, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+MOMENTS: dict[str, tuple[object, str, int, str]] = {
+    "scores of the search": (Session, "run", 0, r"cannot add to .*scores\.jsonl"),
+    "state": (answers, "write_arrays", 0, r"cannot write .*state/answers/.*\.safetensors"),
+    "scores of the proof": (Run, "prove", 0, r"cannot add to .*sequences\.jsonl"),
+    "plan": (Run, "finish", 0, r"cannot write .*plan\.json"),
+    "model": (export, "save", 0, r"cannot write .*/model"),
+    "a part of the model": (export, "save", 30_000, r"cannot write .*/model"),
+    "the model but not the tokenizer": (export, "save", 70_000, r"cannot write .*/model"),
+    "report": (run_command, "write_report", 0, r"cannot write .*report\.json"),
+    "page": (run_command, "write_report", 24_000, r"cannot write .*report\.html"),
+}
+"""What does not fit any more: where the disk becomes full, the bytes that are left, and the error."""
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_disk_that_fills_up_is_one_line_and_the_next_start_goes_on(
+    moment: str, base: Path, whole: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = make_settings(Uniform(targets=(0.3, 0.5)))
-    run(whole := tmp_path / "whole", settings)
-    real = getattr(Run, phase)
-
-    def fill_first(self: Run, *arguments: object) -> object:
-        fill(small_disk)
-        return real(self, *arguments)
-
-    monkeypatch.setattr(Run, phase, fill_first)
-    with pytest.raises(CompressorError, match=r"cannot write .*No space left on device") as caught:
-        run(out := small_disk / "out", settings)
+    owner, name, left, said = MOMENTS[moment]
+    folder = disk / "run"
+    with monkeypatch.context() as patch:
+        if moment == "state":
+            patch.setattr(answers, "BLOCK_SECONDS", 0.0)
+        fill_before(patch, owner, name, disk, left)
+        with pytest.raises(OutputError, match=rf"^{said}: .*No space left on device.*; free some space or") as caught:
+            run(folder, make(base))
     assert "\n" not in str(caught.value)
-    assert not (out / "model").exists() and read_status(out).get("status") != DONE
-    (small_disk / "filling").unlink()
-    monkeypatch.setattr(Run, phase, real)
-    run(out, settings)
-    for name in ("plan.json", "model/model.safetensors", "sequences.jsonl"):
-        assert (out / name).read_bytes() == (whole / name).read_bytes()
-    assert not [path for path in out.iterdir() if path.name.endswith((".tmp", ".partial", ".old"))]
-    assert os.path.exists(out / "report.html")
+    assert read_status(folder).get("status") != DONE
+    assert not [path for path in folder.rglob("*") if path.suffix in (".tmp", ".partial", ".old")]
+    (disk / "filling").unlink()
+    assert run(folder, make(base)).status == "done"
+    for result in RESULTS:
+        assert (folder / result).read_bytes() == (whole / result).read_bytes(), result
+    assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def test_what_was_whole_stays_whole(base: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model and the answers of the search are not lost because the report does not fit."""
+    fill_before(monkeypatch, run_command, "write_report", disk, 0)
+    with pytest.raises(OutputError):
+        run(disk / "run", make(base))
+    assert (disk / "run" / "model" / "model.safetensors").is_file()
+    assert (disk / "run" / "plan.json").is_file()
+    assert list((disk / "run" / "state" / "answers").iterdir())
+
+
+def test_model_gguf_does_not_fit(base: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill_before(monkeypatch, export, "save_gguf", disk, 100_000)
+    with pytest.raises(OutputError, match=r"^cannot write .*model\.gguf: No space left on device; free some space or"):
+        run(disk / "run", make(base, gguf=True))
+    assert not list((disk / "run").glob("*.gguf*")) and not list((disk / "run").glob(".*.tmp"))
+    assert (disk / "run" / "model").is_dir()
+
+
+def test_tensors_of_model_gguf_are_collected_beside_it(
+    base: Path, tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The system's folder for temporary files may be small."""
+    fill(disk)
+    monkeypatch.setattr("tempfile.tempdir", str(disk))
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile", lambda *_, **__: pytest.fail("they are not beside it"))
+    settings = make(base, gguf=True)
+    settings = replace(settings, compressor={"int8": Int8()}, schedule=Uniform())
+    assert run(tmp_path / "run", settings).status == "done"
+    assert (tmp_path / "run" / "model.gguf").is_file()
+    assert "config and tokenizer could not be saved on trial: [Errno 28] No space left on device" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["references", "estimates"])
+def test_a_cache_on_a_full_disk_is_given_up_with_one_line(
+    kind: str, base: Path, tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (disk / "cache").mkdir()
+    fill(disk)
+    monkeypatch.setenv("COMPRESSOR_CACHE", str(disk / "cache"))
+    settings = make(base)
+    if kind == "estimates":
+        monkeypatch.setenv("COMPRESSOR_CACHE_BYTES", "1000000")
+        monkeypatch.setattr(reference, "write_cached", lambda *arguments: None)
+        settings = replace(settings, compressor={"int8": Int8()}, schedule=Budget([0.2]))
+    with caplog.at_level(logging.WARNING):
+        assert run(tmp_path / "run", settings).status == "done"
+    lines = [line.getMessage() for line in caplog.records if line.levelno == logging.WARNING]
+    assert lines and all("it is not cached: cannot write" in line and "\n" not in line for line in lines), lines
+    assert len(lines) == len(set(lines)) <= 2
+    assert [path for path in (disk / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_the_room_is_tried_before_the_search(base: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Run, "prove", lambda self: pytest.fail("the search was not refused"))
+    fill(disk, left=400_000)
+    with pytest.raises(ConfigError, match=rf"^the run needs .*B in {disk}/run, where .*B are free; free .*B, or"):
+        run(disk / "run", make(base))
+    assert read_status(disk / "run")["status"] == FAILED
+    assert not list((disk / "run").glob(".*.tmp"))
+
+
+def test_a_full_disk_is_refused_before_anything_is_loaded(
+    base: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "load", lambda *arguments: pytest.fail("the model was loaded"))
+    fill(disk, left=run_folder.FIRST_FILES // 2)
+    with pytest.raises(OutputError, match=rf"^the disk of {disk}/run is full: \d+ bytes are needed .*hydra\.run\.dir="):
+        run(disk / "run", make(base))
+
+
+ARGUMENTS = (
+    "run", "model=hf", "data.prefixes=2", "data.proof_prefixes=2", "data.prefix_tokens=4",
+    "data.continuation_tokens=4", "metric=[fdtm]", "schedule=uniform", "schedule.targets=[0.5]", "export.verify=false",
+)  # fmt: skip
+
+
+def test_the_command_line_says_one_line(base: Path, tmp_path: Path, disk: Path) -> None:
+    arguments = (*ARGUMENTS, "tracking=none", f"model.path={base}", f"hydra.run.dir={disk / 'run'}")
+    for left, said in ((0, "is full: "), (400_000, "the run needs ")):
+        fill(disk, left)
+        done = call_command(tmp_path, *arguments)
+        assert done.returncode == 1 and said in done.stderr, done.stderr
+        assert done.stderr.startswith("error: ") and done.stderr.strip().count("\n") == 0
+    (disk / "filling").unlink()
+    resumed = call_command(tmp_path, "resume", str(disk / "run"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert read_status(disk / "run")["status"] == DONE
+
+
+def test_wandb_and_the_log_on_a_full_disk_end_and_the_run_goes_on(base: Path, tmp_path: Path, disk: Path) -> None:
+    fill(disk)
+    (tmp_path / "run").mkdir()
+    os.symlink("/dev/full", tmp_path / "run" / "compressor.log")
+    done = call_command(
+        tmp_path, *ARGUMENTS, "tracking.mode=offline", f"model.path={base}", f"hydra.run.dir={tmp_path / 'run'}",
+        WANDB_DIR=str(disk / "wandb"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert any("W&B" in line for line in lines) and any("compressor.log cannot be written" in line for line in lines)
+    assert len(lines) <= 3 and not any("Traceback" in line for line in lines), lines
+
+
+def test_wandb_whose_disk_fills_up_later_ends_and_the_run_goes_on(
+    base: Path, tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_DIR", str(disk / "wandb"))
+    fill_before(monkeypatch, Session, "run", disk, 0)
+    settings = replace(make(base), tracking=TrackingSettings(mode=TrackingMode.offline))
+    assert run(tmp_path / "run", settings).status == "done"
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_status_that_cannot_be_written_hides_no_error(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real: Callable[[Path, str, str], None] = run_folder.write_status
+
+    def lacks_room(folder: Path, status: str, command: str) -> None:
+        if status != RUNNING:
+            raise OutputError("cannot write status.json")
+        real(folder, status, command)
+
+    def fail(self: Run, *arguments: object) -> None:
+        raise ConfigError("the first failure")
+
+    monkeypatch.setattr(run_folder, "write_status", lacks_room)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "load", fail)
+        with pytest.raises(ConfigError, match="the first failure"):
+            run(tmp_path / "failed", make(base))
+    with pytest.raises(CompressorError, match=r"cannot write status\.json"):
+        run(tmp_path / "done", make(base))
+    assert json.loads((tmp_path / "done" / "status.json").read_text())["status"] == RUNNING

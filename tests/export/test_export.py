@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from compressor import export, export_formats
-from compressor.artifacts.run_record import Record, VerificationRecord
+from compressor.artifacts.run_record import Record
 from compressor.commands.run import Run
 from compressor.contracts import Compressor, Scheme, Strategy
 from compressor.errors import CompressorError, ConfigError
-from compressor.export import compressed_tensors, verification, vllm_checks
+from compressor.export import compressed_tensors, vllm_checks
 from compressor.models import load_model
 from compressor.settings import ComponentSettings, DType, ExportSettings, ModelSettings
 from compressor_plugins.pruning.magnitude import Magnitude
@@ -342,12 +342,6 @@ def test_a_family_that_transformers_does_not_load_packed_is_dense_by_itself(tmp_
     assert any("could not be used: the saved model cannot be loaded" in note for note in record.notes)
 
 
-def test_verification_can_be_left_out(tmp_path: Path) -> None:
-    record = run_with(tmp_path, Magnitude(), verify=False)
-    assert record.export is not None and record.export.verification is None
-    assert not any("loaded again" in note for note in record.notes)
-
-
 def test_a_missing_package_is_found_before_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_formats, "is_installed", lambda: False)
     monkeypatch.setattr(Run, "build_references", lambda self: pytest.fail("the run has begun"))
@@ -361,15 +355,6 @@ def test_without_the_package_auto_is_dense_and_says_so(tmp_path: Path, monkeypat
     record = run_with(tmp_path, Int8(), verify=False)
     assert record.export is not None and record.export.format == "dense"
     assert any("42 components are saved as dense" in note and "compressor[export]" in note for note in record.notes)
-
-
-def test_what_came_out_of_a_verification_is_told() -> None:
-    tokens = torch.tensor([[1, 2, 0], [2, 2, 2]])
-    logits = torch.nn.functional.one_hot(torch.tensor([[1, 2, 2], [0, 2, 2]]), 3)
-    assert verification.count_leading(logits, tokens).tolist() == [2, 0]
-    close, equal = VerificationRecord(4, 1e-5, 0.002, 1, 3.0), VerificationRecord(2, 0.0, 0.002, 0, 3.0)
-    assert "up to 1e-05, within the 0.002 of rounding" in export.describe_verification("It", close)
-    assert "of 2 proof prefixes bit for bit" in export.describe_verification("It", equal)
 
 
 def test_unknown_formats_are_named() -> None:

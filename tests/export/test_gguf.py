@@ -315,3 +315,42 @@ def save_mergeable(folder: Path, split: str | None) -> None:
     backend.pre_tokenizer, backend.decoder = levels, tokenizers.decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
     fast.save_pretrained(folder)
+
+
+PLAIN, TOOLS = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}", "{{ tools }}"
+NAMED = [{"name": "default", "template": PLAIN}, {"name": "tool_use", "template": TOOLS}]
+TEMPLATES: dict[str, tuple[dict[str, Any], dict[str, str], dict[str, str]]] = {
+    "in the config alone": ({"chat_template": PLAIN}, {}, {"": PLAIN}),
+    "in a file alone": ({}, {"chat_template.jinja": PLAIN}, {"": PLAIN}),
+    "the file counts": ({"chat_template": TOOLS}, {"chat_template.jinja": PLAIN}, {"": PLAIN}),
+    "named in the config": ({"chat_template": NAMED}, {}, {"": PLAIN, ".tool_use": TOOLS}),
+    "named in files": (
+        {},
+        {"chat_template.jinja": PLAIN, "additional_chat_templates/tool_use.jinja": TOOLS},
+        {"": PLAIN, ".tool_use": TOOLS},
+    ),
+    "none": ({}, {}, {}),
+}
+"""Where the base has its template -> entries of tokenizer_config.json, files, and templates by their key in GGUF."""
+
+
+@pytest.mark.parametrize("place", TEMPLATES)
+def test_a_chat_template_is_in_the_file_wherever_the_base_has_it(place: str, tmp_path: Path) -> None:
+    entries, files, expected = TEMPLATES[place]
+    base = save_checkpoint("llama", tmp_path / "base", torch.bfloat16, with_tokenizer=True)
+    config = base / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | entries))
+    for name, text in files.items():
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text(text)
+    model = load_model(ModelSettings(path=str(base)))
+    exported = export.save_gguf(model, tmp_path / "model.gguf", {})
+    fields, key = gguf.GGUFReader(exported.path).fields, "tokenizer.chat_template"
+    found = {name.removeprefix(key): field.contents() for name, field in fields.items() if name.startswith(key)}
+    found.pop("s", None)  # the list of names
+    assert found == expected
+    # The folder beside it has the same ones for transformers.
+    export.save_dense(model, tmp_path / "model", {}, {})
+    kept = AutoTokenizer.from_pretrained(tmp_path / "model").chat_template
+    named = kept if isinstance(kept, dict) else {"default": kept} if kept else {}
+    assert {"" if name == "default" else f".{name}": text for name, text in named.items()} == expected

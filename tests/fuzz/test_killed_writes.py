@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from compressor.artifacts.run_folder import DONE, read_status
 from tests.support.families import save_checkpoint
 from tests.support.interrupted_writes import KILLED, NEVER, SCHEDULES, run_until
 
-RESULTS = ("plan.json", "sequences.jsonl", "model/model.safetensors", "model/config.json")
-REFERENCE = "reference.safetensors"
+RESULTS = (
+    "plan.json", "sequences.jsonl", "model/model.safetensors", "model/config.json", "reference.safetensors",
+)  # fmt: skip
 NEEDED = ("report.json", "report.html", "plan.json", "model/model.safetensors")
 """What a run that says `done` has."""
 QUICK, SHARDS = 3, 8
@@ -54,7 +54,6 @@ def check_moment(whole: Undisturbed, folder: Path, moment: int) -> None:
     assert json.loads((folder / "report.json").read_text())["status"] == "done"
     for name in RESULTS:
         assert (folder / name).read_bytes() == (whole.folder / name).read_bytes(), (moment, name)
-    assert np.array_equal(load_file(folder / REFERENCE)["tokens"], load_file(whole.folder / REFERENCE)["tokens"])
     assert list_names(folder) == list_names(whole.folder), moment
 
 

@@ -52,8 +52,8 @@ def run_project(
 def make_subprocess(path: str | None = None) -> SimpleNamespace:
     """Takes the place of the module `subprocess` where a saved model is reloaded: as `run_plain`, at its socket."""
 
-    def run(command: Sequence[str], *, env: Mapping[str, str], **always: bool) -> subprocess.CompletedProcess[str]:
-        assert always == {"capture_output": True, "text": True, "check": False}
+    def run(command: Sequence[str], *, env: Mapping[str, str], **always: object) -> subprocess.CompletedProcess[str]:
+        assert always == {"capture_output": True, "encoding": "utf-8", "errors": "replace", "check": False}
         return _ask(path or start_server()[0], command, None, env)
 
     return SimpleNamespace(run=run)

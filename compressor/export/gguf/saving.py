@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gguf
 
+from compressor.artifacts.disk_space import open_unnamed
 from compressor.artifacts.files import replaced_file
 from compressor.contracts import QuantizedMatrix
 from compressor.export.folder import Exported, choose_stored
@@ -70,8 +71,10 @@ def save(model: Model, path: Path, quantized: Mapping[str, QuantizedMatrix | Non
 @contextmanager
 def written(path: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
     """A writer whose file replaces `path` when everything is added; raises OutputError."""
-    with replaced_file(path) as partial:
+    with replaced_file(path) as partial, open_unnamed(path.parent) as collected:
         writer = gguf.GGUFWriter(partial, architecture, use_temp_file=True)
+        # Tensors are collected in a file without a name beside the result; the system's folder may be small.
+        writer.temp_file = collected
         try:
             yield writer
             writer.write_header_to_file()
