@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pluggy
 
-from compressor.contracts import Compressor, Metric, Schedule
+from compressor.contracts import Compressor, Metric, Recovery, Schedule
 
 hookspec = pluggy.HookspecMarker("compressor")
 hookimpl = pluggy.HookimplMarker("compressor")
@@ -23,3 +23,8 @@ def register_compressors(register: Callable[[type[Compressor]], None]) -> None:
 @hookspec
 def register_schedules(register: Callable[[type[Schedule]], None]) -> None:
     """Call `register` with each schedule class."""
+
+
+@hookspec
+def register_recoveries(register: Callable[[type[Recovery]], None]) -> None:
+    """Call `register` with each recovery class."""

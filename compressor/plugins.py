@@ -9,7 +9,7 @@ from typing import Any
 import pluggy
 
 from compressor import hookspecs
-from compressor.contracts import Compressor, Metric, Schedule
+from compressor.contracts import Compressor, Metric, Recovery, Schedule
 from compressor.contracts.guard import OWN_PACKAGES
 from compressor.errors import PluginError
 from compressor.registry import Registry
@@ -49,6 +49,7 @@ class Plugins:
     metrics: Registry[Metric] = field(default_factory=lambda: Registry(Metric))  # type: ignore[type-abstract]
     compressors: Registry[Compressor] = field(default_factory=lambda: Registry(Compressor))  # type: ignore[type-abstract]
     schedules: Registry[Schedule] = field(default_factory=lambda: Registry(Schedule))  # type: ignore[type-abstract]
+    recoveries: Registry[Recovery] = field(default_factory=lambda: Registry(Recovery))  # type: ignore[type-abstract]
     loaded: list[Plugin] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
@@ -56,8 +57,8 @@ class Plugins:
         for registry in self.registries():
             registry.hints.append(lambda: "; ".join(map(str, self.failures)))
 
-    def registries(self) -> "tuple[Registry[Metric], Registry[Compressor], Registry[Schedule]]":
-        return self.metrics, self.compressors, self.schedules
+    def registries(self) -> "tuple[Registry[Metric], Registry[Compressor], Registry[Schedule], Registry[Recovery]]":
+        return self.metrics, self.compressors, self.schedules, self.recoveries
 
 
 def find_plugins() -> tuple[list[Plugin], list[Failure]]:
@@ -104,7 +105,8 @@ def load_plugin(plugin: Plugin, plugins: Plugins) -> None:
     if not manager.get_hookcallers(module):
         raise PluginError(f"{plugin.entry_point.value} implements no hook; put @compressor.hookimpl on its functions")
     offered: list[tuple[Registry[Any], type]] = []
-    hooks = (manager.hook.register_metrics, manager.hook.register_compressors, manager.hook.register_schedules)
+    known = manager.hook
+    hooks = (known.register_metrics, known.register_compressors, known.register_schedules, known.register_recoveries)
     for hook, registry in zip(hooks, plugins.registries(), strict=True):
         hook(register=lambda cls, registry=registry: offered.append((registry, cls)))
     registries: tuple[Registry[Any], ...] = plugins.registries()

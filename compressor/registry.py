@@ -9,16 +9,17 @@ from typing import Any, Generic, TypeVar
 
 from omegaconf import OmegaConf
 
-from compressor.contracts import Better, Compressor, Metric, Reads, Schedule
+from compressor.contracts import Better, Compressor, Metric, Reads, Recovery, Schedule
 from compressor.contracts.guard import ORIGIN
 from compressor.errors import ConfigError, PluginError, suggest
 
-T = TypeVar("T", Metric, Compressor, Schedule)
+T = TypeVar("T", Metric, Compressor, Schedule, Recovery)
 
 REQUIRED: dict[type, dict[str, type]] = {
     Metric: {"name": str, "reads": Reads, "better": Better},
     Compressor: {"name": str},
     Schedule: {"name": str},
+    Recovery: {"name": str},
 }
 """Class attributes that each contract requires, with their types."""
 

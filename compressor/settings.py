@@ -29,10 +29,6 @@ class DataSource(enum.StrEnum):
     hf = "hf"
 
 
-class RecoveryMethod(enum.StrEnum):
-    none = "none"
-
-
 class TrackingBackend(enum.StrEnum):
     wandb = "wandb"
     none = "none"
@@ -146,13 +142,6 @@ class ForecastSettings:
 
 
 @dataclass
-class RecoverySettings:
-    """Training between rounds."""
-
-    method: RecoveryMethod = RecoveryMethod.none
-
-
-@dataclass
 class MemorySettings:
     """Memory that a run may use, on the model's device and on the host: bytes, or text such as 40GiB.
 
@@ -197,7 +186,10 @@ class ExportSettings:
 
 @dataclass
 class Settings:
-    """All settings of a run; `metric` and `compressor` hold plugin instances by name, `schedule` one instance."""
+    """All settings of a run. `metric` and `compressor` hold plugin instances by name, `schedule` and `recovery` one.
+
+    Without a `recovery`, there is no training between rounds.
+    """
 
     metric: dict[str, Any]
     compressor: dict[str, Any]
@@ -208,7 +200,7 @@ class Settings:
     sweep: SweepSettings = field(default_factory=SweepSettings)
     memory: MemorySettings = field(default_factory=MemorySettings)
     forecast: ForecastSettings = field(default_factory=ForecastSettings)
-    recovery: RecoverySettings = field(default_factory=RecoverySettings)
+    recovery: Any = None
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
     resume: ResumeSettings = field(default_factory=ResumeSettings)

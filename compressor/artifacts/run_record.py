@@ -47,6 +47,27 @@ class CurvePoint:
 
 
 @dataclass
+class TrainingPoint:
+    """Training up to a `step` of a `stage`: the mean loss since the point before, and how fast it was."""
+
+    stage: str
+    step: int
+    loss: float
+    learning_rate: float
+    tokens_per_second: float
+
+
+@dataclass
+class RecoveryRecord:
+    """The training after a round: `before` are the scores of the round's plan without it, on the search prefixes."""
+
+    name: str
+    seconds: float
+    before: dict[str, Score]
+    points: list[TrainingPoint] = field(default_factory=list)
+
+
+@dataclass
 class RoundRecord:
     """One kept plan: its target, the amount reached, its scores on the search prefixes, and the cost of the search.
 
@@ -63,6 +84,7 @@ class RoundRecord:
     passes: float = 0.0
     curve: list[CurvePoint] = field(default_factory=list)
     additivity: float | None = None
+    recovery: RecoveryRecord | None = None
 
 
 @dataclass

@@ -33,6 +33,8 @@ def store_schemas(plugins: Plugins) -> None:
             store.store(group=registry.word, name=name, node=cls, package=f"{registry.word}.{name}")
     for name, schedule in plugins.schedules.items():
         store.store(group="schedule", name=name, node=schedule)
+    for name, recovery in plugins.recoveries.items():
+        store.store(group="recovery", name=name, node=recovery)
 
 
 def parse_arguments(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - argparse's own
@@ -163,4 +165,6 @@ def read_config(config: DictConfig) -> tuple[Settings, dict[str, Any]]:
     settings = build_settings(config)
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     plain["schedule"] = {"name": settings.schedule.name} | plain["schedule"]
+    if settings.recovery is not None:
+        plain["recovery"] = {"name": settings.recovery.name} | plain["recovery"]
     return settings, plain

@@ -8,10 +8,12 @@ from compressor.contracts import EstimableMetric, Metric
 from compressor.contracts.declarations import (
     check_compressor,
     check_metric,
+    check_recovery,
     check_schedule,
     read_file_limit,
     read_ranks,
     read_text,
+    read_training_texts,
 )
 from compressor.data.text_files import find_file
 from compressor.errors import ConfigError, DataError, suggest
@@ -78,6 +80,11 @@ def check_plugins(settings: Settings, plugins: Plugins) -> None:
         limit = next((name for name in SIZE_OPTIONS if getattr(schedule, name, None) is not None), None)
         check_packs(settings.export.format, f"schedule.{limit}" if limit else f"schedule={schedule.name}")
     schedule.check_options(settings.compressor, plugins.metrics)
+    if (recovery := settings.recovery) is not None:
+        check_recovery(recovery)
+        recovery.check_options()
+        if (texts := read_training_texts(recovery)) is not None and texts.path is not None:
+            find_file(texts.path)
 
 
 def check_screen(sweep: SweepSettings, metrics: Mapping[str, type[Metric]]) -> None:

@@ -10,17 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from compressor import export
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.files import append_json_line
 from compressor.artifacts.plan_file import write_plan
-from compressor.artifacts.run_folder import check_folder, held_folder, recorded_status
+from compressor.artifacts.run_folder import STATE, check_folder, held_folder, recorded_status
 from compressor.artifacts.run_record import (
     NOT_VERIFIED,
     ExportRecord,
     FileRecord,
     MetricRecord,
     Record,
+    RecoveryRecord,
     RunCostRecord,
     VerificationRecord,
     collect_versions,
@@ -32,13 +35,17 @@ from compressor.commands.setup import RunSetup, open_setup
 from compressor.commands.stopping import Stopped, stop
 from compressor.compression.amounts import describe_components, describe_final
 from compressor.contracts import Dialogue, Oracle, Prefixes, Score, SizeRequest
-from compressor.contracts.declarations import read_ranks
+from compressor.contracts.declarations import read_ranks, read_training_texts
 from compressor.contracts.requests import compressors_of
 from compressor.data.reference import write_reference
+from compressor.data.texts import make_training_texts
 from compressor.errors import OutputError
 from compressor.evaluation.bootstrap import aggregate_each
+from compressor.models import load_model
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent, watch
+from compressor.recovery.recoverer import Recoverer
+from compressor.recovery.trained_weights import find_trained
 from compressor.report import heat_map_svg, write_report
 from compressor.report.formatting import describe_expected_cost
 from compressor.search.session import Session
@@ -59,6 +66,7 @@ class Run:
     record: Record
     state: RunState | None = None
     progress: Progress = field(default_factory=Silent)
+    training_texts: Tensor | None = None
     setup: RunSetup = field(init=False)
     session: Session = field(init=False)
     seconds_per_pass: float = field(init=False)
@@ -109,6 +117,7 @@ class Run:
             self.record.rounds,
             self.record.notes,
             self.state.answers if self.state else None,
+            self.recover if settings.recovery is not None else None,
         )
 
     def answer_sizes(self, dialogue: Dialogue, oracle: Oracle) -> None:
@@ -127,6 +136,8 @@ class Run:
     def take_reference_steps(self) -> Iterator[None]:
         """Make a reference for each set of prefixes, then score the base itself; yields after each step."""
         yield from self.setup.take_reference_steps(tuple(Prefixes))
+        if (recovery := self.settings.recovery) is not None and (wanted := read_training_texts(recovery)) is not None:
+            self.training_texts = make_training_texts(self.setup.model, wanted, self.settings.data.seed)
         write_reference(self.setup.evaluators[Prefixes.PROOF].reference, self.folder / "reference.safetensors")
         self.record.noise_floor = min(evaluator.reference.noise_floor for evaluator in self.setup.evaluators.values())
         self.record.reference = self.setup.describe_reference(Prefixes.PROOF)
@@ -146,6 +157,26 @@ class Run:
             self.record.expense = RunCostRecord(expected.cost)
             self.progress.say(f"expected cost of the search: {describe_expected_cost(self.record.expense.forecast)}")
             expected.check()
+
+    def recover(self, number: int, before: dict[str, Score]) -> RecoveryRecord:
+        """Train the model after a round, whose plan had the scores `before`."""
+        settings, model, applied = self.settings, self.setup.model, self.session.applied
+        recoverer = Recoverer(
+            settings.recovery,
+            model,
+            self.training_texts,
+            [evaluator.reference for evaluator in self.setup.evaluators.values()],
+            lambda: load_model(settings.model, settings.components),
+            self.session.scorer.answers,
+            self.progress,
+            self.folder / STATE,
+            settings.seed,
+            self.tracker.log_training,
+            self.setup.memory,
+        )
+        return recoverer.recover(
+            number, find_trained(model, applied.kept, applied.packed_bits, applied.quantized), before
+        )
 
     def prove(self) -> dict[str, Score]:
         """Score the result on the proof prefixes, and write a line for each of them to sequences.jsonl."""

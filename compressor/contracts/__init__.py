@@ -1,4 +1,4 @@
-"""What plugins implement: Metric, Compressor and Schedule, and the types that they exchange with a run.
+"""What plugins implement: Metric, Compressor, Schedule and Recovery, and the types that they exchange with a run.
 
 A plugin class is a dataclass; its fields are its options. This package does not import torch, because plugin modules
 are imported for `--help`, and schedules do not use tensors.
@@ -19,6 +19,7 @@ from compressor.contracts.quantized import (
     split_groups,
     working_dtype,
 )
+from compressor.contracts.recovery import Loss, Reconstruction, Recovery, Trainer, Training, TrainingTexts
 from compressor.contracts.requests import (
     Asks,
     Best,
@@ -56,6 +57,7 @@ __all__ = [
     "EstimateRequest",
     "InputTransform",
     "KeepRequest",
+    "Loss",
     "Metric",
     "Offer",
     "Oracle",
@@ -65,6 +67,8 @@ __all__ = [
     "QuantizedMatrix",
     "Readout",
     "Reads",
+    "Reconstruction",
+    "Recovery",
     "Request",
     "Runners",
     "Schedule",
@@ -78,6 +82,9 @@ __all__ = [
     "Strategy",
     "TextWindows",
     "TokenRounding",
+    "Trainer",
+    "Training",
+    "TrainingTexts",
     "Treatment",
     "ValuesRequest",
     "Waypoint",

@@ -9,6 +9,7 @@ from typing import NoReturn
 from compressor.contracts.compressor import Compressor
 from compressor.contracts.guard import name_plugin, show
 from compressor.contracts.metric import Metric, TextWindows
+from compressor.contracts.recovery import Recovery, TrainingTexts
 from compressor.contracts.schedule import Schedule
 from compressor.contracts.types import Better, Reads
 from compressor.errors import PluginError
@@ -76,6 +77,29 @@ def read_ranks(schedule: Schedule) -> Sequence[str]:
     if not is_sequence or not all(isinstance(name, str) for name in found):
         refuse(schedule, "ranks_by()", found, "give a sequence of names of metrics")
     return found
+
+
+def check_recovery(recovery: Recovery) -> None:
+    """Raise PluginError for a recovery with a field of the wrong type, or texts that cannot be read."""
+    require_kind(recovery, "recovery", Recovery)
+    require_type(recovery, "name", str)
+    read_training_texts(recovery)
+
+
+def read_training_texts(recovery: Recovery) -> TrainingTexts | None:
+    """The texts for training; raises PluginError for what cannot be read."""
+    texts = recovery.texts()
+    if texts is None:
+        return None
+    if not isinstance(texts, TrainingTexts):
+        refuse(recovery, "texts()", texts, "give TrainingTexts, or None if it takes no training")
+    if texts.path is not None and (not isinstance(texts.path, str) or not texts.path):
+        refuse(recovery, "texts().path", texts.path, "give the path of a file, or None for samples of the base")
+    for attribute, least in (("windows", 1), ("tokens", 2)):
+        value = getattr(texts, attribute)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            refuse(recovery, f"texts().{attribute}", value, f"a whole number of at least {least} is needed")
+    return texts
 
 
 def require_kind(plugin: object, word: str, contract: type) -> None:

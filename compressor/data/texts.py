@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from compressor.contracts import TextWindows
+from compressor.contracts import TextWindows, TrainingTexts
 from compressor.data.text_files import Text, choose_column, join_rows, read_text
 from compressor.errors import ConfigError, DataError
 from compressor.models import Model
@@ -183,3 +183,26 @@ def make_windows(model: Model, request: TextWindows, settings: DataSettings, tex
     ids = encode_text(model, text)[: request.tokens]
     window = min(window, len(ids))
     return replace(cut_windows(ids, window, min(request.stride or window, window), source), notes=notes)
+
+
+def make_training_texts(model: Model, request: TrainingTexts, seed: int) -> Tensor:
+    """`[window, position]`: texts for training, of a file or sampled from the model, which must be the base now.
+
+    Windows of a file follow each other without padding. If the file has more than are wanted, they are chosen at
+    random; if it has fewer, all are taken. Raises DataError for a file that is shorter than a window.
+    """
+    if model.context is not None and request.tokens > model.context:
+        raise ConfigError(
+            f"`recovery.tokens` must be at most the model's context of {model.context}, got {request.tokens}; lower it"
+        )
+    if request.path is None:
+        return sample_sequences(model, request.windows, request.tokens, 2 * seed + 2_000_003)
+    ids = encode_text(model, read_text(request.path).content)
+    windows = ids[: len(ids) // request.tokens * request.tokens].view(-1, request.tokens)
+    if not len(windows):
+        raise DataError(
+            f"{request.path} holds {len(ids)} tokens, fewer than a window of {request.tokens}; give more text or lower "
+            "`recovery.tokens`"
+        )
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
+    return windows[order[: request.windows]]

@@ -5,12 +5,14 @@ Whatever a family does around its LM head (a scale, a soft cap) belongs to the h
 """
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
@@ -56,6 +58,14 @@ def run_head(network: PreTrainedModel, hidden: Tensor) -> Tensor:
     if body is None:
         raise _refuse_halves(network)
     return _run_without_body(network, body, hidden)
+
+
+@contextmanager
+def checkpointed(layers: nn.ModuleList) -> Iterator[None]:
+    """Inside, each layer stores only its input for the backward pass, which computes the layer again."""
+    run = functools.partial(functools.partial, checkpoint)
+    with patched({layer: run(layer.forward, use_reentrant=False, preserve_rng_state=False) for layer in layers}):
+        yield
 
 
 class FrozenHead:

@@ -54,6 +54,13 @@ class AppliedPlan:
             self.model.held.clear()
         self.kept.update(plan)
 
+    def end_training(self, is_last: bool) -> None:
+        """The weights on the model were trained: forget what was computed from others."""
+        self.calibrator.forget()
+        self.trial_weights.forget()
+        if is_last:
+            self.model.held.clear()
+
     def count_sizes(self, request: SizeRequest) -> dict[str, list[int]]:
         """Bits of each option, packed or in the exported files."""
         if not request.on_disk:

@@ -17,15 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from compressor.contracts import InputTransform
 from compressor.models import Model
 from compressor.models.architectures import is_linear, weight_gradient
 from compressor.models.components import find_layers
+from compressor.models.forward import checkpointed
 from compressor.models.input_transforms import transform_inputs
-from compressor.models.patching import patched
 from compressor.models.weight_views import WeightView
 
 PROBE = (2, 3)
@@ -175,11 +174,3 @@ class LayerwiseGradients:
             for weight_view in weight_views:
                 parts = torch.vmap(weight_view.part)(gradients)
                 visit(weight_view.component.name, rows, parts.reshape(len(gradients), *weight_view.component.shape))
-
-
-@contextmanager
-def checkpointed(layers: nn.ModuleList) -> Iterator[None]:
-    """Inside, each layer stores only its input for the backward pass, which computes the layer again."""
-    run = functools.partial(functools.partial, checkpoint)
-    with patched({layer: run(layer.forward, use_reentrant=False, preserve_rng_state=False) for layer in layers}):
-        yield

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressor.artifacts.files import to_strict
-from compressor.artifacts.run_record import ComponentRecord, Record, RoundRecord
+from compressor.artifacts.run_record import ComponentRecord, Record, RoundRecord, TrainingPoint
 from compressor.contracts import Score
 
 SUFFIXES = {"mean": "", "low": "_low", "high": "_high", "p75": "_p75"}
@@ -26,6 +26,12 @@ def flatten_round(index: int, round_record: RoundRecord) -> dict[str, Any]:
     keys = ("target", "amount", "trials", "seconds")
     numbers = {"round/index": index} | {f"round/{key}": getattr(round_record, key) for key in keys}
     return _keep_finite(numbers | flatten_scores("round/", round_record.scores))
+
+
+def flatten_point(point: TrainingPoint) -> dict[str, Any]:
+    """One point of the charts of training."""
+    keys = ("step", "loss", "learning_rate", "tokens_per_second")
+    return _keep_finite({f"training/{key}": getattr(point, key) for key in keys})
 
 
 def flatten_record(record: Record) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from urllib.parse import urlsplit
 from compressor.artifacts.disk_space import find_room
 from compressor.artifacts.files import to_strict
 from compressor.artifacts.plan_file import ROWS_FILE
-from compressor.artifacts.run_record import ComponentRecord, Record, RoundRecord
+from compressor.artifacts.run_record import ComponentRecord, Record, RoundRecord, TrainingPoint
 from compressor.settings import TrackingMode, TrackingSettings
-from compressor.tracking.flat_record import flatten_component, flatten_record, flatten_round
+from compressor.tracking.flat_record import flatten_component, flatten_point, flatten_record, flatten_round
 from compressor.tracking.run_label import RunLabel
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,9 @@ class Tracker:
     def log_round(self, index: int, round_record: RoundRecord) -> None:
         """Log a round that was kept; the first has the `index` 1."""
 
+    def log_training(self, point: TrainingPoint) -> None:
+        """Log a point of the training after a round."""
+
     def log_final(self, record: Record, heat_map_svg: str, folder: Path) -> None:
         """Log a complete run: its record, the heat map of its components, and the plan and the report in `folder`."""
 
@@ -74,6 +77,9 @@ class WandbTracker(Tracker):
 
     def log_round(self, index: int, round_record: RoundRecord) -> None:
         self.attempt(lambda: self.run.log(flatten_round(index, round_record)))
+
+    def log_training(self, point: TrainingPoint) -> None:
+        self.attempt(lambda: self.run.log(flatten_point(point)))
 
     def log_final(self, record: Record, heat_map_svg: str, folder: Path) -> None:
         self.attempt(lambda: self.run.summary.update(flatten_record(record)))

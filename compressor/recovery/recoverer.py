@@ -1,0 +1,71 @@
+"""Lets the recovery of a run train the model after a round, once."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from compressor.artifacts.answers import Answers, hash_facts
+from compressor.artifacts.run_record import RecoveryRecord, TrainingPoint
+from compressor.contracts import Recovery, Score
+from compressor.data.reference import Reference
+from compressor.models import Model
+from compressor.progress import Progress
+from compressor.recovery.run_trainer import RunTrainer, Stopping
+from compressor.recovery.trained_weights import TrainedWeights
+from compressor.resources import MemoryBudget
+
+
+@dataclass
+class Recoverer:
+    """Trains the `model` by a `recovery` on `windows` `[window, position]`; None for one that takes no training.
+
+    `references` are those of the run, the first of the search prefixes. `load_base` loads the
+    base anew. `on_point` is called for each point of the training. With `folder`, weights and the state of a training
+    are stored there, one file for each round.
+    """
+
+    recovery: Recovery
+    model: Model
+    windows: Tensor | None
+    references: list[Reference]
+    load_base: Callable[[], Model]
+    answers: Answers
+    progress: Progress
+    folder: Path
+    seed: int = 0
+    on_point: Callable[[TrainingPoint], None] = lambda point: None
+    memory: MemoryBudget = field(default_factory=MemoryBudget)
+
+    def recover(self, number: int, trained: TrainedWeights, before: dict[str, Score]) -> RecoveryRecord:
+        """Train after the round `number`, whose plan had the scores `before`; returns what was done."""
+        began = time.monotonic()
+        for reference in self.references:
+            if reference.head is not None:
+                reference.head.own()  # training may change the head of the model, and must not change that of the base
+        options = {each.name: str(getattr(self.recovery, each.name)) for each in dataclasses.fields(self.recovery)}  # type: ignore[arg-type]
+        trainer = RunTrainer(
+            self.model,
+            trained,
+            self.windows,
+            self.references[0],
+            self.load_base,
+            self.progress,
+            self.on_point,
+            self.folder / f"round-{number}.safetensors",
+            self.answers.make_key("recovery", number, self.recovery.name, options),
+            number,
+            self.seed,
+            Stopping(self.answers.is_stopping, self.answers.after_block),
+            self.memory,
+        )
+        if not trainer.is_done:
+            self.recovery.recover(trainer)
+            trainer.finish(self.model.stored_dtype)
+        for name in trained.pruned & self.model.held.keys():  # later rounds start from what was trained
+            self.model.held[name] = self.model.read(name).cpu()
+        self.answers.enter("recovery", hash_facts(self.recovery.name, options))
+        return RecoveryRecord(self.recovery.name, time.monotonic() - began, before, trainer.points)

@@ -1,0 +1,235 @@
+"""The trainer that a run gives to a recovery: trains the model, and goes on where an interrupted run was."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compressor.artifacts.run_record import TrainingPoint
+from compressor.compression.calibration import gather
+from compressor.contracts import Reconstruction, Training
+from compressor.data.reference import Reference
+from compressor.errors import ConfigError, PluginError
+from compressor.evaluation.layer_replay import CannotReplay, LayerReplay
+from compressor.models import Model
+from compressor.models.components import find_layers
+from compressor.progress import Progress
+from compressor.recovery.fine_tuning import FineTuning, needs_base
+from compressor.recovery.least_squares import solve_rows
+from compressor.recovery.optimizer import Optimizer
+from compressor.recovery.reconstruction import Stream, find_blocks, take_steps
+from compressor.recovery.trained_weights import TrainedWeights
+from compressor.recovery.training_log import TrainingLog
+from compressor.recovery.training_state import TrainingState, read_state, write_state
+from compressor.resources import MemoryBudget
+
+SAVED_EVERY = 60.0
+"""Seconds between two states of a training on disk."""
+OPTIMIZER = "optimizer."
+
+
+@dataclass
+class Stopping:
+    """Whether the run is stopping, and what it does where it may stop."""
+
+    is_stopping: Callable[[], bool] = lambda: False
+    after_block: Callable[[], None] = lambda: None
+
+
+@dataclass
+class RunTrainer:
+    """Trains the `model` by the methods of `compressor.contracts.Trainer`.
+
+    `windows` `[window, position]` are texts for training; `reference` gives the inputs for least squares. `load_base`
+    loads the base anew. The state of the training is in the file `path` under a `key`. `stage` counts the calls of the
+    recovery: those before `first_stage` were done by the interrupted run, whose state is `earlier`.
+    """
+
+    model: Model
+    trained: TrainedWeights
+    windows: Tensor | None
+    reference: Reference
+    load_base: Callable[[], Model]
+    progress: Progress
+    on_point: Callable[[TrainingPoint], None]
+    path: Path
+    key: str
+    round: int = 1
+    seed: int = 0
+    stopping: Stopping = field(default_factory=Stopping)
+    memory: MemoryBudget = field(default_factory=MemoryBudget)
+    points: list[TrainingPoint] = field(default_factory=list)
+    touched: set[str] = field(default_factory=set)
+    stage: int = 0
+    earlier: TrainingState | None = None
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.earlier = read_state(self.path, self.key)
+        if self.earlier is None:
+            return
+        self.points += [TrainingPoint(**point) for point in self.earlier.facts["points"]]
+        self.touched |= self.earlier.tensors.keys() & self.parameters.keys()
+        with torch.no_grad():
+            for name in self.touched:
+                self.parameters[name].copy_(self.earlier.tensors[name])
+
+    @property
+    def is_done(self) -> bool:
+        """Whether an earlier run has finished this training."""
+        return self.earlier is not None and self.earlier.facts["stage"] is None
+
+    @cached_property
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        return dict(self.model.network.named_parameters())
+
+    @cached_property
+    def base(self) -> Model:
+        return self.load_base()
+
+    @property
+    def texts(self) -> Tensor:
+        """The windows for training; raises PluginError for a recovery that trains, and wants no texts."""
+        if self.windows is None:
+            raise PluginError("a recovery that trains needs texts; return TrainingTexts from its method `texts`")
+        return self.windows
+
+    def train(self, training: Training) -> None:
+        done = self.begin_stage()
+        if done is None:
+            return
+        optimizer = self.make_optimizer(self.model.network, training, embeddings=training.embeddings)
+        self.restore(optimizer)
+        base = self.base if needs_base(training) else None
+        work = FineTuning(self.model, base, self.texts, training, optimizer, self.seed + self.stage)
+        log = self.open_log("training", training.steps)
+        steps = work.take_steps(done, log)
+        description = f"round {self.round}: training"
+        for number, is_good in enumerate(self.progress.track(steps, description, training.steps - done), done + 1):
+            self.pause(is_good, number, optimizer)
+
+    def reconstruct(self, reconstruction: Reconstruction) -> None:
+        done = self.begin_stage()
+        if done is None:
+            return
+        try:
+            replays = LayerReplay(self.base), LayerReplay(self.model)
+        except CannotReplay as error:
+            raise ConfigError(
+                f"recovery by blocks needs layers that can run one at a time, and {error}; choose recovery=finetune"
+            ) from None
+        batches = self.texts.split(reconstruction.batch)
+        base, ours = (Stream.enter(replay, batches) for replay in replays)
+        layers = range(len(replays[0].layers))
+        for number in self.progress.track(iter(layers), f"round {self.round}: reconstructing layers", len(layers)):
+            if number >= done:
+                self.reconstruct_layer(number, base, ours, reconstruction)
+                self.pause(True, number + 1)
+            base.advance(number)
+            ours.advance(number)
+
+    def reconstruct_layer(self, number: int, base: Stream, ours: Stream, options: Reconstruction) -> None:
+        """Train the blocks of one layer, in the order of the layer."""
+        layer = ours.replay.layers[number]
+        owners = [self.model.weight_views[name].owner for name in self.trained.pruned | self.trained.frozen]
+        blocks = find_blocks(layer, owners)
+        goals = base.find_calls(number, blocks)
+        for name in blocks:
+            block = layer.get_submodule(name)
+            if not self.trained.list_parameters(block):
+                continue
+            calls = ours.find_calls(number, [name])[name]
+            optimizer = self.make_optimizer(block, options)
+            log = self.open_log(f"layer {number}, {name}", options.steps)
+            seed = self.seed + self.stage + 1000 * number
+            for _ in take_steps(block, calls.arguments, goals[name].outputs, options, optimizer, log, seed):
+                pass
+
+    def solve_least_squares(self, damping: float) -> None:
+        if self.begin_stage() is None:
+            return
+        layers = range(len(find_layers(self.model.network)[1]))
+        for number in self.progress.track(iter(layers), f"round {self.round}: solving layers", len(layers)):
+            names = [name for name in sorted(self.trained.pruned) if self.model.components[name].layer == number]
+            if names:
+                self.solve_layer(names, number, damping)
+
+    def solve_layer(self, names: list[str], number: int, damping: float) -> None:
+        """Solve for the pruned components of a layer, with their inputs in the model with solved earlier layers."""
+        found = gather(self.model, self.reference, names, {"hessian"}, number, self.memory)
+        for name in names:
+            data = found.read(name, ["hessian"])
+            assert data is not None, "they were gathered just now"
+            weight = self.model.read(name)
+            hessian = data["hessian"].to(weight.device)
+            self.model.write(name, solve_rows(self.base.read(name), weight != 0, hessian, damping))
+            self.touch([self.model.weight_views[name].parameter])
+
+    def begin_stage(self) -> int | None:
+        """Count a call of the recovery; returns how much of it an interrupted run has done, None if all."""
+        self.stage += 1
+        if self.earlier is None:
+            return 0
+        stage = self.earlier.facts["stage"]
+        if stage is None or self.stage < stage:
+            return None
+        return int(self.earlier.facts["done"]) if self.stage == stage else 0
+
+    def make_optimizer(
+        self, inside: torch.nn.Module, options: Training | Reconstruction, embeddings: bool = True
+    ) -> Optimizer:
+        """AdamW for all weights of a module that may be trained."""
+        parameters = self.trained.list_parameters(inside, embeddings)
+        self.touch(parameters)
+        owned = {id(parameter) for parameter in parameters}
+        names = [name for name, view in self.model.weight_views.items() if id(view.parameter) in owned]
+        clip = options.clip if isinstance(options, Training) else float("inf")
+        masks = self.trained.make_masks(names)
+        return Optimizer(parameters, masks, options.learning_rate, options.weight_decay, clip)
+
+    def touch(self, parameters: list[torch.nn.Parameter]) -> None:
+        """These parameters are trained, so they are part of the state."""
+        chosen = {id(parameter) for parameter in parameters}
+        self.touched |= {name for name, parameter in self.parameters.items() if id(parameter) in chosen}
+
+    def open_log(self, stage: str, steps: int) -> TrainingLog:
+        def note(point: TrainingPoint) -> None:
+            self.points.append(point)
+            self.on_point(point)
+
+        return TrainingLog(stage, steps, note, self.stopping.is_stopping)
+
+    def restore(self, optimizer: Optimizer) -> None:
+        """Give the optimizer its state, if an interrupted run was in this stage."""
+        if self.earlier is not None and self.earlier.facts["stage"] == self.stage:
+            state = {
+                name.removeprefix(OPTIMIZER): tensor
+                for name, tensor in self.earlier.tensors.items()
+                if name.startswith(OPTIMIZER)
+            }
+            optimizer.restore(state)
+
+    def pause(self, is_good: bool, done: int, optimizer: Optimizer | None = None) -> None:
+        """Save the state if that is due, where the weights are known to be good; here a run may stop."""
+        if not is_good or not (self.stopping.is_stopping() or time.monotonic() - self.saved_at >= SAVED_EVERY):
+            return
+        moments = {} if optimizer is None else optimizer.list_state()
+        self.save(self.stage, done, {f"{OPTIMIZER}{name}": tensor for name, tensor in moments.items()})
+        self.saved_at = time.monotonic()
+        self.stopping.after_block()
+
+    def finish(self, dtype: torch.dtype) -> None:
+        """Round the trained weights to the `dtype` of the checkpoint, and save them for a run that is resumed."""
+        with torch.no_grad():
+            for name in self.touched:
+                self.parameters[name].copy_(self.parameters[name].to(dtype))
+        self.save(None, 0, {})
+
+    def save(self, stage: int | None, done: int, further: Mapping[str, Tensor]) -> None:
+        tensors = {name: self.parameters[name].detach() for name in sorted(self.touched)}
+        facts = {"stage": stage, "done": done, "points": [asdict(point) for point in self.points]}
+        write_state(self.path, self.key, TrainingState({**tensors, **further}, facts))

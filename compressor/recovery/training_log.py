@@ -1,0 +1,54 @@
+"""What training reports: losses, and how fast it is; shown as progress and sent to a tracker."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from compressor.artifacts.run_record import TrainingPoint
+from compressor.errors import ModelError
+
+EVERY = 10
+"""Steps between two points. Their mean loss is one number, so that the device is waited for only then."""
+
+
+@dataclass
+class TrainingLog:
+    """The `points` of one training. `on_point` is called with each of them; `stage` names what is trained.
+
+    If a run `is_stopping`, the next step is a point.
+    """
+
+    stage: str
+    steps: int
+    on_point: Callable[[TrainingPoint], None]
+    is_stopping: Callable[[], bool] = lambda: False
+    points: list[TrainingPoint] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+    losses: list[Tensor] = field(default_factory=list)
+    tokens: int = 0
+
+    def add(self, step: int, loss: Tensor, tokens: int, learning_rate: float) -> bool:
+        """Note the loss of a step; true if a point was made, so that all losses so far are known to be finite.
+
+        Raises ModelError for a loss that is not finite.
+        """
+        self.losses.append(loss.detach())
+        self.tokens += tokens
+        if (step + 1) % EVERY and step + 1 < self.steps and not self.is_stopping():
+            return False
+        mean, now = float(torch.stack(self.losses).mean()), time.monotonic()
+        if not math.isfinite(mean):
+            raise ModelError(
+                f"the loss of {self.stage} is not finite in the steps up to {step + 1} of {self.steps}, at the "
+                f"learning rate {learning_rate:g}; lower recovery.learning_rate"
+            )
+        point = TrainingPoint(self.stage, step + 1, mean, learning_rate, self.tokens / max(now - self.began, 1e-9))
+        self.points.append(point)
+        self.on_point(point)
+        self.losses.clear()
+        self.tokens, self.began = 0, now
+        return True
