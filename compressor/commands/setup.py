@@ -38,6 +38,8 @@ from compressor.sensitivity.cache import hash_sources, read_limit
 from compressor.settings import DataSettings, DataSource, Settings
 
 log = logging.getLogger(__name__)
+RECOVERY = "compressor.recovery.recoverer"
+"""The module on which, with all that it imports, the result of a recovery depends."""
 HARMLESS = ("wandb", "pluggy", "hydra-core", "gguf")
 """Packages on whose version no score depends."""
 
@@ -170,6 +172,8 @@ class RunSetup:
             texts_read.update(part.contiguous().numpy().tobytes())
         packages = {type(plugin).__module__ for plugin in (*self.metrics.values(), self.settings.schedule)}
         packages |= {type(plugin).__module__ for plugin in self.treatments.configured.values()}
+        if self.settings.recovery is not None:
+            packages |= {type(self.settings.recovery).__module__, RECOVERY}
         return {
             "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else read_processor(),
             "threads": torch.get_num_threads(),

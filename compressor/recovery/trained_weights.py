@@ -12,7 +12,7 @@ from compressor.recovery.masks import Masks
 
 @dataclass(frozen=True)
 class TrainedWeights:
-    """`pruned` components lost weights, which stay zero; `frozen` ones are stored in fewer bits, and stay as they are."""
+    """`pruned` components lost weights, which stay zero; `frozen` ones take fewer bits, and stay as they are."""
 
     model: Model
     pruned: frozenset[str]

@@ -1,0 +1,165 @@
+"""Training of a pruned model: what stays, what gets better, and that an interrupted training goes on."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from compressor.commands.stopping import Stopped
+from compressor.contracts import Loss, Recovery, Trainer, Training
+from compressor.errors import ModelError, PluginError
+from compressor.recovery.run_trainer import RunTrainer, Stopping
+from compressor.settings import DType
+from compressor_plugins.recovery.finetune import Finetune
+from compressor_plugins.recovery.least_squares import LeastSquares
+from compressor_plugins.recovery.reconstruct import Reconstruct
+from tests.support.trainers import load_family, make_trainer, prune, recover
+
+RECOVERIES = {
+    "finetune": Finetune(steps=12, released=2, batch=5, learning_rate=3e-3),
+    "margins": Finetune(steps=12, released=0, batch=5, loss=Loss.margins, mix=0.5, learning_rate=3e-3),
+    "reconstruct": Reconstruct(steps=6, batch=4),
+    "least_squares": LeastSquares(),
+}
+
+
+def stop_after(pauses: int) -> Stopping:
+    """Wants to stop all the time, and does after so many states were written."""
+    left = [pauses]
+
+    def after_block() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Stopped(signal.SIGTERM)
+
+    return Stopping(lambda: True, after_block)
+
+
+def choose(trainer_model: object, count: int = 6) -> list[str]:
+    return list(trainer_model.components)[:count]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "mixtral", "gemma3"])
+@pytest.mark.parametrize("name", ["finetune", "reconstruct", "least_squares"])
+def test_zeros_and_frozen_components_stay_and_the_model_comes_nearer_to_the_base(
+    family: str, name: str, tmp_path: Path
+) -> None:
+    model = load_family(family, tmp_path)
+    names = choose(model)
+    gone = prune(model, names)
+    frozen = [each for each in model.components if model.components[each].layer == 1][-1:]
+    before = {each: model.read(each) for each in frozen}
+    trainer = make_trainer(model, tmp_path, names, frozen=frozen)
+    error = measure_error(trainer)
+    recover(RECOVERIES[name], trainer)
+    for each in names:
+        assert not model.read(each)[gone[each]].any()
+        assert model.read(each)[~gone[each]].all()
+    assert all(torch.equal(model.read(each), weight) for each, weight in before.items())
+    assert not any(parameter.requires_grad for parameter in model.network.parameters())
+    if name != "least_squares":  # which looks at one matrix after the other, on other texts
+        assert measure_error(trainer) < error
+
+
+def measure_error(trainer: RunTrainer) -> float:
+    """Mean KL(base ‖ model) on the texts of the training."""
+    tokens = trainer.texts
+    ours, base = (
+        each.logits(tokens, tokens.shape[1]).double().log_softmax(-1) for each in (trainer.model, trainer.base)
+    )
+    return float((base.exp() * (base - ours)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("name", ["finetune", "margins", "reconstruct"])
+@pytest.mark.parametrize("dtype", [DType.float32, DType.bfloat16])
+def test_an_interrupted_training_ends_with_the_same_weights(name: str, dtype: DType, tmp_path: Path) -> None:
+    def start(folder: str, stopping: Stopping | None = None) -> RunTrainer:
+        model = load_family("llama", tmp_path, dtype)
+        prune(model, choose(model))
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return make_trainer(model, tmp_path / folder, choose(model), stopping=stopping or Stopping())
+
+    whole = recover(RECOVERIES[name], start("whole"))
+    for pauses in (1, 1, 1) if name == "reconstruct" else (3, 1, 2):
+        trainer = start("parts", stop_after(pauses))
+        try:
+            RECOVERIES[name].recover(trainer)
+        except Stopped:
+            continue
+        break
+    resumed = recover(RECOVERIES[name], start("parts"))
+    assert all(torch.equal(resumed[each], weight) for each, weight in whole.items())
+    done = start("parts")
+    assert done.is_done
+    assert all(torch.equal(done.parameters[each], weight) for each, weight in whole.items())
+
+
+class TwoStages(Recovery):
+    """Least squares, then training."""
+
+    name = "two_stages"
+
+    def recover(self, trainer: Trainer) -> None:
+        trainer.solve_least_squares(0.01)
+        trainer.train(Training(steps=6, batch=4))
+
+
+def test_stages_that_are_done_are_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(folder: str, stopping: Stopping | None = None) -> RunTrainer:
+        model = load_family("llama", tmp_path)
+        prune(model, choose(model))
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return make_trainer(model, tmp_path / folder, choose(model), stopping=stopping or Stopping())
+
+    whole = recover(TwoStages(), start("whole"))
+    with pytest.raises(Stopped):
+        TwoStages().recover(start("parts", stop_after(2)))
+    trainer = start("parts")
+    monkeypatch.setattr(RunTrainer, "solve_layer", lambda *arguments: pytest.fail("it was solved before"))
+    assert all(torch.equal(weight, whole[each]) for each, weight in recover(TwoStages(), trainer).items())
+
+
+def test_embeddings_and_head_stay_unless_they_are_wanted(tmp_path: Path) -> None:
+    def train(embeddings: bool) -> dict[str, Tensor]:
+        model = load_family("llama", tmp_path)
+        prune(model, choose(model))
+        return recover(
+            Finetune(steps=2, released=0, batch=4, embeddings=embeddings),
+            make_trainer(model, tmp_path, choose(model), key=str(embeddings)),
+        )
+
+    before = {name: p.clone() for name, p in load_family("llama", tmp_path).network.named_parameters()}
+    outer = [name for name in before if "embed" in name or "lm_head" in name]
+    assert outer
+    assert all(torch.equal(train(False)[name], before[name]) for name in outer)
+    assert not any(torch.equal(train(True)[name], before[name]) for name in outer)
+
+
+@pytest.mark.parametrize("recovery", [Finetune(steps=20, batch=4, learning_rate=1e30), Reconstruct(20, 1e30)])
+def test_a_loss_that_is_not_finite_is_one_line(recovery: Recovery, tmp_path: Path) -> None:
+    model = load_family("llama", tmp_path)
+    prune(model, choose(model))
+    with pytest.raises(ModelError, match=r"loss of .* is not finite .*; lower recovery\.learning_rate") as caught:
+        recovery.recover(make_trainer(model, tmp_path, choose(model)))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_last_good_state_of_a_training_that_fails_is_kept(tmp_path: Path) -> None:
+    model = load_family("llama", tmp_path)
+    prune(model, choose(model))
+    trainer = make_trainer(model, tmp_path, choose(model), stopping=Stopping(lambda: True, lambda: None))
+    with pytest.raises(ModelError):
+        Finetune(steps=30, batch=4, learning_rate=1e30).recover(trainer)
+    again = make_trainer(model, tmp_path, choose(model))
+    assert again.earlier is not None
+    assert all(bool(parameter.isfinite().all()) for parameter in model.network.parameters())
+
+
+def test_a_recovery_that_trains_needs_texts(tmp_path: Path) -> None:
+    model = load_family("llama", tmp_path)
+    trainer = make_trainer(model, tmp_path, [])
+    trainer.windows = None
+    with pytest.raises(PluginError, match="a recovery that trains needs texts"):
+        trainer.train(Training(1))

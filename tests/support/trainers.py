@@ -1,0 +1,67 @@
+"""Small models that are pruned, and trainers for them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.contracts import Recovery
+from compressor.data.reference import Reference, build_reference
+from compressor.data.texts import sample_sequences
+from compressor.models import Model, load_model
+from compressor.progress import Silent
+from compressor.recovery.run_trainer import RunTrainer
+from compressor.recovery.trained_weights import TrainedWeights
+from compressor.settings import Device, DType, ModelSettings
+from tests.support.families import save_checkpoint
+from tests.support.references import random_prefixes
+
+
+def load_family(family: str, folder: Path, dtype: DType = DType.float32) -> Model:
+    """A random model of a family on the CPU."""
+    if not (folder / family).exists():
+        save_checkpoint(family, folder / family)
+    return load_model(ModelSettings(str(folder / family), device=Device.cpu, dtype=dtype))
+
+
+def prune(model: Model, names: Collection[str], share: float = 0.5) -> dict[str, Tensor]:
+    """Set the smallest weights of these components to zero; returns where."""
+    gone = {}
+    for name in names:
+        weight = model.read(name)
+        gone[name] = weight.abs() <= weight.abs().flatten().kthvalue(round(share * weight.numel())).values
+        model.write(name, weight.masked_fill(gone[name], 0))
+    return gone
+
+
+def make_trainer(model: Model, folder: Path, pruned: Collection[str], **options: Any) -> RunTrainer:  # noqa: ANN401
+    """A trainer of a model whose components `pruned` were pruned, on 12 windows of 10 tokens of the base."""
+    settings = ModelSettings(str(model.folder), device=Device.cpu, dtype=DType[str(model.dtype).removeprefix("torch.")])
+    base = load_model(settings)
+    return RunTrainer(
+        model,
+        TrainedWeights(model, frozenset(pruned), frozenset(options.pop("frozen", ()))),
+        sample_sequences(base, 12, 10, 0),
+        make_reference(base),
+        lambda: load_model(settings),
+        Silent(),
+        lambda point: None,
+        folder / "training.safetensors",
+        options.pop("key", "key"),
+        **options,
+    )
+
+
+def make_reference(base: Model) -> Reference:
+    return build_reference(base, random_prefixes(base), 6, None, None)
+
+
+def recover(recovery: Recovery, trainer: RunTrainer) -> dict[str, Tensor]:
+    """The weights after a recovery."""
+    recovery.recover(trainer)
+    trainer.finish(torch.float32)
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.network.named_parameters()}
