@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 
-from compressor.contracts import EstimableMetric, Metric
+from compressor.contracts import EstimableMetric, Metric, Recovery
 from compressor.contracts.declarations import (
     check_compressor,
     check_metric,
@@ -14,6 +14,7 @@ from compressor.contracts.declarations import (
     read_ranks,
     read_text,
     read_training_texts,
+    require_kind,
 )
 from compressor.data.text_files import find_file
 from compressor.errors import ConfigError, DataError, suggest
@@ -81,8 +82,9 @@ def check_plugins(settings: Settings, plugins: Plugins) -> None:
         check_packs(settings.export.format, f"schedule.{limit}" if limit else f"schedule={schedule.name}")
     schedule.check_options(settings.compressor, plugins.metrics)
     if (recovery := settings.recovery) is not None:
-        check_recovery(recovery)
+        require_kind(recovery, "recovery", Recovery)
         recovery.check_options()
+        check_recovery(recovery)
         if (texts := read_training_texts(recovery)) is not None and texts.path is not None:
             find_file(texts.path)
 
