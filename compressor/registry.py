@@ -39,6 +39,7 @@ class Registry(Mapping[str, type[T]]):
     def __init__(self, contract: type[T]) -> None:
         self.contract: type[T] = contract
         self.word = contract.__name__.lower()
+        self.plural = f"{self.word[:-1]}ies" if self.word.endswith("y") else f"{self.word}s"
         self.entries: dict[str, Entry[T]] = {}
         self.hints: list[Callable[[], str]] = []
         """Their texts are appended to the error for an unknown name, for example plugins that failed to load."""

@@ -30,12 +30,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": PARTS,
     "data": MODELS,
     **dict.fromkeys(["compression", "evaluation"], DATA | {"registry"}),
-    "sensitivity": SCORES,
+    **dict.fromkeys(["sensitivity", "recovery"], SCORES),
     "export": MODELS,
     **dict.fromkeys(["report", "tracking"], PARTS),
     "search": SCORES | {"sensitivity", "export"},
-    "commands": SCORES | OUTPUT | {"sensitivity", "search", "plugins", "hookspecs"},
-    "testing": SCORES | {"search", "plugins"},
+    "commands": SCORES | OUTPUT | {"sensitivity", "recovery", "search", "plugins", "hookspecs"},
+    "testing": SCORES | {"search", "recovery", "plugins"},
 }
 """Package, or module beside the packages -> those that it may import, besides itself."""
 

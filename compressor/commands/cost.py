@@ -41,8 +41,10 @@ from compressor.contracts import (
     Treatment,
     ValuesRequest,
 )
+from compressor.contracts.declarations import read_training_texts
 from compressor.errors import CompressorError, ConfigError, PluginError
 from compressor.export import holds_exactly
+from compressor.recovery.training_cost import TrainingCost
 from compressor.report.formatting import format_bytes
 from compressor.resources import Memory, measure_folder, read_memory
 from compressor.search.dry_run import AdditiveDamage, DryRun
@@ -85,7 +87,8 @@ class WorkCounter:
     """An oracle that adds up the work of requests, and lets a dry run answer them.
 
     `ledger` counts trials and forward passes. `treated` weights are compressed, `changed` is the most weights that a
-    plan changes, `held` the most weight changes that an estimate holds, `kept` the weights that are treated in the end.
+    plan changes, `held` the most weight changes that an estimate holds, `kept` the weights that are treated in the end,
+    after so many `rounds`.
     """
 
     problem: Problem
@@ -94,6 +97,7 @@ class WorkCounter:
     changed: int = 0
     held: int = 0
     kept: int = 0
+    rounds: int = 0
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.problem.prefixes)
@@ -140,6 +144,7 @@ class WorkCounter:
         self._add_plans([request.plan])
         answer = self.dry_run.keep(request)
         self.kept = self._weigh(self.dry_run.kept)
+        self.rounds += 1
         return answer
 
     def _scored(self, answer: T) -> T:
@@ -175,6 +180,7 @@ class CostForecast:
 
     `is_whole` is False where the dry run was stopped: the work is then too little. `memory` is None where the system
     does not say. `seconds_per_weight` is the time to treat a weight, None where no compressor could be tried.
+    `training` is the cost of the recovery after a round.
     """
 
     session: Session
@@ -186,6 +192,7 @@ class CostForecast:
     seconds_per_pass: float
     seconds_per_weight: float | None
     memory: Memory | None
+    training: TrainingCost | None = None
 
     @property
     def cost(self) -> RunCost:
@@ -195,7 +202,9 @@ class CostForecast:
         return RunCost(
             trials=work.ledger.trials,
             passes=work.ledger.passes,
-            seconds=work.ledger.passes * self.seconds_per_pass + work.treated * (self.seconds_per_weight or 0.0),
+            seconds=work.ledger.passes * self.seconds_per_pass
+            + work.treated * (self.seconds_per_weight or 0.0)
+            + self.count_training_seconds(),
             memory_bytes=max(memory.peak, memory.used + self.count_memory(batch)) if memory else None,
             disk_bytes=self.count_disk(),
             at_least=not self.is_whole,
@@ -213,7 +222,7 @@ class CostForecast:
         plan = 2 * chosen.itemsize * work.changed
         estimate = plan + CHANGE * work.held + chosen.itemsize * gradients if work.held else 0
         export = model.base_parameters * self.saved.itemsize if self.saved != chosen else 0
-        return max(plan, estimate, export)
+        return max(plan, estimate, export, self.training.memory if self.training else 0)
 
     def count_disk(self) -> int:
         """Bytes of all copies of the saved model, of the reference and of the lines of scores."""
@@ -228,7 +237,17 @@ class CostForecast:
         """Further bytes that a run needs: answers of trials, the tensors of a second copy, and all small files."""
         scored = self.session.problem.prefixes * len(self.session.problem.better)
         answers = self.work.ledger.trials * (ANSWER + 8 * scored)
-        return answers + (self.copies - 1) * self.session.model.stored_bytes + SMALL_FILES
+        trained = self.work.rounds * self.training.disk if self.training else 0
+        return answers + (self.copies - 1) * self.session.model.stored_bytes + trained + SMALL_FILES
+
+    def count_training_seconds(self) -> float:
+        """The time of all recoveries, from that of a forward pass over the search prefixes."""
+        texts = self.training and read_training_texts(self.training.recovery)
+        if not self.training or not texts:
+            return 0.0
+        reference = self.session.scorer.evaluators[Prefixes.SEARCH].reference
+        seconds_per_token = self.seconds_per_pass / max(1, reference.tokens.numel())
+        return self.work.rounds * self.training.passes * texts.tokens * seconds_per_token
 
     def check(self) -> None:
         """Raise ConfigError where the run cannot fit on the disk or into memory; it says what would fit."""
@@ -275,7 +294,12 @@ def check_room(folder: Path, needed: int) -> None:
 
 
 def forecast_cost(
-    session: Session, schedule: Schedule, folder: Path, copies: int, seconds_per_pass: float
+    session: Session,
+    schedule: Schedule,
+    folder: Path,
+    copies: int,
+    seconds_per_pass: float,
+    training: TrainingCost | None = None,
 ) -> CostForecast | None:
     """What to expect of a search by this schedule; None where it cannot be run on made-up answers."""
     work = WorkCounter(fold_rows(session.problem))
@@ -284,7 +308,9 @@ def forecast_cost(
         return None
     saved, seconds_per_weight = try_compressors(session)
     memory = session.calibrator.memory.limit(read_memory(session.model.device))
-    return CostForecast(session, folder, work, is_whole, saved, copies, seconds_per_pass, seconds_per_weight, memory)
+    return CostForecast(
+        session, folder, work, is_whole, saved, copies, seconds_per_pass, seconds_per_weight, memory, training
+    )
 
 
 def count_work(work: WorkCounter, schedule: Schedule, fuses: bool, seconds: float = SECONDS) -> bool | None:

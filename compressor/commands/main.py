@@ -353,7 +353,7 @@ def list_plugins(arguments: Sequence[str], terminal: Terminal) -> int:
 def describe_plugins(plugins: Plugins) -> dict[str, Any]:
     """Installed plugins as plain data."""
     facts: dict[str, Any] = {
-        f"{registry.word}s": {
+        registry.plural: {
             name: {"distribution": entry.distribution, "version": entry.version, "class": entry.cls.__qualname__}
             for name, entry in registry.entries.items()
         }

@@ -46,6 +46,7 @@ from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent, watch
 from compressor.recovery.recoverer import Recoverer
 from compressor.recovery.trained_weights import find_trained
+from compressor.recovery.training_cost import count_cost
 from compressor.report import heat_map_svg, write_report
 from compressor.report.formatting import describe_expected_cost
 from compressor.search.session import Session
@@ -149,8 +150,9 @@ class Run:
 
     def forecast_cost(self) -> None:
         """Predict, show and record what the search will cost; raises ConfigError if the run does not fit."""
-        copies = 1 + self.settings.export.gguf
-        expected = forecast_cost(self.session, self.settings.schedule, self.folder, copies, self.seconds_per_pass)
+        settings, copies = self.settings, 1 + self.settings.export.gguf
+        training = None if settings.recovery is None else count_cost(settings.recovery, self.setup.model)
+        expected = forecast_cost(self.session, settings.schedule, self.folder, copies, self.seconds_per_pass, training)
         if expected is None:
             check_room(self.folder, copies * self.setup.model.stored_bytes)
         else:

@@ -3,13 +3,15 @@
 Registered classes and objects made by hand are checked alike.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import NoReturn
 
 from compressor.contracts.compressor import Compressor
 from compressor.contracts.guard import name_plugin, show
 from compressor.contracts.metric import Metric, TextWindows
-from compressor.contracts.recovery import Recovery, TrainingTexts
+from compressor.contracts.recovery import Reconstruction, Recovery, Training, TrainingTexts
 from compressor.contracts.schedule import Schedule
 from compressor.contracts.types import Better, Reads
 from compressor.errors import PluginError
@@ -99,6 +101,26 @@ def read_training_texts(recovery: Recovery) -> TrainingTexts | None:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             refuse(recovery, f"texts().{attribute}", value, f"a whole number of at least {least} is needed")
     return texts
+
+
+def check_training(recovery: Recovery, training: object, windows: int) -> None:
+    """Raise PluginError for an argument of `Trainer.train` or `Trainer.reconstruct` that no trainer can follow.
+
+    `windows` is the number of texts that the recovery has.
+    """
+    if not windows:
+        refuse(recovery, "texts()", None, "training needs texts; give TrainingTexts")
+    if not isinstance(training, Training | Reconstruction):
+        refuse(recovery, "recover()", training, "give the trainer a Training or a Reconstruction")
+    counts = {"steps": 1, "batch": 1} | ({"released": 0} if isinstance(training, Training) else {})
+    for attribute, least in counts.items():
+        value = getattr(training, attribute)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            refuse(recovery, f"recover() with {attribute}", value, f"a whole number of at least {least} is needed")
+    for field in fields(training):
+        value = getattr(training, field.name)
+        if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+            refuse(recovery, f"recover() with {field.name}", value, "a finite number of at least 0 is needed")
 
 
 def require_kind(plugin: object, word: str, contract: type) -> None:

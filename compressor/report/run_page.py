@@ -17,6 +17,7 @@ from compressor.report.page import fill_page
 from compressor.report.tables import make_components_table, make_rounds_table, make_scores_table
 from compressor.report.vega import Picture
 
+MOST_CURVES = 6
 Sequences = Mapping[str, Sequence[float]]
 """Metric -> its value for each prefix of the final score."""
 
@@ -36,7 +37,11 @@ def make_page(record: Record, sequences: Sequences | None = None) -> str:
             "spreads": _draw_spreads(record, sequences or {}),
             "heat_map": draw_heat_map(record.components) if record.components else None,
             "rounds": make_rounds_table(record),
-            "charts": [_draw_scores(record), *(_draw_search(record, step) for step in record.rounds)],
+            "charts": [
+                _draw_scores(record),
+                *(_draw_search(record, step) for step in record.rounds),
+                _draw_training(record),
+            ],
             "components": make_components_table(record.components),
         },
     )
@@ -77,6 +82,23 @@ def _draw_scores(record: Record) -> Picture | None:
             tip = f"round {number}, {format_percent(step.amount)} removed: {label} {format_score(score)}"
             points.append(Point(step.amount, score.mean, score.low, score.high, tip))
     return draw_lines({"": points}, Axes("bits removed (amount)", name_metric(record, name), top))
+
+
+def _draw_training(record: Record) -> Picture | None:
+    """The loss of the recovery of each round over its steps; None without one."""
+    series = {}
+    for number, step in enumerate(record.rounds, start=1):
+        points = step.recovery.points if step.recovery else []
+        for stage in dict.fromkeys(point.stage for point in points):
+            found = [point for point in points if point.stage == stage]
+            name = f"round {number}, {stage}" if len(record.rounds) > 1 else stage
+            series[name] = [
+                Point(one.step, one.loss, one.loss, one.loss, f"{name}, step {one.step}: {format_number(one.loss)}")
+                for one in found
+            ]
+    if not series or len(series) > MOST_CURVES:
+        return None
+    return draw_lines(series, Axes("steps of training", "loss", is_share=False))
 
 
 def _draw_search(record: Record, step: RoundRecord) -> Picture | None:

@@ -101,6 +101,11 @@ def make_rounds_table(record: Record) -> Table:
             ("target", format_percent(step.target, fixed=True)),
             ("amount", format_percent(step.amount, fixed=True)),
             *((record.metric(name).label, format_score(step.scores.get(name))) for name in names),
+            *(
+                (f"{record.metric(name).label} before recovery", format_score(before.get(name)))
+                for before in ([step.recovery.before] if step.recovery else [])
+                for name in names
+            ),
             ("additivity", None if step.additivity is None else format_number(step.additivity, 2)),
             ("trials", str(step.trials)),
             ("forward passes", format_number(step.passes)),

@@ -11,6 +11,14 @@ from compressor.testing.checkpoint import make_tiny_checkpoint
 from compressor.testing.compressors import CompressorContract
 from compressor.testing.metrics import MetricContract
 from compressor.testing.problems import DryRun
+from compressor.testing.recoveries import RecoveryContract
 from compressor.testing.schedules import ScheduleContract
 
-__all__ = ["CompressorContract", "DryRun", "MetricContract", "ScheduleContract", "make_tiny_checkpoint"]
+__all__ = [
+    "CompressorContract",
+    "DryRun",
+    "MetricContract",
+    "RecoveryContract",
+    "ScheduleContract",
+    "make_tiny_checkpoint",
+]

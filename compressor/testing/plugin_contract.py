@@ -1,9 +1,13 @@
 """Contract tests and helpers that are shared by plugins of every kind."""
 
+import importlib.abc
 import pickle
 import random
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,3 +57,20 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     """Equal to the last bit: 0 and −0 differ, NaN equals itself."""
     first, second = a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)
     return a.dtype == b.dtype and torch.equal(first, second)
+
+
+class TorchRefused(importlib.abc.MetaPathFinder):
+    """Makes `import torch` fail."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname.partition(".")[0] == "torch":
+            raise ImportError("this plugin must not need torch")
+        return None
+
+
+def refuse_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on, torch cannot be imported."""
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [TorchRefused(), *sys.meta_path])

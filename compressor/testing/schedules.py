@@ -1,32 +1,16 @@
 """The contract suite of schedules."""
 
 import copy
-import importlib.abc
-import sys
-from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 
 import pytest
 
 from compressor.contracts import Better, Dialogue, KeepRequest, Problem, Schedule
 from compressor.errors import CompressorError, PluginError
 from compressor.plugins import installed
-from compressor.testing.plugin_contract import PluginContract, randomness_untouched
+from compressor.testing.plugin_contract import PluginContract, randomness_untouched, refuse_torch
 from compressor.testing.problems import DryRun, make_problem
 
 COMPRESSORS = (("prune",), ("round",), ("prune", "round"))
-
-
-class TorchRefused(importlib.abc.MetaPathFinder):
-    """Makes `import torch` fail."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname.partition(".")[0] == "torch":
-            raise ImportError("a schedule must not need torch; numpy is enough")
-        return None
 
 
 class ScheduleContract(PluginContract):
@@ -92,6 +76,5 @@ class ScheduleContract(PluginContract):
 
     def test_needs_no_torch(self, plugin: Schedule, monkeypatch: pytest.MonkeyPatch) -> None:
         """A search runs where torch cannot be imported."""
-        monkeypatch.delitem(sys.modules, "torch", raising=False)
-        monkeypatch.setattr(sys, "meta_path", [TorchRefused(), *sys.meta_path])
+        refuse_torch(monkeypatch)
         self.dry_runs(plugin)
