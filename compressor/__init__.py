@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from compressor.contracts import CompressedWeight, Compressor, EstimableMetric, Metric, Schedule
+from compressor.contracts import CompressedWeight, Compressor, EstimableMetric, Metric, Recovery, Schedule
 from compressor.errors import CompressorError
 from compressor.hookspecs import hookimpl
 
@@ -35,6 +35,7 @@ __all__ = [
     "CompressorError",
     "EstimableMetric",
     "Metric",
+    "Recovery",
     "Schedule",
     "__version__",
     "forecast",
