@@ -54,7 +54,8 @@ def test_every_snippet_is_a_file() -> None:
     assert len(SNIPPETS) == PAGE.count("```") // 2
     assert set(SNIPPETS) == {
         "pyproject.toml", "my_plugin/__init__.py", "my_plugin/top_agreement.py", "my_plugin/bits4.py",
-        "my_plugin/wanda.py", "my_plugin/cheapest.py", "my_plugin/solve_then_train.py", "tests/test_contracts.py", "tests/test_run.py",
+        "my_plugin/wanda.py", "my_plugin/cheapest.py", "my_plugin/solve_then_train.py",
+        "tests/test_contracts.py", "tests/test_run.py",
     }  # fmt: skip
 
 

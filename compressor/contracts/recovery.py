@@ -39,7 +39,7 @@ class Training:
     loss: Loss = Loss.distillation
     temperature: float = 1.0
     mix: float = 1.0
-    learning_rate: float = 1e-4
+    learning_rate: float = 1e-3
     warmup: float = 0.1
     weight_decay: float = 0.01
     clip: float = 1.0
