@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from compressor import hookspecs
-from compressor.contracts import Compressor, Metric, Schedule
+from compressor.contracts import Compressor, Metric, Recovery, Schedule
 from compressor.errors import ConfigError
 from compressor.plugins import Plugins, installed, load_plugins
 
@@ -21,7 +21,7 @@ PROJECT = Path(__file__).parents[1]
 HEADER = """
 from dataclasses import dataclass
 from compressor import hookimpl
-from compressor.contracts import Better, Compressor, KeepRequest, Metric, Reads, Schedule
+from compressor.contracts import Better, Compressor, KeepRequest, Metric, Reads, Recovery, Schedule
 """
 SCHEDULE = """
 @dataclass
@@ -52,6 +52,14 @@ class Zero(Compressor):
 
     def compress(self, weight, amount, context):
         raise NotImplementedError
+"""
+RECOVERY = """
+@dataclass
+class Rest(Recovery):
+    name = "rest"
+
+    def recover(self, trainer):
+        trainer.solve_least_squares(0.1)
 """
 REGISTER = """
 @hookimpl
@@ -151,7 +159,7 @@ def test_a_bad_plugin_is_named_and_harms_nobody(
     install("zz_after", HEADER + IDLE + register("register_schedules", "Idle"))
     with caplog.at_level(logging.WARNING):
         plugins = load_plugins()
-    assert names(plugins) == [builtin[0], builtin[1], builtin[2] | {"idle"}]
+    assert names(plugins) == [builtin[0], builtin[1], builtin[2] | {"idle"}, builtin[3]]
     (failure,) = plugins.failures
     line = str(failure)
     assert line.startswith(f"plugin `thing` of {distribution} 0.1 failed to load: ") and line.isprintable()
@@ -199,6 +207,7 @@ HOOKS: dict[str, tuple[type, str, str]] = {
     "register_metrics": (Metric, "length", METRIC + register("register_metrics", "Length")),
     "register_compressors": (Compressor, "zero", COMPRESSOR + register("register_compressors", "Zero")),
     "register_schedules": (Schedule, "lazy", LAZY + register("register_schedules", "Lazy")),
+    "register_recoveries": (Recovery, "rest", RECOVERY + register("register_recoveries", "Rest")),
 }
 """A use of every hook."""
 

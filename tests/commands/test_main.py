@@ -122,7 +122,7 @@ def test_plugins_are_listed(tmp_path: Path) -> None:
         (["run", "metric=[fdtn]"], "unknown metric `fdtn`; did you mean"),
         (["run", "compressor=magnitud"], "unknown compressor `magnitud`; did you mean `magnitude`"),
         (["run", "schedule=unifrm"], "unknown schedule `unifrm`; did you mean `uniform`"),
-        (["run", "recovery.method=finetune"], "`recovery.method` must be one of none, got 'finetune'"),
+        (["run", "recovery=finetunes"], "unknown recovery `finetunes`; did you mean `finetune`"),
         (["run", "tracking.backend=wandd"], "`tracking.backend` must be one of wandb, none, got 'wandd'"),
         (["run", "data.source=slef"], "`data.source` must be one of self, text, hf, got 'slef'"),
         (["run", "schedule=null"], "`schedule` must name an option, got null"),
