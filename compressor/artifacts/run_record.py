@@ -59,12 +59,16 @@ class TrainingPoint:
 
 @dataclass
 class RecoveryRecord:
-    """The training after a round: `before` are the scores of the round's plan without it, on the search prefixes."""
+    """The training after a round: `before` are the scores of the round's plan without it, on the search prefixes.
+
+    It is kept unless every metric got worse by it.
+    """
 
     name: str
     seconds: float
     before: dict[str, Score]
     points: list[TrainingPoint] = field(default_factory=list)
+    is_kept: bool = True
 
 
 @dataclass

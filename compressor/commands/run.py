@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from compressor import export
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.files import append_json_line
@@ -23,7 +21,6 @@ from compressor.artifacts.run_record import (
     FileRecord,
     MetricRecord,
     Record,
-    RecoveryRecord,
     RunCostRecord,
     VerificationRecord,
     collect_versions,
@@ -34,7 +31,7 @@ from compressor.commands.cost import check_room, forecast_cost, sum_up
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.commands.stopping import Stopped, stop
 from compressor.compression.amounts import describe_components, describe_final
-from compressor.contracts import Dialogue, Oracle, Prefixes, Score, SizeRequest
+from compressor.contracts import Dialogue, Oracle, Prefixes, Recovery, Score, SizeRequest
 from compressor.contracts.declarations import read_ranks, read_training_texts
 from compressor.contracts.requests import compressors_of
 from compressor.data.reference import write_reference
@@ -67,7 +64,6 @@ class Run:
     record: Record
     state: RunState | None = None
     progress: Progress = field(default_factory=Silent)
-    training_texts: Tensor | None = None
     setup: RunSetup = field(init=False)
     session: Session = field(init=False)
     seconds_per_pass: float = field(init=False)
@@ -118,7 +114,6 @@ class Run:
             self.record.rounds,
             self.record.notes,
             self.state.answers if self.state else None,
-            self.recover if settings.recovery is not None else None,
         )
 
     def answer_sizes(self, dialogue: Dialogue, oracle: Oracle) -> None:
@@ -137,8 +132,8 @@ class Run:
     def take_reference_steps(self) -> Iterator[None]:
         """Make a reference for each set of prefixes, then score the base itself; yields after each step."""
         yield from self.setup.take_reference_steps(tuple(Prefixes))
-        if (recovery := self.settings.recovery) is not None and (wanted := read_training_texts(recovery)) is not None:
-            self.training_texts = make_training_texts(self.setup.model, wanted, self.settings.data.seed)
+        if (recovery := self.settings.recovery) is not None:
+            self.session.rounds.recoverer = self.make_recoverer(recovery)
         write_reference(self.setup.evaluators[Prefixes.PROOF].reference, self.folder / "reference.safetensors")
         self.record.noise_floor = min(evaluator.reference.noise_floor for evaluator in self.setup.evaluators.values())
         self.record.reference = self.setup.describe_reference(Prefixes.PROOF)
@@ -160,13 +155,15 @@ class Run:
             self.progress.say(f"expected cost of the search: {describe_expected_cost(self.record.expense.forecast)}")
             expected.check()
 
-    def recover(self, number: int, before: dict[str, Score]) -> RecoveryRecord:
-        """Train the model after a round, whose plan had the scores `before`."""
+    def make_recoverer(self, recovery: Recovery) -> Recoverer:
+        """What trains the model after each round; its texts are sampled from the model, which must be the base now."""
         settings, model, applied = self.settings, self.setup.model, self.session.applied
-        recoverer = Recoverer(
-            settings.recovery,
+        wanted = read_training_texts(recovery)
+        return Recoverer(
+            recovery,
             model,
-            self.training_texts,
+            None if wanted is None else make_training_texts(model, wanted, settings.data.seed),
+            lambda: find_trained(model, applied.kept, applied.packed_bits, applied.quantized),
             [evaluator.reference for evaluator in self.setup.evaluators.values()],
             lambda: load_model(settings.model, settings.components),
             self.session.scorer.answers,
@@ -175,9 +172,6 @@ class Run:
             settings.seed,
             self.tracker.log_training,
             self.setup.memory,
-        )
-        return recoverer.recover(
-            number, find_trained(model, applied.kept, applied.packed_bits, applied.quantized), before
         )
 
     def prove(self) -> dict[str, Score]:

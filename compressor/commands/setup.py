@@ -30,7 +30,7 @@ from compressor.search.additivity import StartingValues
 from compressor.search.applied_plan import AppliedPlan
 from compressor.search.estimating import Estimator
 from compressor.search.ledger import Ledger
-from compressor.search.rounds import Recover, Rounds
+from compressor.search.rounds import Rounds
 from compressor.search.session import Session
 from compressor.search.top_trials import TopTrials
 from compressor.search.trial_scoring import TrialScorer
@@ -111,11 +111,10 @@ class RunSetup:
         rounds: list[RoundRecord] | None = None,
         notes: list[str] | None = None,
         answers: Answers | None = None,
-        recover: Recover | None = None,
     ) -> Session:
         """A search on this model; what it keeps is recorded in `rounds` and `notes`.
 
-        `answers` are those of an interrupted run, and keep the new ones. `recover` trains the model after each round.
+        `answers` are those of an interrupted run, and keep the new ones.
         """
         settings, records, remarks = self.settings, [] if rounds is None else rounds, [] if notes is None else notes
         remarks += self.notes
@@ -141,7 +140,7 @@ class RunSetup:
             scorer=scorer,
             estimator=estimator,
             top_trials=TopTrials(scorer, estimator, settings.sweep),
-            rounds=Rounds(applied, scorer, starting_values, on_round, records, remarks, progress, recover),
+            rounds=Rounds(applied, scorer, starting_values, on_round, records, remarks, progress),
             fuses=settings.fuses,
         )
 

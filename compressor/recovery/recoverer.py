@@ -23,14 +23,15 @@ from compressor.resources import MemoryBudget
 class Recoverer:
     """Trains the `model` by a `recovery` on `windows` `[window, position]`; None for one that takes no training.
 
-    `references` are those of the run, the first of the search prefixes. `load_base` loads the
-    base anew. `on_point` is called for each point of the training. With `folder`, weights and the state of a training
-    are stored there, one file for each round.
+    `find_trained` gives the weights that may be trained now. `references` are those of the run, the first of the search
+    prefixes. `load_base` loads the base anew. `on_point` is called for each point of the training. Weights and the
+    state of a training are stored in `folder`, one file for each round.
     """
 
     recovery: Recovery
     model: Model
     windows: Tensor | None
+    find_trained: Callable[[], TrainedWeights]
     references: list[Reference]
     load_base: Callable[[], Model]
     answers: Answers
@@ -39,17 +40,18 @@ class Recoverer:
     seed: int = 0
     on_point: Callable[[TrainingPoint], None] = lambda point: None
     memory: MemoryBudget = field(default_factory=MemoryBudget)
+    trainer: RunTrainer | None = field(default=None, init=False)
 
-    def recover(self, number: int, trained: TrainedWeights, before: dict[str, Score]) -> RecoveryRecord:
+    def train(self, number: int, before: dict[str, Score]) -> RecoveryRecord:
         """Train after the round `number`, whose plan had the scores `before`; returns what was done."""
         began = time.monotonic()
         for reference in self.references:
             if reference.head is not None:
                 reference.head.own()  # training may change the head of the model, and must not change that of the base
         options = {each.name: str(getattr(self.recovery, each.name)) for each in dataclasses.fields(self.recovery)}  # type: ignore[arg-type]
-        trainer = RunTrainer(
+        self.trainer = trainer = RunTrainer(
             self.model,
-            trained,
+            self.find_trained(),
             self.windows,
             self.references[0],
             self.load_base,
@@ -65,7 +67,16 @@ class Recoverer:
         if not trainer.is_done:
             self.recovery.recover(trainer)
             trainer.finish(self.model.stored_dtype)
-        for name in trained.pruned & self.model.held.keys():  # later rounds start from what was trained
-            self.model.held[name] = self.model.read(name).cpu()
         self.answers.enter("recovery", hash_facts(self.recovery.name, options))
         return RecoveryRecord(self.recovery.name, time.monotonic() - began, before, trainer.points)
+
+    def end(self, is_kept: bool) -> None:
+        """Keep what was trained, or go back to the weights before it. Later rounds start from what was trained."""
+        assert self.trainer is not None, "a round was trained"
+        trainer, self.trainer = self.trainer, None
+        if not is_kept:
+            trainer.undo()
+            self.answers.enter("undone")
+            return
+        for name in trainer.trained.pruned & self.model.held.keys():
+            self.model.held[name] = self.model.read(name).cpu()

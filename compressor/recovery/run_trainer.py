@@ -1,7 +1,7 @@
 """The trainer that a run gives to a recovery: trains the model, and goes on where an interrupted run was."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +46,8 @@ class RunTrainer:
 
     `windows` `[window, position]` are texts for training; `reference` gives the inputs for least squares. `load_base`
     loads the base anew. The state of the training is in the file `path` under a `key`. `stage` counts the calls of the
-    recovery: those before `first_stage` were done by the interrupted run, whose state is `earlier`.
+    recovery; an interrupted run has done some of them, and its state is `earlier`. `before` has the weights on the host
+    that were there before the training, by the names of all parameters that are trained.
     """
 
     model: Model
@@ -63,7 +64,7 @@ class RunTrainer:
     stopping: Stopping = field(default_factory=Stopping)
     memory: MemoryBudget = field(default_factory=MemoryBudget)
     points: list[TrainingPoint] = field(default_factory=list)
-    touched: set[str] = field(default_factory=set)
+    before: dict[str, Tensor] = field(default_factory=dict)
     stage: int = 0
     earlier: TrainingState | None = None
     saved_at: float = field(default_factory=time.monotonic)
@@ -73,9 +74,9 @@ class RunTrainer:
         if self.earlier is None:
             return
         self.points += [TrainingPoint(**point) for point in self.earlier.facts["points"]]
-        self.touched |= self.earlier.tensors.keys() & self.parameters.keys()
+        self.remember(self.earlier.tensors.keys() & self.parameters.keys())
         with torch.no_grad():
-            for name in self.touched:
+            for name in self.before:
                 self.parameters[name].copy_(self.earlier.tensors[name])
 
     @property
@@ -194,7 +195,19 @@ class RunTrainer:
     def touch(self, parameters: list[torch.nn.Parameter]) -> None:
         """These parameters are trained, so they are part of the state."""
         chosen = {id(parameter) for parameter in parameters}
-        self.touched |= {name for name, parameter in self.parameters.items() if id(parameter) in chosen}
+        self.remember(name for name, parameter in self.parameters.items() if id(parameter) in chosen)
+
+    def remember(self, names: Iterable[str]) -> None:
+        """Copy parameters that are going to be trained, unless they are copied already."""
+        self.before |= {
+            name: self.parameters[name].detach().to("cpu", copy=True) for name in names if name not in self.before
+        }
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Go back to the weights before the training."""
+        for name, weight in self.before.items():
+            self.parameters[name].copy_(weight)
 
     def open_log(self, stage: str, steps: int) -> TrainingLog:
         def note(point: TrainingPoint) -> None:
@@ -225,11 +238,11 @@ class RunTrainer:
     def finish(self, dtype: torch.dtype) -> None:
         """Round the trained weights to the `dtype` of the checkpoint, and save them for a run that is resumed."""
         with torch.no_grad():
-            for name in self.touched:
+            for name in self.before:
                 self.parameters[name].copy_(self.parameters[name].to(dtype))
         self.save(None, 0, {})
 
     def save(self, stage: int | None, done: int, further: Mapping[str, Tensor]) -> None:
-        tensors = {name: self.parameters[name].detach() for name in sorted(self.touched)}
+        tensors = {name: self.parameters[name].detach() for name in sorted(self.before)}
         facts = {"stage": stage, "done": done, "points": [asdict(point) for point in self.points]}
         write_state(self.path, self.key, TrainingState({**tensors, **further}, facts))

@@ -58,7 +58,7 @@ def draw_lines(
     # The largest value that there can be has its level drawn.
     levels = {"values": [top * step / 4 for step in range(5)]} if top else {"tickCount": 5}
     up = alt.Scale(domain=[0, top], nice=False) if top else alt.Scale(zero=True)
-    form = alt.Axis(title=clean_text(axes.across), grid=False, format="~%" if axes.is_share else "~g", tickCount=6)
+    form = alt.Axis(title=clean_text(axes.across), grid=False, format="~%" if axes.is_share else ".6~g", tickCount=6)
     x = alt.X("x:Q", scale=alt.Scale(zero=axes.is_share, nice=True, padding=8), axis=form)
     value = {"x": x, "y": alt.Y("value:Q", scale=up, axis=alt.Axis(title=clean_text(axes.up), **levels))}
     span = {"x": x, "y": alt.Y("low:Q", scale=up), "y2": alt.Y2("high:Q")}

@@ -187,3 +187,14 @@ def test_a_text_for_training_that_is_too_short_is_one_line(tmp_path: Path) -> No
     done = call_command(tmp_path, "run", *short, "recovery=finetune", "recovery.path=short.txt")
     assert done.returncode == 1
     assert "fewer than a window of 128; give more text or lower `recovery.tokens`" in done.stderr
+
+
+def test_a_training_that_makes_all_worse_is_undone(base: Path, tmp_path: Path) -> None:
+    harmful = Finetune(steps=10, released=0, batch=2, windows=8, tokens=12, learning_rate=0.3)
+    record, without = (run(tmp_path / str(index), make(base, each)) for index, each in enumerate((harmful, None)))
+    for step, plain in zip(record.rounds, without.rounds, strict=True):
+        assert step.recovery is not None and not step.recovery.is_kept
+        assert step.scores == step.recovery.before == plain.scores
+    for file in RESULTS:
+        assert (tmp_path / "0" / file).read_bytes() == (tmp_path / "1" / file).read_bytes()
+    assert sum("Recovery made every metric worse" in note for note in record.notes) == 2
