@@ -7,10 +7,14 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
+
+from compressor.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 20.0
@@ -19,7 +23,7 @@ BASE_STATUS = 128
 """The exit status of a process that a signal ended is this and the number of the signal."""
 
 
-class Stopped(KeyboardInterrupt):
+class Stopped(Interrupted):
     """A signal asked to stop. It is no Exception, so that nothing handles it as a failure."""
 
     def __init__(self, signum: int) -> None:
@@ -86,6 +90,24 @@ class Stop:
         signal.setitimer(signal.ITIMER_REAL, GRACE)
         line = f"stopping after this block of work, in at most {GRACE:.0f} s; once more stops at once\n"
         os.write(sys.stderr.fileno(), line.encode())
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, Ctrl-C raises Interrupted where it would raise KeyboardInterrupt, as a plugin may do by itself."""
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted
 
 
 stop = Stop()

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from compressor.compression.apply import Treatments, is_finite
+from compressor.compression.apply import Treatments
+from compressor.compression.checked_weight import is_finite
 from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, QuantizedMatrix, Treatment
 from compressor.errors import ConfigError, PlanError, PluginError
 from compressor.models import Model, load_model
