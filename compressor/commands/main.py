@@ -46,7 +46,7 @@ from compressor.commands.config import (
 from compressor.commands.overrides import quote
 from compressor.commands.resumable import check_harmless
 from compressor.commands.stopping import Stopped, stop
-from compressor.commands.terminal import Terminal, protect_output
+from compressor.commands.terminal import LenientStream, Terminal, protect_output
 from compressor.contracts.declarations import summarize_class
 from compressor.errors import CompressorError, ConfigError, OutputError, suggest
 from compressor.plugins import Plugins, installed
@@ -66,9 +66,15 @@ RESUME = re.compile(r"resume\.\w+=")
 log = logging.getLogger(__name__)
 
 
+def import_plugins() -> Plugins:
+    """Every installed plugin. Their imports take a while, in which a signal ends the process at once."""
+    with stop.at_once():
+        return installed()
+
+
 def run(arguments: Sequence[str], terminal: Terminal) -> int:
     """`compressor run`: one run, or with -m one for each combination and a table that compares them."""
-    plugins = installed()
+    plugins = import_plugins()
     store_schemas(plugins)
     place = choose_place(arguments, plugins)
     failures = Failures(terminal)
@@ -83,7 +89,7 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
 
 def forecast(arguments: Sequence[str], terminal: Terminal) -> int:
     """`compressor forecast`: what every size would cost, predicted from one backward pass."""
-    plugins = installed()
+    plugins = import_plugins()
     store_schemas(plugins)
     place = choose_place(add_forecast_defaults(arguments), plugins, many=False)
     failures = Failures(terminal)
@@ -261,9 +267,10 @@ def make_job(
     """The function that Hydra calls for each configuration. It returns the first metric, for Hydra's optimisers."""
 
     def job(config: DictConfig) -> float | None:
-        from compressor.commands.run import execute
-        from compressor.report import summarize_run
-        from compressor.tracking.run_label import make_label
+        with stop.at_once():
+            from compressor.commands.run import execute
+            from compressor.report import summarize_run
+            from compressor.tracking.run_label import make_label
 
         folder, overrides = Path(HydraConfig.get().runtime.output_dir), list(HydraConfig.get().overrides.task)
         alone = not place.multirun
@@ -308,9 +315,10 @@ def make_forecast_job(
     """The function that Hydra calls for a forecast."""
 
     def job(config: DictConfig) -> None:
-        from compressor.commands.forecast import execute
-        from compressor.commands.next_command import choose_point
-        from compressor.report.forecast_report import HTML_NAME, summarize_forecast
+        with stop.at_once():
+            from compressor.commands.forecast import execute
+            from compressor.commands.next_command import choose_point
+            from compressor.report.forecast_report import HTML_NAME, summarize_forecast
 
         folder = Path(HydraConfig.get().runtime.output_dir)
         with failures.caught(folder):
@@ -336,7 +344,7 @@ def list_plugins(arguments: Sequence[str], terminal: Terminal) -> int:
     """`compressor plugins [--json]`: what is installed, what it offers, what failed to load."""
     if any(argument != "--json" for argument in arguments):
         raise ConfigError(f"`compressor plugins` takes only --json, got {' '.join(arguments)}")
-    plugins = installed()
+    plugins = import_plugins()
     facts = describe_plugins(plugins)
     if "--json" in arguments:
         terminal.console.print_json(json.dumps(facts))
@@ -389,25 +397,36 @@ def dispatch(arguments: Sequence[str], terminal: Terminal) -> int:
     return run(arguments, terminal)
 
 
-def main() -> None:
-    """The console script."""
+def main() -> int:
+    """Run the command line; returns the exit status."""
     output = protect_output()
     terminal = Terminal()
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
         os.environ[FULL_ERROR] = "1"
-    with stop.listening():
-        status = attempt(sys.argv[1:], terminal)
+    with stop.listening(), stop.at_once():
+        status = finish_output(attempt(sys.argv[1:], terminal), output, terminal)
+        stop.finish(status)
+    return status
+
+
+def finish_output(status: int, output: LenientStream, terminal: Terminal) -> int:
+    """Write what is left of the output; returns the exit status, which is that of a failure if it cannot be written.
+
+    Whoever closes a pipe wants no more, which is no failure.
+    """
     output.flush()
-    if output.failure is not None and not isinstance(output.failure, BrokenPipeError):
-        terminal.fail(f"the output could not be shown: {output.failure.strerror}; what was written to files is whole")
-    sys.exit(status)
+    if output.failure is None or isinstance(output.failure, BrokenPipeError):
+        return status
+    terminal.fail(f"the output could not be shown: {output.failure.strerror}; what was written to files is whole")
+    return status or FAILED
 
 
 def attempt(arguments: Sequence[str], terminal: Terminal) -> int:
     """Run a command; returns the exit status."""
     try:
-        return dispatch(arguments, terminal)
+        with stop.at_once(False):
+            return dispatch(arguments, terminal)
     except CompressorError as error:
         terminal.fail(str(error))
         return FAILED
@@ -421,7 +440,3 @@ def attempt(arguments: Sequence[str], terminal: Terminal) -> int:
             raise
         terminal.fail(describe_bug(error))
         return BUG
-
-
-if __name__ == "__main__":
-    main()

@@ -183,7 +183,8 @@ def close_generator(steps: Generator[Any, Any, Any], guard: Guard) -> None:
 @contextmanager
 def ignored_finalizers() -> Iterator[None]:
     """Inside, errors of finalizers of a plugin are not printed with a traceback, and not guarded."""
-    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda found: before(found) if isinstance(found.exc_value, Interrupted) else None
     is_inner, _calls.active = _calls.active, True
     try:
         yield

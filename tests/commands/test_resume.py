@@ -225,7 +225,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """`compressor run` as a process, which writes a block after every answer."""
     code = (
         "import sys; from compressor.artifacts import answers; answers.BLOCK_SECONDS = 0.0; "
-        "from compressor.commands.main import main; sys.argv[0] = 'compressor'; main()"
+        "from compressor.commands.entry import main; sys.argv[0] = 'compressor'; main()"
     )
     command = [sys.executable, "-c", code, "run", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
