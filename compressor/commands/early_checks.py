@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 
-from compressor.contracts import EstimableMetric, Metric
+from compressor.contracts import EstimableMetric, Metric, Problem, Schedule
 from compressor.contracts.declarations import (
     check_compressor,
     check_metric,
@@ -12,6 +12,7 @@ from compressor.contracts.declarations import (
     read_file_limit,
     read_ranks,
     read_text,
+    read_unused,
 )
 from compressor.data.text_files import find_file
 from compressor.errors import ConfigError, DataError, suggest
@@ -193,6 +194,13 @@ def list_ineffective(settings: Settings) -> Iterator[str]:
         if settings.tracking.backend is TrackingBackend.none and getattr(settings.tracking, key) != default:
             yield f"`tracking.{key}` has no effect with tracking=none; add tracking=wandb, or leave it out"
     for name, compressor in settings.compressor.items():
-        for option, reason in compressor.list_unused().items():
+        for option, reason in read_unused(compressor, compressor.list_unused()).items():
             if getattr(compressor, option) != getattr(type(compressor)(), option):
                 yield f"`compressor.{name}.{option}` has no effect with `{reason}`; leave one of the two out"
+
+
+def list_unused_options(schedule: Schedule, problem: Problem) -> Iterator[str]:
+    """A line for each option of the schedule that was given and has no effect on this model."""
+    for option, reason in read_unused(schedule, schedule.list_unused(problem)).items():
+        if getattr(schedule, option) != getattr(type(schedule)(), option):
+            yield f"`schedule.{option}` has no effect with {reason}; leave it out"

@@ -44,7 +44,7 @@ from compressor.commands.config import (
     store_schemas,
 )
 from compressor.commands.overrides import quote
-from compressor.commands.resumable import check_harmless
+from compressor.commands.resumable import check_harmless, explain_no_arguments
 from compressor.commands.stopping import Stopped, stop
 from compressor.commands.terminal import LenientStream, Terminal, protect_output
 from compressor.contracts.declarations import summarize_class
@@ -79,7 +79,7 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
     place = choose_place(arguments, plugins)
     failures = Failures(terminal)
     command = shlex.join(["compressor", "run", *arguments])
-    with hold(place):
+    with hold(place), showing(place):
         remember(place, arguments)
         launch(place.line, make_job(plugins, terminal, failures, place, command))
         if place.multirun and place.folder:
@@ -94,7 +94,7 @@ def forecast(arguments: Sequence[str], terminal: Terminal) -> int:
     place = choose_place(add_forecast_defaults(arguments), plugins, many=False)
     failures = Failures(terminal)
     command = shlex.join(["compressor", "forecast", *arguments])
-    with hold(place):
+    with hold(place), showing(place):
         launch(place.line, make_forecast_job(plugins, terminal, failures, command))
     return failures.status
 
@@ -120,6 +120,8 @@ def resume(arguments: Sequence[str], terminal: Terminal) -> int:
 
 def read_arguments(folder: Path, trusted: Sequence[str] = ()) -> list[str]:
     """The arguments of `compressor run` with which a run or a multirun in this folder was started, and its folder."""
+    if not (folder / COMMAND_FILE).exists():
+        raise OutputError(explain_no_arguments(folder))
     try:
         command = read_json(folder / COMMAND_FILE)
         arguments, key = command["arguments"], command["key"]
@@ -183,6 +185,23 @@ def hold(place: "Place") -> Iterator[None]:
     """Hold the folder of the results, if there is one."""
     with held_folder(place.folder) if place.folder is not None else nullcontext():
         yield
+
+
+@contextmanager
+def showing(place: "Place | None" = None) -> Iterator[None]:
+    """Without a folder, what the block shows is its result: raises OutputError if that cannot be written."""
+    if place is not None and place.folder is not None:
+        yield
+        return
+    try:
+        yield
+    except SystemExit as error:  # by Hydra, where it only shows something
+        if error.code:
+            raise
+    sys.stdout.flush()
+    failure = sys.stdout.failure if isinstance(sys.stdout, LenientStream) else None
+    if failure is not None and not isinstance(failure, BrokenPipeError):
+        raise OutputError(f"the output cannot be written: {failure.strerror}; free some space, or write it elsewhere")
 
 
 @dataclass(frozen=True)
@@ -346,16 +365,22 @@ def list_plugins(arguments: Sequence[str], terminal: Terminal) -> int:
         raise ConfigError(f"`compressor plugins` takes only --json, got {' '.join(arguments)}")
     plugins = import_plugins()
     facts = describe_plugins(plugins)
-    if "--json" in arguments:
-        terminal.console.print_json(json.dumps(facts))
-    else:
-        for registry in plugins.registries():
-            for name, entry in registry.entries.items():
-                summary = summarize_class(entry.cls)
-                terminal.say(f"{registry.word:<11} {name:<22} {entry.distribution} {entry.version:<8} {summary}")
-        for failure in plugins.failures:
-            terminal.fail(str(failure))
+    with showing():
+        if "--json" in arguments:
+            terminal.console.print_json(json.dumps(facts))
+        else:
+            show_plugins(plugins, terminal)
     return 0
+
+
+def show_plugins(plugins: Plugins, terminal: Terminal) -> None:
+    """A line for each class that plugins offer, and one for each plugin that failed to load."""
+    for registry in plugins.registries():
+        for name, entry in registry.entries.items():
+            summary = summarize_class(entry.cls)
+            terminal.say(f"{registry.word:<11} {name:<22} {entry.distribution} {entry.version:<8} {summary}")
+    for failure in plugins.failures:
+        terminal.fail(str(failure))
 
 
 def describe_plugins(plugins: Plugins) -> dict[str, Any]:
@@ -405,21 +430,13 @@ def main() -> int:
         sys.argv.remove("--debug")
         os.environ[FULL_ERROR] = "1"
     with stop.listening(), stop.at_once():
-        status = finish_output(attempt(sys.argv[1:], terminal), output, terminal)
+        status = attempt(sys.argv[1:], terminal)
+        output.flush()
+        if not status and output.failure is not None and not isinstance(output.failure, BrokenPipeError):
+            reason = output.failure.strerror
+            terminal.fail(f"the output could not be shown: {reason}; what was written to files is whole")
         stop.finish(status)
     return status
-
-
-def finish_output(status: int, output: LenientStream, terminal: Terminal) -> int:
-    """Write what is left of the output; returns the exit status, which is that of a failure if it cannot be written.
-
-    Whoever closes a pipe wants no more, which is no failure.
-    """
-    output.flush()
-    if output.failure is None or isinstance(output.failure, BrokenPipeError):
-        return status
-    terminal.fail(f"the output could not be shown: {output.failure.strerror}; what was written to files is whole")
-    return status or FAILED
 
 
 def attempt(arguments: Sequence[str], terminal: Terminal) -> int:

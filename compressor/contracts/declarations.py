@@ -3,7 +3,7 @@
 Registered classes and objects made by hand are checked alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from compressor.contracts.compressor import Compressor
@@ -76,6 +76,15 @@ def read_ranks(schedule: Schedule) -> Sequence[str]:
     if not is_sequence or not all(isinstance(name, str) for name in found):
         refuse(schedule, "ranks_by()", found, "give a sequence of names of metrics")
     return found
+
+
+def read_unused(plugin: Compressor | Schedule, found: object) -> dict[str, str]:
+    """What `list_unused` of a plugin gave; raises PluginError for what is no mapping of its options to texts."""
+    if isinstance(found, Mapping) and all(isinstance(text, str) for text in found.values()):
+        options = {name: text for name, text in found.items() if isinstance(name, str) and hasattr(plugin, name)}
+        if len(options) == len(found):
+            return options
+    refuse(plugin, "list_unused()", found, "give a mapping of its options to texts")
 
 
 def require_kind(plugin: object, word: str, contract: type) -> None:

@@ -34,6 +34,10 @@ class Schedule(Guarded, ABC):
         `compressors` are the configured ones, `metrics` all that are installed.
         """
 
+    def list_unused(self, problem: Problem) -> Mapping[str, str]:
+        """Option -> what leaves it without effect, such as `{"step": "fixed levels"}`."""
+        return {}
+
     def ranks_by(self) -> Sequence[str]:
         """Metrics that the search needs. They are configured even if the user does not select them."""
         return ()

@@ -221,12 +221,36 @@ SMALL = [
 ]  # fmt: skip
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """`compressor run` as a process, which writes a block after every answer."""
-    code = (
-        "import sys; from compressor.artifacts import answers; answers.BLOCK_SECONDS = 0.0; "
-        "from compressor.commands.entry import main; sys.argv[0] = 'compressor'; main()"
-    )
+EVERY_ANSWER = """
+import sys
+from compressor.artifacts import answers
+from compressor.commands.entry import main
+
+answers.BLOCK_SECONDS = 0.0
+"""
+WAITING = """
+import itertools, time
+from compressor.commands.stopping import stop
+
+check, blocks = stop.check, itertools.count(1)
+
+def wait_and_check():
+    if next(blocks) >= 5:
+        while not stop.is_requested:
+            time.sleep(0.01)
+    check()
+
+stop.check = wait_and_check
+"""
+
+
+def start(folder: Path, *arguments: str, waits: bool = False) -> subprocess.Popen[str]:
+    """`compressor run` as a process, which writes a block after every answer.
+
+    With `waits` it does not go on after the fifth before a signal has come: however slow the machine is, the signal
+    comes in the middle of the search.
+    """
+    code = f"{EVERY_ANSWER}{WAITING if waits else ''}sys.argv[0] = 'compressor'; main()"
     command = [sys.executable, "-c", code, "run", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -245,7 +269,7 @@ def wait_for_blocks(folder: Path, count: int, process: subprocess.Popen[str]) ->
 @pytest.mark.parametrize("signum", [signal.SIGTERM, *rarely([signal.SIGINT, signal.SIGHUP])])
 def test_a_signal_ends_a_run_with_the_command_that_goes_on(signum: signal.Signals, base: Path, tmp_path: Path) -> None:
     arguments = [*SMALL, f"model.path={base}", "components.include=[layers]"]
-    process = start(tmp_path, *arguments, "hydra.run.dir=out")
+    process = start(tmp_path, *arguments, "hydra.run.dir=out", waits=True)
     wait_for_blocks(tmp_path / "out", 5, process)
     process.send_signal(signum)
     _, errors = process.communicate(timeout=60)
@@ -319,8 +343,7 @@ def test_a_multirun_runs_only_what_is_missing(base: Path, tmp_path: Path) -> Non
         (["seed=1"], "error: `compressor resume` takes a folder, and resume.accept=[…], got seed=1\n"),
         (
             ["nowhere"],
-            "error: cannot read nowhere/.hydra/arguments.json: No such file or directory; is this the folder of a "
-            "finished run?\n",
+            "error: nowhere holds no run that can go on; give the folder of an interrupted `compressor run`\n",
         ),
     ],
 )
