@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from compressor.artifacts import answers
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.run_folder import DONE, INTERRUPTED, read_status
 from compressor.artifacts.run_state import ANSWERS, list_differences, read_state
+from compressor.commands.main import read_arguments
 from compressor.commands.stopping import Stopped, stop
 from compressor.contracts import Compressor, Schedule
 from compressor.errors import ConfigError, OutputError
@@ -31,6 +33,7 @@ from tests.support.command_line import call_command
 from tests.support.families import save_checkpoint
 from tests.support.runs import make_settings, run
 from tests.support.slow import rarely
+from tests.support.warm_processes import run_project
 
 RESULTS = ("plan.json", "sequences.jsonl", "model/model.safetensors", "model/config.json")
 PARTS = ComponentSettings(include=[r"layers\.[01]\.(self_attn|mlp)"])
@@ -284,6 +287,45 @@ def test_a_signal_ends_a_run_with_the_command_that_goes_on(signum: signal.Signal
     assert "going on with" in done.stdout and read_status(tmp_path / "out")["status"] == DONE
     again = call_command(tmp_path, "resume", "out")
     assert (again.returncode, again.stdout) == (0, "the run in out is done; there is nothing to go on with\n")
+
+
+KILLED = """
+import os, sys
+from compressor.commands.entry import main
+from compressor.commands.forecast import Forecast
+
+Forecast.build_reference = lambda self: os.kill(os.getpid(), 9)
+sys.argv[0] = "compressor"
+main()
+"""
+
+
+def test_a_forecast_that_was_killed_is_started_again(base: Path, tmp_path: Path) -> None:
+    arguments = ["forecast", "model=hf", f"model.path={base}", "data.prefixes=4", "hydra.run.dir=out"]
+    assert run_project([sys.executable, "-c", KILLED, *arguments], tmp_path).returncode == -signal.SIGKILL
+    done = call_command(tmp_path, "resume", "out")
+    command = shlex.join(["compressor", *arguments])
+    said = f"error: out holds a forecast, which does not go on; start it again: {command}\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+@pytest.mark.parametrize(
+    ("command", "advice"),
+    [
+        ("compressor.run(settings)", "holds a run that was not started by `compressor run`; start it again"),
+        (
+            "compressor forecast hydra.callbacks.x._target_=os.system",
+            "a forecast, which does not go on; start it again",
+        ),
+        ("compressor forecast 'a", "a forecast, which does not go on; start it again"),
+        (5, "holds no run that can go on; give the folder of an interrupted `compressor run`"),
+    ],
+)
+def test_advice_for_a_folder_without_arguments_runs_no_code(command: object, advice: str, tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text(json.dumps({"status": INTERRUPTED, "command": command}))
+    with pytest.raises(OutputError) as caught:
+        read_arguments(tmp_path)
+    assert str(caught.value).endswith(advice)
 
 
 @pytest.fixture(scope="module")
