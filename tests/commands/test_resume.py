@@ -232,15 +232,15 @@ from compressor.commands.entry import main
 answers.BLOCK_SECONDS = 0.0
 """
 WAITING = """
-import itertools, time
+import time
+from pathlib import Path
 from compressor.commands.stopping import stop
 
-check, blocks = stop.check, itertools.count(1)
+check = stop.check
 
 def wait_and_check():
-    if next(blocks) >= 5:
-        while not stop.is_requested:
-            time.sleep(0.01)
+    while len(list(Path("out/state/answers").glob("*.safetensors"))) >= 5 and not stop.is_requested:
+        time.sleep(0.01)
     check()
 
 stop.check = wait_and_check
@@ -250,8 +250,8 @@ stop.check = wait_and_check
 def start(folder: Path, *arguments: str, waits: bool = False) -> subprocess.Popen[str]:
     """`compressor run` as a process, which writes a block after every answer.
 
-    With `waits` it does not go on after the fifth before a signal has come: however slow the machine is, the signal
-    comes in the middle of the search.
+    With `waits` it does not go on after the fifth block before a signal has come: however slow the machine is, the
+    signal comes in the middle of the search.
     """
     code = f"{EVERY_ANSWER}{WAITING if waits else ''}sys.argv[0] = 'compressor'; main()"
     command = [sys.executable, "-c", code, "run", *arguments]

@@ -236,7 +236,7 @@ def test_an_input_transform_that_fails_later_names_its_compressor(model: Model) 
     (compressed,) = make_treatments(plugin).compress(model, {name: Treatment("wild", 0.5)}).values()
     transform = make_replacement(compressed).input_transform
     assert transform is not None
-    with pytest.raises(PluginError, match="^compressor `wild` of .* failed in `input_transform` on .*: AttributeErr"):
+    with pytest.raises(PluginError, match=r"^compressor `wild` of .* failed in `input_transform` on .*: AttributeErr"):
         transform_inputs(torch.ones(1, 2), transform, name)
 
 
