@@ -301,7 +301,7 @@ main()
 
 
 def test_a_forecast_that_was_killed_is_started_again(base: Path, tmp_path: Path) -> None:
-    arguments = ["forecast", "model=hf", f"model.path={base}", "data.prefixes=4", "hydra.run.dir=out"]
+    arguments = ["forecast", *SMALL[:4], f"model.path={base}", "hydra.run.dir=out"]
     assert run_project([sys.executable, "-c", KILLED, *arguments], tmp_path).returncode == -signal.SIGKILL
     done = call_command(tmp_path, "resume", "out")
     command = shlex.join(["compressor", *arguments])
