@@ -45,7 +45,7 @@ from compressor.commands.config import (
 )
 from compressor.commands.overrides import quote
 from compressor.commands.resumable import check_harmless, explain_no_arguments
-from compressor.commands.stopping import Stopped, stop
+from compressor.commands.stopping import Stopped, find_stopped, stop
 from compressor.commands.terminal import LenientStream, Terminal, protect_output
 from compressor.contracts.declarations import summarize_class
 from compressor.errors import CompressorError, ConfigError, OutputError, suggest
@@ -156,9 +156,13 @@ class Failures:
         try:
             yield
         except CompressorError as error:
+            if (stopped := find_stopped(error)) is not None:
+                raise stopped from None
             self.status = self.status or FAILED
             self.terminal.fail(f"{prefix}{error}")
         except Exception as error:
+            if (stopped := find_stopped(error)) is not None:
+                raise stopped from None
             if self.shows_whole:
                 raise
             self.status = BUG
@@ -442,8 +446,13 @@ def main() -> int:
 def attempt(arguments: Sequence[str], terminal: Terminal) -> int:
     """Run a command; returns the exit status."""
     try:
-        with stop.at_once(False):
-            return dispatch(arguments, terminal)
+        try:
+            with stop.at_once(False):
+                return dispatch(arguments, terminal)
+        except Exception as error:
+            if (stopped := find_stopped(error)) is not None:
+                raise stopped from None
+            raise
     except CompressorError as error:
         terminal.fail(str(error))
         return FAILED

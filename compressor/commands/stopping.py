@@ -43,6 +43,13 @@ class Stopped(Interrupted):
         return BASE_STATUS + self.signum
 
 
+def find_stopped(error: BaseException | None) -> Stopped | None:
+    """The Stopped that led to an error, where other code turned it into one of its own; None if there is none."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 class Stop:
     """Whether a signal has come. While `deferred`, a signal is only noted, and `check` raises it."""
 
