@@ -2,22 +2,27 @@
 
 from typing import TYPE_CHECKING
 
-from compressor.contracts import CompressedWeight, Compressor, EstimableMetric, Metric, Recovery, Schedule
-from compressor.errors import CompressorError
-from compressor.hookspecs import hookimpl
-
 if TYPE_CHECKING:
     from compressor.commands.from_python import forecast, run
+    from compressor.contracts import CompressedWeight, Compressor, EstimableMetric, Metric, Recovery, Schedule
+    from compressor.errors import CompressorError
     from compressor.export.loading.load import load
+    from compressor.hookspecs import hookimpl
 else:
     LATER = {
+        **dict.fromkeys(
+            ["CompressedWeight", "Compressor", "EstimableMetric", "Metric", "Recovery", "Schedule"],
+            "compressor.contracts",
+        ),
+        "CompressorError": "compressor.errors",
         "forecast": "compressor.commands.from_python",
+        "hookimpl": "compressor.hookspecs",
         "load": "compressor.export.loading.load",
         "run": "compressor.commands.from_python",
     }
 
     def __getattr__(name: str) -> object:
-        """Imports functions that need torch, transformers or hydra at their first use."""
+        """Imports at the first use: the command line handles signals before it imports anything that takes long."""
         if name not in LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         import importlib

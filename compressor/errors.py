@@ -11,6 +11,10 @@ class CompressorError(Exception):
         return " ".join(super().__str__().splitlines())  # a value in it may have several lines
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal came. Code that raises KeyboardInterrupt by itself does not raise this."""
+
+
 class ConfigError(CompressorError):
     """A setting, an option or a command-line argument is wrong."""
 

@@ -10,7 +10,7 @@ import pluggy
 
 from compressor import hookspecs
 from compressor.contracts import Compressor, Metric, Recovery, Schedule
-from compressor.contracts.guard import OWN_PACKAGES
+from compressor.contracts.guard import OWN_PACKAGES, is_interrupt, say
 from compressor.errors import PluginError
 from compressor.registry import Registry
 
@@ -90,7 +90,7 @@ def find_plugins() -> tuple[list[Plugin], list[Failure]]:
 
 def describe_cause(error: BaseException) -> str:
     """An exception as one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
+    return f"{type(error).__name__}: {say(error) or 'no message'}"
 
 
 def load_plugin(plugin: Plugin, plugins: Plugins) -> None:
@@ -114,7 +114,7 @@ def load_plugin(plugin: Plugin, plugins: Plugins) -> None:
     try:
         for registry, cls in offered:
             registry.add(cls, plugin.distribution, plugin.version)
-    except Exception:
+    except BaseException:
         for registry, entries in zip(registries, before, strict=True):
             registry.entries = entries
         raise
@@ -127,7 +127,9 @@ def load_plugins() -> Plugins:
     for plugin in found:
         try:
             load_plugin(plugin, plugins)
-        except (Exception, SystemExit) as error:  # a plugin may raise anything at import
+        except BaseException as error:  # a plugin may raise anything at import
+            if is_interrupt(error):
+                raise
             plugins.failures.append(Failure(plugin, describe_cause(error)))
         else:
             plugins.loaded.append(plugin)

@@ -27,7 +27,7 @@ def pip(*arguments: str) -> None:
 
 def call(folder: Path, site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The console script's entry point, with `site` in front of everything installed."""
-    command = [sys.executable, "-c", "from compressor.commands.main import main; main()", *arguments]
+    command = [sys.executable, "-c", "from compressor.commands.entry import main; main()", *arguments]
     environment = os.environ | {"PYTHONPATH": str(site)}
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=300, env=environment, check=False

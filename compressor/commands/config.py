@@ -45,7 +45,7 @@ def parse_arguments(arguments: Sequence[str]) -> Any:  # noqa: ANN401 - argparse
         raise ConfigError(f"{message}; see compressor --help")
 
     parser.error = fail  # argparse itself would print its usage and exit 2
-    parsed = parser.parse_args(list(arguments))
+    parsed = parser.parse_intermixed_args(list(arguments))
     if parsed.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun is not supported: it reads a pickle; give the overrides again instead")
     check_flags(parsed)
@@ -73,10 +73,14 @@ def add_overrides(arguments: Sequence[str], before: Sequence[str] = (), after: S
 
 
 def replace_overrides(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """The arguments with other overrides in place of the user's, which stand together: argparse takes only that."""
-    given = parse_arguments(arguments).overrides
-    first = list(arguments).index(given[0]) if given else len(arguments)
-    return [*arguments[:first], *overrides, *arguments[first + len(given) :]]
+    """The arguments with other overrides in place of the user's, before all flags: Hydra takes no flag in between."""
+    given, flags = list(parse_arguments(arguments).overrides), []
+    for argument in arguments:
+        if given and argument == given[0]:
+            del given[0]
+        else:
+            flags.append(argument)
+    return [*overrides, *flags]
 
 
 def add_forecast_defaults(arguments: Sequence[str]) -> list[str]:

@@ -277,18 +277,18 @@ class CostForecast:
         return f"set model.dtype=bfloat16, which needs {format_bytes(needed)}"
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """Raise ConfigError unless so many bytes can be written to `folder`."""
+def check_room(folder: Path, needed: int, work: str = "run") -> None:
+    """Raise ConfigError unless so many bytes can be written to `folder`; `work` is what needs them."""
     try:
         free = find_room(folder, needed)
     except OSError as error:
         raise ConfigError(
-            f"the room for the run in {folder} cannot be tried: {error.strerror}; choose another disk with "
+            f"the room for the {work} in {folder} cannot be tried: {error.strerror}; choose another disk with "
             "hydra.run.dir=DIR"
         ) from None
     if needed > free:
         raise ConfigError(
-            f"the run needs {format_bytes(needed)} in {folder}, where {format_bytes(free)} are free; free "
+            f"the {work} needs {format_bytes(needed)} in {folder}, where {format_bytes(free)} are free; free "
             f"{format_bytes(needed - free)}, or choose another disk with hydra.run.dir=DIR"
         )
 

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 
-from compressor.contracts import EstimableMetric, Metric, Recovery
+from compressor.contracts import EstimableMetric, Metric, Problem, Recovery, Schedule
 from compressor.contracts.declarations import (
     check_compressor,
     check_metric,
@@ -14,6 +14,7 @@ from compressor.contracts.declarations import (
     read_ranks,
     read_text,
     read_training_texts,
+    read_unused,
     require_kind,
 )
 from compressor.data.text_files import find_file
@@ -202,6 +203,17 @@ def list_ineffective(settings: Settings) -> Iterator[str]:
         if settings.tracking.backend is TrackingBackend.none and getattr(settings.tracking, key) != default:
             yield f"`tracking.{key}` has no effect with tracking=none; add tracking=wandb, or leave it out"
     for name, compressor in settings.compressor.items():
-        for option, reason in compressor.list_unused().items():
+        for option, reason in read_unused(compressor, compressor.list_unused()).items():
             if getattr(compressor, option) != getattr(type(compressor)(), option):
                 yield f"`compressor.{name}.{option}` has no effect with `{reason}`; leave one of the two out"
+    if (recovery := settings.recovery) is not None:
+        for option, reason in read_unused(recovery, recovery.list_unused()).items():
+            if getattr(recovery, option) != getattr(type(recovery)(), option):
+                yield f"`recovery.{option}` has no effect with `recovery.{reason}` as it is; leave it out"
+
+
+def list_unused_options(schedule: Schedule, problem: Problem) -> Iterator[str]:
+    """A line for each option of the schedule that was given and has no effect on this model."""
+    for option, reason in read_unused(schedule, schedule.list_unused(problem)).items():
+        if getattr(schedule, option) != getattr(type(schedule)(), option):
+            yield f"`schedule.{option}` has no effect with {reason}; leave it out"

@@ -18,6 +18,7 @@ from compressor.artifacts.forecast_record import (
 from compressor.artifacts.plan_file import plan_to_json
 from compressor.artifacts.run_folder import working_in
 from compressor.artifacts.run_record import collect_versions, time_phase
+from compressor.commands.cost import SMALL_FILES, check_room
 from compressor.commands.early_checks import TARGETS, check_forecast
 from compressor.commands.next_command import add_commands
 from compressor.commands.setup import RunSetup, open_setup
@@ -41,6 +42,8 @@ NOISE, COUNTED = "margin_noise", "fdtm"
 SIZES = 20
 """Points of a curve."""
 SMALLEST_AMOUNT = 0.05
+ENTRY = 300
+"""Bytes of an option of a component, or of a treatment of a plan, in forecast.json and forecast.html; approximate."""
 
 Points = list[tuple[PointForecast, Plan]]
 
@@ -83,6 +86,7 @@ class Forecast:
         self.record.notes.extend(self.setup.model.notes)
         first = next(iter(getattr(settings.schedule, TARGETS)), SMALLEST_AMOUNT)
         check_predictable(settings.schedule, first, self.session)
+        check_room(self.folder, self.count_disk(), "forecast")
         model, tokens = self.setup.model, settings.data.continuation_tokens
         self.record.base = {
             "parameters": model.base_parameters,
@@ -91,6 +95,13 @@ class Forecast:
             "expected_fdtm": float(tokens),
         }
         self.record.objective, self.record.trusted_noise = NOISE, TRUSTED_NOISE
+
+    def count_disk(self) -> int:
+        """Bytes of the results: every option of every component, and a plan for every size."""
+        components, offers = self.setup.model.components, self.session.problem.offers
+        options = sum(len(sample_options(offers, name)) for name in components)
+        sizes = len(getattr(self.settings.schedule, TARGETS)) or SIZES
+        return ENTRY * (options + sizes * len(components)) + SMALL_FILES
 
     def build_reference(self) -> None:
         """Make the reference of the search prefixes, and read the base's margins, which the margin law needs."""

@@ -23,6 +23,7 @@ from compressor.commands.config import (
 )
 from compressor.commands.overrides import write_overrides
 from compressor.commands.plain_settings import describe_settings
+from compressor.commands.stopping import interruptible
 from compressor.commands.terminal import Terminal
 from compressor.errors import ConfigError
 from compressor.plugins import Plugins, installed
@@ -88,10 +89,11 @@ def run(
     Everything goes into `folder`, which is dated like that of the command line where it is left out. With `progress`
     bars and milestones are shown. Raises CompressorError, whose text is one line, for whatever the user can mend.
     """
-    plan = prepare("run", settings, options, folder)
-    record = run_command.execute(
-        plan.settings, plan.plugins, plan.folder, plan.config, plan.command, choose_progress(progress)
-    )
+    with interruptible():
+        plan = prepare("run", settings, options, folder)
+        record = run_command.execute(
+            plan.settings, plan.plugins, plan.folder, plan.config, plan.command, choose_progress(progress)
+        )
     return RunResult(**vars(record), folder=plan.folder)
 
 
@@ -107,10 +109,11 @@ def forecast(
 
     Arguments and errors are those of `compressor.run`. The points of the `curve` hold the command that makes each.
     """
-    plan = prepare("forecast", settings, options, folder)
-    record = forecast_command.execute(
-        plan.settings, plan.plugins, plan.folder, plan.config, plan.command, choose_progress(progress)
-    )
+    with interruptible():
+        plan = prepare("forecast", settings, options, folder)
+        record = forecast_command.execute(
+            plan.settings, plan.plugins, plan.folder, plan.config, plan.command, choose_progress(progress)
+        )
     return ForecastResult(**vars(record), folder=plan.folder)
 
 

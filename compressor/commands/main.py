@@ -44,9 +44,9 @@ from compressor.commands.config import (
     store_schemas,
 )
 from compressor.commands.overrides import quote
-from compressor.commands.resumable import check_harmless
-from compressor.commands.stopping import Stopped, stop
-from compressor.commands.terminal import Terminal, protect_output
+from compressor.commands.resumable import check_harmless, explain_no_arguments
+from compressor.commands.stopping import Stopped, find_stopped, stop
+from compressor.commands.terminal import LenientStream, Terminal, protect_output
 from compressor.contracts.declarations import summarize_class
 from compressor.errors import CompressorError, ConfigError, OutputError, suggest
 from compressor.plugins import Plugins, installed
@@ -66,14 +66,20 @@ RESUME = re.compile(r"resume\.\w+=")
 log = logging.getLogger(__name__)
 
 
+def import_plugins() -> Plugins:
+    """Every installed plugin. Their imports take a while, in which a signal ends the process at once."""
+    with stop.at_once():
+        return installed()
+
+
 def run(arguments: Sequence[str], terminal: Terminal) -> int:
     """`compressor run`: one run, or with -m one for each combination and a table that compares them."""
-    plugins = installed()
+    plugins = import_plugins()
     store_schemas(plugins)
     place = choose_place(arguments, plugins)
     failures = Failures(terminal)
     command = shlex.join(["compressor", "run", *arguments])
-    with hold(place):
+    with hold(place), showing(place):
         remember(place, arguments)
         launch(place.line, make_job(plugins, terminal, failures, place, command))
         if place.multirun and place.folder:
@@ -83,12 +89,12 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
 
 def forecast(arguments: Sequence[str], terminal: Terminal) -> int:
     """`compressor forecast`: what every size would cost, predicted from one backward pass."""
-    plugins = installed()
+    plugins = import_plugins()
     store_schemas(plugins)
     place = choose_place(add_forecast_defaults(arguments), plugins, many=False)
     failures = Failures(terminal)
     command = shlex.join(["compressor", "forecast", *arguments])
-    with hold(place):
+    with hold(place), showing(place):
         launch(place.line, make_forecast_job(plugins, terminal, failures, command))
     return failures.status
 
@@ -114,6 +120,8 @@ def resume(arguments: Sequence[str], terminal: Terminal) -> int:
 
 def read_arguments(folder: Path, trusted: Sequence[str] = ()) -> list[str]:
     """The arguments of `compressor run` with which a run or a multirun in this folder was started, and its folder."""
+    if not (folder / COMMAND_FILE).exists():
+        raise OutputError(explain_no_arguments(folder))
     try:
         command = read_json(folder / COMMAND_FILE)
         arguments, key = command["arguments"], command["key"]
@@ -148,9 +156,13 @@ class Failures:
         try:
             yield
         except CompressorError as error:
+            if (stopped := find_stopped(error)) is not None:
+                raise stopped from None
             self.status = self.status or FAILED
             self.terminal.fail(f"{prefix}{error}")
         except Exception as error:
+            if (stopped := find_stopped(error)) is not None:
+                raise stopped from None
             if self.shows_whole:
                 raise
             self.status = BUG
@@ -177,6 +189,23 @@ def hold(place: "Place") -> Iterator[None]:
     """Hold the folder of the results, if there is one."""
     with held_folder(place.folder) if place.folder is not None else nullcontext():
         yield
+
+
+@contextmanager
+def showing(place: "Place | None" = None) -> Iterator[None]:
+    """Without a folder, what the block shows is its result: raises OutputError if that cannot be written."""
+    if place is not None and place.folder is not None:
+        yield
+        return
+    try:
+        yield
+    except SystemExit as error:  # by Hydra, where it only shows something
+        if error.code:
+            raise
+    sys.stdout.flush()
+    failure = sys.stdout.failure if isinstance(sys.stdout, LenientStream) else None
+    if failure is not None and not isinstance(failure, BrokenPipeError):
+        raise OutputError(f"the output cannot be written: {failure.strerror}; free some space, or write it elsewhere")
 
 
 @dataclass(frozen=True)
@@ -261,9 +290,10 @@ def make_job(
     """The function that Hydra calls for each configuration. It returns the first metric, for Hydra's optimisers."""
 
     def job(config: DictConfig) -> float | None:
-        from compressor.commands.run import execute
-        from compressor.report import summarize_run
-        from compressor.tracking.run_label import make_label
+        with stop.at_once():
+            from compressor.commands.run import execute
+            from compressor.report import summarize_run
+            from compressor.tracking.run_label import make_label
 
         folder, overrides = Path(HydraConfig.get().runtime.output_dir), list(HydraConfig.get().overrides.task)
         alone = not place.multirun
@@ -308,9 +338,10 @@ def make_forecast_job(
     """The function that Hydra calls for a forecast."""
 
     def job(config: DictConfig) -> None:
-        from compressor.commands.forecast import execute
-        from compressor.commands.next_command import choose_point
-        from compressor.report.forecast_report import HTML_NAME, summarize_forecast
+        with stop.at_once():
+            from compressor.commands.forecast import execute
+            from compressor.commands.next_command import choose_point
+            from compressor.report.forecast_report import HTML_NAME, summarize_forecast
 
         folder = Path(HydraConfig.get().runtime.output_dir)
         with failures.caught(folder):
@@ -336,18 +367,24 @@ def list_plugins(arguments: Sequence[str], terminal: Terminal) -> int:
     """`compressor plugins [--json]`: what is installed, what it offers, what failed to load."""
     if any(argument != "--json" for argument in arguments):
         raise ConfigError(f"`compressor plugins` takes only --json, got {' '.join(arguments)}")
-    plugins = installed()
+    plugins = import_plugins()
     facts = describe_plugins(plugins)
-    if "--json" in arguments:
-        terminal.console.print_json(json.dumps(facts))
-    else:
-        for registry in plugins.registries():
-            for name, entry in registry.entries.items():
-                summary = summarize_class(entry.cls)
-                terminal.say(f"{registry.word:<11} {name:<22} {entry.distribution} {entry.version:<8} {summary}")
-        for failure in plugins.failures:
-            terminal.fail(str(failure))
+    with showing():
+        if "--json" in arguments:
+            terminal.console.print_json(json.dumps(facts))
+        else:
+            show_plugins(plugins, terminal)
     return 0
+
+
+def show_plugins(plugins: Plugins, terminal: Terminal) -> None:
+    """A line for each class that plugins offer, and one for each plugin that failed to load."""
+    for registry in plugins.registries():
+        for name, entry in registry.entries.items():
+            summary = summarize_class(entry.cls)
+            terminal.say(f"{registry.word:<11} {name:<22} {entry.distribution} {entry.version:<8} {summary}")
+    for failure in plugins.failures:
+        terminal.fail(str(failure))
 
 
 def describe_plugins(plugins: Plugins) -> dict[str, Any]:
@@ -389,25 +426,33 @@ def dispatch(arguments: Sequence[str], terminal: Terminal) -> int:
     return run(arguments, terminal)
 
 
-def main() -> None:
-    """The console script."""
+def main() -> int:
+    """Run the command line; returns the exit status."""
     output = protect_output()
     terminal = Terminal()
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
         os.environ[FULL_ERROR] = "1"
-    with stop.listening():
+    with stop.listening(), stop.at_once():
         status = attempt(sys.argv[1:], terminal)
-    output.flush()
-    if output.failure is not None and not isinstance(output.failure, BrokenPipeError):
-        terminal.fail(f"the output could not be shown: {output.failure.strerror}; what was written to files is whole")
-    sys.exit(status)
+        output.flush()
+        if not status and output.failure is not None and not isinstance(output.failure, BrokenPipeError):
+            reason = output.failure.strerror
+            terminal.fail(f"the output could not be shown: {reason}; what was written to files is whole")
+        stop.finish(status)
+    return status
 
 
 def attempt(arguments: Sequence[str], terminal: Terminal) -> int:
     """Run a command; returns the exit status."""
     try:
-        return dispatch(arguments, terminal)
+        try:
+            with stop.at_once(False):
+                return dispatch(arguments, terminal)
+        except Exception as error:
+            if (stopped := find_stopped(error)) is not None:
+                raise stopped from None
+            raise
     except CompressorError as error:
         terminal.fail(str(error))
         return FAILED
@@ -421,7 +466,3 @@ def attempt(arguments: Sequence[str], terminal: Terminal) -> int:
             raise
         terminal.fail(describe_bug(error))
         return BUG
-
-
-if __name__ == "__main__":
-    main()

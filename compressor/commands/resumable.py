@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Override
 
+from compressor.artifacts.run_folder import read_status
 from compressor.commands.checked_overrides import parse_overrides
 from compressor.commands.config import parse_arguments
 from compressor.errors import ConfigError, OutputError
@@ -39,6 +40,26 @@ def check_harmless(arguments: Sequence[str], trusted: Sequence[str], record: Pat
             f"`compressor resume` does not take {shlex.join(refused)} from {record}, because it can run code or read "
             f"the environment; if you trust it, give it again: {shlex.join(['compressor', 'resume', folder, *risky])}"
         )
+
+
+def explain_no_arguments(folder: Path) -> str:
+    """Why there is nothing to go on with in a folder without recorded arguments, and what to do."""
+    command = read_status(folder).get("command")
+    if not isinstance(command, str):
+        return f"{folder} holds no run that can go on; give the folder of an interrupted `compressor run`"
+    is_forecast = command.startswith(("compressor forecast", "compressor.forecast"))
+    what = "a forecast, which does not go on" if is_forecast else "a run that was not started by `compressor run`"
+    again = f": {command}" if is_harmless(command) else ""
+    return f"{folder} holds {what}; start it again{again}"
+
+
+def is_harmless(command: str) -> bool:
+    """Whether a recorded command may be shown as advice: it could come from somebody else, and run code."""
+    try:
+        _, _, *arguments = shlex.split(command)
+        return not any(map(may_run_code, parse_overrides(parse_arguments(arguments).overrides)))
+    except (ValueError, ConfigError):
+        return False
 
 
 def may_run_code(override: Override) -> bool:

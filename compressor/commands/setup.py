@@ -10,7 +10,13 @@ import torch
 
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.run_record import ReferenceRecord, RoundRecord, collect_versions
-from compressor.commands.early_checks import check_settings, list_ineffective, list_screens, read_memory_limits
+from compressor.commands.early_checks import (
+    check_settings,
+    list_ineffective,
+    list_screens,
+    list_unused_options,
+    read_memory_limits,
+)
 from compressor.compression.apply import Treatments
 from compressor.compression.calibrator import Calibrator
 from compressor.compression.trial_weights import TrialWeights
@@ -134,8 +140,11 @@ class RunSetup:
         applied = AppliedPlan(self.model, self.treatments, calibrator, self.trial_weights, files)
         cache_bytes = read_limit() if settings.sweep.cache else 0
         estimator = Estimator(applied, scorer, starting_values, remarks, cache_bytes)
+        problem = self.describe_problem(files)
+        for line in list_unused_options(settings.schedule, problem):
+            log.warning("%s", line)
         return Session(
-            problem=self.describe_problem(files),
+            problem=problem,
             applied=applied,
             scorer=scorer,
             estimator=estimator,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compressor.compression.calibration import Calibration, check_needs
+from compressor.compression.checked_weight import CheckedWeight, check_compressed
 from compressor.contracts import (
     Component,
     CompressedWeight,
@@ -17,17 +18,12 @@ from compressor.contracts import (
     Context,
     Offer,
     Plan,
-    QuantizedMatrix,
-    TokenRounding,
     Treatment,
 )
 from compressor.contracts.guard import Guard, guard_iterator, name_plugin, show
 from compressor.errors import ConfigError, PlanError, PluginError, suggest
 from compressor.models import Model, Replacement
 from compressor.registry import Registry, build_options, option_names
-
-MOST_BITS = 8
-"""The most bits that a compressed weight may take, relative to those of the weight: more is a mistake."""
 
 
 @dataclass
@@ -118,11 +114,11 @@ class Treatments:
             for name, compressor in self.configured.items()
         }
 
-    def compress(self, model: Model, plan: Plan) -> dict[str, CompressedWeight]:
+    def compress(self, model: Model, plan: Plan) -> dict[str, CheckedWeight]:
         """Compress every component of the plan, from its weight before any round. The model does not change."""
         return {name: self.compress_one(model, name, treatment) for name, treatment in plan.items()}
 
-    def compress_one(self, model: Model, name: str, treatment: Treatment) -> CompressedWeight:
+    def compress_one(self, model: Model, name: str, treatment: Treatment) -> CheckedWeight:
         """The component's weight after its treatment."""
         check_names(model, [name])
         component = model.weight_views[name].component
@@ -132,7 +128,7 @@ class Treatments:
     @torch.no_grad()
     def compress_each(
         self, component: Component, weight: Tensor, treatments: Sequence[Treatment]
-    ) -> Iterator[CompressedWeight]:
+    ) -> Iterator[CheckedWeight]:
         """`weight` `[out, in]` after each treatment, in order. Amounts of one compressor may share work."""
         for _, group in itertools.groupby(treatments, lambda t: (t.compressor, t.options, t.rows is not None)):
             chosen = list(group)
@@ -140,9 +136,9 @@ class Treatments:
             offer, context = read_offer(compressor, component), self.make_context(compressor, component, weight)
             given = Unchanged(compressor, component, [weight, *context.calibration.values()])
             for compressed in compress_alike(compressor, offer, weight, chosen, context):
-                check_compressed(compressor, component, compressed, weight)
+                checked = check_compressed(compressor, component, compressed, weight)
                 given.check()
-                yield compressed
+                yield checked
 
     def check_repeatable(self, model: Model, options: Mapping[str, Sequence[Treatment | None]]) -> None:
         """Raise PluginError for a compressor that gives different results for the same input, on one component."""
@@ -164,7 +160,7 @@ class Treatments:
         model: Model,
         options: Mapping[str, Sequence[Treatment | None]],
         now: Mapping[str, int],
-        measure: Callable[[str, CompressedWeight], int] = lambda name, made: made.bits,
+        measure: Callable[[str, CheckedWeight], int] = lambda name, made: made.bits,
     ) -> dict[str, list[int]]:
         """Bits of each option, by `measure` (default: packed bits with scales).
 
@@ -275,70 +271,6 @@ def read_offer(compressor: Compressor, component: Component) -> Offer:
     return offer
 
 
-def check_compressed(compressor: Compressor, component: Component, compressed: object, weight: Tensor) -> None:
-    """Raise PluginError for a compressed weight that cannot stand in for `weight`."""
-    owner, name = name_plugin(compressor), component.name
-    if not isinstance(compressed, CompressedWeight):
-        raise PluginError(f"{owner} gave {type(compressed).__name__} for {name}; give a CompressedWeight")
-    with Guard(compressor, "dense", name):
-        dense, bits, transform = compressed.dense(), compressed.bits, compressed.input_transform
-        quantized = compressed.quantized
-    if not isinstance(dense, Tensor) or dense.shape != weight.shape or dense.dtype != weight.dtype:
-        found = f"{tuple(dense.shape)} {dense.dtype}" if isinstance(dense, Tensor) else type(dense).__name__
-        raise PluginError(
-            f"{owner} gave a dense value that is {found} for {name}, the weight is {tuple(weight.shape)} {weight.dtype}"
-        )
-    if dense.layout is not torch.strided or dense.device != weight.device:
-        raise PluginError(
-            f"{owner} gave a dense value that is {dense.layout} on {dense.device} for {name}; the weight is "
-            f"{weight.layout} on {weight.device}"
-        )
-    if not is_finite(dense):
-        raise PluginError(f"{owner} gave a dense value that holds NaN or infinity for {name}; mend it")
-    most = MOST_BITS * max(component.stored_bits, 8 * weight.itemsize) * component.parameters
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 0 <= bits <= most:
-        raise PluginError(f"{owner} gave {bits!r} as the `bits` of {name}; give a whole number in [0, {most}]")
-    if transform is not None and not callable(transform):
-        raise PluginError(f"{owner} gave {show(transform)} as `input_transform` of {name}; give a function or None")
-    if transform is not None and compressor.transforms_inputs is not True:
-        raise PluginError(
-            f"{owner} gave a weight with an `input_transform` for {name}, so `transforms_inputs` must be True"
-        )
-    if quantized is not None and not isinstance(quantized, QuantizedMatrix):
-        raise PluginError(
-            f"{owner} gave {type(quantized).__name__} as `quantized` of {name}; give a QuantizedMatrix or None"
-        )
-    if quantized is not None and (flaw := find_flaw(quantized, weight)):
-        raise PluginError(f"{owner} gave a `quantized` of {name} whose {flaw}")
-
-
-def find_flaw(matrix: QuantizedMatrix, weight: Tensor) -> str | None:
-    """What is wrong with the form of a quantized matrix, and the rule; its numbers are compared by an export."""
-    bits, group, scales = matrix.integer_bits, matrix.group, matrix.scales
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
-        return f"`integer_bits` is {show(bits)}; integers have 1 to 8 bits"
-    if isinstance(group, bool) or not isinstance(group, int) or group < 0:
-        return f"`group` is {show(group)}; give a number of weights, or 0 for a whole row"
-    if not isinstance(matrix.integers, Tensor) or matrix.integers.shape != weight.shape:
-        return f"`integers` are {describe_form(matrix.integers)}; a tensor {tuple(weight.shape)} is needed"
-    if matrix.integers.dtype != torch.int8:
-        return f"`integers` are {matrix.integers.dtype}; give int8"
-    widths = {rows: weight.numel() // rows for rows in (len(weight), 1)}  # a scale for each row, or for the matrix
-    forms = {(rows, -(-width // (min(group, width) or width))) for rows, width in widths.items()}
-    if not isinstance(scales, Tensor) or tuple(scales.shape) not in forms or not scales.is_floating_point():
-        return f"`scales` are {describe_form(scales)}; floats {' or '.join(map(str, sorted(forms)))} are needed"
-    if matrix.zeros is not None and (not isinstance(matrix.zeros, Tensor) or matrix.zeros.shape != scales.shape):
-        return f"`zeros` are {describe_form(matrix.zeros)}; a tensor {tuple(scales.shape)} or None is needed"
-    if matrix.input_rounding is not None and not isinstance(matrix.input_rounding, TokenRounding):
-        return f"`input_rounding` is {show(matrix.input_rounding)}; give a TokenRounding or None"
-    return None
-
-
-def describe_form(value: object) -> str:
-    """The shape and dtype of a tensor, or the type of anything else."""
-    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
-
-
 def check_importance(compressor: Compressor, component: str, importance: object, weight: Tensor) -> None:
     """Raise PluginError unless the importance has a number for each weight."""
     owner = name_plugin(compressor)
@@ -356,11 +288,6 @@ def check_importance(compressor: Compressor, component: str, importance: object,
         raise PluginError(f"`importance` of {owner} holds NaN for {component}; mend it")
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite. A finite sum proves it, and is much faster to compute."""
-    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
-
-
-def make_replacement(compressed: CompressedWeight) -> Replacement:
+def make_replacement(compressed: CompressedWeight | CheckedWeight) -> Replacement:
     """The dense weight and the input transform, as the model takes them."""
     return Replacement(compressed.dense(), compressed.input_transform)

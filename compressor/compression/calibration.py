@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.contracts import Compressor
-from compressor.contracts.guard import name_plugin
+from compressor.contracts.guard import name_plugin, show
 from compressor.data.reference import Reference
 from compressor.errors import ModelError, PluginError, suggest
 from compressor.models import Model
@@ -56,7 +56,7 @@ def check_needs(compressor: Compressor | type[Compressor]) -> None:
     """Raise PluginError for calibration data that no run gathers."""
     needs: object = compressor.needs
     if not isinstance(needs, frozenset | set) or not all(isinstance(name, str) for name in needs):
-        raise PluginError(f"`needs` of {name_plugin(compressor)} is {needs!r}; give a frozenset of names")
+        raise PluginError(f"`needs` of {name_plugin(compressor)} is {show(needs)}; give a frozenset of names")
     for name in needs:
         if name not in CALIBRATION_DATA:
             raise PluginError(

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from compressor.compression.apply import Treatments, make_replacement
-from compressor.contracts import CompressedWeight, Plan, Treatment
+from compressor.compression.checked_weight import CheckedWeight
+from compressor.contracts import Plan, Treatment
 from compressor.models import Model, Replacement
 
 
@@ -16,7 +17,7 @@ class TrialWeights:
 
     def __init__(self, model: Model, treatments: Treatments, most_bytes: int) -> None:
         self.model, self.treatments, self.most_bytes = model, treatments, most_bytes
-        self._made: dict[tuple[str, Treatment], CompressedWeight] = {}
+        self._made: dict[tuple[str, Treatment], CheckedWeight] = {}
         self._held_bits = 0
 
     def make(self, component: str, treatment: Treatment) -> Replacement:
@@ -41,7 +42,7 @@ class TrialWeights:
         self._made.clear()
         self._held_bits = 0
 
-    def _remember(self, component: str, treatment: Treatment, compressed: CompressedWeight) -> None:
+    def _remember(self, component: str, treatment: Treatment, compressed: CheckedWeight) -> None:
         """Cache the weight, unless the limit would be exceeded."""
         if self._held_bits + compressed.bits <= 8 * self.most_bytes:
             self._made[component, treatment] = compressed

@@ -4,7 +4,7 @@ Registered classes and objects made by hand are checked alike.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import NoReturn
 
@@ -121,6 +121,15 @@ def check_training(recovery: Recovery, training: object, windows: int) -> None:
         value = getattr(training, field.name)
         if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
             refuse(recovery, f"recover() with {field.name}", value, "a finite number of at least 0 is needed")
+
+
+def read_unused(plugin: Compressor | Schedule | Recovery, found: object) -> dict[str, str]:
+    """What `list_unused` of a plugin gave; raises PluginError for what is no mapping of its options to texts."""
+    if isinstance(found, Mapping) and all(isinstance(text, str) for text in found.values()):
+        options = {name: text for name, text in found.items() if isinstance(name, str) and hasattr(plugin, name)}
+        if len(options) == len(found):
+            return options
+    refuse(plugin, "list_unused()", found, "give a mapping of its options to texts")
 
 
 def require_kind(plugin: object, word: str, contract: type) -> None:

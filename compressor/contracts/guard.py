@@ -6,19 +6,21 @@ The contract classes derive from `Guarded`, which wraps the methods of their sub
 from __future__ import annotations
 
 import functools
+import logging
+import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from types import BuiltinFunctionType, FunctionType, MethodType, TracebackType
 from typing import Any, ClassVar
 
 from compressor.contracts.types import Component
-from compressor.errors import CompressorError, PluginError
+from compressor.errors import CompressorError, Interrupted, PluginError
 
 CONSTRUCTORS = ("__init__", "__post_init__")
 """The special methods that are guarded."""
-PASSING = (CompressorError, KeyboardInterrupt, GeneratorExit)
-"""A plugin raises the first for the user. The others do not come from it."""
 OWN_PACKAGES = {__name__.partition(".")[0]}
 """Packages of ours; `compressor.plugins` adds that of the built-in plugins when it loads them. What one of them raises
 by mistake is a bug of ours, and stays as it is."""
@@ -30,6 +32,8 @@ ORIGIN = "_origin"
 
 LONGEST = 120
 """Characters of a value in an error."""
+
+log = logging.getLogger(__name__)
 
 
 class _Calls(threading.local):
@@ -57,7 +61,9 @@ class Guard:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
         _calls.active = self.is_inner
-        if error is None or self.is_inner or isinstance(error, PASSING) or self.is_own_bug(error):
+        if error is None or self.is_inner or isinstance(error, CompressorError):  # a plugin raises that for the user
+            return
+        if is_interrupt(error) or self.is_own_bug(error):
             return
         raise self.describe(error) from error
 
@@ -156,8 +162,44 @@ def guard_generator(steps: Generator[Any, Any, Any], guard: Guard) -> Generator[
                     return end.value
             answer = yield found
     finally:
+        close_generator(steps, guard)
+        with ignored_finalizers():
+            del steps  # a generator that did not end is closed by Python once more
+
+
+def close_generator(steps: Generator[Any, Any, Any], guard: Guard) -> None:
+    """Close a generator that nobody asks any more. If that fails, a warning names the plugin and the rule."""
+    try:
         with guard:
             steps.close()
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        # Neither a variable nor a record of the log may keep the generator alive.
+        said = str(error if isinstance(error, PluginError) else guard.describe(error))
+        log.warning("%s; a generator must end without an error when it is closed: let GeneratorExit pass", said)
+
+
+@contextmanager
+def ignored_finalizers() -> Iterator[None]:
+    """Inside, errors of finalizers of a plugin are not printed with a traceback, and not guarded."""
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda found: before(found) if isinstance(found.exc_value, Interrupted) else None
+    is_inner, _calls.active = _calls.active, True
+    try:
+        yield
+    finally:
+        sys.unraisablehook, _calls.active = before, is_inner
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether a signal raised it, and not the plugin.
+
+    Where Python's own handler of SIGINT is installed, a KeyboardInterrupt of a plugin looks the same, and counts too.
+    """
+    if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        return True
+    return isinstance(error, Interrupted)
 
 
 def guard_iterator(items: Iterator[Any], guard: Guard) -> Iterator[Any]:
@@ -192,7 +234,9 @@ def show(value: object) -> str:
     """A value of a plugin for one line: short, whatever its `__repr__` does."""
     try:
         text = " ".join(repr(value).split())
-    except Exception:  # code of the plugin
+    except BaseException as error:  # code of the plugin
+        if is_interrupt(error):
+            raise
         text = f"of type {type(value).__name__}"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
@@ -201,7 +245,9 @@ def say(error: BaseException) -> str:
     """The message of an error as one line, empty if it has none, whatever its `__str__` does."""
     try:
         text = " ".join(str(error).split())
-    except Exception:  # code of the plugin
+    except BaseException as failure:  # code of the plugin
+        if is_interrupt(failure):
+            raise
         return ""
     return text if len(text) <= 10 * LONGEST else f"{text[: 10 * LONGEST]}…"
 

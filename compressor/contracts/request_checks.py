@@ -103,23 +103,24 @@ class RequestChecks:
         """Refuse what is no treatment that is offered for a component."""
         component = self.components.get(name)
         if component is None:
-            fix = suggest(str(name), self.components)
+            fix = suggest(say_name(name), self.components)
             self._refuse_field(request, field, name, f"it is no component of the problem; {fix}")
+        place = f"{field}[{say_name(name)}]"
         if not isinstance(treatment, Treatment):
-            self._refuse_field(request, f"{field}[{name}]", treatment, "give a Treatment")
+            self._refuse_field(request, place, treatment, "give a Treatment")
         problem = find_flaw(treatment)
         if problem is not None:
-            self._refuse_field(request, f"{field}[{name}]", treatment, problem)
+            self._refuse_field(request, place, treatment, problem)
         if not self.repeats:
             if treatment.compressor not in self.problem.offers:
                 fix = suggest(treatment.compressor, self.problem.offers)
-                self._refuse_field(request, f"{field}[{name}]", treatment, f"its compressor is not offered; {fix}")
+                self._refuse_field(request, place, treatment, f"its compressor is not offered; {fix}")
             offer = self.problem.offers[treatment.compressor][name]
             if treatment.options:
                 pass  # other options may have another offer, which is checked where the compressor is built
             elif treatment.rows is None:
                 if not offer.contains(treatment.amount):
-                    self._refuse_field(request, f"{field}[{name}]", treatment, f"offered: {offer}")
+                    self._refuse_field(request, place, treatment, f"offered: {offer}")
             else:
                 try:
                     offer.require_rows(treatment.rows, treatment.compressor, component)
@@ -133,9 +134,11 @@ class RequestChecks:
             self._refuse_field(request, "options", options, "give a mapping of components to their options")
         for name, choices in options.items():
             if not is_sequence(choices) or not choices:
-                self._refuse_field(request, f"options[{name}]", choices, "give a sequence of at least one option")
+                self._refuse_field(
+                    request, f"options[{say_name(name)}]", choices, "give a sequence of at least one option"
+                )
             if name not in self.components:
-                fix = suggest(str(name), self.components)
+                fix = suggest(say_name(name), self.components)
                 self._refuse_field(request, "options", name, f"it is no component of the problem; {fix}")
             for option in choices:
                 if option is not None:
@@ -143,7 +146,7 @@ class RequestChecks:
 
     def _check_metric(self, request: object, field: str, metric: object) -> None:
         if not isinstance(metric, str) or metric not in self.problem.better:
-            fix = suggest(str(metric), self.problem.better)
+            fix = suggest(say_name(metric), self.problem.better)
             self._refuse_field(request, field, metric, f"no such metric is configured; {fix}")
 
     def _check_statistic(self, request: object, field: str, statistic: object) -> None:
@@ -186,7 +189,7 @@ class RequestChecks:
 
     def _check_count(self, request: CountRequest) -> None:
         if not isinstance(request.compressor, str) or request.compressor not in self.problem.offers:
-            fix = suggest(str(request.compressor), self.problem.offers)
+            fix = suggest(say_name(request.compressor), self.problem.offers)
             self._refuse_field(request, "compressor", request.compressor, f"no such compressor is configured; {fix}")
         limits = request.thresholds
         if not is_sequence(limits) or not limits or not all(map(is_number, limits)) or any(map(math.isnan, limits)):
@@ -213,7 +216,7 @@ class RequestChecks:
         for metric, change in request.singles.items():
             self._check_metric(request, "singles", metric)
             if not is_number(change) or not math.isfinite(change):
-                self._refuse_field(request, f"singles[{metric}]", change, "a finite number is needed")
+                self._refuse_field(request, f"singles[{say_name(metric)}]", change, "a finite number is needed")
         self._check_flags(request, "last")
         self.is_over = request.last
 
@@ -247,6 +250,11 @@ def find_flaw(treatment: Treatment) -> str | None:
     if not all(map(is_number, (treatment.amount, *(treatment.rows or ())))):
         return "its amounts must be of type float"
     return None
+
+
+def say_name(value: object) -> str:
+    """A name as it is, anything else short, whatever its `__str__` does."""
+    return value if isinstance(value, str) else show(value)
 
 
 def is_sequence(value: object) -> bool:

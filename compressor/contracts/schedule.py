@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from compressor.contracts.compressor import Compressor
-from compressor.contracts.guard import Guarded, name_plugin, show
+from compressor.contracts.guard import Guard, Guarded, name_plugin, show
 from compressor.contracts.metric import Metric
 from compressor.contracts.request_checks import RequestChecks
 from compressor.contracts.requests import Oracle, Problem, Request, Search
@@ -34,6 +34,10 @@ class Schedule(Guarded, ABC):
         `compressors` are the configured ones, `metrics` all that are installed.
         """
 
+    def list_unused(self, problem: Problem) -> Mapping[str, str]:
+        """Option -> what leaves it without effect, such as `{"step": "fixed levels"}`."""
+        return {}
+
     def ranks_by(self) -> Sequence[str]:
         """Metrics that the search needs. They are configured even if the user does not select them."""
         return ()
@@ -59,6 +63,7 @@ class Dialogue:
         self.answers: list[Any] = []
         self.owner = name_plugin(schedule)
         self._checks = RequestChecks(self.owner, problem, schedule.repeats)
+        self._guard = Guard(schedule, "search")
         self._search = schedule.search(problem)
         if not isinstance(self._search, Generator):
             found = show(self._search)
@@ -88,4 +93,5 @@ class Dialogue:
             request = step()
         except StopIteration:
             return None
-        return self._checks.check(request)
+        with self._guard:  # values in a request may have code of the plugin
+            return self._checks.check(request)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, has_torch_function
 from transformers import PreTrainedModel
 
-from compressor.contracts import InputTransform
+from compressor.contracts import Compressor, InputTransform
 from compressor.contracts.guard import Guard, name_plugin
 from compressor.errors import PluginError
 from compressor.models.matmul_inputs import PRODUCTS, MatmulInputs, experts_apart
@@ -30,6 +30,24 @@ Treated = tuple[WeightView, InputTransform | None]
 """A component and its input transform, if it has one."""
 Rows = Sequence[tuple[str, InputTransform, Tensor | None]]
 """Input transforms, each with a component that has it, and a mask of the rows `[..., out]`; None is all rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class OwnedTransform:
+    """An input transform of a plugin, and the compressor that gave it, which errors name."""
+
+    transform: InputTransform
+    compressor: Compressor
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        return self.transform(inputs)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same function. A comparison of the functions would call code of the plugin."""
+        return isinstance(other, OwnedTransform) and self.transform is other.transform
+
+    def __hash__(self) -> int:
+        return id(self.transform)
 
 
 @dataclass(frozen=True)
@@ -249,7 +267,7 @@ def assign_rows(matrices: Tensor, start: int, treated: Sequence[Treated]) -> Row
             continue
         offset = int(view.storage_offset()) - int(weight_view.parameter.storage_offset())
         own = list_places(view.shape[:-1], view.stride()[:-1], offset).flatten()
-        numbers = (number for number, (_, known) in enumerate(transforms) if known is input_transform)
+        numbers = (number for number, (_, known) in enumerate(transforms) if known == input_transform)
         number = next(numbers, len(transforms))
         if input_transform is not None and number == len(transforms):
             transforms.append((weight_view.component.name, input_transform))
@@ -276,9 +294,10 @@ def transform_inputs(inputs: Tensor, input_transform: InputTransform, component:
     Everything is checked on the host: a device does not wait.
     """
     version = None if inputs.is_inference() else inputs._version
-    with Guard(input_transform, "input_transform", component):
+    owning = input_transform.compressor if isinstance(input_transform, OwnedTransform) else input_transform
+    with Guard(owning, "input_transform", component):
         found: object = input_transform(inputs)
-    owner = f"the input transform of {component}, {name_plugin(input_transform)},"
+    owner = f"the input transform of {component}, {name_plugin(owning)},"
     if not isinstance(found, Tensor):
         raise PluginError(f"{owner} gave {type(found).__name__}; a tensor {tuple(inputs.shape)} is needed")
     wanted, given = ((x.shape, x.dtype, x.device, x.layout) for x in (inputs, found))

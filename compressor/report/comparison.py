@@ -85,7 +85,7 @@ def write_comparison(folder: Path) -> list[Job]:
 
 
 def make_comparison_table(jobs: Sequence[Job]) -> Group:
-    """The jobs as a table of 80 columns, and below it a line for each that failed.
+    """The jobs as a table of 80 columns, and below it a line for each that failed, shortened where it is too long.
 
     A row has the settings that differ, the size and four metrics; the others are in comparison.json. Below a value, `±`
     is the longer side of its 95 % interval.
@@ -110,12 +110,15 @@ def make_comparison_table(jobs: Sequence[Job]) -> Group:
             *(_format_mean(final.scores.get(name) if final else None) for name in metrics),
         ]
         table.add_row(*map(Text, (job.folder.name, settings, *cells)))
-    failures = [
-        f"run {job.folder.name} {job.record.status}" + (f": {job.record.error}" if job.record.error else "")
-        for job in jobs
-        if job.record.status != "done"
-    ]
-    return Group(table, *map(Text, ["", *failures] if failures else []))
+    failures = [_describe_failure(job) for job in jobs if job.record.status != "done"]
+    lines = ["", *failures] if failures else []
+    return Group(table, *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
+
+
+def _describe_failure(job: Job) -> str:
+    """What became of a job that is not done, as one line."""
+    reason = " ".join((job.record.error or "").split())
+    return f"run {job.folder.name} {job.record.status}" + (reason and f": {reason}")
 
 
 def shorten_settings(settings: Sequence[Sequence[str]]) -> list[str]:

@@ -143,11 +143,15 @@ class LayerwiseGradients:
         self, weight_views: list[WeightView]
     ) -> list[tuple[InputTransform | None, list[WeightView]]]:
         """The components of one matrix, grouped by the input transform that they have now."""
-        groups: dict[int, tuple[InputTransform | None, list[WeightView]]] = {}
+        groups: list[tuple[InputTransform | None, list[WeightView]]] = []
         for weight_view in weight_views:
             input_transform = self.model.input_transforms.find(weight_view.component.name)
-            groups.setdefault(id(input_transform), (input_transform, []))[1].append(weight_view)
-        return [*groups.values()]
+            parts = next((parts for known, parts in groups if known == input_transform), None)
+            if parts is None:
+                groups.append((input_transform, [weight_view]))
+            else:
+                parts.append(weight_view)
+        return groups
 
     @contextmanager
     def _accumulating(self, weight_views: list[WeightView], visit: Visit) -> Iterator[None]:

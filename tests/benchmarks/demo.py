@@ -18,7 +18,7 @@ from typing import Any
 
 def run_demo(folder: Path, overrides: list[str]) -> dict[str, Any]:
     """One run in a new process: wall-clock seconds, phases from its report, peak resident memory."""
-    command = [sys.executable, "-m", "compressor.commands.main", "run", f"hydra.run.dir={folder}", *overrides]
+    command = [sys.executable, "-m", "compressor.commands.entry", "run", f"hydra.run.dir={folder}", *overrides]
     cache = folder.with_name(f"{folder.name}-cache")
     environment = os.environ | {"COMPRESSOR_CACHE": str(cache), "WANDB_MODE": "offline"}
     began = time.monotonic()

@@ -93,7 +93,7 @@ def find_slope(readings: list[tuple[float, int]]) -> float:
 
 
 def measure_schedule(schedule: str, model: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, "-m", "compressor.commands.main", "run", "model=hf", f"model.path={model}"]
+    command = [sys.executable, "-m", "compressor.commands.entry", "run", "model=hf", f"model.path={model}"]
     command += [f"schedule={schedule}", "compressor=magnitude", "metric=[fdtm,kl]", f"data.prefixes={options.prefixes}"]
     command += ["data.prefix_tokens=32", "data.continuation_tokens=32", "tracking=none", "export.verify=false"]
     command += [f"hydra.run.dir={folder / schedule}", *options.overrides]

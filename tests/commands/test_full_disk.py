@@ -15,6 +15,7 @@ from compressor import export
 from compressor.artifacts import answers, run_folder
 from compressor.artifacts.run_folder import DONE, FAILED, RUNNING, read_status
 from compressor.commands import run as run_command
+from compressor.commands.forecast import Forecast
 from compressor.commands.run import Run
 from compressor.data import reference
 from compressor.errors import CompressorError, ConfigError, OutputError
@@ -26,6 +27,8 @@ from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.uniform import Uniform
 from tests.support.command_line import call_command
 from tests.support.families import save_checkpoint
+from tests.support.forecasts import make_settings as make_forecast_settings
+from tests.support.forecasts import run as make_forecast
 from tests.support.runs import make_settings, run
 from tests.support.small_disks import fill, small_disk
 
@@ -167,6 +170,14 @@ def test_the_room_is_tried_before_the_search(base: Path, disk: Path, monkeypatch
         run(disk / "run", make(base))
     assert read_status(disk / "run")["status"] == FAILED
     assert not list((disk / "run").glob(".*.tmp"))
+
+
+def test_the_room_of_a_forecast_is_tried_before_the_model_runs(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Forecast, "build_reference", lambda self: pytest.fail("the forecast was not refused"))
+    fill(disk, left=400_000)
+    with pytest.raises(ConfigError, match=rf"^the forecast needs .*B in {disk}/run, where .*B are free; free .*B, or"):
+        make_forecast(disk / "run", make_forecast_settings())
+    assert read_status(disk / "run")["status"] == FAILED
 
 
 def test_a_full_disk_is_refused_before_anything_is_loaded(

@@ -14,6 +14,7 @@ from compressor.commands.config import (
     compose,
     open_hydra,
     parse_arguments,
+    replace_overrides,
     store_schemas,
 )
 from compressor.errors import ConfigError
@@ -62,7 +63,7 @@ def test_a_setting_that_was_removed_is_one_warning(tmp_path: Path, mode: str) ->
 
 
 def test_a_multirun_ends_in_one_table_and_a_failing_job_stops_no_other(tmp_path: Path) -> None:
-    evaluator = ["-m", "schedule=uniform", "schedule.targets=[0.2],[1.5],[0.4]", "hydra.sweep.dir=sweep"]
+    evaluator = ["schedule=uniform", "-m", "schedule.targets=[0.2],[1.5],[0.4]", "hydra.sweep.dir=sweep"]
     done = call_command(tmp_path, "run", *evaluator, *SMALL)
     assert done.returncode == 1
     errors = done.stderr.strip().splitlines()
@@ -74,12 +75,22 @@ def test_a_multirun_ends_in_one_table_and_a_failing_job_stops_no_other(tmp_path:
     assert "comparison.json" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [[], ["seed=1", "-m"], ["-m", "seed=1"], ["--cfg", "job", "seed=1"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["seed=1", "-m"], ["-m", "seed=1"], ["--cfg", "job", "seed=1"], ["a=1", "-m", "b=2,3"]]
+)
 def test_overrides_are_added_where_flags_let_them(arguments: list[str]) -> None:
     added = add_overrides(arguments, before=["seed=0"], after=["seed=2"])
     given = [word for word in arguments if "=" in word]
     assert parse_arguments(added).overrides == ["seed=0", *given, "seed=2"]
     assert [word for word in added if word.startswith("-")] == [word for word in arguments if word.startswith("-")]
+
+
+@pytest.mark.parametrize("flag", ["-m", "--multirun"])
+def test_a_flag_may_stand_between_overrides(flag: str) -> None:
+    arguments = replace_overrides(["model=tiny", flag, "seed=1,2"], ["model=tiny", "seed=1,2", "data=self"])
+    parsed = parse_arguments(arguments)
+    assert parsed.multirun and parsed.overrides == ["model=tiny", "seed=1,2", "data=self"]
+    assert arguments == ["model=tiny", "seed=1,2", "data=self", flag], "Hydra takes no flag in between"
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from compressor.artifacts import answers
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.run_folder import DONE, INTERRUPTED, read_status
 from compressor.artifacts.run_state import ANSWERS, list_differences, read_state
+from compressor.commands.main import read_arguments
 from compressor.commands.stopping import Stopped, stop
 from compressor.contracts import Compressor, Schedule
 from compressor.errors import ConfigError, OutputError
@@ -31,6 +33,7 @@ from tests.support.command_line import call_command
 from tests.support.families import save_checkpoint
 from tests.support.runs import make_settings, run
 from tests.support.slow import rarely
+from tests.support.warm_processes import run_project
 
 RESULTS = ("plan.json", "sequences.jsonl", "model/model.safetensors", "model/config.json")
 PARTS = ComponentSettings(include=[r"layers\.[01]\.(self_attn|mlp)"])
@@ -221,12 +224,36 @@ SMALL = [
 ]  # fmt: skip
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """`compressor run` as a process, which writes a block after every answer."""
-    code = (
-        "import sys; from compressor.artifacts import answers; answers.BLOCK_SECONDS = 0.0; "
-        "from compressor.commands.main import main; sys.argv[0] = 'compressor'; main()"
-    )
+EVERY_ANSWER = """
+import sys
+from compressor.artifacts import answers
+from compressor.commands.entry import main
+
+answers.BLOCK_SECONDS = 0.0
+"""
+WAITING = """
+import time
+from pathlib import Path
+from compressor.commands.stopping import stop
+
+check = stop.check
+
+def wait_and_check():
+    while len(list(Path("out/state/answers").glob("*.safetensors"))) >= 5 and not stop.is_requested:
+        time.sleep(0.01)
+    check()
+
+stop.check = wait_and_check
+"""
+
+
+def start(folder: Path, *arguments: str, waits: bool = False) -> subprocess.Popen[str]:
+    """`compressor run` as a process, which writes a block after every answer.
+
+    With `waits` it does not go on after the fifth block before a signal has come: however slow the machine is, the
+    signal comes in the middle of the search.
+    """
+    code = f"{EVERY_ANSWER}{WAITING if waits else ''}sys.argv[0] = 'compressor'; main()"
     command = [sys.executable, "-c", code, "run", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -245,7 +272,7 @@ def wait_for_blocks(folder: Path, count: int, process: subprocess.Popen[str]) ->
 @pytest.mark.parametrize("signum", [signal.SIGTERM, *rarely([signal.SIGINT, signal.SIGHUP])])
 def test_a_signal_ends_a_run_with_the_command_that_goes_on(signum: signal.Signals, base: Path, tmp_path: Path) -> None:
     arguments = [*SMALL, f"model.path={base}", "components.include=[layers]"]
-    process = start(tmp_path, *arguments, "hydra.run.dir=out")
+    process = start(tmp_path, *arguments, "hydra.run.dir=out", waits=True)
     wait_for_blocks(tmp_path / "out", 5, process)
     process.send_signal(signum)
     _, errors = process.communicate(timeout=60)
@@ -260,6 +287,45 @@ def test_a_signal_ends_a_run_with_the_command_that_goes_on(signum: signal.Signal
     assert "going on with" in done.stdout and read_status(tmp_path / "out")["status"] == DONE
     again = call_command(tmp_path, "resume", "out")
     assert (again.returncode, again.stdout) == (0, "the run in out is done; there is nothing to go on with\n")
+
+
+KILLED = """
+import os, sys
+from compressor.commands.entry import main
+from compressor.commands.forecast import Forecast
+
+Forecast.build_reference = lambda self: os.kill(os.getpid(), 9)
+sys.argv[0] = "compressor"
+main()
+"""
+
+
+def test_a_forecast_that_was_killed_is_started_again(base: Path, tmp_path: Path) -> None:
+    arguments = ["forecast", *SMALL[:4], f"model.path={base}", "hydra.run.dir=out"]
+    assert run_project([sys.executable, "-c", KILLED, *arguments], tmp_path).returncode == -signal.SIGKILL
+    done = call_command(tmp_path, "resume", "out")
+    command = shlex.join(["compressor", *arguments])
+    said = f"error: out holds a forecast, which does not go on; start it again: {command}\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+@pytest.mark.parametrize(
+    ("command", "advice"),
+    [
+        ("compressor.run(settings)", "holds a run that was not started by `compressor run`; start it again"),
+        (
+            "compressor forecast hydra.callbacks.x._target_=os.system",
+            "a forecast, which does not go on; start it again",
+        ),
+        ("compressor forecast 'a", "a forecast, which does not go on; start it again"),
+        (5, "holds no run that can go on; give the folder of an interrupted `compressor run`"),
+    ],
+)
+def test_advice_for_a_folder_without_arguments_runs_no_code(command: object, advice: str, tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text(json.dumps({"status": INTERRUPTED, "command": command}))
+    with pytest.raises(OutputError) as caught:
+        read_arguments(tmp_path)
+    assert str(caught.value).endswith(advice)
 
 
 @pytest.fixture(scope="module")
@@ -319,8 +385,7 @@ def test_a_multirun_runs_only_what_is_missing(base: Path, tmp_path: Path) -> Non
         (["seed=1"], "error: `compressor resume` takes a folder, and resume.accept=[…], got seed=1\n"),
         (
             ["nowhere"],
-            "error: cannot read nowhere/.hydra/arguments.json: No such file or directory; is this the folder of a "
-            "finished run?\n",
+            "error: nowhere holds no run that can go on; give the folder of an interrupted `compressor run`\n",
         ),
     ],
 )

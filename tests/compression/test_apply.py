@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from compressor.compression.apply import Treatments, is_finite
+from compressor.compression.apply import Treatments, make_replacement
+from compressor.compression.checked_weight import is_finite
 from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, QuantizedMatrix, Treatment
 from compressor.errors import ConfigError, PlanError, PluginError
 from compressor.models import Model, load_model
+from compressor.models.input_transforms import transform_inputs
 from compressor.plugins import installed
 from compressor.settings import ModelSettings
 from compressor_plugins.pruning.magnitude import Magnitude, Scope
@@ -176,6 +178,66 @@ def test_what_a_compressor_gives_is_checked(model: Model, case: str) -> None:
         treatments.find_needs(["wild"])
         treatments.compress(model, {name: Treatment("wild", 0.5)})
     assert str(caught.value).count("wild` of ") == 1 and "\n" not in str(caught.value)
+
+
+@dataclass
+class Turning:
+    """A member that gives something else, or fails, when it is read once more."""
+
+    first: Any
+    then: Any
+    reads: int = 0
+
+    def __call__(self, *_: object) -> Any:  # noqa: ANN401
+        self.reads += 1
+        found = self.first if self.reads == 1 else self.then
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        (torch.zeros(2), r"gave a dense value that is \(2,\) torch.float32 for"),
+        (None, "gave a dense value that is NoneType for"),
+        (KeyError("lost"), "failed in `dense` on .*: KeyError: 'lost'"),
+    ],
+)
+def test_a_dense_value_that_is_read_again_is_checked_again(model: Model, then: object, message: str) -> None:
+    name = next(iter(model.components))
+    dense = Turning(model.read(name), then)
+    weight = type("Again", (Weight,), {"dense": lambda self: dense(), "__module__": __name__})
+    plugin = broken(Wild, compress=lambda self, w, a, c: weight(w))
+    (compressed,) = make_treatments(plugin).compress(model, {name: Treatment("wild", 0.5)}).values()
+    with pytest.raises(PluginError, match=rf"^compressor `wild` of .*{message}"):
+        make_replacement(compressed)
+
+
+@pytest.mark.parametrize("member", ["bits", "quantized", "input_transform"])
+def test_what_else_a_weight_has_is_read_once(model: Model, member: str) -> None:
+    name = next(iter(model.components))
+    read = Turning(8 if member == "bits" else None, KeyError("lost"))
+    weight = type("Again", (Weight,), {member: property(read), "__module__": __name__})
+    plugin = broken(Wild, compress=lambda self, w, a, c: weight(w))
+    (compressed,) = make_treatments(plugin).compress(model, {name: Treatment("wild", 0.5)}).values()
+    assert [getattr(compressed, member) for _ in range(2)] == [read.first] * 2
+    assert read.reads == 1
+
+
+def test_an_input_transform_that_fails_later_names_its_compressor(model: Model) -> None:
+    class Given(Weight):
+        @property
+        def input_transform(self) -> Any:  # noqa: ANN401
+            return lambda inputs: inputs.missing
+
+    name = next(iter(model.components))
+    plugin = broken(Wild, compress=lambda self, w, a, c: Given(w), transforms_inputs=True)
+    (compressed,) = make_treatments(plugin).compress(model, {name: Treatment("wild", 0.5)}).values()
+    transform = make_replacement(compressed).input_transform
+    assert transform is not None
+    with pytest.raises(PluginError, match=r"^compressor `wild` of .* failed in `input_transform` on .*: AttributeErr"):
+        transform_inputs(torch.ones(1, 2), transform, name)
 
 
 HALVES = "as many halves as weights"

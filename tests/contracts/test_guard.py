@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+import gc
 import re
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
 
-from compressor.commands.stopping import Stopped
+from compressor.commands.stopping import Stop, Stopped, interruptible
 from compressor.contracts import Better, Component, Compressor, Context, KeepRequest, Offer, Problem, Schedule, Search
 from compressor.contracts.guard import name_plugin
-from compressor.errors import ConfigError, PluginError
+from compressor.errors import ConfigError, Interrupted, PluginError
 from compressor.registry import Registry
 from compressor.testing.problems import make_problem
 
@@ -71,7 +74,9 @@ CALLS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("method", CALLS)
-@pytest.mark.parametrize("error", [ValueError("so\n  it is"), SystemExit(0), StopIteration(), BaseException("odd")])
+@pytest.mark.parametrize(
+    "error", [ValueError("so\n  it is"), SystemExit(0), StopIteration(), GeneratorExit(), BaseException("odd")]
+)
 def test_whatever_is_raised_is_one_line_with_its_cause(method: str, error: BaseException) -> None:
     with pytest.raises(PluginError) as caught:
         CALLS[method](Failing(error))
@@ -85,11 +90,31 @@ def test_whatever_is_raised_is_one_line_with_its_cause(method: str, error: BaseE
 
 
 @pytest.mark.parametrize("method", CALLS)
-@pytest.mark.parametrize("error", [ConfigError("for the user"), KeyboardInterrupt(), Stopped(15), GeneratorExit()])
+@pytest.mark.parametrize("error", [ConfigError("for the user"), Interrupted(), Stopped(15)])
 def test_what_is_no_failure_of_the_plugin_passes(method: str, error: BaseException) -> None:
     with pytest.raises(type(error)) as caught:
         CALLS[method](Failing(error))
     assert caught.value is error
+
+
+@pytest.mark.parametrize("method", CALLS)
+def test_an_interrupt_without_a_signal_is_a_failure_of_the_plugin(method: str) -> None:
+    with interruptible(), pytest.raises(PluginError, match=r"compressor `failing` of .*: KeyboardInterrupt"):
+        CALLS[method](Failing(KeyboardInterrupt()))
+
+
+@pytest.mark.parametrize("listening", [interruptible, Stop().listening, nullcontext])
+def test_a_signal_while_a_plugin_runs_is_no_failure_of_it(listening: Callable[[], Any]) -> None:
+    @dataclass
+    class Killed(Failing):
+        def offer(self, component: Component) -> Offer:
+            signal.raise_signal(signal.SIGINT)
+            return Offer()
+
+    before = signal.getsignal(signal.SIGINT)
+    with listening(), pytest.raises(KeyboardInterrupt):
+        Killed().offer(COMPONENT)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_class_methods_and_constructors_are_guarded_too() -> None:
@@ -177,6 +202,43 @@ def test_a_search_that_is_left_is_closed() -> None:
     next(search)
     search.close()
     assert plugin.closed
+
+
+@dataclass
+class Endless(Schedule):
+    """Yields once more whatever happens."""
+
+    name: ClassVar[str] = "endless"
+
+    def search(self, problem: Problem) -> Search:
+        while True:
+            try:
+                yield from self.ask()
+            except BaseException:
+                pass
+
+    def ask(self) -> Search:
+        try:
+            yield KeepRequest({})
+        except GeneratorExit:
+            yield KeepRequest({})
+
+
+def test_a_search_that_cannot_be_closed_is_one_warning(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Warnings are errors, also those of finalizers."""
+    search = Endless().search(make_problem(["prune"], {"kl": Better.LOWER}))
+    next(search)
+    del search
+    gc.collect()
+    (said,) = caplog.messages
+    assert re.fullmatch(
+        r"schedule `endless` of .*\.Endless failed in `search`: RuntimeError: generator ignored GeneratorExit.*; a "
+        r"generator must end without an error when it is closed: let GeneratorExit pass",
+        said,
+    )
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("error", [ValueError("lost"), KeyError()])

@@ -235,6 +235,22 @@ def test_a_search_that_is_no_generator_is_refused(found: object) -> None:
         next(iter([Dialogue(Returns(), problem())]))
 
 
+class Hostile(str):
+    """A text whose methods fail."""
+
+    def __str__(self) -> str:
+        raise TypeError("hostile")
+
+    __repr__ = __format__ = __hash__ = __eq__ = __str__  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("value", [Hostile("kl"), [Hostile("kl")]])
+def test_a_value_whose_methods_fail_is_one_line(value: object) -> None:
+    for request in (best(metric=value), score(metrics=value), estimate(objective=value), keep(singles={"kl": value})):
+        with pytest.raises(PluginError, match=r"^schedule `asks` of "):
+            Dialogue(Asks(request), problem())
+
+
 def test_a_value_that_cannot_be_shown_is_one_line() -> None:
     class Odd:
         def __repr__(self) -> str:

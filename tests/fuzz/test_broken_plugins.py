@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from compressor.artifacts.run_folder import read_status
 from compressor.commands import setup
 from compressor.commands.run import execute
+from compressor.commands.stopping import interruptible
 from compressor.contracts.guard import ORIGIN
 from compressor.errors import CompressorError, ModelError
 from compressor.models import Model, load_model
@@ -91,7 +92,8 @@ class Bench:
         )
         said = ""
         try:
-            execute(made, self.plugins, folder, {"seed": 0}, "compressor run")
+            with interruptible():  # as from Python: a KeyboardInterrupt of a plugin is told from that of a signal
+                execute(made, self.plugins, folder, {"seed": 0}, "compressor run")
         except CompressorError as error:
             said = str(error)
             self.check(error, folder)
@@ -107,7 +109,7 @@ class Bench:
     def check(error: CompressorError, folder: Path) -> None:
         said = str(error)
         assert said.isprintable() and len(said) < 4000, said
-        is_named = "fuzzed" in said.lower() or "failed in `input_transform` on model.layers" in said
+        is_named = "fuzzed" in said.lower()
         is_too_large = "more than the" in said  # a right request, that the whole model does not meet
         assert is_named or isinstance(error, ModelError) or is_too_large, said
         assert read_status(folder)["status"] == "failed"
@@ -133,7 +135,6 @@ def broken_members(draw: st.DrawFn) -> tuple[str, Classes]:
     """A member, what becomes of it, and after how many calls."""
     cls = draw(st.sampled_from([*MEMBERS]))
     member, after = draw(st.sampled_from(MEMBERS[cls])), draw(st.sampled_from((0, 0, 1, 2, 5)))
-    after = 0 if cls is FuzzedWeight else after  # its members are read again, and not checked again
     kind = draw(st.sampled_from(("raise", "value", "value", "change")))
     if not callable(getattr(cls, member)) and not isinstance(getattr(cls, member), property):
         kind = "value"  # an attribute is never called

@@ -91,6 +91,17 @@ def test_table_shows_every_job(tmp_path: Path) -> None:
     assert "3 seed=3 – – –" in lines and "run 3 failed: `amount` must be in [0, 1], got 1.5" in lines
 
 
+def test_a_failure_is_one_line_also_where_the_terminal_is_narrow(tmp_path: Path) -> None:
+    reason = "`schedule.targets` must be in [0, 1], got 1.5 in a sentence that takes more than\n80 columns; lower it"
+    for job in range(2):
+        write_report(Record("failed", {}, {}, error=reason), tmp_path / str(job))
+    lines = show(read_jobs(tmp_path), 80).splitlines()
+    assert [line[:40] for line in lines[-2:]] == [
+        f"run {job} failed: `schedule.targets` must be in [0"[:40] for job in "01"
+    ]
+    assert all(len(line) == 80 and line.endswith("…") for line in lines[-2:])
+
+
 def test_table_takes_brackets_for_text(tmp_path: Path) -> None:
     make_run(tmp_path / "0", 16.4, ["metric=[red]"])
     make_run(tmp_path / "1", 16.4, ["metric=[fdtm,kl]"])

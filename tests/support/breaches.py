@@ -162,8 +162,8 @@ class FuzzedSchedule(Schedule):
             yield request
 
 
-class Interrupt(BaseException):
-    """Like KeyboardInterrupt, but nobody pressed a key."""
+class Odd(BaseException):
+    """No Exception, and none of Python's own."""
 
 
 class Mute(Exception):
@@ -188,7 +188,9 @@ def throw(error: BaseException) -> Any:  # noqa: ANN401 - it never returns
 RAISED: dict[str, Callable[[], Any]] = {
     "error": lambda: throw(ValueError("of the\nplugin")),
     "exit": lambda: throw(SystemExit(0)),
-    "interrupt": lambda: throw(Interrupt()),
+    "interrupt": lambda: throw(KeyboardInterrupt()),
+    "generator exit": lambda: throw(GeneratorExit()),
+    "odd": lambda: throw(Odd()),
     "stop": lambda: throw(StopIteration(5)),
     "mute": lambda: throw(Mute()),
     "long": lambda: throw(KeyError("x" * 10**6)),

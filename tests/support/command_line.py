@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.support.warm_processes import run_project
 
-MAIN = "import sys; from compressor.commands.main import main; sys.argv[0] = 'compressor'; main()"
+MAIN = "import sys; from compressor.commands.entry import main; sys.argv[0] = 'compressor'; main()"
 
 
 def call_command(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -19,7 +19,7 @@ def call_command(folder: Path, *arguments: str, **environment: str) -> subproces
 
 def call_fresh_command(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `compressor` in `folder`, in a fresh interpreter."""
-    command = [sys.executable, "-m", "compressor.commands.main", *arguments]
+    command = [sys.executable, "-m", "compressor.commands.entry", *arguments]
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=300, env={**os.environ, **environment}, check=False
     )

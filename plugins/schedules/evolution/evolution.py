@@ -74,6 +74,9 @@ class Evolution(Schedule):
         if self.bits is not None:
             check_shrinks(compressors, f"schedule.bits={self.bits:g}", files=False)
 
+    def list_unused(self, problem: Problem) -> Mapping[str, str]:
+        return {"step": "fixed levels"} if list_levels(problem) else {}
+
     def search(self, problem: Problem) -> Search:
         options = list_levels(problem)
         span = span_options(problem, options) if options else choose_span(problem, self.name)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from compressor.commands.early_checks import list_unused_options
 from compressor.contracts import (
     Better,
     Component,
@@ -25,7 +26,7 @@ from compressor.contracts import (
     SizeRequest,
     Treatment,
 )
-from compressor.errors import ConfigError
+from compressor.errors import ConfigError, PluginError
 from compressor.testing.problems import DryRun, flat_score, make_problem
 from compressor_plugins.schedules.evolution.evolution import Evolution
 from compressor_plugins.schedules.evolution.fixed_levels import FixedLevels, make_ladder
@@ -120,6 +121,24 @@ def test_a_step_is_the_same_number_of_weights_in_every_component() -> None:
         moved = [(plan[c.name].amount - 0.5) * c.parameters / step for c in problem.components]
         assert moved == pytest.approx(np.round(moved), abs=1e-9) and abs(sum(moved)) < 1e-9
     assert {round(abs(p["layers.1.q"].amount - 0.5) * 4000 / step) for p in trials_of(rehearsal)} > {0, 1}
+
+
+def test_a_step_without_effect_is_named() -> None:
+    wide, fixed = problem_of([80], Offer()), problem_of([80], Offer(levels=(0.25, 0.5)))
+    assert not list(list_unused_options(Evolution(step=0.25), wide))
+    assert not list(list_unused_options(Evolution(), fixed))
+    said = "`schedule.step` has no effect with fixed levels; leave it out"
+    assert list(list_unused_options(Evolution(step=0.25), fixed)) == [said]
+
+
+@pytest.mark.parametrize("found", [None, ["step"], {"lost": "fixed levels"}, {"step": 5}])
+def test_options_without_effect_are_options(found: Any) -> None:  # noqa: ANN401
+    class Odd(Evolution):
+        def list_unused(self, problem: Problem) -> Any:  # noqa: ANN401
+            return found
+
+    with pytest.raises(PluginError, match=r"`list_unused\(\)` of schedule `evolution` .*give a mapping of its options"):
+        list(list_unused_options(Odd(), problem_of([80], Offer())))
 
 
 def test_levels_end_where_the_offer_or_what_is_kept_does() -> None:

@@ -1,0 +1,86 @@
+"""The process of the console script: signals while it imports, and output that cannot be written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.slow import rarely
+
+SLOW_IMPORTS = """
+import os, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            os.kill(os.getpid(), {signum})
+
+sys.meta_path.insert(0, Finder())
+from compressor.commands.entry import main
+sys.argv[0] = "compressor"
+main()
+"""
+"""Gets a signal just before a module is imported."""
+MODULES = ["compressor.commands.main", "numpy", "hydra", "rich.console", "compressor_plugins.metrics", "torch"]
+RUN = ["run", "schedule=uniform", "tracking=none", "hydra.run.dir=out"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, *rarely([signal.SIGTERM, signal.SIGHUP])])
+@pytest.mark.parametrize("name", MODULES)
+def test_a_signal_while_modules_are_imported_is_one_line(name: str, signum: signal.Signals, tmp_path: Path) -> None:
+    code = SLOW_IMPORTS.format(name=name, signum=int(signum))
+    done = subprocess.run(
+        [sys.executable, "-c", code, *RUN], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (128 + signum, "")
+    assert done.stderr == f"error: stopped by {signum.name}\n"
+
+
+@pytest.mark.parametrize("seconds", [0.3, *rarely([0.5, 0.8, 1.2, 2.0, 3.0])])
+def test_a_signal_at_any_moment_after_the_start_is_at_most_one_line(seconds: float, tmp_path: Path) -> None:
+    """The process has printed that its handlers are in place before the clock starts."""
+    code = (
+        "import sys; from compressor.commands import entry; from compressor.commands.stopping import stop; "
+        "stop.listen(); print('ready', flush=True); sys.argv[0] = 'compressor'; entry.main()"
+    )
+    command, pipe = [sys.executable, "-c", code, *RUN, "data.prefixes=4000"], subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert errors.startswith("error: stopped by SIGINT") and errors.count("\n") == 1
+
+
+SHOWING = [["plugins", "--json"], ["plugins"], ["run", "--help"], ["run", "--cfg", "job"], ["--hydra-help"]]
+
+
+def call(arguments: list[str], folder: Path, output: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "compressor.commands.entry", *arguments]
+    return subprocess.run(
+        command, cwd=folder, stdout=output, stderr=subprocess.PIPE, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize("arguments", [SHOWING[0], SHOWING[3], *rarely([SHOWING[1], SHOWING[2], SHOWING[4]])])
+def test_output_that_is_the_result_must_be_written(arguments: list[str], tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = call(arguments, tmp_path, full.fileno())
+    said = "error: the output cannot be written: No space left on device; free some space, or write it elsewhere\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+@pytest.mark.parametrize("arguments", [SHOWING[0], *rarely(SHOWING[1:])])
+def test_a_closed_pipe_is_silent(arguments: list[str], tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = call(arguments, tmp_path, write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
