@@ -147,7 +147,7 @@ def test_test_modules_import_no_other_test_module() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-NAMES = "Metric, EstimableMetric, Compressor, CompressedWeight, Schedule, hookimpl, CompressorError"
+NAMES = "Metric, EstimableMetric, Compressor, CompressedWeight, Recovery, Schedule, hookimpl, CompressorError"
 LIGHT = {
     "contracts": "import compressor, compressor.contracts, compressor.artifacts.plan_file",
     "names": "import compressor; assert 'load' in compressor.__all__ and not hasattr(compressor, 'lode')",
