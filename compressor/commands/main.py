@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from compressor.artifacts.files import read_json, to_strict, write_json
+from compressor.artifacts.files import to_strict
+from compressor.artifacts.run_files import LOG
 from compressor.artifacts.run_folder import DONE, check_folder, held_folder, read_status
 from compressor.artifacts.run_state import list_differences
 from compressor.commands.checked_overrides import (
@@ -31,6 +31,15 @@ from compressor.commands.checked_overrides import (
     complete_overrides,
     find_inputs,
     find_varied,
+)
+from compressor.commands.command_record import (
+    FOLDER_KEYS,
+    RESUME,
+    Jobs,
+    check_jobs,
+    describe_jobs,
+    read_arguments,
+    write_command,
 )
 from compressor.commands.config import (
     CONFIG_MODULE,
@@ -43,25 +52,17 @@ from compressor.commands.config import (
     replace_overrides,
     store_schemas,
 )
+from compressor.commands.hydra_outputs import check_outputs
 from compressor.commands.overrides import quote
-from compressor.commands.resumable import check_harmless
 from compressor.commands.stopping import Stopped, stop
 from compressor.commands.terminal import Terminal, protect_output
 from compressor.contracts.declarations import summarize_class
-from compressor.errors import CompressorError, ConfigError, OutputError, suggest
+from compressor.errors import CompressorError, ConfigError, suggest
 from compressor.plugins import Plugins, installed
 
 FAILED, BUG = 1, 70
-LOG = "compressor.log"
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Hydra's own variable for tracebacks; --debug sets it."""
-FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir")
-"""The keys of the folder for results: of one run, and of a multirun."""
-COMMAND_FILE = Path(".hydra") / "arguments.json"
-"""Beside Hydra's own record: the command line, relative to the working directory."""
-
-RESUME = re.compile(r"resume\.\w+=")
-"""Overrides of the command `resume`."""
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,8 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
     failures = Failures(terminal)
     command = shlex.join(["compressor", "run", *arguments])
     with hold(place):
-        remember(place, arguments)
+        if place.folder is not None:
+            write_command(place.folder, arguments, place.jobs)
         launch(place.line, make_job(plugins, terminal, failures, place, command))
         if place.multirun and place.folder:
             show_comparison(place.folder, terminal)
@@ -110,20 +112,6 @@ def resume(arguments: Sequence[str], terminal: Terminal) -> int:
         terminal.say(f"the run in {folder} is done; there is nothing to go on with")
         return 0
     return run(add_overrides(read_arguments(folder, trusted), after=accepted), terminal)
-
-
-def read_arguments(folder: Path, trusted: Sequence[str] = ()) -> list[str]:
-    """The arguments of `compressor run` with which a run or a multirun in this folder was started, and its folder."""
-    try:
-        command = read_json(folder / COMMAND_FILE)
-        arguments, key = command["arguments"], command["key"]
-        is_whole = isinstance(arguments, list) and all(isinstance(argument, str) for argument in arguments)
-        if not is_whole or key not in FOLDER_KEYS:
-            raise TypeError
-    except (KeyError, TypeError):
-        raise OutputError(f"{folder / COMMAND_FILE} is damaged; start the command again by hand") from None
-    check_harmless(arguments, trusted, folder / COMMAND_FILE)
-    return add_overrides(arguments, after=[f"{key}={quote(str(folder))}"])
 
 
 def shows_whole() -> bool:
@@ -164,14 +152,6 @@ def describe_bug(error: Exception, place: Path | None = None) -> str:
     return f"a bug of compressor, {type(error).__name__}: {str(error) or 'no message'}; please report it: {where}"
 
 
-def remember(place: "Place", arguments: Sequence[str]) -> None:
-    """Write the arguments to the folder of the results, for `compressor resume`."""
-    if place.folder is not None:
-        kept = [argument for argument in arguments if not RESUME.match(argument)]
-        key = FOLDER_KEYS[place.multirun]
-        write_json(place.folder / COMMAND_FILE, {"arguments": kept, "key": key})
-
-
 @contextmanager
 def hold(place: "Place") -> Iterator[None]:
     """Hold the folder of the results, if there is one."""
@@ -183,13 +163,17 @@ def hold(place: "Place") -> Iterator[None]:
 class Place:
     """The folder for results, and Hydra's arguments with that folder.
 
-    `varied` are the keys that have several values in a multirun.
+    `jobs` are those of a multirun, and `varied` the keys that have several values in it.
     """
 
     line: Sequence[str]
-    multirun: bool = False
     folder: Path | None = None
+    jobs: Jobs | None = None
     varied: frozenset[str] = frozenset()
+
+    @property
+    def multirun(self) -> bool:
+        return self.jobs is not None
 
 
 def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) -> Place:
@@ -205,20 +189,24 @@ def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) 
             return Place(add_overrides(arguments, before=choose_compressors(parsed.overrides)))
         overrides, composed = complete_overrides(parsed.overrides, plugins, forecasts=not many)
         inputs = find_inputs(overrides, {key: composed[key] for key in composed if key != "hydra"})
-    arguments, config = replace_overrides(arguments, overrides), composed.hydra
-    multirun = parsed.multirun or (config.mode is not None and config.mode.name == "MULTIRUN")
+        arguments, config = replace_overrides(arguments, overrides), composed.hydra
+        multirun = parsed.multirun or (config.mode is not None and config.mode.name == "MULTIRUN")
+        jobs = describe_jobs(overrides, composed) if multirun else None
     if multirun and not many:
         raise ConfigError("`compressor forecast` looks at one configuration, got a multirun; leave out -m")
     check_sweeps(parsed.overrides, multirun)
+    check_outputs(config)
     key = FOLDER_KEYS[multirun]
     try:
         chosen = config.sweep.dir if multirun else config.run.dir
     except OmegaConfBaseException as error:
         raise ConfigError(f"`{key}`: {one_line(error)}; give a folder without ${{…}}, or escape it by \\${{") from None
-    check_folder(Path(chosen), inputs)
+    check_folder(Path(chosen), inputs, multirun)
+    if jobs is not None:
+        check_jobs(Path(chosen), jobs)
     # A folder named by the time must not change its name now.
     line = add_overrides(arguments, after=[f"{key}={quote(chosen)}"])
-    return Place(line, multirun, Path(chosen), find_varied(parsed.overrides, config))
+    return Place(line, Path(chosen), jobs, find_varied(parsed.overrides, config))
 
 
 def launch(line: Sequence[str], job: Callable[[DictConfig], Any]) -> None:
@@ -270,7 +258,7 @@ def make_job(
         if not alone:
             terminal.say(f"job {HydraConfig.get().job.num}: {' '.join(overrides)}")
         prefix = "" if alone else f"job {HydraConfig.get().job.num}: "
-        with failures.caught(folder, prefix):
+        with failures.caught(folder, prefix), naming_folder(place):
             if not alone and (value := find_done(folder, config)) is not None:
                 terminal.say(f"{prefix}was done before")
                 return value
@@ -286,6 +274,16 @@ def make_job(
         return None
 
     return job
+
+
+@contextmanager
+def naming_folder(place: Place) -> Iterator[None]:
+    """A signal that stops a job stops its multirun, so the whole of it is what goes on."""
+    try:
+        yield
+    except Stopped as error:
+        error.folder = place.folder
+        raise
 
 
 def find_done(folder: Path, config: DictConfig) -> float | None:

@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from compressor.artifacts import run_folder
+from compressor.artifacts.run_files import MARK, STATUS
 from compressor.artifacts.run_folder import (
     DONE,
     FAILED,
     INTERRUPTED,
-    MARK,
     RUNNING,
-    STATUS,
     check_folder,
     clear_results,
     heartbeat,

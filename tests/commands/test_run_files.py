@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.artifacts.run_folder import FILES, FOLDERS, HYDRA, MARK, STATUS
+from compressor.artifacts.run_files import FILES, FOLDERS, HYDRA, MARK, STATUS
 from compressor.commands import run as run_command
 from compressor.errors import OutputError
 from compressor.settings import ExportSettings, ModelSettings, ResumeSettings
