@@ -21,9 +21,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from compressor.artifacts.files import to_strict
-from compressor.artifacts.run_files import LOG
-from compressor.artifacts.run_folder import DONE, check_folder, held_folder, read_status
+from compressor.artifacts.files import is_full_disk, to_strict
+from compressor.artifacts.run_files import LOG, STATUS, list_jobs
+from compressor.artifacts.run_folder import DONE, check_folder, held_folder, name_another, read_status
 from compressor.artifacts.run_state import list_differences
 from compressor.commands.checked_overrides import (
     check_sweeps,
@@ -57,7 +57,7 @@ from compressor.commands.overrides import quote
 from compressor.commands.stopping import Stopped, stop
 from compressor.commands.terminal import Terminal, protect_output
 from compressor.contracts.declarations import summarize_class
-from compressor.errors import CompressorError, ConfigError, suggest
+from compressor.errors import CompressorError, ConfigError, OutputError, suggest
 from compressor.plugins import Plugins, installed
 
 FAILED, BUG = 1, 70
@@ -74,12 +74,17 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
     place = choose_place(arguments, plugins)
     failures = Failures(terminal)
     command = shlex.join(["compressor", "run", *arguments])
+    job = make_job(plugins, terminal, failures, place, command)
+    if place.folder is None:
+        launch(place, job)
+        return failures.status
     with hold(place):
-        if place.folder is not None:
-            write_command(place.folder, arguments, place.jobs)
-        launch(place.line, make_job(plugins, terminal, failures, place, command))
-        if place.multirun and place.folder:
-            show_comparison(place.folder, terminal)
+        write_command(place.folder, arguments, place.jobs)
+        with failures.caught(place.folder):
+            launch(place, job)
+        if place.multirun and any((folder / STATUS).is_file() for folder in list_jobs(place.folder)):
+            with failures.caught(place.folder):
+                show_comparison(place.folder, terminal)
     return failures.status
 
 
@@ -91,7 +96,7 @@ def forecast(arguments: Sequence[str], terminal: Terminal) -> int:
     failures = Failures(terminal)
     command = shlex.join(["compressor", "forecast", *arguments])
     with hold(place):
-        launch(place.line, make_forecast_job(plugins, terminal, failures, command))
+        launch(place, make_forecast_job(plugins, terminal, failures, command))
     return failures.status
 
 
@@ -209,12 +214,13 @@ def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) 
     return Place(line, Path(chosen), jobs, find_varied(parsed.overrides, config))
 
 
-def launch(line: Sequence[str], job: Callable[[DictConfig], Any]) -> None:
+def launch(place: Place, job: Callable[[DictConfig], Any]) -> None:
     """Let Hydra compose the configuration and call the job, which handles its own failures.
 
-    Raises ConfigError for whatever Hydra, or code that a setting of Hydra names, raises around the job.
+    Raises OutputError where Hydra cannot write to the folder for results, and ConfigError for whatever else Hydra, or
+    code that a setting of Hydra names, raises around the job.
     """
-    sys.argv = ["compressor", *line]
+    sys.argv = ["compressor", *place.line]
     shown = shows_whole()
     try:
         with raising_hydra():
@@ -224,6 +230,11 @@ def launch(line: Sequence[str], job: Callable[[DictConfig], Any]) -> None:
     except Exception as error:
         if shown:
             raise
+        if place.folder is not None and is_full_disk(error):
+            raise OutputError(
+                f"cannot write to {place.folder}: {getattr(error, 'strerror', error)}; free some space and start the "
+                f"command again, or {name_another(place.multirun)}"
+            ) from None
         reason = one_line(error) or "no message"
         kind = "" if isinstance(error, HydraException | OmegaConfBaseException) else f"{type(error).__name__}: "
         raise ConfigError(f"Hydra cannot start with these settings: {kind}{reason}; check those of hydra.*") from None
@@ -323,10 +334,11 @@ def make_forecast_job(
 
 
 def show_comparison(folder: Path, terminal: Terminal) -> None:
-    """Write and show the table of a multirun, failed jobs included."""
-    from compressor.report.comparison import make_comparison_table, write_comparison
+    """Show and write the table of a multirun, failed jobs included."""
+    from compressor.report.comparison import make_comparison_table, read_jobs, write_comparison
 
-    terminal.show(make_comparison_table(write_comparison(folder)))
+    terminal.show(make_comparison_table(read_jobs(folder)))  # first, because the disk may be full
+    write_comparison(folder)
     terminal.say(f"comparison: {folder / 'comparison.json'}")
 
 

@@ -70,7 +70,8 @@ def read_jobs(folder: Path) -> list[Job]:
     jobs = [_read_job(job) for job in list_jobs(folder)]
     if not jobs:
         raise OutputError(f"no runs in {folder}; give the folder of several runs, started with -m")
-    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    known = [set(job.overrides) for job in jobs if job.overrides]  # a job that could not be started has none
+    shared = set.intersection(*known) if len(jobs) > 1 and known else set()
     for job in jobs:
         job.overrides = [override for override in job.overrides if override not in shared]
     return jobs

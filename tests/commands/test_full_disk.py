@@ -2,8 +2,8 @@
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ import torch
 from compressor import export
 from compressor.artifacts import answers, run_folder
 from compressor.artifacts.run_folder import DONE, FAILED, RUNNING, read_status
+from compressor.commands import main
 from compressor.commands import run as run_command
-from compressor.commands.run import Run
+from compressor.commands.log_file import LogFile
+from compressor.commands.run import Run, execute
+from compressor.commands.terminal import Terminal
 from compressor.data import reference
 from compressor.errors import CompressorError, ConfigError, OutputError
 from compressor.search.session import Session
@@ -197,10 +200,47 @@ def test_the_command_line_says_one_line(base: Path, tmp_path: Path, disk: Path) 
     assert read_status(disk / "run")["status"] == DONE
 
 
-def test_wandb_and_the_log_on_a_full_disk_end_and_the_run_goes_on(base: Path, tmp_path: Path, disk: Path) -> None:
+def test_a_disk_that_fills_up_between_two_jobs_keeps_the_table(
+    base: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra itself fails to write the configuration of the second job."""
+
+    def execute_and_fill(*arguments: Any) -> Any:  # noqa: ANN401 - as the real one
+        record = execute(*arguments)
+        fill(disk)
+        return record
+
+    monkeypatch.setattr(run_command, "execute", execute_and_fill)
+    sweep = disk / "sweep"
+    arguments = (*ARGUMENTS, "-m", "seed=1,2,3", "tracking=none", f"model.path={base}", f"hydra.sweep.dir={sweep}")
+    assert main.attempt(arguments, Terminal()) == main.FAILED
+    said = capfd.readouterr()
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert errors[0] == (
+        f"error: cannot write to {sweep}: No space left on device; free some space and start the command again, or "
+        "choose another by hydra.sweep.dir=DIR"
+    )
+    assert len(errors) == 2 and f"cannot write {sweep}/comparison.json" in errors[1]
+    assert "Traceback" not in said.err and "seed=1" in said.out
+    (disk / "filling").unlink()
+    monkeypatch.undo()
+    assert main.attempt(arguments, Terminal()) == 0
+    assert "job 0: was done before" in capfd.readouterr().out
+    assert [job["status"] for job in json.loads((sweep / "comparison.json").read_text())] == [DONE] * 3
+
+
+def test_a_log_on_a_full_disk_ends_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    file = LogFile("/dev/full")
+    for _ in range(2):
+        file.handle(logging.LogRecord("compressor", logging.INFO, "here", 1, "a line", None, None))
+    with suppress(OSError):  # the last line is still there
+        file.close()
+    assert capsys.readouterr().err == "WARNING: /dev/full cannot be written: No space left on device; the run goes on\n"
+
+
+def test_wandb_on_a_full_disk_and_the_log_end_and_the_run_goes_on(base: Path, tmp_path: Path, disk: Path) -> None:
     fill(disk)
-    (tmp_path / "run").mkdir()
-    os.symlink("/dev/full", tmp_path / "run" / "compressor.log")
+    (tmp_path / "run" / "compressor.log").mkdir(parents=True)
     done = call_command(
         tmp_path, *ARGUMENTS, "tracking.mode=offline", f"model.path={base}", f"hydra.run.dir={tmp_path / 'run'}",
         WANDB_DIR=str(disk / "wandb"),
