@@ -92,8 +92,9 @@ def read_saved(folder: Path) -> set[str]:
     found: set[str] = set()
     with suppress(OSError):
         for line in read_regular(folder / STATE / SAVED).splitlines():
-            with suppress(ValueError, TypeError):
-                found.update(parse_json(line))
+            with suppress(ValueError):
+                names = parse_json(line)
+                found.update(name for name in (names if isinstance(names, list) else ()) if isinstance(name, str))
     return found
 
 

@@ -71,7 +71,7 @@ def read_jobs(folder: Path) -> list[Job]:
     if not jobs:
         raise OutputError(f"no runs in {folder}; give the folder of several runs, started with -m")
     known = [set(job.overrides) for job in jobs if job.overrides]  # a job that could not be started has none
-    shared = set.intersection(*known) if len(jobs) > 1 and known else set()
+    shared = set.intersection(*known) if len(known) > 1 else set()
     for job in jobs:
         job.overrides = [override for override in job.overrides if override not in shared]
     return jobs
