@@ -27,9 +27,9 @@ MULTIRUN = ("multirun.yaml", "comparison.json")
 """What stands in the folder of a multirun beside those of its jobs."""
 BEGINNING = frozenset({MARK, "config.yaml", "hydra.yaml", "overrides.yaml", "arguments.json", "multirun.yaml"})
 """Files that are written before anything is done."""
-SAVED = "saved.jsonl"
-"""In `state`: the names of the files in `model`, in a line for each time it was saved."""
-STATE_FILE = re.compile(rf"{SAVED}|run\.json|\..+\.tmp|[0-9]+\.safetensors")
+SAVED = ".model-files.jsonl"
+"""The names of the files in `model`, in a line for each time it was saved."""
+STATE_FILE = re.compile(r"run\.json|\..+\.tmp|[0-9]+\.safetensors")
 """What a run writes into `state` and into the folders in it."""
 
 
@@ -41,7 +41,7 @@ def list_jobs(folder: Path) -> list[Path]:
 
 def find_links(folder: Path) -> Iterator[Path]:
     """Links in places where a run or a multirun would write: they may lead out of its folder."""
-    own = {STATUS, STATE, *FILES, *FOLDERS, *HYDRA, *MULTIRUN}
+    own = {STATUS, STATE, SAVED, *FILES, *FOLDERS, *HYDRA, *MULTIRUN}
     for path in sorted(folder.iterdir()):
         if path.is_symlink() and (path.name in own or path.name.isdecimal()):
             yield path
@@ -84,14 +84,14 @@ def record_saved(folder: Path, partial: Path) -> None:
     """
     if (folder.parent / MARK).is_file():
         names = [str(path.relative_to(partial)) for path in list_files(partial)]
-        append_json_line(folder.parent / STATE / SAVED, names)
+        append_json_line(folder.parent / SAVED, names)
 
 
 def read_saved(folder: Path) -> set[str]:
     """The names of all files that were saved as part of a model; a line that is damaged names none."""
     found: set[str] = set()
     with suppress(OSError):
-        for line in read_regular(folder / STATE / SAVED).splitlines():
+        for line in read_regular(folder / SAVED).splitlines():
             with suppress(ValueError):
                 names = parse_json(line)
                 found.update(name for name in (names if isinstance(names, list) else ()) if isinstance(name, str))

@@ -22,6 +22,7 @@ from compressor.artifacts.run_files import (
     FOLDERS,
     HYDRA,
     MARK,
+    SAVED,
     STATE,
     STATUS,
     find_foreign,
@@ -303,6 +304,7 @@ def clear_results(folder: Path) -> None:
         remove_whole(left)
     for name in FOLDERS:
         remove_whole(folder / name)
+    remove_file(folder / SAVED)  # last: what is left of a folder must still be known as ours
 
 
 def remove_whole(path: Path) -> None:

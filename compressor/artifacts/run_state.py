@@ -105,7 +105,7 @@ def open_state(
         refuse_differences(run_folder, list_differences(earlier.config, plain), accepted)
         state.command, state.tracker_id, state.facts = earlier.command, earlier.tracker_id, earlier.facts
     else:
-        shutil.rmtree(folder / ANSWERS, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     state.write()
     return state
 

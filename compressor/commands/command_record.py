@@ -78,7 +78,7 @@ def check_jobs(folder: Path, jobs: Jobs) -> None:
             "hydra.sweep.dir=DIR"
         ) from None
     for name, words in changed.items():
-        more = f" and {len(changed) - 1} more differences" if len(changed) > 1 else ""
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise OutputError(
             f"{folder} holds the jobs of another multirun: {name} {words}{more}; choose another by hydra.sweep.dir=DIR"
         )

@@ -269,7 +269,7 @@ def make_job(
         if not alone:
             terminal.say(f"job {HydraConfig.get().job.num}: {' '.join(overrides)}")
         prefix = "" if alone else f"job {HydraConfig.get().job.num}: "
-        with failures.caught(folder, prefix), naming_folder(place):
+        with failures.caught(folder, prefix), naming_multirun(place):
             if not alone and (value := find_done(folder, config)) is not None:
                 terminal.say(f"{prefix}was done before")
                 return value
@@ -288,12 +288,13 @@ def make_job(
 
 
 @contextmanager
-def naming_folder(place: Place) -> Iterator[None]:
-    """A signal that stops a job stops its multirun, so the whole of it is what goes on."""
+def naming_multirun(place: Place) -> Iterator[None]:
+    """A signal that stops a job stops its multirun: that is what goes on, and not the job alone."""
     try:
         yield
     except Stopped as error:
-        error.folder = place.folder
+        if place.multirun and place.folder is not None:
+            error.folder = place.folder.absolute()
         raise
 
 

@@ -58,13 +58,12 @@ def test_only_in_the_folder_of_a_run_is_recorded_what_was_saved(tmp_path: Path) 
 
 @pytest.mark.parametrize("line", [b"\xff", b"5", b"[[1]]", b"{", b'["a"'])
 def test_a_damaged_line_names_no_file(line: bytes, tmp_path: Path) -> None:
-    (tmp_path / STATE).mkdir()
-    (tmp_path / STATE / SAVED).write_bytes(line + b'\n["config.json"]\n')
+    (tmp_path / SAVED).write_bytes(line + b'\n["config.json"]\n')
     assert read_saved(tmp_path) == {"config.json"}
 
 
 def test_a_file_of_the_user_in_the_state_outlives_it(tmp_path: Path) -> None:
-    for name in ("run.json", "answers/000000.safetensors", "answers/.000001.safetensors.ab.tmp", SAVED):
+    for name in ("run.json", "answers/000000.safetensors", "answers/.000001.safetensors.ab.tmp"):
         (tmp_path / STATE / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / STATE / name).touch()
     (tmp_path / STATE / "notes.txt").touch()
