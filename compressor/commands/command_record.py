@@ -4,6 +4,7 @@ For a multirun the jobs are recorded too, so that those of another configuration
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from compressor.artifacts.files import read_json, write_json
 from compressor.artifacts.run_files import HYDRA_FOLDER, list_jobs
 from compressor.artifacts.run_state import list_differences
-from compressor.commands.checked_overrides import alternatives, parse_overrides
+from compressor.commands.checked_overrides import MOST_RUNS, alternatives, parse_overrides
 from compressor.commands.config import add_overrides, parse_arguments, replace_overrides
 from compressor.commands.overrides import quote
 from compressor.commands.resumable import check_harmless
@@ -66,9 +67,10 @@ def check_jobs(folder: Path, jobs: Jobs) -> None:
     found = list_jobs(folder) if folder.is_dir() else []
     if not found:
         return
+    last, total = int(found[-1].name), math.prod(map(len, jobs.values))
     try:
         earlier = Jobs(**read_json(folder / COMMAND_FILE)["jobs"])
-        before = itertools.islice(earlier.list_overrides(), int(found[-1].name) + 1)
+        before = itertools.islice(earlier.list_overrides(), min(last, MOST_RUNS) + 1)
         changed = list_differences(earlier.sweeper, jobs.sweeper)
         changed = changed or compare_overrides(before, jobs.list_overrides())
         changed = changed or list_differences(earlier.config, jobs.config)
@@ -81,6 +83,11 @@ def check_jobs(folder: Path, jobs: Jobs) -> None:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise OutputError(
             f"{folder} holds the jobs of another multirun: {name} {words}{more}; choose another by hydra.sweep.dir=DIR"
+        )
+    if last >= total:
+        raise OutputError(
+            f"{folder} holds the job {last}, and this multirun has only {total}, from 0 on; choose another by "
+            "hydra.sweep.dir=DIR"
         )
 
 

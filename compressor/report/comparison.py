@@ -32,6 +32,8 @@ from compressor.report.run_report import JSON_NAME, choose_metrics, read_report
 COMPARISON_NAME = "comparison.json"
 WIDEST_SETTINGS = 22
 """Longer settings are folded where the terminal is narrow."""
+MISSED = "missing"
+"""The status of a job that left no report. If Hydra could not even write its overrides, it has none."""
 FIELDS = ("amount", "sparsity", "bits_per_weight", "packed_bits_per_weight", "bytes")
 
 
@@ -70,7 +72,7 @@ def read_jobs(folder: Path) -> list[Job]:
     jobs = [_read_job(job) for job in list_jobs(folder)]
     if not jobs:
         raise OutputError(f"no runs in {folder}; give the folder of several runs, started with -m")
-    known = [set(job.overrides) for job in jobs if job.overrides]  # a job that could not be started has none
+    known = [set(job.overrides) for job in jobs if job.overrides or job.record.status != MISSED]
     shared = set.intersection(*known) if len(known) > 1 else set()
     for job in jobs:
         job.overrides = [override for override in job.overrides if override not in shared]
@@ -139,7 +141,7 @@ def _read_job(folder: Path) -> Job:
             record = Record("unreadable", {}, {}, error=str(problem))
         else:
             error = f"left no {JSON_NAME}: it was interrupted or is still running"
-            record = Record("missing", {}, {}, error=error)
+            record = Record(MISSED, {}, {}, error=error)
     return Job(folder, record, _read_overrides(folder, record.command))
 
 

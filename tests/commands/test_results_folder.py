@@ -101,6 +101,13 @@ def test_jobs_of_an_unknown_multirun_are_not_replaced(record: str | None, place:
     assert said.startswith("error: sweep holds jobs of a multirun, and .hydra/arguments.json in it does not say of whi")
 
 
+@pytest.mark.parametrize("name", ["2", "99999999999999999999"])
+def test_a_job_that_is_not_asked_for_is_refused(name: str, place: Path, base: Path) -> None:
+    (place / "sweep" / name).mkdir()
+    said = refuse(place, *FEW, f"model.path={base}", *SWEEP)
+    assert said.startswith(f"error: sweep holds the job {name}, and this multirun has only 2, from 0 on; choose")
+
+
 def test_a_run_in_the_folder_of_another_is_refused(place: Path, base: Path) -> None:
     for folder, said in (
         ("sweep", "sweep is the folder of a multirun"),
