@@ -26,6 +26,12 @@ FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir")
 """The keys of the folder for results: of one run, and of a multirun."""
 COMMAND_FILE = Path(HYDRA_FOLDER) / "arguments.json"
 """Beside Hydra's own record: the command line, relative to the working directory."""
+BASIC_SWEEPER = {
+    "_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    "max_batch_size": None,
+    "params": None,
+}
+"""The settings of the sweeper that runs every combination of the values."""
 RESUME = re.compile(r"resume\.\w+=")
 """Overrides of the command `resume`."""
 
@@ -41,6 +47,11 @@ class Jobs:
     config: dict[str, Any]
     values: list[list[str]]
     sweeper: dict[str, Any]
+
+    @property
+    def are_listed(self) -> bool:
+        """Whether all jobs come from `values`, and none from parameters or another algorithm of the sweeper."""
+        return self.sweeper == {"hydra": {"sweeper": BASIC_SWEEPER}}
 
     def list_overrides(self) -> Iterator[str]:
         """The overrides in which each job differs, in the order of the jobs."""
@@ -67,7 +78,7 @@ def check_jobs(folder: Path, jobs: Jobs) -> None:
     found = list_jobs(folder) if folder.is_dir() else []
     if not found:
         return
-    last, total = int(found[-1].name), math.prod(map(len, jobs.values))
+    last = int(found[-1].name)
     try:
         earlier = Jobs(**read_json(folder / COMMAND_FILE)["jobs"])
         before = itertools.islice(earlier.list_overrides(), min(last, MOST_RUNS) + 1)
@@ -84,7 +95,8 @@ def check_jobs(folder: Path, jobs: Jobs) -> None:
         raise OutputError(
             f"{folder} holds the jobs of another multirun: {name} {words}{more}; choose another by hydra.sweep.dir=DIR"
         )
-    if last >= total:
+    total = math.prod(map(len, jobs.values))
+    if jobs.are_listed and last >= total:
         raise OutputError(
             f"{folder} holds the job {last}, and this multirun has only {total}, from 0 on; choose another by "
             "hydra.sweep.dir=DIR"
