@@ -10,29 +10,30 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from compressor.artifacts.disk_space import find_room
 from compressor.artifacts.files import make_folder, parse_json, read_regular, remove_file, write_json
+from compressor.artifacts.run_files import (
+    FILES,
+    FOLDERS,
+    HYDRA,
+    MARK,
+    SAVED,
+    STATE,
+    STATUS,
+    find_foreign,
+    find_leftovers,
+    find_links,
+    is_unused,
+    list_jobs,
+)
 from compressor.errors import OutputError
 
-MARK = ".compressor"
-"""The file that says that a folder is ours. It holds the owner of the lock."""
-STATUS = "status.json"
-STATE = "state"
-"""The folder with the answers of a run that can go on."""
 RUNNING, INTERRUPTED, FAILED, DONE = "running", "interrupted", "failed", "done"
-FILES = (
-    "report.html", "report.json", "plan.json", "rows.safetensors", "scores.jsonl", "sequences.jsonl",
-    "reference.safetensors", "model.gguf", "model-unverified.gguf", "forecast.html", "forecast.json",
-)  # fmt: skip
-"""What a command may leave beside `model/`; a second command removes what a failed one left."""
-FOLDERS = ("model", "model-unverified")
-HYDRA = frozenset({".hydra", "compressor.log"})
-"""What Hydra writes into the folder of a job before the job starts."""
 FIRST_FILES = 1 << 17
 """Bytes that must be free at the start: for the configuration, the state and a report of a failure."""
 HEARTBEAT = 10.0
@@ -44,42 +45,82 @@ _held: dict[Path, int] = {}
 """Folder -> file descriptor of its lock, for the folders that this process holds."""
 
 
-def check_folder(folder: Path, inputs: Iterable[tuple[str, Path]]) -> None:
-    """Raise OutputError unless results may be written to `folder`; nothing is created or changed.
+def check_folder(folder: Path, inputs: Iterable[tuple[str, Path]], multirun: bool = False) -> None:
+    """Raise OutputError unless a command may write its results to `folder`; nothing is created or changed.
 
     `inputs` are keys of the configuration and what they read: a model folder, or a file. `folder` must not be, contain
-    or lie in a folder that is read, and must not contain a file that is read. If it exists, it must be empty or ours,
-    and must not hold a finished run.
+    or lie in a folder that is read, must not contain a file that is read, and must not lie in the folder of another
+    run. If it exists, it must be empty or ours, of the same kind (one run, or a multirun), and `check_content` holds.
     """
-    place = resolve(folder)
-    try:
-        found = sorted(entry.name for entry in place.iterdir() if entry.name not in HYDRA) if place.is_dir() else []
-    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
-        reason = getattr(error, "strerror", None) or "not a valid path"
-        raise OutputError(
-            f"the folder for results {str(folder)!r:.200} cannot be used: {reason}; choose another by hydra.run.dir=DIR"
-        ) from None
+    place, another = resolve(folder), name_another(multirun)
     for key, path in inputs:
         read = resolve(path)
         if place == read or place in read.parents or (read.is_dir() and read in place.parents):
             where = "is" if place == read else "contains" if place in read.parents else "lies in"
             raise OutputError(
-                f"the folder for results {folder} {where} `{key}` {path}, which must not be touched; choose another "
-                "by hydra.run.dir=DIR"
+                f"the folder for results {folder} {where} `{key}` {path}, which must not be touched; {another}"
             )
-    if (place / MARK).is_file():
-        if read_status(place).get("status") == DONE:
+    for parent in place.parents:
+        if os.path.isfile(parent / MARK):
             raise OutputError(
-                f"{folder} already holds a finished run or forecast; choose another by hydra.run.dir=DIR (from Python: "
-                "folder=DIR), or remove it"
+                f"the folder for results {folder} lies in {parent}, which is the folder of another run; {another}"
             )
+    check_content(folder, multirun)
+    if not place.is_dir():
         return
+    jobs = list_jobs(place)
+    if multirun and (place / STATUS).exists():
+        raise OutputError(f"{folder} is the folder of a single run, and no multirun can use it; {another}")
+    if not multirun and jobs:
+        raise OutputError(f"{folder} is the folder of a multirun, and no single run can use it; {another}")
+    for job in jobs:
+        if read_status(job).get("status") == DONE:
+            _refuse_links(job, multirun)  # Hydra writes there before we know that it is done
+        else:
+            check_content(job, multirun)
+
+
+def check_content(folder: Path, multirun: bool = False) -> None:
+    """Raise OutputError if `folder` holds a finished run, or anything that must not be removed or written to.
+
+    That is a file of the user, in a folder without a mark or among files that are cleared, and a link.
+    """
+    place, another = resolve(folder), name_another(multirun)
+    try:
+        found = sorted(entry.name for entry in place.iterdir() if entry.name not in HYDRA) if place.is_dir() else None
+    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+        reason = getattr(error, "strerror", None) or "not a valid path"
+        raise OutputError(f"the folder for results {str(folder)!r:.200} cannot be used: {reason}; {another}") from None
+    if found is None:
+        return
+    if not (place / MARK).is_file():
+        _refuse_foreign(folder, found, another)
+    elif read_status(place).get("status") == DONE:
+        raise OutputError(
+            f"{folder} already holds a finished run or forecast; {another} (from Python: folder=DIR), or remove it"
+        )
+    _refuse_links(folder, multirun)
+    _refuse_foreign(folder, [str(path.relative_to(place)) for path in find_foreign(place)], "move them, or " + another)
+
+
+def _refuse_links(folder: Path, multirun: bool) -> None:
+    for link in find_links(resolve(folder)):
+        raise OutputError(
+            f"{link} is a link, and a run writes nothing through a link; remove it, or {name_another(multirun)}"
+        )
+
+
+def _refuse_foreign(folder: Path, found: Sequence[str], fix: str) -> None:
     if found:
         named = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
         raise OutputError(
-            f"the folder for results {folder} has files that no command of compressor wrote: {named}; choose a new "
-            "folder by hydra.run.dir=DIR"
+            f"the folder for results {folder} has files that no command of compressor wrote: {named}; {fix}"
         )
+
+
+def name_another(multirun: bool) -> str:
+    """How to choose another folder for results."""
+    return f"choose another by hydra.{'sweep' if multirun else 'run'}.dir=DIR"
 
 
 def resolve(path: Path) -> Path:
@@ -91,6 +132,8 @@ def resolve(path: Path) -> Path:
 def held_folder(folder: Path) -> Iterator[None]:
     """Create and mark the folder, and hold its lock. Raises OutputError if another process works in it.
 
+    A folder that is created here, and in which then nothing is done, is removed at the end.
+
     The operating system releases the lock of a process that ends, however it ends. A process on another machine is
     believed dead if it has given no sign of life for a minute.
     """
@@ -98,6 +141,7 @@ def held_folder(folder: Path) -> Iterator[None]:
     if place in _held:  # by this process: a multirun or a command that opened the folder before Hydra did
         yield
         return
+    missing = [path for path in (place, *place.parents) if not path.exists()]
     make_folder(folder)
     descriptor = open_mark(folder / MARK)
     try:
@@ -109,7 +153,18 @@ def held_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         _held.pop(place, None)
+        if place in missing:
+            _remove_unused(missing)
         os.close(descriptor)
+
+
+def _remove_unused(created: Sequence[Path]) -> None:
+    """Remove folders that were created for results, each in the next, if nothing was done in the first."""
+    with suppress(OSError):
+        if is_unused(created[0]):
+            shutil.rmtree(created[0])
+            for folder in created[1:]:
+                folder.rmdir()
 
 
 def _require_room(folder: Path) -> None:
@@ -230,7 +285,7 @@ def working_in(folder: Path, command: str) -> Iterator[None]:
     Raises OutputError, before anything is removed, for a folder that is not ours, is in use, or holds a run that is
     finished or can go on.
     """
-    check_folder(folder, ())
+    check_content(folder)
     if (folder / STATE).is_dir():
         raise OutputError(
             f"{folder} holds an interrupted run; go on with it by compressor resume {shlex.quote(str(folder))}, or "
@@ -245,11 +300,11 @@ def clear_results(folder: Path) -> None:
     assert (folder / MARK).is_file(), folder
     for name in (*FILES, STATUS):
         remove_file(folder / name)
-    for pattern in ("*.tmp", "*.partial", "*.old"):
-        for left in folder.glob(f".{pattern}"):
-            remove_whole(left)
+    for left in find_leftovers(folder):
+        remove_whole(left)
     for name in FOLDERS:
         remove_whole(folder / name)
+    remove_file(folder / SAVED)  # last: what is left of a folder must still be known as ours
 
 
 def remove_whole(path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.files import parse_json, read_regular, to_strict, write_json
-from compressor.artifacts.run_folder import STATE
+from compressor.artifacts.run_files import STATE, remove_state
 from compressor.errors import ConfigError, OutputError
 
 NAME, ANSWERS = "run.json", "answers"
@@ -56,7 +56,8 @@ class RunState:
 
     def remove(self) -> None:
         """Remove the state of a run that is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OutputError):
+            remove_state(self.folder.parent)
 
 
 def hash_content(content: object) -> str:

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +21,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from compressor.artifacts.files import read_json, to_strict, write_json
-from compressor.artifacts.run_folder import DONE, check_folder, held_folder, read_status
+from compressor.artifacts.files import is_full_disk, to_strict
+from compressor.artifacts.run_files import LOG, STATUS, list_jobs
+from compressor.artifacts.run_folder import DONE, check_folder, held_folder, name_another, read_status
 from compressor.artifacts.run_state import list_differences
 from compressor.commands.checked_overrides import (
     check_sweeps,
@@ -31,6 +31,15 @@ from compressor.commands.checked_overrides import (
     complete_overrides,
     find_inputs,
     find_varied,
+)
+from compressor.commands.command_record import (
+    FOLDER_KEYS,
+    RESUME,
+    Jobs,
+    check_jobs,
+    describe_jobs,
+    read_arguments,
+    write_command,
 )
 from compressor.commands.config import (
     CONFIG_MODULE,
@@ -43,8 +52,8 @@ from compressor.commands.config import (
     replace_overrides,
     store_schemas,
 )
+from compressor.commands.hydra_outputs import check_outputs
 from compressor.commands.overrides import quote
-from compressor.commands.resumable import check_harmless, explain_no_arguments
 from compressor.commands.stopping import Stopped, find_stopped, stop
 from compressor.commands.terminal import LenientStream, Terminal, protect_output
 from compressor.contracts.declarations import summarize_class
@@ -52,16 +61,8 @@ from compressor.errors import CompressorError, ConfigError, OutputError, suggest
 from compressor.plugins import Plugins, installed
 
 FAILED, BUG = 1, 70
-LOG = "compressor.log"
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Hydra's own variable for tracebacks; --debug sets it."""
-FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir")
-"""The keys of the folder for results: of one run, and of a multirun."""
-COMMAND_FILE = Path(".hydra") / "arguments.json"
-"""Beside Hydra's own record: the command line, relative to the working directory."""
-
-RESUME = re.compile(r"resume\.\w+=")
-"""Overrides of the command `resume`."""
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +80,18 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
     place = choose_place(arguments, plugins)
     failures = Failures(terminal)
     command = shlex.join(["compressor", "run", *arguments])
-    with hold(place), showing(place):
-        remember(place, arguments)
-        launch(place.line, make_job(plugins, terminal, failures, place, command))
-        if place.multirun and place.folder:
-            show_comparison(place.folder, terminal)
+    job = make_job(plugins, terminal, failures, place, command)
+    if place.folder is None:
+        with showing():
+            launch(place, job)
+        return failures.status
+    with hold(place):
+        write_command(place.folder, arguments, place.jobs)
+        with failures.caught(place.folder):
+            launch(place, job)
+        if place.multirun and any((folder / STATUS).is_file() for folder in list_jobs(place.folder)):
+            with failures.caught(place.folder):
+                show_comparison(place.folder, terminal)
     return failures.status
 
 
@@ -95,7 +103,7 @@ def forecast(arguments: Sequence[str], terminal: Terminal) -> int:
     failures = Failures(terminal)
     command = shlex.join(["compressor", "forecast", *arguments])
     with hold(place), showing(place):
-        launch(place.line, make_forecast_job(plugins, terminal, failures, command))
+        launch(place, make_forecast_job(plugins, terminal, failures, command))
     return failures.status
 
 
@@ -116,22 +124,6 @@ def resume(arguments: Sequence[str], terminal: Terminal) -> int:
         terminal.say(f"the run in {folder} is done; there is nothing to go on with")
         return 0
     return run(add_overrides(read_arguments(folder, trusted), after=accepted), terminal)
-
-
-def read_arguments(folder: Path, trusted: Sequence[str] = ()) -> list[str]:
-    """The arguments of `compressor run` with which a run or a multirun in this folder was started, and its folder."""
-    if not (folder / COMMAND_FILE).exists():
-        raise OutputError(explain_no_arguments(folder))
-    try:
-        command = read_json(folder / COMMAND_FILE)
-        arguments, key = command["arguments"], command["key"]
-        is_whole = isinstance(arguments, list) and all(isinstance(argument, str) for argument in arguments)
-        if not is_whole or key not in FOLDER_KEYS:
-            raise TypeError
-    except (KeyError, TypeError):
-        raise OutputError(f"{folder / COMMAND_FILE} is damaged; start the command again by hand") from None
-    check_harmless(arguments, trusted, folder / COMMAND_FILE)
-    return add_overrides(arguments, after=[f"{key}={quote(str(folder))}"])
 
 
 def shows_whole() -> bool:
@@ -176,14 +168,6 @@ def describe_bug(error: Exception, place: Path | None = None) -> str:
     return f"a bug of compressor, {type(error).__name__}: {str(error) or 'no message'}; please report it: {where}"
 
 
-def remember(place: "Place", arguments: Sequence[str]) -> None:
-    """Write the arguments to the folder of the results, for `compressor resume`."""
-    if place.folder is not None:
-        kept = [argument for argument in arguments if not RESUME.match(argument)]
-        key = FOLDER_KEYS[place.multirun]
-        write_json(place.folder / COMMAND_FILE, {"arguments": kept, "key": key})
-
-
 @contextmanager
 def hold(place: "Place") -> Iterator[None]:
     """Hold the folder of the results, if there is one."""
@@ -212,13 +196,17 @@ def showing(place: "Place | None" = None) -> Iterator[None]:
 class Place:
     """The folder for results, and Hydra's arguments with that folder.
 
-    `varied` are the keys that have several values in a multirun.
+    `jobs` are those of a multirun, and `varied` the keys that have several values in it.
     """
 
     line: Sequence[str]
-    multirun: bool = False
     folder: Path | None = None
+    jobs: Jobs | None = None
     varied: frozenset[str] = frozenset()
+
+    @property
+    def multirun(self) -> bool:
+        return self.jobs is not None
 
 
 def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) -> Place:
@@ -234,28 +222,33 @@ def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) 
             return Place(add_overrides(arguments, before=choose_compressors(parsed.overrides)))
         overrides, composed = complete_overrides(parsed.overrides, plugins, forecasts=not many)
         inputs = find_inputs(overrides, {key: composed[key] for key in composed if key != "hydra"})
-    arguments, config = replace_overrides(arguments, overrides), composed.hydra
-    multirun = parsed.multirun or (config.mode is not None and config.mode.name == "MULTIRUN")
+        arguments, config = replace_overrides(arguments, overrides), composed.hydra
+        multirun = parsed.multirun or (config.mode is not None and config.mode.name == "MULTIRUN")
+        jobs = describe_jobs(overrides, composed) if multirun else None
     if multirun and not many:
         raise ConfigError("`compressor forecast` looks at one configuration, got a multirun; leave out -m")
     check_sweeps(parsed.overrides, multirun)
+    check_outputs(config)
     key = FOLDER_KEYS[multirun]
     try:
         chosen = config.sweep.dir if multirun else config.run.dir
     except OmegaConfBaseException as error:
         raise ConfigError(f"`{key}`: {one_line(error)}; give a folder without ${{…}}, or escape it by \\${{") from None
-    check_folder(Path(chosen), inputs)
+    check_folder(Path(chosen), inputs, multirun)
+    if jobs is not None:
+        check_jobs(Path(chosen), jobs)
     # A folder named by the time must not change its name now.
     line = add_overrides(arguments, after=[f"{key}={quote(chosen)}"])
-    return Place(line, multirun, Path(chosen), find_varied(parsed.overrides, config))
+    return Place(line, Path(chosen), jobs, find_varied(parsed.overrides, config))
 
 
-def launch(line: Sequence[str], job: Callable[[DictConfig], Any]) -> None:
+def launch(place: Place, job: Callable[[DictConfig], Any]) -> None:
     """Let Hydra compose the configuration and call the job, which handles its own failures.
 
-    Raises ConfigError for whatever Hydra, or code that a setting of Hydra names, raises around the job.
+    Raises OutputError where Hydra cannot write to the folder for results, and ConfigError for whatever else Hydra, or
+    code that a setting of Hydra names, raises around the job.
     """
-    sys.argv = ["compressor", *line]
+    sys.argv = ["compressor", *place.line]
     shown = shows_whole()
     try:
         with raising_hydra():
@@ -265,6 +258,11 @@ def launch(line: Sequence[str], job: Callable[[DictConfig], Any]) -> None:
     except Exception as error:
         if shown:
             raise
+        if place.folder is not None and is_full_disk(error):
+            raise OutputError(
+                f"cannot write to {place.folder}: {getattr(error, 'strerror', error)}; free some space and start the "
+                f"command again, or {name_another(place.multirun)}"
+            ) from None
         reason = one_line(error) or "no message"
         kind = "" if isinstance(error, HydraException | OmegaConfBaseException) else f"{type(error).__name__}: "
         raise ConfigError(f"Hydra cannot start with these settings: {kind}{reason}; check those of hydra.*") from None
@@ -300,7 +298,7 @@ def make_job(
         if not alone:
             terminal.say(f"job {HydraConfig.get().job.num}: {' '.join(overrides)}")
         prefix = "" if alone else f"job {HydraConfig.get().job.num}: "
-        with failures.caught(folder, prefix):
+        with failures.caught(folder, prefix), naming_multirun(place):
             if not alone and (value := find_done(folder, config)) is not None:
                 terminal.say(f"{prefix}was done before")
                 return value
@@ -316,6 +314,17 @@ def make_job(
         return None
 
     return job
+
+
+@contextmanager
+def naming_multirun(place: Place) -> Iterator[None]:
+    """A signal that stops a job stops its multirun: that is what goes on, and not the job alone."""
+    try:
+        yield
+    except Stopped as error:
+        if place.multirun and place.folder is not None:
+            error.folder = place.folder.absolute()
+        raise
 
 
 def find_done(folder: Path, config: DictConfig) -> float | None:
@@ -356,10 +365,11 @@ def make_forecast_job(
 
 
 def show_comparison(folder: Path, terminal: Terminal) -> None:
-    """Write and show the table of a multirun, failed jobs included."""
-    from compressor.report.comparison import make_comparison_table, write_comparison
+    """Show and write the table of a multirun, failed jobs included."""
+    from compressor.report.comparison import make_comparison_table, read_jobs, write_comparison
 
-    terminal.show(make_comparison_table(write_comparison(folder)))
+    terminal.show(make_comparison_table(read_jobs(folder)))  # first, because the disk may be full
+    write_comparison(folder)
     terminal.say(f"comparison: {folder / 'comparison.json'}")
 
 

@@ -15,6 +15,8 @@ HARMLESS = frozenset(
     ["hydra.run.dir", "hydra.sweep.dir", "hydra.job.chdir", "hydra.mode", "hydra.verbose", "hydra/launcher"]
 )
 """Keys and groups of Hydra that name no code, no environment, and no file outside of the folder of results."""
+FLAGS = frozenset(["-m", "--multirun", "-r", "--run"])
+"""Flags of Hydra with which something is run, and not only shown."""
 TRUST = "model.trust_remote_code"
 """The key that lets code in a model's folder run."""
 
@@ -30,7 +32,10 @@ def check_harmless(arguments: Sequence[str], trusted: Sequence[str], record: Pat
             f"{shlex.join(added)}; to change a setting start the command again"
         )
     try:
-        overrides = parse_overrides(parse_arguments(arguments).overrides)
+        given = parse_arguments(arguments).overrides
+        overrides = parse_overrides(given)
+        if others := sorted({*arguments} - {*given} - FLAGS):
+            raise ConfigError(f"no run is started with {shlex.join(others)}")
     except ConfigError as error:
         raise OutputError(f"{record} is damaged ({error}); start the command again by hand") from None
     risky = [override.input_line or "" for override in overrides if may_run_code(override)]

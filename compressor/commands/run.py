@@ -14,7 +14,8 @@ from compressor import export
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.files import append_json_line
 from compressor.artifacts.plan_file import write_plan
-from compressor.artifacts.run_folder import STATE, check_folder, held_folder, recorded_status
+from compressor.artifacts.run_files import STATE
+from compressor.artifacts.run_folder import check_content, held_folder, recorded_status
 from compressor.artifacts.run_record import (
     NOT_VERIFIED,
     ExportRecord,
@@ -273,7 +274,7 @@ def execute(
     `config` is what to record as the run's configuration, `command` how it was started. `label` names the run in a
     tracker; without one, the schedule does.
     """
-    check_folder(folder, ())
+    check_content(folder)
     with held_folder(folder):
         answers = Answers(is_stopping=lambda: stop.is_requested, after_block=stop.check)
         state = open_state(folder, config, command, settings.resume.accept, answers)

@@ -83,6 +83,7 @@ def read_ranks(schedule: Schedule) -> Sequence[str]:
 
 def check_recovery(recovery: Recovery) -> None:
     """Raise PluginError for a recovery with a field of the wrong type, or texts that cannot be read."""
+    require_kind(recovery, "recovery", Recovery)
     require_type(recovery, "name", str)
     read_training_texts(recovery)
 

@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 
 from compressor.artifacts.files import is_full_disk, replaced_folder, write_json
 from compressor.artifacts.plan_file import ROWS_FILE, plan_to_json, write_rows
+from compressor.artifacts.run_files import record_saved
 from compressor.contracts import Plan
 from compressor.errors import ModelError
 from compressor.export_formats import DENSE
@@ -145,6 +146,7 @@ def write_folder(
         copy_companions(model.folder, partial)
         write_rows(plan, partial / ROWS_PATH)
         write_json(partial / "compression.json", {"plan": plan_to_json(plan, ROWS_PATH), **provenance})
+        record_saved(folder, partial)
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 

@@ -1,7 +1,6 @@
 """Many runs side by side: one row each, also for those that failed, as comparison.json and as a table."""
 
 import math
-import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compressor.artifacts.files import read_regular, write_json
+from compressor.artifacts.run_files import list_jobs
 from compressor.artifacts.run_record import Record
 from compressor.contracts import Score
 from compressor.errors import OutputError
@@ -32,6 +32,8 @@ from compressor.report.run_report import JSON_NAME, choose_metrics, read_report
 COMPARISON_NAME = "comparison.json"
 WIDEST_SETTINGS = 22
 """Longer settings are folded where the terminal is narrow."""
+MISSED = "missing"
+"""The status of a job that left no report. If Hydra could not even write its overrides, it has none."""
 FIELDS = ("amount", "sparsity", "bits_per_weight", "packed_bits_per_weight", "bytes")
 
 
@@ -67,11 +69,11 @@ def read_jobs(folder: Path) -> list[Job]:
     """The runs in the numbered folders of a multirun, 10 after 9. Raises OutputError where there is none."""
     if not folder.is_dir():
         raise OutputError(f"{folder} is not a folder; give the folder of several runs, started with -m")
-    numbered = [child for child in folder.iterdir() if child.is_dir() and re.fullmatch(r"[0-9]+", child.name)]
-    if not numbered:
+    jobs = [_read_job(job) for job in list_jobs(folder)]
+    if not jobs:
         raise OutputError(f"no runs in {folder}; give the folder of several runs, started with -m")
-    jobs = [_read_job(child) for child in sorted(numbered, key=lambda child: int(child.name))]
-    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    known = [set(job.overrides) for job in jobs if job.overrides or job.record.status != MISSED]
+    shared = set.intersection(*known) if len(known) > 1 else set()
     for job in jobs:
         job.overrides = [override for override in job.overrides if override not in shared]
     return jobs
@@ -142,7 +144,7 @@ def _read_job(folder: Path) -> Job:
             record = Record("unreadable", {}, {}, error=str(problem))
         else:
             error = f"left no {JSON_NAME}: it was interrupted or is still running"
-            record = Record("missing", {}, {}, error=error)
+            record = Record(MISSED, {}, {}, error=error)
     return Job(folder, record, _read_overrides(folder, record.command))
 
 

@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from compressor.artifacts import run_folder
+from compressor.artifacts.run_files import MARK, STATUS
 from compressor.artifacts.run_folder import (
     DONE,
     FAILED,
     INTERRUPTED,
-    MARK,
     RUNNING,
-    STATUS,
     check_folder,
     clear_results,
     heartbeat,
@@ -64,6 +63,77 @@ def test_a_text_that_is_read_is_not_in_the_folder(tmp_path: Path) -> None:
     check_folder(text.parent / "out", [("data.path", text)])  # a new folder beside a text harms nothing
 
 
+@pytest.mark.parametrize("place", ["model/inner", "state", "0/model/deep/x", "link/x"])
+def test_a_folder_in_that_of_another_run_is_refused(place: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError), working_in(tmp_path / "run", "compressor run"):
+        (tmp_path / "run" / "model").mkdir()
+        raise ValueError
+    (tmp_path / "run" / "link").symlink_to(tmp_path / "run" / "model")
+    for multirun, key in ((False, "run"), (True, "sweep")):
+        with pytest.raises(
+            OutputError, match=rf"lies in .*/run, which is the folder of another run; .* hydra\.{key}\.dir"
+        ):
+            check_folder(tmp_path / "run" / place, [], multirun)
+
+
+def test_a_run_and_a_multirun_do_not_share_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), working_in(tmp_path / "one", "compressor run"):
+        raise ValueError
+    with held_folder(tmp_path / "many"):
+        (tmp_path / "many" / "0").mkdir()
+        check_folder(tmp_path / "one", [])
+        check_folder(tmp_path / "many", [], multirun=True)
+        with pytest.raises(OutputError, match=r"one is the folder of a single run, .* choose another by hydra\.sweep"):
+            check_folder(tmp_path / "one", [], multirun=True)
+        with pytest.raises(OutputError, match=r"many is the folder of a multirun, .* choose another by hydra\.run\.d"):
+            check_folder(tmp_path / "many", [])
+
+
+@pytest.mark.parametrize("name", ["model/notes.txt", "model-unverified/deep/notes.txt", "state/notes.txt"])
+@pytest.mark.parametrize("job", ["", "3"])
+def test_files_of_the_user_are_not_cleared(name: str, job: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError), held_folder(tmp_path / "run"), working_in(tmp_path / "run" / job, "compressor run"):
+        raise ValueError
+    mine = tmp_path / "run" / job / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("keep")
+    with pytest.raises(OutputError, match=rf"has files that no command of compressor wrote: {name}; move them, or"):
+        check_folder(tmp_path / "run", [], multirun=bool(job))
+    assert mine.read_text() == "keep"
+
+
+@pytest.mark.parametrize("status", [FAILED, DONE])
+def test_nothing_is_written_through_a_link(status: str, tmp_path: Path) -> None:
+    """Also not in a job of a multirun that is done: Hydra writes there before we know that."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with held_folder(tmp_path / "many"), working_in(tmp_path / "many" / "0", "compressor run"):
+        (tmp_path / "many" / "0" / ".hydra").symlink_to(elsewhere)
+    write_status(tmp_path / "many" / "0", status, "")
+    with pytest.raises(
+        OutputError, match=r"0/\.hydra is a link, and a run writes nothing through a link; remove it, o"
+    ):
+        check_folder(tmp_path / "many", [], multirun=True)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "compressor.log").symlink_to(elsewhere / "log")
+    with pytest.raises(OutputError, match=r"compressor\.log is a link"):
+        check_folder(tmp_path / "new", [])
+
+
+def test_a_folder_in_which_nothing_is_done_does_not_stay(tmp_path: Path) -> None:
+    (tmp_path / "before").mkdir()
+    for place in ("new", "before/deep/new"):
+        with held_folder(tmp_path / place):
+            (tmp_path / place / ".hydra").mkdir()
+            (tmp_path / place / ".hydra" / "arguments.json").touch()
+        assert [path.name for path in tmp_path.rglob("*")] == ["before"]
+    with held_folder(tmp_path / "before" / "used"):
+        (tmp_path / "before" / "used" / "compressor.log").touch()
+    with held_folder(tmp_path / "before" / "used"):
+        pass
+    assert (tmp_path / "before" / "used" / MARK).is_file()
+
+
 def test_a_folder_with_foreign_files_is_refused_and_names_them(tmp_path: Path) -> None:
     for name in ("b", "a", "d", "c"):
         (tmp_path / name).touch()
@@ -100,11 +170,13 @@ def test_a_failed_run_leaves_nothing_to_the_next(tmp_path: Path) -> None:
         for name in ("model", ".model.partial", ".model.old"):
             (tmp_path / "run" / name / "inside").mkdir(parents=True)
         (tmp_path / "run" / ".plan.json.12.tmp").touch()
-        (tmp_path / "run" / "note of the user.txt").touch()
+        for name in ("note of the user.txt", ".thesis.old"):
+            (tmp_path / "run" / name).touch()
         raise ValueError
     assert read_status(tmp_path / "run")["status"] == FAILED
     with working_in(tmp_path / "run", "compressor run"):
-        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [MARK, "note of the user.txt", STATUS]
+        left = [MARK, ".thesis.old", "note of the user.txt", STATUS]
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == left
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError, FAILED), (KeyboardInterrupt, INTERRUPTED), (None, DONE)])

@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from compressor.artifacts import answers, run_folder
 from compressor.artifacts.run_folder import DONE, FAILED, RUNNING, read_status
 from compressor.commands import run as run_command
 from compressor.commands.forecast import Forecast
+from compressor.commands.log_file import LogFile
 from compressor.commands.run import Run
 from compressor.data import reference
 from compressor.errors import CompressorError, ConfigError, OutputError
@@ -25,12 +28,13 @@ from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.schedules.budget.budget import Budget
 from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.uniform import Uniform
-from tests.support.command_line import call_command
+from tests.support.command_line import MAIN, call_command
 from tests.support.families import save_checkpoint
 from tests.support.forecasts import make_settings as make_forecast_settings
 from tests.support.forecasts import run as make_forecast
 from tests.support.runs import make_settings, run
 from tests.support.small_disks import fill, small_disk
+from tests.support.warm_processes import run_project
 
 KILOBYTES = 4000
 RESULTS = ("plan.json", "sequences.jsonl", "model/model.safetensors", "model/config.json")
@@ -208,10 +212,54 @@ def test_the_command_line_says_one_line(base: Path, tmp_path: Path, disk: Path) 
     assert read_status(disk / "run")["status"] == DONE
 
 
-def test_wandb_and_the_log_on_a_full_disk_end_and_the_run_goes_on(base: Path, tmp_path: Path, disk: Path) -> None:
+FILL_AFTER_A_JOB = """
+import sys
+from pathlib import Path
+from compressor.commands import run
+from tests.support.small_disks import fill
+execute, disk = run.execute, Path(sys.argv.pop(1))
+def execute_and_fill(*arguments):
+    record = execute(*arguments)
     fill(disk)
-    (tmp_path / "run").mkdir()
-    os.symlink("/dev/full", tmp_path / "run" / "compressor.log")
+    return record
+run.execute = execute_and_fill
+"""
+
+
+def test_a_disk_that_fills_up_between_two_jobs_keeps_the_table(base: Path, tmp_path: Path, disk: Path) -> None:
+    """Hydra itself fails to write the configuration of the second job."""
+    sweep = disk / "sweep"
+    arguments = (*ARGUMENTS, "seed=1,2", "tracking=none", f"model.path={base}", f"hydra.sweep.dir={sweep}", "-m")
+    code = f"{FILL_AFTER_A_JOB}{MAIN}"
+    done = run_project([sys.executable, "-c", code, str(disk), *arguments], tmp_path, os.environ)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == [
+        f"error: cannot write to {sweep}: No space left on device; free some space and start the command again, or "
+        "choose another by hydra.sweep.dir=DIR",
+        f"error: cannot write {sweep}/comparison.json: No space left on device; free some space or choose another "
+        "folder",
+    ]
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "seed=1" in done.stdout.rpartition("settings")[2]
+    (disk / "filling").unlink()
+    again = call_command(tmp_path, *arguments)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "job 0: was done before" in again.stdout
+    assert [job["status"] for job in json.loads((sweep / "comparison.json").read_text())] == [DONE] * 2
+
+
+def test_a_log_on_a_full_disk_ends_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    file = LogFile("/dev/full")
+    for _ in range(2):
+        file.handle(logging.LogRecord("compressor", logging.INFO, "here", 1, "a line", None, None))
+    with suppress(OSError):  # the last line is still there
+        file.close()
+    assert capsys.readouterr().err == "WARNING: /dev/full cannot be written: No space left on device; the run goes on\n"
+
+
+def test_wandb_on_a_full_disk_and_the_log_end_and_the_run_goes_on(base: Path, tmp_path: Path, disk: Path) -> None:
+    fill(disk)
+    (tmp_path / "run" / "compressor.log").mkdir(parents=True)
     done = call_command(
         tmp_path, *ARGUMENTS, "tracking.mode=offline", f"model.path={base}", f"hydra.run.dir={tmp_path / 'run'}",
         WANDB_DIR=str(disk / "wandb"),

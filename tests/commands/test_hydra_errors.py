@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from compressor.commands.checked_overrides import advise_quotes, check_sweeps, complete_overrides, parse_override
-from compressor.commands.config import open_hydra, parse_arguments, store_schemas
-from compressor.commands.main import read_arguments
+from compressor.commands.command_record import read_arguments
+from compressor.commands.config import open_hydra, store_schemas
 from compressor.errors import CompressorError, ConfigError, OutputError
 from compressor.plugins import installed
 from tests.support.command_line import call_command
@@ -53,14 +53,14 @@ HARD = [
         (["hydra/sweeper=nope"], "unknown hydra/sweeper `nope`; known: basic"),
         (["hydra.launcher.nope=3"], "Could not override 'hydra.launcher.nope'"),
         (["hydra.sweeper.params.seed=1"], "Unexpected type for root: NoneType; check hydra.sweeper.params.seed=1"),
-        (["hydra.job.name=${nope}"], "Hydra cannot start with these settings: Interpolation key 'nope' not found"),
+        (["hydra.job.name=${nope}"], "`hydra.job.name` cannot be changed, got '${nope}'"),
         (["--config-dir", "/nope"], "--config-dir is not supported"),
         (["--config-name", "nope"], "--config-name is not supported"),
         (["--resolve"], "--resolve says how --cfg shows"),
         (["-m", "--cfg", "job"], "--multirun and --cfg exclude each other"),
         (["-m", "seed=range(1,1)"], "`seed=range(1,1)` names no value"),
         (["-m", "schedule=glob(nothing*)"], "`schedule=glob(nothing*)` names no value"),
-        (["-m", "seed=1,2", "hydra.sweep.subdir=${nope}"], "Hydra cannot start with these settings: Interpolation key"),
+        (["-m", "seed=1,2", "hydra.sweep.subdir=${nope}"], "`hydra.sweep.subdir` cannot be changed, got '${nope}'"),
         (
             ["model=hf", "model.path=my model, v2"],
             "add -m for a run with each of them; a text with special ",
@@ -170,16 +170,18 @@ def test_what_could_run_code_is_resumed_where_it_is_given_again(tmp_path: Path) 
 
 
 def test_what_cannot_run_code_is_resumed(tmp_path: Path) -> None:
+    """The folder where it is now takes the place of the folder where it was, so that it stands there once."""
     given = ["-m", "seed=1,2", "hydra/launcher=basic", "hydra.verbose=true", "model.trust_remote_code=false"]
-    taken = read_arguments(record(tmp_path / "out", given, "hydra.sweep.dir"))
-    assert parse_arguments(taken).overrides[:-1] == given[1:]
+    taken = read_arguments(record(tmp_path / "out", [*given, "hydra.sweep.dir=before"], "hydra.sweep.dir"))
+    assert taken == [*given, f"hydra.sweep.dir='{tmp_path / 'out'}'"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "key"),
     [([1], "hydra.run.dir"), ("seed=1", "hydra.run.dir"), ([["seed=1"]], "hydra.run.dir"), (None, "hydra.run.dir"),
      (["seed=1"], "hydra.job.name"), (["seed=1"], ["hydra.run.dir"]), (["seed=(["], "hydra.run.dir"),
-     (["--nope"], "hydra.run.dir"), (["a\0b=1"], "hydra.run.dir")],
+     (["--nope"], "hydra.run.dir"), (["a\0b=1"], "hydra.run.dir"), (["seed=1", "--cfg", "job"], "hydra.run.dir"),
+     (["seed=1", "--help"], "hydra.run.dir"), (["--info"], "hydra.run.dir")],
 )  # fmt: skip
 def test_arguments_that_are_none_are_one_line(arguments: object, key: object, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"arguments\.json is damaged"):

@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from compressor.artifacts.run_files import MARK, SAVED
 from compressor.artifacts.run_folder import read_status
 from compressor.commands import cost
 from compressor.commands.main import Failures
@@ -81,7 +82,7 @@ def test_the_folder_holds_what_was_promised(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     promised = {"report.html", "report.json", "plan.json", "scores.jsonl", "reference.safetensors", "sequences.jsonl"}
     assert promised | {"model"} <= names
-    assert [name for name in names if name.startswith(".")] == [".compressor"]
+    assert {name for name in names if name.startswith(".")} == {MARK, SAVED}
     held = {path.name for path in (finished / "model").iterdir()}
     assert {"config.json", "model.safetensors", "generation_config.json", "compression.json", "tokenizer.json"} <= held
 

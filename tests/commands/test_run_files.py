@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.artifacts.run_folder import FILES, FOLDERS, HYDRA, MARK, STATUS
+from compressor.artifacts.run_files import FILES, FOLDERS, HYDRA, MARK, SAVED, STATUS
 from compressor.commands import run as run_command
 from compressor.errors import OutputError
 from compressor.settings import ExportSettings, ModelSettings, ResumeSettings
@@ -89,7 +89,7 @@ def test_every_file_has_the_permissions_of_the_umask(two_runs: TwoRuns) -> None:
 
 def test_every_file_of_a_run_is_known_to_what_clears_its_folder(two_runs: TwoRuns) -> None:
     written = {path.name for path in (two_runs.folders[0] / "run").iterdir()}
-    assert written <= {*FILES, *FOLDERS, *HYDRA, MARK, STATUS, "state"}
+    assert written <= {*FILES, *FOLDERS, *HYDRA, MARK, SAVED, STATUS, "state"}
 
 
 def test_nothing_of_a_failed_run_stays_beside_a_finished_one_of_another_kind(

@@ -10,12 +10,19 @@ from typing import Any, ClassVar
 import pytest
 
 from compressor.artifacts.run_record import MetricRecord
-from compressor.contracts import Compressor, Metric, Schedule, TextWindows
-from compressor.contracts.declarations import check_compressor, check_metric, check_schedule, summarize_class
+from compressor.contracts import Compressor, Metric, Recovery, Schedule, TextWindows
+from compressor.contracts.declarations import (
+    check_compressor,
+    check_metric,
+    check_recovery,
+    check_schedule,
+    summarize_class,
+)
 from compressor.errors import PluginError
 from compressor.plugins import installed
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.pruning.magnitude import Magnitude
+from compressor_plugins.recovery.least_squares import LeastSquares
 from compressor_plugins.schedules.uniform import Uniform
 from tests.support.broken_plugins import broken
 from tests.support.runs import make_settings, run
@@ -24,6 +31,7 @@ CHECKS: dict[type, Callable[[Any], None]] = {
     Metric: check_metric,
     Compressor: check_compressor,
     Schedule: check_schedule,
+    Recovery: check_recovery,
 }
 
 
@@ -85,6 +93,7 @@ def test_every_built_in_plugin_declares_itself_well() -> None:
         {"metric": {"kl": broken(Kl, label=5)}},
         {"compressor": {"magnitude": broken(Magnitude, sequential=5)}},
         {"schedule": broken(Uniform, repeats=5)},
+        {"recovery": broken(LeastSquares, name=5)},
     ],
 )
 def test_a_run_checks_them_before_it_loads_a_model(
