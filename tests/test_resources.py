@@ -113,7 +113,9 @@ def test_bytes_are_read_as_people_write_them(text: int | str | None, size: int |
     assert parse_bytes("memory.host", text) == size
 
 
-@pytest.mark.parametrize("text", ["", "many", "40 G", "GiB", "-1", -1, 0, "0GB", "1e9", "1,5GB", "nan", "inf", True, 10**400, "9999999TiB"])
+@pytest.mark.parametrize(
+    "text", ["", "many", "40 G", "GiB", "-1", -1, 0, "0GB", "1e9", "1,5GB", "nan", "inf", True, 10**400, "9999999TiB"]
+)
 def test_bytes_that_cannot_be_read_are_one_line(text: int | str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_bytes("memory.host", text)

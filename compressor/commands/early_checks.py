@@ -167,7 +167,7 @@ def check_size(settings: Settings) -> None:
             raise ConfigError(f"`{key}` must be finite, got {value:g}; give a number, or leave it out")
         largest = LARGEST_SEED if key.rpartition(".")[2] in ("seed", BYTES) else LARGEST
         if isinstance(value, int) and value > largest:
-            raise ConfigError(f"`{key}` must be at most {largest}, got {str(value):.60}; lower it")
+            raise ConfigError(f"`{key}` must be at most {largest}, got {value!s:.60}; lower it")
 
 
 def list_numbers(settings: Settings) -> Iterator[tuple[str, int | float]]:
