@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,9 @@ UNITS = {"B": 1} | {
     for power, letter in enumerate("KMGT", start=1)
 }
 
+LARGEST = 2.0**60
+"""Bytes that no machine has."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -41,10 +44,12 @@ class MemoryBudget:
 
     The division only decides how work is split, or what is computed again. Limits that change the shape of a batch or
     the order of a sum are constants in the modules that use them, because rounding and so results depend on them.
+    `setting` is the key that limits `device`, None where only the machine does.
     """
 
     device: int = 16 << 30
     host: int = 32 << 30
+    setting: str | None = field(default=None, compare=False)
 
     @property
     def calibration_pass(self) -> int:
@@ -75,11 +80,12 @@ def make_budget(device: torch.device, on_device: int | None = None, on_host: int
     """The budget of a model on `device`, by default all memory of the machine. The memory of a CPU is the host's."""
     default = MemoryBudget()
     host = on_host or min([read_total() or default.host, *read_limits()])
+    setting = "memory.device" if on_device else "memory.host" if on_host and device.type != "cuda" else None
     if device.type == "cuda":
         import torch
 
-        return MemoryBudget(on_device or torch.cuda.mem_get_info(device)[1], host)
-    return MemoryBudget(on_device or host, host)
+        return MemoryBudget(on_device or torch.cuda.mem_get_info(device)[1], host, setting)
+    return MemoryBudget(on_device or host, host, setting)
 
 
 def parse_bytes(key: str, value: int | str | None) -> int | None:
@@ -92,10 +98,13 @@ def parse_bytes(key: str, value: int | str | None) -> int | None:
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", str(value).strip())
     units = {unit.lower(): size for unit, size in UNITS.items()}
     unit = (found[2].lower() or "b") if found else ""
-    size = int(float(found[1]) * units[unit]) if found and unit in units else 0
-    if size < 1:
-        raise ConfigError(f"`{key}` must be a number of bytes, or text such as 40GiB or 1.5GB, got {str(value)!r:.60}")
-    return size
+    size = float(found[1]) * units[unit] if found and unit in units else 0.0
+    if not 1 <= size <= LARGEST:
+        raise ConfigError(
+            f"`{key}` must be a number of bytes, or text such as 40GiB or 1.5GB, got {str(value)!r:.60}; leave it out "
+            "for all memory of the machine"
+        )
+    return int(size)
 
 
 def read_memory(device: torch.device) -> Memory | None:

@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+import regex
+
 from compressor.errors import ConfigError
 
 
@@ -100,11 +102,15 @@ class ComponentSettings:
     fuse: bool | None = None
 
 
-def compile_pattern(key: str, pattern: str) -> re.Pattern[str]:
-    """The regular expression of a setting; raises ConfigError that names the `key`."""
+def compile_pattern(key: str, pattern: str) -> regex.Pattern[str]:
+    """The regular expression of a setting; raises ConfigError that names the `key`.
+
+    It has the syntax of `re`. The package regex matches it, because it can stop after some time.
+    """
     try:
-        return re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
+        re.compile(pattern)
+        return regex.compile(pattern)
+    except (re.error, regex.error, OverflowError, RecursionError, MemoryError) as error:
         raise ConfigError(
             f"`{key}` must hold regular expressions, got {pattern!r:.200} ({error}); escape or mend it"
         ) from None

@@ -61,6 +61,8 @@ def test_a_budget_is_what_the_machine_has(machine: Path) -> None:
 
 def test_a_budget_is_what_is_given(machine: Path) -> None:
     assert make_budget(CPU, on_host=1000) == MemoryBudget(1000, 1000)
+    settings = [make_budget(CPU, *given).setting for given in ((None, None), (9, None), (None, 9), (9, 9))]
+    assert settings == [None, "memory.device", "memory.host", "memory.device"]
     assert make_budget(CPU, on_device=1000) == MemoryBudget(1000, 900 * 1024)
     assert make_budget(CPU, 10**9, 10**10) == MemoryBudget(10**9, 10**10)
 
@@ -111,12 +113,15 @@ def test_bytes_are_read_as_people_write_them(text: int | str | None, size: int |
     assert parse_bytes("memory.host", text) == size
 
 
-@pytest.mark.parametrize("text", ["", "many", "40 G", "GiB", "-1", -1, 0, "0GB", "1e9", "1,5GB", "nan", True])
+@pytest.mark.parametrize(
+    "text", ["", "many", "40 G", "GiB", "-1", -1, 0, "0GB", "1e9", "1,5GB", "nan", "inf", True, 10**400, "9999999TiB"]
+)
 def test_bytes_that_cannot_be_read_are_one_line(text: int | str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_bytes("memory.host", text)
     assert str(caught.value) == (
-        f"`memory.host` must be a number of bytes, or text such as 40GiB or 1.5GB, got {str(text)!r}"
+        f"`memory.host` must be a number of bytes, or text such as 40GiB or 1.5GB, got {str(text)!r:.60}; leave it out "
+        "for all memory of the machine"
     )
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from enum import Enum
 from importlib.resources import files
 from pathlib import Path
+from typing import get_args
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
@@ -18,7 +19,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from compressor.commands.config import build_settings, compose, compose_groups
+from compressor.commands.config import build_settings, compose, compose_by_hydra, compose_groups
 from compressor.commands.early_checks import SIZE_OPTIONS, check_forecast, check_settings
 from compressor.commands.overrides import write_for_shell
 from compressor.errors import ConfigError, suggest
@@ -32,6 +33,8 @@ EMBEDDED = Path(str(files("compressor") / "tiny"))
 
 TEXTS = ("path", "dir", "subdir", "name", "subset", "column", "revision", "project")
 """Last parts of keys whose values are texts of the user, such as paths."""
+OPTIONS = ("metric.", "compressor.", "schedule.")
+"""Where the keys of plugins' options begin. There an empty list means the default, like a key that is left out."""
 LONGEST, DEEPEST, MOST_RUNS = 10_000, 50, 10_000
 """Characters of one override, brackets inside one another, and runs of one multirun. Beyond, Hydra takes minutes."""
 
@@ -58,12 +61,14 @@ def complete_overrides(
             check_group(loader, plugins, override.key_or_group, [value.value() for value in parse_overrides(values)])
     lines = [override.input_line or "" for override in parsed]
     if not all(groups):
-        chosen = compose_groups([values[0] for values, chooses in zip(choices, groups, strict=True) if chooses])
+        first = [values[0] for values, chooses in zip(choices, groups, strict=True) if chooses]
+        chosen = compose_by_hydra(first, with_hydra=True)
         keys = set(flatten_keys(chosen))
         for index, (override, chooses) in enumerate(zip(parsed, groups, strict=True)):
-            if chooses or override.key_or_group.startswith("hydra."):
+            key = override.key_or_group
+            if chooses or (key.startswith("hydra.") and key not in keys):  # Hydra takes further keys in some places
                 continue
-            check_key(override.key_or_group, keys, loader, plugins)
+            check_key(key, keys, loader, plugins)
             if not override.is_delete():
                 lines[index] = fit_value(override, choices[index], chosen)
     first = [alternatives(override)[0] for override in parse_overrides(lines)]
@@ -234,8 +239,14 @@ def fit_value(override: Override, values: Sequence[str], config: DictConfig) -> 
         try:
             OmegaConf.update(config.copy(), key, [value] if wraps else value)
         except (OmegaConfBaseException, ValueError):
-            raise ConfigError(f"`{key}` must be {describe_type(node)}, got {value!r:.200}") from None
-        if isinstance(node, DictConfig):
+            raise ConfigError(
+                f"`{key}` must be {describe_type(node)}, got {describe_value(value)}; correct it or leave it out"
+            ) from None
+        if value == [] and key.startswith(OPTIONS) and not node:  # else it empties what an experiment has set
+            raise ConfigError(
+                f"`{key}` must have at least one value, got []; give some, such as {key}=[a,b], or leave it out"
+            )
+        if isinstance(node, DictConfig) and not key.startswith("hydra."):
             raise ConfigError(
                 f"`{key}` has options of its own, got {value!r:.200}; set one of them, {key}.OPTION=VALUE"
             )
@@ -245,14 +256,23 @@ def fit_value(override: Override, values: Sequence[str], config: DictConfig) -> 
     return f"{override.get_key_element()}={','.join(f'[{value}]' for value in inside)}"
 
 
+def describe_value(value: object) -> str:
+    """A value as a user writes it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else f"{value!r:.200}"
+
+
 def describe_type(node: Node) -> str:
     """What a key may hold, in words."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     of_many = {int: "whole numbers", float: "numbers", str: "texts"}
     if isinstance(node, ListConfig):
         return f"a list of {of_many.get(node._metadata.element_type, 'values')}, such as [a,b]"
+    if isinstance(node, DictConfig):
+        return "a group of options"
     kind = node._metadata.ref_type
-    said = words.get(kind, "a value")
+    said = " or ".join(words.get(one, "a value") for one in get_args(kind) or [kind])
     if isinstance(kind, type) and issubclass(kind, Enum):
         said = f"one of {', '.join(member.name for member in kind)}"
     return f"{said} or null" if node._is_optional() else said
@@ -261,6 +281,8 @@ def describe_type(node: Node) -> str:
 def check_group(loader: ConfigLoader, plugins: Plugins, group: str, values: Sequence[object]) -> None:
     """Raise ConfigError unless each chosen option of the group exists."""
     options = loader.get_group_options(group)
+    if [] in values:
+        raise ConfigError(f"`{group}` must name at least one option, got []; {suggest('', options)}")
     for choice in [one for value in values for one in (value if isinstance(value, list) else [value])]:
         if choice is None:
             raise ConfigError(f"`{group}` must name an option, got null; {suggest('', options)}")

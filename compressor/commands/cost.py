@@ -263,8 +263,9 @@ class CostForecast:
 
     def _describe_lack(self, lacking: int) -> str:
         """Raise the setting where that is what limits the run, else free memory."""
-        is_set = self.memory is not None and self.memory.available == self.session.calibrator.memory.device
-        return f"{'raise memory.device by' if is_set else 'free'} {format_bytes(lacking)}"
+        budget = self.session.calibrator.memory
+        is_set = self.memory is not None and self.memory.available == budget.device
+        return f"{f'raise {budget.setting} by' if is_set and budget.setting else 'free'} {format_bytes(lacking)}"
 
     def _find_fitting(self, available: int) -> str | None:
         """The setting with which the run would fit into memory; None where there is none."""

@@ -1,8 +1,9 @@
 """Checks of settings that need neither the model nor torch, so that a mistake is told within a second."""
 
 import importlib.util
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 
 from compressor.contracts import EstimableMetric, Metric, Problem, Recovery, Schedule
 from compressor.contracts.declarations import (
@@ -36,6 +37,8 @@ from compressor.settings import (
 )
 
 LARGEST_SEED, LARGEST = 2**63 - 1, 2**31 - 1
+BYTES = "bytes"
+"""The last part of a key of a plugin whose value is a number of bytes, which may be as large as a seed."""
 SOURCES = {"path": DataSource.text, "name": DataSource.hf, "subset": DataSource.hf}
 """Keys of `data` -> the only source that reads them."""
 APPROXIMATE = ("screen", "delta", "lazy", "tolerance", "audit")
@@ -59,6 +62,7 @@ def check_settings(settings: Settings, plugins: Plugins) -> None:
     check_format(settings.export.format, settings.export.gguf)
     check_screen(settings.sweep, plugins.metrics)
     check_plugins(settings, plugins)
+    check_size(settings)
 
 
 def check_plugins(settings: Settings, plugins: Plugins) -> None:
@@ -164,21 +168,30 @@ def check_numbers(settings: Settings) -> None:
         )
     if settings.sweep.audit < 0:
         raise ConfigError(f"`sweep.audit` must not be negative, got {settings.sweep.audit}; 0 measures none of them")
-    for key, value in list_integers(settings):
-        largest = LARGEST_SEED if key.rpartition(".")[2] == "seed" else LARGEST
-        if value > largest:
-            raise ConfigError(f"`{key}` must be at most {largest}, got {value}; lower it")
 
 
-def list_integers(settings: Settings) -> Iterator[tuple[str, int]]:
-    """Key and value of every whole number in the settings, those in bytes and those of plugins excepted."""
-    groups = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    yield "seed", groups["seed"]
+def check_size(settings: Settings) -> None:
+    """Raise ConfigError for a number, also of a plugin, that is infinite, no number, or too large for a machine."""
+    for key, value in list_numbers(settings):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"`{key}` must be finite, got {value:g}; give a number, or leave it out")
+        largest = LARGEST_SEED if key.rpartition(".")[2] in ("seed", BYTES) else LARGEST
+        if isinstance(value, int) and value > largest:
+            raise ConfigError(f"`{key}` must be at most {largest}, got {value!s:.60}; lower it")
+
+
+def list_numbers(settings: Settings) -> Iterator[tuple[str, int | float]]:
+    """Key and value of every number in the settings and in the options of plugins, also in lists, without `memory`."""
+    groups = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "memory"}
+    for group in ("metric", "compressor"):
+        groups |= {f"{group}.{name}": plugin for name, plugin in groups.pop(group).items()}
+    yield "seed", groups.pop("seed")
     for group, options in groups.items():
-        if is_dataclass(options) and group not in ("memory", "schedule"):
-            for field in fields(options):
-                if type(value := getattr(options, field.name)) is int:
-                    yield f"{group}.{field.name}", value
+        for field in fields(options):
+            value = getattr(options, field.name)
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, int | float) and not isinstance(one, bool):
+                    yield f"{group}.{field.name}", one
 
 
 def list_ineffective(settings: Settings) -> Iterator[str]:

@@ -24,15 +24,21 @@ def find_reached(
         owners.setdefault(name_owner(name), []).append(name)
     watched = [name for owner in dict.fromkeys(map(name_owner, names)) for name in owners[owner]]
     found: set[str] = set()
+    noted: list[tuple[set[str], Tensor]] = []
 
     def note(seen: Sequence[str], inputs: Tensor) -> None:
-        if not found.issuperset(owners_seen := set(map(name_owner, seen))) and inputs.any():
-            found.update(owners_seen)
+        if not found.issuperset(owners_seen := set(map(name_owner, seen))):
+            noted.append((owners_seen, inputs.any()))
 
     views = {name: model.weight_views[name] for name in watched}
     with torch.no_grad(), experts_apart(view.owner for view in views.values()), MatmulInputs(views, note):
         for _, tokens in reference.batches(start, stop):
             model.logits(tokens[:, :-1], reference.continuation_tokens)
+            # The device is waited for once in a batch, and not once for each product.
+            flags = torch.stack([is_reached for _, is_reached in noted]).tolist() if noted else []
+            for (seen, _), is_reached in zip(noted, flags, strict=True):
+                found.update(seen if is_reached else ())
+            noted.clear()
     return {name for name in names if name_owner(name) in found}
 
 

@@ -21,6 +21,7 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from compressor.errors import ModelError
 from compressor.model_paths import find_local_folder
+from compressor.models.config_values import check_values
 from compressor.settings import ModelSettings
 
 COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -90,6 +91,7 @@ def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
     """The config of a decoder-only language model; raises ModelError if the folder holds something else."""
     values = _read_json(folder / "config.json", "choose a folder in the transformers format")
     _check_kinds(values, folder / "config.json")
+    check_values(values, folder / "config.json")
     model_type = values.get("model_type")
     remote = "AutoConfig" in (values.get("auto_map") or {})
     is_known = isinstance(model_type, str) and model_type in CONFIG_MAPPING

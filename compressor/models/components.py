@@ -1,6 +1,7 @@
 """Find the weight matrices of a model, in every family."""
 
 import re
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from compressor.models import architectures
 from compressor.models.architectures import Part
 from compressor.models.weight_views import WeightView
 from compressor.settings import compile_pattern
+
+MATCHING_SECONDS = 5.0
+"""Time to match all patterns of a setting with all names; a pattern with nested repetitions can take for ever."""
 
 
 def find_components(
@@ -153,11 +157,21 @@ def _select_components(
 
 
 def _match_names(setting: str, patterns: Sequence[str], names: Collection[str]) -> set[str]:
-    """The names that a pattern matches; raises ConfigError for an invalid pattern, or if no name matches any."""
+    """The names that a pattern matches.
+
+    Raises ConfigError for a pattern that is invalid or takes too long, or if no name matches any.
+    """
     matched: set[str] = set()
+    until = time.monotonic() + MATCHING_SECONDS
     for pattern in patterns:
         expression = compile_pattern(f"components.{setting}", pattern)
-        matched |= {name for name in names if expression.search(name)}
+        try:
+            matched |= {name for name in names if expression.search(name, timeout=max(until - time.monotonic(), 0.01))}
+        except (TimeoutError, MemoryError):
+            raise ConfigError(
+                f"`components.{setting}` must match within {MATCHING_SECONDS:g} s, and {pattern!r:.200} takes longer; "
+                "simplify it, a repetition inside of a repetition takes long"
+            ) from None
     if patterns and not matched:
         leaves = {name.partition(":")[0].rpartition(".")[2] for name in names}
         word = (re.findall(r"\w+", patterns[0]) or [patterns[0]])[-1]

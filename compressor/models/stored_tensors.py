@@ -5,6 +5,7 @@ the names are compared here. Extras of which no logit depends are allowed; anyth
 """
 
 import copy
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from transformers.initialization import meta_device_safe_creation_ops
 
 from compressor.errors import ModelError
 from compressor.models.checkpoint import StoredTensor, shorten_reason
+from compressor.models.config_values import explain_failure
 
 FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 """The dtypes of dense weights, as safetensors names them."""
@@ -89,7 +91,11 @@ def build_blank(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, trus
                 copy.deepcopy(config), dtype=dtype, trust_remote_code=trust_remote_code
             )
     except Exception as error:  # remote code raises what it likes
-        raise refuse_folder(folder, error) from error
+        path = folder / "config.json"
+        raise explain_failure(json.loads(path.read_text(encoding="utf-8")), error, path) or ModelError(
+            f"no network can be built from `{path}` ({shorten_reason(error)}); its values must fit one another, "
+            "correct them"
+        ) from error
 
 
 def refuse_folder(folder: Path, error: Exception) -> ModelError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 CLOSENESS = 0.25
 """In logits. Margins below it get nearly the full weight. docs/margin-law.md has the measurements behind it."""
+LOWEST = 1e-6
+"""With less, the weight of two equal logits would be infinite."""
 
 
 @dataclass
@@ -65,9 +68,10 @@ class MarginNoise(EstimableMetric):
 
 def check_closeness(metric: str, closeness: float) -> None:
     """Raise ConfigError for a value that the option cannot have."""
-    if not closeness > 0:
+    if not LOWEST <= closeness < math.inf:
         raise ConfigError(
-            f"`metric.{metric}.closeness` must be above 0, got {closeness:g}; give for example {CLOSENESS}"
+            f"`metric.{metric}.closeness` must be finite and at least {LOWEST:g}, got {closeness:g}; give for example "
+            f"{CLOSENESS}"
         )
 
 

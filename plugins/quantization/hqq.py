@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+MOST_ITERATIONS = 10_000
+"""The updates of zero points stop changing long before."""
+
+
 @dataclass(frozen=True, eq=False)
 class FloatZerosWeight(CompressedWeight):
     """ŵ = s · (q − z) with floating-point zero points z, which the integer formats of an export cannot hold.
@@ -91,7 +95,7 @@ class Hqq(Compressor):
         check_option(self, "lp_norm", 0 < self.lp_norm <= 1, "in (0, 1]", "0.7")
         check_option(self, "beta", 0 < self.beta < math.inf, "positive and finite", "10")
         check_option(self, "kappa", 1 <= self.kappa < math.inf, "finite and at least 1", "1.01")
-        check_option(self, "iterations", self.iterations >= 1, "at least 1", "20")
+        check_option(self, "iterations", 1 <= self.iterations <= MOST_ITERATIONS, f"from 1 to {MOST_ITERATIONS}", "20")
 
     def offer(self, component: Component) -> Offer:
         self.check_options()

@@ -9,6 +9,8 @@ from compressor.contracts import Compressor, KeepRequest, Metric, Problem, Sched
 from compressor.errors import ConfigError, PlanError, suggest
 from compressor.plugins import installed
 
+from .targets import check_amount
+
 
 @dataclass
 class ReplayedPlan(Schedule):
@@ -46,6 +48,10 @@ class ReplayedPlan(Schedule):
                 f"give only one of `schedule.depth` (of a report.json) and `schedule.amount` (of a forecast.json), "
                 f"got {self.depth} and {self.amount:g}; drop one of them"
             )
+        if self.depth is not None and self.depth < 1:
+            raise ConfigError(f"`schedule.depth` must be at least 1, got {self.depth}; it is a number of components")
+        if self.amount is not None:
+            check_amount(self.amount)
         return read_plan(self.path, self.depth, self.amount)
 
 

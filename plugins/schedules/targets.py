@@ -13,6 +13,8 @@ from compressor.errors import ConfigError, suggest
 
 Vector = NDArray[np.float64]
 DEFAULT_TARGET = 0.5
+MOST_BITS = 64
+"""The bits of the widest number that weights are stored in."""
 
 
 class Statistic(enum.Enum):
@@ -78,6 +80,12 @@ def check_order(targets: Sequence[float]) -> list[float]:
     return list(targets)
 
 
+def check_amount(amount: float) -> None:
+    """Raises ConfigError for a value that `schedule.amount` cannot have."""
+    if not 0 <= amount <= 1:
+        raise ConfigError(f"`schedule.amount` must be in [0, 1], got {amount:g}; give the share of bits to take away")
+
+
 def check_metric(problem: Problem, metric: str, option: str = "ranker") -> Better:
     """Which values of the metric in `schedule.OPTION` are better; raises ConfigError if it is not configured."""
     if metric not in problem.better:
@@ -128,8 +136,11 @@ def check_shrinks(compressors: Mapping[str, Compressor], size: str, files: bool)
 
 def check_bits(bits: float) -> None:
     """Raises ConfigError for a value that `schedule.bits` cannot have."""
-    if not (math.isfinite(bits) and bits > 0):
-        raise ConfigError(f"`schedule.bits` must be above 0, got {bits:g}; give the mean bits of a weight, such as 4.5")
+    if not 0 < bits <= MOST_BITS:
+        raise ConfigError(
+            f"`schedule.bits` must be above 0 and at most {MOST_BITS}, got {bits:g}; give the mean bits of a weight, "
+            "such as 4.5"
+        )
 
 
 def choose_offers(problem: Problem, schedule: str) -> tuple[str, Mapping[str, Offer]]:

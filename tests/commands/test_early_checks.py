@@ -1,10 +1,13 @@
 """Settings are checked before torch is imported, and what has no effect is said."""
 
 import json
+import math
+import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, get_origin, get_type_hints
 
 import pytest
 
@@ -15,6 +18,7 @@ from compressor.settings import (
     DataSettings,
     DataSource,
     ExportSettings,
+    MemorySettings,
     ModelSettings,
     Settings,
     SweepMode,
@@ -23,6 +27,7 @@ from compressor.settings import (
     TrackingSettings,
 )
 from compressor_plugins.pruning.magnitude import Magnitude, Scope
+from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.quantization.nf4 import Nf4
 from compressor_plugins.schedules.budget.budget import Budget
 from tests.support.command_line import call_command
@@ -74,7 +79,17 @@ metric=margin_noise metric.margin_noise.closeness=0
 metric=expected_fdtm metric.expected_fdtm.runners=0
 components.include=['(']
 memory.host=much
+memory.host=inf
 export.format=zip
+schedule.bits=nan
+schedule.bits=1e308
+schedule=beam schedule.amount=inf
+schedule=plan schedule.path=none.json schedule.amount=-1
+schedule=plan schedule.path=none.json schedule.depth=0
+metric=margin_noise metric.margin_noise.closeness=inf
+metric=perplexity metric.perplexity.window=1000000000000000000000
+compressor=llm_int8 compressor.llm_int8.threshold=inf
+compressor=gptq compressor.gptq.block=1000000000000000000000
 sweep.screen=fdtm
 """.strip().splitlines()
 """What fits no model."""
@@ -120,6 +135,34 @@ def test_a_mistake_is_told_before_torch_is_imported_and_leaves_nothing(tmp_path:
 def test_settings_that_cannot_work(changes: dict[str, object], message: str) -> None:
     with pytest.raises(CompressorError, match=message):
         check_settings(make(**changes), installed())
+
+
+def list_wrong_numbers(cls: type, make_settings: Callable[[Any], Settings]) -> Iterator[tuple[str, Settings]]:
+    """Each number among the options of a class, and settings in which it is infinite, not a number, or too large."""
+    for field, kind in get_type_hints(cls).items():
+        words = re.findall(r"\w+", str(kind))
+        values = [math.inf, -math.inf, math.nan] if "float" in words else [10**30, 10**400] if "int" in words else []
+        for value in values if get_origin(kind) is not ClassVar else ():
+            yield field, make_settings(cls(**{field: [value] if "list" in words else value}))
+
+
+def test_no_number_is_infinite_or_larger_than_any_machine() -> None:
+    plugins = installed()
+    makers: list[tuple[type, Callable[[Any], Settings]]] = [
+        *((cls, lambda one, name=name: make(metric={name: one})) for name, cls in plugins.metrics.items()),
+        *((cls, lambda one, name=name: make(compressor={name: one})) for name, cls in plugins.compressors.items()),
+        *((cls, lambda one: make(schedule=one, compressor={"int8": Int8()})) for cls in plugins.schedules.values()),
+        (DataSettings, lambda one: make(data=one)),
+        (SweepSettings, lambda one: make(sweep=one)),
+        (MemorySettings, lambda one: make(memory=one)),
+    ]
+    wrong = [found for cls, make_settings in makers for found in list_wrong_numbers(cls, make_settings)]
+    assert len(wrong) > 60
+    for field, settings in wrong:
+        with pytest.raises(CompressorError) as caught:
+            check_settings(settings, plugins)
+        assert field in str(caught.value) or "schedule.path" in str(caught.value), field
+        assert len(str(caught.value)) < 700
 
 
 def test_every_setting_without_effect_is_said(tmp_path: Path) -> None:

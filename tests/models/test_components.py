@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -18,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from compressor.errors import CompressorError, ConfigError, ModelError, PlanError
+from compressor.models import components
 from compressor.models.components import find_components, find_layers
 from compressor.models.weight_views import WeightView, swapped
 from tests.support.families import FAMILIES, ODDITIES, VOCABULARY, each, make_network
@@ -455,6 +458,30 @@ def test_wrong_patterns_are_one_line(include: list[str], exclude: list[str], mes
     with pytest.raises(ConfigError, match=message) as caught:
         find_components(fixed_network("llama"), 16, include, exclude)
     assert_one_line(caught.value)
+
+
+@pytest.mark.parametrize("setting", ["include", "exclude"])
+@pytest.mark.parametrize("pattern", ["(a|_|.|[a-z])+$zz", r"(?:(.)|(\w)|([a-z]))+\d\d\d", r"((.*)*)*(.|\w)*\1!"])
+def test_a_pattern_that_backtracks_for_ever_is_given_up(
+    setting: str, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(components, "MATCHING_SECONDS", 0.1)
+    message = rf"`components\.{setting}` .*(must match within 0.1 s, and {re.escape(repr(pattern))} takes longer|none)"
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=message) as caught:
+        find_components(fixed_network("llama"), 16, **{setting: [pattern]})
+    assert_one_line(caught.value)
+    assert time.monotonic() - began < 10
+
+
+def test_patterns_have_the_syntax_of_the_standard_library() -> None:
+    network = fixed_network("llama")
+    for pattern in (r"(?i)Q_PROJ$", r"layers\.(\d)\.(?!mlp)", r"(?P<leaf>[kqv])_proj\Z", "[.]|_proj", "q_proj|"):
+        names = list(find_components(network, 16))
+        expected = [name for name in names if re.search(pattern, name)]
+        assert list(find_components(network, 16, [pattern])) == expected or expected == names
+    with pytest.raises(ConfigError, match=r"must hold regular expressions, got '\(\?R\)'"):
+        find_components(network, 16, ["(?R)"])
 
 
 def copy_state(network: nn.Module) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import re
 import shutil
 import struct
 import time
@@ -17,7 +18,7 @@ from compressor.errors import CompressorError
 
 SLOWEST = 10.0
 """Seconds that any input may take."""
-DEEP = 100_000
+DEEP, LONG = 100_000, 10_000_000
 HUGE = ("1e400", "1" + "0" * 400, "9" * 5000, "NaN", "Infinity", "-1e400", "-0", "1e-400")
 ODD = (
     '"\\ud800"',
@@ -39,11 +40,15 @@ PIECES = st.sampled_from((
     "seed", "data.prefixes", "data.path", "model", "metric", "schedule", "schedule.targets", "compressor",
     "hydra.run.dir", "=", "=", "=", "+", "++", "~", "@", ",", ".", "/", "[", "]", "{", "}", "(", ")", "'", '"', "\\",
     "${", "}", ":", "range(", "choice(", "glob(*)", "uniform", "tiny", "int8", "null", "true", "nan", "1e400",
-    "1" + "0" * 400, "1",
+    "1" + "0" * 400, "1", "-1", "inf", "[]", "(a|aa)+$",
     "\0", "\x1b[31m", "\u202e", "\ud800", "\n", " ", "a" * 300, "[" * 200, "x" * 20_000,
 ))  # fmt: skip
 FLAGS = ("-m", "--multirun", "--cfg", "job", "--resolve", "-x", "--", "--config-name", "--package")
-KEYS = ("seed", "data.prefixes", "data.path", "model", "metric", "schedule", "hydra.run.dir", "hydra.mode")
+KEYS = (
+    "seed", "data.prefixes", "data.path", "model", "metric", "schedule", "schedule.targets", "schedule.bits",
+    "sweep.delta", "memory.host", "components.include", "export.format", "hydra.run.dir", "hydra.mode", "hydra.job",
+    "hydra.job.name", "hydra.sweep.subdir",
+)  # fmt: skip
 
 
 def odd_command_lines() -> st.SearchStrategy[list[str]]:
@@ -73,18 +78,21 @@ def put_anywhere(data: object, draw: st.DrawFn) -> object:
 def damaged_texts(draw: st.DrawFn, data: object) -> bytes:
     """A JSON file that was changed: in bytes, or in one value."""
     content = json.dumps(data).encode()
-    kind = draw(st.sampled_from(("value", "value", "value", "deep", "flip", "cut", "double", "bom", "nul", "bytes")))
-    if kind in ("value", "deep"):
-        brackets = st.sampled_from((b"[" * DEEP + b"]" * DEEP, b'{"a":' * 300 + b"1" + b"}" * 300, b"[" * DEEP))
-        new = draw(brackets if kind == "deep" else st.sampled_from(HUGE + ODD).map(str.encode))
-        return json.dumps(put_anywhere(data, draw)).encode().replace(b'"MARKER"', new)
+    kinds = ("value", "value", "value", "deep", "long", "flip", "cut", "double", "bom", "nul", "bytes")
+    kind = draw(st.sampled_from(kinds))
+    if kind in ("value", "deep", "long"):
+        brackets = (b"[" * DEEP + b"]" * DEEP, b'{"a":' * 300 + b"1" + b"}" * 300, b"[" * DEEP)
+        texts = (b'"' + b"x" * LONG + b'"', b'{"' + b"x" * LONG + b'": 1}', b"[" + b"1," * DEEP + b"1]")
+        values = {"deep": brackets, "long": texts, "value": tuple(map(str.encode, HUGE + ODD))}
+        return json.dumps(put_anywhere(data, draw)).encode().replace(b'"MARKER"', draw(st.sampled_from(values[kind])))
     place = draw(st.integers(0, len(content) - 1))
     if kind == "flip":
         return content[:place] + bytes([content[place] ^ 1 << draw(st.integers(0, 7))]) + content[place + 1 :]
     if kind == "cut":
         return content[:place]
     if kind == "double":
-        return content.replace(b"{", b'{"amount": 1, "amount": 2, ', 1)
+        key = draw(st.sampled_from(re.findall(rb'"\w+": ', content)))
+        return content.replace(key, key + draw(st.sampled_from(ODD)).encode() + b", " + key, 1)
     if kind == "bom":
         return b"\xef\xbb\xbf" + content
     return content[:place] + (b"\0" if kind == "nul" else draw(st.binary(max_size=20))) + content[place:]

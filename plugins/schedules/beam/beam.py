@@ -20,7 +20,7 @@ from compressor.contracts import (
 )
 from compressor.errors import ConfigError
 
-from ..targets import Statistic, check_any, check_bits, check_metric, check_shrinks
+from ..targets import Statistic, check_amount, check_any, check_bits, check_metric, check_shrinks
 from .moves import SizeBounds, State, list_moves, measure_size_bounds
 
 
@@ -108,6 +108,8 @@ class Beam(Schedule):
             raise ConfigError(f"`schedule.count` must be at least 1, got {self.count}; leave it out for all components")
         if self.floor is not None and not math.isfinite(self.floor):
             raise ConfigError(f"`schedule.floor` must be finite, got {self.floor:g}; give a value of `schedule.ranker`")
+        if self.amount is not None:
+            check_amount(self.amount)
         if self.bits is not None:
             check_bits(self.bits)
 

@@ -265,9 +265,11 @@ def test_runners_are_checked(runners: int) -> None:
     assert str(raised.value) == message
 
 
-@pytest.mark.parametrize("metric", [MarginNoise(closeness=0.0), ExpectedFdtm(closeness=-1.0)])
+@pytest.mark.parametrize(
+    "metric", [MarginNoise(closeness=0.0), MarginNoise(closeness=1e-300), ExpectedFdtm(closeness=-1.0)]
+)
 def test_closeness_is_checked(metric: Metric) -> None:
-    with pytest.raises(ConfigError, match=r"`metric\.\w+\.closeness` must be above 0, got (0|-1); "):
+    with pytest.raises(ConfigError, match=r"`metric\.\w+\.closeness` must be finite and at least 1e-06, got "):
         metric.check_options()
 
 

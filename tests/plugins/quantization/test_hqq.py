@@ -176,7 +176,11 @@ def test_outliers_count_less_than_with_squares() -> None:
         (Hqq(lp_norm=math.nan), "`compressor.hqq.lp_norm` must be in (0, 1], got nan; give for example 0.7"),
         (Hqq(beta=0.0), "`compressor.hqq.beta` must be positive and finite, got 0.0; give for example 10"),
         (Hqq(kappa=0.9), "`compressor.hqq.kappa` must be finite and at least 1, got 0.9; give for example 1.01"),
-        (Hqq(iterations=0), "`compressor.hqq.iterations` must be at least 1, got 0; give for example 20"),
+        (Hqq(iterations=0), "`compressor.hqq.iterations` must be from 1 to 10000, got 0; give for example 20"),
+        (
+            Hqq(iterations=2**31),
+            "`compressor.hqq.iterations` must be from 1 to 10000, got 2147483648; give for example 20",
+        ),
     ],
 )
 def test_bad_option_is_one_line(compressor: Hqq, line: str) -> None:

@@ -244,7 +244,7 @@ def test_every_option_of_every_compressor_is_tried() -> None:
         ({"count": 4}, make_problem(3), "`schedule.count` must be from 1 to the 3 components, got 4; leave it out"),
         ({"count": 0}, make_problem(3), "`schedule.count` must be at least 1, got 0; leave it out for all"),
         ({"floor": float("nan")}, make_problem(3), "`schedule.floor` must be finite, got nan; give a value"),
-        ({"bits": -1.0}, make_problem(3), "`schedule.bits` must be above 0, got -1; give the mean"),
+        ({"bits": -1.0}, make_problem(3), "`schedule.bits` must be above 0 and at most 64, got -1; give the mean"),
         ({"ranker": "fdt"}, make_problem(3), "unknown metric `fdt` in `schedule.ranker`; did you mean `fdtm`?"),
         ({}, make_problem(3, Offer(), "prune"), "`schedule.amount` must be given, prune offers any amount in [0, 1]; "),
         (

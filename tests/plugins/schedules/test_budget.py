@@ -601,10 +601,14 @@ WRONG: list[tuple[Mapping[str, Any], Problem, str]] = [
     ),
     ({"bytes": 9, "size": "50%"}, ROUND, "may be given, got bytes and size; drop the others"),
     ({"bytes": 9, "bits": 4.0}, ROUND, "may be given, got bits and bytes; drop the others"),
-    ({"bits": 0.0}, ROUND, "`schedule.bits` must be above 0, got 0; give the mean bits of a weight, such as 4.5"),
-    ({"bits": -2.0}, ROUND, "`schedule.bits` must be above 0, got -2; give"),
-    ({"bits": float("nan")}, ROUND, "`schedule.bits` must be above 0, got nan; give"),
-    ({"bits": float("inf")}, ROUND, "`schedule.bits` must be above 0, got inf; give"),
+    (
+        {"bits": 0.0},
+        ROUND,
+        "`schedule.bits` must be above 0 and at most 64, got 0; give the mean bits of a weight, such as 4.5",
+    ),
+    ({"bits": -2.0}, ROUND, "`schedule.bits` must be above 0 and at most 64, got -2; give"),
+    ({"bits": float("nan")}, ROUND, "`schedule.bits` must be above 0 and at most 64, got nan; give"),
+    ({"bits": float("inf")}, ROUND, "`schedule.bits` must be above 0 and at most 64, got inf; give"),
     (
         {"bytes": 700},
         ROUND,

@@ -412,8 +412,8 @@ def test_wrong_options_are_told_in_one_line_before_any_request(options: Mapping[
     ("options", "message"),
     [
         ({"bits": 4.0, "targets": [0.6]}, "`schedule.bits` excludes `schedule.targets`, got [0.6] too; drop one"),
-        ({"bits": 0.0}, "`schedule.bits` must be above 0, got 0; give the mean"),
-        ({"bits": math.inf}, "`schedule.bits` must be above 0, got inf; give the mean"),
+        ({"bits": 0.0}, "`schedule.bits` must be above 0 and at most 64, got 0; give the mean"),
+        ({"bits": math.inf}, "`schedule.bits` must be above 0 and at most 64, got inf; give the mean"),
         ({"targets": [0.3]}, "`schedule.targets` has 0.3, rtn offers [0.5, 0.875] over all components"),
         ({"bits": 2.4}, "`schedule.bits` is 2.4 per weight, rtn stores at least 2.5, scales counted; give that"),
     ],
