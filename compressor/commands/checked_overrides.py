@@ -33,7 +33,7 @@ EMBEDDED = Path(str(files("compressor") / "tiny"))
 
 TEXTS = ("path", "dir", "subdir", "name", "subset", "column", "revision", "project")
 """Last parts of keys whose values are texts of the user, such as paths."""
-OPTIONS = ("metric.", "compressor.", "schedule.")
+OPTIONS = ("metric.", "compressor.", "schedule.", "recovery.")
 """Where the keys of plugins' options begin. There an empty list means the default, like a key that is left out."""
 LONGEST, DEEPEST, MOST_RUNS = 10_000, 50, 10_000
 """Characters of one override, brackets inside one another, and runs of one multirun. Beyond, Hydra takes minutes."""

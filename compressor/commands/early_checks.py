@@ -187,7 +187,7 @@ def list_numbers(settings: Settings) -> Iterator[tuple[str, int | float]]:
         groups |= {f"{group}.{name}": plugin for name, plugin in groups.pop(group).items()}
     yield "seed", groups.pop("seed")
     for group, options in groups.items():
-        for field in fields(options):
+        for field in () if options is None else fields(options):
             value = getattr(options, field.name)
             for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, int | float) and not isinstance(one, bool):
