@@ -56,6 +56,7 @@ from compressor.commands.hydra_outputs import check_outputs
 from compressor.commands.overrides import quote
 from compressor.commands.stopping import Stopped, find_stopped, stop
 from compressor.commands.terminal import LenientStream, Terminal, protect_output
+from compressor.commands.together import leading
 from compressor.contracts.declarations import summarize_class
 from compressor.errors import CompressorError, ConfigError, OutputError, suggest
 from compressor.plugins import Plugins, installed
@@ -75,6 +76,12 @@ def import_plugins() -> Plugins:
 
 def run(arguments: Sequence[str], terminal: Terminal) -> int:
     """`compressor run`: one run, or with -m one for each combination and a table that compares them."""
+    with leading() as leads:
+        return run_jobs(arguments, terminal) if leads else 0
+
+
+def run_jobs(arguments: Sequence[str], terminal: Terminal) -> int:
+    """All jobs of a run or a multirun; returns the exit status."""
     plugins = import_plugins()
     store_schemas(plugins)
     place = choose_place(arguments, plugins)

@@ -39,9 +39,9 @@ from compressor.data.reference import write_reference
 from compressor.data.texts import make_training_texts
 from compressor.errors import OutputError
 from compressor.evaluation.bootstrap import aggregate_each
-from compressor.models import load_model
 from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent, watch
+from compressor.recovery.processes import join_processes
 from compressor.recovery.recoverer import Recoverer
 from compressor.recovery.trained_weights import find_trained
 from compressor.recovery.training_cost import count_cost
@@ -166,13 +166,14 @@ class Run:
             None if wanted is None else make_training_texts(model, wanted, settings.data.seed),
             lambda: find_trained(model, applied.kept, applied.packed_bits, applied.quantized),
             [evaluator.reference for evaluator in self.setup.evaluators.values()],
-            lambda: load_model(settings.model, settings.components),
+            (settings.model, settings.components),
             self.session.scorer.answers,
             self.progress,
             self.folder / STATE,
             settings.seed,
             self.tracker.log_training,
             self.setup.memory,
+            join_processes(),
         )
 
     def prove(self) -> dict[str, Score]:

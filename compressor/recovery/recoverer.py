@@ -14,9 +14,11 @@ from compressor.contracts import Recovery, Score
 from compressor.data.reference import Reference
 from compressor.models import Model
 from compressor.progress import Progress
+from compressor.recovery.processes import Processes
 from compressor.recovery.run_trainer import RunTrainer, Stopping
 from compressor.recovery.trained_weights import TrainedWeights
 from compressor.resources import MemoryBudget
+from compressor.settings import ComponentSettings, ModelSettings
 
 
 @dataclass
@@ -24,8 +26,8 @@ class Recoverer:
     """Trains the `model` by a `recovery` on `windows` `[window, position]`; None for one that takes no training.
 
     `find_trained` gives the weights that may be trained now. `references` are those of the run, the first of the search
-    prefixes. `load_base` loads the base anew. `on_point` is called for each point of the training. Weights and the
-    state of a training are stored in `folder`, one file for each round.
+    prefixes. `settings` are those of the model, with which the base is loaded anew. `on_point` is called for each point
+    of the training. Weights and the state of a training are stored in `folder`, one file for each round.
     """
 
     recovery: Recovery
@@ -33,13 +35,14 @@ class Recoverer:
     windows: Tensor | None
     find_trained: Callable[[], TrainedWeights]
     references: list[Reference]
-    load_base: Callable[[], Model]
+    settings: tuple[ModelSettings, ComponentSettings]
     answers: Answers
     progress: Progress
     folder: Path
     seed: int = 0
     on_point: Callable[[TrainingPoint], None] = lambda point: None
     memory: MemoryBudget = field(default_factory=MemoryBudget)
+    processes: Processes = field(default_factory=Processes)
     trainer: RunTrainer | None = field(default=None, init=False)
 
     def train(self, number: int, before: dict[str, Score]) -> RecoveryRecord:
@@ -54,7 +57,7 @@ class Recoverer:
             self.find_trained(),
             self.windows,
             self.references[0],
-            self.load_base,
+            self.settings,
             self.progress,
             self.on_point,
             self.folder / f"round-{number}.safetensors",
@@ -63,6 +66,7 @@ class Recoverer:
             self.seed,
             Stopping(self.answers.is_stopping, self.answers.after_block),
             self.memory,
+            self.processes,
         )
         if not trainer.is_done:
             self.recovery.recover(trainer)

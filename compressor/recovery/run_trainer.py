@@ -1,7 +1,7 @@
 """The trainer that a run gives to a recovery: trains the model, and goes on where an interrupted run was."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,17 +15,20 @@ from compressor.contracts import Reconstruction, Training
 from compressor.data.reference import Reference
 from compressor.errors import ConfigError, PluginError
 from compressor.evaluation.layer_replay import CannotReplay, LayerReplay
-from compressor.models import Model
+from compressor.models import Model, load_model
 from compressor.models.components import find_layers
 from compressor.progress import Progress
 from compressor.recovery.fine_tuning import FineTuning, needs_base
 from compressor.recovery.least_squares import solve_rows
 from compressor.recovery.optimizer import Optimizer
+from compressor.recovery.processes import Processes
 from compressor.recovery.reconstruction import Stream, find_blocks, take_steps
 from compressor.recovery.trained_weights import TrainedWeights
 from compressor.recovery.training_log import TrainingLog
 from compressor.recovery.training_state import TrainingState, read_state, write_state
+from compressor.recovery.training_together import SharedTraining
 from compressor.resources import MemoryBudget
+from compressor.settings import ComponentSettings, ModelSettings
 
 SAVED_EVERY = 60.0
 """Seconds between two states of a training on disk."""
@@ -44,17 +47,18 @@ class Stopping:
 class RunTrainer:
     """Trains the `model` by the methods of `compressor.contracts.Trainer`.
 
-    `windows` `[window, position]` are texts for training; `reference` gives the inputs for least squares. `load_base`
-    loads the base anew. The state of the training is in the file `path` under a `key`. `stage` counts the calls of the
-    recovery; an interrupted run has done some of them, and its state is `earlier`. `before` has the weights on the host
-    that were there before the training, by the names of all parameters that are trained.
+    `windows` `[window, position]` are texts for training; `reference` gives the inputs for least squares. With the
+    `settings` of the model, the base is loaded anew. The state of the training is in the file `path` under a `key`.
+    `stage` counts the calls of the recovery; an interrupted run has done some of them, and its state is `earlier`.
+    `before` has the weights on the host that were there before the training, by the names of all parameters that are
+    trained.
     """
 
     model: Model
     trained: TrainedWeights
     windows: Tensor | None
     reference: Reference
-    load_base: Callable[[], Model]
+    settings: tuple[ModelSettings, ComponentSettings]
     progress: Progress
     on_point: Callable[[TrainingPoint], None]
     path: Path
@@ -63,6 +67,7 @@ class RunTrainer:
     seed: int = 0
     stopping: Stopping = field(default_factory=Stopping)
     memory: MemoryBudget = field(default_factory=MemoryBudget)
+    processes: Processes = field(default_factory=Processes)
     points: list[TrainingPoint] = field(default_factory=list)
     before: dict[str, Tensor] = field(default_factory=dict)
     stage: int = 0
@@ -90,7 +95,7 @@ class RunTrainer:
 
     @cached_property
     def base(self) -> Model:
-        return self.load_base()
+        return load_model(*self.settings)
 
     @property
     def texts(self) -> Tensor:
@@ -103,15 +108,31 @@ class RunTrainer:
         done = self.begin_stage()
         if done is None:
             return
-        optimizer = self.make_optimizer(self.model.network, training, embeddings=training.embeddings)
+        optimizer = self.trained.make_optimizer(self.model.network, training, training.embeddings)
+        self.touch(optimizer.parameters)
         self.restore(optimizer)
+        self.share(training, optimizer, done)
         base = self.base if needs_base(training) else None
-        work = FineTuning(self.model, base, self.texts, training, optimizer, self.seed + self.stage)
+        seed = self.seed + self.stage
+        work = FineTuning(self.model, base, self.texts, training, optimizer, seed, self.processes)
         log = self.open_log("training", training.steps)
         steps = work.take_steps(done, log)
         description = f"round {self.round}: training"
         for number, is_good in enumerate(self.progress.track(steps, description, training.steps - done), done + 1):
             self.pause(is_good, number, optimizer)
+
+    def share(self, training: Training, optimizer: Optimizer, done: int) -> None:
+        """Let the other processes train too, from the step `done` on."""
+        if self.processes.count == 1:
+            return
+        weights = {name: parameter.detach().cpu() for name, parameter in self.parameters.items()}
+        state = {name: tensor.cpu() for name, tensor in optimizer.list_state().items()}
+        trained, seed = self.trained, self.seed + self.stage
+        self.processes.tell(
+            SharedTraining(
+                *self.settings, training, trained.pruned, trained.frozen, self.texts, weights, state, seed, done
+            )
+        )
 
     def reconstruct(self, reconstruction: Reconstruction) -> None:
         done = self.begin_stage()
@@ -144,7 +165,8 @@ class RunTrainer:
             if not self.trained.list_parameters(block):
                 continue
             calls = ours.find_calls(number, [name])[name]
-            optimizer = self.make_optimizer(block, options)
+            optimizer = self.trained.make_optimizer(block, options)
+            self.touch(optimizer.parameters)
             log = self.open_log(f"layer {number}, {name}", options.steps)
             seed = self.seed + self.stage + 1000 * number
             for _ in take_steps(block, calls.arguments, goals[name].outputs, options, optimizer, log, seed):
@@ -180,19 +202,7 @@ class RunTrainer:
             return None
         return int(self.earlier.facts["done"]) if self.stage == stage else 0
 
-    def make_optimizer(
-        self, inside: torch.nn.Module, options: Training | Reconstruction, embeddings: bool = True
-    ) -> Optimizer:
-        """AdamW for all weights of a module that may be trained."""
-        parameters = self.trained.list_parameters(inside, embeddings)
-        self.touch(parameters)
-        owned = {id(parameter) for parameter in parameters}
-        names = [name for name, view in self.model.weight_views.items() if id(view.parameter) in owned]
-        clip = options.clip if isinstance(options, Training) else float("inf")
-        masks = self.trained.make_masks(names)
-        return Optimizer(parameters, masks, options.learning_rate, options.weight_decay, clip)
-
-    def touch(self, parameters: list[torch.nn.Parameter]) -> None:
+    def touch(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """These parameters are trained, so they are part of the state."""
         chosen = {id(parameter) for parameter in parameters}
         self.remember(name for name, parameter in self.parameters.items() if id(parameter) in chosen)

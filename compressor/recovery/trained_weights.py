@@ -1,13 +1,15 @@
 """Which weights of a compressed model may be trained, and which must keep their values."""
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
-from compressor.contracts import QuantizedMatrix, Treatment
+from compressor.contracts import QuantizedMatrix, Reconstruction, Training, Treatment
 from compressor.models import Model
 from compressor.recovery.masks import Masks
+from compressor.recovery.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,16 @@ class TrainedWeights:
         kept = {id(parameter) for module in outer if module is not None for parameter in module.parameters()}
         kept |= {id(self.model.weight_views[name].parameter) for name in self.frozen}
         return [each for each in inside.parameters() if each.is_floating_point() and id(each) not in kept]
+
+    def make_optimizer(
+        self, inside: nn.Module, options: Training | Reconstruction, embeddings: bool = True
+    ) -> Optimizer:
+        """AdamW for all weights of a module that may be trained."""
+        parameters = self.list_parameters(inside, embeddings)
+        owned = {id(parameter) for parameter in parameters}
+        names = [name for name, view in self.model.weight_views.items() if id(view.parameter) in owned]
+        clip = options.clip if isinstance(options, Training) else math.inf
+        return Optimizer(parameters, self.make_masks(names), options.learning_rate, options.weight_decay, clip)
 
     def make_masks(self, names: Collection[str] | None = None) -> Masks:
         """Masks of the pruned components, or of those among `names`."""

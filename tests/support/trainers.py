@@ -16,7 +16,7 @@ from compressor.models import Model, load_model
 from compressor.progress import Silent
 from compressor.recovery.run_trainer import RunTrainer
 from compressor.recovery.trained_weights import TrainedWeights
-from compressor.settings import Device, DType, ModelSettings
+from compressor.settings import ComponentSettings, Device, DType, ModelSettings
 from tests.support.families import save_checkpoint
 from tests.support.references import random_prefixes
 
@@ -47,7 +47,7 @@ def make_trainer(model: Model, folder: Path, pruned: Collection[str], **options:
         TrainedWeights(model, frozenset(pruned), frozenset(options.pop("frozen", ()))),
         sample_sequences(base, 12, 10, 0),
         make_reference(base),
-        lambda: load_model(settings),
+        (settings, ComponentSettings()),
         Silent(),
         lambda point: None,
         folder / "training.safetensors",
