@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from compressor.artifacts import answers
+from compressor.commands.config import compose, open_hydra, read_config, store_schemas
 from compressor.commands.run import Run
 from compressor.commands.stopping import Stopped, stop
 from compressor.contracts import Recovery
+from compressor.plugins import installed
 from compressor.recovery import run_trainer
 from compressor.settings import ComponentSettings, ExportSettings, ModelSettings, ResumeSettings, Settings
 from compressor_plugins.pruning.magnitude import Magnitude
@@ -198,3 +200,14 @@ def test_a_training_that_makes_all_worse_is_undone(base: Path, tmp_path: Path) -
     for file in RESULTS:
         assert (tmp_path / "0" / file).read_bytes() == (tmp_path / "1" / file).read_bytes()
     assert sum("Recovery made every metric worse" in note for note in record.notes) == 2
+
+
+def test_no_recovery_wins_over_the_options_of_an_experiment() -> None:
+    plugins = installed()
+    store_schemas(plugins)
+    with open_hydra():
+        settings, plain = read_config(compose(["experiment=tiny_retrain", "recovery=none"]))
+        assert settings.recovery is None and plain["recovery"] is None
+        settings, plain = read_config(compose(["experiment=tiny_retrain"]))
+    assert settings.recovery == Finetune(steps=180, released=20, learning_rate=0.003)
+    assert plain["recovery"]["name"] == "finetune"
