@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from compressor.artifacts import answers
-from compressor.commands.config import compose, open_hydra, read_config, store_schemas
+from compressor.commands.config import compose_groups, open_hydra, read_config, store_schemas
 from compressor.commands.run import Run
 from compressor.commands.stopping import Stopped, stop
 from compressor.contracts import Recovery
@@ -202,12 +202,13 @@ def test_a_training_that_makes_all_worse_is_undone(base: Path, tmp_path: Path) -
     assert sum("Recovery made every metric worse" in note for note in record.notes) == 2
 
 
-def test_no_recovery_wins_over_the_options_of_an_experiment() -> None:
-    plugins = installed()
-    store_schemas(plugins)
+@pytest.mark.parametrize(
+    ("chosen", "recovery"), [([], Finetune(steps=180, released=20, learning_rate=0.003)), (["recovery=none"], None)]
+)
+def test_no_recovery_wins_over_the_options_of_an_experiment(chosen: list[str], recovery: Finetune | None) -> None:
+    store_schemas(installed())
     with open_hydra():
-        settings, plain = read_config(compose(["experiment=tiny_retrain", "recovery=none"]))
-        assert settings.recovery is None and plain["recovery"] is None
-        settings, plain = read_config(compose(["experiment=tiny_retrain"]))
-    assert settings.recovery == Finetune(steps=180, released=20, learning_rate=0.003)
-    assert plain["recovery"]["name"] == "finetune"
+        config = compose_groups(["experiment=tiny_retrain", *chosen])
+    settings, plain = read_config(config)
+    assert settings.recovery == recovery
+    assert plain["recovery"] == (recovery and {"name": "finetune", **plain["recovery"]})
