@@ -1,6 +1,7 @@
 """Shared by all tests: nothing leaves the test's own folders, and nothing reaches for a network."""
 
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ pytest.register_assert_rewrite("tests.support")
 from compressor.export import verification  # noqa: E402
 from tests.support.browser import Browser  # noqa: E402 - its assertions are rewritten too
 from tests.support.warm_processes import make_subprocess  # noqa: E402
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts into the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED_MODELS = Path(__file__).parents[2] / "shared" / "models"
 

@@ -18,6 +18,8 @@ from compressor.registry import escape
 
 NAMED = ("metric", "compressor")
 """Groups whose value is name -> options, so that a mapping chooses as well as sets."""
+SINGLE, OPTIONAL = ("schedule", "recovery"), ("recovery",)
+"""Groups whose value holds its name among its options, and those that may be None, which is the choice `none`."""
 
 
 def write_overrides(options: Mapping[str, Any], groups: Collection[str], prefix: str = "") -> Iterator[str]:
@@ -30,6 +32,9 @@ def write_overrides(options: Mapping[str, Any], groups: Collection[str], prefix:
     """
     for name, value in options.items():
         key = f"{prefix}{name}"
+        if value is None and key in OPTIONAL and key in groups:
+            yield f"{key}=none"
+            continue
         if not isinstance(value, Mapping):
             yield f"{key}={write_value(key, value)}"
             continue
@@ -37,7 +42,7 @@ def write_overrides(options: Mapping[str, Any], groups: Collection[str], prefix:
         if key in NAMED and key in groups:
             check_named(key, nested)
             yield f"{key}={write_value(key, list(nested))}"
-        elif key == "schedule" and key in groups and "name" in nested:
+        elif key in SINGLE and key in groups and "name" in nested:
             yield f"{key}={write_value(key, nested.pop('name'))}"
         yield from write_overrides(nested, groups, f"{key}.")
 

@@ -9,9 +9,11 @@ from compressor.settings import Settings
 
 
 def describe_settings(settings: Settings) -> dict[str, Any]:
-    """Settings like the configuration that Hydra composes; the schedule has its name among its options."""
+    """Settings like the configuration that Hydra composes; schedule and recovery have names among their options."""
     plain: dict[str, Any] = to_plain(settings)
-    plain["schedule"] = {"name": settings.schedule.name} | plain["schedule"]
+    for group in ("schedule", "recovery"):
+        if (plugin := getattr(settings, group)) is not None:
+            plain[group] = {"name": plugin.name} | plain[group]
     return plain
 
 

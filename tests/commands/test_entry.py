@@ -54,7 +54,10 @@ def test_a_signal_at_any_moment_after_the_start_is_at_most_one_line(seconds: flo
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
+        try:
+            _, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert errors.startswith("error: stopped by SIGINT") and errors.count("\n") == 1
 

@@ -113,6 +113,7 @@ def test_settings_are_taken_as_they_are(tmp_path: Path) -> None:
     result = compressor.run(settings, folder=tmp_path / "out")
     assert result.final is not None and result.final.amount == pytest.approx(0.4, abs=1e-3)
     assert result.config["schedule"] == {"name": "uniform", "targets": [0.4]}
+    assert result.config["recovery"] is None
     repeated = compressor.run(**result.config, folder=tmp_path / "again")
     assert repeated.final is not None and repeated.final.scores == result.final.scores
     with pytest.raises(compressor.CompressorError, match="give a Settings object or options, not both; got `seed`"):

@@ -173,7 +173,7 @@ def test_what_cannot_run_code_is_resumed(tmp_path: Path) -> None:
     """The folder where it is now takes the place of the folder where it was, so that it stands there once."""
     given = ["-m", "seed=1,2", "hydra/launcher=basic", "hydra.verbose=true", "model.trust_remote_code=false"]
     taken = read_arguments(record(tmp_path / "out", [*given, "hydra.sweep.dir=before"], "hydra.sweep.dir"))
-    assert taken == [*given, f"hydra.sweep.dir='{tmp_path / 'out'}'"]
+    assert taken == [*given[1:], f"hydra.sweep.dir='{tmp_path / 'out'}'", "-m"]
 
 
 @pytest.mark.parametrize(

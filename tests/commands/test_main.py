@@ -122,7 +122,7 @@ def test_plugins_are_listed(tmp_path: Path) -> None:
     listed = json.loads(facts.stdout)
     assert listed["failures"] == []
     for registry in installed().registries():
-        assert set(listed[f"{registry.word}s"]) == set(registry)
+        assert set(listed[registry.plural]) == set(registry)
         assert all(name in plain.stdout for name in registry)
 
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from compressor.artifacts import answers
 from compressor.commands.config import compose_groups, open_hydra, read_config, store_schemas
+from compressor.commands.overrides import write_overrides
 from compressor.commands.run import Run
 from compressor.commands.stopping import Stopped, stop
 from compressor.contracts import Recovery
@@ -212,3 +213,9 @@ def test_no_recovery_wins_over_the_options_of_an_experiment(chosen: list[str], r
     settings, plain = read_config(config)
     assert settings.recovery == recovery
     assert plain["recovery"] == (recovery and {"name": "finetune", **plain["recovery"]})
+
+
+def test_a_recorded_recovery_is_written_as_overrides() -> None:
+    recorded = {"recovery": {"name": "finetune", "steps": 3}}
+    assert [*write_overrides(recorded, ["recovery"])] == ["recovery=finetune", "recovery.steps=3"]
+    assert [*write_overrides({"recovery": None}, ["recovery"])] == ["recovery=none"]

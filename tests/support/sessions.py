@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from compressor.commands.setup import RunSetup
 from compressor.compression.apply import Treatments
@@ -15,6 +14,7 @@ from compressor.progress import Silent
 from compressor.resources import MemoryBudget
 from compressor.search.session import Session
 from compressor.settings import DataSettings, Settings, SweepSettings
+from compressor_plugins.schedules.uniform import Uniform
 
 
 def open_session(
@@ -28,8 +28,7 @@ def open_session(
     """A search on the sequences of `reference`; without a cache, unless `sweep` wants one."""
     prefixes, tokens = len(reference.tokens), reference.continuation_tokens
     data = DataSettings(prefixes=prefixes, continuation_tokens=tokens)
-    nothing: Any = None
-    settings = Settings({}, {}, nothing, data=data, sweep=sweep or SweepSettings(cache=False))
+    settings = Settings({}, {}, Uniform(), data=data, sweep=sweep or SweepSettings(cache=False))
     setup = RunSetup(
         settings, model, dict(metrics), treatments, TrialWeights(model, treatments, 1 << 30), MemoryBudget()
     )
