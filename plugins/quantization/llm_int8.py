@@ -16,7 +16,8 @@ from compressor.contracts import (
     working_dtype,
 )
 
-from .options import check_option, choose_bits, offer_bits
+from ..options import check_option
+from .options import choose_bits, offer_bits
 from .rounding import RoundToNearest, check_finite
 
 if TYPE_CHECKING:

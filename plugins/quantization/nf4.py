@@ -17,7 +17,8 @@ from compressor.contracts import (
     working_dtype,
 )
 
-from .options import check_option, choose_bits, offer_bits
+from ..options import check_option
+from .options import choose_bits, offer_bits
 from .rounding import check_finite, fit_scales, scales_dtype
 
 if TYPE_CHECKING:
