@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compressor.contracts import Component, Offer
-from compressor.errors import ConfigError, ModelError
+from compressor.errors import ConfigError
 
 from .masks import PrunedWeight, lowest, lowest_of_matrix_each, lowest_of_rows, prune
 
@@ -122,12 +122,3 @@ class Selection:
 def count_between(amount: float, start: int, end: int) -> int:
     """How many of the weights `start` to `end` of a line are pruned: round(a · end) − round(a · start)."""
     return round(amount * end) - round(amount * start)
-
-
-def check_ranked(importance: Tensor, component: Component) -> Tensor:
-    """The `importance`; raises ModelError for NaN, which has no rank."""
-    if importance.isnan().any():
-        raise ModelError(
-            f"weight of `{component.name}` contains NaN; every weight must be a number, repair the checkpoint"
-        )
-    return importance

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, Storage
 
 from ..calibration_warnings import warn_of_tokens
+from ..weight_checks import check_ranked
 from .masks import PrunedWeight
-from .selection import Scope, Selection, check_ranked
+from .selection import Scope, Selection
 
 if TYPE_CHECKING:
     from torch import Tensor

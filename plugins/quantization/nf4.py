@@ -18,8 +18,9 @@ from compressor.contracts import (
 )
 
 from ..options import check_option
+from ..weight_checks import check_finite
 from .options import choose_bits, offer_bits
-from .rounding import check_finite, fit_scales, scales_dtype
+from .rounding import fit_scales, scales_dtype
 
 if TYPE_CHECKING:
     import torch
