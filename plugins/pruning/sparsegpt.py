@@ -35,7 +35,7 @@ class SparseGpt(Compressor):
         c_j = w_j + Σ_{i<j} (w_i − ŵ_i) R_ij / R_jj,  ŵ_j = 0 where the mask is set, ŵ_j = c_j elsewhere.
 
     ŵ_j = 0 adds (c_j R_jj)² to the error, so this is the importance. Masks are chosen for a `block` of columns at a
-    time, when all earlier columns are done. A block loses the smallest of it, so that the matrix loses round(a · n) of
+    time, when all earlier columns are done, by the weights of the block that together make up for them. A block loses the smallest of it, so that the matrix loses round(a · n) of
     its n weights. With `scope=row`, and with amounts per row, each row of a block loses its own share. `pattern` N:M
     keeps the N most important of every M neighbours, chosen when the first of them is reached.
 
@@ -114,15 +114,13 @@ class SparseGpt(Compressor):
         # A pattern is chosen for M columns at a time, and a block holds whole groups of M.
         group = self.selection.parse_pattern()[1] if self.pattern else self.block
         block = max(1, self.block // group) * group
-        compensated, mask = prune_columns(weight, factor, is_dead, choose, block, group)
+        pruned = prune_columns(weight, factor, is_dead, choose, block, group)
         # A weight that did not change keeps its bits, the sign of a zero too.
-        return prune(weight.where(compensated == weight, compensated), mask, context.component)
+        return PrunedWeight(weight.where(pruned == weight, pruned), context.component.stored_bits)
 
 
-def prune_columns(
-    weight: Tensor, factor: Tensor, is_dead: Tensor, choose: Choose, block: int, group: int
-) -> tuple[Tensor, Tensor]:
-    """The compensated weight and the mask of pruned weights, both `[out, in]`.
+def prune_columns(weight: Tensor, factor: Tensor, is_dead: Tensor, choose: Choose, block: int, group: int) -> Tensor:
+    """ŵ `[out, in]`, zero where `weight` was zero and at the masks of `choose`.
 
     Masks are chosen for a `group` of columns at a time; it divides `block`, whose errors are added to later columns in
     one product. Errors are w − ŵ with ŵ in the dtype of the weight. Columns are held as rows, which are contiguous in
@@ -144,10 +142,15 @@ def prune_columns(
             if (j - start) % group == 0:
                 stop = min(j + group, end)
                 values = moved[j - start : stop - start].addmm(factor[start:j, j:stop].mT, left[start:j])
+                # So far each column makes up for earlier groups alone; together they are (w − ŵ) R_before R_group⁻¹.
+                group_factor, weights = factor[j:stop, j:stop].mT, left[j:stop]
+                values = weights + torch.linalg.solve_triangular(
+                    group_factor, values - weights, upper=False, unitriangular=True
+                )
                 # Weights that were zero come first.
                 importance = (values.square() * sizes[j:stop]).masked_fill(was_zero[j:stop], -1)
                 mask[j:stop] |= choose(importance.mT, start=j).mT
             compensated = moved[j - start].addmv(left[start:j].mT, factor[start:j, j])
             found[j] = compensated.masked_fill(mask[j], 0)
             left[j] -= found[j]
-    return found.mT, mask.mT
+    return found.mT
