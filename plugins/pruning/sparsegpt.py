@@ -35,9 +35,10 @@ class SparseGpt(Compressor):
         c_j = w_j + Σ_{i<j} (w_i − ŵ_i) R_ij / R_jj,  ŵ_j = 0 where the mask is set, ŵ_j = c_j elsewhere.
 
     ŵ_j = 0 adds (c_j R_jj)² to the error, so this is the importance. Masks are chosen for a `block` of columns at a
-    time, when all earlier columns are done, by the weights of the block that together make up for them. A block loses the smallest of it, so that the matrix loses round(a · n) of
-    its n weights. With `scope=row`, and with amounts per row, each row of a block loses its own share. `pattern` N:M
-    keeps the N most important of every M neighbours, chosen when the first of them is reached.
+    time, when all earlier columns are done, by the weights of the block that together make up for them. A block loses
+    the smallest of it, so that the matrix loses round(a · n) of its n weights. With `scope=row`, and with amounts per
+    row, each row of a block loses its own share. `pattern` N:M keeps the N most important of every M neighbours, chosen
+    when the first of them is reached.
 
     The amount a is the sparsity after pruning: a weight that was zero before counts and stays zero. Weights of an input
     that is always 0 are pruned first, and get no compensation. A component that no token reached is pruned by |w|. With
