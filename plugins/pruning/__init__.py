@@ -7,9 +7,11 @@ from compressor.contracts import Compressor
 
 from .magnitude import Magnitude
 from .random import Random
+from .sparsegpt import SparseGpt
+from .wanda import Wanda
 
 
 @hookimpl
 def register_compressors(register: Callable[[type[Compressor]], None]) -> None:
-    for compressor in (Magnitude, Random):
+    for compressor in (Magnitude, Random, SparseGpt, Wanda):
         register(compressor)

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import enum
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, Storage
-from compressor.errors import ConfigError, ModelError
 
-from .masks import PrunedWeight, lowest, lowest_of_matrix, lowest_of_matrix_each, lowest_of_rows, prune
+from ..weight_checks import check_ranked
+from .masks import PrunedWeight
+from .selection import Scope, Selection
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class Scope(enum.Enum):
-    """The set in which weights are ranked: the whole matrix, or each output row (then all rows lose the same share)."""
-
-    matrix = "matrix"
-    row = "row"
 
 
 @dataclass
@@ -46,74 +38,35 @@ class Magnitude(Compressor):
     name: ClassVar[str] = "magnitude"
     stored_as: ClassVar[Storage] = Storage.dense
 
+    @property
+    def selection(self) -> Selection:
+        return Selection(self.name, self.scope, self.pattern)
+
     def check_options(self) -> None:
-        if self.pattern:
-            self.parse_pattern()
+        self.selection.check_options()
 
     def list_unused(self) -> Mapping[str, str]:
-        return {"scope": "pattern"} if self.pattern else {}
+        return self.selection.list_unused()
 
     def offer(self, component: Component) -> Offer:
-        if not self.pattern:
-            return Offer(by_row=True)
-        keep, of = self.parse_pattern()
-        return Offer(levels=(1 - keep / of,))
+        return self.selection.offer()
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> PrunedWeight:
-        self.offer(context.component).require(amount, self.name, context.component)
         importance = self.rank(weight, context.component)
-        if self.pattern:
-            mask = self.mask_pattern(importance)
-        elif self.scope is Scope.row:
-            mask = lowest(importance, round(amount * weight.shape[1]))
-        else:
-            mask = lowest_of_matrix(importance, amount)
-        return prune(weight, mask, context.component)
+        return self.selection.prune(weight, importance, amount, context.component)
 
     def compress_each(self, weight: Tensor, amounts: Sequence[float], context: Context) -> Iterator[CompressedWeight]:
-        if self.pattern or self.scope is Scope.row:
-            yield from super().compress_each(weight, amounts, context)
-            return
-        for mask in lowest_of_matrix_each(self.rank(weight, context.component), amounts):
-            yield prune(weight, mask, context.component)
+        importance = self.rank(weight, context.component)
+        yield from self.selection.prune_each(weight, importance, amounts, context.component)
 
     def compress_rows(self, weight: Tensor, amounts: Sequence[float], context: Context) -> PrunedWeight:
-        self.offer(context.component).require_rows(amounts, self.name, context.component)
-        mask = lowest_of_rows(self.rank(weight, context.component), amounts)
-        return prune(weight, mask, context.component)
+        importance = self.rank(weight, context.component)
+        return self.selection.prune_rows(weight, importance, amounts, context.component)
 
     def importance(self, weight: Tensor, context: Context) -> Tensor | None:
         """|w|; None with a `pattern`, which does not prune weights one by one."""
         return None if self.pattern else self.rank(weight, context.component)
 
     def rank(self, weight: Tensor, component: Component) -> Tensor:
-        """|w| `[out, in]`; raises ModelError for NaN, which has no rank."""
-        importance = weight.abs()
-        if importance.isnan().any():
-            raise ModelError(
-                f"weight of `{component.name}` contains NaN; every weight must be a number, repair the checkpoint"
-            )
-        return importance
-
-    def parse_pattern(self) -> tuple[int, int]:
-        """`pattern` as (N, M); raises ConfigError."""
-        match = re.fullmatch(r"([0-9]{1,6}):([0-9]{1,6})", self.pattern)
-        keep, of = map(int, match.groups()) if match else (0, 0)
-        if not 1 <= keep < of:
-            raise ConfigError(
-                f"`compressor.magnitude.pattern` must be N:M with 1 <= N < M, got {self.pattern!r}; "
-                "give for example '2:4' (YAML needs the quotes)"
-            )
-        return keep, of
-
-    def mask_pattern(self, importance: Tensor) -> Tensor:
-        """True for the weights to prune: all except the N largest of every M neighbours in a row."""
-        import torch
-
-        keep, of = self.parse_pattern()
-        out, width = importance.shape
-        whole = width // of * of
-        groups, tail = importance[:, :whole].reshape(out, -1, of), importance[:, whole:]
-        rest = width - whole
-        masks = [lowest(groups, of - keep).view(out, whole), lowest(tail, rest - -(-keep * rest // of))]
-        return torch.cat(masks, dim=1)
+        """|w| `[out, in]`; raises ModelError for NaN."""
+        return check_ranked(weight.abs(), component)

@@ -95,12 +95,11 @@ def sort_values(line: Tensor) -> Tensor:
     return torch.from_numpy(np.sort(known.numpy())).to(line.dtype)
 
 
-def lowest_of_rows(importance: Tensor, amounts: Sequence[float]) -> Tensor:
-    """True at the round(a_r · in) smallest of each row r of `[out, in]`, chosen as by `lowest`."""
+def lowest_of_rows(importance: Tensor, counts: Sequence[int]) -> Tensor:
+    """True at the `counts[r]` smallest of each row r of `[out, in]`, chosen as by `lowest`."""
     import torch
 
-    width = importance.shape[-1]
-    counts = torch.tensor([round(amount * width) for amount in amounts], device=importance.device)
-    places = torch.arange(width, device=importance.device)
+    limits = torch.tensor(counts, device=importance.device)
+    places = torch.arange(importance.shape[-1], device=importance.device)
     order = importance.argsort(dim=-1, stable=True)
-    return torch.zeros_like(importance, dtype=torch.bool).scatter(-1, order, places < counts[:, None])
+    return torch.zeros_like(importance, dtype=torch.bool).scatter(-1, order, places < limits[:, None])

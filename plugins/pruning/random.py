@@ -37,7 +37,8 @@ class Random(Compressor):
 
     def compress_rows(self, weight: Tensor, amounts: Sequence[float], context: Context) -> PrunedWeight:
         self.offer(context.component).require_rows(amounts, self.name, context.component)
-        return prune(weight, lowest_of_rows(self.importance(weight, context), amounts), context.component)
+        counts = [round(amount * weight.shape[1]) for amount in amounts]
+        return prune(weight, lowest_of_rows(self.importance(weight, context), counts), context.component)
 
     def importance(self, weight: Tensor, context: Context) -> Tensor:
         """u `[out, in]`; 0 where the weight is already zero."""

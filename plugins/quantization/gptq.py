@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,16 +10,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix, Storage, working_dtype
 
-from .options import check_option, check_widths, choose_bits, offer_bits
+from ..calibration_warnings import warn_of_few_tokens, warn_of_tokens
+from ..hessian_factor import factor_hessian
+from ..options import check_option
+from .options import check_widths, choose_bits, offer_bits
 from .rounding import RoundToNearest, find_bounds, round_within
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-log = logging.getLogger(__name__)
-TENFOLD = 10.0
-noted: set[tuple[str, object]] = set()
-"""Warnings that were given. Each is given once, however often a component is compressed."""
 
 
 class Order(enum.Enum):
@@ -85,44 +82,22 @@ class Gptq(Compressor):
         # Columns of equal size stay in the order of their indices.
         sizes = hessian.diagonal() if self.order is Order.act else hessian.new_zeros(len(hessian))
         tokens, columns = int(context.calibration["tokens"]), sizes.argsort(descending=True, stable=True)
-        note_tokens(component.name, tokens, len(columns))
+        warn_of_tokens(self.name, component.name, tokens, "rounded to nearest")
+        warn_of_few_tokens(self.name, component.name, tokens, len(columns))
         has_inputs = tokens > 0 and bool(hessian.any())
-        factor = factor_hessian(hessian, self.damping, columns, component.name) if has_inputs else None
+        factor = None
+        if has_inputs:
+            factor = factor_hessian(hessian, self.damping, columns, self.name, component.name)
+            factor /= factor.diagonal().clone()
         for bits in widths:
             plain = RoundToNearest(bits, self.group).quantize(weight, component)
             yield plain if factor is None else round_columns(weight, plain, factor, columns, self.block)
 
 
-def factor_hessian(hessian: Tensor, damping: float, order: Tensor, name: str) -> Tensor:
-    """R / diag(R) `[in, in]`, R upper triangular with R Rᵀ = H + λI, λ = damping · mean(diag H), in the given `order`.
-
-    Columns are divided by their last element, so the diagonal is 1. The computation is in float64, because small
-    eigenvalues decide about late columns. H is first divided by mean(diag H), which must not be 0. With J the matrix
-    that reverses the order and L the Cholesky factor of J (H + λI) J, R is J L J. If H + λI is not positive definite,
-    damping is multiplied by ten until it is, and a warning names the value.
-    """
-    import torch
-
-    backwards, chosen = order.flip(0), damping
-    matrix = hessian[backwards][:, backwards].double()
-    matrix /= matrix.diagonal().mean()
-    matrix.diagonal().add_(chosen)
-    lower, failed = torch.linalg.cholesky_ex(matrix)
-    while failed:  # this ends: with enough of the identity added, a finite matrix is positive definite
-        matrix.diagonal().add_((TENFOLD - 1) * chosen)
-        chosen *= TENFOLD
-        lower, failed = torch.linalg.cholesky_ex(matrix)
-    if chosen != damping:
-        text = f"the Hessian of `{name}` is not positive definite with damping {damping:g}; {chosen:g} is used"
-        note("damping", name, text)
-    upper: Tensor = lower.flip(0, 1)
-    return upper.div_(upper.diagonal().clone())
-
-
 def round_columns(weight: Tensor, plain: QuantizedMatrix, factor: Tensor, order: Tensor, block: int) -> QuantizedMatrix:
     """Round the columns of `weight` `[out, in]` one by one in the `order`, on the grid of `plain`, with compensation.
 
-    With w_j the original column, s_j its scales and F the `factor`, in that order,
+    With w_j the original column, s_j its scales and F the `factor` R / diag(R), in that order,
 
         q_j = clamp(round((w_j + Σ_{i before j} F_ij (w_i − ŵ_i)) / s_j), −2^(b−1), 2^(b−1) − 1),
 
@@ -150,20 +125,3 @@ def round_columns(weight: Tensor, plain: QuantizedMatrix, factor: Tensor, order:
     integers = torch.empty_like(plain.integers)
     integers[:, order] = found.mT
     return replace(plain, integers=integers)
-
-
-def note_tokens(component: str, tokens: int, width: int) -> None:
-    """Warn of missing or few calibration tokens; few tokens only for the first component of each width."""
-    if tokens == 0:
-        text = f"no calibration token reached `{component}`, so it is rounded to nearest; raise data.prefixes"
-        note("unreached", None, text)
-    elif tokens < width:
-        text = f"`{component}` has only {tokens} calibration tokens for {width} inputs, so damping has a large effect"
-        note("few", width, f"{text}; raise data.prefixes or data.continuation_tokens")
-
-
-def note(kind: str, of: object, text: str) -> None:
-    """Log a warning once."""
-    if (kind, of) not in noted:
-        noted.add((kind, of))
-        log.warning("gptq: %s", text)

@@ -19,7 +19,8 @@ from compressor.contracts import (
     working_dtype,
 )
 
-from .options import check_option, check_widths, choose_bits, offer_bits
+from ..options import check_option
+from .options import check_widths, choose_bits, offer_bits
 from .rounding import find_range, fit_range, keep_better, round_groups, scales_dtype
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix, Storage
 
-from .options import check_option, choose_bits, offer_bits
+from ..options import check_option
+from .options import choose_bits, offer_bits
 from .rounding import RoundToNearest
 
 if TYPE_CHECKING:

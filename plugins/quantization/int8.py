@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix, Storage, TokenRounding
 from compressor.errors import ConfigError
 
-from .options import check_option, choose_bits, offer_bits
+from ..options import check_option
+from .options import choose_bits, offer_bits
 from .rounding import RoundToNearest
 
 if TYPE_CHECKING:

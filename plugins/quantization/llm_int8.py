@@ -16,8 +16,10 @@ from compressor.contracts import (
     working_dtype,
 )
 
-from .options import check_option, choose_bits, offer_bits
-from .rounding import RoundToNearest, check_finite
+from ..options import check_option
+from ..weight_checks import check_finite
+from .options import choose_bits, offer_bits
+from .rounding import RoundToNearest
 
 if TYPE_CHECKING:
     from torch import Tensor

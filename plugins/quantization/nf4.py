@@ -17,8 +17,10 @@ from compressor.contracts import (
     working_dtype,
 )
 
-from .options import check_option, choose_bits, offer_bits
-from .rounding import check_finite, fit_scales, scales_dtype
+from ..options import check_option
+from ..weight_checks import check_finite
+from .options import choose_bits, offer_bits
+from .rounding import fit_scales, scales_dtype
 
 if TYPE_CHECKING:
     import torch

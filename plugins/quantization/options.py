@@ -1,14 +1,9 @@
-"""Options that several quantizers share: their rules, and the widths of integers."""
+"""The widths of integers, an option that several quantizers share."""
 
 from compressor.contracts import Component, Compressor, Offer
 from compressor.errors import ConfigError
 
-
-def check_option(compressor: Compressor, option: str, fits: bool, rule: str, example: str) -> None:
-    """Raises ConfigError unless the value of the option `fits` the rule."""
-    if not fits:
-        name, value = f"compressor.{compressor.name}.{option}", getattr(compressor, option)
-        raise ConfigError(f"`{name}` must be {rule}, got {value}; give for example {example}")
+from ..options import check_option
 
 
 def check_widths(compressor: Compressor, widths: list[int]) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compressor.contracts import Component, QuantizedMatrix, dequantize, join_groups, split_groups, working_dtype
-from compressor.errors import ModelError
+
+from ..weight_checks import check_finite
 
 if TYPE_CHECKING:
     import torch
@@ -105,14 +106,6 @@ def find_range(groups: Tensor, component: Component) -> tuple[Tensor, Tensor]:
     lowest, highest = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
     check_finite(highest.maximum(-lowest), component)
     return lowest, highest
-
-
-def check_finite(largest: Tensor, component: Component) -> None:
-    """Raises ModelError if `largest`, the largest |w| of each group, contains NaN or infinity."""
-    if not largest.isfinite().all():
-        raise ModelError(
-            f"weight of `{component.name}` contains NaN or infinity; all weights must be finite, repair the checkpoint"
-        )
 
 
 def scales_dtype(weight: Tensor, component: Component) -> torch.dtype:

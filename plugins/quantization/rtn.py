@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from compressor.contracts import Component, Compressor, Context, Offer, QuantizedMatrix, Storage
 
-from .options import check_option, check_widths, choose_bits, offer_bits
+from ..options import check_option
+from .options import check_widths, choose_bits, offer_bits
 from .rounding import RoundToNearest
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from compressor.artifacts.plan_file import write_plan
 from compressor.contracts import Component, Context, QuantizedMatrix, Schedule, Treatment
 from compressor.errors import ConfigError, ModelError
 from compressor.settings import ComponentSettings
+from compressor_plugins import calibration_warnings
 from compressor_plugins.quantization import gptq
 from compressor_plugins.quantization.gptq import Gptq, Order
 from compressor_plugins.quantization.rtn import Rtn
@@ -30,7 +31,7 @@ seeds, widths = st.integers(0, 10**6), st.integers(1, 40)
 
 @pytest.fixture(autouse=True)
 def nothing_said() -> None:
-    gptq.noted.clear()
+    calibration_warnings.given.clear()
 
 
 def component_of(weight: Tensor) -> Component:

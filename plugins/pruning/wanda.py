@@ -1,0 +1,81 @@
+"""Wanda: pruning by weights and activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, Storage
+
+from ..calibration_warnings import warn_of_tokens
+from ..weight_checks import check_ranked
+from .masks import PrunedWeight
+from .selection import Scope, Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class Wanda(Compressor):
+    """Sets the smallest |w_ij| · √(mean x_j²) to zero, where x_j is input j of the component.
+
+    The root mean square is ‖x_j‖₂ / √n over the n calibration tokens, which gives the same order in a matrix as
+    ‖x_j‖₂. ŵ = 0 at the round(a · m) smallest of each set of m weights, ŵ = w elsewhere. The set is a row or the
+    matrix, by `scope`. The amount a is the sparsity after pruning: weights that were zero before count too. Among
+    equal importance the lowest index is pruned first. With amounts per row, the round(a_r · in) smallest of row r of
+    `[out, in]` become zero, whatever the `scope`. `pattern` N:M keeps the N largest of every M neighbours, as in
+    `magnitude`. With `sequential`, the inputs come from a model whose earlier layers are compressed, when a plan is
+    kept.
+
+    Weights of an input that is always 0 are pruned first, the smallest |w| first, but after weights that are zero. A
+    component that no token reached is pruned by |w|.
+
+    Source: Sun et al., A Simple and Effective Pruning Approach for Large Language Models, ICLR 2024 (arXiv 2306.11695).
+    """
+
+    scope: Scope = Scope.row
+    pattern: str = ""
+    sequential: bool = True
+
+    name: ClassVar[str] = "wanda"
+    stored_as: ClassVar[Storage] = Storage.dense
+    needs: ClassVar[frozenset[str]] = frozenset({"second_moment", "tokens"})
+
+    @property
+    def selection(self) -> Selection:
+        return Selection(self.name, self.scope, self.pattern)
+
+    def check_options(self) -> None:
+        self.selection.check_options()
+
+    def list_unused(self) -> Mapping[str, str]:
+        return self.selection.list_unused()
+
+    def offer(self, component: Component) -> Offer:
+        return self.selection.offer()
+
+    def compress(self, weight: Tensor, amount: float, context: Context) -> PrunedWeight:
+        return self.selection.prune(weight, self.rank(weight, context), amount, context.component)
+
+    def compress_each(self, weight: Tensor, amounts: Sequence[float], context: Context) -> Iterator[CompressedWeight]:
+        yield from self.selection.prune_each(weight, self.rank(weight, context), amounts, context.component)
+
+    def compress_rows(self, weight: Tensor, amounts: Sequence[float], context: Context) -> PrunedWeight:
+        return self.selection.prune_rows(weight, self.rank(weight, context), amounts, context.component)
+
+    def importance(self, weight: Tensor, context: Context) -> Tensor | None:
+        """|w_ij| · √(mean x_j²); None with a `pattern`, which does not prune weights one by one."""
+        return None if self.pattern else self.rank(weight, context)
+
+    def rank(self, weight: Tensor, context: Context) -> Tensor:
+        """|w_ij| · √(mean x_j²) `[out, in]`, in float32 at least; raises ModelError for NaN."""
+        import torch
+
+        component, second_moment = context.component, context.calibration["second_moment"]
+        tokens = int(context.calibration["tokens"])
+        warn_of_tokens(self.name, component.name, tokens, "pruned by magnitude")
+        smallest = torch.finfo(second_moment.dtype).tiny  # so that an input of 0 still ranks its weights by |w|
+        sizes = second_moment.clamp(min=smallest).sqrt() if tokens else torch.ones_like(second_moment)
+        return check_ranked(weight.abs() * sizes, component)
