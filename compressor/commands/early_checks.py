@@ -88,6 +88,11 @@ def check_plugins(settings: Settings, plugins: Plugins) -> None:
     schedule.check_options(settings.compressor, plugins.metrics)
     if (recovery := settings.recovery) is not None:
         require_kind(recovery, "recovery", Recovery)
+        if settings.model.stream:
+            raise ConfigError(
+                f"recovery `{recovery.name}` needs the weights in memory, and `model.stream` leaves them on disk; "
+                "leave one of the two out"
+            )
         recovery.check_options()
         check_recovery(recovery)
         if (texts := read_training_texts(recovery)) is not None and texts.path is not None:

@@ -1,5 +1,6 @@
 """`compressor forecast`: predict from one backward pass what every treatment and every size would cost."""
 
+import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,7 @@ from compressor.sensitivity.margin_law import TRUSTED_NOISE
 from compressor.sensitivity.unreached import describe_unreached
 from compressor.settings import Settings
 
+log = logging.getLogger(__name__)
 NOISE, COUNTED = "margin_noise", "fdtm"
 """The metric that the margin law starts from, and the one that it predicts."""
 SIZES = 20
@@ -80,6 +82,8 @@ class Forecast:
         """Load model, metrics and compressors. Wrong settings are errors here, before any work."""
         settings = self.settings
         check_forecast(settings)
+        if settings.recovery is not None:
+            log.warning("`recovery` has no effect in a forecast, which does not train; leave it out")
         needs = [*read_ranks(settings.schedule), NOISE, *([COUNTED] if settings.forecast.check else [])]
         self.setup = open_setup(settings, plugins, needs, self.progress)
         self.session = self.setup.open_session(self.folder, self.progress, notes=self.record.notes)

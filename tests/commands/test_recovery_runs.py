@@ -29,6 +29,8 @@ from compressor_plugins.recovery.reconstruct import Reconstruct
 from compressor_plugins.schedules.uniform import Uniform
 from tests.support.command_line import call_command
 from tests.support.families import save_checkpoint
+from tests.support.forecasts import make_settings as make_forecast_settings
+from tests.support.forecasts import run as make_forecast
 from tests.support.runs import make_settings, run
 
 RESULTS = ("plan.json", "sequences.jsonl", "model/model.safetensors", "model/config.json")
@@ -173,6 +175,10 @@ def test_a_round_that_was_trained_is_not_trained_again(
         (["recovery=reconstruct", "recovery.tokens=1"], "`recovery.tokens` must be at least 2, got 1"),
         (["recovery=least_squares", "recovery.damping=nan"], "`recovery.damping` must be a finite number above 0"),
         (["recovery=finetunes"], "finetune"),
+        (
+            ["recovery=least_squares", "model.stream=true"],
+            "needs the weights in memory, and `model.stream` leaves them",
+        ),
         (["recovery=finetune", "recovery.tokens=4000"], "must be at most the model's context"),
     ],
 )
@@ -219,3 +225,10 @@ def test_a_recorded_recovery_is_written_as_overrides() -> None:
     recorded = {"recovery": {"name": "finetune", "steps": 3}}
     assert [*write_overrides(recorded, ["recovery"])] == ["recovery=finetune", "recovery.steps=3"]
     assert [*write_overrides({"recovery": None}, ["recovery"])] == ["recovery=none"]
+
+
+def test_a_forecast_says_that_it_does_not_train(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = make_forecast_settings(model=ModelSettings(path=str(base)), recovery=LeastSquares())
+    with caplog.at_level("WARNING"):
+        make_forecast(tmp_path / "out", settings)
+    assert "`recovery` has no effect in a forecast, which does not train; leave it out" in caplog.messages
