@@ -54,7 +54,7 @@ def test_every_snippet_is_a_file() -> None:
     assert len(SNIPPETS) == PAGE.count("```") // 2
     assert set(SNIPPETS) == {
         "pyproject.toml", "my_plugin/__init__.py", "my_plugin/top_agreement.py", "my_plugin/bits4.py",
-        "my_plugin/wanda.py", "my_plugin/cheapest.py", "my_plugin/solve_then_train.py",
+        "my_plugin/masked_wanda.py", "my_plugin/cheapest.py", "my_plugin/solve_then_train.py",
         "tests/test_contracts.py", "tests/test_run.py",
     }  # fmt: skip
 
@@ -64,7 +64,7 @@ def test_the_plugin_of_the_page_is_loaded(site: Path) -> None:
     assert not listed["failures"]
     named = {
         "metrics": ["top_agreement"],
-        "compressors": ["bits4", "wanda"],
+        "compressors": ["bits4", "masked_wanda"],
         "schedules": ["cheapest"],
         "recoveries": ["solve_then_train"],
     }

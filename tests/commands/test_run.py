@@ -244,7 +244,7 @@ def test_a_bug_of_a_built_in_plugin_is_one_of_ours(
         raise error
 
     installed()
-    monkeypatch.setattr("compressor_plugins.pruning.magnitude.lowest_of_matrix_each", fail)
+    monkeypatch.setattr("compressor_plugins.pruning.selection.lowest_of_matrix_each", fail)
     said: list[str] = []
     terminal = Terminal()
     monkeypatch.setattr(terminal, "fail", said.append)
