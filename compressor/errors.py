@@ -1,7 +1,8 @@
 """The exception tree. The message of every `CompressorError` is one line: what, the value, the rule, the fix."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class CompressorError(Exception):
@@ -37,6 +38,24 @@ class PluginError(CompressorError):
 
 class OutputError(CompressorError):
     """A result cannot be written, or an earlier result cannot be read."""
+
+
+def list_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, the one that led to it, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@contextmanager
+def naming(key: str | None) -> Iterator[None]:
+    """Inside, the message of a DataError begins with the `key`, if there is one, that leads to the text."""
+    try:
+        yield
+    except DataError as error:
+        if key is None:
+            raise
+        raise DataError(f"`{key}`: {error}") from None
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

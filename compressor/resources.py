@@ -25,6 +25,10 @@ UNITS = {"B": 1} | {
     for power, letter in enumerate("KMGT", start=1)
 }
 
+NO_MEMORY = re.compile(
+    "out of memory|not enough memory|(can't|cannot|failed to|unable to) allocate|bad_alloc|start new thread", re.I
+)
+"""Messages of torch, of CUDA and of the C++ and Python libraries, which all use a RuntimeError for a lack of memory."""
 LARGEST = 2.0**60
 """Bytes that no machine has."""
 
@@ -114,6 +118,11 @@ def read_memory(device: torch.device) -> Memory | None:
 
         available = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         return Memory(torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device), available)
+    return read_host_memory()
+
+
+def read_host_memory() -> Memory | None:
+    """Memory of the machine; None if it cannot be read."""
     try:
         used, free = psutil.Process().memory_info().rss, psutil.virtual_memory().available
     except (psutil.Error, OSError, NotImplementedError):  # the last on systems that psutil does not know
@@ -145,6 +154,11 @@ def read_limits() -> list[int]:
         with suppress(OSError, ValueError):  # in version 2, "max" means no limit
             found.append(int(path.read_text(encoding="ascii")))
     return found
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that the machine or the device has no memory left."""
+    return isinstance(error, MemoryError) or bool(NO_MEMORY.search(str(error)))
 
 
 def measure_folder(folder: Path) -> int:

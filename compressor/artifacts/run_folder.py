@@ -34,6 +34,7 @@ from compressor.artifacts.run_files import (
 from compressor.errors import OutputError
 
 RUNNING, INTERRUPTED, FAILED, DONE = "running", "interrupted", "failed", "done"
+STATUSES = (RUNNING, INTERRUPTED, FAILED, DONE)
 FIRST_FILES = 1 << 17
 """Bytes that must be free at the start: for the configuration, the state and a report of a failure."""
 HEARTBEAT = 10.0
@@ -99,8 +100,24 @@ def check_content(folder: Path, multirun: bool = False) -> None:
         raise OutputError(
             f"{folder} already holds a finished run or forecast; {another} (from Python: folder=DIR), or remove it"
         )
+    elif (results := find_unexplained(place)) is not None:
+        raise OutputError(
+            f"{folder} holds results ({', '.join(results)}), and its {STATUS} does not say whether they are finished; "
+            f"{another}, or remove it"
+        )
     _refuse_links(folder, multirun)
     _refuse_foreign(folder, [str(path.relative_to(place)) for path in find_foreign(place)], "move them, or " + another)
+
+
+def find_unexplained(folder: Path) -> list[str] | None:
+    """The names of results in a folder whose status cannot be read; None if there is nothing that could be lost.
+
+    Before there is a result there is a status, so somebody removed or damaged it. A run that can go on makes the same
+    results again.
+    """
+    if read_status(folder).get("status") in STATUSES or (folder / STATE).is_dir():
+        return None
+    return [name for name in (*FILES, *FOLDERS) if (folder / name).exists()] or None
 
 
 def _refuse_links(folder: Path, multirun: bool) -> None:
@@ -296,9 +313,9 @@ def working_in(folder: Path, command: str) -> Iterator[None]:
 
 
 def clear_results(folder: Path) -> None:
-    """Remove the results of a command that did not finish, from a folder that is ours."""
+    """Remove the results of a command that did not finish, from a folder that is ours; the status stays."""
     assert (folder / MARK).is_file(), folder
-    for name in (*FILES, STATUS):
+    for name in FILES:
         remove_file(folder / name)
     for left in find_leftovers(folder):
         remove_whole(left)

@@ -18,6 +18,8 @@ from compressor.errors import ConfigError, OutputError
 NAME, ANSWERS = "run.json", "answers"
 NOT_COMPARED = ("resume", "tracking", "memory")
 """Groups of the configuration on which no result depends."""
+FACTS = ("processor", "threads", "versions", "code", "weights", "dtype", "texts", "batch")
+"""What results depend on besides the configuration."""
 EVERYTHING = "all"
 """`resume.accept=[all]` takes every difference."""
 MOST_NAMED = 4

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from enum import Enum
 from importlib.resources import files
 from pathlib import Path
@@ -33,6 +34,8 @@ EMBEDDED = Path(str(files("compressor") / "tiny"))
 
 TEXTS = ("path", "dir", "subdir", "name", "subset", "column", "revision", "project")
 """Last parts of keys whose values are texts of the user, such as paths."""
+MANY = ("metric", "compressor", "experiment")
+"""Groups of the configuration of which several options can be chosen."""
 OPTIONS = ("metric.", "compressor.", "schedule.", "recovery.")
 """Where the keys of plugins' options begin. There an empty list means the default, like a key that is left out."""
 LONGEST, DEEPEST, MOST_RUNS = 10_000, 50, 10_000
@@ -220,6 +223,14 @@ def check_key(key: str, keys: Collection[str], loader: ConfigLoader, plugins: Pl
     is_chosen = any(known.startswith(f"{group}.{name}") for known in keys)
     if group in ("compressor", "metric") and name in getattr(plugins, f"{group}s") and not is_chosen:
         raise ConfigError(f"`{key}` is an option of a {group} that is not chosen; add {group}={name}")
+    for registry in plugins.registries():
+        if registry.word != group:
+            continue
+        if others := [name for name, plugin in registry.items() if rest in {each.name for each in fields(plugin)}]:  # type: ignore[arg-type]
+            raise ConfigError(
+                f"`{key}` is an option of {', '.join(others)}, and not of the chosen {group}; leave it out, or add "
+                f"{group}={others[0]}"
+            )
     raise ConfigError(f"unknown key `{key}`; {suggest_key(key, {*keys, *loader.list_groups('')})}")
 
 
@@ -283,6 +294,10 @@ def check_group(loader: ConfigLoader, plugins: Plugins, group: str, values: Sequ
     options = loader.get_group_options(group)
     if [] in values:
         raise ConfigError(f"`{group}` must name at least one option, got []; {suggest('', options)}")
+    for value in values:
+        if isinstance(value, list) and len(value) > 1 and group not in MANY and not group.startswith("hydra/"):
+            names = ",".join(map(str, value))
+            raise ConfigError(f"`{group}` takes one option, got {names}; choose one, or run each by -m {group}={names}")
     for choice in [one for value in values for one in (value if isinstance(value, list) else [value])]:
         if choice is None:
             raise ConfigError(f"`{group}` must name an option, got null; {suggest('', options)}")

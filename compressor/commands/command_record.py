@@ -5,6 +5,7 @@ For a multirun the jobs are recorded too, so that those of another configuration
 
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -115,8 +116,16 @@ def write_command(folder: Path, arguments: Sequence[str], jobs: Jobs | None) -> 
     """Write the arguments of a run, or of a multirun with these `jobs`, to its folder, for `compressor resume`."""
     kept = [argument for argument in arguments if not RESUME.match(argument)]
     key = FOLDER_KEYS[jobs is not None]
-    record = {"arguments": kept, "key": key} | ({"jobs": asdict(jobs)} if jobs else {})
+    record = {"arguments": kept, "key": key, "directory": os.getcwd()} | ({"jobs": asdict(jobs)} if jobs else {})
     write_json(folder / COMMAND_FILE, record)
+
+
+def find_directory(folder: Path) -> Path | None:
+    """The working directory in which a run was started, if it is another one than now; None if that is not known."""
+    directory = read_json(folder / COMMAND_FILE).get("directory")
+    if not isinstance(directory, str) or os.path.realpath(directory) == os.path.realpath("."):
+        return None
+    return Path(directory)
 
 
 def read_arguments(folder: Path, trusted: Sequence[str] = ()) -> list[str]:
@@ -136,4 +145,5 @@ def read_arguments(folder: Path, trusted: Sequence[str] = ()) -> list[str]:
     check_harmless(arguments, trusted, path)
     overrides = parse_arguments(arguments).overrides
     others = [line for line in overrides if line.partition("=")[0] != key]
-    return add_overrides(replace_overrides(arguments, others), after=[f"{key}={quote(str(folder))}"])
+    place = folder if find_directory(folder) is None else folder.absolute()
+    return add_overrides(replace_overrides(arguments, others), after=[f"{key}={quote(str(place))}"])

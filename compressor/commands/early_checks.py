@@ -5,12 +5,14 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
+from compressor.artifacts.run_state import EVERYTHING, FACTS
 from compressor.contracts import EstimableMetric, Metric, Problem, Recovery, Schedule
 from compressor.contracts.declarations import (
     check_compressor,
     check_metric,
     check_recovery,
     check_schedule,
+    name_path,
     read_file_limit,
     read_ranks,
     read_text,
@@ -19,7 +21,7 @@ from compressor.contracts.declarations import (
     require_kind,
 )
 from compressor.data.text_files import find_file
-from compressor.errors import ConfigError, DataError, suggest
+from compressor.errors import ConfigError, DataError, naming, suggest
 from compressor.export_formats import check_format, check_packs
 from compressor.model_paths import find_local_folder
 from compressor.plugins import Plugins
@@ -63,15 +65,20 @@ def check_settings(settings: Settings, plugins: Plugins) -> None:
     check_screen(settings.sweep, plugins.metrics)
     check_plugins(settings, plugins)
     check_size(settings)
+    known = {EVERYTHING, *FACTS, *(field.name for field in fields(settings))}
+    for name in settings.resume.accept:
+        if (first := name.partition(".")[0]) not in known:
+            raise ConfigError(f"`resume.accept`: nothing is called `{name}`; {suggest(first, known)}")
 
 
 def check_plugins(settings: Settings, plugins: Plugins) -> None:
     """Raise CompressorError for options of metrics, compressors and the schedule that suit no model."""
-    for metric in settings.metric.values():
+    for name, metric in settings.metric.items():
         check_metric(metric)
         metric.check_options()
         if (text := read_text(metric)) is not None and text.path is not None:
-            find_file(text.path)
+            with naming(name_path(f"metric.{name}", metric, text.path)):
+                find_file(text.path)
     for compressor in settings.compressor.values():
         check_compressor(compressor)
         compressor.check_options()
@@ -96,7 +103,8 @@ def check_plugins(settings: Settings, plugins: Plugins) -> None:
         recovery.check_options()
         check_recovery(recovery)
         if (texts := read_training_texts(recovery)) is not None and texts.path is not None:
-            find_file(texts.path)
+            with naming(name_path("recovery", recovery, texts.path)):
+                find_file(texts.path)
 
 
 def check_screen(sweep: SweepSettings, metrics: Mapping[str, type[Metric]]) -> None:
@@ -151,7 +159,8 @@ def check_source(data: DataSettings) -> None:
     if data.source is DataSource.text:
         if not data.path:
             raise ConfigError("`data=text` needs `data.path`, got none; give a file with text, or with rows of it")
-        find_file(data.path)
+        with naming("data.path"):
+            find_file(data.path)
 
 
 def check_numbers(settings: Settings) -> None:

@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from compressor.commands.command_record import (
     Jobs,
     check_jobs,
     describe_jobs,
+    find_directory,
     read_arguments,
     write_command,
 )
@@ -58,10 +59,12 @@ from compressor.commands.stopping import Stopped, find_stopped, stop
 from compressor.commands.terminal import LenientStream, Terminal, protect_output
 from compressor.commands.together import leading
 from compressor.contracts.declarations import summarize_class
-from compressor.errors import CompressorError, ConfigError, OutputError, suggest
+from compressor.errors import CompressorError, ConfigError, OutputError, list_causes, suggest
 from compressor.plugins import Plugins, installed
+from compressor.resources import lacks_memory
 
 FAILED, BUG = 1, 70
+LESS_MEMORY = "lower sweep.batch or data.prefixes, add model.stream=true, or take a larger machine"
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Hydra's own variable for tracebacks; --debug sets it."""
 
@@ -130,7 +133,24 @@ def resume(arguments: Sequence[str], terminal: Terminal) -> int:
     if read_status(folder).get("status") == DONE:
         terminal.say(f"the run in {folder} is done; there is nothing to go on with")
         return 0
-    return run(add_overrides(read_arguments(folder, trusted), after=accepted), terminal)
+    arguments = read_arguments(folder, trusted)
+    with working_where_started(folder, terminal):
+        return run(add_overrides(arguments, after=accepted), terminal)
+
+
+@contextmanager
+def working_where_started(folder: Path, terminal: Terminal) -> Iterator[None]:
+    """Inside, relative paths are those of the directory in which the run was started, if it is here."""
+    directory = find_directory(folder)
+    if directory is None:
+        yield
+    elif directory.is_dir():
+        terminal.say(f"relative paths are those of {directory}, where the run was started")
+        with chdir(directory):
+            yield
+    else:
+        terminal.say(f"the run was started in {directory}, which is not here; relative paths are those of {Path.cwd()}")
+        yield
 
 
 def shows_whole() -> bool:
@@ -164,15 +184,18 @@ class Failures:
                 raise stopped from None
             if self.shows_whole:
                 raise
-            self.status = BUG
-            log.debug("a bug", exc_info=True)
-            self.terminal.fail(f"{prefix}{describe_bug(error, folder / LOG)}")
+            log.debug("a failure", exc_info=True)
+            status, line = describe_failure(error, folder / LOG)
+            self.status = max(self.status, status)
+            self.terminal.fail(f"{prefix}{line}")
 
 
-def describe_bug(error: Exception, place: Path | None = None) -> str:
-    """One line that asks for a report."""
+def describe_failure(error: Exception, place: Path | None = None) -> tuple[int, str]:
+    """Exit status and line of an error that is none of ours: a lack of memory, or a bug, of which a report is asked."""
+    if any(map(lacks_memory, list_causes(error))):
+        return FAILED, f"no memory is left ({one_line(error) or type(error).__name__}); {LESS_MEMORY}"
     where = f"the traceback is in {place}" if place else "--debug shows the traceback"
-    return f"a bug of compressor, {type(error).__name__}: {str(error) or 'no message'}; please report it: {where}"
+    return BUG, f"a bug of compressor, {type(error).__name__}: {str(error) or 'no message'}; please report it: {where}"
 
 
 @contextmanager
@@ -481,5 +504,6 @@ def attempt(arguments: Sequence[str], terminal: Terminal) -> int:
     except Exception as error:
         if shows_whole():
             raise
-        terminal.fail(describe_bug(error))
-        return BUG
+        status, line = describe_failure(error)
+        terminal.fail(line)
+        return status

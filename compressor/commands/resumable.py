@@ -29,7 +29,7 @@ def check_harmless(arguments: Sequence[str], trusted: Sequence[str], record: Pat
     if added := [argument for argument in trusted if argument not in arguments]:
         raise ConfigError(
             f"`compressor resume` takes a folder, resume.accept=[…], and arguments of {record}, got "
-            f"{shlex.join(added)}; to change a setting start the command again"
+            f"{shlex.join(added)}; an interrupted run keeps its settings: leave that out, or start another run with it"
         )
     try:
         given = parse_arguments(arguments).overrides

@@ -33,10 +33,9 @@ from compressor.commands.setup import RunSetup, open_setup
 from compressor.commands.stopping import Stopped, stop
 from compressor.compression.amounts import describe_components, describe_final
 from compressor.contracts import Dialogue, Oracle, Prefixes, Recovery, Score, SizeRequest
-from compressor.contracts.declarations import read_ranks, read_training_texts
+from compressor.contracts.declarations import read_ranks
 from compressor.contracts.requests import compressors_of
 from compressor.data.reference import write_reference
-from compressor.data.texts import make_training_texts
 from compressor.errors import OutputError
 from compressor.evaluation.bootstrap import aggregate_each
 from compressor.plugins import Plugins
@@ -101,6 +100,7 @@ class Run:
                 "`forecast.check` has no effect in `compressor run`; leave it out, or use `compressor forecast`"
             )
         self.setup = open_setup(settings, plugins, read_ranks(settings.schedule), self.progress)
+        self.setup.make_training_windows(sampled=False)
         model = self.setup.model
         self.record.notes.extend(model.notes)
         export.check_savable(model)
@@ -134,6 +134,7 @@ class Run:
         """Make a reference for each set of prefixes, then score the base itself; yields after each step."""
         yield from self.setup.take_reference_steps(tuple(Prefixes))
         if (recovery := self.settings.recovery) is not None:
+            self.setup.make_training_windows(sampled=True)
             self.session.rounds.recoverer = self.make_recoverer(recovery)
         write_reference(self.setup.evaluators[Prefixes.PROOF].reference, self.folder / "reference.safetensors")
         self.record.noise_floor = min(evaluator.reference.noise_floor for evaluator in self.setup.evaluators.values())
@@ -157,13 +158,12 @@ class Run:
             expected.check()
 
     def make_recoverer(self, recovery: Recovery) -> Recoverer:
-        """What trains the model after each round; its texts are sampled from the model, which must be the base now."""
+        """What trains the model after each round."""
         settings, model, applied = self.settings, self.setup.model, self.session.applied
-        wanted = read_training_texts(recovery)
         return Recoverer(
             recovery,
             model,
-            None if wanted is None else make_training_texts(model, wanted, settings.data.seed),
+            self.setup.training_windows,
             lambda: find_trained(model, applied.kept, applied.packed_bits, applied.quantized),
             [evaluator.reference for evaluator in self.setup.evaluators.values()],
             (settings.model, settings.components),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.run_record import ReferenceRecord, RoundRecord, collect_versions
@@ -21,10 +22,11 @@ from compressor.compression.apply import Treatments
 from compressor.compression.calibrator import Calibrator
 from compressor.compression.trial_weights import TrialWeights
 from compressor.contracts import EstimableMetric, Metric, Prefixes, Problem, Reads
-from compressor.contracts.declarations import check_metric, read_text
+from compressor.contracts.declarations import check_metric, name_path, read_text, read_training_texts
 from compressor.data import texts
 from compressor.data.reference import build_reference, cache_folder
 from compressor.data.text_files import Text
+from compressor.errors import naming
 from compressor.evaluation.evaluator import Evaluator
 from compressor.export import FileSizes
 from compressor.models import Model, load_model
@@ -55,6 +57,7 @@ class RunSetup:
     """A model with its metrics and treatments; `evaluators` are over the prefixes whose reference was built.
 
     `trial_weights` make the weights of trials. `text` is the natural text of the run; `notes` are for its report.
+    `training_windows` `[window, position]` are the texts on which a recovery trains.
     """
 
     settings: Settings
@@ -66,6 +69,7 @@ class RunSetup:
     text: Text | None = None
     notes: list[str] = field(default_factory=list)
     evaluators: dict[Prefixes, Evaluator] = field(default_factory=dict)
+    training_windows: Tensor | None = None
 
     def take_reference_steps(self, wanted: Sequence[Prefixes]) -> Iterator[None]:
         """Make prefixes, windows of text, and a reference for each of `wanted`; yields 2 + len(wanted) times."""
@@ -74,11 +78,11 @@ class RunSetup:
         made = texts.make_prefixes(model, settings.data, text, Prefixes.PROOF in wanted)
         prefixes = dict(zip(Prefixes, made, strict=True))
         yield
-        windows = {
-            name: texts.make_windows(model, request, settings.data, text)
-            for name, metric in self.metrics.items()
-            if (request := read_text(metric)) is not None
-        }
+        windows = {}
+        for name, metric in self.metrics.items():
+            if (request := read_text(metric)) is not None:
+                with naming(name_path(f"metric.{name}", metric, request.path)):
+                    windows[name] = texts.make_windows(model, request, settings.data, text)
         self.notes += [note for found in windows.values() for note in found.notes]
         yield
         head: FrozenHead | None = None
@@ -94,6 +98,19 @@ class RunSetup:
                 model, reference, self.metrics, self.trial_weights, windows, mode, memory=memory
             )
             yield
+
+    def make_training_windows(self, sampled: bool) -> None:
+        """Make the texts for training if they are `sampled` from the model, which must be the base now, or if not.
+
+        Those of a file need only the tokenizer, so what is wrong with them is told before any work.
+        """
+        recovery = self.settings.recovery
+        if recovery is None or (wanted := read_training_texts(recovery)) is None:
+            return
+        texts.check_training_texts(wanted, self.model.context)
+        if (wanted.path is None) is sampled:
+            with naming(name_path("recovery", recovery, wanted.path)):
+                self.training_windows = texts.make_training_texts(self.model, wanted, self.settings.data.seed)
 
     def describe_reference(self, which: Prefixes) -> ReferenceRecord:
         """What is scored on these prefixes."""
@@ -176,6 +193,7 @@ class RunSetup:
         texts_read, tokens = hashlib.sha256(), [evaluator.reference.tokens for evaluator in self.evaluators.values()]
         for evaluator in self.evaluators.values():
             tokens += [windows.tokens for windows in evaluator.windows.values()]
+        tokens += [] if self.training_windows is None else [self.training_windows]
         for part in tokens:
             texts_read.update(part.contiguous().numpy().tobytes())
         packages = {type(plugin).__module__ for plugin in (*self.metrics.values(), self.settings.schedule)}

@@ -104,6 +104,13 @@ def read_training_texts(recovery: Recovery) -> TrainingTexts | None:
     return texts
 
 
+def name_path(group: str, plugin: object, path: str | None) -> str | None:
+    """The key of the option that leads to a text at `path`: `GROUP.path`, or the group if no option has it."""
+    if path is None:
+        return None
+    return f"{group}.path" if getattr(plugin, "path", None) == path else group
+
+
 def check_training(recovery: Recovery, training: object, windows: int) -> None:
     """Raise PluginError for an argument of `Trainer.train` or `Trainer.reconstruct` that no trainer can follow.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import DataError
+from compressor.resources import read_host_memory
 
 OBVIOUS = ("text", "content", "prompt")
 """Names of columns that hold the text, where nobody says which column does."""
@@ -23,6 +24,8 @@ REFUSED = frozenset((
     ".pt", ".bin", ".safetensors", ".gguf", ".h5", ".pdf", ".doc", ".docx", ".odt", ".epub", ".rtf",
 ))  # fmt: skip
 """Extensions of files whose bytes are no text, or whose text is in a packed form."""
+SMALL, COPIES = 1 << 26, 4
+"""A text of `SMALL` bytes is read in any case. A larger one stands in memory as bytes, as text and as tokens."""
 FIX = "convert it to UTF-8 text, .jsonl, .json, .csv, .tsv or .parquet (.gz is read, too)"
 
 
@@ -67,8 +70,12 @@ def find_file(path: str | Path) -> Path:
         raise DataError(f"cannot read text `{path}`: no such file; check its name")
     if place.is_dir():
         raise DataError(f"cannot read text `{path}`: it is a folder; give a file with text")
+    if not place.is_file():
+        raise DataError(f"cannot read text `{path}`: it is no regular file but a pipe or a device; write it to a file")
     if (kind := find_type(path)) in REFUSED:
         raise DataError(f"{path} is a {kind} file, which is not read as text; {FIX}")
+    if not place.stat().st_size:
+        raise DataError(f"{path} is empty; give a file with text")
     return place
 
 
@@ -95,12 +102,25 @@ def explained(path: str | Path) -> Iterator[None]:
 
 def decode(place: Path, path: str | Path) -> str:
     """The whole file as text, without a byte order mark; raises DataError for binary files."""
-    content = gzip.decompress(place.read_bytes()) if is_gzip(place) else place.read_bytes()
+    content = read_limited(place)
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path} is not UTF-8 text but UTF-16; {FIX}")
     if b"\0" in content:
         raise DataError(f"{path} is binary (it holds a NUL byte), not UTF-8 text; {FIX}")
     return content.decode("utf-8-sig")
+
+
+def read_limited(place: Path) -> bytes:
+    """The bytes of a file, decompressed; raises DataError where there is no memory for them."""
+    memory = read_host_memory()
+    most = SMALL if memory is None else max(SMALL, (memory.available - memory.used) // COPIES)
+    with gzip.open(place) if is_gzip(place) else place.open("rb") as file:
+        content: bytes = file.read(most + 1)
+    if len(content) > most:
+        raise DataError(
+            f"{place} holds more than the {most} bytes of text for which there is memory; give a part of it"
+        )
+    return content
 
 
 Reader = Callable[[str], Iterable[object]]

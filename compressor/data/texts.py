@@ -7,7 +7,7 @@ from torch import Tensor
 
 from compressor.contracts import TextWindows, TrainingTexts
 from compressor.data.text_files import Text, choose_column, join_rows, read_text
-from compressor.errors import ConfigError, DataError
+from compressor.errors import ConfigError, DataError, naming
 from compressor.models import Model
 from compressor.settings import DataSettings
 
@@ -64,7 +64,8 @@ def load_text(settings: DataSettings) -> Text | None:
     if settings.source == "hf":
         return load_hub_text(settings)
     assert settings.path, "checked before"
-    text = read_text(settings.path, settings.column)
+    with naming("data.path"):
+        text = read_text(settings.path, settings.column)
     if settings.column is not None and text.column is None:
         raise ConfigError(
             f"`data.column` is {settings.column}, and {settings.path} is plain text without columns; leave it out"
@@ -185,16 +186,20 @@ def make_windows(model: Model, request: TextWindows, settings: DataSettings, tex
     return replace(cut_windows(ids, window, min(request.stride or window, window), source), notes=notes)
 
 
+def check_training_texts(request: TrainingTexts, context: int | None) -> None:
+    """Raise ConfigError for windows that are longer than the model's context."""
+    if context is not None and request.tokens > context:
+        raise ConfigError(
+            f"`recovery.tokens` must be at most the model's context of {context}, got {request.tokens}; lower it"
+        )
+
+
 def make_training_texts(model: Model, request: TrainingTexts, seed: int) -> Tensor:
     """`[window, position]`: texts for training, of a file or sampled from the model, which must be the base now.
 
     Windows of a file follow each other without padding. If the file has more than are wanted, they are chosen at
     random; if it has fewer, all are taken. Raises DataError for a file that is shorter than a window.
     """
-    if model.context is not None and request.tokens > model.context:
-        raise ConfigError(
-            f"`recovery.tokens` must be at most the model's context of {model.context}, got {request.tokens}; lower it"
-        )
     if request.path is None:
         return sample_sequences(model, request.windows, request.tokens, 2 * seed + 2_000_003)
     ids = encode_text(model, read_text(request.path).content)

@@ -9,7 +9,6 @@ import errno
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -17,13 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from compressor.errors import list_causes
+from compressor.resources import lacks_memory
+
 COMPUTED, REFUSED, LACKS_MEMORY, LACKS_DISK, FAILED = "computed", "refused", "lacks memory", "lacks disk", "failed"
 """Outcomes. Only the first two are statements about the model: logits are there, or it cannot be loaded."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_MEMORY = re.compile(
-    "out of memory|not enough memory|(can't|cannot|failed to|unable to) allocate|bad_alloc|start new thread", re.I
-)
-"""Messages of torch, of CUDA and of the C++ and Python libraries, which all use a RuntimeError for a lack of memory."""
 SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 """How the errors of safetensors name the number of a system error."""
 
@@ -64,16 +62,9 @@ def find_lack(error: BaseException) -> str | None:
         number = one.errno if isinstance(one, OSError) and one.errno else int(found[1]) if found else 0
         if number in NO_ROOM:
             return LACKS_DISK
-        if number == errno.ENOMEM or isinstance(one, MemoryError) or NO_MEMORY.search(str(one)):
+        if number == errno.ENOMEM or lacks_memory(one):
             return LACKS_MEMORY
     return None
-
-
-def list_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, the one that led to it, and so on."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 if __name__ == "__main__":

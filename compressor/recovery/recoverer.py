@@ -1,6 +1,7 @@
 """Lets the recovery of a run train the model after a round, once."""
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ class Recoverer:
         for reference in self.references:
             if reference.head is not None:
                 reference.head.own()  # training may change the head of the model, and must not change that of the base
-        options = {each.name: str(getattr(self.recovery, each.name)) for each in dataclasses.fields(self.recovery)}  # type: ignore[arg-type]
+        facts = self.list_facts()
         self.trainer = trainer = RunTrainer(
             self.model,
             self.find_trained(),
@@ -61,7 +62,7 @@ class Recoverer:
             self.progress,
             self.on_point,
             self.folder / f"round-{number}.safetensors",
-            self.answers.make_key("recovery", number, self.recovery.name, options),
+            self.answers.make_key("recovery", number, *facts),
             number,
             self.seed,
             Stopping(self.answers.is_stopping, self.answers.after_block),
@@ -71,8 +72,14 @@ class Recoverer:
         if not trainer.is_done:
             self.recovery.recover(trainer)
             trainer.finish(self.model.stored_dtype)
-        self.answers.enter("recovery", hash_facts(self.recovery.name, options))
+        self.answers.enter("recovery", hash_facts(*facts))
         return RecoveryRecord(self.recovery.name, time.monotonic() - began, before, trainer.points)
+
+    def list_facts(self) -> list[object]:
+        """On what a training depends besides the model: the recovery, its options and its texts."""
+        options = {each.name: str(getattr(self.recovery, each.name)) for each in dataclasses.fields(self.recovery)}  # type: ignore[arg-type]
+        texts = None if self.windows is None else hashlib.sha256(self.windows.numpy().tobytes()).hexdigest()
+        return [self.recovery.name, options, texts]
 
     def end(self, is_kept: bool) -> None:
         """Keep what was trained, or go back to the weights before it. Later rounds start from what was trained."""

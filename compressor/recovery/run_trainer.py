@@ -110,16 +110,16 @@ class RunTrainer:
             return
         optimizer = self.trained.make_optimizer(self.model.network, training, training.embeddings)
         self.touch(optimizer.parameters)
-        self.restore(optimizer)
+        log = self.open_log("training", training.steps)
+        self.restore(optimizer, log)
         self.share(training, optimizer, done)
         base = self.base if needs_base(training) else None
         seed = self.seed + self.stage
         work = FineTuning(self.model, base, self.texts, training, optimizer, seed, self.processes)
-        log = self.open_log("training", training.steps)
         steps = work.take_steps(done, log)
         description = f"round {self.round}: training"
         for number, is_good in enumerate(self.progress.track(steps, description, training.steps - done), done + 1):
-            self.pause(is_good, number, optimizer)
+            self.pause(is_good, number, optimizer, log)
 
     def share(self, training: Training, optimizer: Optimizer, done: int) -> None:
         """Let the other processes train too, from the step `done` on."""
@@ -226,8 +226,8 @@ class RunTrainer:
 
         return TrainingLog(stage, steps, note, self.stopping.is_stopping)
 
-    def restore(self, optimizer: Optimizer) -> None:
-        """Give the optimizer its state, if an interrupted run was in this stage."""
+    def restore(self, optimizer: Optimizer, log: TrainingLog) -> None:
+        """Give the optimizer and the log their state, if an interrupted run was in this stage."""
         if self.earlier is not None and self.earlier.facts["stage"] == self.stage:
             state = {
                 name.removeprefix(OPTIMIZER): tensor
@@ -235,13 +235,17 @@ class RunTrainer:
                 if name.startswith(OPTIMIZER)
             }
             optimizer.restore(state)
+            log.restore(self.earlier.facts["losses"])
 
-    def pause(self, is_good: bool, done: int, optimizer: Optimizer | None = None) -> None:
+    def pause(
+        self, is_good: bool, done: int, optimizer: Optimizer | None = None, log: TrainingLog | None = None
+    ) -> None:
         """Save the state if that is due, where the weights are known to be good; here a run may stop."""
         if not is_good or not (self.stopping.is_stopping() or time.monotonic() - self.saved_at >= SAVED_EVERY):
             return
         moments = {} if optimizer is None else optimizer.list_state()
-        self.save(self.stage, done, {f"{OPTIMIZER}{name}": tensor for name, tensor in moments.items()})
+        losses = [] if log is None else log.list_losses()
+        self.save(self.stage, done, {f"{OPTIMIZER}{name}": tensor for name, tensor in moments.items()}, losses)
         self.saved_at = time.monotonic()
         self.stopping.after_block()
 
@@ -252,7 +256,7 @@ class RunTrainer:
                 self.parameters[name].copy_(self.parameters[name].to(dtype))
         self.save(None, 0, {})
 
-    def save(self, stage: int | None, done: int, further: Mapping[str, Tensor]) -> None:
+    def save(self, stage: int | None, done: int, further: Mapping[str, Tensor], losses: Sequence[float] = ()) -> None:
         tensors = {name: self.parameters[name].detach() for name in sorted(self.before)}
-        facts = {"stage": stage, "done": done, "points": [asdict(point) for point in self.points]}
+        facts = {"stage": stage, "done": done, "points": [asdict(point) for point in self.points], "losses": [*losses]}
         write_state(self.path, self.key, TrainingState({**tensors, **further}, facts))

@@ -19,7 +19,8 @@ EVERY = 10
 class TrainingLog:
     """The `points` of one training. `on_point` is called with each of them; `stage` names what is trained.
 
-    If a run `is_stopping`, the next step is a point.
+    `losses` are those since the last point. If a run `is_stopping`, they are looked at after the next step, too, which
+    makes no point: a run that goes on has the same points as one that was never stopped.
     """
 
     stage: str
@@ -32,13 +33,14 @@ class TrainingLog:
     tokens: int = 0
 
     def add(self, step: int, loss: Tensor, tokens: int, learning_rate: float) -> bool:
-        """Note the loss of a step; true if a point was made, so that all losses so far are known to be finite.
+        """Note the loss of a step; true if the losses were looked at, so that all so far are known to be finite.
 
         Raises ModelError for a loss that is not finite.
         """
         self.losses.append(loss.detach())
         self.tokens += tokens
-        if (step + 1) % EVERY and step + 1 < self.steps and not self.is_stopping():
+        is_point = (step + 1) % EVERY == 0 or step + 1 == self.steps
+        if not is_point and not self.is_stopping():
             return False
         mean, now = float(torch.stack(self.losses).mean()), time.monotonic()
         if not math.isfinite(mean):
@@ -46,9 +48,19 @@ class TrainingLog:
                 f"the loss of {self.stage} is not finite in the steps up to {step + 1} of {self.steps}, at the "
                 f"learning rate {learning_rate:g}; lower recovery.learning_rate"
             )
+        if not is_point:
+            return True
         point = TrainingPoint(self.stage, step + 1, mean, learning_rate, self.tokens / max(now - self.began, 1e-9))
         self.points.append(point)
         self.on_point(point)
         self.losses.clear()
         self.tokens, self.began = 0, now
         return True
+
+    def list_losses(self) -> list[float]:
+        """The losses since the last point, for `restore`."""
+        return [float(loss) for loss in self.losses]
+
+    def restore(self, losses: list[float]) -> None:
+        """Go on with the losses since the last point that an interrupted run had."""
+        self.losses = [torch.tensor(loss) for loss in losses]

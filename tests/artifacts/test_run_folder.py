@@ -162,6 +162,31 @@ def test_a_finished_run_is_not_replaced(tmp_path: Path) -> None:
         check_folder(tmp_path / "run", [])
 
 
+@pytest.mark.parametrize("content", [None, b"", b"{", b'{"status": "odd"}'])
+def test_results_without_a_status_are_not_replaced(content: bytes | None, tmp_path: Path) -> None:
+    """A run may have finished here; one that can go on makes its results again."""
+    with pytest.raises(ValueError), working_in(tmp_path / "run", "compressor run"):
+        raise ValueError
+    (tmp_path / "run" / STATUS).unlink() if content is None else (tmp_path / "run" / STATUS).write_bytes(content)
+    check_folder(tmp_path / "run", [])  # there is nothing to be lost
+    (tmp_path / "run" / "report.json").write_text("{}")
+    with pytest.raises(OutputError, match=r"holds results \(report\.json\), and its status\.json does not say"):
+        check_folder(tmp_path / "run", [])
+    with pytest.raises(OutputError, match="does not say"), working_in(tmp_path / "run", "compressor run"):
+        pass
+    assert (tmp_path / "run" / "report.json").read_text() == "{}"
+    (tmp_path / "run" / "state").mkdir()
+    check_folder(tmp_path / "run", [])
+
+
+def test_clearing_keeps_the_status_until_the_next_one(tmp_path: Path) -> None:
+    """A process that is killed while it clears leaves a folder that the next one still takes."""
+    with pytest.raises(ValueError), working_in(tmp_path, "compressor run"):
+        raise ValueError
+    clear_results(tmp_path)
+    assert read_status(tmp_path)["status"] == FAILED
+
+
 def test_a_failed_run_leaves_nothing_to_the_next(tmp_path: Path) -> None:
     left = ["model", "model.gguf", "plan.json", "rows.safetensors", "report.html", "report.json", "scores.jsonl"]
     with pytest.raises(ValueError), working_in(tmp_path / "run", "compressor run"):

@@ -91,6 +91,13 @@ metric=perplexity metric.perplexity.window=1000000000000000000000
 compressor=llm_int8 compressor.llm_int8.threshold=inf
 compressor=gptq compressor.gptq.block=1000000000000000000000
 sweep.screen=fdtm
+data=text data.path=/dev/zero
+metric=perplexity metric.perplexity.path=/dev/zero
+recovery=finetune recovery.path=/dev/zero
+recovery=[finetune,reconstruct]
+schedule=[budget,uniform]
+schedule=plan schedule.targets=[0.5]
+resume.accept=[thread]
 """.strip().splitlines()
 """What fits no model."""
 

@@ -165,7 +165,7 @@ def test_a_folder_of_somebody_else_cannot_run_code(refused: str, tmp_path: Path)
 def test_what_could_run_code_is_resumed_where_it_is_given_again(tmp_path: Path) -> None:
     folder = record(tmp_path / "out", ["model=hf", "model.trust_remote_code=true"])
     assert "model.trust_remote_code=true" in read_arguments(folder, ["model.trust_remote_code=true"])
-    with pytest.raises(ConfigError, match=r"got seed=2; to change a setting start the command again"):
+    with pytest.raises(ConfigError, match=r"got seed=2; an interrupted run keeps its settings"):
         read_arguments(folder, ["model.trust_remote_code=true", "seed=2"])
 
 

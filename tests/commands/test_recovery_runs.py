@@ -18,6 +18,7 @@ from compressor.commands.overrides import write_overrides
 from compressor.commands.run import Run
 from compressor.commands.stopping import Stopped, stop
 from compressor.contracts import Recovery
+from compressor.errors import ConfigError
 from compressor.plugins import installed
 from compressor.recovery import run_trainer
 from compressor.settings import ComponentSettings, ExportSettings, ModelSettings, ResumeSettings, Settings
@@ -164,6 +165,31 @@ def test_a_round_that_was_trained_is_not_trained_again(
     assert run(tmp_path / "out", settings).status == "done"
 
 
+def test_another_text_for_training_is_refused_or_accepted(
+    base: Path, tmp_path: Path, every_answer: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.txt"
+    settings = make(base, replace(RECOVERIES["finetune"], path=str(text)))  # type: ignore[type-var]
+    words = ["Once upon a time there was a dog. " * 20, "The cat sat on the mat and ate all the fish. " * 20]
+
+    def halt(self: Run) -> None:
+        raise Stopped(signal.SIGTERM)
+
+    text.write_text(words[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "prove", halt)
+        with pytest.raises(Stopped):
+            run(tmp_path / "out", settings)
+    text.write_text(words[1])
+    with pytest.raises(ConfigError, match=r"other answers: texts .* take them by resume\.accept=\[texts\]"):
+        run(tmp_path / "out", settings)
+    accepted = run(tmp_path / "out", replace(settings, resume=ResumeSettings(accept=["texts"])))
+    whole = run(tmp_path / "whole", settings)
+    assert [list_losses(step) for step in accepted.rounds] == [list_losses(step) for step in whole.rounds]
+    for file in RESULTS:
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -195,7 +221,9 @@ def test_a_text_for_training_that_is_too_short_is_one_line(tmp_path: Path) -> No
     short = ["schedule=uniform", "schedule.targets=[0.5]", "tracking=none", "data.prefixes=2", "hydra.run.dir=out"]
     done = call_command(tmp_path, "run", *short, "recovery=finetune", "recovery.path=short.txt")
     assert done.returncode == 1
+    assert "`recovery.path`: short.txt holds" in done.stderr
     assert "fewer than a window of 128; give more text or lower `recovery.tokens`" in done.stderr
+    assert "what the base says" not in done.stdout, "no work was done"
 
 
 def test_a_training_that_makes_all_worse_is_undone(base: Path, tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ stop.check = wait_and_check
 """
 
 
-def start(folder: Path, *arguments: str, waits: bool = False) -> subprocess.Popen[str]:
+def start_process(folder: Path, *arguments: str, waits: bool = False) -> subprocess.Popen[str]:
     """`compressor run` as a process, which writes a block after every answer.
 
     With `waits` it does not go on after the fifth block before a signal has come: however slow the machine is, the
@@ -272,7 +272,7 @@ def wait_for_blocks(folder: Path, count: int, process: subprocess.Popen[str]) ->
 @pytest.mark.parametrize("signum", [signal.SIGTERM, *rarely([signal.SIGINT, signal.SIGHUP])])
 def test_a_signal_ends_a_run_with_the_command_that_goes_on(signum: signal.Signals, base: Path, tmp_path: Path) -> None:
     arguments = [*SMALL, f"model.path={base}", "components.include=[layers]"]
-    process = start(tmp_path, *arguments, "hydra.run.dir=out", waits=True)
+    process = start_process(tmp_path, *arguments, "hydra.run.dir=out", waits=True)
     wait_for_blocks(tmp_path / "out", 5, process)
     process.send_signal(signum)
     _, errors = process.communicate(timeout=60)
@@ -287,6 +287,21 @@ def test_a_signal_ends_a_run_with_the_command_that_goes_on(signum: signal.Signal
     assert "going on with" in done.stdout and read_status(tmp_path / "out")["status"] == DONE
     again = call_command(tmp_path, "resume", "out")
     assert (again.returncode, again.stdout) == (0, "the run in out is done; there is nothing to go on with\n")
+
+
+def test_relative_paths_are_those_of_the_directory_of_the_start(base: Path, tmp_path: Path) -> None:
+    start, elsewhere = tmp_path / "start", tmp_path / "elsewhere"
+    start.mkdir(), elsewhere.mkdir()
+    (start / "text.txt").write_text("Once upon a time there was a dog. " * 40)
+    arguments = [*SMALL, f"model.path={base}", "components.include=[layers]", "data=text", "data.path=text.txt"]
+    process = start_process(start, *arguments, "hydra.run.dir=out", waits=True)
+    wait_for_blocks(start / "out", 5, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    done = call_command(elsewhere, "resume", "../start/out", OMP_NUM_THREADS="1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"relative paths are those of {start}, where the run was started" in done.stdout
+    assert read_status(start / "out")["status"] == DONE and not list(elsewhere.iterdir())
 
 
 KILLED = """
@@ -344,7 +359,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(seed: int, base: Path, undisturb
     arguments = [*SMALL, f"model.path={base}", "components.include=[layers.0]", "hydra.run.dir=out"]
     draw = np.random.default_rng(seed)
     for _ in range(2):
-        process = start(tmp_path, *arguments)
+        process = start_process(tmp_path, *arguments)
         until = time.monotonic() + draw.uniform(0.5, 12)
         while process.poll() is None and time.monotonic() < until:
             time.sleep(0.005)

@@ -222,6 +222,20 @@ def test_a_failed_run_leaves_one_line_and_no_model(tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_lack_of_memory_is_no_bug(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, said = Terminal(), []
+    monkeypatch.setattr(terminal, "fail", said.append)
+    failures = Failures(terminal)
+    with failures.caught(tmp_path):
+        raise error
+    (line,) = said
+    assert failures.status == 1
+    assert line.startswith("no memory is left (") and "lower sweep.batch or data.prefixes" in line
+
+
 def test_a_finished_run_is_not_overwritten(finished: Path) -> None:
     before = (finished / "report.json").read_bytes()
     with pytest.raises(CompressorError, match="already holds a finished run"):

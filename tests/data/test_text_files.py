@@ -4,13 +4,16 @@ import csv
 import gzip
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from compressor.data import text_files
 from compressor.data.text_files import READERS, read_text
 from compressor.data.texts import load_text
 from compressor.errors import CompressorError, DataError
+from compressor.resources import Memory
 from compressor.settings import DataSettings
 
 ROWS = ['a fox, "red"', None, "two\nlines", "  ", "", "tab\tand ünïcode"]
@@ -102,14 +105,38 @@ WRONG = {
     "list.json": (b'["a", "b"]', "must hold a JSON object for each row"),
     "number.json": (b"3", "must hold a JSON object for each row"),
     "none.json": (b"[]", "has the columns none"),
-    "empty.csv": (b"", "has the columns none"),
-    "empty.jsonl": (b"", "has the columns none"),
+    "empty.csv": (b"", "is empty"),
+    "empty.jsonl": (b"", "is empty"),
+    "lines.csv": (b"\n\n", "has the columns none"),
+    "lines.jsonl": (b"\n\n", "has the columns none"),
     "quote.csv": (b'text\n"a" b\n', "is not valid CSV"),
     "null.jsonl": (b'{"text": null}\n', "has no text in 1 rows"),
     "chat.jsonl": (b'{"text": [{"role": "user"}]}\n', "must hold text, got list in row 1"),
     "both.jsonl": (b'{"text": "a", "prompt": "b"}\n', "has the columns text, prompt"),
     "bad.parquet": (b"no table", "is no Parquet file"),
 }
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_only_regular_files_are_read(kind: str, tmp_path: Path) -> None:
+    path = Path("/dev/zero")
+    if kind == "pipe":
+        os.mkfifo(path := tmp_path / "text.txt")
+    with pytest.raises(DataError, match="it is no regular file but a pipe or a device; write it to a file"):
+        read_text(path)
+
+
+@pytest.mark.parametrize("name", ["large.txt", "bomb.txt.gz"])
+def test_a_text_for_which_there_is_no_memory_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b"word " * 1000
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    monkeypatch.setattr(text_files, "SMALL", 100)
+    assert len(read_text(tmp_path / name).content) == len(content)
+    monkeypatch.setattr(text_files, "read_host_memory", lambda: Memory(0, 0, 4 * len(content) - 1))
+    with pytest.raises(DataError, match="holds more than the 4999 bytes of text for which there is memory"):
+        read_text(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -81,7 +81,8 @@ def test_an_interrupted_training_ends_with_the_same_weights(name: str, dtype: DT
         (tmp_path / folder).mkdir(exist_ok=True)
         return make_trainer(model, tmp_path / folder, choose(model), stopping=stopping or Stopping())
 
-    whole = recover(RECOVERIES[name], start("whole"))
+    undisturbed = start("whole")
+    whole = recover(RECOVERIES[name], undisturbed)
     for pauses in (1, 1, 1) if name == "reconstruct" else (3, 1, 2):
         trainer = start("parts", stop_after(pauses))
         try:
@@ -94,6 +95,8 @@ def test_an_interrupted_training_ends_with_the_same_weights(name: str, dtype: DT
     done = start("parts")
     assert done.is_done
     assert all(torch.equal(done.parameters[each], weight) for each, weight in whole.items())
+    losses = [[(point.stage, point.step, point.loss) for point in each.points] for each in (undisturbed, done)]
+    assert losses[0] == losses[1], "a stop makes no point of its own"
 
 
 class TwoStages(Recovery):
