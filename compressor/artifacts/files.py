@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from compressor.errors import OutputError
 
 MORE_SPACE = "free some space or choose another folder"
+LARGER_FILES = "raise the limit for the size of a file (ulimit -f), or choose a folder on another file system"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 """How the errors of safetensors and tokenizers name the number of a system error."""
@@ -202,14 +203,19 @@ def _explained(failure: str, fix: str) -> Iterator[None]:
         if not isinstance(error, OSError | SafetensorError) and not is_full_disk(error):
             raise
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        fix = LARGER_FILES if find_number(error) == errno.EFBIG else fix
         raise OutputError(f"{failure}: {str(reason).splitlines()[0]}; {fix}") from error
 
 
 def is_full_disk(error: Exception) -> bool:
-    """Whether an error says that there is no room on a disk. Some libraries raise a plain Exception for that."""
+    """Whether an error says that there is no room on a disk."""
+    return find_number(error) in NO_ROOM
+
+
+def find_number(error: Exception) -> int | None:
+    """The number of a system error, if it is one. Some libraries raise a plain Exception for that."""
     found = SYSTEM_ERROR.search(str(error))
-    number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
-    return number in NO_ROOM
+    return error.errno if isinstance(error, OSError) else int(found[1]) if found else None
 
 
 def _save_to_disk(path: Path, mode: int) -> None:

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def _download_folder(settings: ModelSettings) -> Path:
 
 def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
     """The config of a decoder-only language model; raises ModelError if the folder holds something else."""
+    _check_regular(folder)
     values = _read_json(folder / "config.json", "choose a folder in the transformers format")
     _check_kinds(values, folder / "config.json")
     check_values(values, folder / "config.json")
@@ -116,6 +118,19 @@ def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
         for name, value in OUTPUTS.items():
             setattr(part, name, value)
     return config
+
+
+def _check_regular(folder: Path) -> None:
+    """Raise ModelError for a file of the model that is a pipe or a device, which would never end."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise ModelError(f"`{folder}` cannot be read: {error.strerror}; give a folder that can") from None
+    for name in names:
+        path = folder / name
+        if any(fnmatch(name, pattern) for pattern in HUB_FILES) and path.exists() and not path.is_file():
+            if not path.is_dir():
+                raise ModelError(f"`{path}` is no regular file but a pipe or a device; remove it, or write it anew")
 
 
 def _check_kinds(values: Mapping[str, Any], path: Path) -> None:

@@ -230,6 +230,10 @@ def load_model(settings: ModelSettings, components: ComponentSettings | None = N
         blank = build_blank(folder, config, dtype, settings.trust_remote_code)
         unused = match_tensors(folder, blank, tensors)
         token_notes = check_token_ids(folder, blank, tokenizer)
+        if tokenizer is None:
+            token_notes.append(
+                f"{folder} has no tokenizer that transformers could read; the saved model has none either."
+            )
         network, mapped_weights = _load_network(settings, folder, config, device, weight_files, dtype, blank)
         vocabulary = loading.probe_network(network)
         bos = find_bos(network, tokenizer)

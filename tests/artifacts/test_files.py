@@ -63,6 +63,15 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(
     assert [child.name for child in tmp_path.iterdir()] == ["report.json"]
 
 
+def test_a_limit_for_the_size_of_files_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(27, "File too large")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OutputError, match=r"File too large; raise the limit for the size of a file \(ulimit -f\)"):
+        write_json(tmp_path / "report.json", {})
+
+
 def test_an_interrupt_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "report.json"
     write_text(path, "old")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import os
 import random
 import shutil
 import struct
@@ -485,6 +486,20 @@ def test_only_a_pickle(checkpoint: Path, name: str) -> None:
 def test_no_weights(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     expect_refusal(checkpoint, "holds no weights; it must have")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "generation_config.json"])
+def test_a_pipe_is_no_file_of_a_model(checkpoint: Path, name: str) -> None:
+    (checkpoint / name).unlink(missing_ok=True)
+    os.mkfifo(checkpoint / name)
+    expect_refusal(checkpoint, f"{name}` is no regular file but a pipe or a device; remove it, or write it anew")
+
+
+def test_a_model_without_tokenizer_says_so(checkpoint: Path) -> None:
+    assert not [note for note in load(checkpoint).notes if "has no tokenizer" in note]
+    for path in checkpoint.glob("tokenizer*"):
+        path.unlink()
+    assert [note for note in load(checkpoint).notes if "has no tokenizer" in note]
 
 
 def test_missing_shards(tmp_path: Path) -> None:
