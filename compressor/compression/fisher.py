@@ -1,6 +1,7 @@
 """The diagonal of the Fisher information, by a backward pass over the calibration texts."""
 
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -43,11 +44,7 @@ def _gather_group(
         first = start
         for rows in tokens.split(at_once or len(tokens)):
             draws = draw_uniform(first, len(rows), keep).to(model.device)
-
-            def score(logits: Tensor, draws: Tensor = draws) -> Tensor:
-                return score_drawn_labels(logits, draws)
-
-            gradients.run_backward(rows[:, :-1], keep, score, add)
+            gradients.run_backward(rows[:, :-1], keep, partial(score_drawn_labels, draws=draws), add)
             first += len(rows)
     for name, total in totals.items():
         total /= reference.tokens.shape[0] * keep
