@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from compressor.evaluation.bootstrap import draw_resamples
-from compressor.sensitivity.gradients import checkpointed
+from compressor.models.gradients import checkpointed
 from tests.benchmarks.allocation_page import render_page
 from tests.benchmarks.asking import ask_peer
 from tests.benchmarks.int8share import Ordered, cumulate, describe_last, find_share

@@ -22,7 +22,7 @@ KEPT = 1.5
 
 
 def count_kept(width: int) -> int:
-    return int((make_calibration_data(width)["absmax"] >= KEPT).sum())
+    return int((make_calibration_data(1, width)["absmax"] >= KEPT).sum())
 
 
 def count_mixed(out: int, width: int, scale: int) -> int:
@@ -64,7 +64,7 @@ def test_bits_are_the_formula(case: str, out: int, width: int, dtype: torch.dtyp
     compressor, bits, count = FORMULAS[case]
     weight = torch.randn(out, width, generator=torch.Generator().manual_seed(0)).to(dtype)
     component = Component("model.layers.0.mlp.up_proj", "up", 0, (out, width), stored_bits)
-    context = Context(component, calibration=make_calibration_data(width))
+    context = Context(component, calibration=make_calibration_data(out, width))
     found = compressor.compress(weight, 1 - bits / stored_bits, context)
     assert found.bits == count(out, width, stored_bits)
 
@@ -73,7 +73,7 @@ def test_bits_are_the_formula(case: str, out: int, width: int, dtype: torch.dtyp
 def test_what_a_compressor_says_of_its_storage_is_so(case: str) -> None:
     compressor, bits, _ = FORMULAS[case]
     component = Component("model.layers.0.mlp.up_proj", "up", 0, (64, 64), 16)
-    context = Context(component, calibration=make_calibration_data(64))
+    context = Context(component, calibration=make_calibration_data(64, 64))
     weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     found = compressor.compress(weight, 1 - bits / 16, context)
     assert (found.bits == component.parameters * 16) == (compressor.stored_as is Storage.dense)

@@ -44,11 +44,11 @@ from compressor.contracts import (
 from compressor.contracts.declarations import read_training_texts
 from compressor.errors import CompressorError, ConfigError, PluginError
 from compressor.export import holds_exactly
+from compressor.models.gradients import PASSES_OF_BACKWARD
 from compressor.recovery.training_cost import TrainingCost
 from compressor.report.formatting import format_bytes
 from compressor.resources import Memory, measure_folder, read_memory
 from compressor.search.dry_run import AdditiveDamage, DryRun
-from compressor.search.estimating import PASSES_OF_ESTIMATE
 from compressor.search.fused_components import open_dialogue
 from compressor.search.ledger import Ledger
 from compressor.search.session import Session
@@ -125,7 +125,7 @@ class WorkCounter:
             self._add_plans(trials)
         else:
             passes = count_backward_passes(request, is_base=not self.dry_run.kept)
-            self.ledger.spend(passes * PASSES_OF_ESTIMATE, request.start, request.stop)
+            self.ledger.spend(passes * PASSES_OF_BACKWARD, request.start, request.stop)
             changes = self._count_options(request.options)
             self.held = max(self.held, sum(changes) if sum(changes) <= KEPT_NUMBERS else max(changes))
             self._add_plans([request.at])

@@ -1,4 +1,6 @@
-"""Calibration data of a component's inputs, gathered while the model reads prefixes and the base's continuations.
+"""Calibration data of components, gathered while the model reads prefixes and the base's continuations.
+
+Most of it is computed from a component's inputs, in forward passes. The Fisher information takes a backward pass.
 
 `compressor.contracts.Context` defines the data. The tokens are those of a scoring pass: prefixes and continuations
 without the last token. The LM head only gets tokens that predict continuations. A token with zero inputs is not
@@ -14,12 +16,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from compressor.compression.fisher import FISHER_DIAGONAL, gather_fisher
 from compressor.contracts import Compressor
 from compressor.contracts.guard import name_plugin, show
 from compressor.data.reference import Reference
 from compressor.errors import ModelError, PluginError, suggest
 from compressor.models import Model
 from compressor.models.components import find_layers
+from compressor.models.gradients import PASSES_OF_BACKWARD
 from compressor.models.matmul_inputs import MatmulInputs, Receive, experts_apart
 from compressor.models.tensor_spill import TensorSpill
 from compressor.models.weight_views import WeightView
@@ -50,6 +54,9 @@ CALIBRATION_DATA = {
     "absmax": Accumulation(lambda width: (width,), lambda total, x: torch.maximum(total, x.abs().amax(0), out=total)),
     TOKENS: Accumulation(lambda width: (), lambda total, x: total.add_(x.any(-1).sum()), dtype=torch.int64),
 }
+"""Data that are computed from a component's inputs."""
+NAMES = (*CALIBRATION_DATA, FISHER_DIAGONAL)
+"""All calibration data that a run gathers."""
 
 
 def check_needs(compressor: Compressor | type[Compressor]) -> None:
@@ -58,10 +65,10 @@ def check_needs(compressor: Compressor | type[Compressor]) -> None:
     if not isinstance(needs, frozenset | set) or not all(isinstance(name, str) for name in needs):
         raise PluginError(f"`needs` of {name_plugin(compressor)} is {show(needs)}; give a frozenset of names")
     for name in needs:
-        if name not in CALIBRATION_DATA:
+        if name not in NAMES:
             raise PluginError(
                 f"{name_plugin(compressor)} needs the calibration data `{name}`, which no run gathers; "
-                f"{suggest(name, CALIBRATION_DATA)}"
+                f"{suggest(name, NAMES)}"
             )
 
 
@@ -69,7 +76,8 @@ def check_needs(compressor: Compressor | type[Compressor]) -> None:
 class Calibration:
     """The calibration data `names` of components, on the host. Files on disk are deleted together with this object.
 
-    Components with the same inputs share a source. `passes` is the number of forward passes of gathering.
+    Components with the same inputs share a source of what is computed from inputs. `passes` is the cost of gathering in
+    forward passes.
     """
 
     names: frozenset[str]
@@ -84,7 +92,8 @@ class Calibration:
         """The data by name; None if not all of these were gathered for the component."""
         if component not in self.sources or not self.names.issuperset(names):
             return None
-        return {name: self.spill.get((self.sources[component], name)) for name in names}
+        source = self.sources[component]
+        return {name: self.spill.get((component if name == FISHER_DIAGONAL else source, name)) for name in names}
 
 
 def gather(
@@ -97,24 +106,55 @@ def gather(
 ) -> Calibration:
     """Calibration data of `components` in the current model, over all sequences of `reference`.
 
-    With `last`, layers after it do not run. The budget `memory` decides for how many components data are gathered in
-    one forward pass (at least one), and how much stays in memory; the rest is on disk. Raises ModelError for a
-    component whose inputs cannot be observed, or are not finite.
+    With `last`, layers after it do not run in forward passes. The budget `memory` decides for how many components data
+    are gathered in one pass (at least one), and how much stays in memory; the rest is on disk. Raises ModelError for a
+    component whose inputs cannot be observed, or whose inputs or gradients are not finite.
     """
-    wanted, memory = frozenset(names) | {TOKENS}, memory or MemoryBudget()
-    weight_views = {name: model.weight_views[name] for name in components}
+    wanted, memory = frozenset(names), memory or MemoryBudget()
+    calibration = Calibration(wanted, {name: name for name in components}, TensorSpill(memory.calibration))
+    if wanted != {FISHER_DIAGONAL}:
+        calibration.names |= {TOKENS}
+        _gather_of_inputs(model, reference, calibration, last, memory.calibration_pass)
+    if FISHER_DIAGONAL in wanted:
+        sizes = {name: 4 * model.components[name].parameters for name in components}
+        for found in gather_fisher(model, reference, group_by_size(sizes, memory.calibration_pass)):
+            calibration.passes += PASSES_OF_BACKWARD
+            for name, fisher in found.items():
+                calibration.spill.put((name, FISHER_DIAGONAL), fisher)
+    return calibration
+
+
+def _gather_of_inputs(
+    model: Model, reference: Reference, calibration: Calibration, last: int | None, limit: int
+) -> None:
+    """Gather what is computed from inputs, in forward passes that each take at most `limit` bytes of data."""
+    names = calibration.names - {FISHER_DIAGONAL}
+    weight_views = {name: model.weight_views[name] for name in calibration.sources}
     share = 1.0 if last is None else (last + 1) / len(find_layers(model.network)[1])
     with experts_apart(weight_view.owner for weight_view in weight_views.values()):
-        gathering = _Gathering(model, reference, weight_views, wanted, last)
-        sources = gathering.find_sources()
-        calibration = Calibration(wanted, sources, TensorSpill(memory.calibration))
-        for group in gathering.list_groups(dict.fromkeys(sources.values()), memory.calibration_pass):
+        gathering = _Gathering(model, reference, weight_views, names, last)
+        calibration.sources = gathering.find_sources()
+        sizes = {source: gathering.count_bytes(source) for source in calibration.sources.values()}
+        for group in group_by_size(sizes, limit):
             calibration.passes += share
             for source, totals in gathering.gather_group(group).items():
                 for name, total in totals.items():
                     calibration.spill.put((source, name), total)
     gathering.check_seen()
-    return calibration
+
+
+def group_by_size(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
+    """Groups of names, in order, whose `sizes` are at most `limit` together; each has one name at least."""
+    group: list[str] = []
+    held = 0
+    for name, size in sizes.items():
+        if group and held + size > limit:
+            yield group
+            group, held = [], 0
+        group.append(name)
+        held += size
+    if group:
+        yield group
 
 
 @dataclass
@@ -145,20 +185,10 @@ class _Gathering:
         first: dict[object, str] = {}
         return {name: first.setdefault(tuple(calls) or name, name) for name, calls in observed.items()}
 
-    def list_groups(self, sources: Iterable[str], limit: int) -> Iterator[list[str]]:
-        """Groups of sources, in order, whose data take at most `limit` bytes together."""
-        group: list[str] = []
-        held = 0
-        for source in sources:
-            width = self.weight_views[source].component.shape[1]
-            size = sum(4 * math.prod(CALIBRATION_DATA[name].shape(width)) for name in self.names)
-            if group and held + size > limit:
-                yield group
-                group, held = [], 0
-            group.append(source)
-            held += size
-        if group:
-            yield group
+    def count_bytes(self, source: str) -> int:
+        """What the data of a source take."""
+        width = self.weight_views[source].component.shape[1]
+        return sum(4 * math.prod(CALIBRATION_DATA[name].shape(width)) for name in self.names)
 
     def gather_group(self, group: Collection[str]) -> dict[str, dict[str, Tensor]]:
         """Source -> name -> calibration data, by one forward pass over all sequences.

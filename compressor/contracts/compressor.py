@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 class Context:
     """Information for a compressor besides the weight: the component, a seed, and the calibration data in its `needs`.
 
-    `calibration` is computed from the component's inputs x_t `[in]`, for each token t of the search prefixes and of the
-    base's continuations, in the model at the time of calibration. The tensors are on the weight's device. They must not
-    be changed, because components share them:
+    `calibration` is computed in the model at the time of calibration, for each token t of the search prefixes and of
+    the base's continuations, from the component's inputs x_t `[in]` or from gradients. The tensors are on the weight's
+    device. They must not be changed, because components share them:
 
     - `hessian` `[in, in]` float32: Σ_t x_t x_tᵀ / n, the matrix of second moments;
     - `second_moment` `[in]` float32: Σ_t x_t² / n, the diagonal of `hessian`, at a fraction of its time and memory;
     - `absmax` `[in]` float32: max_t |x_t|;
-    - `tokens` `[]` int64: n, the number of tokens that reached the component. An expert with 0 has zeros elsewhere.
+    - `tokens` `[]` int64: n, the number of tokens that reached the component. An expert with 0 has zeros elsewhere;
+    - `fisher_diagonal` `[out, in]` float32: E (∂ ln p(y) / ∂w)² of each weight w, over positions of the continuations
+      and labels y drawn from the model. It takes a backward pass, which costs about four forward passes.
     """
 
     component: Component

@@ -9,16 +9,13 @@ from compressor.compression.apply import Treatments
 from compressor.compression.reached import find_reached
 from compressor.contracts import EstimableMetric, Estimate, EstimateRequest, Prefixes
 from compressor.errors import ConfigError
+from compressor.models.gradients import PASSES_OF_BACKWARD
 from compressor.progress import watch
 from compressor.search.additivity import StartingValues
 from compressor.search.applied_plan import AppliedPlan
 from compressor.search.trial_scoring import TrialScorer
 from compressor.sensitivity.cache import EstimateCache, Known, estimates_folder, from_content, to_content
 from compressor.sensitivity.estimator import GradientEstimator, count_backward_passes
-
-PASSES_OF_ESTIMATE = 4
-"""One backward pass costs about four forward passes: forward, recomputation layer by layer, and the gradients of inputs
-and weights."""
 
 
 @dataclass
@@ -73,7 +70,7 @@ class Estimator:
             content = to_content(known)
             answers.add(key, content.arrays, content.facts)
         passes = count_backward_passes(request, is_base)
-        self.scorer.ledger.spend(passes * PASSES_OF_ESTIMATE, request.start, request.stop)
+        self.scorer.ledger.spend(passes * PASSES_OF_BACKWARD, request.start, request.stop)
         return known.estimates
 
     def _make_key(self, request: EstimateRequest) -> str:

@@ -28,7 +28,7 @@ from compressor.data.reference import Reference
 from compressor.errors import ModelError, PluginError
 from compressor.evaluation.batches import check_unchanged
 from compressor.models import Model
-from compressor.sensitivity.gradients import LayerwiseGradients
+from compressor.models.gradients import LayerwiseGradients
 
 KEPT_NUMBERS = 1 << 27
 """The largest number of elements of all weight changes together that are kept between backward passes.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compressor.compression.calibration import CALIBRATION_DATA
+from compressor.compression.fisher import FISHER_DIAGONAL
 from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, QuantizedMatrix
 
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -31,8 +32,11 @@ def make_weight(name: str) -> Tensor:
     return WEIGHTS[name](torch.randn(19, 75, generator=torch.Generator().manual_seed(0)))
 
 
-def make_calibration_data(width: int) -> dict[str, Tensor]:
-    """Calibration data of 2 · `width` random, correlated input vectors; the last input is always 0."""
+def make_calibration_data(out: int, width: int) -> dict[str, Tensor]:
+    """Calibration data of 2 · `width` random, correlated input vectors; the last input is always 0.
+
+    The Fisher information is that of random gradients of the `out` outputs, one for each input vector.
+    """
     mixed = torch.randn(width, width, generator=torch.Generator().manual_seed(1)) / width**0.5
     inputs = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(2)) @ mixed
     inputs[:, -1] = 0
@@ -42,6 +46,8 @@ def make_calibration_data(width: int) -> dict[str, Tensor]:
         accumulation.add(found[name], inputs)
         if accumulation.is_mean:
             found[name] /= len(inputs)
+    outputs = torch.randn(2 * width, out, generator=torch.Generator().manual_seed(3))
+    found[FISHER_DIAGONAL] = outputs.square().mT @ inputs.square() / len(inputs)
     return found
 
 
@@ -57,7 +63,7 @@ class CompressorCase:
         """The context of a component with the shape and dtype of the weight, with all calibration data."""
         out, width = self.weight.shape
         component = Component("model.layers.0.mlp.up_proj", "up", 0, (out, width), self.weight.element_size() * 8)
-        return Context(component, calibration=make_calibration_data(width))
+        return Context(component, calibration=make_calibration_data(out, width))
 
     @property
     def offer(self) -> Offer:

@@ -6,6 +6,7 @@ from compressor import hookimpl
 from compressor.contracts import Compressor
 
 from .magnitude import Magnitude
+from .obd import Obd
 from .random import Random
 from .sparsegpt import SparseGpt
 from .wanda import Wanda
@@ -13,5 +14,5 @@ from .wanda import Wanda
 
 @hookimpl
 def register_compressors(register: Callable[[type[Compressor]], None]) -> None:
-    for compressor in (Magnitude, Random, SparseGpt, Wanda):
+    for compressor in (Magnitude, Obd, Random, SparseGpt, Wanda):
         register(compressor)

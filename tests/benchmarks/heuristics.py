@@ -8,8 +8,8 @@ from torch import Tensor
 
 from compressor.commands.run import Run
 from compressor.contracts import Estimate, EstimateRequest, Prefixes, Readout
+from compressor.models.gradients import LayerwiseGradients
 from compressor.sensitivity.estimator import Changes
-from compressor.sensitivity.gradients import LayerwiseGradients
 
 
 class Heuristic(enum.Enum):

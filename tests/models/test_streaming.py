@@ -23,9 +23,9 @@ from compressor.evaluation.layer_replay import LayerReplay
 from compressor.export import save_dense
 from compressor.models import Model, load_model
 from compressor.models.components import find_layers
+from compressor.models.gradients import LayerwiseGradients
 from compressor.models.layer_prefetch import ROOM, find_streamed
 from compressor.models.loading import quiet_loading
-from compressor.sensitivity.gradients import LayerwiseGradients
 from compressor.settings import ComponentSettings, Device, DType, ModelSettings
 from tests.support.families import FAMILIES, each, make_network, save_checkpoint
 from tests.support.gradients import draw_tokens, walk_gradients

@@ -10,8 +10,8 @@ import torch
 from compressor.contracts import EstimableMetric, EstimateRequest, Treatment
 from compressor.data.reference import Reference
 from compressor.models import Model, load_model
+from compressor.models.gradients import LayerwiseGradients
 from compressor.sensitivity.estimator import GradientEstimator
-from compressor.sensitivity.gradients import LayerwiseGradients
 from compressor.settings import DType, ModelSettings
 from compressor_plugins.metrics.kl import Kl
 from compressor_plugins.metrics.margin_noise import MarginNoise
@@ -129,7 +129,7 @@ def test_it_makes_no_difference_what_memory_holds(tmp_path: Path, monkeypatch: p
     options = {name: choices[index % 3] for index, name in enumerate(bench.model.components)}
     roomy = bench.estimate(BySequence(Kl()), options)
     monkeypatch.setattr("compressor.sensitivity.estimator.KEPT_NUMBERS", 0)
-    monkeypatch.setattr("compressor.sensitivity.gradients.GRADIENT_NUMBERS", 1)
+    monkeypatch.setattr("compressor.models.gradients.GRADIENT_NUMBERS", 1)
     tight = bench.estimate(BySequence(Kl()), options)
     for name in options:
         assert_near(tight[name].changes, roomy[name].changes, 1e-4, name)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from compressor.models import Model
-from compressor.sensitivity.gradients import LayerwiseGradients
+from compressor.models.gradients import LayerwiseGradients
 from tests.support.families import VOCABULARY
 
 TOKENS, KEEP = 9, 5

@@ -35,6 +35,9 @@ GRADIENT_NUMBERS = 1 << 22
 It is a constant, not a share of the memory budget: it decides which sequences are in one matrix product and in which
 order their gradients are added up, and rounding depends on that.
 """
+PASSES_OF_BACKWARD = 4
+"""One backward pass costs about four forward passes: forward, recomputation layer by layer, and the gradients of inputs
+and weights."""
 Visit = Callable[[str, slice, Tensor], None]
 """Called once for each component and slice of sequences, with the gradients `[sequence, out, in]` of these."""
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compressor.models import Model, load_model
 from compressor.models.architectures import weight_gradient
-from compressor.sensitivity.gradients import LayerwiseGradients
+from compressor.models.gradients import LayerwiseGradients
 from compressor.settings import ComponentSettings, DType, ModelSettings
 from tests.support.families import FAMILIES, ODDITIES, each, save_checkpoint
 from tests.support.gradients import KEEP, TOKENS, draw_tokens, explicit_gradients, walk_gradients, weigh
