@@ -33,7 +33,7 @@ class Obd(Compressor):
     pass, about four forward passes, once for each round; `wanda` takes one forward pass.
 
     Source: LeCun, Denker and Solla, Optimal Brain Damage, NIPS 1989, with the Hessian of the loss. The Fisher
-    information is the expected Hessian of ln p(y) under these labels, and never negative.
+    information is the expected Hessian of −ln p(y) under these labels, and never negative.
     """
 
     scope: Scope = Scope.matrix
