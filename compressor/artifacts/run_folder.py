@@ -149,7 +149,7 @@ def resolve(path: Path) -> Path:
 def held_folder(folder: Path) -> Iterator[None]:
     """Create and mark the folder, and hold its lock. Raises OutputError if another process works in it.
 
-    A folder that is created here, and in which then nothing is done, is removed at the end.
+    If nothing is done in it, a folder that is created here is removed at the end, and an empty one is empty again.
 
     The operating system releases the lock of a process that ends, however it ends. A process on another machine is
     believed dead if it has given no sign of life for a minute.
@@ -159,6 +159,7 @@ def held_folder(folder: Path) -> Iterator[None]:
         yield
         return
     missing = [path for path in (place, *place.parents) if not path.exists()]
+    is_empty = not missing and not any(place.iterdir())
     make_folder(folder)
     descriptor = open_mark(folder / MARK)
     try:
@@ -170,18 +171,19 @@ def held_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         _held.pop(place, None)
-        if place in missing:
-            _remove_unused(missing)
+        if place in missing or is_empty:
+            _remove_unused(place, missing)
         os.close(descriptor)
 
 
-def _remove_unused(created: Sequence[Path]) -> None:
-    """Remove folders that were created for results, each in the next, if nothing was done in the first."""
+def _remove_unused(folder: Path, created: Sequence[Path]) -> None:
+    """Remove what was written to `folder`, and those folders that were `created`, if nothing was done in it."""
     with suppress(OSError):
-        if is_unused(created[0]):
-            shutil.rmtree(created[0])
-            for folder in created[1:]:
-                folder.rmdir()
+        if is_unused(folder):
+            for path in folder.iterdir():
+                remove_whole(path)
+            for path in created:
+                path.rmdir()
 
 
 def _require_room(folder: Path) -> None:

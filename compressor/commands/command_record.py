@@ -20,12 +20,12 @@ from compressor.artifacts.run_state import list_differences
 from compressor.commands.checked_overrides import MOST_RUNS, alternatives, parse_overrides
 from compressor.commands.config import add_overrides, parse_arguments, replace_overrides
 from compressor.commands.overrides import quote
-from compressor.commands.resumable import check_harmless, explain_no_arguments
+from compressor.commands.resumable import ARGUMENTS, check_harmless, explain_no_arguments
 from compressor.errors import OutputError
 
 FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir")
 """The keys of the folder for results: of one run, and of a multirun."""
-COMMAND_FILE = Path(HYDRA_FOLDER) / "arguments.json"
+COMMAND_FILE = Path(HYDRA_FOLDER) / ARGUMENTS
 """Beside Hydra's own record: the command line, relative to the working directory."""
 BASIC_SWEEPER = {
     "_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",

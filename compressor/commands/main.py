@@ -9,6 +9,7 @@ import math
 import os
 import shlex
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -245,6 +246,18 @@ def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) 
     Raises ConfigError for a multirun unless `many` runs are allowed.
     """
     parsed = parse_arguments(arguments)
+    try:
+        return read_place(arguments, parsed, plugins, many)
+    except CompressorError:
+        raise
+    except Exception as error:
+        if shows_whole() or not any(line.lstrip("+~").startswith("hydra") for line in parsed.overrides):
+            raise
+        raise blame_hydra_settings(error) from None  # a group of Hydra's settings that is null, or is no group
+
+
+def read_place(arguments: Sequence[str], parsed: Namespace, plugins: Plugins, many: bool) -> Place:
+    """As `choose_place`, for arguments that were `parsed`."""
     if parsed.hydra_help or parsed.info or parsed.shell_completion:
         return Place(arguments)
     with open_hydra():
@@ -293,9 +306,14 @@ def launch(place: Place, job: Callable[[DictConfig], Any]) -> None:
                 f"cannot write to {place.folder}: {getattr(error, 'strerror', error)}; free some space and start the "
                 f"command again, or {name_another(place.multirun)}"
             ) from None
-        reason = one_line(error) or "no message"
-        kind = "" if isinstance(error, HydraException | OmegaConfBaseException) else f"{type(error).__name__}: "
-        raise ConfigError(f"Hydra cannot start with these settings: {kind}{reason}; check those of hydra.*") from None
+        raise blame_hydra_settings(error) from None
+
+
+def blame_hydra_settings(error: Exception) -> ConfigError:
+    """What the user is told of an error that settings of Hydra cause."""
+    reason = one_line(error) or "no message"
+    kind = "" if isinstance(error, HydraException | OmegaConfBaseException) else f"{type(error).__name__}: "
+    return ConfigError(f"Hydra cannot start with these settings: {kind}{reason}; check those of hydra.*")
 
 
 @contextmanager

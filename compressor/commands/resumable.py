@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Override
 
+from compressor.artifacts.run_files import HYDRA_FOLDER, list_jobs
 from compressor.artifacts.run_folder import read_status
 from compressor.commands.checked_overrides import parse_overrides
 from compressor.commands.config import parse_arguments
@@ -17,6 +18,8 @@ HARMLESS = frozenset(
 """Keys and groups of Hydra that name no code, no environment, and no file outside of the folder of results."""
 FLAGS = frozenset(["-m", "--multirun", "-r", "--run"])
 """Flags of Hydra with which something is run, and not only shown."""
+ARGUMENTS = "arguments.json"
+"""The record of how a run was started, beside Hydra's own."""
 TRUST = "model.trust_remote_code"
 """The key that lets code in a model's folder run."""
 
@@ -49,6 +52,10 @@ def check_harmless(arguments: Sequence[str], trusted: Sequence[str], record: Pat
 
 def explain_no_arguments(folder: Path) -> str:
     """Why there is nothing to go on with in a folder without recorded arguments, and what to do."""
+    multirun = folder.absolute().parent
+    if (multirun / HYDRA_FOLDER / ARGUMENTS).is_file() and folder.absolute() in list_jobs(multirun):
+        again = shlex.join(["compressor", "resume", str(multirun)])
+        return f"{folder} is a job of the multirun in {multirun}, which goes on as a whole; use {again}"
     command = read_status(folder).get("command")
     if not isinstance(command, str):
         return f"{folder} holds no run that can go on; give the folder of an interrupted `compressor run`"

@@ -127,6 +127,9 @@ def test_a_folder_in_which_nothing_is_done_does_not_stay(tmp_path: Path) -> None
             (tmp_path / place / ".hydra").mkdir()
             (tmp_path / place / ".hydra" / "arguments.json").touch()
         assert [path.name for path in tmp_path.rglob("*")] == ["before"]
+    with held_folder(tmp_path / "before"):  # it was there, and empty
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["before"]
     with held_folder(tmp_path / "before" / "used"):
         (tmp_path / "before" / "used" / "compressor.log").touch()
     with held_folder(tmp_path / "before" / "used"):

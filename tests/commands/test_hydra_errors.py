@@ -57,6 +57,8 @@ HARD = [
         (["--config-dir", "/nope"], "--config-dir is not supported"),
         (["--config-name", "nope"], "--config-name is not supported"),
         (["--resolve"], "--resolve says how --cfg shows"),
+        (["-m", "hydra.sweeper=null"], "Hydra cannot start with these settings: "),
+        (["-m", "+hydra.sweeper.params={seed:3}"], "Hydra cannot start with these settings: "),
         (["-m", "--cfg", "job"], "--multirun and --cfg exclude each other"),
         (["-m", "seed=range(1,1)"], "`seed=range(1,1)` names no value"),
         (["-m", "schedule=glob(nothing*)"], "`schedule=glob(nothing*)` names no value"),

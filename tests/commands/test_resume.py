@@ -18,6 +18,7 @@ from compressor.artifacts import answers
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.run_folder import DONE, INTERRUPTED, read_status
 from compressor.artifacts.run_state import ANSWERS, list_differences, read_state
+from compressor.commands.command_record import Jobs, write_command
 from compressor.commands.main import read_arguments
 from compressor.commands.stopping import Stopped, stop
 from compressor.contracts import Compressor, Schedule
@@ -390,6 +391,18 @@ def test_a_multirun_runs_only_what_is_missing(base: Path, tmp_path: Path) -> Non
     changed = {job for job in "012" if (tmp_path / "sweep" / job / "report.json").stat().st_mtime_ns != times[job]}
     assert changed == {"1"}
     assert len(json.loads((tmp_path / "sweep" / "comparison.json").read_text())) == 3
+
+
+def test_a_job_of_a_multirun_names_the_multirun(tmp_path: Path) -> None:
+    sweep = tmp_path / "a sweep"
+    (sweep / "0").mkdir(parents=True)
+    write_command(sweep, ["seed=0,1", "-m"], Jobs({}, [], {}))
+    done = call_command(tmp_path, "resume", "a sweep/0")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: a sweep/0 is a job of the multirun in {sweep}, which goes on as a whole; use compressor resume "
+        f"'{sweep}'\n"
+    )
 
 
 @pytest.mark.parametrize(
