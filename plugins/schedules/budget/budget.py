@@ -39,7 +39,7 @@ class Budget(Schedule):
 
     The first plan uses costs at the start of the round, estimated on more and more prefixes until the plan settles.
     Amounts of a range share one slope on their lower convex hulls, fixed options are a multiple-choice knapsack, and
-    both together are a mixed integer program. Then the best plan with one fixed option for all components is tried.
+    both together are a mixed integer program. Then the best plan with one option or amount for all components is tried.
     Then up to `corrections` times, costs are estimated at the current plan and solved within a trust region (amounts
     ± 0.1, or one option up or down). The new plan is accepted if it is better on the search prefixes by more than a
     standard error; else the trust region is halved.

@@ -43,16 +43,19 @@ class PartialStep(NamedTuple):
 
 
 def share_slope(curves: Curves, limit: float) -> Array:
-    """Amounts `[unit]` that minimise the sum of costs with a sum of sizes of at most `limit`.
+    """Amounts `[unit]` that minimise the sum of costs with a sum of sizes of just `limit`, as far as amounts reach.
 
     On lower convex hulls the best allocation has the same slope (cost per size saved) everywhere. So steps from vertex
-    to vertex are taken in the order of their slopes until the sizes fit. Steps that lower the cost are always taken.
+    to vertex are taken in the order of their slopes until the sizes fit, from the largest size of each unit on. Sizes
+    are not below the limit even where that seems to lower the cost: a model that loses more says nothing better, so
+    such costs are errors of the estimate.
     All units except one end at a vertex, which is one of the given points. The hull may underestimate the cost of the
     one unit that ends between two vertices. If the limit is out of reach, each unit gets its last point.
 
     Source: Shoham and Gersho, Efficient bit allocation for an arbitrary set of quantizers, IEEE TASSP 1988.
     """
-    places, partial = take_steps(curves, limit)
+    largest = curves.sizes == curves.sizes.max(axis=1, keepdims=True)
+    places, partial = take_steps(curves, limit, np.where(largest, curves.costs, np.inf).argmin(axis=1))
     amounts: Array = curves.amounts[np.arange(len(places)), places]
     if partial is not None:
         low, high = curves.amounts[partial.unit, partial.left], curves.amounts[partial.unit, partial.right]
@@ -60,9 +63,12 @@ def share_slope(curves: Curves, limit: float) -> Array:
     return amounts
 
 
-def take_steps(curves: Curves, limit: float) -> tuple[Indices, PartialStep | None]:
-    """The vertex of each unit `[unit]` after all whole steps, and the last step if only a part of it is needed."""
-    places, steps = find_steps(curves)
+def take_steps(curves: Curves, limit: float, start: Indices) -> tuple[Indices, PartialStep | None]:
+    """The vertex of each unit `[unit]` after all whole steps, and the last step if only a part of it is needed.
+
+    `start` `[unit]` are the points at which steps begin.
+    """
+    places, steps = start.copy(), find_steps(curves, start)
     reached = np.cumsum(steps.saved)
     needed = float(curves.sizes[np.arange(len(places)), places].sum()) - limit
     whole = int(np.searchsorted(reached, needed, side="right"))
@@ -74,15 +80,17 @@ def take_steps(curves: Curves, limit: float) -> tuple[Indices, PartialStep | Non
     return places, PartialStep(int(steps.units[whole]), int(steps.left[whole]), int(steps.right[whole]), share)
 
 
-def find_steps(curves: Curves) -> tuple[Indices, Steps]:
-    """The cheapest point of each unit `[unit]`, and all further steps along its hull, by increasing slope.
+def find_cheapest(curves: Curves) -> Indices:
+    """The cheapest point of each unit `[unit]`; among points of equal cost the smallest one."""
+    found: Indices = curves.costs.shape[1] - 1 - np.argmin(curves.costs[:, ::-1], axis=1)
+    return found
 
-    Among points of equal cost the smallest one is used.
-    """
+
+def find_steps(curves: Curves, start: Indices) -> Steps:
+    """All steps along the hull of each unit from the point `start` `[unit]` on, by increasing slope."""
     count, points = curves.costs.shape
     every = np.arange(count)
-    start = points - 1 - np.argmin(curves.costs[:, ::-1], axis=1)
-    places, flattest = start.copy(), np.zeros(count)
+    places, flattest = start.copy(), np.full(count, -np.inf)
     found = [Steps(every[:0], every[:0], every[:0], np.empty(0), np.empty(0))]
     while True:
         saved = curves.sizes[every, places][:, None] - curves.sizes
@@ -99,4 +107,4 @@ def find_steps(curves: Curves) -> tuple[Indices, Steps]:
         places = np.where(moving, best, places)
     steps = Steps(*map(np.concatenate, zip(*found, strict=True)))
     order = np.argsort(steps.slopes, kind="stable")
-    return start, Steps(*map(itemgetter(order), steps))
+    return Steps(*map(itemgetter(order), steps))

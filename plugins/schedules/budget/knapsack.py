@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .convex_hull import Array, Curves, take_steps
+from .convex_hull import Array, Curves, find_cheapest, take_steps
 from .mixed_integer import Menu, solve_exactly
 
 ATTEMPTS = 6
@@ -48,7 +48,8 @@ def choose_greedily(menus: Sequence[Menu], limit: float) -> tuple[list[Array], f
     )
     costs = costs - costs.min(axis=1, keepdims=True)
     every = np.arange(len(menus))
-    places, partial = take_steps(Curves(options.astype(np.float64), sizes, costs), limit)
+    curves = Curves(options.astype(np.float64), sizes, costs)
+    places, partial = take_steps(curves, limit, find_cheapest(curves))
     cost = bound = float(costs[every, places].sum())
     if partial is not None:
         step = float(costs[partial.unit, partial.right] - costs[partial.unit, partial.left])

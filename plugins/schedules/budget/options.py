@@ -61,12 +61,13 @@ class Choices(ABC):
         Components without costs keep their option in `around`, or stay as they are at the start of the round.
         """
 
+    @abstractmethod
     def alike(self, table: Table, limit: float) -> Plan:
-        """The cheapest fitting plan that gives every component with costs the same fixed option.
+        """A fitting plan that gives every component with costs the same option; empty if there is none.
 
-        Empty if there is none. Ranges have none, because amounts with a common slope are never worse than equal ones.
+        `table` has the options of `begin`. The plan is the cheapest of fixed options, and of a range the smallest
+        amount. By the estimates it is never better than that of `solve`, but they may be wrong far from the base.
         """
-        return {}
 
     def read(self, component: Component, option: Option) -> Array:
         """`[unit]`: the amounts of an option."""

@@ -74,15 +74,14 @@ class BudgetRound:
     def correct(self, plan: Plan, size: float, attempts: int) -> Asks[tuple[Plan, float]]:
         """Improves the plan with estimates around it; only plans that measure cheaper (`is_cheaper`) are accepted.
 
-        It starts from the plan with one option for all components if that is better, because estimates at the start of
-        the round may be wrong far from the base.
+        It starts from the plan with one option, or amount, for all components if that is better, because estimates at
+        the start of the round may be wrong far from the base.
         """
         best = yield from self.inquiry.ask_costs(plan)
         if (alike := self.inquiry.choices.alike(self.alone, self.limit.total)) and alike != plan:
-            costs = yield from self.inquiry.ask_costs(alike)
-            if is_cheaper(costs, best):
-                plan, best = alike, costs
-                size = yield from self.inquiry.ask_size(alike)
+            costs, stored = (yield from self.inquiry.ask_costs(alike)), (yield from self.inquiry.ask_size(alike))
+            if is_cheaper(costs, best) and self.limit.allows(stored):
+                plan, size, best = alike, stored, costs
         share, table = ROWS_SHARE if self.inquiry.by_row else 1.0, None
         for _ in range(attempts):
             if table is None:

@@ -309,8 +309,10 @@ def test_what_is_kept_is_the_best_that_was_measured() -> None:
 
 def test_a_correction_moves_no_amount_farther_than_ten_points() -> None:
     rehearsal = play(Budget([0.6]), cls=Crossed)
-    first, *others = (plan for r in requests_of(rehearsal, ValuesRequest) for plan in r.trials)
-    assert all(abs(others[0][name].amount - first[name].amount) <= 0.1 + 1 / 32 for name in first)
+    first, alike, *others = (plan for r in requests_of(rehearsal, ValuesRequest) for plan in r.trials)
+    assert is_alike(alike)
+    farthest = [max(abs(others[0][name].amount - plan[name].amount) for name in plan) for plan in (first, alike)]
+    assert min(farthest) <= 0.1 + 1 / 32, "corrections start from the better of the two"
     rounded = play(Budget([0.6]), "round", cls=Crossed, seed=3)
     first, alike, *others = (plan for r in requests_of(rounded, ValuesRequest) for plan in r.trials)
     assert is_alike(alike)
@@ -328,16 +330,19 @@ def test_a_correction_that_is_refused_is_made_smaller_without_asking_again(compr
     first, *others = rehearsal.seen
     assert plans_of(rehearsal) == [first] and first not in others
     if compressors == ("prune",):
-        assert len(others) == 5
+        alike, *others = others
+        assert is_alike(alike) and len(others) == 5
         moved = [max(abs(plan[name].amount - first[name].amount) for name in first) for plan in others]
         assert moved == sorted(moved, reverse=True) and moved[-1] <= 0.1 / 16 + 1 / 32
     few = play(Budget([0.6], corrections=2), *compressors, cls=Stubborn)
-    assert few.seen == rehearsal.seen[: 3 + is_alike(others[0])]
+    assert few.seen == rehearsal.seen[: 3 + is_alike(rehearsal.seen[1])]
 
 
 def is_alike(plan: Plan) -> bool:
-    """Are all components treated by the same?"""
-    return len(plan) == len(COMPONENTS) and len({(t.compressor, t.amount) for t in plan.values()}) == 1
+    """Are all components treated by the same, and by amounts that are equal but for whole weights?"""
+    amounts = [treatment.amount for treatment in plan.values()]
+    is_one = len({treatment.compressor for treatment in plan.values()}) == 1
+    return len(plan) == len(COMPONENTS) and is_one and max(amounts) - min(amounts) < 1 / 32
 
 
 @dataclass
@@ -491,8 +496,10 @@ def test_components_that_a_plan_cuts_off_keep_what_the_plan_says(compressors: tu
     problem, name = make_problem(compressors, KL), COMPONENTS[1].name
     rehearsal = Silent(problem, never=(), later=(name,))
     rehearsal.play(Budget([0.55]))
-    plans = [plan for request in requests_of(rehearsal, ValuesRequest) for plan in request.trials]
-    assert len(plans) > 1 and len({repr(plan.get(name)) for plan in plans}) == 1
+    asked = [plan for request in requests_of(rehearsal, ValuesRequest) for plan in request.trials]
+    start, plans = asked[:2], asked[2:] if is_alike(asked[1]) else asked[1:]
+    assert plans and repr(plans[0].get(name)) in {repr(plan.get(name)) for plan in start}
+    assert len({repr(plan.get(name)) for plan in plans}) == 1
     assert rehearsal.mean(rehearsal.kept) >= 0.55 - 1e-9
 
 
