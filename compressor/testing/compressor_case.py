@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -33,6 +33,11 @@ def make_weight(name: str) -> Tensor:
 
 def make_calibration_data(width: int) -> dict[str, Tensor]:
     """Calibration data of 2 · `width` random, correlated input vectors; the last input is always 0."""
+    return {name: tensor.clone() for name, tensor in _accumulate(width).items()}
+
+
+@cache
+def _accumulate(width: int) -> dict[str, Tensor]:
     mixed = torch.randn(width, width, generator=torch.Generator().manual_seed(1)) / width**0.5
     inputs = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(2)) @ mixed
     inputs[:, -1] = 0
@@ -104,6 +109,7 @@ class CompressorCase:
         """The compressor is a pruner of single weights."""
         return self.plugin.importance(self.weight, self.context) is not None
 
+    @cached_property
     def has_integers(self) -> bool:
         """At some amount the weight consists of integers, scales and zero points."""
         return any(self.find_integers())
