@@ -89,8 +89,11 @@ def stop_at_block(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stop, "check", check)
 
 
+OFTEN = ("fdt_allocation", "budget, int", "beam")
+
+
 @pytest.mark.parametrize("where", ["in the middle", *rarely(["at both ends"])])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*OFTEN, *rarely(case for case in CASES if case not in OFTEN)])
 def test_a_run_that_is_stopped_anywhere_ends_the_same(
     case: str, where: str, base: Path, tmp_path: Path, every_answer: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,9 +35,10 @@ from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
-from tests.support.families import FAMILIES, each, save_checkpoint
+from tests.support.families import FAMILIES, TWO, each, save_checkpoint
 from tests.support.references import count_leading, generate
 from tests.support.runs import METRICS, make_settings, run
+from tests.support.slow import rarely_cases
 from tests.support.warm_processes import run_plain
 
 RELOAD = """
@@ -180,7 +181,7 @@ def test_the_same_seed_decides_the_same(finished: Path, tmp_path: Path) -> None:
     assert hashes[0] == hashes[1]
 
 
-@pytest.mark.parametrize("family", each(FAMILIES))
+@pytest.mark.parametrize("family", each(FAMILIES, TWO))
 def test_every_family_runs_and_reloads(tmp_path: Path, family: str) -> None:
     save_checkpoint(family, tmp_path / "base", with_tokenizer=True)
     settings = make_settings(GlobalThreshold(targets=[0.3]), model=ModelSettings(path=str(tmp_path / "base")))
@@ -194,7 +195,9 @@ def test_every_family_runs_and_reloads(tmp_path: Path, family: str) -> None:
     assert record.final.scores["fdtm"].mean == pytest.approx(agrees.double().mean().item())
 
 
-@pytest.mark.parametrize(("compressor", "amount", "bits"), [(Int8(), 0.5, 8.0), (Rtn(bits=[4], group=32), 0.75, 4.0)])
+@pytest.mark.parametrize(
+    ("compressor", "amount", "bits"), [(Rtn(bits=[4], group=32), 0.75, 4.0), *rarely_cases([(Int8(), 0.5, 8.0)])]
+)
 def test_integers_are_accounted_with_their_scales(
     tmp_path: Path, compressor: Compressor, amount: float, bits: float
 ) -> None:

@@ -233,17 +233,20 @@ def test_outliers_that_a_run_finds_are_kept(tmp_path: Path) -> None:
     assert finals[0].scores["kl"].mean > finals[1].scores["kl"].mean
 
 
+FEW = ComponentSettings(include=[r"layers\.0\.mlp"])
+
+
 def test_estimates_say_that_they_do_not_see_inputs(tmp_path: Path) -> None:
     for activations in (Activations.none, TOKEN):
         budget = Budget(targets=[0.25], corrections=0)
-        settings = make_settings(budget, Int8(activations=activations), export=ExportSettings(verify=False))
+        settings = make_settings(budget, Int8(activations=activations), components=FEW)
         record = run(tmp_path / activations.name, settings)
         said = [note for note in record.notes if note.startswith("Estimates of int8 include the change of the weights")]
         assert len(said) == (activations is TOKEN)
 
 
 def test_a_forecast_says_it_too(tmp_path: Path) -> None:
-    settings = forecasts.make_settings(Magnitude(), Int8(activations=TOKEN), LlmInt8())
+    settings = forecasts.make_settings(Magnitude(), Int8(activations=TOKEN), LlmInt8(), components=FEW)
     notes = forecasts.run(tmp_path, settings)["notes"]
     (note,) = (note for note in notes if "include the change of the weights" in note)
     assert note.startswith("Estimates of int8, llm_int8 include") and note.endswith("scores include both.")
