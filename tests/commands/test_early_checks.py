@@ -191,6 +191,8 @@ def test_a_run_says_what_has_no_effect(tmp_path: Path) -> None:
         "data.continuation_tokens=4",
         "tracking=none",
         "schedule=uniform",
+        "metric=[fdtm]",
+        "components.include=[layers.0.self_attn]",
     )
     ineffective = ("forecast.check=2", "data.path=a.txt", "model.revision=main", "export.verify=false")
     done = call_command(tmp_path, "run", *small, *ineffective, "hydra.run.dir=out")

@@ -283,7 +283,7 @@ def test_every_family_gives_a_forecast(tmp_path: Path, family: str) -> None:
 
 
 def test_experts_that_no_token_reached_are_said(tmp_path: Path) -> None:
-    save_checkpoint("mixtral", tmp_path / "base", num_local_experts=10)
+    save_checkpoint("mixtral", tmp_path / "base", num_local_experts=10, num_hidden_layers=1)
     data = DataSettings(prefixes=2, prefix_tokens=3, continuation_tokens=4)
     settings = make_settings(Magnitude(), Int8(), data=data, model=ModelSettings(path=str(tmp_path / "base")))
     found = run(tmp_path / "out", settings)

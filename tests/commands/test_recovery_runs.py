@@ -165,6 +165,12 @@ def test_a_round_that_was_trained_is_not_trained_again(
     assert run(tmp_path / "out", settings).status == "done"
 
 
+SHORT = [
+    "schedule=uniform", "schedule.targets=[0.5]", "tracking=none", "metric=[fdtm]", "data.prefixes=2",
+    "data.prefix_tokens=6", "data.continuation_tokens=8", "hydra.run.dir=out",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -188,8 +194,7 @@ def test_a_round_that_was_trained_is_not_trained_again(
     ],
 )
 def test_wrong_options_are_one_line(options: list[str], said: str, tmp_path: Path) -> None:
-    short = ["schedule=uniform", "schedule.targets=[0.5]", "tracking=none", "data.prefixes=2", "hydra.run.dir=out"]
-    done = call_command(tmp_path, "run", *short, *options)
+    done = call_command(tmp_path, "run", *SHORT, *options)
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert said in line
@@ -197,8 +202,7 @@ def test_wrong_options_are_one_line(options: list[str], said: str, tmp_path: Pat
 
 def test_a_text_for_training_that_is_too_short_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("Once upon a time.")
-    short = ["schedule=uniform", "schedule.targets=[0.5]", "tracking=none", "data.prefixes=2", "hydra.run.dir=out"]
-    done = call_command(tmp_path, "run", *short, "recovery=finetune", "recovery.path=short.txt")
+    done = call_command(tmp_path, "run", *SHORT, "recovery=finetune", "recovery.path=short.txt")
     assert done.returncode == 1
     assert "fewer than a window of 128; give more text or lower `recovery.tokens`" in done.stderr
 

@@ -48,7 +48,7 @@ from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.schedules.budget import round
 from compressor_plugins.schedules.budget.budget import Budget, EstimateBy, Granularity
 from tests.support.families import save_checkpoint
-from tests.support.slow import rarely_cases
+from tests.support.slow import rarely, rarely_cases
 
 MEASURED = EstimateBy.measured
 
@@ -228,7 +228,19 @@ CHANGES: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("change", CHANGES)
+OFTEN = (
+    "weights",
+    "code",
+    "compressor's option",
+    "data seed",
+    "precision",
+    "components",
+    "objective's option",
+    "batch",
+)
+
+
+@pytest.mark.parametrize("change", [*OFTEN, *rarely(change for change in CHANGES if change not in OFTEN)])
 def test_whatever_is_another_ingredient_is_asked_anew(change: str, after_first: Runs) -> None:
     runs, first = after_first, Budget([0.6], corrections=0)
     if change == "objective's option":
