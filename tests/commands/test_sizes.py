@@ -13,7 +13,7 @@ from compressor.plugins import installed
 from tests.conftest import SHARED_MODELS
 from tests.support.command_line import call_command
 from tests.support.families import save_checkpoint
-from tests.support.slow import rarely_cases
+from tests.support.slow import rarely, rarely_cases
 
 FEW = ["data.prefixes=4", "data.prefix_tokens=6", "data.continuation_tokens=8", "tracking=none", "hydra.run.dir=out"]
 
@@ -26,7 +26,7 @@ def measure_weights(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-@pytest.fixture(params=["generated", "trained"])
+@pytest.fixture(params=["generated", *rarely(["trained"])])
 def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if request.param == "generated":
         sizes = {"hidden_size": 64, "intermediate_size": 160}
