@@ -89,7 +89,7 @@ EXACT = {
 }
 
 
-OFTEN = ("uniform", "fdt_allocation", "beam", "budget without corrections")
+OFTEN = ("fdt_allocation", "beam", "budget without corrections")
 
 
 @pytest.mark.parametrize("case", [*OFTEN, *rarely(case for case in EXACT if case not in OFTEN)])

@@ -125,6 +125,7 @@ def test_a_run_in_the_folder_of_another_is_refused(place: Path, base: Path) -> N
             compressor.run({"model.path": str(base)}, model="hf", folder=place / folder)
 
 
+@pytest.mark.slow
 def test_a_resumed_multirun_names_its_folder_once(place: Path) -> None:
     status = place / "sweep" / "1" / "status.json"
     status.write_text(json.dumps({"status": FAILED}))

@@ -361,6 +361,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(seed: int, base: Path, undisturb
     assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in undisturbed.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_multirun_runs_only_what_is_missing(base: Path, tmp_path: Path) -> None:
     arguments = [
         *SMALL[:-2], f"model.path={base}", "components.include=[layers.0]", "schedule=uniform",

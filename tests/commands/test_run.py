@@ -51,6 +51,7 @@ with torch.inference_mode():
 """
 
 
+@pytest.mark.slow
 def test_a_smaller_memory_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calibration data is gathered in many passes and waits on disk, and no compressed weight is kept."""
     monkeypatch.setattr(cost, "read_memory", lambda device: None)  # else the run is refused
@@ -168,6 +169,7 @@ def strip_times(text: str) -> list[dict[str, object]]:
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_the_same_seed_decides_the_same(finished: Path, tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
     schedule = FdtAllocation(targets=[0.2, 0.4])

@@ -17,7 +17,7 @@ RESULTS = (
 )  # fmt: skip
 NEEDED = ("report.json", "report.html", "plan.json", "model/model.safetensors")
 """What a run that says `done` has."""
-QUICK, SHARDS = 3, 8
+QUICK, SHARDS = 1, 8
 
 
 @dataclass(frozen=True)
