@@ -106,6 +106,7 @@ def test_counts_are_those_of_the_run(tmp_path: Path, case: str) -> None:
     assert actual.disk_bytes == pytest.approx(sum(p.stat().st_size for p in tmp_path.rglob("*.*")), rel=0.1)
 
 
+@pytest.mark.slow
 def test_what_depends_on_answers_is_about_right(tmp_path: Path) -> None:
     schedule = Evolution([0.4], generations=5, offspring=5, survivors=[2, 1], tokens=[32, 96])
     record = run(tmp_path, settings_of(schedule, components=ComponentSettings()))

@@ -302,6 +302,7 @@ def test_experts_that_no_token_reached_are_said(tmp_path: Path) -> None:
     assert "no token" in text and "Nothing is known" in text
 
 
+@pytest.mark.slow
 def test_another_schedule_and_another_objective(tmp_path: Path) -> None:
     components = ComponentSettings(include=[r"layers\.[05]\.mlp"])
     found = {

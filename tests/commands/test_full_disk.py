@@ -231,6 +231,7 @@ run.execute = execute_and_fill
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_between_two_jobs_keeps_the_table(base: Path, tmp_path: Path, disk: Path) -> None:
     """Hydra itself fails to write the configuration of the second job."""
     sweep = disk / "sweep"
