@@ -279,6 +279,7 @@ def test_the_screen_drops_what_is_predicted_to_be_worse(folder: Path) -> None:
     assert {np.argmax(predicted), *np.argsort(predicted)[:9]} <= {*soundings}
 
 
+@pytest.mark.slow
 def test_the_screen_keeps_the_best_as_often_as_it_says(folder: Path) -> None:
     missed, measured, repeats = 0, 0, 200
     for seed in range(repeats):
