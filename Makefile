@@ -12,9 +12,10 @@ run: $(STAMP)
 	$(VENV)/bin/compressor run
 
 # A process for each core, so each with one thread; a module stays in one process, which makes its fixtures once.
-PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
+# Bytecode is kept whatever the environment says, or each of some hundred interpreters would compile the project anew.
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
 
-# Five families of models; the others are marked slow.
+# Of each kind of case some, and two or five families of models; the others are marked slow.
 test: $(STAMP)
 	$(PYTEST) -m "not slow and not nightly" $(PYTEST_ARGUMENTS)
 

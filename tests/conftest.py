@@ -13,6 +13,7 @@ pytest.register_assert_rewrite("tests.support")
 
 from compressor.export import verification  # noqa: E402
 from tests.support.browser import Browser  # noqa: E402 - its assertions are rewritten too
+from tests.support.slow import rarely  # noqa: E402
 from tests.support.warm_processes import make_subprocess  # noqa: E402
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts into the background
@@ -82,7 +83,7 @@ def browser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     found.close()
 
 
-@pytest.fixture(params=["stories260K", "tinystories-656k", "tinystories-2.8M"])
+@pytest.fixture(params=["stories260K", *rarely(["tinystories-656k", "tinystories-2.8M"])])
 def trained_folder(request: pytest.FixtureRequest) -> Path:
     folder = SHARED_MODELS / request.param
     if not folder.is_dir():

@@ -176,10 +176,13 @@ def check_count(overrides: Sequence[Override]) -> None:
             raise ConfigError(f"`{override.input_line:.200}` makes more than {MOST_RUNS} runs; give fewer values")
 
 
+@functools.lru_cache(maxsize=256)
 def is_group(loader: ConfigLoader, key: str) -> bool:
-    """Whether a key is a group of options."""
+    """Whether a key is a group of options. Hydra copies all options to answer, so names are asked for only once."""
+    if not key or "." in key:  # as no group has
+        return False
     with suppress(OSError):  # a name that is too long for a file
-        return bool(key and loader.get_group_options(key))
+        return bool(loader.get_group_options(key))
     return False
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -37,6 +37,11 @@ def make_calibration_data(out: int, width: int) -> dict[str, Tensor]:
 
     The Fisher information is that of random gradients of the `out` outputs, one for each input vector.
     """
+    return {name: tensor.clone() for name, tensor in _accumulate(out, width).items()}
+
+
+@cache
+def _accumulate(out: int, width: int) -> dict[str, Tensor]:
     mixed = torch.randn(width, width, generator=torch.Generator().manual_seed(1)) / width**0.5
     inputs = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(2)) @ mixed
     inputs[:, -1] = 0
@@ -110,6 +115,7 @@ class CompressorCase:
         """The compressor is a pruner of single weights."""
         return self.plugin.importance(self.weight, self.context) is not None
 
+    @cached_property
     def has_integers(self) -> bool:
         """At some amount the weight consists of integers, scales and zero points."""
         return any(self.find_integers())

@@ -31,6 +31,7 @@ from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.quantization.nf4 import Nf4
 from compressor_plugins.schedules.budget.budget import Budget
 from tests.support.command_line import call_command
+from tests.support.slow import rarely
 
 REFUSE = """
 import sys
@@ -107,11 +108,12 @@ def make(**changes: object) -> Settings:
     return Settings(**(chosen | changes))
 
 
-def test_a_mistake_is_told_before_torch_is_imported_and_leaves_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", REFUSE, *WRONG]
+@pytest.mark.parametrize("lines", [WRONG[::3], *rarely([WRONG[1::3] + WRONG[2::3]])], ids=["every third", "the others"])
+def test_a_mistake_is_told_before_torch_is_imported_and_leaves_nothing(lines: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-c", REFUSE, *lines]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     said = done.stdout.splitlines()
-    assert len(said) == len(WRONG) and all(line.endswith(" False") for line in said), done.stdout + done.stderr
+    assert len(said) == len(lines) and all(line.endswith(" False") for line in said), done.stdout + done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -198,6 +200,8 @@ def test_a_run_says_what_has_no_effect(tmp_path: Path) -> None:
         "data.continuation_tokens=4",
         "tracking=none",
         "schedule=uniform",
+        "metric=[fdtm]",
+        "components.include=[layers.0.self_attn]",
     )
     ineffective = ("forecast.check=2", "data.path=a.txt", "model.revision=main", "export.verify=false")
     done = call_command(tmp_path, "run", *small, *ineffective, "hydra.run.dir=out")

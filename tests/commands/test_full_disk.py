@@ -33,6 +33,7 @@ from tests.support.families import save_checkpoint
 from tests.support.forecasts import make_settings as make_forecast_settings
 from tests.support.forecasts import run as make_forecast
 from tests.support.runs import make_settings, run
+from tests.support.slow import rarely
 from tests.support.small_disks import fill, small_disk
 from tests.support.warm_processes import run_project
 
@@ -93,7 +94,10 @@ MOMENTS: dict[str, tuple[object, str, int, str]] = {
 """What does not fit any more: where the disk becomes full, the bytes that are left, and the error."""
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+OFTEN = ("state", "a part of the model", "report")
+
+
+@pytest.mark.parametrize("moment", [*OFTEN, *rarely(moment for moment in MOMENTS if moment not in OFTEN)])
 def test_a_disk_that_fills_up_is_one_line_and_the_next_start_goes_on(
     moment: str, base: Path, whole: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +151,7 @@ def test_tensors_of_model_gguf_are_collected_beside_it(
     assert "config and tokenizer could not be saved on trial: [Errno 28] No space left on device" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["references", "estimates"])
+@pytest.mark.parametrize("kind", ["estimates", *rarely(["references"])])
 def test_a_cache_on_a_full_disk_is_given_up_with_one_line(
     kind: str, base: Path, tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -216,6 +220,7 @@ FILL_AFTER_A_JOB = """
 import sys
 from pathlib import Path
 from compressor.commands import run
+from tests.support.slow import rarely
 from tests.support.small_disks import fill
 execute, disk = run.execute, Path(sys.argv.pop(1))
 def execute_and_fill(*arguments):
@@ -226,6 +231,7 @@ run.execute = execute_and_fill
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_between_two_jobs_keeps_the_table(base: Path, tmp_path: Path, disk: Path) -> None:
     """Hydra itself fails to write the configuration of the second job."""
     sweep = disk / "sweep"
@@ -270,6 +276,7 @@ def test_wandb_on_a_full_disk_and_the_log_end_and_the_run_goes_on(base: Path, tm
     assert len(lines) <= 3 and not any("Traceback" in line for line in lines), lines
 
 
+@pytest.mark.slow
 def test_wandb_whose_disk_fills_up_later_ends_and_the_run_goes_on(
     base: Path, tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

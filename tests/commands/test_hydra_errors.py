@@ -15,6 +15,7 @@ from compressor.errors import CompressorError, ConfigError, OutputError
 from compressor.plugins import installed
 from tests.support.command_line import call_command
 from tests.support.families import save_checkpoint
+from tests.support.slow import rarely, rarely_cases
 
 FEW = [
     "schedule=uniform", "data.prefixes=2", "data.prefix_tokens=4", "data.continuation_tokens=4", "tracking=none",
@@ -22,19 +23,11 @@ FEW = [
 ]  # fmt: skip
 HARD = [
     "my model, v2",
-    "a[b",
-    "a(b",
-    "a=b",
     "a'b",
     'a"b',
-    "a$b",
     "a${b}",
-    "a{b}, c",
-    "a#b",
-    " a ",
     "a\\b",
-    "$HOME",
-    "a;b&c",
+    *rarely(["a[b", "a(b", "a=b", "a$b", "a{b}, c", "a#b", " a ", "$HOME", "a;b&c"]),
 ]
 """Names of folders that a shell, Hydra or OmegaConf would read otherwise."""
 
@@ -43,29 +36,39 @@ HARD = [
     ("line", "message"),
     [
         (["+hydra.callbacks.x._target_=os.system"], "Hydra cannot start with these settings: Target 'os.system' is bl"),
-        (["+hydra.callbacks.x._target_=hydra.nope"], "Hydra cannot start with these settings: Error locating target"),
         (["hydra.run.dir=${nope}"], "`hydra.run.dir`: Interpolation key 'nope' not found"),
         (["model=hf", "model.path=a${nope}"], "Interpolation key 'nope' not found; check model=hf"),
-        (["~compressor=1"], "`~compressor=1` names no option; write ~compressor"),
-        (["sweep.batch=9223372036854775808"], "`sweep.batch` must be at most 2147483647"),
         (["hydra.run.dir=a\udcff"], r"is not UTF-8, which every name and text must be"),
         (["hydra/launcher=nope"], "unknown hydra/launcher `nope`; known: basic"),
-        (["hydra/sweeper=nope"], "unknown hydra/sweeper `nope`; known: basic"),
-        (["hydra.launcher.nope=3"], "Could not override 'hydra.launcher.nope'"),
         (["hydra.sweeper.params.seed=1"], "Unexpected type for root: NoneType; check hydra.sweeper.params.seed=1"),
-        (["hydra.job.name=${nope}"], "`hydra.job.name` cannot be changed, got '${nope}'"),
         (["--config-dir", "/nope"], "--config-dir is not supported"),
-        (["--config-name", "nope"], "--config-name is not supported"),
-        (["--resolve"], "--resolve says how --cfg shows"),
         (["-m", "hydra.sweeper=null"], "Hydra cannot start with these settings: "),
         (["-m", "+hydra.sweeper.params={seed:3}"], "Hydra cannot start with these settings: "),
         (["-m", "--cfg", "job"], "--multirun and --cfg exclude each other"),
         (["-m", "seed=range(1,1)"], "`seed=range(1,1)` names no value"),
-        (["-m", "schedule=glob(nothing*)"], "`schedule=glob(nothing*)` names no value"),
-        (["-m", "seed=1,2", "hydra.sweep.subdir=${nope}"], "`hydra.sweep.subdir` cannot be changed, got '${nope}'"),
         (
             ["model=hf", "model.path=my model, v2"],
             "add -m for a run with each of them; a text with special ",
+        ),
+        *rarely_cases(
+            [
+                (
+                    ["+hydra.callbacks.x._target_=hydra.nope"],
+                    "Hydra cannot start with these settings: Error locating target",
+                ),
+                (["~compressor=1"], "`~compressor=1` names no option; write ~compressor"),
+                (["sweep.batch=9223372036854775808"], "`sweep.batch` must be at most 2147483647"),
+                (["hydra/sweeper=nope"], "unknown hydra/sweeper `nope`; known: basic"),
+                (["hydra.launcher.nope=3"], "Could not override 'hydra.launcher.nope'"),
+                (["hydra.job.name=${nope}"], "`hydra.job.name` cannot be changed, got '${nope}'"),
+                (["--config-name", "nope"], "--config-name is not supported"),
+                (["--resolve"], "--resolve says how --cfg shows"),
+                (["-m", "schedule=glob(nothing*)"], "`schedule=glob(nothing*)` names no value"),
+                (
+                    ["-m", "seed=1,2", "hydra.sweep.subdir=${nope}"],
+                    "`hydra.sweep.subdir` cannot be changed, got '${nope}'",
+                ),
+            ]
         ),
     ],
 )
@@ -99,7 +102,7 @@ def test_the_advice_on_quotes_gives_the_path_through_shell_and_hydra(name: str) 
             assert repr(name)[1:-1] in str(error) or name in str(error)
 
 
-@pytest.mark.parametrize("name", ["my model, v2", "a=b", "a$b", "it's [1]"])
+@pytest.mark.parametrize("name", ["it's [1]", *rarely(["my model, v2", "a=b", "a$b"])])
 def test_a_model_and_a_folder_of_any_name_work_and_what_is_printed_too(name: str, tmp_path: Path) -> None:
     save_checkpoint("llama", tmp_path / name, with_tokenizer=True)
     typed = str(advise_quotes(f"model.path={name}")).partition("shell's: ")[2]

@@ -29,6 +29,7 @@ FEW = [
 NAME = "model.layers.0.self_attn.q_proj"
 
 
+@pytest.mark.slow
 def test_the_command_that_is_printed_makes_the_point(tmp_path: Path) -> None:
     done = call_command(tmp_path, "forecast", *FEW, "compressor.int4.group=16", "hydra.run.dir=first look")
     assert (done.returncode, done.stderr) == (0, "")

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_line import MAIN
+from tests.support.slow import rarely
 from tests.support.warm_processes import run_project
 
 
-@pytest.mark.parametrize("umask", [0o022, 0o027])
+@pytest.mark.parametrize("umask", [0o027, *rarely([0o022])])
 def test_files_have_the_users_umask(umask: int, tmp_path: Path) -> None:
     settings = (
         "compressor=int8", "schedule=uniform", "schedule.targets=[0.5]", "metric=[fdtm,kl]", "data.prefixes=2",

@@ -90,8 +90,11 @@ def stop_at_block(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stop, "check", check)
 
 
+OFTEN = ("fdt_allocation", "budget, int")
+
+
 @pytest.mark.parametrize("where", ["in the middle", *rarely(["at both ends"])])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*OFTEN, *rarely(case for case in CASES if case not in OFTEN)])
 def test_a_run_that_is_stopped_anywhere_ends_the_same(
     case: str, where: str, base: Path, tmp_path: Path, every_answer: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,6 +377,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(seed: int, base: Path, undisturb
     assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in undisturbed.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_multirun_runs_only_what_is_missing(base: Path, tmp_path: Path) -> None:
     arguments = [
         *SMALL[:-2], f"model.path={base}", "components.include=[layers.0]", "schedule=uniform",

@@ -35,9 +35,10 @@ from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
-from tests.support.families import FAMILIES, each, save_checkpoint
+from tests.support.families import FAMILIES, TWO, each, save_checkpoint
 from tests.support.references import count_leading, generate
 from tests.support.runs import METRICS, make_settings, run
+from tests.support.slow import rarely_cases
 from tests.support.warm_processes import run_plain
 
 RELOAD = """
@@ -50,6 +51,7 @@ with torch.inference_mode():
 """
 
 
+@pytest.mark.slow
 def test_a_smaller_memory_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calibration data is gathered in many passes and waits on disk, and no compressed weight is kept."""
     monkeypatch.setattr(cost, "read_memory", lambda device: None)  # else the run is refused
@@ -167,6 +169,7 @@ def strip_times(text: str) -> list[dict[str, object]]:
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_the_same_seed_decides_the_same(finished: Path, tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
     schedule = FdtAllocation(targets=[0.2, 0.4])
@@ -180,7 +183,7 @@ def test_the_same_seed_decides_the_same(finished: Path, tmp_path: Path) -> None:
     assert hashes[0] == hashes[1]
 
 
-@pytest.mark.parametrize("family", each(FAMILIES))
+@pytest.mark.parametrize("family", each(FAMILIES, TWO))
 def test_every_family_runs_and_reloads(tmp_path: Path, family: str) -> None:
     save_checkpoint(family, tmp_path / "base", with_tokenizer=True)
     settings = make_settings(GlobalThreshold(targets=[0.3]), model=ModelSettings(path=str(tmp_path / "base")))
@@ -194,7 +197,9 @@ def test_every_family_runs_and_reloads(tmp_path: Path, family: str) -> None:
     assert record.final.scores["fdtm"].mean == pytest.approx(agrees.double().mean().item())
 
 
-@pytest.mark.parametrize(("compressor", "amount", "bits"), [(Int8(), 0.5, 8.0), (Rtn(bits=[4], group=32), 0.75, 4.0)])
+@pytest.mark.parametrize(
+    ("compressor", "amount", "bits"), [(Rtn(bits=[4], group=32), 0.75, 4.0), *rarely_cases([(Int8(), 0.5, 8.0)])]
+)
 def test_integers_are_accounted_with_their_scales(
     tmp_path: Path, compressor: Compressor, amount: float, bits: float
 ) -> None:

@@ -13,6 +13,7 @@ from compressor.plugins import installed
 from tests.conftest import SHARED_MODELS
 from tests.support.command_line import call_command
 from tests.support.families import save_checkpoint
+from tests.support.slow import rarely, rarely_cases
 
 FEW = ["data.prefixes=4", "data.prefix_tokens=6", "data.continuation_tokens=8", "tracking=none", "hydra.run.dir=out"]
 
@@ -25,7 +26,7 @@ def measure_weights(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-@pytest.fixture(params=["generated", "trained"])
+@pytest.fixture(params=rarely(["generated", "trained"]))
 def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if request.param == "generated":
         sizes = {"hidden_size": 64, "intermediate_size": 160}
@@ -49,7 +50,7 @@ def test_the_first_command_halves_the_weight_files(checkpoint: Path, tmp_path: P
 
 @pytest.mark.parametrize(("size", "message"), [
     ("1%", "the budget of `schedule.size=1%` ("),
-    ("1kB", "(1000 bytes) is out of reach, the smallest is "),
+    *rarely_cases([("1kB", "(1000 bytes) is out of reach, the smallest is ")]),
     ("50", "`schedule.size` must be a percentage or a number of bytes with a unit, got '50'; give a percentage of"),
 ])  # fmt: skip
 def test_a_size_that_cannot_be_had_is_an_error_before_any_pass(size: str, message: str, tmp_path: Path) -> None:
@@ -79,23 +80,27 @@ INTEGERS, PRUNING = ["int8", "int4"], ["magnitude"]
     ("overrides", "compressors"),
     [
         ([], PRUNING),
-        (["schedule.targets=[0.3]"], PRUNING),
         (["schedule.size=50%"], INTEGERS),
-        (["schedule.size=2.8MB"], INTEGERS),
-        (["schedule.bytes=1000"], INTEGERS),
-        (["schedule.bits=5"], INTEGERS),
         (["schedule.bits=null"], PRUNING),
-        (["schedule=beam", "schedule.bits=5"], INTEGERS),
         (["schedule.bits=5,6"], INTEGERS),
         (["schedule.size=50%", "compressor=int8"], ["int8"]),
-        (["schedule.size=50%", "compressor=[magnitude,int8]"], ["magnitude", "int8"]),
-        (["compressor=rtn,int4", "schedule.bits=5"], ["rtn"]),
-        (["schedule.size=50%", "compressor.int4.group=64"], INTEGERS),
-        (["experiment=mixed_tiny"], INTEGERS),
         (["experiment=mixed_tiny", "schedule.bits=6"], INTEGERS),
-        (["experiment=mixed_tiny", "compressor=[rtn]"], ["rtn"]),
-        (["experiment=int8_tiny", "schedule.bits=9"], ["int8"]),
         (["experiment=tiny_sparsify"], PRUNING),
+        *rarely_cases(
+            [
+                (["schedule.targets=[0.3]"], PRUNING),
+                (["schedule.size=2.8MB"], INTEGERS),
+                (["schedule.bytes=1000"], INTEGERS),
+                (["schedule.bits=5"], INTEGERS),
+                (["schedule=beam", "schedule.bits=5"], INTEGERS),
+                (["schedule.size=50%", "compressor=[magnitude,int8]"], ["magnitude", "int8"]),
+                (["compressor=rtn,int4", "schedule.bits=5"], ["rtn"]),
+                (["schedule.size=50%", "compressor.int4.group=64"], INTEGERS),
+                (["experiment=mixed_tiny"], INTEGERS),
+                (["experiment=mixed_tiny", "compressor=[rtn]"], ["rtn"]),
+                (["experiment=int8_tiny", "schedule.bits=9"], ["int8"]),
+            ]
+        ),
     ],
 )
 def test_integers_are_the_default_where_a_size_is_given(overrides: list[str], compressors: list[str]) -> None:

@@ -25,6 +25,7 @@ from compressor_plugins.schedules.uniform import Uniform
 from tests.support.families import save_checkpoint
 from tests.support.references import random_prefixes
 from tests.support.runs import make_settings
+from tests.support.slow import rarely
 from tests.support.trial_weights import GivenWeights
 
 KEEP = 6
@@ -36,7 +37,8 @@ HEADS = {
     "gptj": ["lm_head"],  # with a bias
     "opt": ["embed_tokens"],
 }
-by_family = pytest.mark.parametrize("family", HEADS)
+OFTEN = ("llama", "gemma2", "opt")
+by_family = pytest.mark.parametrize("family", [*OFTEN, *rarely(family for family in HEADS if family not in OFTEN)])
 
 
 def load(folder: Path, include: list[str], dtype: DType = DType.auto) -> Model:

@@ -26,7 +26,7 @@ from compressor_plugins.metrics.perplexity import Perplexity
 from compressor_plugins.metrics.sdtm import Sdtm
 from compressor_plugins.pruning.magnitude import Magnitude
 from tests.support.broken_plugins import broken
-from tests.support.families import FAMILIES, each, save_checkpoint
+from tests.support.families import FAMILIES, TWO, each, save_checkpoint
 from tests.support.references import count_leading, generate, random_prefixes
 from tests.support.snapshots import is_unchanged, snapshot
 from tests.support.trial_weights import GivenWeights
@@ -58,7 +58,7 @@ def check_against_generate(model: Model, amounts: tuple[float, ...]) -> list[lis
     return said
 
 
-@pytest.mark.parametrize("family", each(FAMILIES))
+@pytest.mark.parametrize("family", each(FAMILIES, TWO))
 def test_fdt_is_what_two_generations_share(tmp_path: Path, family: str) -> None:
     save_checkpoint(family, tmp_path)
     said = check_against_generate(load_model(ModelSettings(path=str(tmp_path))), (0.1, 0.3))

@@ -208,10 +208,11 @@ SMALLEST = r"the budget of (\d+) bytes is out of reach, the smallest is (\d+) by
 
 
 def draw_cases() -> Iterator[Any]:
-    """Every family with every choice of compressors; one choice of each family always runs."""
+    """Every family with every choice of compressors; one choice of Llama always runs."""
     for place, family in enumerate(("llama", "phi3", "gpt_neox", "qwen2")):
         for number, choice in enumerate(CHOICES):
-            marks = () if number == place % len(CHOICES) else pytest.mark.slow
+            often = family == "llama" and number == place % len(CHOICES)
+            marks = () if often else pytest.mark.slow
             yield pytest.param(family, choice, bool(number % 2), number, id=f"{family} {choice}", marks=marks)
 
 

@@ -30,6 +30,7 @@ from compressor.plugins import installed
 from compressor.report.comparison import make_comparison_table, read_jobs
 from compressor.report.run_report import read_sequences, write_report
 from tests.support.damage import SLOWEST, damaged_texts, odd_command_lines, try_out
+from tests.support.slow import rarely
 
 TREATMENT = {"compressor": "int8", "amount": 0.5, "options": {"group": 32}}
 PLAN = {"model.layers.0.mlp": TREATMENT, "model.layers.1.mlp": {**TREATMENT, "amount": 1.0}}
@@ -148,7 +149,7 @@ def test_facts_of_arrays_may_be_anything(examples: int, tmp_path: Path) -> None:
     check()
 
 
-@pytest.mark.parametrize("examples", [60, pytest.param(1500, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("examples", [30, *rarely([60]), pytest.param(1500, marks=pytest.mark.nightly)])
 def test_command_lines_are_checked_in_one_line(examples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     plugins = installed()

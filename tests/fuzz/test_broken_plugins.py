@@ -47,6 +47,7 @@ from tests.support.breaches import (
     FuzzedWeight,
     break_member,
 )
+from tests.support.slow import rarely
 from tests.support.snapshots import is_unchanged, snapshot
 
 DATA = DataSettings(prefixes=2, proof_prefixes=2, prefix_tokens=2, continuation_tokens=3)
@@ -162,7 +163,7 @@ def broken_requests(draw: st.DrawFn) -> tuple[str, Classes]:
     return f"request {number}, field {place}: {value}", {**WHOLE, FuzzedSchedule: dataclasses.dataclass(Fuzzed)}
 
 
-@pytest.mark.parametrize("examples", [50, pytest.param(800, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("examples", [25, *rarely([50]), pytest.param(800, marks=pytest.mark.nightly)])
 def test_a_broken_promise_is_one_line(examples: int, bench: Bench) -> None:
     @settings(max_examples=examples, deadline=None, database=None, derandomize=examples < 100, phases=[Phase.generate])
     @given(broken=broken_members() | broken_members() | broken_requests())

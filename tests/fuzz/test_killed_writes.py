@@ -10,13 +10,14 @@ import pytest
 from compressor.artifacts.run_folder import DONE, read_status
 from tests.support.families import save_checkpoint
 from tests.support.interrupted_writes import KILLED, NEVER, SCHEDULES, run_until
+from tests.support.slow import rarely
 
 RESULTS = (
     "plan.json", "sequences.jsonl", "model/model.safetensors", "model/config.json", "reference.safetensors",
 )  # fmt: skip
 NEEDED = ("report.json", "report.html", "plan.json", "model/model.safetensors")
 """What a run that says `done` has."""
-QUICK, SHARDS = 3, 8
+QUICK, SHARDS = 1, 8
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def list_names(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-@pytest.fixture(scope="module", params=SCHEDULES)
+@pytest.fixture(scope="module", params=["fdt_allocation", *rarely(sorted({*SCHEDULES} - {"fdt_allocation"}))])
 def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     place = tmp_path_factory.mktemp(request.param)
     base = save_checkpoint("llama", place / "base", with_tokenizer=True)

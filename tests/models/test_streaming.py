@@ -413,8 +413,8 @@ def test_writes_are_kept_wherever_the_layer_is(where: str, leaves: bool, deep: P
         residency.bring(bring)
 
 
-@pytest.mark.parametrize("before", [0, 1, 2, 4])
-@pytest.mark.parametrize("within", [[], [0], [1], [2], [2, 0], [1, 2, 3]])
+@pytest.mark.parametrize("before", [0, 2, *rarely([1, 4])])
+@pytest.mark.parametrize("within", [[], [0], [2, 0], *rarely([[1], [2], [1, 2, 3]])])
 @pytest.mark.parametrize("after", [2, 4])
 def test_trials_leave_nothing_behind(before: int, within: list[int], after: int, deep: Path) -> None:
     whole, model, tokens = load(deep), stream(deep), draw_tokens(1)

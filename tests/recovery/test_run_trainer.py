@@ -1,6 +1,7 @@
 """Training of a pruned model: what stays, what gets better, and that an interrupted training goes on."""
 
 import signal
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from compressor.settings import DType
 from compressor_plugins.recovery.finetune import Finetune
 from compressor_plugins.recovery.least_squares import LeastSquares
 from compressor_plugins.recovery.reconstruct import Reconstruct
+from tests.support.families import USUAL
+from tests.support.slow import rarely_cases
 from tests.support.trainers import load_family, make_trainer, prune, recover
 
 RECOVERIES = {
@@ -41,8 +44,11 @@ def choose(trainer_model: object, count: int = 6) -> list[str]:
     return list(trainer_model.components)[:count]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "mixtral", "gemma3"])
-@pytest.mark.parametrize("name", ["finetune", "reconstruct", "least_squares"])
+OFTEN = [("llama", "finetune"), ("gpt2", "reconstruct"), ("mixtral", "least_squares"), ("phi3", "finetune")]
+RARE = [case for case in product(USUAL, ("finetune", "reconstruct", "least_squares")) if case not in OFTEN]
+
+
+@pytest.mark.parametrize(("family", "name"), [*OFTEN, *rarely_cases(RARE)])
 def test_zeros_and_frozen_components_stay_and_the_model_comes_nearer_to_the_base(
     family: str, name: str, tmp_path: Path
 ) -> None:
@@ -72,8 +78,15 @@ def measure_error(trainer: RunTrainer) -> float:
     return float((base.exp() * (base - ours)).sum(-1).mean())
 
 
-@pytest.mark.parametrize("name", ["finetune", "margins", "reconstruct"])
-@pytest.mark.parametrize("dtype", [DType.float32, DType.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("finetune", DType.bfloat16),
+        ("reconstruct", DType.float32),
+        *rarely_cases([("finetune", DType.float32), ("reconstruct", DType.bfloat16)]),
+        *rarely_cases(("margins", dtype) for dtype in (DType.float32, DType.bfloat16)),
+    ],
+)
 def test_an_interrupted_training_ends_with_the_same_weights(name: str, dtype: DType, tmp_path: Path) -> None:
     def start(folder: str, stopping: Stopping | None = None) -> RunTrainer:
         model = load_family("llama", tmp_path, dtype)

@@ -1,5 +1,6 @@
 """The pages in a real Chromium: wide and narrow, light and dark, by mouse, by touch and by keys."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from compressor.report.forecast_page import make_forecast_page
 from compressor.report.run_page import make_page
 from tests.support.browser import Browser, Tab
 from tests.support.pages import make_score, make_sequences, variants
+from tests.support.slow import rarely_cases
 
 PHONE, DESK = 390, 1200
 SHOWN = "[...document.querySelectorAll('.tip')].filter(tip => tip.offsetHeight > 20 && tip.offsetWidth > 100)"
@@ -67,8 +69,11 @@ def find_middle(tab: Tab, selector: str, index: int = 0) -> tuple[float, float]:
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
 
-@pytest.mark.parametrize("width", [PHONE, DESK])
-@pytest.mark.parametrize("name", [*variants(), "forecast"])
+OFTEN = [("large", PHONE), ("large", DESK), ("forecast", PHONE)]
+RARE = [case for case in product([*variants(), "forecast"], (PHONE, DESK)) if case not in OFTEN]
+
+
+@pytest.mark.parametrize(("name", "width"), [*OFTEN, *rarely_cases(RARE)])
 def test_a_browser_draws_the_page_without_complaint(
     browser: Browser, pages: dict[str, Path], name: str, width: int
 ) -> None:

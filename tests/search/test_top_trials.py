@@ -54,6 +54,7 @@ from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.schedules.beam.beam import Beam
 from tests.support.estimates import make_bench
 from tests.support.sessions import open_session
+from tests.support.slow import rarely
 
 Array = np.ndarray[Any, Any]
 APPROXIMATE = SweepSettings(mode=SweepMode.approximate, audit=0)
@@ -278,6 +279,7 @@ def test_the_screen_drops_what_is_predicted_to_be_worse(folder: Path) -> None:
     assert {np.argmax(predicted), *np.argsort(predicted)[:9]} <= {*soundings}
 
 
+@pytest.mark.slow
 def test_the_screen_keeps_the_best_as_often_as_it_says(folder: Path) -> None:
     missed, measured, repeats = 0, 0, 200
     for seed in range(repeats):
@@ -291,7 +293,7 @@ def test_the_screen_keeps_the_best_as_often_as_it_says(folder: Path) -> None:
     assert measured < 0.5 * repeats * 60
 
 
-@pytest.mark.parametrize("screen", [None, "kl"], ids=["bounds", "screen"])
+@pytest.mark.parametrize("screen", [None, *rarely(["kl"])], ids=["bounds", "screen"])
 def test_no_more_than_the_tolerance_is_lost(screen: str | None, folder: Path) -> None:
     """And what is given up is worth it: fewer trials are measured."""
     passes: dict[float, float] = {}

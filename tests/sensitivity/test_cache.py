@@ -48,6 +48,7 @@ from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.schedules.budget import round
 from compressor_plugins.schedules.budget.budget import Budget, EstimateBy, Granularity
 from tests.support.families import save_checkpoint
+from tests.support.slow import rarely, rarely_cases
 
 MEASURED = EstimateBy.measured
 
@@ -136,9 +137,10 @@ CASES: dict[str, tuple[dict[str, Any], list[Any]]] = {
 @pytest.mark.parametrize(
     ("case", "corrections"),
     [
-        *((case, 2) for case in CASES),
-        *((case, 0) for case in ("one pass", "measured")),
-        *(pytest.param(case, 0, marks=pytest.mark.slow) for case in ("rows", "mixed", "calibrated")),
+        ("measured", 2),
+        ("one pass", 0),
+        *rarely_cases((case, 2) for case in ("one pass", "rows", "mixed", "calibrated")),
+        *rarely_cases((case, 0) for case in ("measured", "rows", "mixed", "calibrated")),
     ],
 )
 def test_another_budget_asks_nothing_of_single_components(case: str, corrections: int, runs: Runs) -> None:
@@ -226,7 +228,19 @@ CHANGES: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("change", CHANGES)
+OFTEN = (
+    "weights",
+    "code",
+    "compressor's option",
+    "data seed",
+    "precision",
+    "components",
+    "objective's option",
+    "batch",
+)
+
+
+@pytest.mark.parametrize("change", [*OFTEN, *rarely(change for change in CHANGES if change not in OFTEN)])
 def test_whatever_is_another_ingredient_is_asked_anew(change: str, after_first: Runs) -> None:
     runs, first = after_first, Budget([0.6], corrections=0)
     if change == "objective's option":

@@ -1,12 +1,13 @@
 """Tiny random models of many families, and checkpoints of them, for tests that must not depend on one family.
 
 `FAMILIES` are those that every part of the project must handle; `ODDITIES` are further layouts and forward passes.
-Tests of `each` of them run with the five of `USUAL` by default, and with all others where slow tests run.
+Tests of `each` of them run with the five of `USUAL` by default, or with `TWO`; with all others where slow tests
+run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,13 @@ USUAL = ("llama", "gpt2", "phi3", "mixtral", "gemma3")
 """Separate matrices; weights stored `[in, out]`; fused q, k, v; stacked experts; more norms and sliding windows."""
 
 
-def each(families: Iterable[str]) -> list[Any]:
-    """Parameters of a test: the families, and the mark `slow` on those that are not in `USUAL`."""
-    return [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in families]
+TWO = ("llama", "mixtral")
+"""Of the usual families the plainest and the strangest, for tests that take long with each."""
+
+
+def each(families: Iterable[str], always: Collection[str] = USUAL) -> list[Any]:
+    """Parameters of a test: the families, and the mark `slow` on those that are not `always` tested."""
+    return [pytest.param(name, marks=() if name in always else pytest.mark.slow) for name in families]
 
 
 def make_network(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:  # noqa: ANN401 - any config value

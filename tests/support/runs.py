@@ -27,7 +27,7 @@ def make_settings(schedule: Schedule, *compressors: Compressor, **changes: objec
         tracking=TrackingSettings(backend="none"),
         export=ExportSettings(verify=False),
     )
-    settings.metric["perplexity"].tokens = 100
+    settings.metric["perplexity"].tokens, settings.metric["perplexity"].window = 100, 8
     return replace(settings, **changes)
 
 

@@ -21,6 +21,7 @@ from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.uniform import Uniform
 from tests.support.pruning import NAME, draw_inputs, draw_weight, find_lowest, make_context, mask_pattern
 from tests.support.runs import make_settings, run
+from tests.support.slow import rarely
 
 examples = settings(max_examples=30, deadline=None)
 seeds, widths, amounts = st.integers(0, 10**6), st.integers(1, 24), st.floats(0, 1)
@@ -264,7 +265,10 @@ SCHEDULES: dict[str, tuple[Schedule, SparseGpt]] = {
 }
 
 
-@pytest.mark.parametrize("case", SCHEDULES)
+OFTEN = ("uniform, 2:4", "budget, rows")
+
+
+@pytest.mark.parametrize("case", [*OFTEN, *rarely(case for case in SCHEDULES if case not in OFTEN)])
 def test_schedules_run_with_it(case: str, tmp_path: Path) -> None:
     schedule, pruner = SCHEDULES[case]
     record = run(tmp_path, make_settings(schedule, pruner, components=FEW))

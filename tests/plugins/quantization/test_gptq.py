@@ -23,6 +23,7 @@ from compressor_plugins.schedules.budget.budget import Budget
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
 from tests.support.runs import make_settings, run
+from tests.support.slow import rarely
 
 NAME = "model.layers.0.mlp.up_proj"
 examples = settings(max_examples=40, deadline=None)
@@ -295,7 +296,7 @@ SCHEDULES: dict[str, Schedule] = {
 }
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ["budget", *rarely(["uniform", "beam"])])
 def test_schedules_run_with_it(schedule: str, tmp_path: Path) -> None:
     compressors = [Gptq([4], 16), Rtn([8])] if schedule == "budget" else [Gptq([4], 16)]
     record = run(tmp_path, make_settings(SCHEDULES[schedule], *compressors, components=FEW))

@@ -134,6 +134,7 @@ def test_blocks_of_prefixes_count_as_one(
     assert whole > 0 and record.rounds[0].additivity == pytest.approx(sum(singles) / whole, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_later_rounds_start_from_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(round, "FIRST_PREFIXES", 2)
     monkeypatch.setattr(round, "SETTLED", -1.0)

@@ -32,6 +32,7 @@ from compressor.testing.problems import COMPONENTS, OFFERS, DryRun, flat_score, 
 from compressor_plugins.schedules.budget.budget import Budget, EstimateBy, Granularity
 from compressor_plugins.schedules.budget.round import is_cheaper
 from tests.support.budgets import BOTH, PARAMETERS, Crossed, Uneven, play, requests_of
+from tests.support.slow import rarely
 
 KL = {"kl": Better.LOWER}
 ROWS, MEASURED = Granularity.row, EstimateBy.measured
@@ -112,7 +113,7 @@ def read_line(rehearsal: Uneven, name: str, treatment: Treatment) -> float:
 
 @pytest.mark.parametrize("compressors", [("prune",), ("round",), ("prune", "round")])
 @pytest.mark.parametrize("target", [64 / 512, 160 / 512, 270 / 512, 351 / 512])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *rarely([1, 2])])
 def test_without_corrections_the_plan_is_the_best_there_is(
     compressors: tuple[str, ...], target: float, seed: int
 ) -> None:
@@ -258,7 +259,7 @@ def test_measured_estimates_give_the_same_plan(compressors: tuple[str, ...]) -> 
 
 
 @pytest.mark.parametrize("compressors", [("prune",), ("round",), ("prune", "round")])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *rarely([1, 2, 3])])
 def test_corrections_help_where_components_harm_one_another(compressors: tuple[str, ...], seed: int) -> None:
     before, after = (play(Budget([0.55], corrections=n), *compressors, cls=Crossed, seed=seed) for n in (0, 12))
     assert not requests_of(before, ValuesRequest)
