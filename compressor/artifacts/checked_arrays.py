@@ -41,6 +41,10 @@ class Content:
     facts: Mapping[str, Any]
 
 
+class OtherContent(ValueError):
+    """A file is whole, and has another key."""
+
+
 def write_arrays(path: Path, key: str, arrays: Arrays, facts: Mapping[str, Any]) -> int:
     """Write arrays and facts in one atomic step; returns the bytes written. Raises OutputError."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -68,12 +72,16 @@ def serialize_arrays(arrays: Arrays, metadata: Mapping[str, str]) -> bytes:
 def read_arrays(path: Path, key: str | None = None) -> Content | None:
     """The content of a file with this key; None if there is no such file, or if it cannot be believed.
 
-    `key` None accepts any. A damaged file is removed, and one line of the log says so.
+    `key` None accepts any. A damaged file, and one of other content, is removed, and one line of the log says so.
     """
     try:
         if not is_trusted(path):
             return None
         return parse_arrays(path.read_bytes(), key)
+    except OtherContent:
+        log.warning("%s belongs to other settings, weights or texts, and its content is made anew", path)
+        with suppress(OSError):
+            path.unlink()
     except OSError as error:
         log.warning("%s cannot be read and is ignored: %s", path, error.strerror)
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
@@ -108,7 +116,7 @@ def parse_arrays(content: bytes, key: str | None = None) -> Content:
     start = LENGTH + int.from_bytes(content[:LENGTH], "little")
     metadata = json.loads(content[LENGTH:start])["__metadata__"]
     if key is not None and metadata[KEY] != key:
-        raise ValueError("it holds the content of another file")
+        raise OtherContent
     if compute_checksum(metadata[KEY], arrays, metadata[FACTS]) != metadata[CHECKSUM]:
         raise ValueError("its checksum is wrong")
     facts = parse_json(metadata[FACTS])

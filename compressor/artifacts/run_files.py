@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from compressor.artifacts.files import append_json_line, parse_json, read_regular, remove_file
+from compressor.artifacts.files import append_json_line, parse_json, read_regular, remove_file, write_bytes
 
 MARK = ".compressor"
 """The file that says that a folder is ours. It holds the owner of the lock."""
@@ -18,6 +18,9 @@ FILES = (
     "reference.safetensors", "model.gguf", "model-unverified.gguf", "forecast.html", "forecast.json",
 )  # fmt: skip
 """What a command may leave beside `model/`; a second command removes what a failed one left."""
+FORECAST_FILES = ("forecast.html", "forecast.json", "scores.jsonl")
+"""What a forecast may leave."""
+GGUF_FILES = ("model.gguf", "model-unverified.gguf")
 FOLDERS = ("model", "model-unverified")
 LOG = "compressor.log"
 HYDRA_FOLDER = ".hydra"
@@ -47,6 +50,14 @@ def find_links(folder: Path) -> Iterator[Path]:
             yield path
     for name in (HYDRA_FOLDER, STATE):
         yield from (path for path in list_files(folder / name) if path.is_symlink())
+
+
+def separate_links(folder: Path) -> None:
+    """Copy the files that are written in place where they are hard links, so that another folder's files stay."""
+    for path in [folder / name for name in (MARK, LOG, SAVED)] + list_files(folder / HYDRA_FOLDER):
+        with suppress(OSError):
+            if path.is_file() and not path.is_symlink() and path.stat().st_nlink > 1:
+                write_bytes(path, path.read_bytes())
 
 
 def find_foreign(folder: Path) -> Iterator[Path]:

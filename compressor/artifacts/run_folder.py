@@ -30,6 +30,7 @@ from compressor.artifacts.run_files import (
     find_links,
     is_unused,
     list_jobs,
+    separate_links,
 )
 from compressor.errors import OutputError
 
@@ -106,7 +107,10 @@ def check_content(folder: Path, multirun: bool = False) -> None:
             f"{another}, or remove it"
         )
     _refuse_links(folder, multirun)
-    _refuse_foreign(folder, [str(path.relative_to(place)) for path in find_foreign(place)], "move them, or " + another)
+    owned = read_status(place).get("files")
+    names = [name for name in FILES if isinstance(owned, list) and name not in owned and (place / name).exists()]
+    names += [str(path.relative_to(place)) for path in find_foreign(place)]
+    _refuse_foreign(folder, names, "move them, or " + another)
 
 
 def find_unexplained(folder: Path) -> list[str] | None:
@@ -161,6 +165,7 @@ def held_folder(folder: Path) -> Iterator[None]:
     missing = [path for path in (place, *place.parents) if not path.exists()]
     is_empty = not missing and not any(place.iterdir())
     make_folder(folder)
+    separate_links(folder)
     descriptor = open_mark(folder / MARK)
     try:
         _lock(descriptor, folder)
@@ -256,22 +261,57 @@ def read_status(folder: Path) -> dict[str, Any]:
     return status if isinstance(status, dict) else {}
 
 
-def write_status(folder: Path, status: str, command: str) -> None:
-    """Write what a run is: its status, process, machine, time and command."""
-    now = {"status": status, "pid": os.getpid(), "host": socket.gethostname(), "heartbeat": time.time()}
-    write_json(folder / STATUS, now | {"command": command})
+def write_status(folder: Path, status: str, command: str, files: Sequence[str] = FILES) -> None:
+    """Write what a run is: its status, process, machine, time and command, and the names of `files` that it writes.
+
+    Raises OutputError, also for a folder that this process holds, and that was removed or replaced meanwhile.
+    """
+    require_held(folder)
+    write_json(folder / STATUS, describe_status(status, command, files))
+
+
+def describe_status(status: str, command: str, files: Sequence[str]) -> dict[str, object]:
+    """The content of status.json."""
+    process = {"pid": os.getpid(), "host": socket.gethostname(), "heartbeat": time.time()}
+    return {"status": status} | process | {"command": command, "files": [*files]}
+
+
+def require_held(folder: Path) -> None:
+    """Raise OutputError if this process held `folder`, and it was removed, renamed or replaced meanwhile."""
+    descriptor = _held.get(resolve(folder))
+    if descriptor is None:
+        return
+    with suppress(OSError):
+        if os.path.samestat(os.fstat(descriptor), os.stat(folder / MARK)):
+            return
+    raise OutputError(
+        f"{folder} was removed, renamed or replaced while the run was working in it; start the run again, or resume "
+        "the renamed folder"
+    )
+
+
+def overwrite_status(folder: Path, status: str, command: str, files: Sequence[str]) -> None:
+    """As `write_status`, in the space that the file has already, for a disk that is full."""
+    with suppress(OSError):
+        content = json.dumps(describe_status(status, command, files)).encode()
+        descriptor = os.open(folder / STATUS, os.O_WRONLY | os.O_NOFOLLOW)
+        try:
+            if len(content) <= (size := os.fstat(descriptor).st_size):
+                os.pwrite(descriptor, content.ljust(size), 0)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
-def heartbeat(folder: Path, command: str) -> Iterator[None]:
+def heartbeat(folder: Path, command: str, files: Sequence[str] = FILES) -> Iterator[None]:
     """Write `running` to status.json now and every few seconds, until the block ends."""
-    write_status(folder, RUNNING, command)
+    write_status(folder, RUNNING, command, files)
     ends = threading.Event()
 
     def beat() -> None:
         while not ends.wait(HEARTBEAT):
             with suppress(OutputError):  # a disk that is full for a while; the run itself says so
-                write_status(folder, RUNNING, command)
+                write_status(folder, RUNNING, command, files)
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
@@ -283,23 +323,30 @@ def heartbeat(folder: Path, command: str) -> Iterator[None]:
 
 
 @contextmanager
-def recorded_status(folder: Path, command: str) -> Iterator[None]:
-    """Remove the results of a command that did not finish, and keep status.json while the block runs."""
+def recorded_status(folder: Path, command: str, files: Sequence[str]) -> Iterator[None]:
+    """Remove the results of a command that did not finish, and keep status.json while the block runs.
+
+    `files` are those of FILES that the command may write.
+    """
     clear_results(folder)
     try:
-        with heartbeat(folder, command):
+        with heartbeat(folder, command, files):
             yield
     except BaseException as error:
         status = FAILED if isinstance(error, Exception) else INTERRUPTED
-        with suppress(OutputError):  # a full disk, about which the error itself says more
-            write_status(folder, status, command)
+        try:
+            write_status(folder, status, command, files)
+        except OutputError:  # about which the error itself says more
+            overwrite_status(folder, status, command, files)
         raise
-    write_status(folder, DONE, command)
+    write_status(folder, DONE, command, files)
 
 
 @contextmanager
-def working_in(folder: Path, command: str) -> Iterator[None]:
+def working_in(folder: Path, command: str, files: Sequence[str] = FILES) -> Iterator[None]:
     """Everything a command does in its folder: hold it, clear it of a failed command's results, and keep status.json.
+
+    `files` are those of FILES that the command may write.
 
     Raises OutputError, before anything is removed, for a folder that is not ours, is in use, or holds a run that is
     finished or can go on.
@@ -310,7 +357,7 @@ def working_in(folder: Path, command: str) -> Iterator[None]:
             f"{folder} holds an interrupted run; go on with it by compressor resume {shlex.quote(str(folder))}, or "
             "choose another folder by hydra.run.dir=DIR"
         )
-    with held_folder(folder), recorded_status(folder, command):
+    with held_folder(folder), recorded_status(folder, command, files):
         yield
 
 

@@ -1,13 +1,26 @@
 """The console script: handles signals, and only then imports the commands, which takes a second."""
 
+import os
 import sys
 
 from compressor.commands.stopping import stop
 
 
+def open_closed_streams() -> None:
+    """Let standard streams that were closed lead nowhere, so that no other file that is opened takes their place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free, which is this one
+            setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))
+
+
 def main() -> None:
     """Run the command line; the process ends with its exit status."""
     stop.listen()
+    open_closed_streams()
     with stop.at_once():
         from compressor.commands.main import main as run_command_line
 

@@ -13,6 +13,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,9 @@ def read_place(arguments: Sequence[str], parsed: Namespace, plugins: Plugins, ma
     except OmegaConfBaseException as error:
         raise ConfigError(f"`{key}`: {one_line(error)}; give a folder without ${{…}}, or escape it by \\${{") from None
     check_folder(Path(chosen), inputs, multirun)
+    other = FOLDER_KEYS[not multirun]
+    if any(line.lstrip("+").partition("=")[0] == other for line in parsed.overrides):
+        log.warning("`%s` has no effect %s -m; use %s", other, "with" if multirun else "without", key)
     if jobs is not None:
         check_jobs(Path(chosen), jobs)
     # A folder named by the time must not change its name now.
@@ -477,6 +481,9 @@ COMMANDS: dict[str, Callable[[Sequence[str], Terminal], int]] = {
 def dispatch(arguments: Sequence[str], terminal: Terminal) -> int:
     """Run a command; without one, `run`."""
     first = arguments[0] if arguments else ""
+    if "--version" in arguments:
+        terminal.say(f"compressor {version('compressor')}")
+        return 0
     if first in COMMANDS:
         return COMMANDS[first](arguments[1:], terminal)
     if first and "=" not in first and not first.startswith(("-", "+", "~")):

@@ -14,8 +14,8 @@ from compressor import export
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.files import append_json_line
 from compressor.artifacts.plan_file import write_plan
-from compressor.artifacts.run_files import STATE
-from compressor.artifacts.run_folder import check_content, held_folder, recorded_status
+from compressor.artifacts.run_files import FILES, FORECAST_FILES, GGUF_FILES, STATE
+from compressor.artifacts.run_folder import check_content, held_folder, recorded_status, require_held
 from compressor.artifacts.run_record import (
     NOT_VERIFIED,
     ExportRecord,
@@ -193,6 +193,7 @@ class Run:
 
     def finish(self, scores: dict[str, Score]) -> None:
         """Write the plan and the model, and complete the record."""
+        require_held(self.folder)
         applied = self.session.applied
         write_plan(applied.kept, self.folder / "plan.json")
         exported, verification = self.ship()
@@ -280,7 +281,8 @@ def execute(
         answers = Answers(is_stopping=lambda: stop.is_requested, after_block=stop.check)
         state = open_state(folder, config, command, settings.resume.accept, answers)
         record = Record(status="running", config=config, versions=collect_versions(), command=state.command)
-        with recorded_status(folder, state.command):
+        left_out = {*FORECAST_FILES[:2], *(() if settings.export.gguf else GGUF_FILES)}
+        with recorded_status(folder, state.command, [name for name in FILES if name not in left_out]):
             try:
                 label, progress = label or RunLabel(settings.schedule.name), progress or Silent()
                 if answers.found:
@@ -288,11 +290,13 @@ def execute(
                 tracked = config | {"versions": record.versions}
                 with open_tracker(settings.tracking, folder, tracked, label, state.tracker_id) as tracker:
                     Run(settings, folder, tracker, record, state, progress).execute(plugins)
+                    require_held(folder)
                     write_report(record, folder)
                     tracker.log_final(record, heat_map_svg(record.components), folder)
             except Exception as error:
                 record.status, record.error = "failed", str(error) or type(error).__name__
-                with suppress(OutputError):  # a full disk; the first failure says more
+                with suppress(OutputError):  # a full disk, or a folder that is gone; the first failure says more
+                    require_held(folder)
                     write_report(record, folder)
                 raise
             except Stopped as error:

@@ -91,7 +91,7 @@ def _download_folder(settings: ModelSettings) -> Path:
 def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
     """The config of a decoder-only language model; raises ModelError if the folder holds something else."""
     _check_regular(folder)
-    values = _read_json(folder / "config.json", "choose a folder in the transformers format")
+    values = read_json(folder / "config.json", "choose a folder in the transformers format")
     _check_kinds(values, folder / "config.json")
     check_values(values, folder / "config.json")
     model_type = values.get("model_type")
@@ -182,7 +182,7 @@ def find_weight_files(folder: Path) -> list[Path]:
 
 
 def _find_shards(folder: Path) -> list[Path]:
-    shards = _read_json(folder / INDEX, "download it again").get("weight_map")
+    shards = read_json(folder / INDEX, "download it again").get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise ModelError(f"`{folder / INDEX}` must map tensors to files under `weight_map`; download it again")
     for name in shards.values():
@@ -277,7 +277,7 @@ def shorten_reason(reason: object) -> str:
     return text if len(text) <= 160 else text[:159] + "…"
 
 
-def _read_json(path: Path, fix: str) -> dict[str, Any]:
+def read_json(path: Path, fix: str) -> dict[str, Any]:
     if not path.is_file():
         raise ModelError(f"`{path.parent}` has no `{path.name}`; {fix}")
     try:

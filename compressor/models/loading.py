@@ -17,13 +17,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 from transformers.utils import logging as transformers_logging
 
 from compressor.errors import CompressorError, ConfigError, ModelError, suggest
-from compressor.models.checkpoint import StoredTensor, find_common_tensor, shorten_reason
+from compressor.models.checkpoint import StoredTensor, find_common_tensor, read_json, shorten_reason
 from compressor.models.forward import run_network
 from compressor.models.stored_tensors import refuse_folder, refuse_shape
 from compressor.settings import DType
 
 Stored = TypeVar("Stored")
 Automatic = TypeVar("Automatic")
+TOKENIZER_OBJECTS: dict[str, tuple[str, ...]] = {
+    "tokenizer.json": ("model",),
+    "tokenizer_config.json": (),
+    "special_tokens_map.json": (),
+    "added_tokens.json": (),
+    "vocab.json": (),
+}
+"""Files of a tokenizer that hold a JSON object, and the keys that it must have."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 PROBE_TOKENS = 8
 PROBE_SLACK = 1000.0
@@ -131,6 +139,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizer
     """The folder's tokenizer, or None if it has none; raises ModelError if the tokenizer cannot be read."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
+    check_tokenizer_files(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         tokenizer("a")
@@ -139,6 +148,16 @@ def load_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizer
         raise ModelError(
             f"the tokenizer in `{folder}` cannot be read ({shorten_reason(error)}); mend it or remove its files"
         ) from error
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Raises ModelError for a JSON file of the tokenizer that holds no object, or lacks a part that all have."""
+    for name, parts in TOKENIZER_OBJECTS.items():
+        if not (folder / name).is_file():
+            continue
+        values = read_json(folder / name, "mend it, or download it again")
+        if lacking := [part for part in parts if part not in values]:
+            raise ModelError(f"`{folder / name}` lacks `{lacking[0]}`; mend it, or download it again")
 
 
 def probe_network(network: PreTrainedModel) -> int:

@@ -40,7 +40,7 @@ def test_content_of_another_question_is_dropped(path: Path, caplog: pytest.LogCa
     assert read_arrays(path, "another") is None
     assert not path.exists()
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path} is damaged and is dropped: it holds the content of another file"
+        f"{path} belongs to other settings, weights or texts, and its content is made anew"
     ]
 
 

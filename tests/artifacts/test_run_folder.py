@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -180,6 +181,51 @@ def test_results_without_a_status_are_not_replaced(content: bytes | None, tmp_pa
     assert (tmp_path / "run" / "report.json").read_text() == "{}"
     (tmp_path / "run" / "state").mkdir()
     check_folder(tmp_path / "run", [])
+
+
+def test_a_file_that_the_command_does_not_write_is_not_cleared(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), working_in(tmp_path, "compressor run", ["report.json", "scores.jsonl"]):
+        (tmp_path / "report.json").touch()
+        raise ValueError
+    (tmp_path / "model.gguf").write_text("mine")
+    with pytest.raises(OutputError, match=r"has files that no command of compressor wrote: model\.gguf; move them"):
+        check_folder(tmp_path, [])
+    (tmp_path / "model.gguf").unlink()
+    with working_in(tmp_path, "compressor run"):
+        assert not (tmp_path / "report.json").exists()
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_folder_that_is_gone_is_never_done(moves: bool, tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match="was removed, renamed or replaced while the run was working in it"),
+        working_in(tmp_path / "run", "compressor run"),
+    ):
+        (tmp_path / "run").rename(tmp_path / "moved") if moves else shutil.rmtree(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_does_not_leave_a_run_that_seems_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks_room(path: Path, data: object) -> None:
+        raise OutputError("no room")
+
+    with pytest.raises(ValueError), working_in(tmp_path, "compressor run"):
+        monkeypatch.setattr(run_folder, "write_json", lacks_room)
+        raise ValueError
+    assert read_status(tmp_path)["status"] == FAILED
+
+
+def test_what_is_written_in_place_is_no_hard_link(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    with pytest.raises(ValueError), working_in(first, "compressor run"):
+        (first / ".hydra").mkdir()
+        (first / ".hydra" / "config.yaml").write_text("first")
+        raise ValueError
+    shutil.copytree(first, second, copy_function=os.link)
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    with working_in(second, "compressor run"):
+        (second / ".hydra" / "config.yaml").write_text("second")
+    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
 
 
 def test_clearing_keeps_the_status_until_the_next_one(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from tests.support.command_line import call_command
 from tests.support.slow import rarely
 
 SLOW_IMPORTS = """
@@ -87,3 +90,19 @@ def test_a_closed_pipe_is_silent(arguments: list[str], tmp_path: Path) -> None:
     done = call(arguments, tmp_path, write)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_closed_streams_are_no_failure(tmp_path: Path) -> None:
+    """No file of the command takes the place of a stream that is closed."""
+    small = "schedule=uniform schedule.targets=[0.5] metric=[kl] data.prefixes=2 tracking=none export.verify=false"
+    lengths = "data.prefix_tokens=4 data.continuation_tokens=4"
+    command = f"{sys.executable} -m compressor.commands.entry run {small} {lengths} hydra.run.dir=out <&- >&- 2>&-"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, timeout=120, check=False)
+    assert done.returncode == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["status"] == "done"
+    assert (tmp_path / "out" / "report.html").read_text().startswith("<!")
+
+
+def test_the_version_is_that_of_compressor(tmp_path: Path) -> None:
+    done = call_command(tmp_path, "--version")
+    assert (done.returncode, done.stdout) == (0, f"compressor {version('compressor')}\n")

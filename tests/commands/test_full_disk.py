@@ -290,12 +290,12 @@ def test_wandb_whose_disk_fills_up_later_ends_and_the_run_goes_on(
 def test_a_status_that_cannot_be_written_hides_no_error(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real: Callable[[Path, str, str], None] = run_folder.write_status
+    real: Callable[..., None] = run_folder.write_status
 
-    def lacks_room(folder: Path, status: str, command: str) -> None:
+    def lacks_room(folder: Path, status: str, *facts: object) -> None:
         if status != RUNNING:
             raise OutputError("cannot write status.json")
-        real(folder, status, command)
+        real(folder, status, *facts)
 
     def fail(self: Run, *arguments: object) -> None:
         raise ConfigError("the first failure")

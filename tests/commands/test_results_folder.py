@@ -188,6 +188,17 @@ threading.Thread(target=stop_in_a_job, daemon=True).start()
 """The process gets a signal when its first job has begun."""
 
 
+@pytest.mark.parametrize(("given", "used"), [("run", "sweep"), ("sweep", "run")])
+def test_the_folder_of_the_other_kind_is_said_to_have_no_effect(
+    given: str, used: str, base: Path, tmp_path: Path
+) -> None:
+    line = [f"hydra.{given}.dir=unused", f"hydra.{used}.dir=used", *(["-m"] if used == "sweep" else [])]
+    done = call_command(tmp_path, *FEW, f"model.path={base}", "schedule=uniform", *line)
+    word = "with" if used == "sweep" else "without"
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [f"`hydra.{given}.dir` has no effect {word} -m; use hydra.{used}.dir"]
+
+
 def test_a_signal_names_the_multirun_and_not_its_job(base: Path, tmp_path: Path) -> None:
     line = (*FEW, f"model.path={base}", "schedule=beam", "schedule.width=8", *SWEEP[1:])
     done = run_project([sys.executable, "-c", f"{STOPPED_IN_A_JOB}{MAIN}", *line], tmp_path)

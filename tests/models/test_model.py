@@ -495,6 +495,20 @@ def test_a_pipe_is_no_file_of_a_model(checkpoint: Path, name: str) -> None:
     expect_refusal(checkpoint, f"{name}` is no regular file but a pipe or a device; remove it, or write it anew")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("tokenizer_config.json", "[]", "must hold a JSON object, got list; mend it"),
+        ("tokenizer.json", "[]", "must hold a JSON object, got list; mend it"),
+        ("tokenizer.json", "{}", "lacks `model`; mend it"),
+        ("special_tokens_map.json", "3", "must hold a JSON object, got int; mend it"),
+    ],
+)
+def test_a_file_of_the_tokenizer_that_is_no_object(checkpoint: Path, name: str, content: str, said: str) -> None:
+    (checkpoint / name).write_text(content)
+    expect_refusal(checkpoint, f"{name}` {said}")
+
+
 def test_a_model_without_tokenizer_says_so(checkpoint: Path) -> None:
     assert not [note for note in load(checkpoint).notes if "has no tokenizer" in note]
     for path in checkpoint.glob("tokenizer*"):
