@@ -18,6 +18,8 @@ from tests.support.warm_processes import make_subprocess  # noqa: E402
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it puts into the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as nohup starts what it is given
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SHARED_MODELS = Path(__file__).parents[2] / "shared" / "models"
 

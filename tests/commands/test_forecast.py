@@ -295,7 +295,7 @@ def test_experts_that_no_token_reached_are_said(tmp_path: Path) -> None:
         assert options and all(option["cost"] is None and option["bytes"] > 0 for option in options)
     assert not any(name in point["plan"] for point in found["curve"] for name in unreached)
     assert found["curve"][-1]["amount"] < 1
-    (note,) = found["notes"]
+    (note,) = [note for note in found["notes"] if "has no tokenizer" not in note]
     assert f"{len(unreached)} of {len(found['reached'])} components" in note
     assert "none of the 8 tokens after 2 prefixes reached; more prefixes (data.prefixes) may reach them" in note
     text = (tmp_path / "out" / "forecast.html").read_text()

@@ -23,7 +23,7 @@ from compressor.plugins import installed
 from compressor.recovery import run_trainer
 from compressor.settings import ComponentSettings, ExportSettings, ModelSettings, ResumeSettings, Settings
 from compressor_plugins.pruning.magnitude import Magnitude
-from compressor_plugins.quantization.int8 import Int8
+from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.recovery.finetune import Finetune
 from compressor_plugins.recovery.least_squares import LeastSquares
 from compressor_plugins.recovery.reconstruct import Reconstruct
@@ -96,11 +96,14 @@ def test_a_head_that_is_trained_does_not_change_the_reference(base: Path, tmp_pa
 
 
 def test_quantized_components_keep_their_integers(base: Path, tmp_path: Path) -> None:
-    settings = make_settings(Uniform(targets=(0.5,)), Int8(), model=ModelSettings(path=str(base)), components=PARTS)
+    settings = make_settings(
+        Uniform(targets=(0.75,)), Int4(group=4), model=ModelSettings(path=str(base)), components=PARTS
+    )
     packed = [
         run(tmp_path / name, replace(settings, recovery=recovery))
         for name, recovery in (("with", RECOVERIES["finetune"]), ("without", None))
     ]
+    assert packed[0].rounds[0].recovery is not None and packed[0].rounds[0].recovery.is_kept
     tensors = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("with", "without")]
     integers = [name for name, tensor in tensors[0].items() if not tensor.is_floating_point()]
     assert integers and all(torch.equal(tensors[0][name], tensors[1][name]) for name in integers)

@@ -29,7 +29,7 @@ ARGUMENTS = (
 )  # fmt: skip
 OWN = {
     "report.html", "report.json", "scores.jsonl", "compressor.log", ".compressor", "status.json", "state/run.json",
-    ".hydra/hydra.yaml",
+    ".hydra/hydra.yaml", ".hydra/arguments.json",
 }  # fmt: skip
 """Files with seconds, times, numbers of processes or working directories in them."""
 NEEDED = {
