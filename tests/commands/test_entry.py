@@ -92,6 +92,7 @@ def test_a_closed_pipe_is_silent(arguments: list[str], tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_closed_streams_are_no_failure(tmp_path: Path) -> None:
     """No file of the command takes the place of a stream that is closed."""
     small = "schedule=uniform schedule.targets=[0.5] metric=[kl] data.prefixes=2 tracking=none export.verify=false"

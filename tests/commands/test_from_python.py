@@ -65,6 +65,7 @@ def test_two_runs_in_one_process_are_the_same_run(tmp_path: Path, monkeypatch: p
     assert first.final is not None and second.final is not None and first.final.scores == second.final.scores
 
 
+@pytest.mark.slow
 def test_the_command_in_the_record_does_the_same(tmp_path: Path) -> None:
     """Names with spaces and quotes, regular expressions and texts that look like numbers come through as they are."""
     base = save_checkpoint("llama", tmp_path / "it's a $base", with_tokenizer=True)

@@ -94,7 +94,7 @@ MOMENTS: dict[str, tuple[object, str, int, str]] = {
 """What does not fit any more: where the disk becomes full, the bytes that are left, and the error."""
 
 
-OFTEN = ("state", "a part of the model", "report")
+OFTEN = ("state", "a part of the model")
 
 
 @pytest.mark.parametrize("moment", [*OFTEN, *rarely(moment for moment in MOMENTS if moment not in OFTEN)])

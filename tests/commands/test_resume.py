@@ -16,7 +16,7 @@ import pytest
 
 from compressor.artifacts import answers
 from compressor.artifacts.answers import Answers
-from compressor.artifacts.run_folder import DONE, INTERRUPTED, read_status
+from compressor.artifacts.run_folder import DONE, INTERRUPTED, read_status, working_in
 from compressor.artifacts.run_state import ANSWERS, list_differences, read_state
 from compressor.commands.command_record import Jobs, write_command
 from compressor.commands.main import read_arguments
@@ -293,15 +293,17 @@ def test_a_signal_ends_a_run_with_the_command_that_goes_on(signum: signal.Signal
     assert (again.returncode, again.stdout) == (0, "the run in out is done; there is nothing to go on with\n")
 
 
-def test_relative_paths_are_those_of_the_directory_of_the_start(base: Path, tmp_path: Path) -> None:
+def test_relative_paths_are_those_of_the_directory_of_the_start(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start, elsewhere = tmp_path / "start", tmp_path / "elsewhere"
     start.mkdir(), elsewhere.mkdir()
     (start / "text.txt").write_text("Once upon a time there was a dog. " * 40)
-    arguments = [*SMALL, f"model.path={base}", "components.include=[layers]", "data=text", "data.path=text.txt"]
-    process = start_process(start, *arguments, "hydra.run.dir=out", waits=True)
-    wait_for_blocks(start / "out", 5, process)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    monkeypatch.chdir(start)
+    with pytest.raises(Stopped), working_in(start / "out", "compressor run"):  # before the first answer
+        arguments = [*SMALL, f"model.path={base}", "components.include=[layers]", "data=text", "data.path=text.txt"]
+        write_command(start / "out", arguments, None)
+        raise Stopped(signal.SIGTERM)
     done = call_command(elsewhere, "resume", "../start/out", OMP_NUM_THREADS="1")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"relative paths are those of {start}, where the run was started" in done.stdout

@@ -333,8 +333,9 @@ class Lost(Scaled):
 def search_on(bench: Bench, *compressors: Compressor, folder: Path) -> Session:
     treatments = make_treatments(*compressors)
     treatments.installed = Registry(Compressor)
-    for cls in (*installed().compressors.values(), Scaled):
-        treatments.installed.add(cls, "tests", "0")
+    for entry in installed().compressors.entries.values():
+        treatments.installed.add(entry.cls, entry.distribution, entry.version)
+    treatments.installed.add(Scaled, "tests", "0")
     chosen = {compressor.name: compressor for compressor in compressors}
     treatments.configured = chosen or {"int8": treatments.configured["int8"]}
     return open_session(bench.model, bench.reference, treatments, {"kl": Kl()}, folder)

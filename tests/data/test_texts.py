@@ -137,5 +137,11 @@ def test_a_data_set_of_the_hub_is_read_by_datasets(tmp_path: Path) -> None:
     assert loaded is not None and loaded.content == "a first line\na second line"
     with pytest.raises(DataError, match=r"cannot load data set .*; check its name and split"):
         load_text(DataSettings(source="hf", name=str(tmp_path), split="nowhere"))
+
+
+@pytest.mark.slow
+def test_a_data_set_that_is_not_there_is_one_line() -> None:
+    """Without a network the hub's client tries for some twenty seconds."""
+    pytest.importorskip("datasets", reason="the optional extra `data` is not installed")
     with pytest.raises(DataError, match="cannot load data set `no/such`"):
         load_text(DataSettings(source="hf", name="no/such"))

@@ -273,7 +273,8 @@ print(peaks[0] - start, peaks[1] - start, read_anonymous() - start)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, *rarely([torch.float32])])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_memory(dtype: torch.dtype, tmp_path: Path) -> None:
     """Memory that is no file's, in units of the checkpoint, while it is loaded and while components are swapped."""
     sizes = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 4, "initializer_range": 0.02}

@@ -282,6 +282,7 @@ def test_a_dead_network_falls_back_to_offline(
     open_unreachable("http://127.0.0.1:9", tmp_path, monkeypatch, caplog)
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_falls_back_to_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -20,6 +20,7 @@ from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.uniform import Uniform
 from tests.support.pruning import NAME, draw_weight, find_lowest, mask_pattern
 from tests.support.runs import make_settings, run
+from tests.support.slow import rarely
 
 examples = settings(max_examples=40, deadline=None)
 seeds, widths, amounts = st.integers(0, 10**6), st.integers(1, 30), st.floats(0, 1)
@@ -156,7 +157,10 @@ SCHEDULES: dict[str, tuple[Schedule, Obd]] = {
 }
 
 
-@pytest.mark.parametrize("case", SCHEDULES)
+OFTEN = ("budget, rows", "global")
+
+
+@pytest.mark.parametrize("case", [*OFTEN, *rarely(case for case in SCHEDULES if case not in OFTEN)])
 def test_schedules_run_with_it(case: str, tmp_path: Path) -> None:
     schedule, pruner = SCHEDULES[case]
     record = run(tmp_path, make_settings(schedule, pruner, components=FEW))
