@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import stat
 import time
 from collections.abc import Mapping
@@ -29,6 +30,8 @@ FACTS, KEY, CHECKSUM = "facts", "key", "sha256"
 LENGTH, ALIGNMENT = 8, 8
 """Bytes of the length of a safetensors header, and what a header is padded to."""
 LITTER_SECONDS = 3600.0
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+"""How a file is named that will be renamed when it is whole."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -147,6 +150,8 @@ def try_write(path: Path, key: str, arrays: Arrays, facts: Mapping[str, Any]) ->
 def remove_litter(folder: Path) -> None:
     """Remove temporary files that a process left behind when it was killed more than an hour ago."""
     for path in folder.glob(".*.tmp"):
+        if not TEMPORARY.fullmatch(path.name):  # a file of the user
+            continue
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > LITTER_SECONDS:
                 path.unlink()

@@ -54,7 +54,10 @@ def check_folder(folder: Path, inputs: Iterable[tuple[str, Path]], multirun: boo
     or lie in a folder that is read, must not contain a file that is read, and must not lie in the folder of another
     run. If it exists, it must be empty or ours, of the same kind (one run, or a multirun), and `check_content` holds.
     """
-    place, another = resolve(folder), name_another(multirun)
+    another = name_another(multirun)
+    if not is_name(str(folder)):
+        raise OutputError(f"the folder for results {str(folder)!r:.200} is no name that can be written; {another}")
+    place = resolve(folder)
     for key, path in inputs:
         read = resolve(path)
         if place == read or place in read.parents or (read.is_dir() and read in place.parents):
@@ -80,6 +83,13 @@ def check_folder(folder: Path, inputs: Iterable[tuple[str, Path]], multirun: boo
             _refuse_links(job, multirun)  # Hydra writes there before we know that it is done
         else:
             check_content(job, multirun)
+
+
+def is_name(path: str) -> bool:
+    """Whether a path is text that every file can hold, without NUL."""
+    with suppress(UnicodeEncodeError):
+        return "\0" not in path and bool(path.encode())
+    return False
 
 
 def check_content(folder: Path, multirun: bool = False) -> None:
@@ -163,7 +173,7 @@ def held_folder(folder: Path) -> Iterator[None]:
         yield
         return
     missing = [path for path in (place, *place.parents) if not path.exists()]
-    is_empty = not missing and not any(place.iterdir())
+    is_empty = place.is_dir() and not any(place.iterdir())
     make_folder(folder)
     separate_links(folder)
     descriptor = open_mark(folder / MARK)

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Collection
 from contextlib import suppress
@@ -33,6 +34,8 @@ LIMIT = 1 << 30
 VARIABLE = "COMPRESSOR_CACHE_BYTES"
 """The environment variable that sets another limit; 0 switches the cache off."""
 PACKAGES = ("compressor", "torch", "transformers", "numpy")
+OURS = re.compile(r"[0-9a-f]{64}\.safetensors")
+"""How the cache names its files."""
 LEVEL, REACHED = "level", "reached"
 ARRAYS = ("changes", "rows", "apart", "line")
 
@@ -154,9 +157,10 @@ def from_content(content: Content, names: Collection[str]) -> Known | None:
 
 
 def remove_oldest(folder: Path, limit: int) -> None:
-    """Remove what dead processes left, and the least recently read files beyond `limit` bytes."""
+    """Remove what dead processes left, and the least recently read files beyond `limit` bytes; only files of ours."""
     remove_litter(folder)
-    files = sorted(((path, path.stat()) for path in folder.glob("*.safetensors")), key=lambda pair: pair[1].st_mtime_ns)
+    ours = [path for path in folder.iterdir() if OURS.fullmatch(path.name) and not path.is_symlink()]
+    files = sorted(((path, path.stat()) for path in ours), key=lambda pair: pair[1].st_mtime_ns)
     excess = sum(facts.st_size for _, facts in files) - limit
     for path, facts in files:
         if excess <= 0:

@@ -228,6 +228,20 @@ def test_what_is_written_in_place_is_no_hard_link(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
 
 
+def test_a_file_or_an_impossible_name_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    for place, said in (
+        (tmp_path / "notes.txt", "cannot"),
+        (tmp_path / "a\udce9", "is no name that can be written"),
+        (tmp_path / "a\0b", "is no name that can be written"),
+    ):
+        with pytest.raises(OutputError, match=said):
+            check_folder(place, [])
+            with held_folder(place):
+                pass
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_clearing_keeps_the_status_until_the_next_one(tmp_path: Path) -> None:
     """A process that is killed while it clears leaves a folder that the next one still takes."""
     with pytest.raises(ValueError), working_in(tmp_path, "compressor run"):

@@ -297,13 +297,28 @@ def test_where_nothing_can_be_written_a_run_goes_on(runs: Runs, caplog: pytest.L
 
 def test_what_was_not_read_for_longest_goes(tmp_path: Path) -> None:
     for age, name in enumerate("abcd"):
-        path = tmp_path / f"{name}.safetensors"
+        path = tmp_path / f"{64 * name}.safetensors"
         path.write_bytes(bytes(100))
         os.utime(path, (1000 - age, 1000 - age))
     remove_oldest(tmp_path, 400)
     assert len(list(tmp_path.iterdir())) == 4
     remove_oldest(tmp_path, 299)
-    assert sorted(path.stem for path in tmp_path.iterdir()) == ["a", "b"]
+    assert sorted(path.stem[0] for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_files_of_the_user_stay_in_the_folder_of_the_cache(tmp_path: Path) -> None:
+    model, cache = tmp_path / "model.safetensors", tmp_path / "estimates"
+    model.write_bytes(bytes(1000))
+    cache.mkdir()
+    (cache / f"{64 * 'a'}.safetensors").symlink_to(model)
+    names = ["model.safetensors", f"{63 * 'a'}.safetensors", ".notes.tmp", f"{64 * 'A'}.safetensors"]
+    for name in names:
+        (cache / name).write_bytes(bytes(1000))
+        os.utime(cache / name, (1000, 1000))
+    (cache / f"{64 * 'b'}.safetensors").write_bytes(bytes(1000))
+    remove_oldest(cache, 0)
+    assert {path.name for path in cache.iterdir()} == {*names, f"{64 * 'a'}.safetensors"}
+    assert model.exists()
 
 
 def test_the_limit_holds_over_runs_and_a_read_file_stays(runs: Runs) -> None:
