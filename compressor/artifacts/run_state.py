@@ -18,7 +18,7 @@ from compressor.errors import ConfigError, OutputError
 NAME, ANSWERS = "run.json", "answers"
 NOT_COMPARED = ("resume", "tracking", "memory")
 """Groups of the configuration on which no result depends."""
-FACTS = ("processor", "threads", "versions", "code", "weights", "dtype", "texts", "batch")
+FACTS = ("processor", "threads", "versions", "code", "weights", "dtype", "texts", "batch", "plan")
 """What results depend on besides the configuration."""
 EVERYTHING = "all"
 """`resume.accept=[all]` takes every difference."""

@@ -208,8 +208,16 @@ class RunSetup:
             "weights": model.content_hash(),
             "dtype": str(model.dtype),
             "texts": texts_read.hexdigest(),
+            "plan": hash_file(getattr(self.settings.schedule, "path", None)),
             "batch": {which.value: evaluator.reference.batch for which, evaluator in self.evaluators.items()},
         }
+
+
+def hash_file(path: object) -> str | None:
+    """sha256 of the file that a schedule reads, such as a plan; None without one."""
+    if not isinstance(path, str) or not Path(path).expanduser().is_file():
+        return None
+    return hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
 
 
 def name_source(data: DataSettings) -> str:

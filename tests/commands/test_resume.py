@@ -16,12 +16,14 @@ import pytest
 
 from compressor.artifacts import answers
 from compressor.artifacts.answers import Answers
+from compressor.artifacts.plan_file import write_plan
 from compressor.artifacts.run_folder import DONE, INTERRUPTED, read_status, working_in
 from compressor.artifacts.run_state import ANSWERS, list_differences, read_state
 from compressor.commands.command_record import Jobs, write_command
 from compressor.commands.main import read_arguments
+from compressor.commands.run import Run
 from compressor.commands.stopping import Stopped, stop
-from compressor.contracts import Compressor, Schedule
+from compressor.contracts import Compressor, Schedule, Treatment
 from compressor.errors import ConfigError, OutputError
 from compressor.evaluation.evaluator import Evaluator
 from compressor.plugins import installed
@@ -30,6 +32,7 @@ from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.gptq import Gptq
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Int8
+from compressor_plugins.schedules.plan import ReplayedPlan
 from tests.support.command_line import call_command
 from tests.support.families import save_checkpoint
 from tests.support.runs import make_settings, run
@@ -179,6 +182,25 @@ def test_another_configuration_is_refused_by_name_or_accepted(base: Path, stoppe
     )
     assert sorted(stopped.rglob("*")) == before and read_status(stopped)["status"] == INTERRUPTED
     run(stopped, make(base, "fdt_allocation", seed=1, resume=ResumeSettings(accept=["seed"])))
+
+
+def test_another_plan_in_the_same_file_is_refused(
+    base: Path, tmp_path: Path, every_answer: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, component = tmp_path / "plan.json", "model.layers.0.mlp.up_proj"
+    write_plan({component: Treatment("magnitude", 0.5)}, path)
+    settings = replace(make(base, "fdt_allocation"), schedule=ReplayedPlan(path=str(path)))
+
+    def halt(self: Run) -> None:
+        raise Stopped(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "prove", halt)
+        with pytest.raises(Stopped):
+            run(tmp_path / "run", settings)
+    write_plan({component: Treatment("magnitude", 0.25)}, path)
+    with pytest.raises(ConfigError, match=r"other answers: plan \w+ → \w+; take them by resume\.accept=\[plan\]"):
+        run(tmp_path / "run", settings)
 
 
 def test_other_weights_are_refused(base: Path, stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
