@@ -212,10 +212,10 @@ def is_full_disk(error: Exception) -> bool:
     return find_number(error) in NO_ROOM
 
 
-def find_number(error: Exception) -> int | None:
+def find_number(error: BaseException) -> int | None:
     """The number of a system error, if it is one. Some libraries raise a plain Exception for that."""
     found = SYSTEM_ERROR.search(str(error))
-    return error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+    return error.errno if isinstance(error, OSError) and error.errno else int(found[1]) if found else None
 
 
 def _save_to_disk(path: Path, mode: int) -> None:

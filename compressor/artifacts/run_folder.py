@@ -193,7 +193,7 @@ def held_folder(folder: Path) -> Iterator[None]:
 
 def _remove_unused(folder: Path, created: Sequence[Path]) -> None:
     """Remove what was written to `folder`, and those folders that were `created`, if nothing was done in it."""
-    with suppress(OSError):
+    with suppress(OSError, OutputError):
         if is_unused(folder):
             for path in folder.iterdir():
                 remove_whole(path)

@@ -252,7 +252,8 @@ def choose_place(arguments: Sequence[str], plugins: Plugins, many: bool = True) 
     except CompressorError:
         raise
     except Exception as error:
-        if shows_whole() or not any(line.lstrip("+~").startswith("hydra") for line in parsed.overrides):
+        keys = {line.lstrip("+~").partition("=")[0] for line in parsed.overrides} - {*FOLDER_KEYS}
+        if shows_whole() or not any(key.startswith("hydra") for key in keys):
             raise
         raise blame_hydra_settings(error) from None  # a group of Hydra's settings that is null, or is no group
 

@@ -7,7 +7,6 @@ that was killed prints no such line.
 
 import errno
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -16,14 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from compressor.artifacts.files import NO_ROOM, find_number
 from compressor.errors import list_causes
 from compressor.resources import lacks_memory
 
 COMPUTED, REFUSED, LACKS_MEMORY, LACKS_DISK, FAILED = "computed", "refused", "lacks memory", "lacks disk", "failed"
 """Outcomes. Only the first two are statements about the model: logits are there, or it cannot be loaded."""
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
-"""How the errors of safetensors name the number of a system error."""
 
 
 def main(saved: Path, exchange: Path) -> None:
@@ -58,8 +55,7 @@ def compute_logits(saved: Path, tokens: Tensor, dtype: str, trust_remote_code: b
 def find_lack(error: BaseException) -> str | None:
     """`LACKS_MEMORY` or `LACKS_DISK` if an error, or one that led to it, says so; None for any other error."""
     for one in list_causes(error):
-        found = SYSTEM_ERROR.search(str(one))
-        number = one.errno if isinstance(one, OSError) and one.errno else int(found[1]) if found else 0
+        number = find_number(one)
         if number in NO_ROOM:
             return LACKS_DISK
         if number == errno.ENOMEM or lacks_memory(one):

@@ -128,9 +128,9 @@ def _check_regular(folder: Path) -> None:
         raise ModelError(f"`{folder}` cannot be read: {error.strerror}; give a folder that can") from None
     for name in names:
         path = folder / name
-        if any(fnmatch(name, pattern) for pattern in HUB_FILES) and path.exists() and not path.is_file():
-            if not path.is_dir():
-                raise ModelError(f"`{path}` is no regular file but a pipe or a device; remove it, or write it anew")
+        is_odd = path.exists() and not path.is_file() and not path.is_dir()
+        if is_odd and any(fnmatch(name, pattern) for pattern in HUB_FILES):
+            raise ModelError(f"`{path}` is no regular file but a pipe or a device; remove it, or write it anew")
 
 
 def _check_kinds(values: Mapping[str, Any], path: Path) -> None:
@@ -278,6 +278,7 @@ def shorten_reason(reason: object) -> str:
 
 
 def read_json(path: Path, fix: str) -> dict[str, Any]:
+    """The JSON object in a file of a model; raises ModelError, which ends with the `fix`, for anything else."""
     if not path.is_file():
         raise ModelError(f"`{path.parent}` has no `{path.name}`; {fix}")
     try:

@@ -13,6 +13,7 @@ from .options import LEVELS, OFFSETS, ROUNDING, TRUST, Choices, Options, Table
 HERE = int(np.flatnonzero(OFFSETS == 0)[0])
 """The index of the plan's own amount in OFFSETS."""
 BISECTIONS = 60
+"""Halvings of the interval of amounts; an amount is then as exact as a float64."""
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,8 @@ class BudgetRound:
         """
         best = yield from self.inquiry.ask_costs(plan)
         if (alike := self.inquiry.choices.alike(self.alone, self.limit.total)) and alike != plan:
-            costs, stored = (yield from self.inquiry.ask_costs(alike)), (yield from self.inquiry.ask_size(alike))
-            if is_cheaper(costs, best) and self.limit.allows(stored):
+            stored = yield from self.inquiry.ask_size(alike)
+            if self.limit.allows(stored) and is_cheaper(costs := (yield from self.inquiry.ask_costs(alike)), best):
                 plan, size, best = alike, stored, costs
         share, table = ROWS_SHARE if self.inquiry.by_row else 1.0, None
         for _ in range(attempts):
