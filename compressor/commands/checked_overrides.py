@@ -52,31 +52,27 @@ def complete_overrides(
     Raises ConfigError, with near misses, for names and values that Hydra would refuse. Inside `open_hydra`.
     """
     loader = GlobalHydra.instance().config_loader()
-    renamed = [rename_key(override) for override in parse_overrides(overrides)]
-    parsed = parse_overrides([*choose_compressors(renamed), *renamed])
+    parsed = parse_overrides([rename_key(override) for override in parse_overrides(overrides)])
     check_count(parsed)
-    groups = [is_group(loader, override.key_or_group) for override in parsed]
-    choices = [alternatives(override) for override in parsed]
-    for override, values, chooses in zip(parsed, choices, groups, strict=True):
-        if chooses and override.is_delete() and not isinstance(override.value(), str | None):
-            raise ConfigError(f"`{override.input_line:.200}` names no option; write ~{override.key_or_group}")
-        if chooses and not override.is_delete():
-            check_group(loader, plugins, override.key_or_group, [value.value() for value in parse_overrides(values)])
+    for override in parsed:
+        check_choice(override, loader, plugins)
+    chosen = compose_choices(parsed, loader)
+    if added := parse_overrides(choose_default_compressors(parsed, chosen)):
+        parsed = [*added, *parsed]
+        chosen = compose_choices(parsed, loader)
+    keys = set(flatten_keys(chosen))
     lines = [override.input_line or "" for override in parsed]
-    if not all(groups):
-        first = [values[0] for values, chooses in zip(choices, groups, strict=True) if chooses]
-        chosen = compose_by_hydra(first, with_hydra=True)
-        keys = set(flatten_keys(chosen))
-        for index, (override, chooses) in enumerate(zip(parsed, groups, strict=True)):
-            key = override.key_or_group
-            if chooses or (key.startswith("hydra.") and key not in keys):  # Hydra takes further keys in some places
-                continue
-            check_key(key, keys, loader, plugins)
-            if not override.is_delete():
-                lines[index] = fit_value(override, choices[index], chosen)
-    first = [alternatives(override)[0] for override in parse_overrides(lines)]
-    for index, (values, chooses) in enumerate(zip(choices, groups, strict=True)):
-        for value in values[1:] if chooses else ():
+    for index, override in enumerate(parsed):
+        key = override.key_or_group
+        if is_group(loader, key) or (key.startswith("hydra.") and key not in keys):  # Hydra takes further keys
+            continue
+        check_key(key, keys, loader, plugins)
+        if not override.is_delete():
+            lines[index] = fit_value(override, alternatives(override), chosen)
+    fitted = parse_overrides(lines)
+    first = [alternatives(override)[0] for override in fitted]
+    for index, override in enumerate(fitted):
+        for value in alternatives(override)[1:] if is_group(loader, override.key_or_group) else ():
             compose([*first[:index], value, *first[index + 1 :]])
     config = compose(first)
     if not any(override.is_sweep_override() for override in parsed):  # else each job is checked, and fails alone
@@ -176,14 +172,17 @@ def check_count(overrides: Sequence[Override]) -> None:
             raise ConfigError(f"`{override.input_line:.200}` makes more than {MOST_RUNS} runs; give fewer values")
 
 
-@functools.lru_cache(maxsize=256)
 def is_group(loader: ConfigLoader, key: str) -> bool:
-    """Whether a key is a group of options. Hydra copies all options to answer, so names are asked for only once."""
-    if not key or "." in key:  # as no group has
-        return False
+    """Whether a key is a group of options."""
+    return bool(key) and "." not in key and bool(list_options(loader, key))
+
+
+@functools.lru_cache(maxsize=256)
+def list_options(loader: ConfigLoader, group: str) -> tuple[str, ...]:
+    """The options of a group, none if there is no such group. Hydra copies all options of all groups to answer."""
     with suppress(OSError):  # a name that is too long for a file
-        return bool(loader.get_group_options(key))
-    return False
+        return tuple(loader.get_group_options(group))
+    return ()
 
 
 def rename_key(override: Override) -> str:
@@ -198,19 +197,26 @@ def rename_key(override: Override) -> str:
 def choose_compressors(overrides: Sequence[str]) -> list[str]:
     """`compressor=[int8,int4]` if a size is given and no compressor is chosen, else nothing."""
     parsed = parse_overrides(overrides)
-    keys = {override.key_or_group for override in parsed}
-    sizes = {f"schedule.{name}" for name in SIZE_OPTIONS}
-    if "compressor" in keys or not keys & {"schedule", "experiment", *sizes}:
-        return []
-    loader = GlobalHydra.instance().config_loader()
-    groups = [override for override in parsed if is_group(loader, override.key_or_group)]
     try:
-        chosen = compose_groups([alternatives(override)[0] for override in groups])
+        return choose_default_compressors(parsed, compose_choices(parsed, GlobalHydra.instance().config_loader()))
     except ConfigError:
-        return []  # `check_overrides` says what is wrong
+        return []  # Hydra says what is wrong
+
+
+def compose_choices(overrides: Sequence[Override], loader: ConfigLoader) -> DictConfig:
+    """The configuration of the choices of options alone, the first of each sweep; mandatory values may be missing."""
+    chosen = [override for override in overrides if is_group(loader, override.key_or_group)]
+    return compose_by_hydra([alternatives(override)[0] for override in chosen], with_hydra=True)
+
+
+def choose_default_compressors(overrides: Sequence[Override], chosen: DictConfig) -> list[str]:
+    """As `choose_compressors`, where `chosen` is what `compose_choices` made of the overrides."""
+    if any(override.key_or_group == "compressor" for override in overrides):
+        return []
+    sizes = {f"schedule.{name}" for name in SIZE_OPTIONS}
     schedule = {} if OmegaConf.is_missing(chosen, "schedule") else chosen.schedule or {}
     in_file = any(schedule.get(name) is not None for name in SIZE_OPTIONS)
-    given = {o.key_or_group for o in parsed if o.is_sweep_override() or o.value() is not None}
+    given = {o.key_or_group for o in overrides if o.is_sweep_override() or o.value() is not None}
     if not in_file and not given & sizes:
         return []
     is_default = list(chosen.compressor) == list(compose_groups([]).compressor)
@@ -292,9 +298,20 @@ def describe_type(node: Node) -> str:
     return f"{said} or null" if node._is_optional() else said
 
 
+def check_choice(override: Override, loader: ConfigLoader, plugins: Plugins) -> None:
+    """Raise ConfigError for an override that chooses options of a group, unless each of them exists."""
+    if not is_group(loader, override.key_or_group):
+        return
+    if not override.is_delete():
+        values = [value.value() for value in parse_overrides(alternatives(override))]
+        check_group(loader, plugins, override.key_or_group, values)
+    elif not isinstance(override.value(), str | None):
+        raise ConfigError(f"`{override.input_line:.200}` names no option; write ~{override.key_or_group}")
+
+
 def check_group(loader: ConfigLoader, plugins: Plugins, group: str, values: Sequence[object]) -> None:
     """Raise ConfigError unless each chosen option of the group exists."""
-    options = loader.get_group_options(group)
+    options = list_options(loader, group)
     if [] in values:
         raise ConfigError(f"`{group}` must name at least one option, got []; {suggest('', options)}")
     for value in values:
