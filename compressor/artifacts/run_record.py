@@ -108,7 +108,11 @@ class ComponentRecord:
 
 @dataclass
 class FinalRecord:
-    """The compressed model. Amounts and bits are means over all weights of components; `bytes` are on disk."""
+    """The compressed model. Amounts and bits are means over all weights of components; `bytes` are on disk.
+
+    A pruned model has two more sizes: what the weight files would take with a bitmask for each pruned matrix, and
+    what zstd makes of them, measured.
+    """
 
     amount: float
     sparsity: float
@@ -116,6 +120,8 @@ class FinalRecord:
     packed_bits_per_weight: float
     bytes: int
     scores: dict[str, Score]
+    bitmask_bytes: int | None = None
+    zstd_bytes: int | None = None
 
 
 @dataclass

@@ -20,6 +20,7 @@ from compressor.artifacts.run_record import (
     NOT_VERIFIED,
     ExportRecord,
     FileRecord,
+    FinalRecord,
     MetricRecord,
     Record,
     RunCostRecord,
@@ -200,9 +201,18 @@ class Run:
         self.record.notes.extend(exported.notes)
         self.record.components = describe_components(self.setup.model, applied.kept, applied.packed_bits, exported.bits)
         self.record.final = describe_final(self.record.components, exported.bytes, scores)
+        self.measure_zeros(self.record.final, exported)
         self.record.export = ExportRecord(exported.format, str(exported.dtype), len(exported.packed), verification)
         if self.settings.export.gguf:
             self.record.export.gguf = self.write_gguf()
+
+    def measure_zeros(self, final: FinalRecord, exported: export.Exported) -> None:
+        """What the saved model would take if its zeros took less; nothing for a model that has hardly any."""
+        size = export.count_bitmask_bytes(exported.bytes, self.record.components, exported.packed)
+        if size < exported.bytes:
+            final.bitmask_bytes = size
+            measure = partial(export.measure_zstd, exported.path)
+            final.zstd_bytes = watch(self.progress, "measuring what zstd would save", measure)
 
     def ship(self) -> tuple[export.Exported, VerificationRecord | None]:
         """Save the model and check it. If packed weights are not what was scored, `auto` saves all weights dense.

@@ -11,6 +11,7 @@ from compressor.export.compressed_tensors import pack_modules, save_compressed
 from compressor.export.file_sizes import FileSizes
 from compressor.export.folder import Exported, check_savable, holds_exactly, save_dense
 from compressor.export.packable_modules import NOT_INTEGERS, note_dense
+from compressor.export.sparse_sizes import count_bitmask_bytes, measure_zstd
 from compressor.export.verification import describe_verification, verify
 from compressor.export_formats import AUTO, COMPRESSED_TENSORS, DENSE, is_installed
 from compressor.models import Model
@@ -95,9 +96,11 @@ __all__ = [
     "FileSizes",
     "check_gguf",
     "check_savable",
+    "count_bitmask_bytes",
     "describe_verification",
     "holds_exactly",
     "list_untransformed",
+    "measure_zstd",
     "save",
     "save_dense",
     "save_gguf",

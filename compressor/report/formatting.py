@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from compressor.artifacts.forecast_record import ForecastRecord
-from compressor.artifacts.run_record import NOT_VERIFIED, Record, RunCost, VerificationRecord
+from compressor.artifacts.run_record import NOT_VERIFIED, FinalRecord, Record, RunCost, VerificationRecord
 from compressor.contracts import Score
 
 MISSING = "–"
@@ -149,6 +149,14 @@ def format_noise_floor(record: Record) -> str:
     return f"{text} of {tokens} tokens{verdict}"
 
 
+def list_sparse_sizes(final: FinalRecord) -> list[Fact]:
+    """What the files would take if zeros took less; empty for a model that is not pruned."""
+    if final.bitmask_bytes is None or final.zstd_bytes is None:
+        return []
+    sizes = f"{format_bytes(final.bitmask_bytes)} with bitmasks, {format_bytes(final.zstd_bytes)} by zstd"
+    return [Fact("if zeros took less", sizes, "no served format stores them so; the files are dense")]
+
+
 def list_facts(record: Record) -> list[Fact]:
     """What a compression came to, apart from its scores; empty without a result."""
     final = record.final
@@ -156,6 +164,7 @@ def list_facts(record: Record) -> list[Fact]:
         return []
     facts = [
         Fact("size on disk", format_sizes(record.base.get("bytes"), final.bytes)),
+        *list_sparse_sizes(final),
         Fact("bits removed (amount)", format_percent(final.amount), "mean over weights, scales not counted"),
         Fact("zero weights", format_percent(final.sparsity)),
         Fact("bits per weight", format_bits(final.bits_per_weight, final.packed_bits_per_weight), "scales counted"),

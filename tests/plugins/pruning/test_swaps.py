@@ -170,7 +170,7 @@ SCHEDULES: dict[str, tuple[Schedule, Swaps]] = {
 }
 
 
-@pytest.mark.parametrize("case", ["budget, rows", *rarely(case for case in SCHEDULES if case != "budget, rows")])
+@pytest.mark.parametrize("case", ["uniform, 2:4", *rarely(case for case in SCHEDULES if case != "uniform, 2:4")])
 def test_schedules_run_with_it(case: str, tmp_path: Path) -> None:
     schedule, pruner = SCHEDULES[case]
     record = run(tmp_path, make_settings(schedule, pruner, components=FEW))
