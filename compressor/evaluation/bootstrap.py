@@ -19,7 +19,7 @@ LEVEL = (2.5, 97.5)
 CHUNK = 1 << 22
 """Numbers that one resampling step may hold. A constant: a metric may round differently for other shapes."""
 NO_SPREAD = 1e-9
-"""A resample has no spread if its variance, divided by that of the sample, is at most this: all its values are equal."""
+"""A resample whose variance, divided by that of the sample, is at most this has no spread: all its values are equal."""
 
 
 @functools.lru_cache(maxsize=8)
