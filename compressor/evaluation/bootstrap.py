@@ -104,12 +104,12 @@ def bound(value: Array, influence: Array, alone: Array, seed: int) -> tuple[Arra
     A resample without spread has no t*. It counts as the farthest of all t* on its side. Without such resamples, a
     metric that is the same for most sequences would have an interval with an end at θ̂, on the side where the truth is.
 
-    The interval always holds θ̂, and stays within the values of single sequences, `alone` `[sequence, ...]`. These are no
-    limits of the truth: the mean of a geometric FDT is beyond the largest of 8 values in 2.5 % of samples. But they
+    The interval always holds θ̂, and stays within `alone` `[sequence, ...]`, the values of single sequences. These are
+    no limits of the truth: the mean of a geometric FDT is beyond the largest of 8 values in 2.5 % of samples. But they
     keep the interval of a mean within what the metric can be, which is not known here. Without them, of FDT of 64
-    tokens with a mean of 19 or 39, one interval in seven over 8 sequences had an end below 0 or above 64, and most over 4
-    were wider than 64; over 16 sequences it was one in 1,200, over 32 none. Two sequences have no t* but 0, and one
-    has none: there the interval is that of `alone`, as by the percentile bootstrap.
+    tokens with a mean of 19 or 39, one interval in seven over 8 sequences had an end below 0 or above 64, and most
+    over 4 were wider than 64; over 16 sequences it was one in 1,200, over 32 none. Two sequences have no t* but 0, and
+    one has none: there the interval is that of `alone`, as by the percentile bootstrap.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 11 (pseudo-values) and section 12.5;
     Hall, Theoretical comparison of bootstrap confidence intervals, 1988. docs/benchmarks.md has the coverage.
