@@ -89,7 +89,7 @@ def find_influence(left_out: Array) -> Array:
     """
     influence: Array = (len(left_out) - 1) * (left_out.mean() - left_out)
     rounding = 8 * len(left_out) * np.finfo(np.float64).eps * np.abs(left_out).max()
-    return influence if influence.std() > rounding else np.zeros_like(influence)
+    return influence if np.abs(influence).max() > rounding else np.zeros_like(influence)
 
 
 def bound(value: Array, influence: Array, alone: Array, seed: int) -> tuple[Array, Array]:
@@ -118,8 +118,10 @@ def bound(value: Array, influence: Array, alone: Array, seed: int) -> tuple[Arra
     least, most = np.minimum(alone.min(axis=0), value), np.maximum(alone.max(axis=0), value)
     if count < 3:
         return least, most
-    spread = influence.std(axis=0, ddof=1)
-    scaled = influence / np.where(spread > 0, spread, 1.0)
+    size = np.abs(influence).max(axis=0)
+    scaled = influence / np.where(size > 0, size, 1.0)  # squares of the largest and the smallest floats are none
+    spread = scaled.std(axis=0, ddof=1)
+    scaled /= np.where(spread > 0, spread, 1.0)
     draws = count_draws(count, seed)
     means = draws @ scaled / count
     variances = draws @ scaled**2 / count - means**2
@@ -127,7 +129,7 @@ def bound(value: Array, influence: Array, alone: Array, seed: int) -> tuple[Arra
     ratios = means / np.sqrt(np.where(known, variances, 1.0) / (count - 1))
     farthest = np.abs(np.where(known, ratios, 0.0)).max(axis=0)
     ratios = np.where(known, ratios, np.sign(means) * farthest)
-    upper, lower = np.percentile(ratios, LEVEL, axis=0) * (spread / np.sqrt(count))
+    upper, lower = np.percentile(ratios, LEVEL, axis=0) * (size * spread / np.sqrt(count))
     return np.clip(value - lower, least, value), np.clip(value - upper, value, most)
 
 

@@ -165,11 +165,12 @@ def test_an_interval_goes_no_farther_than_single_sequences(size: int) -> None:
             assert (score.low, score.high) == (score.min, score.max)
 
 
-def test_the_interval_moves_and_grows_with_the_values() -> None:
+@pytest.mark.parametrize("factor", [7.0, 1e-290, 1e290])
+def test_the_interval_moves_and_grows_with_the_values(factor: float) -> None:
     values = np.random.default_rng(4).exponential(5.0, size=(30, 1))
-    score, moved, grown = (summarize(Fdtm(), part) for part in (values, values + 100, values * 7))
+    score, moved, grown = (summarize(Fdtm(), part) for part in (values, values + 100, values * factor))
     assert (moved.low - 100, moved.high - 100) == pytest.approx((score.low, score.high), rel=1e-11)
-    assert (grown.low / 7, grown.high / 7) == pytest.approx((score.low, score.high), rel=1e-12)
+    assert (grown.low / factor, grown.high / factor) == pytest.approx((score.low, score.high), rel=1e-12)
     first = compare_paired(Fdtm(), values, values[::-1])
     assert compare_paired(Fdtm(), values + 50, values[::-1] + 50) == pytest.approx(first, rel=1e-9)
 
