@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.data.reference import Reference
-from compressor.evaluation.bootstrap import LEVEL, draw_resamples
+from compressor.evaluation.bootstrap import bound, find_influence
 from compressor.sensitivity.margin_law import RUNNERS, read_table, tabulate_fdt
 
 Array = NDArray[np.float64]
@@ -29,38 +29,25 @@ class Law:
 
         σ = √(mean_p v_p),   FDT = mean_p table_p(σ)
 
-    with v_p the predicted σ² of prefix p. Intervals are 95 % percentile bootstraps over prefixes; a resample draws v_p
-    and the table of a prefix together.
+    with v_p the predicted σ² of prefix p. Intervals are 95 % bootstrap-t over prefixes, as those of scores; a prefix is
+    left out with its v_p and its table together.
     """
 
     tables: Array
     seed: int = 0
 
-    def resample(self, values: Array) -> Array:
-        """`[resample, …]`: means over resampled sequences of `values` `[sequence, …]`."""
-        # Counts are integers, and are divided last: values that are equal in all sequences then stay exactly equal.
-        means: Array = self.counts @ values / len(self.tables)
-        return means
-
     @functools.cached_property
-    def counts(self) -> Array:
-        """`[resample, sequence]`: how often each sequence is in a resample."""
-        count = len(self.tables)
-        drawn = draw_resamples(count, self.seed)
-        places = drawn + count * np.arange(len(drawn))[:, None]
-        return np.bincount(places.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)
-
-    @functools.cached_property
-    def resampled_tables(self) -> Array:
-        """`[resample, noise]`: mean tables of the resamples."""
-        return self.resample(self.tables)
+    def tables_left_out(self) -> Array:
+        """`[sequence, noise]`: mean tables of all prefixes but this one."""
+        return leave_out(self.tables)
 
     def expect(self, squares: Array) -> Expected:
         """The expected FDT of a plan; `squares` `[sequence]` are its predicted σ², in squared logits."""
-        noise = float(np.sqrt(squares.mean()))
-        resampled = read_table(self.resampled_tables, np.sqrt(self.resample(squares)))
-        low, high = np.percentile(resampled, LEVEL)
-        return Expected(noise, float(self.fdt(np.array(noise))), float(low), float(high))
+        noise = np.sqrt(squares.mean())
+        fdt = self.fdt(noise)
+        influence = find_influence(read_table(self.tables_left_out, np.sqrt(leave_out(squares))))
+        low, high = bound(fdt, influence, read_table(self.tables, np.sqrt(squares)), self.seed)
+        return Expected(float(noise), float(fdt), float(low), float(high))
 
     def fdt(self, noise: Array) -> Array:
         """FDT at margin noise σ = `noise` `[...]`."""
@@ -68,8 +55,15 @@ class Law:
 
     def cost(self, changes: Array) -> tuple[Array, Array, Array]:
         """Mean over sequences of `changes` `[sequence, option]`, and the ends of its 95 % intervals, all `[option]`."""
-        low, high = np.percentile(self.resample(changes), LEVEL, axis=0)
-        return changes.mean(axis=0), low, high
+        cost = changes.mean(axis=0)
+        return cost, *bound(cost, changes - cost, changes, self.seed)
+
+
+def leave_out(values: Array) -> Array:
+    """`[sequence, …]`: means of `values` over all sequences but this one; with one sequence, of that one."""
+    # The sum of values ≥ 0 is never below one of them, even rounded, so no mean of squares is negative.
+    means: Array = (values.sum(axis=0) - values) / (len(values) - 1) if len(values) > 1 else values
+    return means
 
 
 def read_law(reference: Reference, seed: int) -> Law:

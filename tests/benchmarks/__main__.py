@@ -11,6 +11,7 @@ from typing import Any
 BENCHMARKS = (
     "demo",
     "fingerprint",
+    "coverage",
     "allocation",
     "law",
     "singles",

@@ -20,7 +20,7 @@ from compressor.commands import forecast as module
 from compressor.commands.forecast import Forecast, choose_checks, drop_beaten
 from compressor.contracts import Component, EstimateRequest, Offer, Prefixes, Treatment
 from compressor.errors import CompressorError, ConfigError, OutputError
-from compressor.evaluation.bootstrap import draw_resamples, summarize
+from compressor.evaluation.bootstrap import summarize
 from compressor.evaluation.evaluator import Evaluator
 from compressor.models import load_model
 from compressor.plugins import installed
@@ -44,6 +44,7 @@ from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.global_threshold import GlobalThreshold
 from compressor_plugins.schedules.plan import ReplayedPlan
 from compressor_plugins.schedules.uniform import Uniform
+from tests.support.bootstrap_t import studentize
 from tests.support.browser import Browser
 from tests.support.command_line import call_command
 from tests.support.families import FAMILIES, each, save_checkpoint
@@ -76,16 +77,24 @@ def random_law(sequences: int = 20) -> tuple[Law, np.ndarray]:
     return Law(tables, seed=3), draw.exponential(0.05, sequences)
 
 
-def test_the_band_is_the_bootstrap_of_squares_and_tables_together() -> None:
+def test_the_band_leaves_squares_and_tables_out_together() -> None:
     law, squares = random_law()
     expected = law.expect(squares)
-    found = [
-        float(read_table(law.tables[rows].mean(0)[None], np.sqrt([squares[rows].mean()]))[0])
-        for rows in draw_resamples(len(squares), 3)
-    ]
-    assert [expected.low, expected.high] == pytest.approx(np.percentile(found, (2.5, 97.5)), rel=1e-9)
+    left_out = []
+    for row in range(len(squares)):
+        table = np.delete(law.tables, row, axis=0).mean(0)[None]
+        left_out.append(float(read_table(table, np.sqrt([np.delete(squares, row).mean()]))[0]))
+    assert (expected.low, expected.high) == pytest.approx(studentize(expected.fdt, left_out, 3), rel=1e-9)
     assert expected.noise == pytest.approx(np.sqrt(squares.mean()))
     assert expected.low < expected.fdt < expected.high
+
+
+@pytest.mark.parametrize("squares", [[0.3], [0.0], [0.0, 0.0, 0.0], [0.0, 0.7, 0.0]])
+def test_few_prefixes_and_no_noise_have_a_band(squares: list[float]) -> None:
+    law, _ = random_law(len(squares))
+    expected = law.expect(np.array(squares))
+    assert expected.low <= expected.fdt <= expected.high
+    assert (expected.low == expected.high) == (len(squares) == 1 or not any(squares))
 
 
 def test_the_curve_says_what_the_metric_expected_fdtm_says() -> None:
@@ -101,9 +110,10 @@ def test_costs_have_bootstrap_intervals() -> None:
     law, squares = random_law()
     changes = np.stack([squares, 2 * squares], axis=1)
     cost, low, high = law.cost(changes)
-    means = changes[draw_resamples(len(squares), 3)].mean(1)
     assert cost == pytest.approx(changes.mean(0))
-    assert np.stack([low, high]) == pytest.approx(np.percentile(means, (2.5, 97.5), axis=0))
+    for option in range(2):
+        left_out = [np.delete(changes[:, option], row).mean() for row in range(len(squares))]
+        assert (low[option], high[option]) == pytest.approx(studentize(cost[option], left_out, 3), rel=1e-9)
 
 
 def make_cost_table() -> CostTable:
