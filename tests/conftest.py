@@ -1,5 +1,6 @@
 """Shared by all tests: nothing leaves the test's own folders, and nothing reaches for a network."""
 
+import gc
 import shutil
 import signal
 import subprocess
@@ -38,6 +39,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = {*slow} - {*slow[first % step :: step]}
     config.hook.pytest_deselected(items=[*left_out])
     items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay to the end, so no later collection of garbage has to look through them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -110,6 +110,7 @@ def test_an_installed_plugin_runs(example: Path, tmp_path: Path) -> None:
     assert options == {"threshold": 0.6}
 
 
+@pytest.mark.slow
 def test_an_installed_plugin_takes_part_in_a_multirun(example: Path, tmp_path: Path) -> None:
     sweep = ["-m", "compressor=ternary,int8", "schedule=uniform", "metric=[fdtm,top_agreement]", "hydra.sweep.dir=out"]
     done = call_warm(tmp_path, example, "run", *sweep, *SMALL)

@@ -292,6 +292,7 @@ def test_every_family_gives_a_forecast(tmp_path: Path, family: str) -> None:
         assert len([o for o in options if o["compressor"] == "rtn"]) == 2
 
 
+@pytest.mark.slow
 def test_experts_that_no_token_reached_are_said(tmp_path: Path) -> None:
     save_checkpoint("mixtral", tmp_path / "base", num_local_experts=10, num_hidden_layers=1)
     data = DataSettings(prefixes=2, prefix_tokens=3, continuation_tokens=4)

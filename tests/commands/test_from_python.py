@@ -261,10 +261,8 @@ application()
 """
 
 
-@pytest.mark.parametrize(
-    "script",
-    [pytest.param(NOTEBOOK, id="notebook", marks=pytest.mark.slow), pytest.param(APPLICATION, id="hydra application")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [NOTEBOOK, APPLICATION], ids=["notebook", "hydra application"])
 def test_it_works_inside_a_notebook_and_inside_a_hydra_application(script: str, tmp_path: Path) -> None:
     """Nothing is read from the command line, nothing printed, and the application keeps its own Hydra."""
     command = [sys.executable, "-c", script]

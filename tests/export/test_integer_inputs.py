@@ -240,6 +240,7 @@ def test_outliers_that_a_run_finds_are_kept(tmp_path: Path) -> None:
 FEW = ComponentSettings(include=[r"layers\.0\.mlp"])
 
 
+@pytest.mark.slow
 def test_estimates_say_that_they_do_not_see_inputs(tmp_path: Path) -> None:
     for activations in (Activations.none, TOKEN):
         budget = Budget(targets=[0.25], corrections=0)

@@ -414,6 +414,7 @@ def run(folder: Path, how: SweepSettings) -> Any:  # noqa: ANN401 - a Record
     return execute(settings, installed(), folder, {}, "compressor run")
 
 
+@pytest.mark.slow
 def test_an_approximate_run_finds_the_exact_plan_or_says_that_it_missed(tmp_path: Path) -> None:
     exact = run(tmp_path / "exact", SweepSettings())
     close = run(tmp_path / "approximate", SweepSettings(mode=SweepMode.approximate, screen="kl"))

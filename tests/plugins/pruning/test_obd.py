@@ -157,7 +157,7 @@ SCHEDULES: dict[str, tuple[Schedule, Obd]] = {
 }
 
 
-OFTEN = ("budget, rows", "global")
+OFTEN = ("global",)
 
 
 @pytest.mark.parametrize("case", [*OFTEN, *rarely(case for case in SCHEDULES if case not in OFTEN)])

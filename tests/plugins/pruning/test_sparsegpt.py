@@ -265,7 +265,7 @@ SCHEDULES: dict[str, tuple[Schedule, SparseGpt]] = {
 }
 
 
-OFTEN = ("budget, rows",)
+OFTEN = ("uniform, 2:4",)
 
 
 @pytest.mark.parametrize("case", [*OFTEN, *rarely(case for case in SCHEDULES if case not in OFTEN)])

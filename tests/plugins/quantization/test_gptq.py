@@ -311,6 +311,7 @@ def test_schedules_run_with_it(schedule: str, tmp_path: Path) -> None:
         assert found.passes == pytest.approx(dtype + (schedule != "uniform") + found.trials + kept)
 
 
+@pytest.mark.slow
 def test_a_plan_is_done_again(tmp_path: Path) -> None:
     """The plan names all options, so that it means the same where nothing is configured; and kl is below rtn's."""
     names = [f"model.layers.{layer}.mlp.down_proj" for layer in (0, 1, 2)]
