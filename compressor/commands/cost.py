@@ -320,7 +320,6 @@ def count_work(work: WorkCounter, schedule: Schedule, fuses: bool, seconds: floa
     try:
         dialogue, oracle = open_dialogue(copy.deepcopy(schedule), work.problem, work, fuses)
         for _ in dialogue.converse(oracle):
-            dialogue.answers.clear()  # nobody reads them again, and there may be many
             if time.monotonic() > until:
                 return False
     except Exception as error:

@@ -157,7 +157,7 @@ def guard_generator(steps: Generator[Any, Any, Any], guard: Guard) -> Generator[
         while True:
             with guard:
                 try:
-                    found = steps.send(answer)
+                    found, answer = steps.send(answer), None  # which may be large, and is the generator's now
                 except StopIteration as end:
                     return end.value
             answer = yield found

@@ -55,12 +55,11 @@ class Dialogue:
     ...     dialogue.tell(request.ask(oracle))
 
     A dialogue that is given the first `answers` of a search continues after them, because a search depends only on the
-    problem and the answers. Raises PluginError if the schedule yields something that is not a request, or a request
+    problem and the answers. It keeps none of them: estimates of a large model take much memory. Raises PluginError if the schedule yields something that is not a request, or a request
     that no oracle could answer.
     """
 
     def __init__(self, schedule: Schedule, problem: Problem, answers: Sequence[Any] = ()) -> None:
-        self.answers: list[Any] = []
         self.owner = name_plugin(schedule)
         self._checks = RequestChecks(self.owner, problem, schedule.repeats)
         self._guard = Guard(schedule, "search")
@@ -78,7 +77,6 @@ class Dialogue:
     def tell(self, answer: Any) -> None:  # noqa: ANN401 - each request says what its answer is
         if self._request is None:
             raise RuntimeError("the schedule is done and takes no more answers")
-        self.answers.append(answer)
         self._request = self._advance(lambda: self._search.send(answer))
 
     def converse(self, oracle: Oracle) -> Iterator[Request[Any]]:

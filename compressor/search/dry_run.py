@@ -80,9 +80,10 @@ class DryRun:
     def play(self, schedule: Schedule, most: int = MOST_REQUESTS) -> None:
         """Run a schedule to its end; raises PluginError after more than `most` requests."""
         dialogue = Dialogue(schedule, self.problem)
-        self.answers = dialogue.answers
-        for request in dialogue.converse(self):
+        while (request := dialogue.propose()) is not None:
             self.requests.append(request)
+            self.answers.append(request.ask(self))
+            dialogue.tell(self.answers[-1])
             if len(self.requests) > most:
                 raise PluginError(f"schedule `{schedule.name}` makes more than {most} requests; it must come to an end")
 

@@ -84,11 +84,7 @@ class BudgetRound:
                 plan, size, best = alike, stored, costs
         share, table = ROWS_SHARE if self.inquiry.by_row else 1.0, None
         for _ in range(attempts):
-            if table is None:
-                options = self.inquiry.choices.near(plan)
-                sizes = yield from self.inquiry.ask_sizes(options)
-                found = yield from self.inquiry.ask_estimates(options, plan, 0, self.prefixes)
-                table = self.inquiry.tabulate(options, sizes, found, self.reached)
+            table = table or (yield from self._look_around(plan))
             candidate, stored = yield from self._solve(table, plan, share)
             if candidate == plan:
                 break
@@ -100,6 +96,13 @@ class BudgetRound:
             else:
                 share /= 2
         return plan, size
+
+    def _look_around(self, plan: Plan) -> Asks[Table]:
+        """The costs of options near the plan. Their estimates, of every prefix, are not kept: they take much memory."""
+        options = self.inquiry.choices.near(plan)
+        sizes = yield from self.inquiry.ask_sizes(options)
+        found = yield from self.inquiry.ask_estimates(options, plan, 0, self.prefixes)
+        return self.inquiry.tabulate(options, sizes, found, self.reached)
 
     def _solve(self, table: Table, around: Plan | None = None, share: float = 1.0) -> Asks[tuple[Plan, float]]:
         """The plan of least cost that fits; the smallest plan if none fits.

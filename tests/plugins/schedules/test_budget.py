@@ -1,6 +1,7 @@
 """The default search on models that are made up: exact where costs add up, corrected where they do not."""
 
 import re
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -238,6 +239,25 @@ def test_a_size_is_a_number_of_bytes(size: str, expected: int) -> None:
     assert rehearsal.kept == plain.kept
     assert [request.most_bytes for request in requests_of(rehearsal, KeepRequest)] == [expected]
     assert Budget(size=size).limits_files()
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_no_estimate_outlives_its_table(rows: bool) -> None:
+    """Estimates of every prefix take as much memory as a model; a long search must not gather them."""
+    oracle = Crossed(make_problem(["prune"], BOTH))
+    dialogue = Dialogue(Budget([0.5], granularity=ROWS if rows else Granularity.matrix), oracle.problem)
+    alive: list[weakref.ref[Estimate]] = []
+    asked = 0
+    while (request := dialogue.propose()) is not None:
+        if isinstance(request, ValuesRequest):
+            assert all(estimate() is None for estimate in alive)
+            asked += 1
+        answer = request.ask(oracle)
+        if isinstance(request, EstimateRequest):
+            alive += map(weakref.ref, answer.values())
+        dialogue.tell(answer)
+        del answer
+    assert asked >= 2 and len(alive) > len(COMPONENTS)
 
 
 def plans_of(rehearsal: DryRun) -> list[Plan]:

@@ -66,11 +66,12 @@ def answer(request: Request) -> object:
 
 
 def run(schedule: Schedule, problem: Problem) -> tuple[list[Request], list[Any]]:
-    requests, dialogue = [], Dialogue(schedule, problem)
+    requests, answers, dialogue = [], [], Dialogue(schedule, problem)
     while (request := dialogue.propose()) is not None:
         requests.append(request)
-        dialogue.tell(answer(request))
-    return requests, dialogue.answers
+        answers.append(answer(request))
+        dialogue.tell(answers[-1])
+    return requests, answers
 
 
 def kept(schedule: Schedule, problem: Problem) -> list[KeepRequest]:
