@@ -5,6 +5,7 @@ its name. It is not float32, because a rounded a_r could change round(a_r · in)
 """
 
 import enum
+import hashlib
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import re
 import reprlib
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,27 @@ def read_plan(path: str | Path, depth: int | None = None, amount: float | None =
         raise PlanError(f"{where} is nested too deeply; {SHAPE}") from None
     except (_Wrong, PlanError, ValueError) as error:  # ValueError: a number with thousands of digits
         raise PlanError(f"{where}: {error}") from None
+
+
+def hash_plan(path: Path) -> str:
+    """sha256 of the file of a plan, and of the files with rows that it names. Raises OSError."""
+    content = read_regular(path)
+    digest = hashlib.sha256(content)
+    for name in _find_rows_files(content):
+        with suppress(OSError, ValueError):  # `read_plan` says what is wrong
+            digest.update(read_regular(path.parent / name))
+    return digest.hexdigest()
+
+
+def _find_rows_files(content: bytes) -> list[str]:
+    """The names that a plan gives for files with rows, sorted; none if it is no plan."""
+    try:
+        data = parse_json(content)
+    except ValueError:
+        return []
+    treatments = data.values() if isinstance(data, dict) else ()
+    names = {treatment.get("rows") for treatment in treatments if isinstance(treatment, dict)}
+    return sorted(name for name in names if isinstance(name, str))
 
 
 def _choose_plan(data: object, depth: int | None, amount: float | None) -> object:

@@ -76,6 +76,8 @@ class Run:
             self.answer_sizes(dialogue, oracle)
         with time_phase(self.record, "reference"):
             self.build_references()
+            facts = self.setup.list_input_facts()
+            self.record.facts = {name: fact for name, fact in facts.items() if name != "versions"}
             if self.state is not None:
                 self.state.confirm(self.setup.list_facts())
         with time_phase(self.record, "forecast"):
