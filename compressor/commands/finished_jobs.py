@@ -28,9 +28,8 @@ def find_finished(folder: Path, settings: Settings, plugins: Plugins, config: Ma
         return None
     report, elsewhere = read_report(folder), f"move it away, or {name_another(multirun=True)}"
     if changed := list_differences(report.config, to_strict(config)):
-        raise OutputError(
-            f"{folder} holds the finished run of another job (there → here): {describe_differences(changed)}; {elsewhere}"
-        )
+        named = describe_differences(changed)
+        raise OutputError(f"{folder} holds the finished run of another job (there → here): {named}; {elsewhere}")
     if report.facts:
         before = {"versions": relevant_versions(report.versions)} | report.facts
         now = list_input_facts(settings, choose_metrics(settings, plugins, read_ranks(settings.schedule)))
