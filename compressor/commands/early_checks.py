@@ -26,6 +26,7 @@ from compressor.export_formats import check_format, check_packs
 from compressor.model_paths import find_local_folder
 from compressor.plugins import Plugins
 from compressor.resources import parse_bytes
+from compressor.sensitivity.cache_limit import read_limit
 from compressor.settings import (
     DataSettings,
     DataSource,
@@ -63,6 +64,8 @@ def check_settings(settings: Settings, plugins: Plugins) -> None:
     read_memory_limits(settings.memory)
     check_format(settings.export.format, settings.export.gguf)
     check_screen(settings.sweep, plugins.metrics)
+    if settings.sweep.cache:
+        read_limit()
     check_plugins(settings, plugins)
     check_size(settings)
     known = {EVERYTHING, *FACTS, *(field.name for field in fields(settings))}

@@ -43,7 +43,7 @@ from compressor.search.rounds import Rounds
 from compressor.search.session import Session
 from compressor.search.top_trials import TopTrials
 from compressor.search.trial_scoring import TrialScorer
-from compressor.sensitivity.cache import read_limit
+from compressor.sensitivity.cache_limit import read_limit
 from compressor.settings import DataSettings, DataSource, Settings
 
 log = logging.getLogger(__name__)
