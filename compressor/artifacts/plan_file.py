@@ -19,12 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from compressor.artifacts.files import NestedTooDeeply, parse_json, read_regular, remove_file, write_bytes, write_json
+from compressor.artifacts.run_files import FILES, STATUS
 from compressor.contracts import Plan, Treatment
 from compressor.errors import PlanError, suggest
 
 KEYS = tuple(f.name for f in fields(Treatment))
 SHAPE = 'a plan is {component: {"compressor": name, "amount": number, "options": {…}}}'
-ROWS_FILE = "rows.safetensors"
+PLAN, ROWS_FILE = "plan.json", "rows.safetensors"
+OTHERS = frozenset({
+    *FILES, STATUS, "config.json", "compression.json", "generation_config.json", "tokenizer.json", "arguments.json",
+    "tokenizer_config.json", "model.safetensors", "comparison.json",
+}) - {PLAN, "forecast.json", "report.json"}  # fmt: skip
+"""Files of a run, of its model or of a multirun that somebody may take for a plan."""
 
 SAME_AMOUNT = 5.1e-4
 """Amounts that differ by less look the same as percentages with one decimal."""
@@ -83,7 +89,17 @@ def read_plan(path: str | Path, depth: int | None = None, amount: float | None =
     """
     where = f"plan {short.repr(str(path))}"
     try:
-        text = read_regular(Path(path)).decode("utf-8-sig")
+        return _read_file(Path(path), where, depth, amount)
+    except PlanError:
+        if depth is None and amount is None:
+            _refuse_other_file(Path(path), where)
+        raise
+
+
+def _read_file(path: Path, where: str, depth: int | None, amount: float | None) -> dict[str, Treatment]:
+    """As `read_plan`; `where` names the file in errors."""
+    try:
+        text = read_regular(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise PlanError(f"{where} is not a text file; {SHAPE}") from None
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
@@ -91,7 +107,7 @@ def read_plan(path: str | Path, depth: int | None = None, amount: float | None =
         raise PlanError(f"{where} cannot be read: {reason}; give the path of a plan.json") from None
     try:
         data = parse_json(text, object_pairs_hook=_to_object, parse_float=_to_float, parse_constant=_refuse_constant)
-        return _to_plan(_choose_plan(data, depth, amount), Path(path).parent)
+        return _to_plan(_choose_plan(data, depth, amount), path.parent)
     except json.JSONDecodeError as error:
         raise PlanError(
             f"{where} is not JSON: {error.msg} at line {error.lineno} column {error.colno}; {SHAPE}"
@@ -100,6 +116,17 @@ def read_plan(path: str | Path, depth: int | None = None, amount: float | None =
         raise PlanError(f"{where} is nested too deeply; {SHAPE}") from None
     except (_Wrong, PlanError, ValueError) as error:  # ValueError: a number with thousands of digits
         raise PlanError(f"{where}: {error}") from None
+
+
+def _refuse_other_file(path: Path, where: str) -> None:
+    """Raises PlanError for another file of a run, or its folder; names the plan of the run if it is there."""
+    is_folder = os.path.isdir(path)
+    if not is_folder and path.name not in OTHERS:
+        return
+    places = [path] if is_folder else [path.parent, path.parent.parent]
+    found = next((place / PLAN for place in places if (place / PLAN).is_file()), None)
+    fix = f"give {short.repr(str(found))}" if found else f"give the {PLAN} of a run"
+    raise PlanError(f"{where} is {'a folder' if is_folder else 'another file of a run'} and no plan; {fix}") from None
 
 
 def hash_plan(path: Path) -> str:

@@ -24,7 +24,7 @@ from compressor.commands.config import (
 )
 from compressor.commands.overrides import write_overrides
 from compressor.commands.plain_settings import describe_settings
-from compressor.commands.setting_types import check_types
+from compressor.commands.setting_types import read_settings
 from compressor.commands.stopping import interruptible
 from compressor.commands.terminal import Terminal
 from compressor.errors import ConfigError
@@ -136,7 +136,7 @@ def prepare(command: str, given: Settings | Options | None, options: Options, fo
     if isinstance(given, Settings):
         if options:
             raise ConfigError(f"give a Settings object or options, not both; got `{next(iter(options))}` beside it")
-        check_types(given)
+        given = read_settings(given)
         config = describe_settings(given)
         place = find_folder(chosen_folder, read_default_folder(plugins), config)
         return Call(given, plugins, place, config, f"compressor.{command}(settings)")

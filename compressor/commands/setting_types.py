@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -16,12 +16,14 @@ NUMBERS: dict[object, type] = {int: Integral, float: Real}
 WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", types.NoneType: "None"}
 
 
-def check_types(settings: Settings) -> None:
-    """Raise ConfigError for a value, also of a plugin, of another type than its annotation.
+def read_settings(settings: Settings) -> Settings:
+    """The settings, in which texts that name a choice are that choice; the given object is not changed.
 
-    Raises PluginError for an object in place of a plugin.
+    Raises ConfigError for a value, also of a plugin, of another type than its annotation, and PluginError for an object
+    in place of a plugin.
     """
     hints = get_type_hints(Settings)
+    chosen: dict[str, Any] = {}
     for group, value in vars(settings).items():
         if group in ("metric", "compressor"):
             check_plugins(group, value, Metric if group == "metric" else Compressor)
@@ -29,8 +31,17 @@ def check_types(settings: Settings) -> None:
             check_plugin(group, value, Schedule if group == "schedule" else Recovery)
         else:
             check_value(group, value, hints[group])
-            if dataclasses.is_dataclass(value):
+            if dataclasses.is_dataclass(value) and not isinstance(value, type):
                 check_fields(group, value)
+                chosen[group] = dataclasses.replace(value, **dict(list_choices(value)))
+    return dataclasses.replace(settings, **chosen)
+
+
+def list_choices(instance: object) -> Iterator[tuple[str, enum.Enum]]:
+    """Name and value of each field that holds a choice."""
+    for name, hint in get_type_hints(type(instance)).items():
+        if isinstance(hint, type) and issubclass(hint, enum.Enum):
+            yield name, hint(getattr(instance, name))
 
 
 def check_plugins(group: str, plugins: object, contract: type) -> None:
@@ -70,6 +81,8 @@ def fits(value: object, hint: Any) -> bool:  # noqa: ANN401 - any annotation
         return isinstance(value, list | tuple) and all(fits(item, arguments[0]) for item in value)
     if hint is Any:
         return True
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return isinstance(value, hint) or value in [one.value for one in hint]
     if hint in NUMBERS:
         return isinstance(value, NUMBERS[hint]) and not isinstance(value, bool)
     return not isinstance(hint, type) or isinstance(value, hint)
@@ -83,5 +96,5 @@ def describe_hint(hint: Any) -> str:  # noqa: ANN401 - any annotation
     if origin is list:
         return f"a list, each {describe_hint(arguments[0])}"
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return "one of " + ", ".join(f"{hint.__name__}.{name}" for name in hint.__members__)
+        return "one of " + ", ".join(hint.__members__)
     return WORDS.get(hint) or f"a {getattr(hint, '__name__', hint)}"
