@@ -146,8 +146,8 @@ def _find_rows_files(content: bytes) -> list[str]:
     except ValueError:
         return []
     treatments = data.values() if isinstance(data, dict) else ()
-    names = {treatment.get("rows") for treatment in treatments if isinstance(treatment, dict)}
-    return sorted(name for name in names if isinstance(name, str))
+    rows = [treatment.get("rows") for treatment in treatments if isinstance(treatment, dict)]
+    return sorted({name for name in rows if isinstance(name, str)})
 
 
 def _choose_plan(data: object, depth: int | None, amount: float | None) -> object:

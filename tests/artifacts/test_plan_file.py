@@ -221,7 +221,7 @@ def test_a_report_without_a_search_has_no_depth(tmp_path: Path, rounds: object) 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     assert "cannot be read: No such file or directory; give the path of a plan.json" in read_error(tmp_path / "no")
-    assert "cannot be read: Is a directory" in read_error(tmp_path)
+    assert "is a folder and no plan; give the plan.json of a run" in read_error(tmp_path)
     assert "cannot be read: not a valid path" in read_error("a\0b")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     assert "is not a text file; a plan is" in read_error(tmp_path / "binary")

@@ -255,17 +255,17 @@ def test_a_file_or_an_impossible_name_is_no_folder(tmp_path: Path) -> None:
 def test_a_file_in_place_of_a_folder_is_refused_before_anything_starts(
     name: str, found: str, wanted: str, tmp_path: Path
 ) -> None:
-    with held_folder(tmp_path):
-        pass
-    (tmp_path / ".compressor").touch()
+    (tmp_path / MARK).touch()
     path = tmp_path / name
+    if name != STATUS:
+        write_status(tmp_path, FAILED, "")
     path.mkdir() if found == "folder" else path.write_text("mine")
     said = f"{path} is a {found}, and a run writes a {wanted} of this name; move it away, or choose another by hydra."
     with pytest.raises(OutputError, match=re.escape(f"{said}run.dir=DIR")):
         check_folder(tmp_path, [])
     many = tmp_path.parent / f"{tmp_path.name} of many"
     shutil.copytree(tmp_path, many / "3")
-    (many / ".compressor").touch()
+    (many / MARK).touch()
     with pytest.raises(OutputError, match=rf"/3/{re.escape(name)} is a {found}, .* by hydra\.sweep\.dir=DIR$"):
         check_folder(many, [], multirun=True)
     with pytest.raises(OutputError, match=r"by hydra\.sweep\.dir=DIR$"):
@@ -273,7 +273,7 @@ def test_a_file_in_place_of_a_folder_is_refused_before_anything_starts(
 
 
 def test_a_file_in_place_of_a_job_is_refused(tmp_path: Path) -> None:
-    (tmp_path / ".compressor").touch()
+    (tmp_path / MARK).touch()
     (tmp_path / "0").mkdir()
     (tmp_path / "1").write_text("mine")
     with pytest.raises(
@@ -283,7 +283,7 @@ def test_a_file_in_place_of_a_job_is_refused(tmp_path: Path) -> None:
 
 
 def test_advice_for_a_job_is_that_for_its_multirun(tmp_path: Path) -> None:
-    (tmp_path / ".compressor").touch()
+    (tmp_path / MARK).touch()
     with working_in(tmp_path / "0", "compressor run"):
         pass
     with pytest.raises(
