@@ -237,7 +237,7 @@ def open_mark(path: Path, another: str) -> int:
         reason = "it is no regular file"
     except OSError as error:
         reason = "it is a link" if error.errno == errno.ELOOP else str(error.strerror)
-    raise OutputError(f"cannot open {path}: {reason}; the folder cannot be used, {another}")
+    raise OutputError(f"cannot open {path}: {reason}; {another}")
 
 
 def _lock(descriptor: int, folder: Path) -> None:
