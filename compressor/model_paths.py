@@ -1,10 +1,13 @@
 """Whether `model.path` names a folder of this machine or a model of the hub. Nothing here needs torch."""
 
 import re
+from importlib.resources import files
 from pathlib import Path
 
 from compressor.errors import ModelError
 
+EMBEDDED = Path(str(files("compressor") / "tiny"))
+"""The folder of the embedded model."""
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 

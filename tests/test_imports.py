@@ -14,7 +14,7 @@ CORE = Path(compressor.__file__).parent
 PLUGINS = CORE.parent / "plugins"
 
 BASIC = {"errors", "contracts"}
-PARTS = BASIC | {"settings", "model_paths", "export_formats", "progress", "resources", "artifacts"}
+PARTS = BASIC | {"arguments", "settings", "model_paths", "export_formats", "progress", "resources", "artifacts"}
 MODELS = PARTS | {"models"}
 DATA = MODELS | {"data"}
 SCORES = DATA | {"compression", "evaluation", "registry"}
@@ -23,7 +23,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "contracts": {"errors"},
     **dict.fromkeys(
-        ["settings", "model_paths", "export_formats", "progress", "resources", "hookspecs", "registry", "artifacts"],
+        [
+            "arguments",
+            "settings",
+            "model_paths",
+            "export_formats",
+            "progress",
+            "resources",
+            "hookspecs",
+            "registry",
+            "artifacts",
+        ],
         BASIC,
     ),
     "plugins": BASIC | {"hookspecs", "registry"},

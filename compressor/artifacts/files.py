@@ -163,9 +163,9 @@ def parse_json(text: str | bytes, **hooks: Any) -> Any:  # noqa: ANN401 - JSON i
     raise NestedTooDeeply
 
 
-def make_folder(folder: Path) -> None:
-    """Create `folder` where it is missing; raises OutputError."""
-    with _explained(f"cannot write to the folder {folder}", "choose another with hydra.run.dir=DIR"):
+def make_folder(folder: Path, fix: str) -> None:
+    """Create `folder` where it is missing; raises OutputError, which ends with the `fix`."""
+    with _explained(f"cannot write to the folder {folder}", fix):
         folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -5,6 +5,7 @@ its name. It is not float32, because a rounded a_r could change round(a_r · in)
 """
 
 import enum
+import hashlib
 import json
 import math
 import os
@@ -12,17 +13,24 @@ import re
 import reprlib
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from compressor.artifacts.files import NestedTooDeeply, parse_json, read_regular, remove_file, write_bytes, write_json
+from compressor.artifacts.run_files import FILES, STATUS
 from compressor.contracts import Plan, Treatment
 from compressor.errors import PlanError, suggest
 
 KEYS = tuple(f.name for f in fields(Treatment))
 SHAPE = 'a plan is {component: {"compressor": name, "amount": number, "options": {…}}}'
-ROWS_FILE = "rows.safetensors"
+PLAN, ROWS_FILE = "plan.json", "rows.safetensors"
+OTHERS = frozenset({
+    *FILES, STATUS, "config.json", "compression.json", "generation_config.json", "tokenizer.json", "arguments.json",
+    "tokenizer_config.json", "model.safetensors", "comparison.json",
+}) - {PLAN, "forecast.json", "report.json"}  # fmt: skip
+"""Files of a run, of its model or of a multirun that somebody may take for a plan."""
 
 SAME_AMOUNT = 5.1e-4
 """Amounts that differ by less look the same as percentages with one decimal."""
@@ -81,7 +89,17 @@ def read_plan(path: str | Path, depth: int | None = None, amount: float | None =
     """
     where = f"plan {short.repr(str(path))}"
     try:
-        text = read_regular(Path(path)).decode("utf-8-sig")
+        return _read_file(Path(path), where, depth, amount)
+    except PlanError:
+        if depth is None and amount is None:
+            _refuse_other_file(Path(path), where)
+        raise
+
+
+def _read_file(path: Path, where: str, depth: int | None, amount: float | None) -> dict[str, Treatment]:
+    """As `read_plan`; `where` names the file in errors."""
+    try:
+        text = read_regular(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise PlanError(f"{where} is not a text file; {SHAPE}") from None
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
@@ -89,7 +107,7 @@ def read_plan(path: str | Path, depth: int | None = None, amount: float | None =
         raise PlanError(f"{where} cannot be read: {reason}; give the path of a plan.json") from None
     try:
         data = parse_json(text, object_pairs_hook=_to_object, parse_float=_to_float, parse_constant=_refuse_constant)
-        return _to_plan(_choose_plan(data, depth, amount), Path(path).parent)
+        return _to_plan(_choose_plan(data, depth, amount), path.parent)
     except json.JSONDecodeError as error:
         raise PlanError(
             f"{where} is not JSON: {error.msg} at line {error.lineno} column {error.colno}; {SHAPE}"
@@ -98,6 +116,38 @@ def read_plan(path: str | Path, depth: int | None = None, amount: float | None =
         raise PlanError(f"{where} is nested too deeply; {SHAPE}") from None
     except (_Wrong, PlanError, ValueError) as error:  # ValueError: a number with thousands of digits
         raise PlanError(f"{where}: {error}") from None
+
+
+def _refuse_other_file(path: Path, where: str) -> None:
+    """Raises PlanError for another file of a run, or its folder; names the plan of the run if it is there."""
+    is_folder = os.path.isdir(path)
+    if not is_folder and path.name not in OTHERS:
+        return
+    places = [path] if is_folder else [path.parent, path.parent.parent]
+    found = next((place / PLAN for place in places if (place / PLAN).is_file()), None)
+    fix = f"give {short.repr(str(found))}" if found else f"give the {PLAN} of a run"
+    raise PlanError(f"{where} is {'a folder' if is_folder else 'another file of a run'} and no plan; {fix}") from None
+
+
+def hash_plan(path: Path) -> str:
+    """sha256 of the file of a plan, and of the files with rows that it names. Raises OSError."""
+    content = read_regular(path)
+    digest = hashlib.sha256(content)
+    for name in _find_rows_files(content):
+        with suppress(OSError, ValueError):  # `read_plan` says what is wrong
+            digest.update(read_regular(path.parent / name))
+    return digest.hexdigest()
+
+
+def _find_rows_files(content: bytes) -> list[str]:
+    """The names that a plan gives for files with rows, sorted; none if it is no plan."""
+    try:
+        data = parse_json(content)
+    except ValueError:
+        return []
+    treatments = data.values() if isinstance(data, dict) else ()
+    rows = [treatment.get("rows") for treatment in treatments if isinstance(treatment, dict)]
+    return sorted({name for name in rows if isinstance(name, str)})
 
 
 def _choose_plan(data: object, depth: int | None, amount: float | None) -> object:

@@ -38,7 +38,7 @@ STATE_FILE = re.compile(r"run\.json|\..+\.tmp|(round-)?[0-9]+\.safetensors")
 
 def list_jobs(folder: Path) -> list[Path]:
     """The numbered folders of a multirun, 10 after 9."""
-    numbered = [path for path in folder.iterdir() if re.fullmatch(r"[0-9]+", path.name) and path.is_dir()]
+    numbered = [path for path in folder.iterdir() if is_number(path.name) and path.is_dir()]
     return sorted(numbered, key=lambda path: (int(path.name), path.name))
 
 
@@ -50,6 +50,20 @@ def find_links(folder: Path) -> Iterator[Path]:
             yield path
     for name in (HYDRA_FOLDER, STATE):
         yield from (path for path in list_files(folder / name) if path.is_symlink())
+
+
+def find_misplaced(folder: Path) -> Iterator[Path]:
+    """Files in place of folders of a run or a multirun, and folders in place of its files."""
+    folders, files = {STATE, HYDRA_FOLDER, *FOLDERS}, {STATUS, SAVED, LOG, *FILES, *MULTIRUN}
+    for path in sorted(folder.iterdir()):
+        is_needed = path.name in folders or is_number(path.name)
+        if (path.name in files and path.is_dir()) or (is_needed and not path.is_dir()):
+            yield path
+
+
+def is_number(name: str) -> bool:
+    """Whether a name is that of the folder of a job."""
+    return re.fullmatch(r"[0-9]+", name) is not None
 
 
 def separate_links(folder: Path) -> None:

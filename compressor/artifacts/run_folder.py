@@ -28,6 +28,8 @@ from compressor.artifacts.run_files import (
     find_foreign,
     find_leftovers,
     find_links,
+    find_misplaced,
+    is_number,
     is_unused,
     list_jobs,
     separate_links,
@@ -80,7 +82,7 @@ def check_folder(folder: Path, inputs: Iterable[tuple[str, Path]], multirun: boo
         raise OutputError(f"{folder} is the folder of a multirun, and no single run can use it; {another}")
     for job in jobs:
         if read_status(job).get("status") == DONE:
-            _refuse_links(job, multirun)  # Hydra writes there before we know that it is done
+            _refuse_obstacles(job, multirun)  # Hydra writes there before we know that it is done
         else:
             check_content(job, multirun)
 
@@ -95,9 +97,12 @@ def is_name(path: str) -> bool:
 def check_content(folder: Path, multirun: bool = False) -> None:
     """Raise OutputError if `folder` holds a finished run, or anything that must not be removed or written to.
 
-    That is a file of the user, in a folder without a mark or among files that are cleared, and a link.
+    That is a file of the user, in a folder without a mark or among files that are cleared, a link, and a file where a
+    folder is written or the reverse.
     """
-    place, another = resolve(folder), name_another(multirun)
+    place = resolve(folder)
+    multirun = multirun or is_job(place)
+    another, status = name_another(multirun), read_status(place)
     try:
         found = sorted(entry.name for entry in place.iterdir() if entry.name not in HYDRA) if place.is_dir() else None
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
@@ -107,38 +112,40 @@ def check_content(folder: Path, multirun: bool = False) -> None:
         return
     if not (place / MARK).is_file():
         _refuse_foreign(folder, found, another)
-    elif read_status(place).get("status") == DONE:
+    elif status.get("status") == DONE:
         raise OutputError(
             f"{folder} already holds a finished run or forecast; {another} (from Python: folder=DIR), or remove it"
         )
-    elif (results := find_unexplained(place)) is not None:
+    elif (results := find_unexplained(place, status)) is not None:
         raise OutputError(
             f"{folder} holds results ({', '.join(results)}), and its {STATUS} does not say whether they are finished; "
             f"{another}, or remove it"
         )
-    _refuse_links(folder, multirun)
-    owned = read_status(place).get("files")
+    _refuse_obstacles(folder, multirun)
+    owned = status.get("files")
     names = [name for name in FILES if isinstance(owned, list) and name not in owned and (place / name).exists()]
     names += [str(path.relative_to(place)) for path in find_foreign(place)]
     _refuse_foreign(folder, names, "move them, or " + another)
 
 
-def find_unexplained(folder: Path) -> list[str] | None:
-    """The names of results in a folder whose status cannot be read; None if there is nothing that could be lost.
+def find_unexplained(folder: Path, status: Mapping[str, Any]) -> list[str] | None:
+    """The names of results in a folder whose `status` cannot be read; None if there is nothing that could be lost.
 
     Before there is a result there is a status, so somebody removed or damaged it. A run that can go on makes the same
     results again.
     """
-    if read_status(folder).get("status") in STATUSES or (folder / STATE).is_dir():
+    if status.get("status") in STATUSES or (folder / STATE).is_dir():
         return None
     return [name for name in (*FILES, *FOLDERS) if (folder / name).exists()] or None
 
 
-def _refuse_links(folder: Path, multirun: bool) -> None:
-    for link in find_links(resolve(folder)):
-        raise OutputError(
-            f"{link} is a link, and a run writes nothing through a link; remove it, or {name_another(multirun)}"
-        )
+def _refuse_obstacles(folder: Path, multirun: bool) -> None:
+    place, another = resolve(folder), name_another(multirun)
+    for link in find_links(place):
+        raise OutputError(f"{link} is a link, and a run writes nothing through a link; remove it, or {another}")
+    for path in find_misplaced(place):
+        found, wanted = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
+        raise OutputError(f"{path} is {found}, and a run writes {wanted} of this name; move it away, or {another}")
 
 
 def _refuse_foreign(folder: Path, found: Sequence[str], fix: str) -> None:
@@ -147,6 +154,11 @@ def _refuse_foreign(folder: Path, found: Sequence[str], fix: str) -> None:
         raise OutputError(
             f"the folder for results {folder} has files that no command of compressor wrote: {named}; {fix}"
         )
+
+
+def is_job(place: Path) -> bool:
+    """Whether a folder is that of a job: it has a number, and lies in the folder of a multirun."""
+    return is_number(place.name) and (place.parent / MARK).is_file()
 
 
 def name_another(multirun: bool) -> str:
@@ -160,7 +172,7 @@ def resolve(path: Path) -> Path:
 
 
 @contextmanager
-def held_folder(folder: Path) -> Iterator[None]:
+def held_folder(folder: Path, multirun: bool = False) -> Iterator[None]:
     """Create and mark the folder, and hold its lock. Raises OutputError if another process works in it.
 
     If nothing is done in it, a folder that is created here is removed at the end, and an empty one is empty again.
@@ -174,12 +186,13 @@ def held_folder(folder: Path) -> Iterator[None]:
         return
     missing = [path for path in (place, *place.parents) if not path.exists()]
     is_empty = place.is_dir() and not any(place.iterdir())
-    make_folder(folder)
+    another = name_another(multirun or is_job(place))
+    make_folder(folder, another)
     separate_links(folder)
-    descriptor = open_mark(folder / MARK)
+    descriptor = open_mark(folder / MARK, another)
     try:
         _lock(descriptor, folder)
-        _require_room(folder)
+        _require_room(folder, another)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
         _held[place] = descriptor
@@ -201,20 +214,20 @@ def _remove_unused(folder: Path, created: Sequence[Path]) -> None:
                 path.rmdir()
 
 
-def _require_room(folder: Path) -> None:
+def _require_room(folder: Path, another: str) -> None:
     """Raise OutputError for a disk that has no room for the files with which every command begins."""
     try:
         room = find_room(folder, FIRST_FILES)
     except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror}; choose another by hydra.run.dir=DIR") from None
+        raise OutputError(f"cannot write to {folder}: {error.strerror}; {another}") from None
     if room < FIRST_FILES:
         raise OutputError(
             f"the disk of {folder} is full: {FIRST_FILES} bytes are needed before any result, {room} are free; free "
-            "some space, or choose another folder by hydra.run.dir=DIR"
+            f"some space, or {another}"
         )
 
 
-def open_mark(path: Path) -> int:
+def open_mark(path: Path, another: str) -> int:
     """Open the mark, and create it where there is none. Raises OutputError for a link, which would lead elsewhere."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
@@ -224,7 +237,7 @@ def open_mark(path: Path) -> int:
         reason = "it is no regular file"
     except OSError as error:
         reason = "it is a link" if error.errno == errno.ELOOP else str(error.strerror)
-    raise OutputError(f"cannot open {path}: {reason}; choose another folder by hydra.run.dir=DIR")
+    raise OutputError(f"cannot open {path}: {reason}; {another}")
 
 
 def _lock(descriptor: int, folder: Path) -> None:

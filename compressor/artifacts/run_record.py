@@ -202,7 +202,11 @@ class ExportRecord:
 
 @dataclass
 class Record:
-    """A whole run. `status` is done or failed; `error` is the one line of a failed one."""
+    """A whole run. `status` is done or failed; `error` is the one line of a failed one.
+
+    `facts` are hashes of what the result depends on besides the configuration and the versions: code, weights, texts,
+    and the plan that was read.
+    """
 
     status: str
     config: dict[str, Any]
@@ -221,6 +225,7 @@ class Record:
     components: dict[str, ComponentRecord] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     error: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -112,8 +112,17 @@ def open_state(
     return state
 
 
-def refuse_differences(run_folder: Path, differences: Mapping[str, str], accepted: Collection[str]) -> None:
-    """Raise ConfigError for differences that are not accepted, by their own name or by that of their group."""
+def refuse_differences(
+    run_folder: Path,
+    differences: Mapping[str, str],
+    accepted: Collection[str],
+    held: str = "an interrupted run with other answers",
+    elsewhere: str = "or choose another folder",
+) -> None:
+    """Raise ConfigError for differences that are not accepted, by their own name or by that of their group.
+
+    The message says what the folder `held`, and how to write `elsewhere`.
+    """
     left = {
         name: words
         for name, words in differences.items()
@@ -121,13 +130,16 @@ def refuse_differences(run_folder: Path, differences: Mapping[str, str], accepte
     }
     if not left:
         return
-    named = ", ".join(f"{name} {words}" for name, words in list(left.items())[:MOST_NAMED])
-    more = f" and {len(left) - MOST_NAMED} more" if len(left) > MOST_NAMED else ""
     keys = ",".join(sorted({name.partition(".")[0] for name in left}))
     raise ConfigError(
-        f"{run_folder} holds an interrupted run with other answers: {named}{more}; take them by "
-        f"resume.accept=[{keys}], or choose another folder"
+        f"{run_folder} holds {held}: {describe_differences(left)}; take them by resume.accept=[{keys}], {elsewhere}"
     )
+
+
+def describe_differences(differences: Mapping[str, str]) -> str:
+    """The first differences, and how many more there are."""
+    named = ", ".join(f"{name} {words}" for name, words in list(differences.items())[:MOST_NAMED])
+    return named + (f" and {len(differences) - MOST_NAMED} more" if len(differences) > MOST_NAMED else "")
 
 
 def list_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:

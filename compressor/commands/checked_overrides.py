@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from enum import Enum
-from importlib.resources import files
 from pathlib import Path
 from typing import get_args
 
@@ -22,15 +21,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from compressor.commands.config import build_settings, compose, compose_by_hydra, compose_groups
 from compressor.commands.early_checks import SIZE_OPTIONS, check_forecast, check_settings
-from compressor.commands.overrides import write_for_shell
+from compressor.commands.overrides import NAMED, write_for_shell
 from compressor.errors import ConfigError, suggest
+from compressor.model_paths import EMBEDDED
 from compressor.plugins import Plugins
 
 SIZED = "compressor=[int8,int4]"
 """The default where a size is given: pruned weights make no file smaller, integers do."""
 RENAMED: dict[str, str] = {}
 """Old key -> its name now. Old keys are accepted, with a warning."""
-EMBEDDED = Path(str(files("compressor") / "tiny"))
 
 TEXTS = ("path", "dir", "subdir", "name", "subset", "column", "revision", "project")
 """Last parts of keys whose values are texts of the user, such as paths."""
@@ -67,7 +66,9 @@ def complete_overrides(
         if is_group(loader, key) or (key.startswith("hydra.") and key not in keys):  # Hydra takes further keys
             continue
         check_key(key, keys, loader, plugins)
-        if not override.is_delete():
+        if override.is_delete():
+            check_removal(key, chosen)
+        else:
             lines[index] = fit_value(override, alternatives(override), chosen)
     fitted = parse_overrides(lines)
     first = [alternatives(override)[0] for override in fitted]
@@ -243,6 +244,27 @@ def check_key(key: str, keys: Collection[str], loader: ConfigLoader, plugins: Pl
     raise ConfigError(f"unknown key `{key}`; {suggest_key(key, {*keys, *loader.list_groups('')})}")
 
 
+def check_group_removal(override: Override) -> None:
+    """Raise ConfigError where `~group=option` does not name the one option of a group."""
+    group, option, line = override.key_or_group, override.value(), f"{override.input_line:.200}"
+    if isinstance(option, str) and group in NAMED:
+        raise ConfigError(f"`{line}` cannot take one of several options; write ~{group}.{option}, or ~{group} for all")
+    if not isinstance(option, str | None):
+        raise ConfigError(f"`{line}` names no option; write ~{group}")
+
+
+def check_removal(key: str, config: DictConfig) -> None:
+    """Raise ConfigError for the removal of a key that must have a value."""
+    *path, _ = key.split(".")
+    parent = config
+    for step in path:
+        parent = parent._get_node(step)
+    if not path or OmegaConf.get_type(parent) is not dict:
+        raise ConfigError(
+            f"`~{key}` removes a key, and `{key}` must have a value; leave it out for its default, or write {key}=VALUE"
+        )
+
+
 def fit_value(override: Override, values: Sequence[str], config: DictConfig) -> str:
     """The override, in which a single value of a key that holds a list is a list of one.
 
@@ -302,11 +324,11 @@ def check_choice(override: Override, loader: ConfigLoader, plugins: Plugins) -> 
     """Raise ConfigError for an override that chooses options of a group, unless each of them exists."""
     if not is_group(loader, override.key_or_group):
         return
-    if not override.is_delete():
+    if override.is_delete():
+        check_group_removal(override)
+    else:
         values = [value.value() for value in parse_overrides(alternatives(override))]
         check_group(loader, plugins, override.key_or_group, values)
-    elif not isinstance(override.value(), str | None):
-        raise ConfigError(f"`{override.input_line:.200}` names no option; write ~{override.key_or_group}")
 
 
 def check_group(loader: ConfigLoader, plugins: Plugins, group: str, values: Sequence[object]) -> None:

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from compressor.artifacts.disk_space import find_room
+from compressor.artifacts.run_folder import is_job, name_another, resolve
 from compressor.artifacts.run_record import Record, RunCost
 from compressor.contracts import (
     Best,
@@ -280,17 +281,17 @@ class CostForecast:
 
 def check_room(folder: Path, needed: int, work: str = "run") -> None:
     """Raise ConfigError unless so many bytes can be written to `folder`; `work` is what needs them."""
+    another = name_another(is_job(resolve(folder)))
     try:
         free = find_room(folder, needed)
     except OSError as error:
         raise ConfigError(
-            f"the room for the {work} in {folder} cannot be tried: {error.strerror}; choose another disk with "
-            "hydra.run.dir=DIR"
+            f"the room for the {work} in {folder} cannot be tried: {error.strerror}; {another} on another disk"
         ) from None
     if needed > free:
         raise ConfigError(
             f"the {work} needs {format_bytes(needed)} in {folder}, where {format_bytes(free)} are free; free "
-            f"{format_bytes(needed - free)}, or choose another disk with hydra.run.dir=DIR"
+            f"{format_bytes(needed - free)}, or {another} on another disk"
         )
 
 

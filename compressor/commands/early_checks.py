@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
 from compressor.artifacts.run_state import EVERYTHING, FACTS
-from compressor.contracts import EstimableMetric, Metric, Problem, Recovery, Schedule
+from compressor.contracts import EstimableMetric, KeepRequest, Metric, Problem, Recovery, Schedule
 from compressor.contracts.declarations import (
     check_compressor,
     check_metric,
@@ -26,6 +26,7 @@ from compressor.export_formats import check_format, check_packs
 from compressor.model_paths import find_local_folder
 from compressor.plugins import Plugins
 from compressor.resources import parse_bytes
+from compressor.sensitivity.cache_limit import read_limit
 from compressor.settings import (
     DataSettings,
     DataSource,
@@ -45,6 +46,8 @@ SOURCES = {"path": DataSource.text, "name": DataSource.hf, "subset": DataSource.
 """Keys of `data` -> the only source that reads them."""
 APPROXIMATE = ("screen", "delta", "lazy", "tolerance", "audit")
 """Keys of `sweep` that only the approximate mode reads."""
+DEFAULT_COMPRESSOR = "magnitude"
+"""The compressor of conf/config.yaml, which is configured where nobody chooses one."""
 SIZE_OPTIONS = ("size", "bytes", "bits")
 """Options of schedules that limit how much the compressed weights may take."""
 TARGETS = "targets"
@@ -63,6 +66,8 @@ def check_settings(settings: Settings, plugins: Plugins) -> None:
     read_memory_limits(settings.memory)
     check_format(settings.export.format, settings.export.gguf)
     check_screen(settings.sweep, plugins.metrics)
+    if settings.sweep.cache:
+        read_limit()
     check_plugins(settings, plugins)
     check_size(settings)
     known = {EVERYTHING, *FACTS, *(field.name for field in fields(settings))}
@@ -244,3 +249,24 @@ def list_unused_options(schedule: Schedule, problem: Problem) -> Iterator[str]:
     for option, reason in read_unused(schedule, schedule.list_unused(problem)).items():
         if getattr(schedule, option) != getattr(type(schedule)(), option):
             yield f"`schedule.{option}` has no effect with {reason}; leave it out"
+
+
+def list_unneeded(settings: Settings, request: object) -> Iterator[str]:
+    """A line for each setting that was given and has no effect, because the first `request` of the search is the last.
+
+    So it is with a plan from a file: nothing is compared, and most treatments bring their own options.
+    """
+    if not (isinstance(request, KeepRequest) and request.last):
+        return
+    chosen, treatments = f"schedule={settings.schedule.name}", request.plan.values()
+    configured = {treatment.compressor for treatment in treatments if not treatment.options}
+    is_default = [*settings.compressor] == [DEFAULT_COMPRESSOR]
+    is_default = is_default and all(compressor == type(compressor)() for compressor in settings.compressor.values())
+    for name in () if is_default else [name for name in settings.compressor if name not in configured]:
+        named = any(treatment.compressor == name for treatment in treatments)
+        reason = f"brings its own options of {name}" if named else f"does not treat anything by {name}"
+        yield f"`compressor={name}` has no effect with {chosen}, whose plan {reason}; leave it out"
+    if settings.sweep.mode is SweepMode.approximate:
+        yield f"`sweep.mode=approximate` has no effect with {chosen}, which compares no trials; leave it out"
+    if settings.components.fuse and settings.schedule.repeats:
+        yield f"`components.fuse` has no effect with {chosen}, which treats each matrix as its plan says; leave it out"

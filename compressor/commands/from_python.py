@@ -9,6 +9,7 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from compressor.arguments import read_path
 from compressor.artifacts.forecast_record import ForecastRecord
 from compressor.artifacts.run_folder import check_folder
 from compressor.artifacts.run_record import Record
@@ -23,6 +24,7 @@ from compressor.commands.config import (
 )
 from compressor.commands.overrides import write_overrides
 from compressor.commands.plain_settings import describe_settings
+from compressor.commands.setting_types import read_settings
 from compressor.commands.stopping import interruptible
 from compressor.commands.terminal import Terminal
 from compressor.errors import ConfigError
@@ -90,10 +92,9 @@ def run(
     bars and milestones are shown. Raises CompressorError, whose text is one line, for whatever the user can mend.
     """
     with interruptible():
+        shown = choose_progress(progress)
         plan = prepare("run", settings, options, folder)
-        record = run_command.execute(
-            plan.settings, plan.plugins, plan.folder, plan.config, plan.command, choose_progress(progress)
-        )
+        record = run_command.execute(plan.settings, plan.plugins, plan.folder, plan.config, plan.command, shown)
     return RunResult(**vars(record), folder=plan.folder)
 
 
@@ -110,10 +111,9 @@ def forecast(
     Arguments and errors are those of `compressor.run`. The points of the `curve` hold the command that makes each.
     """
     with interruptible():
+        shown = choose_progress(progress)
         plan = prepare("forecast", settings, options, folder)
-        record = forecast_command.execute(
-            plan.settings, plan.plugins, plan.folder, plan.config, plan.command, choose_progress(progress)
-        )
+        record = forecast_command.execute(plan.settings, plan.plugins, plan.folder, plan.config, plan.command, shown)
     return ForecastResult(**vars(record), folder=plan.folder)
 
 
@@ -130,13 +130,15 @@ class Call:
 
 def prepare(command: str, given: Settings | Options | None, options: Options, folder: str | Path | None) -> Call:
     """Settings and folder of a call; raises ConfigError for options that are wrong, OutputError for the folder."""
+    chosen_folder = None if folder is None else read_path("folder", folder)
     plugins = installed()
     store_schemas(plugins)
     if isinstance(given, Settings):
         if options:
             raise ConfigError(f"give a Settings object or options, not both; got `{next(iter(options))}` beside it")
+        given = read_settings(given)
         config = describe_settings(given)
-        place = find_folder(folder, read_default_folder(plugins), config)
+        place = find_folder(chosen_folder, read_default_folder(plugins), config)
         return Call(given, plugins, place, config, f"compressor.{command}(settings)")
     if not isinstance(given, Mapping | None):
         raise ConfigError(f"the first argument must be a mapping or a Settings object, got {type(given).__name__}")
@@ -151,7 +153,7 @@ def prepare(command: str, given: Settings | Options | None, options: Options, fo
         default = str(composed.hydra.run.dir)
         chosen = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
         settings, config = read_config(chosen)
-    place = find_folder(folder, default, config)
+    place = find_folder(chosen_folder, default, config)
     return Call(settings, plugins, place, config, shlex.join(["compressor", command, *written]))
 
 
@@ -162,11 +164,9 @@ def read_default_folder(plugins: Plugins) -> str:
         return str(composed.hydra.run.dir)
 
 
-def find_folder(folder: str | Path | None, default: str, config: Mapping[str, Any]) -> Path:
+def find_folder(folder: Path | None, default: str, config: Mapping[str, Any]) -> Path:
     """The folder that is asked for, or one of the default's name that is new. Raises OutputError."""
-    place = (
-        Path(folder) if folder is not None else next(path for path in list_names(Path(default)) if not path.exists())
-    )
+    place = folder or next(path for path in list_names(Path(default)) if not path.exists())
     check_folder(place, find_inputs((), config))
     return place.absolute()
 
@@ -180,8 +180,16 @@ def list_names(path: Path) -> Iterator[Path]:
         number += 1
 
 
-def choose_progress(progress: bool | Progress) -> Progress:
-    """What shows that work goes on: nothing, the terminal or notebook, or what the caller brings."""
-    if isinstance(progress, bool):
+def choose_progress(progress: bool | Progress | None) -> Progress:
+    """What shows that work goes on: nothing, the terminal or notebook, or what the caller brings.
+
+    Raises ConfigError for anything else.
+    """
+    if progress is None or isinstance(progress, bool):
         return Terminal() if progress else Silent()
+    if not all(callable(getattr(progress, method, None)) for method in ("track", "say")):
+        raise ConfigError(
+            f"`progress` must be True, False or an object with the methods `track` and `say`, got {progress!r:.80}; "
+            "give True to see what is done"
+        )
     return progress

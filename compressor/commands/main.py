@@ -5,12 +5,11 @@
 
 import json
 import logging
-import math
 import os
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -23,10 +22,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from compressor.artifacts.files import is_full_disk, to_strict
+from compressor.artifacts.files import is_full_disk
 from compressor.artifacts.run_files import LOG, STATUS, list_jobs
 from compressor.artifacts.run_folder import DONE, check_folder, held_folder, name_another, read_status
-from compressor.artifacts.run_state import list_differences
 from compressor.commands.checked_overrides import (
     check_sweeps,
     choose_compressors,
@@ -103,7 +101,7 @@ def run_jobs(arguments: Sequence[str], terminal: Terminal) -> int:
             launch(place, job)
         if place.multirun and any((folder / STATUS).is_file() for folder in list_jobs(place.folder)):
             with failures.caught(place.folder):
-                show_comparison(place.folder, terminal)
+                show_comparison(place.folder, failures.lines, terminal)
     return failures.status
 
 
@@ -164,11 +162,13 @@ def shows_whole() -> bool:
 class Failures:
     """Shows the failures of jobs, and keeps the exit status: that of a bug if there is any.
 
+    `lines` are the errors by the name of the folder, which is the number of a job in a multirun.
     With `shows_whole` a bug is not caught, so that its traceback is shown.
     """
 
     terminal: Terminal
     status: int = 0
+    lines: dict[str, str] = field(default_factory=dict)
     shows_whole: bool = field(default_factory=shows_whole)
 
     @contextmanager
@@ -179,8 +179,7 @@ class Failures:
         except CompressorError as error:
             if (stopped := find_stopped(error)) is not None:
                 raise stopped from None
-            self.status = self.status or FAILED
-            self.terminal.fail(f"{prefix}{error}")
+            self.show(FAILED, folder, prefix, str(error))
         except Exception as error:
             if (stopped := find_stopped(error)) is not None:
                 raise stopped from None
@@ -188,8 +187,12 @@ class Failures:
                 raise
             log.debug("a failure", exc_info=True)
             status, line = describe_failure(error, folder / LOG)
-            self.status = max(self.status, status)
-            self.terminal.fail(f"{prefix}{line}")
+            self.show(status, folder, prefix, line)
+
+    def show(self, status: int, folder: Path, prefix: str, line: str) -> None:
+        """Show and keep the error of a job in `folder`."""
+        self.status, self.lines[folder.name] = max(self.status, status), line
+        self.terminal.fail(f"{prefix}{line}")
 
 
 def describe_failure(error: Exception, place: Path | None = None) -> tuple[int, str]:
@@ -203,7 +206,7 @@ def describe_failure(error: Exception, place: Path | None = None) -> tuple[int, 
 @contextmanager
 def hold(place: "Place") -> Iterator[None]:
     """Hold the folder of the results, if there is one."""
-    with held_folder(place.folder) if place.folder is not None else nullcontext():
+    with held_folder(place.folder, place.multirun) if place.folder is not None else nullcontext():
         yield
 
 
@@ -342,6 +345,7 @@ def make_job(
 
     def job(config: DictConfig) -> float | None:
         with stop.at_once():
+            from compressor.commands.finished_jobs import find_finished
             from compressor.commands.run import execute
             from compressor.report import summarize_run
             from compressor.tracking.run_label import make_label
@@ -352,10 +356,10 @@ def make_job(
             terminal.say(f"job {HydraConfig.get().job.num}: {' '.join(overrides)}")
         prefix = "" if alone else f"job {HydraConfig.get().job.num}: "
         with failures.caught(folder, prefix), naming_multirun(place):
-            if not alone and (value := find_done(folder, config)) is not None:
+            settings, plain = read_config(config)
+            if not alone and (value := find_finished(folder, settings, plugins, plain)) is not None:
                 terminal.say(f"{prefix}was done before")
                 return value
-            settings, plain = read_config(config)
             label = make_label(
                 overrides, place.varied, settings.schedule.name, place.folder if place.multirun else None
             )
@@ -378,20 +382,6 @@ def naming_multirun(place: Place) -> Iterator[None]:
         if place.multirun and place.folder is not None:
             error.folder = place.folder.absolute()
         raise
-
-
-def find_done(folder: Path, config: DictConfig) -> float | None:
-    """The first metric of a job that an earlier start of the same multirun finished; None if it is to be run."""
-    if read_status(folder).get("status") != DONE:
-        return None
-    from compressor.report.run_report import read_report
-
-    report = read_report(folder)
-    _, plain = read_config(config)
-    if list_differences(report.config, to_strict(plain)):
-        return None  # another configuration: the run refuses the folder
-    scores = list(report.final.scores.values()) if report.final else []
-    return scores[0].mean if scores else math.nan
 
 
 def make_forecast_job(
@@ -417,12 +407,12 @@ def make_forecast_job(
     return job
 
 
-def show_comparison(folder: Path, terminal: Terminal) -> None:
-    """Show and write the table of a multirun, failed jobs included."""
+def show_comparison(folder: Path, failures: Mapping[str, str], terminal: Terminal) -> None:
+    """Show and write the table of a multirun, failed jobs included; `failures` are those of this start."""
     from compressor.report.comparison import make_comparison_table, read_jobs, write_comparison
 
-    terminal.show(make_comparison_table(read_jobs(folder)))  # first, because the disk may be full
-    write_comparison(folder)
+    terminal.show(make_comparison_table(read_jobs(folder, failures)))  # first, because the disk may be full
+    write_comparison(folder, failures)
     terminal.say(f"comparison: {folder / 'comparison.json'}")
 
 

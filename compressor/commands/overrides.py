@@ -18,6 +18,8 @@ from compressor.registry import escape
 
 NAMED = ("metric", "compressor")
 """Groups whose value is name -> options, so that a mapping chooses as well as sets."""
+DEEPEST = 20
+"""Levels of mappings and lists inside one another; the settings have four."""
 SINGLE, OPTIONAL = ("schedule", "recovery"), ("recovery",)
 """Groups whose value holds its name among its options, and those that may be None, which is the choice `none`."""
 
@@ -32,6 +34,10 @@ def write_overrides(options: Mapping[str, Any], groups: Collection[str], prefix:
     """
     for name, value in options.items():
         key = f"{prefix}{name}"
+        if not isinstance(name, str):
+            raise ConfigError(f"the name of an option must be a text, got {name!r:.60} in `{key:.60}`; correct it")
+        if key.count(".") > DEEPEST:
+            raise refuse_depth(key)
         if value is None and key in OPTIONAL and key in groups:
             yield f"{key}=none"
             continue
@@ -57,8 +63,18 @@ def check_named(key: str, value: Mapping[str, Any]) -> None:
             )
 
 
-def write_value(key: str, value: object) -> str:
+def refuse_depth(key: str) -> ConfigError:
+    """The error for a value that contains itself, or has more levels than any setting."""
+    return ConfigError(
+        f"`{key.partition('.')[0]}` has more than {DEEPEST} levels of values in values, and may not contain itself; "
+        "give plain values"
+    )
+
+
+def write_value(key: str, value: object, depth: int = 0) -> str:
     """`value` in Hydra's grammar, such that it reads back as it is; raises ConfigError where it cannot be written."""
+    if depth > DEEPEST:
+        raise refuse_depth(key)
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -73,7 +89,7 @@ def write_value(key: str, value: object) -> str:
     if isinstance(value, str | os.PathLike):
         return write_text(os.fspath(value))
     if isinstance(value, list | tuple):
-        return f"[{','.join(write_value(key, item) for item in value)}]"
+        return f"[{','.join(write_value(key, item, depth + 1) for item in value)}]"
     if isinstance(value, Mapping):
         raise ConfigError(f"`{key}` must not hold a mapping in a list, got {value!r:.60}; give plain values")
     raise ConfigError(

@@ -30,6 +30,7 @@ from compressor.artifacts.run_record import (
 )
 from compressor.artifacts.run_state import RunState, open_state
 from compressor.commands.cost import check_room, forecast_cost, sum_up
+from compressor.commands.early_checks import list_unneeded
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.commands.stopping import Stopped, stop
 from compressor.compression.amounts import describe_components, describe_final
@@ -74,9 +75,13 @@ class Run:
         with time_phase(self.record, "load"):
             self.load(plugins)
             dialogue, oracle = self.session.begin(self.settings.schedule)
+            for line in list_unneeded(self.settings, dialogue.propose()):
+                log.warning("%s", line)
             self.answer_sizes(dialogue, oracle)
         with time_phase(self.record, "reference"):
             self.build_references()
+            facts = self.setup.list_input_facts()
+            self.record.facts = {name: fact for name, fact in facts.items() if name != "versions"}
             if self.state is not None:
                 self.state.confirm(self.setup.list_facts())
         with time_phase(self.record, "forecast"):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compressor.artifacts.answers import Answers
-from compressor.artifacts.run_record import ReferenceRecord, RoundRecord, collect_versions
+from compressor.artifacts.run_record import ReferenceRecord, RoundRecord
 from compressor.commands.early_checks import (
     check_settings,
     list_ineffective,
@@ -18,6 +18,7 @@ from compressor.commands.early_checks import (
     list_unused_options,
     read_memory_limits,
 )
+from compressor.commands.input_facts import list_input_facts
 from compressor.compression.apply import Treatments
 from compressor.compression.calibrator import Calibrator
 from compressor.compression.trial_weights import TrialWeights
@@ -42,14 +43,10 @@ from compressor.search.rounds import Rounds
 from compressor.search.session import Session
 from compressor.search.top_trials import TopTrials
 from compressor.search.trial_scoring import TrialScorer
-from compressor.sensitivity.cache import hash_sources, read_limit
+from compressor.sensitivity.cache_limit import read_limit
 from compressor.settings import DataSettings, DataSource, Settings
 
 log = logging.getLogger(__name__)
-RECOVERY = "compressor.recovery.recoverer"
-"""The module on which, with all that it imports, the result of a recovery depends."""
-HARMLESS = ("wandb", "pluggy", "hydra-core", "gguf")
-"""Packages on whose version no score depends."""
 
 
 @dataclass
@@ -196,28 +193,18 @@ class RunSetup:
         tokens += [] if self.training_windows is None else [self.training_windows]
         for part in tokens:
             texts_read.update(part.contiguous().numpy().tobytes())
-        packages = {type(plugin).__module__ for plugin in (*self.metrics.values(), self.settings.schedule)}
-        packages |= {type(plugin).__module__ for plugin in self.treatments.configured.values()}
-        if self.settings.recovery is not None:
-            packages |= {type(self.settings.recovery).__module__, RECOVERY}
-        return {
+        return self.list_input_facts() | {
             "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else read_processor(),
             "threads": torch.get_num_threads(),
-            "versions": {name: version for name, version in collect_versions().items() if name not in HARMLESS},
-            "code": hash_sources(frozenset({__name__, *packages})),
             "weights": model.content_hash(),
             "dtype": str(model.dtype),
             "texts": texts_read.hexdigest(),
-            "plan": hash_file(getattr(self.settings.schedule, "path", None)),
             "batch": {which.value: evaluator.reference.batch for which, evaluator in self.evaluators.items()},
         }
 
-
-def hash_file(path: object) -> str | None:
-    """sha256 of the file that a schedule reads, such as a plan; None without one."""
-    if not isinstance(path, str) or not Path(path).expanduser().is_file():
-        return None
-    return hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
+    def list_input_facts(self) -> dict[str, object]:
+        """Those facts that the next start of a multirun knows before it loads the model."""
+        return list_input_facts(self.settings, self.metrics, self.model.files_hash)
 
 
 def name_source(data: DataSettings) -> str:
@@ -226,17 +213,23 @@ def name_source(data: DataSettings) -> str:
     return given or "sampled from the base"
 
 
+def choose_metrics(settings: Settings, plugins: Plugins, needs: Sequence[str]) -> dict[str, Metric]:
+    """The configured metrics, those in `needs`, and that by which the approximate mode screens."""
+    metrics: dict[str, Metric] = dict(settings.metric)
+    for name in [*needs, *list_screens(settings.sweep)]:
+        if name not in metrics:
+            check_metric(metric := plugins.metrics[name]())
+            metrics[name] = metric
+    return metrics
+
+
 def open_setup(settings: Settings, plugins: Plugins, needs: Sequence[str], progress: Progress) -> RunSetup:
     """Load what the settings name, and the metrics in `needs`; raises CompressorError for wrong settings."""
     check_settings(settings, plugins)
     given = read_memory_limits(settings.memory)
     for line in list_ineffective(settings):
         log.warning("%s", line)
-    metrics: dict[str, Metric] = dict(settings.metric)
-    for name in [*needs, *list_screens(settings.sweep)]:
-        if name not in metrics:
-            check_metric(metric := plugins.metrics[name]())
-            metrics[name] = metric
+    metrics = choose_metrics(settings, plugins, needs)
     text = texts.load_text(settings.data)
     for note in text.notes if text else ():
         progress.say(note)

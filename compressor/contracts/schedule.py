@@ -55,8 +55,8 @@ class Dialogue:
     ...     dialogue.tell(request.ask(oracle))
 
     A dialogue that is given the first `answers` of a search continues after them, because a search depends only on the
-    problem and the answers. It keeps none of them: estimates of a large model take much memory. Raises PluginError if the schedule yields something that is not a request, or a request
-    that no oracle could answer.
+    problem and the answers. It keeps none of them: estimates of a large model take much memory. Raises PluginError if
+    the schedule yields something that is not a request, or a request that no oracle could answer.
     """
 
     def __init__(self, schedule: Schedule, problem: Problem, answers: Sequence[Any] = ()) -> None:

@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from compressor.errors import ModelError
-from compressor.model_paths import find_local_folder
+from compressor.model_paths import EMBEDDED, find_local_folder
 from compressor.models.config_values import check_values
 from compressor.settings import ModelSettings
 
@@ -29,6 +29,8 @@ COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*",
 """Files that belong to a model besides weights and code: of tokenizers, processors, chat templates, and licences."""
 HUB_FILES = ("*.safetensors", *COMPANIONS)
 HUB_IGNORED = ("*/*", "consolidated*")
+TOKENIZER = ("*token*.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken")
+"""Files of tokenizers."""
 OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 """Entries of a config that decide what a forward pass returns, with the values that every pass here needs. They change
 no logits. transformers refuses to save a config with others."""
@@ -57,12 +59,12 @@ class StoredTensor:
         return self.weights * self.bits // 8
 
 
-def find_folder(settings: ModelSettings, embedded: Path) -> Path:
-    """The local folder of the checkpoint: `embedded` if no path is set, the folder that is given, or a download."""
+def find_folder(settings: ModelSettings) -> Path:
+    """The local folder of the checkpoint: that of the embedded model without a path, the given one, or a download."""
     if settings.path is None:
-        if not embedded.is_dir():
+        if not EMBEDDED.is_dir():
             raise ModelError("the embedded tiny model is not installed; set `model.path` to a folder or a hub id")
-        return embedded
+        return EMBEDDED
     return find_local_folder(settings.path) or _download_folder(settings)
 
 
@@ -247,6 +249,11 @@ def find_companions(folder: Path) -> list[Path]:
     return sorted(path for path in kept if path.name not in REPLACED)
 
 
+def find_tokenizer_files(folder: Path) -> list[Path]:
+    """The files of the tokenizer, sorted."""
+    return sorted(path for pattern in TOKENIZER for path in folder.glob(pattern) if path.is_file())
+
+
 def find_code(folder: Path) -> list[Path]:
     """The Python files in the folder and its subfolders, sorted."""
     return sorted(path for path in folder.rglob("*.py") if path.is_file())
@@ -257,6 +264,11 @@ def find_running(network: type) -> Path | None:
     if not network.__module__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."):
         return None
     return Path(inspect.getfile(network)).parent
+
+
+def find_hashed(folder: Path, trusts_code: bool) -> list[Path]:
+    """The files on which a network in `folder` depends: config.json, the weight files, and code that is trusted."""
+    return [folder / "config.json", *find_weight_files(folder), *(find_code(folder) if trusts_code else ())]
 
 
 def hash_content(folder: Path, files: Iterable[Path]) -> str:

@@ -117,7 +117,8 @@ def load_network(
 def check_finite(folder: Path, network: PreTrainedModel) -> None:
     """Raises ModelError if a tensor holds NaN or infinity."""
     for name, tensor in network.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        wide = tensor.float() if tensor.itemsize == 1 else tensor  # `isfinite` takes no floats of 8 bits
+        if tensor.is_floating_point() and not bool(torch.isfinite(wide).all()):
             raise ModelError(
                 f"`{name}` of `{folder}` holds NaN or infinity (as {str(tensor.dtype).partition('.')[2]}); all weights "
                 "must be finite, choose another checkpoint or a wider `model.dtype`"

@@ -5,7 +5,6 @@ import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -138,15 +137,18 @@ class Model:
 
     @functools.cached_property
     def _content_hash(self) -> str:
-        files = [self.folder / "config.json", *checkpoint.find_weight_files(self.folder)]
-        if not self.trusts_code:
-            return checkpoint.hash_content(self.folder, files)
-        found = checkpoint.hash_content(self.folder, [*files, *checkpoint.find_code(self.folder)])
-        running = checkpoint.find_running(type(self.network))  # the code may come from another repository
+        found = self.files_hash
+        # The code may come from another repository.
+        running = checkpoint.find_running(type(self.network)) if self.trusts_code else None
         if running is None:
             return found
         ran = checkpoint.hash_content(running, checkpoint.find_code(running))
         return hashlib.sha256(f"{found}{ran}".encode()).hexdigest()
+
+    @functools.cached_property
+    def files_hash(self) -> str:
+        """sha256 of the files in the model's folder on which the network depends."""
+        return checkpoint.hash_content(self.folder, checkpoint.find_hashed(self.folder, self.trusts_code))
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, keep: int) -> Tensor:
@@ -218,7 +220,7 @@ def load_model(settings: ModelSettings, components: ComponentSettings | None = N
     chosen = components or ComponentSettings()
     device = loading.choose_device(settings.device.value, "model.device")
     with loading.quiet_loading(device):
-        folder = checkpoint.find_folder(settings, Path(str(files("compressor") / "tiny")))
+        folder = checkpoint.find_folder(settings)
         config = checkpoint.read_config(folder, settings.trust_remote_code)
         checkpoint.check_dense(config, folder)
         weight_files = checkpoint.find_weight_files(folder)

@@ -119,7 +119,7 @@ def match_tensors(folder: Path, network: PreTrainedModel, stored: Mapping[str, S
         if wanted.is_floating_point() and tensor.dtype not in FLOATS:
             raise ModelError(
                 f"`{name}` of `{folder}` must be stored in floating point, got {tensor.dtype}; give the original, "
-                "dense checkpoint"
+                "dense checkpoint, or export the model again"
             )
         if not is_converted and tensor.shape != wanted.shape:
             raise refuse_shape(folder, name, tensor.shape, wanted.shape)

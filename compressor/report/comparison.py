@@ -3,9 +3,10 @@
 import math
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from compressor.artifacts.files import read_regular, write_json
 from compressor.artifacts.run_files import list_jobs
+from compressor.artifacts.run_folder import FAILED, read_status
 from compressor.artifacts.run_record import Record
 from compressor.contracts import Score
 from compressor.errors import OutputError
@@ -32,8 +34,9 @@ from compressor.report.run_report import JSON_NAME, choose_metrics, read_report
 COMPARISON_NAME = "comparison.json"
 WIDEST_SETTINGS = 22
 """Longer settings are folded where the terminal is narrow."""
-MISSED = "missing"
-"""The status of a job that left no report. If Hydra could not even write its overrides, it has none."""
+MISSED, REFUSED = "missing", "refused"
+"""The status of a job that left no report, and of one whose folder holds something else. If Hydra could not even write
+the overrides of a job, it has none."""
 FIELDS = ("amount", "sparsity", "bits_per_weight", "packed_bits_per_weight", "bytes")
 
 
@@ -65,11 +68,14 @@ class Job:
         }
 
 
-def read_jobs(folder: Path) -> list[Job]:
-    """The runs in the numbered folders of a multirun, 10 after 9. Raises OutputError where there is none."""
+def read_jobs(folder: Path, failures: Mapping[str, str] = MappingProxyType({})) -> list[Job]:
+    """The runs in the numbered folders of a multirun, 10 after 9. Raises OutputError where there is none.
+
+    `failures` are the errors of jobs that failed now, by their number. Nothing else in their folders is theirs.
+    """
     if not folder.is_dir():
         raise OutputError(f"{folder} is not a folder; give the folder of several runs, started with -m")
-    jobs = [_read_job(job) for job in list_jobs(folder)]
+    jobs = [_read_job(job, failures.get(job.name)) for job in list_jobs(folder)]
     if not jobs:
         raise OutputError(f"no runs in {folder}; give the folder of several runs, started with -m")
     known = [set(job.overrides) for job in jobs if job.overrides or job.record.status != MISSED]
@@ -79,9 +85,9 @@ def read_jobs(folder: Path) -> list[Job]:
     return jobs
 
 
-def write_comparison(folder: Path) -> list[Job]:
+def write_comparison(folder: Path, failures: Mapping[str, str] = MappingProxyType({})) -> list[Job]:
     """Write the comparison.json of a multirun: a row for each job, in their order, also for those that failed."""
-    jobs = read_jobs(folder)
+    jobs = read_jobs(folder, failures)
     write_json(folder / COMPARISON_NAME, [job.to_json() for job in jobs])
     return jobs
 
@@ -136,7 +142,7 @@ def shorten_settings(settings: Sequence[Sequence[str]]) -> list[str]:
     return ["\n".join(map(shorten, overrides)) for overrides in settings]
 
 
-def _read_job(folder: Path) -> Job:
+def _read_job(folder: Path, failure: str | None) -> Job:
     try:
         record = read_report(folder)
     except OutputError as problem:
@@ -145,6 +151,9 @@ def _read_job(folder: Path) -> Job:
         else:
             error = f"left no {JSON_NAME}: it was interrupted or is still running"
             record = Record(MISSED, {}, {}, error=error)
+    if failure is not None and record.status != FAILED:
+        has_begun = read_status(folder).get("status") == FAILED
+        record = Record(FAILED if has_begun else REFUSED, {}, {}, record.command, error=failure)
     return Job(folder, record, _read_overrides(folder, record.command))
 
 

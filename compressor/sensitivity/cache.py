@@ -24,15 +24,10 @@ from compressor.compression.apply import Treatments
 from compressor.contracts import Estimate, EstimateRequest, Metric, Treatment
 from compressor.contracts.requests import compressors_of
 from compressor.data.reference import cache_folder
-from compressor.errors import ConfigError
 from compressor.evaluation.evaluator import Evaluator
 
 log = logging.getLogger(__name__)
 FORMAT = 4
-LIMIT = 1 << 30
-"""The largest size of the cache in bytes; the least recently read files are removed first."""
-VARIABLE = "COMPRESSOR_CACHE_BYTES"
-"""The environment variable that sets another limit; 0 switches the cache off."""
 PACKAGES = ("compressor", "torch", "transformers", "numpy")
 OURS = re.compile(r"[0-9a-f]{64}\.safetensors")
 """How the cache names its files."""
@@ -189,14 +184,6 @@ def read_version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def read_limit() -> int:
-    """The limit of the cache in bytes; raises ConfigError if the environment variable is not a number."""
-    given = os.environ.get(VARIABLE, str(LIMIT))
-    if not given.isdecimal():
-        raise ConfigError(f"`{VARIABLE}` must be a number of bytes, got {given!r}; 0 keeps no estimates")
-    return int(given)
 
 
 def estimates_folder() -> Path:

@@ -1,6 +1,7 @@
 """plan.json: what is written comes back, and whatever else is in the file gives one line."""
 
 import enum
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -11,7 +12,7 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compressor.artifacts.plan_file import plan_to_json, read_plan, write_plan
+from compressor.artifacts.plan_file import ROWS_FILE, hash_plan, plan_to_json, read_plan, write_plan
 from compressor.contracts import Treatment
 from compressor.errors import OutputError, PlanError
 
@@ -220,7 +221,7 @@ def test_a_report_without_a_search_has_no_depth(tmp_path: Path, rounds: object) 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     assert "cannot be read: No such file or directory; give the path of a plan.json" in read_error(tmp_path / "no")
-    assert "cannot be read: Is a directory" in read_error(tmp_path)
+    assert "is a folder and no plan; give the plan.json of a run" in read_error(tmp_path)
     assert "cannot be read: not a valid path" in read_error("a\0b")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     assert "is not a text file; a plan is" in read_error(tmp_path / "binary")
@@ -264,3 +265,32 @@ def check_read(path: Path) -> None:
     else:
         assert all(isinstance(treatment, Treatment) for treatment in plan.values())
         json.dumps(plan_to_json(plan), allow_nan=False)
+
+
+def test_another_file_of_a_run_is_no_plan_and_the_plan_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    others = [tmp_path / "status.json", tmp_path / "model" / "compression.json", tmp_path / "model" / "config.json"]
+    for path in others:
+        path.write_text('{"plan": {"a": {"compressor": "magnitude", "amount": 0.5}}}')
+    for place, what in ((tmp_path, "a folder"), *((path, "another file of a run") for path in others)):
+        with pytest.raises(PlanError, match=f"is {what} and no plan; give the plan.json of a run$"):
+            read_plan(place)
+    write_plan({"a": Treatment("magnitude", 0.5)}, tmp_path / "plan.json")
+    for place in (tmp_path, *others):
+        with pytest.raises(PlanError, match=f"no plan; give '.*{tmp_path.name}/plan.json'$"):
+            read_plan(place)
+    (tmp_path / "status.json").write_bytes((tmp_path / "plan.json").read_bytes())
+    assert read_plan(tmp_path / "status.json") == read_plan(tmp_path / "plan.json")  # its name does not matter
+
+
+def test_the_hash_of_a_plan_is_also_that_of_its_rows(tmp_path: Path) -> None:
+    path, found = tmp_path / "plan.json", []
+    for rows in (None, (0.5, 0.5), (0.25, 0.75)):
+        write_plan({"a": Treatment("magnitude", 0.5, {}, rows)}, path)
+        found.append(hash_plan(path))
+    assert len({*found}) == 3 and found[-1] == hash_plan(path)
+    (tmp_path / ROWS_FILE).unlink()
+    assert hash_plan(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    for content in (b"[", b"[1]", b'{"a": {"rows": [3]}, "b": 2, "c": {"rows": "\\u0000"}}'):
+        path.write_bytes(content)
+        assert hash_plan(path) == hashlib.sha256(content).hexdigest()

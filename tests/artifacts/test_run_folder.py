@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,7 @@ from compressor.artifacts.run_folder import (
     FAILED,
     INTERRUPTED,
     RUNNING,
+    check_content,
     check_folder,
     clear_results,
     heartbeat,
@@ -240,6 +243,67 @@ def test_a_file_or_an_impossible_name_is_no_folder(tmp_path: Path) -> None:
             with held_folder(place):
                 pass
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "wanted"),
+    [
+        *((name, "file", "folder") for name in (".hydra", "state", "model", "model-unverified")),
+        *((name, "folder", "file") for name in ("report.json", "compressor.log", "status.json", ".model-files.jsonl")),
+    ],
+)
+def test_a_file_in_place_of_a_folder_is_refused_before_anything_starts(
+    name: str, found: str, wanted: str, tmp_path: Path
+) -> None:
+    (tmp_path / MARK).touch()
+    path = tmp_path / name
+    if name != STATUS:
+        write_status(tmp_path, FAILED, "")
+    path.mkdir() if found == "folder" else path.write_text("mine")
+    said = f"{path} is a {found}, and a run writes a {wanted} of this name; move it away, or choose another by hydra."
+    with pytest.raises(OutputError, match=re.escape(f"{said}run.dir=DIR")):
+        check_folder(tmp_path, [])
+    many = tmp_path.parent / f"{tmp_path.name} of many"
+    shutil.copytree(tmp_path, many / "3")
+    (many / MARK).touch()
+    with pytest.raises(OutputError, match=rf"/3/{re.escape(name)} is a {found}, .* by hydra\.sweep\.dir=DIR$"):
+        check_folder(many, [], multirun=True)
+    with pytest.raises(OutputError, match=r"by hydra\.sweep\.dir=DIR$"):
+        check_content(many / "3")  # as its job does
+
+
+def test_a_file_in_place_of_a_job_is_refused(tmp_path: Path) -> None:
+    (tmp_path / MARK).touch()
+    (tmp_path / "0").mkdir()
+    (tmp_path / "1").write_text("mine")
+    with pytest.raises(
+        OutputError, match=r"/1 is a file, and a run writes a folder of this name; .*hydra\.sweep\.dir="
+    ):
+        check_folder(tmp_path, [], multirun=True)
+
+
+def test_advice_for_a_job_is_that_for_its_multirun(tmp_path: Path) -> None:
+    (tmp_path / MARK).touch()
+    with working_in(tmp_path / "0", "compressor run"):
+        pass
+    with pytest.raises(
+        OutputError, match=r"/0 already holds a finished run .*; choose another by hydra\.sweep\.dir=DIR"
+    ):
+        check_content(tmp_path / "0")
+
+
+def test_the_status_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError), working_in(tmp_path, "compressor run"):
+        raise ValueError
+    times = []
+
+    def count(folder: Path) -> dict[str, Any]:
+        times.append(folder)
+        return read_status(folder)
+
+    monkeypatch.setattr(run_folder, "read_status", count)
+    check_content(tmp_path)
+    assert times == [tmp_path]
 
 
 def test_clearing_keeps_the_status_until_the_next_one(tmp_path: Path) -> None:

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any, ClassVar, get_origin, get_type_hints
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
-from compressor.commands.early_checks import check_settings, list_ineffective
-from compressor.errors import CompressorError
+from compressor.artifacts.plan_file import write_plan
+from compressor.commands.early_checks import DEFAULT_COMPRESSOR, check_settings, list_ineffective, list_unneeded
+from compressor.contracts import KeepRequest, Treatment
+from compressor.errors import CompressorError, ConfigError
 from compressor.plugins import installed
 from compressor.settings import (
+    ComponentSettings,
     DataSettings,
     DataSource,
     ExportSettings,
@@ -27,12 +31,19 @@ from compressor.settings import (
     TrackingSettings,
 )
 from compressor_plugins.pruning.magnitude import Magnitude, Scope
+from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.quantization.nf4 import Nf4
 from compressor_plugins.schedules.budget.budget import Budget
+from compressor_plugins.schedules.plan import ReplayedPlan
 from tests.support.command_line import call_command
 from tests.support.slow import rarely
 
+SMALL = (
+    "schedule=uniform", "data.prefixes=2", "data.prefix_tokens=4", "data.continuation_tokens=4", "tracking=none",
+    "metric=[fdtm]", "components.include=[layers.0.self_attn]",
+)  # fmt: skip
+CONF = Path(__file__).parents[2] / "conf"
 REFUSE = """
 import sys
 from compressor.commands.main import choose_place
@@ -197,18 +208,50 @@ def test_every_setting_without_effect_is_said(tmp_path: Path) -> None:
     assert found[-1] == "`compressor.magnitude.scope` has no effect with `pattern`; leave one of the two out"
 
 
+def test_what_a_plan_from_a_file_makes_needless_is_said(tmp_path: Path) -> None:
+    plan = {"a": Treatment("int8", 0.5), "b": Treatment("int4", 0.75, {"group": 32}), "c": Treatment("magnitude", 0.5)}
+    last = KeepRequest(plan, last=True)
+
+    def say(request: object = last, **changes: object) -> list[str]:
+        chosen = {"schedule": ReplayedPlan(path="plan.json"), "compressor": {"magnitude": Magnitude()}} | changes
+        return list(list_unneeded(make(**chosen), request))
+
+    assert not say() and not say(compressor={"int8": Int8()}) and not say(KeepRequest(plan))
+    assert not say(KeepRequest({}, last=True))  # nobody has chosen the default
+    assert say(compressor={"int8": Int8(), "int4": Int4(), "nf4": Nf4()}) == [
+        "`compressor=int4` has no effect with schedule=plan, whose plan brings its own options of int4; leave it out",
+        "`compressor=nf4` has no effect with schedule=plan, whose plan does not treat anything by nf4; leave it out",
+    ]
+    assert len(say(KeepRequest({}, last=True), compressor={"magnitude": Magnitude(Scope.row)})) == 1
+    others = {"sweep": SweepSettings(mode=SweepMode.approximate), "components": ComponentSettings(fuse=True)}
+    assert [line.partition(" has no effect with schedule=plan, ")[0] for line in say(**others)] == [
+        "`sweep.mode=approximate`",
+        "`components.fuse`",
+    ]
+    assert not say(KeepRequest(plan), **others)
+    (configured,) = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"][4].values()
+    assert configured == [DEFAULT_COMPRESSOR]
+    write_plan({"model.layers.0.self_attn.q_proj": Treatment("magnitude", 0.5)}, tmp_path / "plan.json")
+    line = ("schedule=plan", "schedule.path=plan.json", "compressor=int8", *SMALL[1:], "hydra.run.dir=out")
+    done = call_command(tmp_path, "run", *line, "export.verify=false")
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "WARNING: `compressor=int8` has no effect with schedule=plan, whose plan does not treat anything by int8; "
+        "leave it out"
+    ]
+
+
+@pytest.mark.parametrize("given", ["no", "-1", "1e9", "9" * 5000])
+def test_a_limit_of_the_cache_that_is_none_is_told_at_once(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPRESSOR_CACHE_BYTES", given)
+    with pytest.raises(ConfigError, match=f"`COMPRESSOR_CACHE_BYTES` must be a number of bytes, got '{given[:50]}"):
+        check_settings(make(), installed())
+    check_settings(make(sweep=SweepSettings(cache=False)), installed())
+
+
 def test_a_run_says_what_has_no_effect(tmp_path: Path) -> None:
-    small = (
-        "data.prefixes=2",
-        "data.prefix_tokens=4",
-        "data.continuation_tokens=4",
-        "tracking=none",
-        "schedule=uniform",
-        "metric=[fdtm]",
-        "components.include=[layers.0.self_attn]",
-    )
     ineffective = ("forecast.check=2", "data.path=a.txt", "model.revision=main", "export.verify=false")
-    done = call_command(tmp_path, "run", *small, *ineffective, "hydra.run.dir=out")
+    done = call_command(tmp_path, "run", *SMALL, *ineffective, "hydra.run.dir=out")
     assert done.returncode == 0, done.stderr
     for key in ("forecast.check", "data.path", "model.revision"):
         assert sum(f"`{key}` has no effect" in line for line in done.stderr.splitlines()) == 1

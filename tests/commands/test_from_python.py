@@ -19,8 +19,18 @@ import compressor
 from compressor.artifacts.plan_file import read_plan
 from compressor.artifacts.run_record import Record
 from compressor.commands.overrides import quote, write_overrides, write_value
+from compressor.commands.setting_types import read_settings
+from compressor.errors import ConfigError
 from compressor.report import read_report
-from compressor.settings import ComponentSettings, DataSettings, ExportSettings, Settings, TrackingSettings
+from compressor.settings import (
+    ComponentSettings,
+    DataSettings,
+    DType,
+    ExportSettings,
+    ModelSettings,
+    Settings,
+    TrackingSettings,
+)
 from compressor_plugins.metrics.fdtm import Fdtm
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.schedules.uniform import Uniform
@@ -163,6 +173,84 @@ def test_mistakes_are_one_line(command: Any, options: dict[str, Any], message: s
         command(folder=tmp_path / "out", **{**SMALL, **options})
     assert str(caught.value).isprintable()
     assert not GlobalHydra.instance().is_initialized()
+
+
+class BytesPath:
+    def __fspath__(self) -> bytes:
+        return b"out"
+
+
+def contain_itself(holder: Any) -> Any:  # noqa: ANN401 - a mapping or a list
+    holder.append(holder) if isinstance(holder, list) else holder.update(a=holder)
+    return holder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"folder": 3}, "`folder` must be a path, got 3; give a text or a pathlib.Path"),
+        ({"folder": b"out"}, "`folder` must be a path, got b'out'"),
+        ({"folder": BytesPath()}, "`folder` must be a path, got <"),
+        (
+            {"progress": "yes"},
+            "`progress` must be True, False or an object with the methods `track` and `say`, got 'yes'",
+        ),
+        ({"progress": 1}, "`progress` must be True, False or an object with the methods `track` and `say`, got 1"),
+        (
+            {"data": contain_itself({})},
+            "`data` has more than 20 levels of values in values, and may not contain itself",
+        ),
+        ({"metric": contain_itself([])}, "`metric` has more than 20 levels of values in values"),
+        ({"data": {1: 2}}, "the name of an option must be a text, got 1 in `data.1`; correct it"),
+    ],
+)
+def test_arguments_of_another_type_are_one_line(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    for command in (compressor.run, compressor.forecast):
+        with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+            command(**{"folder": tmp_path / "out", **arguments})
+        assert str(caught.value).isprintable()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metric": 3}, "`metric` must be {name: metric}, got 3; give names and objects"),
+        ({"metric": {"fdtm": contain_itself({})}}, "{'a': {...}} is no metric; derive its class from Metric"),
+        ({"compressor": [Magnitude()]}, "`compressor` must be {name: compressor}, got [Magnitude("),
+        ({"compressor": {"magnitude": Magnitude}}, "is no compressor; derive its class from Compressor"),
+        ({"compressor": {"magnitude": Magnitude(pattern=3)}}, "`compressor.magnitude.pattern` must be a text, got 3"),  # type: ignore[arg-type]
+        ({"schedule": "uniform"}, "'uniform' is no schedule; derive its class from Schedule"),
+        ({"schedule": Uniform("0.5")}, "`schedule.targets` must be a list, each a number, got '0.5'"),  # type: ignore[arg-type]
+        ({"recovery": "finetune"}, "'finetune' is no recovery; derive its class from Recovery"),
+        ({"model": "tiny"}, "`model` must be a ModelSettings, got 'tiny'; correct it or leave it out"),
+        ({"model": ModelSettings(path=3)}, "`model.path` must be a text or None, got 3"),  # type: ignore[arg-type]
+        ({"model": ModelSettings(device="gpu")}, "`model.device` must be one of auto, cpu, cuda, got 'gpu'"),  # type: ignore[arg-type]
+        ({"data": contain_itself({})}, "`data` must be a DataSettings, got {'a': {...}}"),
+        ({"data": DataSettings(seed=None)}, "`data.seed` must be a whole number, got None"),  # type: ignore[arg-type]
+        ({"data": DataSettings(prefixes=True)}, "`data.prefixes` must be a whole number, got True"),
+        ({"components": ComponentSettings(include=[3])}, "`components.include` must be a list, each a text, got [3]"),  # type: ignore[list-item]
+        ({"seed": "0"}, "`seed` must be a whole number, got '0'"),
+    ],
+)
+def test_settings_of_another_type_are_one_line(changes: dict[str, Any], message: str) -> None:
+    settings = Settings({"fdtm": Fdtm()}, {"magnitude": Magnitude()}, Uniform())
+    with pytest.raises(compressor.CompressorError, match=re.escape(message)) as caught:
+        read_settings(replace(settings, **changes))
+    assert str(caught.value).isprintable()
+
+
+def test_choices_may_be_named_by_texts() -> None:
+    settings = Settings(
+        {"fdtm": Fdtm()},
+        {},
+        Uniform([1]),
+        ModelSettings(dtype="float32"),
+        DataSettings(seed=np.int64(3)),  # type: ignore[arg-type]
+    )
+    read = read_settings(settings)
+    assert read.model.dtype is DType.float32 and settings.model.dtype == "float32"
+    assert read == replace(settings, model=ModelSettings(dtype=DType.float32))
 
 
 def test_options_are_given_once_and_as_a_mapping() -> None:

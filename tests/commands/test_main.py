@@ -151,12 +151,16 @@ def test_plugins_are_listed(tmp_path: Path) -> None:
         (["run", "data=text"], "`data=text` needs `data.path`"),
         (["run", "data.continuation_tokens=4096"], "the model's context of 512"),
         (["run", "schedule=uniform", "compressor=int8", "schedule.targets=[0.3]"], "int8 offers"),
+        (["run", "~schedule.targets"], "`schedule.targets` must have a value; leave it out for its default, or write "),
         (["run", "seed=-1"], "`seed` must not be negative, got -1"),
         (["run", "memory.host=much"], "`memory.host` must be a number of bytes, or text such as 40GiB or 1.5GB, got"),
         (["run", "memory.host=1MiB"], "of memory, and can have 1.05 MB; raise memory.host by "),
         (["run", "hydra.run.dir=/proc/nowhere/run"], "/proc/nowhere"),
         *rarely_cases(
             [
+                (["run", "~seed"], "`~seed` removes a key, and `seed` must have a value; leave it out for its default"),
+                (["run", "~memory.device"], "`~memory.device` removes a key, and `memory.device` must have a value;"),
+                (["run", "~metric=kl"], "`~metric=kl` cannot take one of several options; write ~metric.kl, or ~metr"),
                 (["run", "metric=[fdtn]"], "unknown metric `fdtn`; did you mean"),
                 (["run", "compressor=magnitud"], "unknown compressor `magnitud`; did you mean `magnitude`"),
                 (["run", "recovery=finetunes"], "unknown recovery `finetunes`; did you mean `finetune`"),

@@ -187,8 +187,8 @@ def test_another_configuration_is_refused_by_name_or_accepted(base: Path, stoppe
 def test_another_plan_in_the_same_file_is_refused(
     base: Path, tmp_path: Path, every_answer: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, component = tmp_path / "plan.json", "model.layers.0.mlp.up_proj"
-    write_plan({component: Treatment("magnitude", 0.5)}, path)
+    path, component, out = tmp_path / "plan.json", "model.layers.0.mlp.up_proj", 48
+    write_plan({component: Treatment("magnitude", 0.5, rows=(0.5,) * out)}, path)
     settings = replace(make(base, "fdt_allocation"), schedule=ReplayedPlan(path=str(path)))
 
     def halt(self: Run) -> None:
@@ -198,6 +198,11 @@ def test_another_plan_in_the_same_file_is_refused(
         patch.setattr(Run, "prove", halt)
         with pytest.raises(Stopped):
             run(tmp_path / "run", settings)
+    plan = path.read_bytes()
+    write_plan({component: Treatment("magnitude", 0.5, rows=(0.25, 0.75) * (out // 2))}, path)
+    assert path.read_bytes() == plan  # only the rows beside it are others
+    with pytest.raises(ConfigError, match=r"other answers: plan \w+ → \w+; take them by resume\.accept=\[plan\]"):
+        run(tmp_path / "run", settings)
     write_plan({component: Treatment("magnitude", 0.25)}, path)
     with pytest.raises(ConfigError, match=r"other answers: plan \w+ → \w+; take them by resume\.accept=\[plan\]"):
         run(tmp_path / "run", settings)

@@ -368,6 +368,11 @@ def test_whatever_is_not_read_is_refused_in_a_line(
          r"`.*up_proj.weight_shape` of `.*` must be \[128, 64\] by its config, got \[64, 128\]"),
         (lambda name, tensor: tensor.long() if name.endswith("weight_packed") else tensor, "must be torch.int32, got"),
         (lambda name, tensor: tensor.float() if name.endswith("weight_packed") else tensor, "must be torch.int32, got"),
+        *((lambda name, tensor, end=end: tensor.int() if name.endswith(end) else tensor,
+           f"`.*{end}` of `.*` must be stored in floating point, got I32; .*, or export the model again")
+          for end in ("weight_scale", "norm.weight", "embed_tokens.weight")),
+        *((lambda name, tensor, end=end: tensor.to(torch.float8_e4m3fn) if name.endswith(end) else tensor,
+           f"`.*{end}` of `.*` must be torch.int.*, got torch.float8_e4m3fn") for end in ("_shape", "_packed")),
         (lambda name, tensor: tensor[1:] if name.endswith("weight_packed") else tensor, "must have the shape"),
         (lambda name, tensor: None if name.endswith("weight_packed") else tensor, "lacks 14 tensors"),
         (lambda name, tensor: tensor * torch.inf if name.endswith("weight_scale") else tensor, "NaN or infinity"),
@@ -411,6 +416,10 @@ def test_folders_that_hold_no_model(wide: Shipped, tmp_path: Path) -> None:
         ({"kernels": "exakt"}, "unknown `kernels` `exakt`; did you mean `exact`?"),
         ({"dtype": "bfloat"}, "unknown `dtype` `bfloat`; did you mean `bfloat16`"),
         ({"dtype": torch.int8}, "unknown `dtype` `torch.int8`"),
+        ({"folder": None}, "`folder` must be a path, got None; give a text or a pathlib.Path"),
+        ({"folder": 3}, "`folder` must be a path, got 3"),
+        ({"trust_remote_code": "no"}, "`trust_remote_code` must be True or False, got 'no'"),
+        ({"device": None}, "`device` must be auto, cpu, cuda or cuda:1, got 'None'"),
         ({"device": "gpu"}, "`device` must be auto, cpu, cuda or cuda:1, got 'gpu'"),
         ({"device": "meta"}, "`device` must be auto, cpu, cuda or cuda:1, got 'meta'"),
         ({"device": "cuda:77"}, "`device` is cuda:77, and torch finds no such CUDA device; use cpu or auto"),
@@ -418,7 +427,7 @@ def test_folders_that_hold_no_model(wide: Shipped, tmp_path: Path) -> None:
 )
 def test_arguments_are_checked(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said.replace("?", r"\?")) as caught:
-        compressor.load(tmp_path, **options)
+        compressor.load(**{"folder": tmp_path, **options})
     assert_one_line(caught.value)
 
 

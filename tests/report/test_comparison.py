@@ -163,3 +163,19 @@ def test_table_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
 def test_keys_are_short_only_where_that_is_unique() -> None:
     overrides = ["compressor.int4.group=1", "compressor.int8.group=2", "seed=3", "schedule.targets=[0.1]"]
     assert shorten_settings([overrides]) == ["compressor.int4.group=1\ncompressor.int8.group=2\nseed=3\ntargets=[0.1]"]
+
+
+def test_a_job_that_failed_now_has_no_numbers_of_before(tmp_path: Path) -> None:
+    """What its folder holds is of another job, or of an earlier start."""
+    make_sweep(tmp_path)
+    (tmp_path / "1" / "status.json").write_text('{"status": "failed"}')
+    failures = {"0": "holds another job", "1": "no room", "3": "told in its report", "4": "holds other answers"}
+    rows = [job.to_json() for job in write_comparison(tmp_path, failures)]
+    assert [(row["status"], row["error"], row["bytes"], row["scores"]) for row in (*rows[:2], rows[4])] == [
+        ("refused", "holds another job", None, {}),
+        ("failed", "no room", None, {}),
+        ("refused", "holds other answers", None, {}),
+    ]
+    assert rows[3]["error"] == "`amount` must be in [0, 1], got 1.5" and rows[2]["scores"]
+    assert rows[0]["overrides"] == ["seed=0"]
+    assert "run 0 refused: holds another job" in show(read_jobs(tmp_path, failures))

@@ -25,6 +25,7 @@ from compressor.plugins import installed
 from compressor.search.estimating import Estimator
 from compressor.sensitivity import cache
 from compressor.sensitivity.cache import Known, from_content, remove_oldest, to_content
+from compressor.sensitivity.cache_limit import read_limit
 from compressor.settings import (
     ComponentSettings,
     DataSettings,
@@ -373,4 +374,4 @@ def test_answers_come_back_bit_for_bit(level: NDArray[np.float64] | None) -> Non
 
 
 def test_the_cache_of_estimates_is_off_in_tests() -> None:
-    assert os.environ["COMPRESSOR_CACHE_BYTES"] == "0" and cache.read_limit() == 0
+    assert os.environ["COMPRESSOR_CACHE_BYTES"] == "0" and read_limit() == 0

@@ -48,9 +48,11 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc] # transformers has no 
         return model
 
     def get_new_dtype(self, converter: object, param: object, dtype: torch.dtype | None) -> torch.dtype | None:
-        """Does not convert floats to integers, so that `check_packed` finds them."""
-        chosen: torch.dtype | None = super().get_new_dtype(converter, param, dtype)
-        return chosen if chosen is not None and chosen.is_floating_point else None
+        """Converts to floats only, so that `check_packed` finds floats in place of integers.
+
+        Integers in place of floats are converted too, and `match_tensors` finds them in the headers of the files.
+        """
+        return dtype if dtype is not None and dtype.is_floating_point else None
 
     def is_serializable(self) -> bool:
         return False
@@ -97,14 +99,14 @@ def check_packed(network: PreTrainedModel, folder: object) -> None:
         if not isinstance(module, StoredLinear):
             continue
         shape = [module.out_features, module.in_features]
-        if isinstance(module, PackedLinear) and module.weight_shape.tolist() != shape:
-            raise ModelError(
-                f"`{path}.weight_shape` of `{folder}` must be {shape} by its config, got "
-                f"{module.weight_shape.tolist()}; correct config.json or the weights"
-            )
         for name, buffer in module.named_buffers():
             wanted = module.stored.get(name, buffer.dtype)
             if buffer.dtype != wanted:
                 raise ModelError(
                     f"`{path}.{name}` of `{folder}` must be {wanted}, got {buffer.dtype}; export the model again"
                 )
+        if isinstance(module, PackedLinear) and module.weight_shape.tolist() != shape:
+            raise ModelError(
+                f"`{path}.weight_shape` of `{folder}` must be {shape} by its config, got "
+                f"{module.weight_shape.tolist()}; correct config.json or the weights"
+            )

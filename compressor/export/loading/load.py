@@ -9,6 +9,7 @@ from typing import NoReturn
 import torch
 from transformers import PreTrainedModel
 
+from compressor.arguments import read_path, require_switch
 from compressor.errors import ConfigError, ModelError, OutputError, suggest
 from compressor.export.loading.config_reader import read_schemes
 from compressor.export.loading.hf_quantizer import check_packed, describe_skeleton
@@ -46,8 +47,9 @@ def load(
         warnings.warn(message, UserWarning, stacklevel=2)
     elif kernels != EXACT:
         raise ConfigError(f"unknown `kernels` `{kernels}`; {suggest(str(kernels), [EXACT])}")
+    path = find_model(read_path("folder", folder))
+    require_switch("trust_remote_code", trust_remote_code)
     place, chosen = loading.choose_device(device, "device"), loading.choose_dtype(dtype, "dtype", "auto")
-    path = find_model(folder)
     with loading.quiet_loading(place):
         config = checkpoint.read_config(path, trust_remote_code)
         tensors = checkpoint.read_tensors(checkpoint.find_weight_files(path))
@@ -64,9 +66,9 @@ def load(
     return network
 
 
-def find_model(folder: str | os.PathLike[str]) -> Path:
+def find_model(folder: Path) -> Path:
     """The folder of the model; raises ModelError if it does not exist or is the folder of a whole run."""
-    path = Path(folder).expanduser()
+    path = folder.expanduser()
     if not path.is_dir():
         raise ModelError(f"no such folder `{folder}`; give one that holds a model, such as `model` of a run's folder")
     if not (path / "config.json").exists() and (path / "model" / "config.json").exists():

@@ -100,7 +100,9 @@ class PackedLinear(StoredLinear):
     `[⌈out · b / 32⌉, group]` holds z + 2^(b−1), unless symmetric, and `weight_shape` is `[out, in]`.
     """
 
-    stored: ClassVar[dict[str, torch.dtype]] = {"weight_packed": torch.int32, "weight_zero_point": torch.int32}
+    stored: ClassVar[dict[str, torch.dtype]] = {
+        "weight_packed": torch.int32, "weight_zero_point": torch.int32, "weight_shape": torch.int64,
+    }  # fmt: skip
     weight_packed: Tensor
     weight_shape: Tensor
     weight_zero_point: Tensor
