@@ -39,7 +39,9 @@ def test_a_pruned_model_has_both(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("compressor", "targets"), [(Rtn(bits=[4]), []), (Magnitude(), [0.01])])
-def test_without_zeros_that_save_anything_there_is_none(tmp_path: Path, compressor: Compressor, targets: list[float]) -> None:
+def test_without_zeros_that_save_anything_there_is_none(
+    tmp_path: Path, compressor: Compressor, targets: list[float]
+) -> None:
     """A bitmask of a matrix with few zeros takes more than it saves."""
     record = run_with(tmp_path, compressor, targets)
     assert record.final is not None
