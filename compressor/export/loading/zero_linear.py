@@ -12,7 +12,7 @@ class ZeroLinear(nn.Linear):
     product is made again.
     """
 
-    _zero: tuple[nn.Parameter, int]
+    _zero: tuple[Tensor, int]
     """The weight that is zero, and torch's count of the writes to it."""
 
     @classmethod
