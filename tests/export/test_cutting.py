@@ -11,13 +11,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import compressor
 from compressor import export
+from compressor.commands.early_checks import check_settings
 from compressor.errors import ConfigError
 from compressor.export.cut_families import CUT_FAMILIES
-from compressor.export_formats import check_format
 from compressor.models import Model, load_model
 from compressor.models.blocks import Block, find_blocks
 from compressor.models.loading import quiet_loading
-from compressor.settings import ExportSettings, ModelSettings
+from compressor.plugins import installed
+from compressor.settings import ComponentSettings, ExportSettings, ModelSettings
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.rtn import Rtn
 from compressor_plugins.schedules.uniform import Uniform
@@ -240,10 +241,25 @@ def test_a_row_with_a_bias_lives(tmp_path: Path) -> None:
     assert read_dense(save_cut(model, tmp_path).path).config.ffn_dim == 39
 
 
-@pytest.mark.parametrize("options", [{"gguf": True}, {"name": "compressed-tensors"}])
-def test_formats_that_cannot_be_cut_are_refused(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("export", [ExportSettings(gguf=True), ExportSettings("compressed-tensors")])
+def test_formats_that_cannot_be_cut_are_refused_at_once(export: ExportSettings) -> None:
+    export.cut = True
     with pytest.raises(ConfigError, match=r"`export.cut=true` cuts dense weights, and `export\.\S+` writes others"):
-        check_format(**{"name": "auto", **options}, cut=True)
+        check_settings(make_settings(Uniform(), Magnitude(), export=export), installed())
+
+
+def test_bits_of_the_embedding_stay_what_they_are(tmp_path: Path) -> None:
+    """An embedding is not cut, also where it is a component, and where it is tied to the LM head."""
+    base = save_checkpoint("qwen2", tmp_path / "base", with_tokenizer=True)
+    model = load_model(ModelSettings(path=str(base)), ComponentSettings(include=["embed_tokens", "down_proj"]))
+    for name in model.components:
+        if "down_proj" in name:
+            weight = model.read(name)
+            weight[:, :12] = 0
+            model.write(name, weight)
+    bits = save_cut(model, tmp_path).bits
+    assert bits.keys() == model.components.keys() and bits["model.embed_tokens"] == 32
+    assert {bits[name] for name in bits if "down_proj" in name} == {24.0}
 
 
 def test_packed_weights_are_not_cut(tmp_path: Path) -> None:
