@@ -21,10 +21,10 @@ from compressor.models.components import find_components
 from compressor.models.stored_tensors import build_blank
 from compressor.models.weight_views import WeightView
 
-MIXED_WIDTHS = "its layers have different widths, and config.json has one number for all of them"
+MIXED_WIDTHS = "layers have different widths, and config.json has one number for all of them"
 STACK_MULTIPLE = 8
 """The width of stacked experts is a multiple of this: torch's grouped product needs rows of 16 bytes or a multiple."""
-NO_HEADS = "its config.json or its code does not allow another number of heads"
+NO_HEADS = "config.json or the code of this family does not allow another number of heads"
 
 
 @dataclass
@@ -88,7 +88,8 @@ def cut_channels(found: Cut, key: str, members: Sequence[tuple[Block, WeightView
     if members[0][1].parameter.dim() == 3:
         size = min(total, -(-size // STACK_MULTIPLE) * STACK_MULTIPLE)
     if size == total:
-        found.notes.append(f"`{key}` stays {total}: {describe_fullest(dead, members, 'MLP channel')}.")
+        rule = f"the width of stacked experts must be a multiple of {STACK_MULTIPLE}"
+        found.notes.append(f"`{key}` stays {total}: {explain_all(dead, members, 'MLP channel', rule)}.")
         return
     found.numbers[key] = size
     found.notes.append(f"`{key}` is {size} instead of {total}: MLP channels that add nothing were cut out.")
@@ -111,7 +112,9 @@ def cut_heads(found: Cut, family: CutFamily, members: Sequence[tuple[Block, Weig
     while family.divides and hidden % (size * queries):
         size += 1  # ends at `total`, which transformers has accepted
     if size == total:
-        found.notes.append(f"`num_key_value_heads` stays {total}: {describe_fullest(dead, members, 'attention head')}.")
+        rule = f"the number of heads must divide the hidden size {hidden}"
+        reason = explain_all(dead, members, "attention head", rule)
+        found.notes.append(f"`num_key_value_heads` stays {total}: {reason}.")
         return
     width = members[0][1].component.input_group // queries
     found.numbers |= {"num_attention_heads": size * queries, "num_key_value_heads": size, "head_dim": width}
@@ -137,15 +140,12 @@ def choose_kept(dead: Tensor, size: int) -> Tensor:
     return kept
 
 
-def describe_fullest(dead: Sequence[Tensor], members: Sequence[tuple[Block, WeightView]], what: str) -> str:
-    """Why nothing can be cut, by the block with fewest dead groups."""
+def explain_all(dead: Sequence[Tensor], members: Sequence[tuple[Block, WeightView]], what: str, rule: str) -> str:
+    """Why all groups stay: none is dead, a block has no dead one, or the `rule` of the number does not allow fewer."""
     if not any(one.any() for one in dead):
-        return f"no {what} adds nothing"
-    fewest = min(range(len(dead)), key=lambda index: int(dead[index].sum()))
-    return (
-        f"all layers share it, and of `{members[fewest][0].path}` only {int(dead[fewest].sum())} of "
-        f"{len(dead[fewest])} add nothing"
-    )
+        return f"every {what} adds something"
+    needy = next((block.path for (block, _), one in zip(members, dead, strict=True) if not one.any()), None)
+    return rule if needy is None else f"all layers share it, and `{needy}` needs all of them"
 
 
 def build_smaller(model: Model, weight_views: Mapping[str, WeightView], found: Cut) -> Model:

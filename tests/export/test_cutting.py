@@ -173,9 +173,7 @@ def test_heads_stay_where_config_json_has_no_width_of_a_head(tmp_path: Path) -> 
         zero_columns(model, block, slice(0, 8))
     before = find_logits(model.network)
     saved = save_cut(model, tmp_path)
-    assert any(
-        note.startswith("No attention head was cut, although some add nothing: its config") for note in saved.notes
-    )
+    assert any(note.startswith("No attention head was cut, although some add nothing: config") for note in saved.notes)
     assert not saved.is_cut and torch.equal(find_logits(read_dense(saved.path)), before)
 
 
@@ -186,8 +184,11 @@ def test_single_heads_and_what_transformers_requires_of_their_number(family: str
     for block in list_attentions(model):
         zero_columns(model, block, slice(8, 16))
     before = find_logits(model.network)
-    network = read_dense(save_cut(model, tmp_path).path)
+    saved = save_cut(model, tmp_path)
+    network = read_dense(saved.path)
     assert (network.config.num_attention_heads, network.config.num_key_value_heads) == (stays, stays)
+    rule = "`num_key_value_heads` stays 4: the number of heads must divide the hidden size 32."
+    assert (rule in saved.notes) == (stays == 4)
     torch.testing.assert_close(find_logits(network), before, rtol=1e-4, atol=1e-4)
 
 
@@ -197,10 +198,8 @@ def test_only_what_every_layer_can_spare_is_cut(tmp_path: Path) -> None:
     saved = save_cut(model, tmp_path)
     assert not saved.is_cut
     where = "model.layers.1.mlp"
-    assert (
-        f"`intermediate_size` stays 48: all layers share it, and of `{where}` only 0 of 48 add nothing." in saved.notes
-    )
-    assert "`num_key_value_heads` stays 2: no attention head adds nothing." in saved.notes
+    assert f"`intermediate_size` stays 48: all layers share it, and `{where}` needs all of them." in saved.notes
+    assert "`num_key_value_heads` stays 2: every attention head adds something." in saved.notes
 
 
 def test_a_streamed_model_is_cut_too(tmp_path: Path) -> None:
