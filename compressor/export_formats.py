@@ -24,14 +24,19 @@ def is_installed() -> bool:
     return False
 
 
-def check_format(name: str, gguf: bool = False) -> None:
-    """Raises ConfigError for an unknown format, or for one whose package is missing or too old."""
+def check_format(name: str, gguf: bool = False, cut: bool = False) -> None:
+    """Raises ConfigError for an unknown format, one that cannot be `cut`, or whose package is missing or too old."""
     if name not in FORMATS:
         raise ConfigError(f"unknown `export.format` `{name}`; {suggest(name, FORMATS)}")
     if name == COMPRESSED_TENSORS and not is_installed():
         raise ConfigError(
             f"`export.format={COMPRESSED_TENSORS}` needs the package {COMPRESSED_TENSORS} "
             f"{'.'.join(map(str, OLDEST))} or later: pip install 'compressor[export]'"
+        )
+    if cut and (gguf or name == COMPRESSED_TENSORS):
+        other = "export.gguf=true" if gguf else f"export.format={name}"
+        raise ConfigError(
+            f"`export.cut=true` cuts dense weights, and `{other}` writes others; leave one of the two out"
         )
     if gguf and (missing := [name for name in GGUF_PACKAGES if importlib.util.find_spec(name) is None]):
         raise ConfigError(f"`export.gguf=true` needs the package {missing[0]}: pip install 'compressor[gguf]'")

@@ -182,12 +182,19 @@ class TrackingSettings:
 class ExportSettings:
     """The format of the saved model: `auto` packs every weight that compressed-tensors represents exactly.
 
-    `gguf` also writes a GGUF file for llama.cpp. `verify` reloads the saved model in a new process and compares logits.
+    `gguf` also writes a GGUF file for llama.cpp. `cut` removes MLP channels and attention heads that add nothing from a
+    dense model, where its family allows it. `verify` reloads the saved model in a new process and compares logits.
     """
 
     format: str = "auto"
     gguf: bool = False
+    cut: bool = False
     verify: bool = True
+
+    @property
+    def copies(self) -> int:
+        """How many times the weights are saved."""
+        return 1 + self.gguf
 
 
 @dataclass

@@ -54,6 +54,7 @@ from compressor.search.fused_components import open_dialogue
 from compressor.search.ledger import Ledger
 from compressor.search.session import Session
 from compressor.sensitivity.estimator import KEPT_NUMBERS, count_backward_passes
+from compressor.settings import ExportSettings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -177,7 +178,7 @@ class WorkCounter:
 
 @dataclass(frozen=True)
 class CostForecast:
-    """What is expected of a search by `session` whose result goes to `folder`, saved `copies` times in `saved`.
+    """What is expected of a search by `session` whose result goes to `folder`, by `export` in the dtype `saved`.
 
     `is_whole` is False where the dry run was stopped: the work is then too little. `memory` is None where the system
     does not say. `seconds_per_weight` is the time to treat a weight, None where no compressor could be tried.
@@ -189,7 +190,7 @@ class CostForecast:
     work: WorkCounter
     is_whole: bool
     saved: torch.dtype
-    copies: int
+    export: ExportSettings
     seconds_per_pass: float
     seconds_per_weight: float | None
     memory: Memory | None
@@ -222,7 +223,8 @@ class CostForecast:
         gradients = min(sequences * largest, max(largest, model.base_parameters // 2))
         plan = 2 * chosen.itemsize * work.changed
         estimate = plan + CHANGE * work.held + chosen.itemsize * gradients if work.held else 0
-        export = model.base_parameters * self.saved.itemsize if self.saved != chosen else 0
+        cast, cut = self.saved != chosen, self.export.cut  # each makes another copy
+        export = model.base_parameters * (cast * self.saved.itemsize + cut * chosen.itemsize)
         return max(plan, estimate, export, self.training.memory if self.training else 0)
 
     def count_disk(self) -> int:
@@ -232,14 +234,14 @@ class CostForecast:
         every = sum(component.parameters for component in model.components.values())
         wider = self.saved.itemsize - model.stored_dtype.itemsize
         saved = model.stored_bytes + wider * (work.kept if self.is_whole else every)
-        return self.copies * saved + tokens.nbytes + LINE * work.ledger.trials
+        return self.export.copies * saved + tokens.nbytes + LINE * work.ledger.trials
 
     def count_working_files(self) -> int:
         """Further bytes that a run needs: answers of trials, the tensors of a second copy, and all small files."""
         scored = self.session.problem.prefixes * len(self.session.problem.better)
         answers = self.work.ledger.trials * (ANSWER + 8 * scored)
         trained = self.work.rounds * self.training.disk if self.training else 0
-        return answers + (self.copies - 1) * self.session.model.stored_bytes + trained + SMALL_FILES
+        return answers + (self.export.copies - 1) * self.session.model.stored_bytes + trained + SMALL_FILES
 
     def count_training_seconds(self) -> float:
         """The time of all recoveries, from that of a forward pass over the search prefixes."""
@@ -299,7 +301,7 @@ def forecast_cost(
     session: Session,
     schedule: Schedule,
     folder: Path,
-    copies: int,
+    export: ExportSettings,
     seconds_per_pass: float,
     training: TrainingCost | None = None,
 ) -> CostForecast | None:
@@ -311,7 +313,7 @@ def forecast_cost(
     saved, seconds_per_weight = try_compressors(session)
     memory = session.calibrator.memory.limit(read_memory(session.model.device))
     return CostForecast(
-        session, folder, work, is_whole, saved, copies, seconds_per_pass, seconds_per_weight, memory, training
+        session, folder, work, is_whole, saved, export, seconds_per_pass, seconds_per_weight, memory, training
     )
 
 

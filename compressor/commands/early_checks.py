@@ -64,7 +64,7 @@ def check_settings(settings: Settings, plugins: Plugins) -> None:
         for pattern in getattr(settings.components, name):
             compile_pattern(f"components.{name}", pattern)
     read_memory_limits(settings.memory)
-    check_format(settings.export.format, settings.export.gguf)
+    check_format(settings.export.format, settings.export.gguf, settings.export.cut)
     check_screen(settings.sweep, plugins.metrics)
     if settings.sweep.cache:
         read_limit()

@@ -153,11 +153,13 @@ class Run:
 
     def forecast_cost(self) -> None:
         """Predict, show and record what the search will cost; raises ConfigError if the run does not fit."""
-        settings, copies = self.settings, 1 + self.settings.export.gguf
+        settings = self.settings
         training = None if settings.recovery is None else count_cost(settings.recovery, self.setup.model)
-        expected = forecast_cost(self.session, settings.schedule, self.folder, copies, self.seconds_per_pass, training)
+        expected = forecast_cost(
+            self.session, settings.schedule, self.folder, settings.export, self.seconds_per_pass, training
+        )
         if expected is None:
-            check_room(self.folder, copies * self.setup.model.stored_bytes)
+            check_room(self.folder, settings.export.copies * self.setup.model.stored_bytes)
         else:
             self.record.expense = RunCostRecord(expected.cost)
             self.progress.say(f"expected cost of the search: {describe_expected_cost(self.record.expense.forecast)}")
@@ -212,7 +214,12 @@ class Run:
             self.record.export.gguf = self.write_gguf()
 
     def measure_zeros(self, final: FinalRecord, exported: export.Exported) -> None:
-        """What the saved model would take if its zeros took less; nothing for a model that has hardly any."""
+        """What the saved model would take if its zeros took less; nothing for a model that has hardly any.
+
+        Nothing for one that is cut either: its zeros are not those of the scored matrices.
+        """
+        if exported.is_cut:
+            return
         size = export.count_bitmask_bytes(exported.bytes, self.record.components, exported.packed)
         if size < exported.bytes:
             final.bitmask_bytes = size
@@ -245,7 +252,8 @@ class Run:
         provenance = {"config": self.record.config, "versions": self.record.versions}
         model, applied = self.setup.model, self.session.applied
         write = partial(export.save, form, model, self.folder / "model", applied.kept, provenance)
-        return watch(self.progress, "saving the model", lambda: write(applied.list_quantized()))
+        cut = self.settings.export.cut
+        return watch(self.progress, "saving the model", lambda: write(applied.list_quantized(), cut))
 
     def write_gguf(self) -> FileRecord:
         """Write model.gguf and check it; raises OutputError if it is not what was scored."""

@@ -41,7 +41,9 @@ class Component:
     """One weight matrix of the model, `[out, in]` however the checkpoint stores it.
 
     `kind` is query, key, value, output, gate, up, down, fc_in or fc_out (else the module's own name). `layer` is None
-    outside the decoder layers. `stored_bits` are the bits of one weight in the checkpoint on disk.
+    outside the decoder layers. `stored_bits` are the bits of one weight in the checkpoint on disk. `input_group` is the
+    number of neighbouring input columns that belong together: in the output projection of an attention those of the
+    heads that share a key and a value (of one head, if none share), else 1.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Component:
     layer: int | None
     shape: tuple[int, int]
     stored_bits: int
+    input_group: int = 1
 
     @property
     def parameters(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from compressor.contracts import Plan, QuantizedMatrix
 from compressor.errors import ConfigError
 from compressor.export.compressed_tensors import pack_modules, save_compressed
+from compressor.export.cutting import cut_model
 from compressor.export.file_sizes import FileSizes
 from compressor.export.folder import Exported, check_savable, holds_exactly, save_dense
 from compressor.export.packable_modules import NOT_INTEGERS, note_dense
@@ -20,6 +21,10 @@ NOTHING = (
     f"The saved model is dense and nothing is packed in the format `{COMPRESSED_TENSORS}`, which was asked for: no "
     "kept treatment stores a weight in fewer bits than the dense one has."
 )
+PACKED = (
+    "Nothing was cut, because the saved model has packed weights; export.format=dense saves them dense, and cuts rows "
+    "and columns that add nothing."
+)
 
 
 def save(
@@ -29,8 +34,11 @@ def save(
     plan: Plan,
     provenance: Mapping[str, Any],
     quantized: Mapping[str, QuantizedMatrix | None],
+    cut: bool = False,
 ) -> Exported:
     """Save the model in the format `name` to `folder`, which is replaced.
+
+    With `cut`, rows and columns that add nothing are cut out of a dense model.
 
     `quantized` has the components whose treatment takes fewer bits than a dense weight; the value is None if a weight
     does not consist of integers, scales and zero points. A weight that cannot be packed without changing a value is
@@ -53,8 +61,20 @@ def save(
             notes = note_dense(dict.fromkeys(quantized, NOT_INTEGERS))
     elif name == COMPRESSED_TENSORS:
         notes = [NOTHING]
-    exported = exported or save_dense(model, folder, plan, provenance)
+    if exported is None:
+        exported = (save_cut if cut else save_dense)(model, folder, plan, provenance)
+    elif cut:
+        notes.append(PACKED)
     return add_notes(model, exported, notes)
+
+
+def save_cut(model: Model, folder: Path, plan: Plan, provenance: Mapping[str, Any]) -> Exported:
+    """Like `save_dense`, without rows and columns that add nothing; `bits` are for each weight of the whole model."""
+    smaller, notes = cut_model(model)
+    exported = save_dense(smaller, folder, plan, provenance)
+    sizes = {name: (smaller.components[name].parameters, one.parameters) for name, one in model.components.items()}
+    bits = {name: exported.bits[name] * kept / whole for name, (kept, whole) in sizes.items()}
+    return dataclasses.replace(exported, bits=bits, is_cut=smaller is not model, notes=(*exported.notes, *notes))
 
 
 def check_gguf(model: Model) -> None:

@@ -38,7 +38,8 @@ class Exported:
 
     `dtype` is the dtype in config.json. `bits` are the bits per weight of each component on disk, scales counted.
     `packed` are the components that are stored as integers, `treated` those whose input transform is in the saved
-    model. `notes` are sentences for the user.
+    model. `notes` are sentences for the user. `is_cut`: rows and columns were cut out, so that its matrices are smaller
+    than the scored ones.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Exported:
     packed: frozenset[str] = frozenset()
     treated: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    is_cut: bool = False
 
     @property
     def title(self) -> str:

@@ -55,8 +55,9 @@ def verify(
 
     The scored model only uses the input transforms that the saved model has. Both run on the first few proof sequences
     `tokens` `[sequence, prefix + continuation]` in the scored dtype. The gap is max|logit − scored logit| over the
-    continuations. Raises OutputError if it exceeds √ε · max|scored logit| / 4, or if transformers refuses the model;
-    the model is then renamed to `model-unverified`.
+    continuations; it need not be 0 for a model that was cut, because a sum of fewer terms rounds otherwise. Raises
+    OutputError if it exceeds √ε · max|scored logit| / 4, or if transformers refuses the model; the model is then
+    renamed to `model-unverified`.
 
     If there is no memory or no disk space for the check, or its process is killed, it is made once more with one
     sequence on the CPU. If that is not possible either, the record says `not verified` and why.

@@ -14,6 +14,7 @@ from compressor.contracts import Component
 from compressor.errors import ConfigError, ModelError, suggest
 from compressor.models import architectures
 from compressor.models.architectures import Part
+from compressor.models.blocks import group_inputs
 from compressor.models.weight_views import WeightView
 from compressor.settings import compile_pattern
 
@@ -53,6 +54,7 @@ def find_components(
             shared.add(id(place.parameter))
             for name, kind, part in place.components(f"{prefix}.{index}.", config):
                 weight_views[name] = build(name, kind, index, place, part)
+    weight_views = group_inputs(network, weight_views)
     paths = {id(module): path for path, module in network.named_modules()}
     outer: dict[str, WeightView] = {}
     for module in (network.get_input_embeddings(), network.get_output_embeddings()):

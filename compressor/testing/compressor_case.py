@@ -67,7 +67,7 @@ class CompressorCase:
     def context(self) -> Context:
         """The context of a component with the shape and dtype of the weight, with all calibration data."""
         out, width = self.weight.shape
-        component = Component("model.layers.0.mlp.up_proj", "up", 0, (out, width), self.weight.element_size() * 8)
+        component = Component("model.layers.0.mlp.down_proj", "down", 0, (out, width), self.weight.element_size() * 8)
         return Context(component, calibration=make_calibration_data(out, width))
 
     @property

@@ -320,6 +320,19 @@ def test_what_was_used_before_is_no_reason_to_refuse(tmp_path: Path, monkeypatch
     assert record.expense is not None and record.expense.forecast.memory_bytes == 8 * GIB
 
 
+def test_cutting_takes_another_copy_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a plan that changes little, so that the export takes most; weights are float32."""
+    monkeypatch.setattr(cost, "read_memory", lambda device: Memory(GIB, GIB, 2 * GIB))
+    components, found = ComponentSettings(include=["0.mlp.down_proj"]), list[int]()
+    for cut in (False, True):
+        export = ExportSettings(cut=cut, verify=False)
+        settings = replace(settings_of(Uniform([0.3])), components=components, export=export)
+        record = run(tmp_path / str(cut), settings)
+        assert record.expense is not None and record.expense.forecast.memory_bytes is not None
+        found.append(record.expense.forecast.memory_bytes)
+    assert found[1] - found[0] == 4 * record.base["parameters"]
+
+
 def test_a_system_that_does_not_say_is_not_asked_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "read_memory", lambda device: None)
     record = run(tmp_path, settings_of(Uniform([0.3])))

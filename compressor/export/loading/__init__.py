@@ -1,1 +1,1 @@
-"""Loads an exported model and keeps its integers packed in memory."""
+"""Loads an exported model, keeps its integers packed in memory, and makes no product with matrices of zeros."""

@@ -13,6 +13,7 @@ from compressor.arguments import read_path, require_switch
 from compressor.errors import ConfigError, ModelError, OutputError, suggest
 from compressor.export.loading.config_reader import read_schemes
 from compressor.export.loading.hf_quantizer import check_packed, describe_skeleton
+from compressor.export.loading.zero_linear import skip_zeros
 from compressor.models import checkpoint, loading
 from compressor.models.stored_tensors import check_counts, match_tensors
 
@@ -34,7 +35,8 @@ def load(
     `auto` (that of config.json), `float32`, `bfloat16` or `float16`. Choose it here and not by `to`, which would not
     round the weights as a model in that dtype does.
 
-    Each module computes its weight at every call. The outputs have the same bits as with transformers, which are the
+    Each module computes its weight at every call. A linear module whose weight is zero everywhere makes no product; it
+    returns its bias. The outputs have the same bits as with transformers, which are the
     bits that were scored. `kernels` has one value, `"exact"`. `"torch"` chose torch's integer kernels in earlier
     versions; it now gives a warning and loads the exact model.
 
@@ -61,6 +63,7 @@ def load(
         check_packed(network, path)
         match_tensors(path, network, tensors)
         network.to(place).eval().requires_grad_(False)
+        skip_zeros(network)
     if described is not None:
         network.save_pretrained = functools.partial(refuse_saving, path)
     return network

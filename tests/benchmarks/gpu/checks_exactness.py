@@ -138,14 +138,17 @@ def compare_with_cpu(case: Case, name: str) -> Iterator[Result]:
 
     One that reads calibration data solves equations, which round differently: its errors must be alike.
     """
-    component = max(case.model.components.values(), key=lambda component: component.parameters)
+    downs = (component for component in case.model.components.values() if component.kind == "down")  # all offer for it
+    component = max(downs, key=lambda component: component.parameters)
     compressor = installed().compressors[name]()
     offer = compressor.offer(component)
     amount = 0.37 if offer.is_range else offer.levels[0]
     stored = case.model.read(component.name).cpu()
     inputs = torch.randn(2048, component.shape[1], generator=torch.Generator().manual_seed(0))
     data = {"hessian": inputs.mT @ inputs / len(inputs), "absmax": inputs.abs().amax(0)}
-    data["tokens"] = torch.tensor(len(inputs))
+    data["second_moment"], data["tokens"] = inputs.square().mean(0), torch.tensor(len(inputs))
+    gradients = torch.randn(2048, component.shape[0], generator=torch.Generator().manual_seed(1))
+    data["fisher_diagonal"] = gradients.square().mT @ inputs.square() / len(inputs)
     for dtype in (torch.float32, torch.bfloat16):
         weight, found = stored.to(dtype), []
         for device in (torch.device("cpu"), case.model.device):
