@@ -110,6 +110,8 @@ def check_plugins(settings: Settings, plugins: Plugins) -> None:
         if (texts := read_training_texts(recovery)) is not None and texts.path is not None:
             with naming(name_path("recovery", recovery, texts.path)):
                 find_file(texts.path)
+        if texts is not None and texts.dataset is not None:
+            require_datasets("recovery.dataset")
 
 
 def check_screen(sweep: SweepSettings, metrics: Mapping[str, type[Metric]]) -> None:
@@ -153,14 +155,20 @@ def check_forecast(settings: Settings) -> None:
         )
 
 
+def require_datasets(setting: str) -> None:
+    """Raise DataError where a setting needs the package datasets, and it is not installed."""
+    if importlib.util.find_spec("datasets") is None:
+        raise DataError(f"`{setting}` needs the package datasets; install it: pip install 'compressor[data]'")
+
+
 def check_source(data: DataSettings) -> None:
     """Raise CompressorError where the source of texts lacks its name, or its file."""
     if data.source is DataSource.hf and not data.name:
         raise ConfigError(
             "`data=hf` needs `data.name`, got none; give the data set's name, such as Salesforce/wikitext"
         )
-    if data.source is DataSource.hf and importlib.util.find_spec("datasets") is None:
-        raise DataError("`data=hf` needs the package datasets; install it: pip install 'compressor[data]'")
+    if data.source is DataSource.hf:
+        require_datasets("data=hf")
     if data.source is DataSource.text:
         if not data.path:
             raise ConfigError("`data=text` needs `data.path`, got none; give a file with text, or with rows of it")

@@ -105,7 +105,7 @@ class RunSetup:
         if recovery is None or (wanted := read_training_texts(recovery)) is None:
             return
         texts.check_training_texts(wanted, self.model.context)
-        if (wanted.path is None) is sampled:
+        if wanted.are_sampled is sampled:
             with naming(name_path("recovery", recovery, wanted.path)):
                 self.training_windows = texts.make_training_texts(self.model, wanted, self.settings.data.seed)
 

@@ -97,6 +97,14 @@ def read_training_texts(recovery: Recovery) -> TrainingTexts | None:
         refuse(recovery, "texts()", texts, "give TrainingTexts, or None if it takes no training")
     if texts.path is not None and (not isinstance(texts.path, str) or not texts.path):
         refuse(recovery, "texts().path", texts.path, "give the path of a file, or None for samples of the base")
+    for attribute in ("dataset", "subset", "split"):
+        value = getattr(texts, attribute)
+        if (value is None and attribute == "split") or (
+            value is not None and (not isinstance(value, str) or not value)
+        ):
+            refuse(recovery, f"texts().{attribute}", value, "give a text, or leave it out")
+    if texts.path is not None and texts.dataset is not None:
+        refuse(recovery, "texts()", texts, "give a file or a data set, not both")
     for attribute, least in (("windows", 1), ("tokens", 2)):
         value = getattr(texts, attribute)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:

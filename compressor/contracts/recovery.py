@@ -90,11 +90,20 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True)
 class TrainingTexts:
-    """The texts for training: `windows` of `tokens` tokens from the file `path`; None samples them from the base."""
+    """The texts for training: `windows` of `tokens` tokens from the file `path`, or from a data set of the Hugging Face
+    hub, a `split` and `subset` of it. With neither, they are sampled from the base.
+    """
 
     windows: int
     tokens: int
     path: str | None = None
+    dataset: str | None = None
+    subset: str | None = None
+    split: str = "train"
+
+    @property
+    def are_sampled(self) -> bool:
+        return self.path is None and self.dataset is None
 
 
 class Recovery(Guarded, ABC):

@@ -42,8 +42,10 @@ class Text:
     notes: tuple[str, ...] = ()
 
 
-def read_text(path: str | Path, column: str | None = None) -> Text:
+def read_text(path: str | Path, column: str | None = None, key: str | None = None) -> Text:
     """The text of a file; `column` is the one that is read of a file with rows, None is the obvious one.
+
+    `key` is the setting that chooses a column, if there is one.
 
     Raises DataError for a file without text, and one that holds something else.
     """
@@ -52,8 +54,8 @@ def read_text(path: str | Path, column: str | None = None) -> Text:
         with explained(path):
             if kind in READERS:
                 columns, read = READERS[kind](place)
-                chosen = choose_column(columns, column, str(path))
-                return join_rows(read(chosen), chosen, columns, column, str(path))
+                chosen = choose_column(columns, column, str(path), key)
+                return join_rows(read(chosen), chosen, columns, column, str(path), key)
             content = decode(place, path)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
@@ -201,20 +203,32 @@ READERS: dict[str, Callable[[Path], tuple[list[str], Reader]]] = {
 """Extension -> the columns of such a file, and how the values of one are read."""
 
 
-def choose_column(columns: Sequence[str], wanted: str | None, source: str) -> str:
+def choose_column(columns: Sequence[str], wanted: str | None, source: str, key: str | None = None) -> str:
     """The wanted column, or the one that obviously holds the text; raises DataError with all columns otherwise."""
     names = ", ".join(columns) or "none"
     if wanted is not None:
         if wanted not in columns:
-            raise DataError(f"{source} has no column `{wanted}`, its columns are {names}; choose by `data.column`")
+            raise DataError(f"{source} has no column `{wanted}`, its columns are {names}; {advise_column(key)}")
         return wanted
     obvious = list(columns) if len(columns) == 1 else [name for name in columns if name.lower() in OBVIOUS]
     if len(obvious) != 1:
-        raise DataError(f"{source} has the columns {names}; choose the one with the text by `data.column`")
+        raise DataError(f"{source} has the columns {names}, and one must be the text; {advise_column(key)}")
     return obvious[0]
 
 
-def join_rows(values: Iterable[object], column: str, columns: Sequence[str], wanted: str | None, source: str) -> Text:
+def advise_column(key: str | None) -> str:
+    """How to say which column is the text."""
+    return f"choose it by `{key}`" if key else "call that column `text`"
+
+
+def join_rows(
+    values: Iterable[object],
+    column: str,
+    columns: Sequence[str],
+    wanted: str | None,
+    source: str,
+    key: str | None = None,
+) -> Text:
     """The rows of a column, joined by line breaks; null and blank ones are left out and counted in a note."""
     rows, left_out = [], 0
     for number, value in enumerate(values, 1):
@@ -224,17 +238,17 @@ def join_rows(values: Iterable[object], column: str, columns: Sequence[str], wan
             rows.append(value)
         else:
             raise DataError(
-                f"column `{column}` of {source} must hold text, got {type(value).__name__} in row {number}; choose "
-                f"another of {', '.join(columns)} by `data.column`"
+                f"column `{column}` of {source} must hold text, got {type(value).__name__} in row {number}, and "
+                f"there are {', '.join(columns)}; {advise_column(key)}"
             )
     if not rows:
-        raise DataError(f"column `{column}` of {source} has no text in {left_out} rows; choose by `data.column`")
+        raise DataError(f"column `{column}` of {source} has no text in {left_out} rows; {advise_column(key)}")
     notes = []
     if wanted is None:
         others = len(columns) - 1
         notes.append(
             f"The text of {source} is its column `{column}`"
-            + (f", one of {', '.join(columns)}; `data.column` chooses another." if others else ".")
+            + (f", one of {', '.join(columns)}; `{key}` chooses another." if others and key else ".")
         )
     if left_out:
         notes.append(f"{left_out} of {left_out + len(rows)} rows of {source} are empty and were left out.")

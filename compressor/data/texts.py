@@ -1,17 +1,22 @@
 """Prefixes, which the base continues, and windows of natural text, on which perplexity is measured."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from compressor.contracts import TextWindows, TrainingTexts
 from compressor.data.text_files import Text, choose_column, join_rows, read_text
-from compressor.errors import ConfigError, DataError, naming
+from compressor.errors import CompressorError, ConfigError, DataError, naming
 from compressor.models import Model
 from compressor.settings import DataSettings
 
 SAMPLED_AT_ONCE = 64  # a constant: each batch draws its random numbers anew
+ROWS_AT_ONCE = 1000
+"""Rows of a streamed data set that are encoded together."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +46,29 @@ def check_settings(settings: DataSettings, context: int | None) -> None:
         )
 
 
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Raise DataError for a data set that cannot be loaded."""
+    try:
+        yield
+    except CompressorError:
+        raise
+    except Exception as error:  # datasets raises some twenty kinds of errors for a missing name, split or network
+        reason = " ".join(str(error).split())
+        raise DataError(f"cannot load data set `{name}`: {reason}; check its name and split") from None
+
+
 def load_hub_text(settings: DataSettings) -> Text:
     """A column of a Hugging Face data set."""
     import datasets
 
     assert settings.name, "checked before"
-    try:
+    with loading(settings.name):
         rows = datasets.load_dataset(settings.name, settings.subset, split=settings.split)
-    except Exception as error:  # datasets raises some twenty kinds of errors for a missing name, split or network
-        reason = " ".join(str(error).split())
-        raise DataError(f"cannot load data set `{settings.name}`: {reason}; check its name and split") from None
     source = f"data set `{settings.name}`"
     columns = list(rows.column_names)
-    chosen = choose_column(columns, settings.column, source)
-    return join_rows(rows[chosen], chosen, columns, settings.column, source)
+    chosen = choose_column(columns, settings.column, source, "data.column")
+    return join_rows(rows[chosen], chosen, columns, settings.column, source, "data.column")
 
 
 def load_text(settings: DataSettings) -> Text | None:
@@ -65,7 +79,7 @@ def load_text(settings: DataSettings) -> Text | None:
         return load_hub_text(settings)
     assert settings.path, "checked before"
     with naming("data.path"):
-        text = read_text(settings.path, settings.column)
+        text = read_text(settings.path, settings.column, "data.column")
     if settings.column is not None and text.column is None:
         raise ConfigError(
             f"`data.column` is {settings.column}, and {settings.path} is plain text without columns; leave it out"
@@ -186,6 +200,23 @@ def make_windows(model: Model, request: TextWindows, settings: DataSettings, tex
     return replace(cut_windows(ids, window, min(request.stride or window, window), source), notes=notes)
 
 
+def stream_tokens(model: Model, request: TrainingTexts) -> Tensor:
+    """Token ids `[position]` from the beginning of a data set of the hub; no more of it is read than is needed."""
+    import datasets
+
+    assert request.dataset, "checked before"
+    found, needed = torch.empty(0, dtype=torch.int64), request.windows * request.tokens
+    source = f"data set `{request.dataset}`"
+    with loading(request.dataset):
+        rows = iter(datasets.load_dataset(request.dataset, request.subset, split=request.split, streaming=True))
+        while len(found) < needed and (some := list(islice(rows, ROWS_AT_ONCE))):
+            columns = list(some[0])
+            column = choose_column(columns, None, source)
+            text = join_rows((row[column] for row in some), column, columns, column, source)
+            found = torch.cat([found, encode_text(model, text.content)])
+    return found[:needed]
+
+
 def check_training_texts(request: TrainingTexts, context: int | None) -> None:
     """Raise ConfigError for windows that are longer than the model's context."""
     if context is not None and request.tokens > context:
@@ -195,19 +226,20 @@ def check_training_texts(request: TrainingTexts, context: int | None) -> None:
 
 
 def make_training_texts(model: Model, request: TrainingTexts, seed: int) -> Tensor:
-    """`[window, position]`: texts for training, of a file or sampled from the model, which must be the base now.
+    """`[window, position]`: texts for training, from a source or sampled from the model, which must be the base now.
 
-    Windows of a file follow each other without padding. If the file has more than are wanted, they are chosen at
-    random; if it has fewer, all are taken. Raises DataError for a file that is shorter than a window.
+    Windows of a source follow each other without padding. If a file has more than are wanted, they are chosen at
+    random; a data set is read up to as many. If there are fewer, all are taken. The order is random. Raises DataError
+    for a source that is shorter than a window.
     """
-    if request.path is None:
+    if request.are_sampled:
         return sample_sequences(model, request.windows, request.tokens, 2 * seed + 2_000_003)
-    ids = encode_text(model, read_text(request.path).content)
+    ids = stream_tokens(model, request) if request.path is None else encode_text(model, read_text(request.path).content)
     windows = ids[: len(ids) // request.tokens * request.tokens].view(-1, request.tokens)
     if not len(windows):
         raise DataError(
-            f"{request.path} holds {len(ids)} tokens, fewer than a window of {request.tokens}; give more text or lower "
-            "`recovery.tokens`"
+            f"{request.path or request.dataset} holds {len(ids)} tokens, fewer than a window of {request.tokens}; give "
+            "more text or lower `recovery.tokens`"
         )
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
     return windows[order[: request.windows]]

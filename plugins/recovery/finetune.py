@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from compressor.contracts import Loss, Recovery, Trainer, Training, TrainingTexts
 
-from .options import require_between, require_count, require_positive
+from .options import list_unused_parts, require_between, require_count, require_one_source, require_positive
 
 
 @dataclass
@@ -14,8 +14,9 @@ class Finetune(Recovery):
     """Trains all weights by AdamW: first with pruned weights held at zero, then a few steps in which they may grow.
 
     After `steps` updates with masks, `released` more let pruned weights take other values; then they are zero again.
-    What is minimised is `loss`, over `windows` texts of `tokens` tokens from the file `path`, or sampled from the base.
-    `compressor.contracts.Training` explains the other options.
+    What is minimised is `loss`, over `windows` texts of `tokens` tokens from the file `path`, from the hub's data set
+    `dataset` (`subset`, `split`), or sampled from the base. `compressor.contracts.Training` explains the other
+    options.
 
     Source: the rounds of Deiseroth et al., Divergent Token Metrics, NAACL 2024, which have 450 and 50 steps;
     distillation after Hinton et al., Distilling the Knowledge in a Neural Network, 2015 (arXiv 1503.02531).
@@ -34,6 +35,9 @@ class Finetune(Recovery):
     windows: int = 1024
     tokens: int = 128
     path: str | None = None
+    dataset: str | None = None
+    subset: str | None = None
+    split: str = "train"
     embeddings: bool = False
     checkpointing: bool = False
 
@@ -43,6 +47,7 @@ class Finetune(Recovery):
         for key in ("steps", "batch", "windows"):
             require_count(key, getattr(self, key))
         require_count("tokens", self.tokens, least=2)
+        require_one_source(self.path, self.dataset)
         require_count("released", self.released, least=0)
         for key in ("temperature", "learning_rate", "clip"):
             require_positive(key, getattr(self, key))
@@ -50,10 +55,11 @@ class Finetune(Recovery):
             require_between(key, getattr(self, key))
 
     def list_unused(self) -> Mapping[str, str]:
-        return {"temperature": "loss", "mix": "loss"} if self.loss is Loss.language_modelling else {}
+        unused = dict(list_unused_parts(self.dataset))
+        return unused | ({"temperature": "loss", "mix": "loss"} if self.loss is Loss.language_modelling else {})
 
     def texts(self) -> TrainingTexts:
-        return TrainingTexts(self.windows, self.tokens, self.path)
+        return TrainingTexts(self.windows, self.tokens, self.path, self.dataset, self.subset, self.split)
 
     def recover(self, trainer: Trainer) -> None:
         trainer.train(

@@ -219,6 +219,10 @@ SHORT = [
                 (["recovery=reconstruct", "recovery.tokens=1"], "`recovery.tokens` must be at least 2, got 1"),
                 (["recovery=least_squares", "recovery.damping=nan"], "`recovery.damping` must be a finite number ab"),
                 (["recovery=finetunes"], "finetune"),
+                (
+                    ["recovery=reconstruct", "recovery.path=a.txt", "recovery.dataset=b"],
+                    "`recovery.path` and `recovery.dataset` exclude each other, got a.txt and b; drop one",
+                ),
             ]
         ),
     ],

@@ -49,7 +49,7 @@ def test_every_type_of_file_gives_the_same_text(tmp_path: Path, kind: str, packe
     if kind == ".parquet" and packed:
         pytest.skip("Parquet compresses inside, and is refused with .gz")
     path = write_rows(tmp_path / f"rows{kind}{'.gz' if packed else ''}", kind, packed=packed)
-    found = read_text(path)
+    found = read_text(path, key="data.column")
     assert found.content == TEXT
     assert found.notes == (
         f"The text of {path} is its column `text`, one of id, text; `data.column` chooses another.",
@@ -60,7 +60,8 @@ def test_every_type_of_file_gives_the_same_text(tmp_path: Path, kind: str, packe
 @pytest.mark.parametrize("kind", [".json", ".jsonl", ".parquet"])
 def test_a_column_of_numbers_is_no_text(tmp_path: Path, kind: str) -> None:
     with pytest.raises(
-        DataError, match=r"column `id` of .* must hold text, got int in row 1; choose another of id, text"
+        DataError,
+        match=r"column `id` of .* must hold text, got int in row 1, and there are id, text; call that column `text`$",
     ):
         read_text(write_rows(tmp_path / f"rows{kind}", kind), "id")
 
@@ -68,8 +69,10 @@ def test_a_column_of_numbers_is_no_text(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", READERS)
 def test_a_column_that_is_not_obvious_must_be_chosen(tmp_path: Path, kind: str) -> None:
     path = write_rows(tmp_path / f"rows{kind}", kind, "story")
-    with pytest.raises(DataError, match=r"has the columns id, story; choose the one with the text by `data\.column`"):
-        read_text(path)
+    with pytest.raises(
+        DataError, match=r"has the columns id, story, and one must be the text; choose it by `data\.column`$"
+    ):
+        read_text(path, key="data.column")
     with pytest.raises(DataError, match=r"has no column `text`, its columns are id, story"):
         read_text(path, "text")
     assert read_text(path, "story").content == TEXT

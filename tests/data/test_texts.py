@@ -1,5 +1,6 @@
 """Prefixes and windows: reproducible, disjoint, and every mistake in one line."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.contracts import TextWindows
+from compressor.contracts import TextWindows, TrainingTexts
+from compressor.data import texts
 from compressor.data.texts import (
     cut_windows,
     encode_text,
     load_text,
     make_prefixes,
+    make_training_texts,
     make_windows,
     sample_sequences,
 )
@@ -145,3 +148,53 @@ def test_a_data_set_that_is_not_there_is_one_line() -> None:
     pytest.importorskip("datasets", reason="the optional extra `data` is not installed")
     with pytest.raises(DataError, match="cannot load data set `no/such`"):
         load_text(DataSettings(source="hf", name="no/such"))
+
+
+# Texts for training -----------------------------------------------------------------------------------------------
+
+
+def write_data_set(folder: Path, rows: int, column: str = "text") -> str:
+    """A local data set in place of one of the hub: the same loader reads both."""
+    folder.mkdir()
+    lines = [json.dumps({"id": number, column: f"Tom has {number} dogs and a cat."}) for number in range(rows)]
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    return str(folder)
+
+
+def test_a_data_set_is_read_as_far_as_it_is_needed(
+    tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datasets", reason="the optional extra `data` is not installed")
+    name = write_data_set(tmp_path / "set", 300)
+    read: list[str] = []
+    monkeypatch.setattr(texts, "ROWS_AT_ONCE", 10)
+    encode = texts.encode_text
+    monkeypatch.setattr(texts, "encode_text", lambda model, text: (read.append(text), encode(model, text))[1])
+    found = make_training_texts(tiny, TrainingTexts(8, 16, dataset=name), seed=0)
+    assert found.shape == (8, 16)
+    lines = "\n".join(read).splitlines()
+    assert lines == [f"Tom has {number} dogs and a cat." for number in range(len(lines))]
+    assert 8 * 16 <= sum(len(encode(tiny, text)) for text in read) < 8 * 16 + len(encode(tiny, read[-1]))
+    whole = torch.cat([encode(tiny, text) for text in read])[: 8 * 16].view(8, 16)
+    assert sorted(found.tolist()) == sorted(whole.tolist()) and found.tolist() != whole.tolist()
+    assert torch.equal(make_training_texts(tiny, TrainingTexts(8, 16, dataset=name), seed=0), found)
+    read.clear()
+    everything = make_training_texts(tiny, TrainingTexts(9999, 16, dataset=name), seed=0)
+    assert len("\n".join(read).splitlines()) == 300
+    assert len(everything) == sum(len(encode(tiny, text)) for text in read) // 16
+
+
+def test_a_data_set_that_cannot_be_used_is_one_line(tiny: Model, tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="the optional extra `data` is not installed")
+    name = write_data_set(tmp_path / "set", 3, "story")
+    for request, message in (
+        (
+            TrainingTexts(2, 8, dataset=name),
+            "has the columns id, story, and one must be the text; call that column `text`",
+        ),
+        (TrainingTexts(2, 8, dataset=name, split="nowhere"), "cannot load data set `.*`: .*; check its name and split"),
+        (TrainingTexts(2, 8, dataset=str(tmp_path)), "cannot load data set|has the columns"),
+        (TrainingTexts(1, 500, dataset=write_data_set(tmp_path / "short", 2)), "fewer than a window of 500; give more"),
+    ):
+        with pytest.raises(DataError, match=message):
+            make_training_texts(tiny, request, seed=0)
