@@ -125,7 +125,7 @@ def _refuse_other_file(path: Path, where: str) -> None:
         return
     places = [path] if is_folder else [path.parent, path.parent.parent]
     found = next((place / PLAN for place in places if (place / PLAN).is_file()), None)
-    fix = f"give {short.repr(str(found))}" if found else f"give the {PLAN} of a run"
+    fix = f"give {str(found)!r}" if found else f"give the {PLAN} of a run"
     raise PlanError(f"{where} is {'a folder' if is_folder else 'another file of a run'} and no plan; {fix}") from None
 
 

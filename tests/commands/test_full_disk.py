@@ -265,11 +265,12 @@ def test_a_log_on_a_full_disk_ends_with_one_line(capsys: pytest.CaptureFixture[s
 
 def test_wandb_on_a_full_disk_and_the_log_end_and_the_run_goes_on(base: Path, tmp_path: Path, disk: Path) -> None:
     fill(disk)
-    (tmp_path / "run" / "compressor.log").mkdir(parents=True)
-    done = call_command(
-        tmp_path, *ARGUMENTS, "tracking.mode=offline", f"model.path={base}", f"hydra.run.dir={tmp_path / 'run'}",
-        WANDB_DIR=str(disk / "wandb"),
-    )  # fmt: skip
+    arguments = [*ARGUMENTS, "tracking.mode=offline", f"model.path={base}", f"hydra.run.dir={tmp_path / 'run'}"]
+    code = (
+        f"from compressor.commands.log_file import LogFile; LogFile._open = lambda self: open('/dev/full', 'a'); {MAIN}"
+    )
+    environment = os.environ | {"WANDB_DIR": str(disk / "wandb")}
+    done = run_project([sys.executable, "-c", code, *arguments], tmp_path, environment)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if line]
     assert any("W&B" in line for line in lines) and any("compressor.log cannot be written" in line for line in lines)

@@ -408,7 +408,7 @@ def test_a_file_is_no_folder(checkpoint: Path) -> None:
 
 
 def test_the_embedded_model_or_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path) -> None:
-    monkeypatch.setattr("compressor.models.model.files", lambda package: tmp_path)
+    monkeypatch.setattr("compressor.models.checkpoint.EMBEDDED", tmp_path / "tiny")
     with pytest.raises(ModelError, match=r"embedded tiny model is not installed; set `model\.path`") as caught:
         load_model(ModelSettings())
     assert_one_line(caught.value)
