@@ -19,6 +19,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from compressor.artifacts.run_state import flatten
 from compressor.commands.config import build_settings, compose, compose_by_hydra, compose_groups
 from compressor.commands.early_checks import SIZE_OPTIONS, check_forecast, check_settings
 from compressor.commands.overrides import NAMED, write_for_shell
@@ -393,17 +394,8 @@ def find_inputs(overrides: Sequence[str], config: Mapping[str, object]) -> list[
 
     These are the values of keys whose last part is `path`, if they exist.
     """
-    found = list(flatten_values(config))
+    found = list(flatten(config))
     for override in parse_overrides(overrides):
         found += [(override.key_or_group, value.value()) for value in parse_overrides(alternatives(override))]
     given = [(key, Path(value)) for key, value in found if key.endswith(".path") and isinstance(value, str) and value]
     return [("model", EMBEDDED), *((key, path) for key, path in given if os.path.exists(path))]
-
-
-def flatten_values(config: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted name and value of every key that holds no further keys."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from flatten_values(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

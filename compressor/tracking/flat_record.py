@@ -46,16 +46,7 @@ def flatten_record(record: Record) -> dict[str, Any]:
                 summary[f"{prefix}verification"] = file.verification.state
                 summary[f"{prefix}not_verified_because"] = file.verification.reason or None
     if record.final:
-        for key in (
-            "amount",
-            "sparsity",
-            "bits_per_weight",
-            "packed_bits_per_weight",
-            "bytes",
-            "bitmask_bytes",
-            "zstd_bytes",
-        ):
-            summary[f"final/{key}"] = getattr(record.final, key)
+        summary |= {f"final/{key}": value for key, value in vars(record.final).items() if key != "scores"}
         summary |= flatten_scores("final/", record.final.scores)
     return _keep_finite(summary)
 
