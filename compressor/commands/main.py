@@ -127,7 +127,8 @@ def resume(arguments: Sequence[str], terminal: Terminal) -> int:
     is_setting = ["=" in argument for argument in given]
     if not given or (is_setting[0] and not Path(given[0]).exists()) or not all(is_setting[1:]):
         raise ConfigError(
-            f"`compressor resume` takes a folder, and resume.accept=[…], got {shlex.join(arguments) or 'nothing'}"
+            f"`compressor resume` takes a folder, and resume.accept=[…], got {shlex.join(arguments) or 'nothing'}; "
+            "give that of the run, for example compressor resume outputs/2026-11-27/12-00-00"
         )
     folder, trusted = Path(given[0]), given[1:]
     if read_status(folder).get("status") == DONE:

@@ -15,7 +15,7 @@ def require_count(key: str, value: int, least: int = 1) -> None:
 def require_positive(key: str, value: float) -> None:
     """Raise ConfigError for a number that is not finite and above 0."""
     if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"`recovery.{key}` must be a finite number above 0, got {value:g}; raise it")
+        raise ConfigError(f"`recovery.{key}` must be a finite number above 0, got {value:g}; give one")
 
 
 def require_between(key: str, value: float) -> None:

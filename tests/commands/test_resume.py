@@ -438,12 +438,15 @@ def test_a_job_of_a_multirun_names_the_multirun(tmp_path: Path) -> None:
     )
 
 
+EXAMPLE = "; give that of the run, for example compressor resume outputs/2026-11-27/12-00-00\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "error: `compressor resume` takes a folder, and resume.accept=[…], got nothing\n"),
-        (["a", "b"], "error: `compressor resume` takes a folder, and resume.accept=[…], got a b\n"),
-        (["seed=1"], "error: `compressor resume` takes a folder, and resume.accept=[…], got seed=1\n"),
+        ([], f"error: `compressor resume` takes a folder, and resume.accept=[…], got nothing{EXAMPLE}"),
+        (["a", "b"], f"error: `compressor resume` takes a folder, and resume.accept=[…], got a b{EXAMPLE}"),
+        (["seed=1"], f"error: `compressor resume` takes a folder, and resume.accept=[…], got seed=1{EXAMPLE}"),
         (
             ["nowhere"],
             "error: nowhere holds no run that can go on; give the folder of an interrupted `compressor run`\n",
