@@ -18,8 +18,13 @@ class TestFinetune(RecoveryContract):
         ]
 
     def test_options_of_distillation_have_no_effect_without_it(self) -> None:
-        assert {*Finetune(loss=Loss.language_modelling).list_unused()} == {"temperature", "mix"}
-        assert not Finetune().list_unused()
+        without = Finetune(loss=Loss.language_modelling, dataset="some/set")
+        assert {*without.list_unused()} == {"temperature", "mix"}
+        assert not Finetune(dataset="some/set").list_unused()
+
+    def test_parts_of_a_data_set_have_no_effect_without_one(self) -> None:
+        for recovery in (Finetune(), Reconstruct()):
+            assert {*recovery.list_unused()} == {"subset", "split"}
 
 
 class TestReconstruct(RecoveryContract):
