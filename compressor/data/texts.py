@@ -212,7 +212,7 @@ def stream_tokens(model: Model, request: TrainingTexts) -> Tensor:
         while len(found) < needed and (some := list(islice(rows, ROWS_AT_ONCE))):
             columns = list(some[0])
             column = choose_column(columns, None, source)
-            text = join_rows((row[column] for row in some), column, columns, column, source)
+            text = join_rows((row.get(column) for row in some), column, columns, column, source)
             found = torch.cat([found, encode_text(model, text.content)])
     return found[:needed]
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CANDIDATES = 16
-"""Weights to prune, and weights to keep, of which all pairs are compared in one step of a row. More gain nothing."""
+"""Weights to prune, and weights to keep, of which all pairs are compared in one step of a row."""
 CHUNK = 1 << 24
-"""Numbers that the pairs of one step may hold: the rows that take their steps together."""
+"""Numbers in the weights, or the pairs, of the rows that take their steps together."""
 LOOK_EVERY = 8
 """Steps between two looks at which rows still improve; each look waits for the device."""
 
@@ -114,7 +114,7 @@ def improve(weight: Tensor, mask: Tensor, hessian: Tensor, steps: int, group: in
     import torch
 
     count = min(CANDIDATES, weight.shape[1])
-    rows = max(1, CHUNK // count**2)
+    rows = max(1, CHUNK // max(count**2, weight.shape[1]))
     chunks = zip(weight.split(rows), mask.split(rows), strict=True)
     return torch.cat([improve_rows(*chunk, hessian, steps, group, count) for chunk in chunks])
 

@@ -25,7 +25,10 @@ def require_between(key: str, value: float) -> None:
 
 
 def require_one_source(path: str | None, dataset: str | None) -> None:
-    """Raise ConfigError where both a file and a data set are given."""
+    """Raise ConfigError where both a file and a data set are given, or an empty name of one."""
+    for key, name in (("path", path), ("dataset", dataset)):
+        if name == "":
+            raise ConfigError(f"`recovery.{key}` must not be empty; give a name, or leave it out")
     if path is not None and dataset is not None:
         raise ConfigError(
             f"`recovery.path` and `recovery.dataset` exclude each other, got {path} and {dataset}; drop one"

@@ -206,6 +206,7 @@ SHORT = [
     [
         (["recovery=finetune", "recovery.learning_rate=0"], "`recovery.learning_rate` must be a finite number above 0"),
         (["recovery=finetune", "recovery.path=missing.txt"], "missing.txt"),
+        (["recovery=finetune", 'recovery.path=""'], "`recovery.path` must not be empty; give a name, or leave it out"),
         (["recovery=finetune", "recovery.loss=mse"], "recovery.loss"),
         (
             ["recovery=least_squares", "model.stream=true"],

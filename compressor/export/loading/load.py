@@ -36,9 +36,9 @@ def load(
     round the weights as a model in that dtype does.
 
     Each module computes its weight at every call. A linear module whose weight is zero everywhere makes no product; it
-    returns its bias. The outputs have the same bits as with transformers, which are the
-    bits that were scored. `kernels` has one value, `"exact"`. `"torch"` chose torch's integer kernels in earlier
-    versions; it now gives a warning and loads the exact model.
+    returns its bias. The outputs have the same bits as with transformers, which are the bits that were scored.
+    `kernels` has one value, `"exact"`. `"torch"` chose torch's integer kernels in earlier versions; it now gives a
+    warning and loads the exact model.
 
     `save_pretrained` cannot save a packed model; copy the folder. Raises ConfigError for an unknown argument, and
     ModelError for a folder that is not a valid model or is packed in another way.

@@ -33,6 +33,10 @@ class ZeroLinear(nn.Linear):
 
 def skip_zeros(network: PreTrainedModel) -> None:
     """Replace every linear module whose weight is zero everywhere; a product with it costs as much as any other."""
-    for path, module in list(network.named_modules()):
-        if type(module) is nn.Linear and not torch.count_nonzero(module.weight):
+    linears = {path: module for path, module in network.named_modules() if type(module) is nn.Linear}
+    if not linears:
+        return
+    counts = torch.stack([torch.count_nonzero(module.weight) for module in linears.values()])
+    for (path, module), count in zip(linears.items(), counts.tolist(), strict=True):
+        if not count:
             network.set_submodule(path, ZeroLinear.replacing(module))
