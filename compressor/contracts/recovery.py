@@ -66,8 +66,9 @@ class Reconstruction:
 class Trainer(Protocol):
     """What a recovery may do with the compressed model. All of it holds what compression has decided.
 
-    Pruned weights stay exactly zero, except in `released` steps. Components that are stored in fewer bits than the
-    checkpoint's weights keep their values.
+    Pruned weights stay exactly zero, except in `released` steps. Of components that are stored as integers, the scales
+    are trained, and integers and zero points stay. Other components that take fewer bits than the checkpoint's weights
+    keep their values.
     """
 
     round: int

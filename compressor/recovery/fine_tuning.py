@@ -84,7 +84,7 @@ class FineTuning:
                 loss = compute_loss(self.training, logits, part.to(logits.device), base) * (len(part) / len(batch))
                 loss.backward()
             total += loss.detach()
-        return self.processes.add_up(self.optimizer.parameters, total)
+        return self.processes.add_up(self.optimizer.changed, total)
 
 
 def needs_base(training: Training) -> bool:

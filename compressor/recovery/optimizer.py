@@ -1,4 +1,4 @@
-"""AdamW for some parameters of a model, with float32 copies of 16-bit ones, and masks of what must stay zero."""
+"""AdamW for parameters and scales of a model, with float32 copies of 16-bit ones, and masks of what stays zero."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.recovery.masks import Masks
+from compressor.recovery.scales import TrainedScales
 
 STEP, MOMENTS = "step", ("exp_avg", "exp_avg_sq")
 """What AdamW remembers of a tensor."""
@@ -24,9 +25,10 @@ def compute_rate(step: int, steps: int, warmup: float) -> float:
 
 @dataclass
 class Optimizer:
-    """AdamW over `parameters`. Inside of `training`, they require gradients.
+    """AdamW over `parameters`, and over the `scales` of quantized components.
 
-    A parameter in 16 bits has a copy in float32, which is updated and rounded. Weight decay acts on matrices only.
+    A parameter in 16 bits has a copy in float32, which is updated and rounded. Weight decay acts on matrices only, and
+    not on scales.
     """
 
     parameters: Sequence[nn.Parameter]
@@ -34,6 +36,7 @@ class Optimizer:
     learning_rate: float
     weight_decay: float
     clip: float = math.inf
+    scales: Sequence[TrainedScales] = ()
     updated: list[Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -42,7 +45,7 @@ class Optimizer:
             for parameter in self.parameters
         ]
         matrices = [tensor for tensor in self.updated if tensor.ndim > 1]
-        others = [tensor for tensor in self.updated if tensor.ndim <= 1]
+        others = [tensor for tensor in self.updated if tensor.ndim <= 1] + self.logarithms
         groups = [
             {"params": tensors, "weight_decay": decay}
             for tensors, decay in ((matrices, self.weight_decay), (others, 0.0))
@@ -50,15 +53,25 @@ class Optimizer:
         ]
         self.adam = torch.optim.AdamW(groups, lr=self.learning_rate, fused=True)
 
+    @property
+    def logarithms(self) -> list[Tensor]:
+        return [scales.logarithms for scales in self.scales]
+
+    @property
+    def changed(self) -> list[nn.Parameter]:
+        """All parameters that an update changes, each once: `parameters`, and those of quantized components."""
+        quantized = {id(scales.view.parameter): scales.view.parameter for scales in self.scales}
+        return [*self.parameters, *quantized.values()]
+
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Inside, the parameters require gradients."""
-        for parameter in self.parameters:
+        """Inside, all parameters that an update changes require gradients."""
+        for parameter in self.changed:
             parameter.requires_grad_(True)
         try:
             yield
         finally:
-            for parameter in self.parameters:
+            for parameter in self.changed:
                 parameter.requires_grad_(False)
                 parameter.grad = None
 
@@ -71,11 +84,15 @@ class Optimizer:
             if tensor is not parameter:
                 tensor.grad = None if parameter.grad is None else parameter.grad.float()
                 parameter.grad = None
-        nn.utils.clip_grad_norm_(self.updated, self.clip)
+        for scales in self.scales:
+            scales.logarithms.grad = scales.compute_gradient()
+        nn.utils.clip_grad_norm_([*self.updated, *self.logarithms], self.clip)
         for group in self.adam.param_groups:
             group["lr"] = rate * self.learning_rate
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
+        for scales in self.scales:
+            scales.view.parameter.grad = None
         if holds_masks:  # weight decay and momentum of steps before do not stop at a mask
             self.masks.zero_in(dict(zip(self.parameters, self.updated, strict=True)))
         self.round()
@@ -87,17 +104,18 @@ class Optimizer:
 
     @torch.no_grad()
     def round(self) -> None:
-        """Round the float32 copies into the parameters."""
+        """Round the float32 copies into the parameters, and write the weights with the new scales."""
         for parameter, tensor in zip(self.parameters, self.updated, strict=True):
             if tensor is not parameter:
                 parameter.copy_(tensor)
+        for scales in self.scales:
+            scales.write()
 
     def list_state(self) -> dict[str, Tensor]:
-        """All that later updates depend on besides the parameters, by name."""
-        state = {}
-        for index, (parameter, tensor) in enumerate(zip(self.parameters, self.updated, strict=True)):
-            if tensor is not parameter:
-                state[f"weight.{index}"] = tensor
+        """All that later updates depend on besides parameters and scales, by name."""
+        copies = zip(self.parameters, self.updated, strict=True)
+        state = {f"weight.{index}": copy for index, (parameter, copy) in enumerate(copies) if copy is not parameter}
+        for index, tensor in enumerate([*self.updated, *self.logarithms]):
             if known := self.adam.state.get(tensor):
                 state[f"{STEP}.{index}"] = known[STEP].reshape(1)
                 state |= {f"{name}.{index}": known[name] for name in MOMENTS}
@@ -105,8 +123,8 @@ class Optimizer:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `list_state` gave, with the parameters that the model had then."""
-        for index, tensor in enumerate(self.updated):
+        """Go on from what `list_state` gave, with the parameters and scales that the model had then."""
+        for index, tensor in enumerate([*self.updated, *self.logarithms]):
             if f"weight.{index}" in state:
                 tensor.copy_(state[f"weight.{index}"])
             if f"{STEP}.{index}" in state:

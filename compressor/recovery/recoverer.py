@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compressor.artifacts.answers import Answers, hash_facts
 from compressor.artifacts.run_record import RecoveryRecord, TrainingPoint
-from compressor.contracts import Recovery, Score
+from compressor.contracts import QuantizedMatrix, Recovery, Score
 from compressor.data.reference import Reference
 from compressor.models import Model
 from compressor.progress import Progress
@@ -81,13 +81,17 @@ class Recoverer:
         texts = None if self.windows is None else hashlib.sha256(self.windows.numpy().tobytes()).hexdigest()
         return [self.recovery.name, options, texts]
 
-    def end(self, is_kept: bool) -> None:
-        """Keep what was trained, or go back to the weights before it. Later rounds start from what was trained."""
+    def end(self, is_kept: bool) -> dict[str, QuantizedMatrix]:
+        """Keep what was trained, or go back to the weights before it; returns quantized components with new scales.
+
+        Later rounds start from what was trained, and from the base's weights where a component was quantized.
+        """
         assert self.trainer is not None, "a round was trained"
         trainer, self.trainer = self.trainer, None
         if not is_kept:
             trainer.undo()
             self.answers.enter("undone")
-            return
+            return {}
         for name in trainer.trained.pruned & self.model.held.keys():
             self.model.held[name] = self.model.read(name).cpu()
+        return {name: scales.find_matrix().to("cpu") for name, scales in trainer.trained.scales.items()}

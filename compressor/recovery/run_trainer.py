@@ -32,7 +32,7 @@ from compressor.settings import ComponentSettings, ModelSettings
 
 SAVED_EVERY = 60.0
 """Seconds between two states of a training on disk."""
-OPTIMIZER = "optimizer."
+OPTIMIZER, SCALES = "optimizer.", "scales."
 
 
 @dataclass
@@ -83,6 +83,8 @@ class RunTrainer:
         with torch.no_grad():
             for name in self.before:
                 self.parameters[name].copy_(self.earlier.tensors[name])
+            for name, scales in self.trained.scales.items():
+                scales.logarithms.copy_(self.earlier.tensors[f"{SCALES}{name}"])
 
     @property
     def is_done(self) -> bool:
@@ -109,7 +111,7 @@ class RunTrainer:
         if done is None:
             return
         optimizer = self.trained.make_optimizer(self.model.network, training, training.embeddings)
-        self.touch(optimizer.parameters)
+        self.touch(optimizer.changed)
         log = self.open_log("training", training.steps)
         self.restore(optimizer, log)
         self.share(training, optimizer, done)
@@ -128,9 +130,10 @@ class RunTrainer:
         weights = {name: parameter.detach().cpu() for name, parameter in self.parameters.items()}
         state = {name: tensor.cpu() for name, tensor in optimizer.list_state().items()}
         trained, seed = self.trained, self.seed + self.stage
+        scales = {name: (each.matrix.to("cpu"), each.logarithms.cpu()) for name, each in trained.scales.items()}
         self.processes.tell(
             SharedTraining(
-                *self.settings, training, trained.pruned, trained.frozen, self.texts, weights, state, seed, done
+                *self.settings, training, trained.pruned, trained.frozen, scales, self.texts, weights, state, seed, done
             )
         )
 
@@ -162,11 +165,11 @@ class RunTrainer:
         goals = base.find_calls(number, blocks)
         for name in blocks:
             block = layer.get_submodule(name)
-            if not self.trained.list_parameters(block):
+            if not self.trained.list_parameters(block) and not self.trained.list_scales(block):
                 continue
             calls = ours.find_calls(number, [name])[name]
             optimizer = self.trained.make_optimizer(block, options)
-            self.touch(optimizer.parameters)
+            self.touch(optimizer.changed)
             log = self.open_log(f"layer {number}, {name}", options.steps)
             seed = self.seed + self.stage + 1000 * number
             for _ in take_steps(block, calls.arguments, goals[name].outputs, options, optimizer, log, seed):
@@ -250,13 +253,20 @@ class RunTrainer:
         self.stopping.after_block()
 
     def finish(self, dtype: torch.dtype) -> None:
-        """Round the trained weights to the `dtype` of the checkpoint, and save them for a run that is resumed."""
+        """Round the trained weights to the `dtype` of the checkpoint, and save them for a run that is resumed.
+
+        Quantized weights have their own form.
+        """
+        rounded = {id(parameter) for parameter in self.trained.list_parameters(self.model.network)}
         with torch.no_grad():
             for name in self.before:
-                self.parameters[name].copy_(self.parameters[name].to(dtype))
+                parameter = self.parameters[name]
+                if id(parameter) in rounded:
+                    parameter.copy_(parameter.to(dtype))
         self.save(None, 0, {})
 
     def save(self, stage: int | None, done: int, further: Mapping[str, Tensor], losses: Sequence[float] = ()) -> None:
         tensors = {name: self.parameters[name].detach() for name in sorted(self.before)}
+        tensors |= {f"{SCALES}{name}": scales.logarithms for name, scales in self.trained.scales.items()}
         facts = {"stage": stage, "done": done, "points": [asdict(point) for point in self.points], "losses": [*losses]}
         write_state(self.path, self.key, TrainingState({**tensors, **further}, facts))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -10,26 +10,41 @@ from compressor.contracts import QuantizedMatrix, Reconstruction, Training, Trea
 from compressor.models import Model
 from compressor.recovery.masks import Masks
 from compressor.recovery.optimizer import Optimizer
+from compressor.recovery.scales import TrainedScales
 
 
 @dataclass(frozen=True)
 class TrainedWeights:
-    """`pruned` components lost weights, which stay zero; `frozen` ones take fewer bits, and stay as they are."""
+    """`pruned` components lost weights, which stay zero. `frozen` ones take fewer bits, and stay as they are.
+
+    Of those that are integers, the `scales` are trained.
+    """
 
     model: Model
     pruned: frozenset[str]
     frozen: frozenset[str]
+    scales: Mapping[str, TrainedScales] = field(default_factory=dict)
 
     def list_parameters(self, inside: nn.Module, embeddings: bool = True) -> list[nn.Parameter]:
-        """The parameters of a module that may be trained, each once.
+        """The parameters of a module all of whose weights may be trained, each once.
 
         Without `embeddings`, the embedding and the LM head stay as they are.
         """
-        network = self.model.network
-        outer = () if embeddings else (network.get_input_embeddings(), network.get_output_embeddings())
-        kept = {id(parameter) for module in outer if module is not None for parameter in module.parameters()}
+        kept = self.outer if not embeddings else frozenset()
         kept |= {id(self.model.weight_views[name].parameter) for name in self.frozen}
         return [each for each in inside.parameters() if each.is_floating_point() and id(each) not in kept]
+
+    def list_scales(self, inside: nn.Module, embeddings: bool = True) -> list[TrainedScales]:
+        """The scales of the quantized components of a module."""
+        wanted = {id(parameter) for parameter in inside.parameters()} - (frozenset() if embeddings else self.outer)
+        return [scales for scales in self.scales.values() if id(scales.view.parameter) in wanted]
+
+    @property
+    def outer(self) -> frozenset[int]:
+        """The ids of the parameters of the embedding and the LM head."""
+        network = self.model.network
+        modules = (network.get_input_embeddings(), network.get_output_embeddings())
+        return frozenset(id(each) for module in modules if module is not None for each in module.parameters())
 
     def make_optimizer(
         self, inside: nn.Module, options: Training | Reconstruction, embeddings: bool = True
@@ -39,7 +54,8 @@ class TrainedWeights:
         owned = {id(parameter) for parameter in parameters}
         names = [name for name, view in self.model.weight_views.items() if id(view.parameter) in owned]
         clip = options.clip if isinstance(options, Training) else math.inf
-        return Optimizer(parameters, self.make_masks(names), options.learning_rate, options.weight_decay, clip)
+        scales = self.list_scales(inside, embeddings)
+        return Optimizer(parameters, self.make_masks(names), options.learning_rate, options.weight_decay, clip, scales)
 
     def make_masks(self, names: Collection[str] | None = None) -> Masks:
         """Masks of the pruned components, or of those among `names`."""
@@ -65,4 +81,11 @@ def find_trained(
         or packed_bits[name] < components[name].parameters * components[name].stored_bits
         or model.input_transforms.find(name) is not None
     }
-    return TrainedWeights(model, frozenset(kept) - frozen, frozenset(frozen))
+    matrices = {name: matrix for name, matrix in quantized.items() if matrix is not None}
+    return TrainedWeights(model, frozenset(kept) - frozen, frozenset(frozen), make_scales(model, matrices))
+
+
+def make_scales(model: Model, quantized: Mapping[str, QuantizedMatrix]) -> dict[str, TrainedScales]:
+    """The scales of quantized components, as they are before training."""
+    views = model.weight_views
+    return {name: TrainedScales(views[name], matrix.to(model.device)) for name, matrix in quantized.items()}

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.contracts import Training
+from compressor.contracts import QuantizedMatrix, Training
 from compressor.models import Model, load_model
 from compressor.recovery.fine_tuning import FineTuning, needs_base
 from compressor.recovery.processes import Processes
-from compressor.recovery.trained_weights import TrainedWeights
+from compressor.recovery.trained_weights import TrainedWeights, make_scales
 from compressor.recovery.training_log import TrainingLog
 from compressor.settings import ComponentSettings, ModelSettings
 
@@ -19,7 +19,8 @@ from compressor.settings import ComponentSettings, ModelSettings
 class SharedTraining:
     """All that another process needs to train with the first one, from the step `first` on.
 
-    `weights` are those of all parameters of the compressed model, `state` that of the optimizer.
+    `scales` are quantized components with the logarithms of `TrainedScales`. `weights` are those of all parameters of
+    the compressed model, `state` that of the optimizer.
     """
 
     model: ModelSettings
@@ -27,6 +28,7 @@ class SharedTraining:
     training: Training
     pruned: frozenset[str]
     frozen: frozenset[str]
+    scales: dict[str, tuple[QuantizedMatrix, Tensor]]
     windows: Tensor
     weights: dict[str, Tensor]
     state: dict[str, Tensor]
@@ -50,7 +52,10 @@ def train_with(work: SharedTraining, processes: Processes, models: dict[str, Mod
     with torch.no_grad():
         for name, parameter in model.network.named_parameters():
             parameter.copy_(work.weights[name])
-    trained = TrainedWeights(model, work.pruned, work.frozen)
+    scales = make_scales(model, {name: matrix for name, (matrix, _) in work.scales.items()})
+    for name, (_, logarithms) in work.scales.items():
+        scales[name].logarithms.copy_(logarithms)
+    trained = TrainedWeights(model, work.pruned, work.frozen, scales)
     optimizer = trained.make_optimizer(model.network, work.training, work.training.embeddings)
     optimizer.restore(work.state)
     base = models["base"] if needs_base(work.training) else None

@@ -1,7 +1,7 @@
 """Ends a round: applies the plan to the model, scores it on the search prefixes, and records the round."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -9,7 +9,7 @@ from compressor.artifacts.answers import list_facts
 from compressor.artifacts.plan_file import plan_to_json
 from compressor.artifacts.run_record import CurvePoint, RecoveryRecord, RoundRecord
 from compressor.compression.amounts import amount_of, mean_amount, treated_share
-from compressor.contracts import KeepRequest, Prefixes, Score, Waypoint
+from compressor.contracts import KeepRequest, Prefixes, QuantizedMatrix, Score, Waypoint
 from compressor.evaluation.evaluator import SequenceValues
 from compressor.progress import Progress
 from compressor.search.additivity import StartingValues
@@ -27,8 +27,8 @@ class Recoverer(Protocol):
     def train(self, number: int, before: dict[str, Score]) -> RecoveryRecord:
         """Train after the round `number`, whose plan had the scores `before`."""
 
-    def end(self, is_kept: bool) -> None:
-        """Keep what was trained, or go back to the weights before it."""
+    def end(self, is_kept: bool) -> Mapping[str, QuantizedMatrix]:
+        """Keep what was trained, or go back to the weights before it; returns quantized components with new scales."""
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Rounds:
         after = self.scorer.summarize(trained)
         signs = {name: metric.better.sign for name, metric in self.scorer.metrics.items()}
         record.is_kept = any(signs[name] * (after[name].mean - before[name].mean) > 0 for name in before)
-        recoverer.end(record.is_kept)
+        self.applied.quantized.update(recoverer.end(record.is_kept))
         if not record.is_kept:
             self.notes.append(NOT_KEPT.format(number))
             return values, record

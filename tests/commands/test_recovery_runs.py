@@ -95,19 +95,25 @@ def test_a_head_that_is_trained_does_not_change_the_reference(base: Path, tmp_pa
     np.testing.assert_allclose([line["kl"] for line in lines], divergences.numpy(), rtol=1e-4)
 
 
-def test_quantized_components_keep_their_integers(base: Path, tmp_path: Path) -> None:
+def test_quantized_components_keep_their_integers_and_get_other_scales(base: Path, tmp_path: Path) -> None:
+    """The packed file has what was trained and scored."""
     settings = make_settings(
-        Uniform(targets=(0.75,)), Int4(group=4), model=ModelSettings(path=str(base)), components=PARTS
-    )
+        Uniform(targets=(0.75,)), Int4(group=4), model=ModelSettings(path=str(base)), components=PARTS,
+        export=ExportSettings(verify=True),
+    )  # fmt: skip
     packed = [
         run(tmp_path / name, replace(settings, recovery=recovery))
         for name, recovery in (("with", RECOVERIES["finetune"]), ("without", None))
     ]
     assert packed[0].rounds[0].recovery is not None and packed[0].rounds[0].recovery.is_kept
+    assert packed[0].export is not None and packed[0].export.packed and packed[0].export.verification is not None
+    assert packed[0].export.verification.gap == 0
     tensors = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("with", "without")]
     integers = [name for name, tensor in tensors[0].items() if not tensor.is_floating_point()]
     assert integers and all(torch.equal(tensors[0][name], tensors[1][name]) for name in integers)
-    assert not torch.equal(tensors[0]["model.norm.weight"], tensors[1]["model.norm.weight"])
+    scales = [name for name in tensors[0] if name.endswith("weight_scale")]
+    assert len(scales) == packed[0].export.packed
+    assert not any(torch.equal(tensors[0][name], tensors[1][name]) for name in scales)
     assert packed[0].final is not None and packed[1].final is not None
     assert packed[0].final.bytes == packed[1].final.bytes
 

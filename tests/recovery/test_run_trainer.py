@@ -17,8 +17,8 @@ from compressor_plugins.recovery.finetune import Finetune
 from compressor_plugins.recovery.least_squares import LeastSquares
 from compressor_plugins.recovery.reconstruct import Reconstruct
 from tests.support.families import USUAL
-from tests.support.slow import rarely_cases
-from tests.support.trainers import load_family, make_trainer, prune, recover
+from tests.support.slow import rarely, rarely_cases
+from tests.support.trainers import load_family, make_trainer, prune, quantize, recover
 
 RECOVERIES = {
     "finetune": Finetune(steps=12, released=2, batch=5, learning_rate=3e-3),
@@ -151,6 +151,38 @@ def test_embeddings_and_head_stay_unless_they_are_wanted(tmp_path: Path) -> None
     assert outer
     assert all(torch.equal(train(False)[name], before[name]) for name in outer)
     assert not any(torch.equal(train(True)[name], before[name]) for name in outer)
+
+
+@pytest.mark.parametrize("name", ["finetune", "reconstruct"])
+@pytest.mark.parametrize("dtype", [DType.float32, *rarely([DType.bfloat16])])
+def test_scales_of_quantized_components_are_trained(name: str, dtype: DType, tmp_path: Path) -> None:
+    """Integers stay, and the model comes nearer to the base; interrupted, it ends with the same scales."""
+
+    def start(folder: str, stopping: Stopping | None = None) -> RunTrainer:
+        model = load_family("llama", tmp_path, dtype)
+        names = choose(model)
+        (tmp_path / folder).mkdir(exist_ok=True)
+        prune(model, names[:2])
+        quantized = quantize(model, names[2:])
+        return make_trainer(model, tmp_path / folder, names[:2], quantized=quantized, stopping=stopping or Stopping())
+
+    whole = start("whole")
+    matrices = {each: scales.matrix for each, scales in whole.trained.scales.items()}
+    error = measure_error(whole)
+    recover(RECOVERIES[name], whole)
+    assert measure_error(whole) < error
+    for each, matrix in matrices.items():
+        found = whole.trained.scales[each].find_matrix()
+        assert torch.equal(found.integers, matrix.integers) and not torch.equal(found.scales, matrix.scales)
+        assert torch.equal(whole.model.read(each), found.dense())
+    with pytest.raises(Stopped):
+        RECOVERIES[name].recover(start("parts", stop_after(1)))
+    parts = start("parts")
+    recover(RECOVERIES[name], parts)
+    for trainer in (parts, start("parts")):
+        for each, scales in whole.trained.scales.items():
+            assert torch.equal(scales.logarithms, trainer.trained.scales[each].logarithms)
+            assert torch.equal(trainer.model.read(each), whole.model.read(each))
 
 
 @pytest.mark.parametrize("recovery", [Finetune(steps=20, batch=4, learning_rate=1e30), Reconstruct(20, 1e30)])

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.contracts import Recovery
+from compressor.contracts import Context, QuantizedMatrix, Recovery
 from compressor.data.reference import Reference, build_reference
 from compressor.data.texts import sample_sequences
 from compressor.models import Model, load_model
 from compressor.progress import Silent
 from compressor.recovery.run_trainer import RunTrainer
-from compressor.recovery.trained_weights import TrainedWeights
+from compressor.recovery.trained_weights import TrainedWeights, make_scales
 from compressor.settings import ComponentSettings, Device, DType, ModelSettings
+from compressor_plugins.quantization.int4 import Int4
 from tests.support.families import save_checkpoint
 from tests.support.references import random_prefixes
 
@@ -38,13 +39,30 @@ def prune(model: Model, names: Collection[str], share: float = 0.5) -> dict[str,
     return gone
 
 
+def quantize(model: Model, names: Collection[str], group: int = 8) -> dict[str, QuantizedMatrix]:
+    """Set these components to int4; returns their integers and scales."""
+    matrices = {}
+    for name in names:
+        int4, component = Int4(group=group), model.components[name]
+        made = int4.compress(model.read(name), int4.offer(component).levels[0], Context(component))
+        assert made.quantized is not None
+        model.write(name, made.dense())
+        matrices[name] = made.quantized
+    return matrices
+
+
 def make_trainer(model: Model, folder: Path, pruned: Collection[str], **options: Any) -> RunTrainer:  # noqa: ANN401
-    """A trainer of a model whose components `pruned` were pruned, on 12 windows of 10 tokens of the base."""
+    """A trainer of a model whose components `pruned` were pruned, on 12 windows of 10 tokens of the base.
+
+    `quantized` are components that were quantized, by name.
+    """
     settings = ModelSettings(str(model.folder), device=Device.cpu, dtype=DType[str(model.dtype).removeprefix("torch.")])
     base = load_model(settings)
+    quantized: dict[str, QuantizedMatrix] = options.pop("quantized", {})
+    frozen = frozenset(options.pop("frozen", ()))
     return RunTrainer(
         model,
-        TrainedWeights(model, frozenset(pruned), frozenset(options.pop("frozen", ()))),
+        TrainedWeights(model, frozenset(pruned), frozen | quantized.keys(), make_scales(model, quantized)),
         sample_sequences(base, 12, 10, 0),
         make_reference(base),
         (settings, ComponentSettings()),
