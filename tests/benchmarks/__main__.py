@@ -28,7 +28,7 @@ BENCHMARKS = (
     "loading",
     "load",
 )
-ON_REQUEST = ("gpu", "memory", "pruners")
+ON_REQUEST = ("gpu", "memory", "pruners", "training")
 """Benchmarks that run only when they are named: they need a GPU, or hours."""
 
 
