@@ -315,7 +315,7 @@ def execute(
                     Run(settings, folder, tracker, record, state, progress).execute(plugins)
                     require_held(folder)
                     write_report(record, folder)
-                    tracker.log_final(record, heat_map_svg(record.components), folder)
+                    tracker.log_final(record, partial(heat_map_svg, record.components), folder)
             except Exception as error:
                 record.status, record.error = "failed", str(error) or type(error).__name__
                 with suppress(OutputError):  # a full disk, or a folder that is gone; the first failure says more

@@ -62,8 +62,11 @@ class Tracker:
     def log_training(self, point: TrainingPoint) -> None:
         """Log a point of the training after a round."""
 
-    def log_final(self, record: Record, heat_map_svg: str, folder: Path) -> None:
-        """Log a complete run: its record, the heat map of its components, and the plan and the report in `folder`."""
+    def log_final(self, record: Record, draw_heat_map: Callable[[], str], folder: Path) -> None:
+        """Log a complete run: its record, the heat map of its components, and the plan and the report in `folder`.
+
+        `draw_heat_map` gives an SVG; it is called only if that is logged.
+        """
 
 
 class WandbTracker(Tracker):
@@ -81,9 +84,9 @@ class WandbTracker(Tracker):
     def log_training(self, point: TrainingPoint) -> None:
         self.attempt(lambda: self.run.log(flatten_point(point)))
 
-    def log_final(self, record: Record, heat_map_svg: str, folder: Path) -> None:
+    def log_final(self, record: Record, draw_heat_map: Callable[[], str], folder: Path) -> None:
         self.attempt(lambda: self.run.summary.update(flatten_record(record)))
-        self.attempt(lambda: self.log_media(record.components, heat_map_svg))
+        self.attempt(lambda: self.log_media(record.components, draw_heat_map()))
         # The plan is not copied: it may be large, and `wandb sync` reads it in the run's folder. The report is copied:
         # its page may be built anew, and `wandb sync` refuses a file that has changed.
         self.attempt(lambda: self.log_files("plan", folder, PLAN_FILES, copies=False))

@@ -93,7 +93,7 @@ def log_everything(tracker: Tracker, folder: Path, rows: tuple[float, ...] | Non
         (folder / name).write_text(f"what {name} says")
     tracker.log_round(1, make_round(0.2, 40.0))
     tracker.log_round(2, make_round(0.5, 16.4))
-    tracker.log_final(make_record(), "<svg><title>ä</title></svg>", folder)
+    tracker.log_final(make_record(), lambda: "<svg><title>ä</title></svg>", folder)
 
 
 def read_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -200,7 +200,7 @@ def test_without_tracking_wandb_is_not_even_imported(settings: TrackingSettings,
         f"settings = TrackingSettings({str(settings.backend)!r}, {settings.mode})\n"
         f"with open_tracker(settings, Path({str(tmp_path / 'run')!r}), {{}}, RunLabel('x')) as tracker:\n"
         "    assert type(tracker) is Tracker\n"
-        "    tracker.log_round(1, None); tracker.log_final(None, '', None)\n"
+        "    tracker.log_round(1, None); tracker.log_final(None, str, None)\n"
         "assert not {'wandb', 'torch'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
