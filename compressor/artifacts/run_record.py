@@ -1,5 +1,6 @@
 """The data of a run: the layout of report.json."""
 
+import functools
 import importlib.metadata
 import platform
 import time
@@ -237,11 +238,16 @@ class Record:
 
 def collect_versions() -> dict[str, str]:
     """Versions of all packages that can change a result."""
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES.split():
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
+    found = {name: find_version(name) for name in PACKAGES.split()}
+    return {"python": platform.python_version()} | {name: version for name, version in found.items() if version}
+
+
+@functools.cache
+def find_version(package: str) -> str | None:
+    """The version of an installed package, read once in a process; None if it is not installed."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
 
 
 class Timed(Protocol):

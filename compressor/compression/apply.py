@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -50,18 +50,27 @@ class Unchanged:
 class Treatments:
     """The compressors of a run: those `configured`, by name, and all `installed` ones, which a plan may use.
 
-    `calibration` holds the calibration data of the current model; None if none were gathered.
+    `calibration` holds the calibration data of the current model; None if none were gathered. `built` holds compressors
+    with the options of treatments: many components have the same.
     """
 
     configured: Mapping[str, Compressor]
     installed: Registry[Compressor]
     seed: int = 0
     calibration: Calibration | None = None
+    built: dict[str, Compressor] = field(default_factory=dict, init=False, repr=False)
 
     def resolve(self, treatment: Treatment) -> Compressor:
         """The compressor with the options of the treatment, else the configured ones, else the defaults."""
         if treatment.compressor in self.configured and not treatment.options:
             return self.configured[treatment.compressor]
+        key = repr((treatment.compressor, sorted(treatment.options.items())))
+        if key not in self.built:
+            self.built[key] = self.build(treatment)
+        return self.built[key]
+
+    def build(self, treatment: Treatment) -> Compressor:
+        """The compressor with the options of the treatment."""
         cls = self.installed[treatment.compressor]
         known = option_names(cls)
         for name in treatment.options:
