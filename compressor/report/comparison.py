@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compressor.artifacts.files import read_regular, write_json
-from compressor.artifacts.run_files import list_jobs
+from compressor.artifacts.run_files import COMPARISON, list_jobs
 from compressor.artifacts.run_folder import FAILED, read_status
 from compressor.artifacts.run_record import Record
 from compressor.contracts import Score
@@ -31,7 +31,6 @@ from compressor.report.formatting import (
 )
 from compressor.report.run_report import JSON_NAME, choose_metrics, read_report
 
-COMPARISON_NAME = "comparison.json"
 WIDEST_SETTINGS = 22
 """Longer settings are folded where the terminal is narrow."""
 MISSED, REFUSED = "missing", "refused"
@@ -88,7 +87,7 @@ def read_jobs(folder: Path, failures: Mapping[str, str] = MappingProxyType({})) 
 def write_comparison(folder: Path, failures: Mapping[str, str] = MappingProxyType({})) -> list[Job]:
     """Write the comparison.json of a multirun: a row for each job, in their order, also for those that failed."""
     jobs = read_jobs(folder, failures)
-    write_json(folder / COMPARISON_NAME, [job.to_json() for job in jobs])
+    write_json(folder / COMPARISON, [job.to_json() for job in jobs])
     return jobs
 
 
