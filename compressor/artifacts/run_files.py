@@ -34,6 +34,8 @@ MULTIRUN = ("multirun.yaml", COMPARISON)
 """What stands in the folder of a multirun beside those of its jobs."""
 BEGINNING = frozenset({MARK, "multirun.yaml", *HYDRA_FILES})
 """Files that are written before anything is done."""
+UNFINISHED = re.compile(rf"\.({'|'.join(map(re.escape, sorted({*BEGINNING, COMPARISON})))})\.\w+\.tmp")
+"""What a process that was killed leaves of these files, and of the table of a multirun."""
 SAVED = ".model-files.jsonl"
 """The names of the files in `model`, in a line for each time it was saved."""
 STATE_FILE = re.compile(r"run\.json|\..+\.tmp|(round-)?[0-9]+\.safetensors")
@@ -110,6 +112,11 @@ def find_leftovers(folder: Path) -> list[Path]:
     return [path for pattern in patterns for path in folder.glob(pattern)]
 
 
+def find_unfinished(folder: Path) -> list[Path]:
+    """What is only half-written of the first files of a run, or of the table of a multirun."""
+    return [path for path in (*folder.iterdir(), *list_files(folder / HYDRA_FOLDER)) if UNFINISHED.fullmatch(path.name)]
+
+
 def list_files(folder: Path) -> list[Path]:
     """Everything in the folder and its subfolders that is no folder, links included, sorted."""
     found = []
@@ -152,4 +159,5 @@ def remove_state(folder: Path) -> None:
 
 def is_unused(folder: Path) -> bool:
     """Whether nothing was done in the folder: it holds only what is written before that."""
-    return all(path.name in BEGINNING and not path.is_symlink() for path in list_files(folder))
+    files = [path for path in list_files(folder) if not UNFINISHED.fullmatch(path.name)]
+    return all(path.name in BEGINNING and not path.is_symlink() for path in files)

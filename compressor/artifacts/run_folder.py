@@ -28,6 +28,7 @@ from compressor.artifacts.run_files import (
     find_leftovers,
     find_links,
     find_misplaced,
+    find_unfinished,
     is_number,
     is_unused,
     list_jobs,
@@ -193,6 +194,8 @@ def held_folder(folder: Path, multirun: bool = False) -> Iterator[None]:
     descriptor = open_mark(folder / MARK, another)
     try:
         _lock(descriptor, folder)
+        for left in find_unfinished(folder):
+            remove_file(left)
         _require_room(folder, another)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
