@@ -277,8 +277,8 @@ def test_a_file_in_place_of_a_folder_is_refused_before_anything_starts(
 @pytest.mark.parametrize(
     "name",
     ["compressor.log", "status.json", "report.json", "scores.jsonl", "model.gguf", ".model-files.jsonl",
-     "multirun.yaml", "comparison.json", ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", ".hydra/arguments.json",
-     "state/run.json", "state/answers/000000.safetensors", "model", "state", ".hydra", "7"],
+     "multirun.yaml", "comparison.json", ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml",
+     ".hydra/arguments.json", "state/run.json", "state/answers/000000.safetensors", "model", "state", ".hydra", "7"],
 )  # fmt: skip
 @pytest.mark.parametrize("status", [FAILED, DONE])
 def test_a_pipe_in_place_of_a_file_is_refused(name: str, status: str, tmp_path: Path) -> None:
