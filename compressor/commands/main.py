@@ -93,7 +93,8 @@ def run_jobs(arguments: Sequence[str], terminal: Terminal) -> int:
     place = choose_place(arguments, plugins)
     failures = Failures(terminal)
     command = shlex.join(["compressor", "run", *arguments])
-    job = make_job(plugins, terminal, failures, place, command)
+    asked: dict[str, list[str]] = {}
+    job = make_job(plugins, terminal, failures, place, command, asked)
     if place.folder is None:
         with showing():
             launch(place, job)
@@ -104,7 +105,7 @@ def run_jobs(arguments: Sequence[str], terminal: Terminal) -> int:
             launch(place, job)
         if place.multirun and any((folder / STATUS).is_file() for folder in list_jobs(place.folder)):
             with failures.caught(place.folder):
-                show_comparison(place.folder, failures.lines, terminal)
+                show_comparison(place.folder, failures.lines, asked, terminal)
     return failures.status
 
 
@@ -348,9 +349,17 @@ def raising_hydra() -> Iterator[None]:
 
 
 def make_job(
-    plugins: Plugins, terminal: Terminal, failures: Failures, place: Place, command: str
+    plugins: Plugins,
+    terminal: Terminal,
+    failures: Failures,
+    place: Place,
+    command: str,
+    asked: dict[str, list[str]],
 ) -> Callable[[DictConfig], float | None]:
-    """The function that Hydra calls for each configuration. It returns the first metric, for Hydra's optimisers."""
+    """The function that Hydra calls for each configuration. It returns the first metric, for Hydra's optimisers.
+
+    It puts the overrides of each job into `asked`, by the name of its folder.
+    """
 
     def job(config: DictConfig) -> float | None:
         with stop.at_once():
@@ -360,7 +369,7 @@ def make_job(
             from compressor.tracking.run_label import make_label
 
         folder, overrides = Path(HydraConfig.get().runtime.output_dir), list(HydraConfig.get().overrides.task)
-        alone = not place.multirun
+        alone, asked[folder.name] = not place.multirun, overrides
         if not alone:
             terminal.say(f"job {HydraConfig.get().job.num}: {' '.join(overrides)}")
         prefix = "" if alone else f"job {HydraConfig.get().job.num}: "
@@ -419,12 +428,14 @@ def make_forecast_job(
     return job
 
 
-def show_comparison(folder: Path, failures: Mapping[str, str], terminal: Terminal) -> None:
-    """Show and write the table of a multirun, failed jobs included; `failures` are those of this start."""
+def show_comparison(
+    folder: Path, failures: Mapping[str, str], asked: Mapping[str, list[str]], terminal: Terminal
+) -> None:
+    """Show and write the table of a multirun, failed jobs included; `failures` and `asked` are those of this start."""
     from compressor.report.comparison import make_comparison_table, read_jobs, write_comparison
 
-    terminal.show(make_comparison_table(read_jobs(folder, failures)))  # first, because the disk may be full
-    write_comparison(folder, failures)
+    terminal.show(make_comparison_table(read_jobs(folder, failures, asked)))  # first, because the disk may be full
+    write_comparison(folder, failures, asked)
     terminal.say(f"comparison: {folder / 'comparison.json'}")
 
 

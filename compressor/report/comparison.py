@@ -67,14 +67,19 @@ class Job:
         }
 
 
-def read_jobs(folder: Path, failures: Mapping[str, str] = MappingProxyType({})) -> list[Job]:
+def read_jobs(
+    folder: Path,
+    failures: Mapping[str, str] = MappingProxyType({}),
+    asked: Mapping[str, list[str]] = MappingProxyType({}),
+) -> list[Job]:
     """The runs in the numbered folders of a multirun, 10 after 9. Raises OutputError where there is none.
 
-    `failures` are the errors of jobs that failed now, by their number. Nothing else in their folders is theirs.
+    `failures` are the errors of jobs that failed now, by their number. Nothing else in their folders is theirs. `asked`
+    are the overrides of jobs as they were given now: a job that is done keeps those of its own start.
     """
     if not folder.is_dir():
         raise OutputError(f"{folder} is not a folder; give the folder of several runs, started with -m")
-    jobs = [_read_job(job, failures.get(job.name)) for job in list_jobs(folder)]
+    jobs = [_read_job(job, failures.get(job.name), asked.get(job.name)) for job in list_jobs(folder)]
     if not jobs:
         raise OutputError(f"no runs in {folder}; give the folder of several runs, started with -m")
     known = [set(job.overrides) for job in jobs if job.overrides or job.record.status != MISSED]
@@ -84,9 +89,13 @@ def read_jobs(folder: Path, failures: Mapping[str, str] = MappingProxyType({})) 
     return jobs
 
 
-def write_comparison(folder: Path, failures: Mapping[str, str] = MappingProxyType({})) -> list[Job]:
+def write_comparison(
+    folder: Path,
+    failures: Mapping[str, str] = MappingProxyType({}),
+    asked: Mapping[str, list[str]] = MappingProxyType({}),
+) -> list[Job]:
     """Write the comparison.json of a multirun: a row for each job, in their order, also for those that failed."""
-    jobs = read_jobs(folder, failures)
+    jobs = read_jobs(folder, failures, asked)
     write_json(folder / COMPARISON, [job.to_json() for job in jobs])
     return jobs
 
@@ -141,7 +150,7 @@ def shorten_settings(settings: Sequence[Sequence[str]]) -> list[str]:
     return ["\n".join(map(shorten, overrides)) for overrides in settings]
 
 
-def _read_job(folder: Path, failure: str | None) -> Job:
+def _read_job(folder: Path, failure: str | None, asked: list[str] | None) -> Job:
     try:
         record = read_report(folder)
     except OutputError as problem:
@@ -153,7 +162,7 @@ def _read_job(folder: Path, failure: str | None) -> Job:
     if failure is not None and record.status != FAILED:
         has_begun = read_status(folder).get("status") == FAILED
         record = Record(FAILED if has_begun else REFUSED, {}, {}, record.command, error=failure)
-    return Job(folder, record, _read_overrides(folder, record.command))
+    return Job(folder, record, _read_overrides(folder, record.command) if asked is None else list(asked))
 
 
 def _read_overrides(job: Path, command: str) -> list[str]:
