@@ -51,8 +51,11 @@ def test_a_signal_while_modules_are_imported_is_one_line(name: str, signum: sign
 @pytest.mark.parametrize(
     "name", ["hydra", *rarely(["compressor.commands.main", "compressor_plugins.metrics", "torch"])]
 )
-def test_a_signal_while_resume_begins_names_the_command_that_goes_on(name: str, tmp_path: Path) -> None:
-    """Also with a flag, and from whatever directory."""
+def test_a_signal_while_resume_begins_names_the_command_that_goes_on(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with other arguments."""
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "a run"
     with held_folder(folder):
         write_command(folder, RUN[1:], None)
