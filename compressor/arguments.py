@@ -11,6 +11,8 @@ def read_path(name: str, value: str | os.PathLike[str]) -> Path:
     given = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(given, str):
         raise ConfigError(f"`{name}` must be a path, got {value!r:.80}; give a text or a pathlib.Path")
+    if not given:
+        raise ConfigError(f"`{name}` must be a path, got ''; give one, such as '.' for the working directory")
     return Path(given)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,11 +26,16 @@ FOLDERS = ("model", "model-unverified")
 LOG = "compressor.log"
 HYDRA_FOLDER = ".hydra"
 HYDRA = frozenset({HYDRA_FOLDER, LOG})
-"""What Hydra writes into the folder of a job before the job starts."""
-MULTIRUN = ("multirun.yaml", "comparison.json")
+"""The record of a configuration and the log, which a job writes before anything else."""
+HYDRA_FILES = ("config.yaml", "hydra.yaml", "overrides.yaml", "arguments.json")
+"""What stands in `.hydra`."""
+COMPARISON = "comparison.json"
+MULTIRUN = ("multirun.yaml", COMPARISON)
 """What stands in the folder of a multirun beside those of its jobs."""
-BEGINNING = frozenset({MARK, "config.yaml", "hydra.yaml", "overrides.yaml", "arguments.json", "multirun.yaml"})
+BEGINNING = frozenset({MARK, "multirun.yaml", *HYDRA_FILES})
 """Files that are written before anything is done."""
+UNFINISHED = re.compile(rf"\.({'|'.join(map(re.escape, sorted({*BEGINNING, COMPARISON})))})\.\w+\.tmp")
+"""What a process that was killed leaves of these files, and of the table of a multirun."""
 SAVED = ".model-files.jsonl"
 """The names of the files in `model`, in a line for each time it was saved."""
 STATE_FILE = re.compile(r"run\.json|\..+\.tmp|(round-)?[0-9]+\.safetensors")
@@ -52,13 +58,26 @@ def find_links(folder: Path) -> Iterator[Path]:
         yield from (path for path in list_files(folder / name) if path.is_symlink())
 
 
-def find_misplaced(folder: Path) -> Iterator[Path]:
-    """Files in place of folders of a run or a multirun, and folders in place of its files."""
+def find_misplaced(folder: Path) -> Iterator[tuple[Path, str]]:
+    """What is no regular file in place of a file of a run or a multirun, or no folder in place of a folder of it.
+
+    The text says which of the two a run writes there. Opening a pipe could take for ever.
+    """
     folders, files = {STATE, HYDRA_FOLDER, *FOLDERS}, {STATUS, SAVED, LOG, *FILES, *MULTIRUN}
     for path in sorted(folder.iterdir()):
-        is_needed = path.name in folders or is_number(path.name)
-        if (path.name in files and path.is_dir()) or (is_needed and not path.is_dir()):
-            yield path
+        if path.name in files and not path.is_file():
+            yield path, "a file"
+        if (path.name in folders or is_number(path.name)) and not path.is_dir():
+            yield path, "a folder"
+    inside = [folder / HYDRA_FOLDER / name for name in HYDRA_FILES] + list_files(folder / STATE)
+    yield from ((path, "a file") for path in inside if path.exists() and not path.is_file())
+
+
+def name_kind(path: Path) -> str:
+    """What a path is, in words."""
+    mode = path.stat().st_mode
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFREG: "a file", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def is_number(name: str) -> bool:
@@ -68,7 +87,7 @@ def is_number(name: str) -> bool:
 
 def separate_links(folder: Path) -> None:
     """Copy the files that are written in place where they are hard links, so that another folder's files stay."""
-    for path in [folder / name for name in (MARK, LOG, SAVED)] + list_files(folder / HYDRA_FOLDER):
+    for path in [folder / name for name in (MARK, LOG, SAVED, *MULTIRUN)] + list_files(folder / HYDRA_FOLDER):
         with suppress(OSError):
             if path.is_file() and not path.is_symlink() and path.stat().st_nlink > 1:
                 write_bytes(path, path.read_bytes())
@@ -91,6 +110,11 @@ def find_leftovers(folder: Path) -> list[Path]:
     patterns = [f".{name}.*.tmp" for name in (*FILES, STATUS, "verification", "room")]
     patterns += [f".{name}.{end}" for name in FOLDERS for end in ("partial", "old")]
     return [path for pattern in patterns for path in folder.glob(pattern)]
+
+
+def find_unfinished(folder: Path) -> list[Path]:
+    """What is only half-written of the first files of a run, or of the table of a multirun."""
+    return [path for path in (*folder.iterdir(), *list_files(folder / HYDRA_FOLDER)) if UNFINISHED.fullmatch(path.name)]
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -135,4 +159,5 @@ def remove_state(folder: Path) -> None:
 
 def is_unused(folder: Path) -> bool:
     """Whether nothing was done in the folder: it holds only what is written before that."""
-    return all(path.name in BEGINNING and not path.is_symlink() for path in list_files(folder))
+    files = [path for path in list_files(folder) if not UNFINISHED.fullmatch(path.name)]
+    return all(path.name in BEGINNING and not path.is_symlink() for path in files)

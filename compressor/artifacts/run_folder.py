@@ -20,7 +20,6 @@ from compressor.artifacts.files import make_folder, parse_json, read_regular, re
 from compressor.artifacts.run_files import (
     FILES,
     FOLDERS,
-    HYDRA,
     MARK,
     SAVED,
     STATE,
@@ -29,9 +28,11 @@ from compressor.artifacts.run_files import (
     find_leftovers,
     find_links,
     find_misplaced,
+    find_unfinished,
     is_number,
     is_unused,
     list_jobs,
+    name_kind,
     separate_links,
 )
 from compressor.errors import OutputError
@@ -82,7 +83,7 @@ def check_folder(folder: Path, inputs: Iterable[tuple[str, Path]], multirun: boo
         raise OutputError(f"{folder} is the folder of a multirun, and no single run can use it; {another}")
     for job in jobs:
         if read_status(job).get("status") == DONE:
-            _refuse_obstacles(job, multirun)  # Hydra writes there before we know that it is done
+            _refuse_obstacles(job, multirun)  # nothing is written there, but its results are read
         else:
             check_content(job, multirun)
 
@@ -104,7 +105,7 @@ def check_content(folder: Path, multirun: bool = False) -> None:
     multirun = multirun or is_job(place)
     another, status = name_another(multirun), read_status(place)
     try:
-        found = sorted(entry.name for entry in place.iterdir() if entry.name not in HYDRA) if place.is_dir() else None
+        found = sorted(entry.name for entry in place.iterdir()) if place.is_dir() else None
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
         reason = getattr(error, "strerror", None) or "not a valid path"
         raise OutputError(f"the folder for results {str(folder)!r:.200} cannot be used: {reason}; {another}") from None
@@ -143,9 +144,10 @@ def _refuse_obstacles(folder: Path, multirun: bool) -> None:
     place, another = resolve(folder), name_another(multirun)
     for link in find_links(place):
         raise OutputError(f"{link} is a link, and a run writes nothing through a link; remove it, or {another}")
-    for path in find_misplaced(place):
-        found, wanted = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
-        raise OutputError(f"{path} is {found}, and a run writes {wanted} of this name; move it away, or {another}")
+    for path, wanted in find_misplaced(place):
+        raise OutputError(
+            f"{path} is {name_kind(path)}, and a run writes {wanted} of this name; move it away, or {another}"
+        )
 
 
 def _refuse_foreign(folder: Path, found: Sequence[str], fix: str) -> None:
@@ -192,6 +194,8 @@ def held_folder(folder: Path, multirun: bool = False) -> Iterator[None]:
     descriptor = open_mark(folder / MARK, another)
     try:
         _lock(descriptor, folder)
+        for left in find_unfinished(folder):
+            remove_file(left)
         _require_room(folder, another)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
@@ -202,6 +206,17 @@ def held_folder(folder: Path, multirun: bool = False) -> Iterator[None]:
         if place in missing or is_empty:
             _remove_unused(place, missing)
         os.close(descriptor)
+
+
+def mark_folder(folder: Path) -> None:
+    """Create and mark the folder of a job, in a multirun that this process holds; raises OutputError.
+
+    Files that it shares with another folder by hard links are its own afterwards.
+    """
+    another = name_another(is_job(resolve(folder)))
+    make_folder(folder, another)
+    separate_links(folder)
+    os.close(open_mark(folder / MARK, another))
 
 
 def _remove_unused(folder: Path, created: Sequence[Path]) -> None:
@@ -319,8 +334,9 @@ def overwrite_status(folder: Path, status: str, command: str, files: Sequence[st
         content = json.dumps(describe_status(status, command, files)).encode()
         descriptor = os.open(folder / STATUS, os.O_WRONLY | os.O_NOFOLLOW)
         try:
-            if len(content) <= (size := os.fstat(descriptor).st_size):
-                os.pwrite(descriptor, content.ljust(size), 0)
+            found = os.fstat(descriptor)
+            if len(content) <= found.st_size and found.st_nlink == 1:  # else another folder shares the file
+                os.pwrite(descriptor, content.ljust(found.st_size), 0)
         finally:
             os.close(descriptor)
 

@@ -40,6 +40,12 @@ class RunState:
     accepted: Collection[str] = ()
     answers: Answers = field(default_factory=Answers)
 
+    def begin(self) -> None:
+        """Write run.json, once status.json says that the run works here. A state without answers is removed before."""
+        if not self.answers.found:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.write()
+
     def confirm(self, facts: Mapping[str, Any]) -> None:
         """Compare what results depend on with what it was; raises ConfigError where it differs and is not accepted.
 
@@ -96,7 +102,8 @@ def open_state(
 ) -> RunState:
     """The state of an interrupted run, if `run_folder` has one, else a new one; its answers are read into `answers`.
 
-    Raises ConfigError if the interrupted run has answers, and its configuration was another one.
+    Nothing is written before `begin`. Raises ConfigError if the interrupted run has answers, and its configuration was
+    another one.
     """
     folder, plain, earlier = run_folder / STATE, to_strict(config), None
     with suppress(OutputError):  # a damaged state is of no use to this run
@@ -106,9 +113,6 @@ def open_state(
     if earlier is not None and answers.load():
         refuse_differences(run_folder, list_differences(earlier.config, plain), accepted)
         state.command, state.tracker_id, state.facts = earlier.command, earlier.tracker_id, earlier.facts
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-    state.write()
     return state
 
 

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from compressor.commands.stopping import stop
 
@@ -17,8 +19,15 @@ def open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))
 
 
+def find_resumed(arguments: Sequence[str]) -> Path | None:
+    """The folder that `compressor resume` is to go on with; None in other commands, and if there is no such folder."""
+    words = [argument for argument in arguments if argument != "--debug"]
+    return Path(words[1]).absolute() if words[:1] == ["resume"] and os.path.isdir("".join(words[1:2])) else None
+
+
 def main() -> None:
     """Run the command line; the process ends with its exit status."""
+    stop.folder = find_resumed(sys.argv[1:])
     stop.listen()
     open_closed_streams()
     with stop.at_once():

@@ -2,6 +2,13 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from compressor.commands.terminal import CleanFormatter
+
+FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class LogFile(logging.FileHandler):
@@ -24,3 +31,23 @@ class LogFile(logging.FileHandler):
             return
         self.is_given_up = True
         sys.stderr.write(f"WARNING: {self.baseFilename} cannot be written: {error.strerror}; the run goes on\n")
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Inside, all that is logged goes to the file `path` too, which the first line opens."""
+    file, root = LogFile(path, encoding="utf-8", delay=True), logging.getLogger()
+    file.setFormatter(CleanFormatter(FORMAT))
+    root.addHandler(file)
+    try:
+        yield
+    finally:
+        root.removeHandler(file)
+        with suppress(OSError):  # a disk that is full, of which a line was said
+            file.close()
+
+
+def find_log() -> Path | None:
+    """The file to which all that is logged goes now; None if there is none."""
+    found = (handler.baseFilename for handler in logging.getLogger().handlers if isinstance(handler, LogFile))
+    return next(map(Path, found), None)

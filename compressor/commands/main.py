@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from compressor.artifacts.files import is_full_disk
-from compressor.artifacts.run_files import LOG, STATUS, list_jobs
+from compressor.artifacts.run_files import STATUS, list_jobs
 from compressor.artifacts.run_folder import DONE, check_folder, held_folder, name_another, read_status
 from compressor.commands.checked_overrides import (
     check_sweeps,
@@ -39,6 +39,7 @@ from compressor.commands.command_record import (
     check_jobs,
     describe_jobs,
     find_directory,
+    is_multirun_done,
     read_arguments,
     write_command,
 )
@@ -54,6 +55,8 @@ from compressor.commands.config import (
     store_schemas,
 )
 from compressor.commands.hydra_outputs import check_outputs
+from compressor.commands.job_files import recorded_job
+from compressor.commands.log_file import find_log
 from compressor.commands.overrides import quote
 from compressor.commands.stopping import Stopped, find_stopped, stop
 from compressor.commands.terminal import LenientStream, Terminal, protect_output
@@ -90,7 +93,8 @@ def run_jobs(arguments: Sequence[str], terminal: Terminal) -> int:
     place = choose_place(arguments, plugins)
     failures = Failures(terminal)
     command = shlex.join(["compressor", "run", *arguments])
-    job = make_job(plugins, terminal, failures, place, command)
+    asked: dict[str, list[str]] = {}
+    job = make_job(plugins, terminal, failures, place, command, asked)
     if place.folder is None:
         with showing():
             launch(place, job)
@@ -101,7 +105,7 @@ def run_jobs(arguments: Sequence[str], terminal: Terminal) -> int:
             launch(place, job)
         if place.multirun and any((folder / STATUS).is_file() for folder in list_jobs(place.folder)):
             with failures.caught(place.folder):
-                show_comparison(place.folder, failures.lines, terminal)
+                show_comparison(place.folder, failures.lines, asked, terminal)
     return failures.status
 
 
@@ -125,7 +129,7 @@ def resume(arguments: Sequence[str], terminal: Terminal) -> int:
     accepted = [argument for argument in arguments if RESUME.match(argument)]
     given = [argument for argument in arguments if argument not in accepted]
     is_setting = ["=" in argument for argument in given]
-    if not given or (is_setting[0] and not Path(given[0]).exists()) or not all(is_setting[1:]):
+    if not given or not given[0] or (is_setting[0] and not Path(given[0]).exists()) or not all(is_setting[1:]):
         raise ConfigError(
             f"`compressor resume` takes a folder, and resume.accept=[…], got {shlex.join(arguments) or 'nothing'}; "
             "give that of the run, for example compressor resume outputs/2026-11-27/12-00-00"
@@ -133,6 +137,9 @@ def resume(arguments: Sequence[str], terminal: Terminal) -> int:
     folder, trusted = Path(given[0]), given[1:]
     if read_status(folder).get("status") == DONE:
         terminal.say(f"the run in {folder} is done; there is nothing to go on with")
+        return 0
+    if is_multirun_done(folder):
+        terminal.say(f"all jobs of the multirun in {folder} are done; there is nothing to go on with")
         return 0
     arguments = read_arguments(folder, trusted)
     with working_where_started(folder, terminal):
@@ -174,7 +181,7 @@ class Failures:
 
     @contextmanager
     def caught(self, folder: Path, prefix: str = "") -> Iterator[None]:
-        """A failure in the block is one line; the traceback of a bug goes to the log in `folder`."""
+        """A failure of a job in `folder` is one line; the traceback of a bug goes to its log."""
         try:
             yield
         except CompressorError as error:
@@ -186,8 +193,8 @@ class Failures:
                 raise stopped from None
             if self.shows_whole:
                 raise
-            log.debug("a failure", exc_info=True)
-            status, line = describe_failure(error, folder / LOG)
+            log.info("a failure", exc_info=True)
+            status, line = describe_failure(error, find_log())
             self.show(status, folder, prefix, line)
 
     def show(self, status: int, folder: Path, prefix: str, line: str) -> None:
@@ -283,6 +290,8 @@ def read_place(arguments: Sequence[str], parsed: Namespace, plugins: Plugins, ma
         chosen = config.sweep.dir if multirun else config.run.dir
     except OmegaConfBaseException as error:
         raise ConfigError(f"`{key}`: {one_line(error)}; give a folder without ${{…}}, or escape it by \\${{") from None
+    if not (chosen or "").strip():
+        raise ConfigError(f"`{key}` must be a folder, got {chosen!r}; give one, such as {key}=out, or leave it out")
     check_folder(Path(chosen), inputs, multirun)
     other = FOLDER_KEYS[not multirun]
     if any(line.lstrip("+").partition("=")[0] == other for line in parsed.overrides):
@@ -340,9 +349,17 @@ def raising_hydra() -> Iterator[None]:
 
 
 def make_job(
-    plugins: Plugins, terminal: Terminal, failures: Failures, place: Place, command: str
+    plugins: Plugins,
+    terminal: Terminal,
+    failures: Failures,
+    place: Place,
+    command: str,
+    asked: dict[str, list[str]],
 ) -> Callable[[DictConfig], float | None]:
-    """The function that Hydra calls for each configuration. It returns the first metric, for Hydra's optimisers."""
+    """The function that Hydra calls for each configuration. It returns the first metric, for Hydra's optimisers.
+
+    It puts the overrides of each job into `asked`, by the name of its folder.
+    """
 
     def job(config: DictConfig) -> float | None:
         with stop.at_once():
@@ -352,11 +369,14 @@ def make_job(
             from compressor.tracking.run_label import make_label
 
         folder, overrides = Path(HydraConfig.get().runtime.output_dir), list(HydraConfig.get().overrides.task)
-        alone = not place.multirun
+        alone, asked[folder.name] = not place.multirun, overrides
         if not alone:
             terminal.say(f"job {HydraConfig.get().job.num}: {' '.join(overrides)}")
         prefix = "" if alone else f"job {HydraConfig.get().job.num}: "
-        with failures.caught(folder, prefix), naming_multirun(place):
+        is_done = not alone and read_status(folder).get("status") == DONE
+        writing = nullcontext() if is_done else recorded_job(folder, config)  # nothing is changed in a finished job
+        # The inner one writes to the log of the job, the outer one is for a job that cannot write.
+        with failures.caught(folder, prefix), naming_multirun(place), writing, failures.caught(folder, prefix):
             settings, plain = read_config(config)
             if not alone and (value := find_finished(folder, settings, plugins, plain)) is not None:
                 terminal.say(f"{prefix}was done before")
@@ -397,7 +417,7 @@ def make_forecast_job(
             from compressor.report.forecast_report import HTML_NAME, summarize_forecast
 
         folder = Path(HydraConfig.get().runtime.output_dir)
-        with failures.caught(folder):
+        with failures.caught(folder), recorded_job(folder, config), failures.caught(folder):
             settings, plain = read_config(config)
             record = execute(settings, plugins, folder, plain, command, terminal)
             terminal.show(summarize_forecast(record))
@@ -408,12 +428,14 @@ def make_forecast_job(
     return job
 
 
-def show_comparison(folder: Path, failures: Mapping[str, str], terminal: Terminal) -> None:
-    """Show and write the table of a multirun, failed jobs included; `failures` are those of this start."""
+def show_comparison(
+    folder: Path, failures: Mapping[str, str], asked: Mapping[str, list[str]], terminal: Terminal
+) -> None:
+    """Show and write the table of a multirun, failed jobs included; `failures` and `asked` are those of this start."""
     from compressor.report.comparison import make_comparison_table, read_jobs, write_comparison
 
-    terminal.show(make_comparison_table(read_jobs(folder, failures)))  # first, because the disk may be full
-    write_comparison(folder, failures)
+    terminal.show(make_comparison_table(read_jobs(folder, failures, asked)))  # first, because the disk may be full
+    write_comparison(folder, failures, asked)
     terminal.say(f"comparison: {folder / 'comparison.json'}")
 
 

@@ -307,6 +307,7 @@ def execute(
         left_out = {*FORECAST_FILES[:2], *(() if settings.export.gguf else GGUF_FILES)}
         with recorded_status(folder, state.command, [name for name in FILES if name not in left_out]):
             try:
+                state.begin()
                 label, progress = label or RunLabel(settings.schedule.name), progress or Silent()
                 if answers.found:
                     progress.say(f"going on with {len(answers.found)} answers of the interrupted run in {folder}")

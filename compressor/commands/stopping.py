@@ -28,10 +28,10 @@ BASE_STATUS = 128
 class Stopped(Interrupted):
     """A signal asked to stop. It is no Exception, so that nothing handles it as a failure."""
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, folder: Path | None = None) -> None:
         super().__init__(signum)
         self.signum = signum
-        self.folder: Path | None = None
+        self.folder = folder
         """The folder of a run that can go on from here."""
 
     def __str__(self) -> str:
@@ -55,6 +55,8 @@ class Stop:
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self.folder: Path | None = None
+        """That of `compressor resume`, which can be given again whenever the signal comes."""
         self._defers = self._is_idle = False
         self._status: int | None = None
 
@@ -65,7 +67,7 @@ class Stop:
     def check(self) -> None:
         """Raise Stopped if a signal came."""
         if self.signum is not None:
-            raise Stopped(self.signum)
+            raise Stopped(self.signum, self.folder)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -121,10 +123,10 @@ class Stop:
             os._exit(BASE_STATUS + signum)
         self.signum = signum
         if self._is_idle:
-            _say(f"error: {Stopped(signum)}")
+            _say(f"error: {Stopped(signum, self.folder)}")
             os._exit(BASE_STATUS + signum)
         if not self._defers:
-            raise Stopped(signum)
+            raise Stopped(signum, self.folder)
         signal.setitimer(signal.ITIMER_REAL, GRACE)
         _say(f"stopping after this block of work, in at most {GRACE:.0f} s; once more stops at once")
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compressor.artifacts.files import read_regular, write_json
-from compressor.artifacts.run_files import list_jobs
+from compressor.artifacts.run_files import COMPARISON, list_jobs
 from compressor.artifacts.run_folder import FAILED, read_status
 from compressor.artifacts.run_record import Record
 from compressor.contracts import Score
@@ -31,7 +31,6 @@ from compressor.report.formatting import (
 )
 from compressor.report.run_report import JSON_NAME, choose_metrics, read_report
 
-COMPARISON_NAME = "comparison.json"
 WIDEST_SETTINGS = 22
 """Longer settings are folded where the terminal is narrow."""
 MISSED, REFUSED = "missing", "refused"
@@ -68,14 +67,19 @@ class Job:
         }
 
 
-def read_jobs(folder: Path, failures: Mapping[str, str] = MappingProxyType({})) -> list[Job]:
+def read_jobs(
+    folder: Path,
+    failures: Mapping[str, str] = MappingProxyType({}),
+    asked: Mapping[str, list[str]] = MappingProxyType({}),
+) -> list[Job]:
     """The runs in the numbered folders of a multirun, 10 after 9. Raises OutputError where there is none.
 
-    `failures` are the errors of jobs that failed now, by their number. Nothing else in their folders is theirs.
+    `failures` are the errors of jobs that failed now, by their number. Nothing else in their folders is theirs. `asked`
+    are the overrides of jobs as they were given now: a job that is done keeps those of its own start.
     """
     if not folder.is_dir():
         raise OutputError(f"{folder} is not a folder; give the folder of several runs, started with -m")
-    jobs = [_read_job(job, failures.get(job.name)) for job in list_jobs(folder)]
+    jobs = [_read_job(job, failures.get(job.name), asked.get(job.name)) for job in list_jobs(folder)]
     if not jobs:
         raise OutputError(f"no runs in {folder}; give the folder of several runs, started with -m")
     known = [set(job.overrides) for job in jobs if job.overrides or job.record.status != MISSED]
@@ -85,10 +89,14 @@ def read_jobs(folder: Path, failures: Mapping[str, str] = MappingProxyType({})) 
     return jobs
 
 
-def write_comparison(folder: Path, failures: Mapping[str, str] = MappingProxyType({})) -> list[Job]:
+def write_comparison(
+    folder: Path,
+    failures: Mapping[str, str] = MappingProxyType({}),
+    asked: Mapping[str, list[str]] = MappingProxyType({}),
+) -> list[Job]:
     """Write the comparison.json of a multirun: a row for each job, in their order, also for those that failed."""
-    jobs = read_jobs(folder, failures)
-    write_json(folder / COMPARISON_NAME, [job.to_json() for job in jobs])
+    jobs = read_jobs(folder, failures, asked)
+    write_json(folder / COMPARISON, [job.to_json() for job in jobs])
     return jobs
 
 
@@ -142,7 +150,7 @@ def shorten_settings(settings: Sequence[Sequence[str]]) -> list[str]:
     return ["\n".join(map(shorten, overrides)) for overrides in settings]
 
 
-def _read_job(folder: Path, failure: str | None) -> Job:
+def _read_job(folder: Path, failure: str | None, asked: list[str] | None) -> Job:
     try:
         record = read_report(folder)
     except OutputError as problem:
@@ -154,7 +162,7 @@ def _read_job(folder: Path, failure: str | None) -> Job:
     if failure is not None and record.status != FAILED:
         has_begun = read_status(folder).get("status") == FAILED
         record = Record(FAILED if has_begun else REFUSED, {}, {}, record.command, error=failure)
-    return Job(folder, record, _read_overrides(folder, record.command))
+    return Job(folder, record, _read_overrides(folder, record.command) if asked is None else list(asked))
 
 
 def _read_overrides(job: Path, command: str) -> list[str]:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -108,7 +109,7 @@ def test_files_of_the_user_are_not_cleared(name: str, job: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("status", [FAILED, DONE])
 def test_nothing_is_written_through_a_link(status: str, tmp_path: Path) -> None:
-    """Also not in a job of a multirun that is done: Hydra writes there before we know that."""
+    """Also not in a job of a multirun that is done."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     with held_folder(tmp_path / "many"), working_in(tmp_path / "many" / "0", "compressor run"):
@@ -119,6 +120,7 @@ def test_nothing_is_written_through_a_link(status: str, tmp_path: Path) -> None:
     ):
         check_folder(tmp_path / "many", [], multirun=True)
     (tmp_path / "new").mkdir()
+    (tmp_path / "new" / MARK).touch()
     (tmp_path / "new" / "compressor.log").symlink_to(elsewhere / "log")
     with pytest.raises(OutputError, match=r"compressor\.log is a link"):
         check_folder(tmp_path / "new", [])
@@ -270,6 +272,59 @@ def test_a_file_in_place_of_a_folder_is_refused_before_anything_starts(
         check_folder(many, [], multirun=True)
     with pytest.raises(OutputError, match=r"by hydra\.sweep\.dir=DIR$"):
         check_content(many / "3")  # as its job does
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["compressor.log", "status.json", "report.json", "scores.jsonl", "model.gguf", ".model-files.jsonl",
+     "multirun.yaml", "comparison.json", ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml",
+     ".hydra/arguments.json", "state/run.json", "state/answers/000000.safetensors", "model", "state", ".hydra", "7"],
+)  # fmt: skip
+@pytest.mark.parametrize("status", [FAILED, DONE])
+def test_a_pipe_in_place_of_a_file_is_refused(name: str, status: str, tmp_path: Path) -> None:
+    """Also in a job that is done: opening a pipe never ends."""
+    for folder in (tmp_path, tmp_path / "0"):
+        folder.mkdir(exist_ok=True)
+        (folder / MARK).touch()
+    write_status(tmp_path / "0", status, "")
+    path = tmp_path / "0" / name
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    wanted = "folder" if name in ("model", "state", ".hydra", "7") else "file"
+    said = f"{path} is a pipe, and a run writes a {wanted} of this name; move it away, or choose another by hydra.sweep"
+    with pytest.raises(OutputError, match=re.escape(said)):
+        check_folder(tmp_path, [], multirun=True)
+
+
+def test_a_socket_in_place_of_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the name of a socket must be short
+    Path(MARK).touch()
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind("compressor.log")
+        with pytest.raises(OutputError, match=r"compressor\.log is a socket, and a run writes a file of this name"):
+            check_folder(tmp_path, [])
+
+
+def test_a_status_that_is_shared_is_not_written_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks_room(path: Path, data: object) -> None:
+        raise OutputError("no room")
+
+    write_status(tmp_path, INTERRUPTED, "")
+    (tmp_path / MARK).touch()
+    other = tmp_path.parent / f"{tmp_path.name} of before"
+    os.link(tmp_path / STATUS, other)
+    before = other.read_bytes()
+    monkeypatch.setattr(run_folder, "write_json", lacks_room)
+    with pytest.raises(OutputError), working_in(tmp_path, "compressor run"):
+        pytest.fail("the disk is full")
+    assert other.read_bytes() == before
+
+
+def test_a_log_of_the_user_makes_a_folder_foreign(tmp_path: Path) -> None:
+    (tmp_path / "compressor.log").write_text("mine")
+    with pytest.raises(OutputError, match=r"has files that no command of compressor wrote: compressor\.log; choose"):
+        check_folder(tmp_path, [])
 
 
 def test_a_file_in_place_of_a_job_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from compressor.artifacts.run_files import STATUS
+from compressor.artifacts.run_folder import held_folder
+from compressor.commands.command_record import write_command
 from tests.support.command_line import call_command
 from tests.support.slow import rarely
 
@@ -43,6 +46,25 @@ def test_a_signal_while_modules_are_imported_is_one_line(name: str, signum: sign
     )
     assert (done.returncode, done.stdout) == (128 + signum, "")
     assert done.stderr == f"error: stopped by {signum.name}\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["hydra", *rarely(["compressor.commands.main", "compressor_plugins.metrics", "torch"])]
+)
+def test_a_signal_while_resume_begins_names_the_command_that_goes_on(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with other arguments."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "a run"
+    with held_folder(folder):
+        write_command(folder, RUN[1:], None)
+        code = SLOW_IMPORTS.format(name=name, signum=int(signal.SIGTERM))
+        (folder / STATUS).write_text("{}")
+    command = [sys.executable, "-c", code, "--debug", "resume", "a run", "resume.accept=[all]"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    said = f"error: stopped by SIGTERM; go on with: compressor resume '{folder}'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGTERM, "", said)
 
 
 @pytest.mark.parametrize("seconds", [0.3, *rarely([0.5, 0.8, 1.2, 2.0, 3.0])])

@@ -1,6 +1,7 @@
 """A multirun believes a finished job only if it is the job that is asked for, on the same inputs."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from compressor.artifacts.plan_file import write_plan
-from compressor.artifacts.run_folder import DONE
+from compressor.artifacts.run_folder import DONE, INTERRUPTED, read_status
 from compressor.commands import input_facts
 from compressor.commands.finished_jobs import find_finished
 from compressor.contracts import Treatment
@@ -21,6 +22,7 @@ from compressor_plugins.schedules.plan import ReplayedPlan
 from tests.support.command_line import call_command
 from tests.support.families import save_checkpoint
 from tests.support.runs import make_settings, run
+from tests.support.slow import rarely
 
 COMPONENT = "model.layers.0.mlp.up_proj"
 ROWS = 48
@@ -85,6 +87,75 @@ def test_other_weights_are_said_and_not_mixed_in_one_table(swept: Path, tmp_path
     done = call_command(place, "run", *FEW, "seed=1,2", "resume.accept=[weights]")
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.count("was done before") == 2
     assert [row[0::2] for row in read_rows(place).values()] == [(DONE, True)] * 2
+
+
+def list_states(folder: Path) -> dict[str, tuple[bytes | None, int]]:
+    """Content and time of every file and folder in a folder."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes() if path.is_file() else None, path.stat().st_mtime_ns)
+        for path in (folder, *folder.rglob("*"))
+    }
+
+
+def interrupt(job: Path) -> None:
+    """The job was not finished; a file that shares the status of before keeps it."""
+    status = read_status(job)
+    (job / "status.json").unlink()
+    (job / "status.json").write_text(json.dumps(status | {"status": INTERRUPTED}))
+
+
+def test_finished_jobs_are_not_touched(swept: Path, tmp_path: Path) -> None:
+    """Neither by a command that goes on in a copy made of hard links, nor by one that adds a job, nor by `resume`."""
+    place = Path(shutil.copytree(swept, tmp_path / "place"))
+    sweep, linked = place / "sweep", place / "linked"
+    (sweep / "0" / "compressor.log").write_text("mine")
+    shutil.copytree(sweep, linked, copy_function=os.link)
+    interrupt(linked / "1")
+    before, copy = list_states(sweep), list_states(linked / "0")
+    done = call_command(place, "resume", "linked")
+    assert (done.returncode, done.stderr) == (0, "") and "job 0: was done before" in done.stdout
+    assert list_states(sweep) == before and list_states(linked / "0") == copy
+    assert read_status(linked / "1")["status"] == DONE
+    done = call_command(place, "run", *FEW, "seed=1,2,3")
+    assert (done.returncode, done.stderr) == (0, "")
+    after = list_states(sweep)
+    assert {name: state for name, state in after.items() if name[0] in "01"} == {
+        name: state for name, state in before.items() if name[0] in "01"
+    }
+    assert len(read_rows(place)) == 3
+    done = call_command(place, "resume", "sweep")
+    said = "all jobs of the multirun in sweep are done; there is nothing to go on with\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+    assert list_states(sweep) == after
+
+
+@pytest.mark.parametrize("damage", ["no table", "a job", *rarely(["a table without rows", "a damaged record"])])
+def test_resume_goes_on_where_not_all_jobs_and_their_table_are_there(damage: str, swept: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(swept, tmp_path / "place"))
+    sweep = place / "sweep"
+    if damage == "no table":
+        (sweep / "comparison.json").unlink()
+    elif damage == "a job":
+        interrupt(sweep / "1")
+    elif damage == "a table without rows":
+        (sweep / "comparison.json").write_text("[5]")
+    else:
+        (sweep / ".hydra" / "arguments.json").write_text('{"jobs": {"config": 1, "values": [2], "sweeper": 3}}')
+    done = call_command(place, "resume", "sweep")
+    if damage == "a damaged record":
+        assert done.returncode == 1 and done.stderr.count("\n") == 1 and "is damaged" in done.stderr
+        return
+    assert (done.returncode, done.stderr) == (0, "") and "job 0: was done before" in done.stdout
+    assert [row[0::2] for row in read_rows(place).values()] == [(DONE, True)] * 2
+
+
+def test_the_log_of_a_job_has_only_its_own_lines(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "llama")
+    done = call_command(tmp_path, "run", *FEW, "seed=1,2", "forecast.check=1")
+    assert done.returncode == 0 and len(done.stderr.splitlines()) == 2
+    for job in "01":
+        (line,) = (tmp_path / "sweep" / job / "compressor.log").read_text().splitlines()
+        assert "WARNING compressor.commands.run: `forecast.check` has no effect" in line
 
 
 @pytest.fixture

@@ -233,15 +233,15 @@ run.execute = execute_and_fill
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_between_two_jobs_keeps_the_table(base: Path, tmp_path: Path, disk: Path) -> None:
-    """Hydra itself fails to write the configuration of the second job."""
+    """Not even the configuration of the second job can be written."""
     sweep = disk / "sweep"
     arguments = (*ARGUMENTS, "seed=1,2", "tracking=none", f"model.path={base}", f"hydra.sweep.dir={sweep}", "-m")
     code = f"{FILL_AFTER_A_JOB}{MAIN}"
     done = run_project([sys.executable, "-c", code, str(disk), *arguments], tmp_path, os.environ)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert errors == [
-        f"error: cannot write to {sweep}: No space left on device; free some space and start the command again, or "
-        "choose another by hydra.sweep.dir=DIR",
+        f"error: job 1: cannot write {sweep}/1/.hydra/config.yaml: No space left on device; free some space or choose "
+        "another folder",
         f"error: cannot write {sweep}/comparison.json: No space left on device; free some space or choose another "
         "folder",
     ]

@@ -1,6 +1,7 @@
 """A command writes only into its own folder, and finds there only what belongs to it."""
 
 import json
+import os
 import shutil
 import signal
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 import compressor
 from compressor.artifacts.run_folder import DONE, FAILED
-from compressor.errors import OutputError
+from compressor.errors import ConfigError, OutputError
 from tests.support.command_line import MAIN, call_command
 from tests.support.families import save_checkpoint
 from tests.support.slow import rarely, rarely_cases
@@ -131,6 +132,7 @@ def test_a_resumed_multirun_names_its_folder_once(place: Path) -> None:
     status.write_text(json.dumps({"status": FAILED}))
     for _ in range(2):
         assert call_command(place, "resume", "sweep").returncode == 0
+        (place / "sweep" / "comparison.json").unlink()
     assert json.loads(status.read_text())["command"].count("hydra.sweep.dir") == 1
 
 
@@ -139,16 +141,16 @@ def test_a_resumed_multirun_names_its_folder_once(place: Path) -> None:
     [
         ("hydra.output_subdir=../../keep",),
         ("hydra.job.name=../../keep/x",),
-        ("hydra.job_logging.handlers.file.filename=keep/x.log",),
+        ("+hydra.job_logging.handlers.file.filename=keep/x.log",),
         ("+hydra.hydra_logging={version: 1, handlers: {x: {class: logging.FileHandler, filename: keep/x.log}}}",),
         ("hydra.sweep.subdir=../keep", "-m"),
         *rarely(
             [
-                ("hydra.output_subdir=null",),
+                ("hydra.output_subdir=.hydra",),
                 ("hydra.output_subdir=model",),
                 ("hydra.job.name=${model.name}",),
                 ("hydra.job.chdir=true",),
-                ("hydra.job_logging.handlers.file.filename=${hydra.runtime.output_dir}/report.json",),
+                ("+hydra.job_logging.handlers.file.filename=${hydra.runtime.output_dir}/report.json",),
                 ("+hydra.job_logging.handlers.more={class: logging.FileHandler, filename: keep/x.log}",),
                 ("hydra.sweep.subdir=${hydra.job.override_dirname}", "-m"),
             ]
@@ -163,6 +165,41 @@ def test_hydra_writes_nowhere_else(line: tuple[str, ...], tmp_path: Path) -> Non
     key = line[0].partition("=")[0].removeprefix("+")
     assert said.startswith(f"error: `{key}") and said.endswith("leave it out")
     assert " cannot be changed, got " in said or " must be a group of options, got " in said
+
+
+def test_another_log_of_hydra_is_refused_if_it_is_a_file(tmp_path: Path) -> None:
+    said = refuse(tmp_path, "run", "hydra/job_logging=default", "hydra.run.dir=out")
+    assert "`hydra.job_logging.handlers.file.filename` cannot be changed, got '${hydra.runtime.output_dir}" in said
+
+
+@pytest.mark.parametrize(
+    "line",
+    [("hydra.run.dir=",), ("hydra.sweep.dir=", "-m"), *rarely([("hydra.run.dir=' '",), ("hydra.run.dir=null",)])],
+)
+def test_an_empty_name_of_the_folder_is_refused(line: tuple[str, ...], tmp_path: Path) -> None:
+    """It is not the working directory."""
+    said = refuse(tmp_path, "run", "schedule=uniform", *line)
+    key = line[0].partition("=")[0]
+    assert said.startswith(f"error: `{key}` must be ") and said.endswith("leave it out"), said
+
+
+def test_an_empty_name_of_the_folder_is_refused_from_python_and_by_resume(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`folder` must be a path, got ''; give one"):
+        compressor.run(folder="")
+    assert "takes a folder" in refuse(tmp_path, "resume", "")
+
+
+@pytest.mark.parametrize("name", ["1/.hydra/overrides.yaml", *rarely(["0/compressor.log", "multirun.yaml"])])
+def test_a_pipe_in_the_folder_of_a_multirun_is_refused(name: str, place: Path, base: Path) -> None:
+    path = place / "sweep" / name
+    path.unlink(missing_ok=True)
+    (place / "sweep" / "comparison.json").unlink()
+    os.mkfifo(path)
+    for line in (("resume", "sweep"), (*FEW, f"model.path={base}", *SWEEP)):
+        done = call_command(place, *line)
+        (said,) = done.stderr.splitlines()
+        assert done.returncode == 1 and not (place / "sweep" / "comparison.json").exists()
+        assert said.startswith(f"error: {path} is a pipe, and a run writes a file of this name; move it away, or"), said
 
 
 @pytest.mark.parametrize("kind", ["run", "sweep"])

@@ -418,6 +418,7 @@ def test_a_multirun_runs_only_what_is_missing(base: Path, tmp_path: Path) -> Non
     (second / "status.json").write_text(json.dumps(status | {"status": INTERRUPTED}))
     times = {job: (tmp_path / "sweep" / job / "report.json").stat().st_mtime_ns for job in "012"}
     for again in (arguments, None):
+        (tmp_path / "sweep" / "comparison.json").unlink()
         done = call_command(tmp_path, *(["run", *again] if again else ["resume", "sweep"]))
         assert done.returncode == 0, done.stderr
         assert "job 0: was done before" in done.stdout and "job 2: was done before" in done.stdout
