@@ -3,9 +3,9 @@
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -23,10 +23,11 @@ MODELS = ("tiny", "stories260K", "tinystories-656k", "tinystories-2.8M")
 SHARED = Path(__file__).parents[3] / "shared" / "models"
 
 
+@dataclass
 class Nothing(Schedule):
     """Asks for nothing: the benchmark asks by itself."""
 
-    name = "nothing"
+    name: ClassVar[str] = "nothing"
 
     def search(self, problem: Problem) -> Search:
         yield from ()
