@@ -4,10 +4,10 @@
                                         [--pool 2048] [--draws 1000] [--keep FOLDER]
 
 The protocol of Deiseroth et al., Divergent Token Metrics, NAACL 2024, has 1,000 prefixes of 100 tokens, continued by
-100. Here every matrix is treated alike: pruned by magnitude by 20, 25, 50 and 55 %, or rounded to 4 bits in groups of 32.
-Each plan is scored once on the `--pool` of prefixes that the base sampled, with the longest continuation. A shorter one
-is its beginning, because the base continues greedily. The truth is the value over the pool; `distinct` of its prefixes
-are different, because the base begins many texts alike.
+100. Here every matrix is treated alike: pruned by magnitude by 20, 25, 50 and 55 %, or rounded to 4 bits in groups of
+32. Each plan is scored once on the `--pool` of prefixes that the base sampled, with the longest continuation. A shorter
+one is its beginning, because the base continues greedily. The truth is the value over the pool; `distinct` of its
+prefixes are different, because the base begins many texts alike.
 
 Samples of 8 to 1,024 prefixes are drawn from the pool with replacement, `--draws` times. A row for each plan and metric
 has the value and the root mean square error of samples, in % of the value. A row for each pair of plans has for each
