@@ -1,7 +1,7 @@
 """Which metric tells the removal of a few lowest weights of one component from the removal of random ones?
 
-    python -m tests.benchmarks discrimination [--models NAME …] [--shares 0.001 0.01 0.05] [--prefixes 8 64]
-                                              [--trials 1000 200] [--text FILE] [--keep FOLDER]
+    python -m tests.benchmarks discrimination [--models NAME …] [--shares 0.001] [--prefixes 8 64]
+                                              [--trials 1000 100] [--text FILE] [--keep FOLDER]
 
 The discrimination test of Deiseroth et al., Divergent Token Metrics, NAACL 2024. A trial draws a component and a set of
 prefixes. The share of its weights is set to zero once by `magnitude` and once by `random`, with a seed of its own. Both
@@ -195,9 +195,9 @@ def measure_model(model: str, options: argparse.Namespace, keep: Keep) -> Iterat
 def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--shares", nargs="+", type=float, default=[0.001, 0.01, 0.05])
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.001])
     parser.add_argument("--prefixes", nargs="+", type=int, default=[8, 64], help="of one judgement")
-    parser.add_argument("--trials", nargs="+", type=int, default=[1000, 200], help="for each number of prefixes")
+    parser.add_argument("--trials", nargs="+", type=int, default=[1000, 100], help="for each number of prefixes")
     parser.add_argument("--pool", type=int, default=256)
     parser.add_argument("--text", help="a file that PPL is measured on")
     parser.add_argument("--seed", type=int, default=0)
