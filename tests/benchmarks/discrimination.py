@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from compressor.commands.run import Run
@@ -103,15 +104,17 @@ def judge(metrics: Mapping[str, Metric], values: SequenceValues) -> dict[str, fl
     return found
 
 
-def choose_windows(windows: Windows, rows: slice) -> Windows:
+def choose_windows(windows: Windows, start: int, stop: int) -> Windows:
+    """Windows from `start` to `stop`; after the last one comes the first one again."""
+    rows = torch.arange(start, stop) % len(windows.tokens)
     return replace(windows, tokens=windows.tokens[rows], counted=windows.counted[rows])
 
 
 def score_part(evaluator: Evaluator, part: int, prefixes: int, plans: list[Plan]) -> list[dict[str, float]]:
     """What the metrics say of each plan on one set of prefixes, and on as many windows of text."""
-    rows = slice(part * prefixes, (part + 1) * prefixes)
-    windows = {name: choose_windows(whole, rows) for name, whole in evaluator.windows.items()}
-    found = replace(evaluator, windows=windows).score_all(plans, None, rows.start, rows.stop)
+    start, stop = part * prefixes, (part + 1) * prefixes
+    windows = {name: choose_windows(whole, start, stop) for name, whole in evaluator.windows.items()}
+    found = replace(evaluator, windows=windows).score_all(plans, None, start, stop)
     return [judge(evaluator.metrics, values) for values in found]
 
 
