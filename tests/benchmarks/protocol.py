@@ -45,6 +45,8 @@ PAIRS = (("20% pruned", "25% pruned"), ("25% pruned", "4 bits"), ("50% pruned", 
 ERROR_SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 ORDER_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 ENOUGH = 0.95
+BATCH = 64
+"""Sequences in a forward pass: more than usual, because the base generates many tokens here."""
 
 Array = NDArray[np.float64]
 
@@ -115,7 +117,8 @@ def score_pool(model: str, prefix: int, tokens: int, pool: int, seed: int) -> di
     """What every plan does on all prefixes."""
     metrics = {"differs": Differences(), "kl": PositionKl()}
     data = DataSettings(prefixes=pool, proof_prefixes=1, prefix_tokens=prefix, continuation_tokens=tokens)
-    with open_run(model, [Magnitude(), Rtn(bits=[BITS])], metrics, seed=seed, data=data) as run:
+    compressors = [Magnitude(), Rtn(bits=[BITS])]
+    with open_run(model, compressors, metrics, seed=seed, data=data, batch=BATCH) as run:
         plans, evaluator = list_plans(run), run.setup.evaluators[Prefixes.SEARCH]
         distinct = len(evaluator.reference.tokens[:, :prefix].unique(dim=0))
         found = evaluator.score_all([*plans.values()])
