@@ -1,6 +1,6 @@
 """How many prefixes, of which length and continued by how many tokens, does a metric need?
 
-    python -m tests.benchmarks protocol [--models NAME …] [--prefix-tokens 8 32 100] [--tokens 16 64 100]
+    python -m tests.benchmarks protocol [--models NAME …] [--prefix-tokens 32] [--tokens 16 64 100]
                                         [--pool 2048] [--draws 1000] [--keep FOLDER]
 
 The protocol of Deiseroth et al., Divergent Token Metrics, NAACL 2024, has 1,000 prefixes of 100 tokens, continued by
@@ -195,7 +195,7 @@ def describe_pairs(pools: Mapping[str, Pool], tokens: int, draws: int, seed: int
 def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--prefix-tokens", nargs="+", type=int, default=[8, 32, 100])
+    parser.add_argument("--prefix-tokens", nargs="+", type=int, default=[32])
     parser.add_argument("--tokens", nargs="+", type=int, default=[16, 64, 100])
     parser.add_argument("--pool", type=int, default=2048)
     parser.add_argument("--draws", type=int, default=1000)
