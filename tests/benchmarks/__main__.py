@@ -12,6 +12,7 @@ BENCHMARKS = (
     "demo",
     "fingerprint",
     "coverage",
+    "discrimination",
     "allocation",
     "law",
     "singles",
@@ -26,6 +27,7 @@ BENCHMARKS = (
     "allocators",
     "gptq",
     "loading",
+    "protocol",
     "load",
 )
 ON_REQUEST = ("gpu", "memory", "pruners", "training")

@@ -51,7 +51,7 @@ def gather_gradients(run: Run, heuristic: Heuristic) -> dict[str, Tensor]:
 def charge_options(run: Run, request: EstimateRequest, heuristic: Heuristic) -> dict[str, Estimate]:
     """The answer to an estimate request by a heuristic, for models that take sequences together."""
     gathered = gather_gradients(run, heuristic)
-    changes = Changes(run.setup.model, run.search.treatments, request.options, {})
+    changes = Changes(run.setup.model, run.session.treatments, request.options, {})
     answer = {}
     for name in request.options:
         moved = changes.of(name)

@@ -3,9 +3,9 @@
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -23,10 +23,11 @@ MODELS = ("tiny", "stories260K", "tinystories-656k", "tinystories-2.8M")
 SHARED = Path(__file__).parents[3] / "shared" / "models"
 
 
+@dataclass
 class Nothing(Schedule):
     """Asks for nothing: the benchmark asks by itself."""
 
-    name = "nothing"
+    name: ClassVar[str] = "nothing"
 
     def search(self, problem: Problem) -> Search:
         yield from ()
@@ -90,12 +91,13 @@ def open_run(
     data: DataSettings | None = None,
     outliers: float | None = None,
     stream: bool = False,
+    batch: int | None = None,
     **options: Any,  # noqa: ANN401 - fields of DataSettings
 ) -> Iterator[Run]:
     """A run with its references built, in a folder that is removed afterwards.
 
-    `outliers` grows some channels so many times, see `grow_outliers`; `stream` leaves weights in their files; `options`
-    go into the data settings.
+    `outliers` grows some channels so many times, see `grow_outliers`; `stream` leaves weights in their files; `batch`
+    sequences are in a forward pass; `options` go into the data settings.
     """
     plugins = installed()
     chosen = metrics if isinstance(metrics, Mapping) else {name: plugins.metrics[name]() for name in metrics}
@@ -105,7 +107,9 @@ def open_run(
         schedule=schedule or Nothing(),
         model=ModelSettings(path=find_model(model), dtype=dtype, stream=stream),
         data=replace(data or DataSettings(), seed=seed, **options),
-        sweep=SweepSettings(cache=False),  # what is not measured costs nothing, and weights may be changed below
+        sweep=SweepSettings(
+            cache=False, batch=batch
+        ),  # what is not measured costs nothing, and weights may be changed below
         seed=seed,
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -73,7 +73,7 @@ def generate_and_compare(run: Run, trial: Plan) -> list[int]:
     """FDT of a trial as by two generations; the base's is the reference."""
     reference = run.setup.evaluators[Prefixes.SEARCH].reference
     found: list[int] = []
-    with run.setup.model.swapped(make_weights(run.search.trial_weights, trial)):
+    with run.setup.model.swapped(make_weights(run.setup.trial_weights, trial)):
         for _, batch in reference.batches():
             prefixes = batch[:, : reference.prefix_tokens]
             said = run.setup.model.decode(
