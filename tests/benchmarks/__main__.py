@@ -12,7 +12,6 @@ BENCHMARKS = (
     "demo",
     "fingerprint",
     "coverage",
-    "discrimination",
     "allocation",
     "law",
     "singles",
@@ -27,10 +26,9 @@ BENCHMARKS = (
     "allocators",
     "gptq",
     "loading",
-    "protocol",
     "load",
 )
-ON_REQUEST = ("gpu", "memory", "pruners", "training")
+ON_REQUEST = ("discrimination", "gpu", "memory", "protocol", "pruners", "training")
 """Benchmarks that run only when they are named: they need a GPU, or hours."""
 
 
