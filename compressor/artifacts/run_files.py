@@ -18,9 +18,6 @@ FILES = (
     "reference.safetensors", "model.gguf", "model-unverified.gguf", "forecast.html", "forecast.json",
 )  # fmt: skip
 """What a command may leave beside `model/`; a second command removes what a failed one left."""
-FORECAST_FILES = ("forecast.html", "forecast.json", "scores.jsonl")
-"""What a forecast may leave."""
-GGUF_FILES = ("model.gguf", "model-unverified.gguf")
 FOLDERS = ("model", "model-unverified")
 LOG = "compressor.log"
 HYDRA_FOLDER = ".hydra"

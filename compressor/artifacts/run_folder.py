@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.artifacts.disk_space import find_room
-from compressor.artifacts.files import make_folder, parse_json, read_regular, remove_file, write_json
+from compressor.artifacts.files import make_folder, parse_json, read_regular, remove_file, write_text
 from compressor.artifacts.run_files import (
     FILES,
     FOLDERS,
@@ -40,6 +40,8 @@ RUNNING, INTERRUPTED, FAILED, DONE = "running", "interrupted", "failed", "done"
 STATUSES = (RUNNING, INTERRUPTED, FAILED, DONE)
 FIRST_FILES = 1 << 17
 """Bytes that must be free at the start: for the configuration, the state and a report of a failure."""
+SPARE = 64
+"""Characters of status.json for longer names of a status, and numbers with more digits."""
 HEARTBEAT = 10.0
 """Seconds between two signs of life."""
 SILENT = 6 * HEARTBEAT
@@ -47,6 +49,10 @@ SILENT = 6 * HEARTBEAT
 
 _held: dict[Path, int] = {}
 """Folder -> file descriptor of its lock, for the folders that this process holds."""
+_written: dict[Path, tuple[str, list[str]]] = {}
+"""Folder -> the command that works in it now, and the names of those of FILES that it has written."""
+_status_lock = threading.Lock()
+"""So that no sign of life replaces a status that names more files."""
 
 
 def check_folder(folder: Path, inputs: Iterable[tuple[str, Path]], multirun: bool = False) -> None:
@@ -284,13 +290,41 @@ def read_status(folder: Path) -> dict[str, Any]:
     return status if isinstance(status, dict) else {}
 
 
-def write_status(folder: Path, status: str, command: str, files: Sequence[str] = FILES) -> None:
-    """Write what a run is: its status, process, machine, time and command, and the names of `files` that it writes.
+def write_status(folder: Path, status: str, command: str, files: Sequence[str] = ()) -> None:
+    """Write what a run is: its status, process, machine, time and command, and the names of `files` that it wrote.
 
     Raises OutputError, also for a folder that this process holds, and that was removed or replaced meanwhile.
     """
     require_held(folder)
-    write_json(folder / STATUS, describe_status(status, command, files))
+    with _status_lock:
+        content = describe_status(status, command, files)
+        # Room for all names, so that each can be added on a full disk.
+        write_text(folder / STATUS, json.dumps(content).ljust(len(json.dumps(content | {"files": FILES})) + SPARE))
+
+
+def claim_files(folder: Path, names: Iterable[str]) -> None:
+    """Record that the command that works in `folder` is about to write the files with these `names` of FILES.
+
+    The next start removes only what is recorded so. Raises OutputError for a file that is there and is not: it was put
+    there while the command was working. Nothing is recorded where no command works in the folder.
+    """
+    if (working := _written.get(resolve(folder))) is None:
+        return
+    command, written = working
+    new = [name for name in names if name not in written]
+    for name in new:
+        if os.path.lexists(folder / name):
+            raise OutputError(
+                f"{folder / name} was put there by somebody else while the run was working; move it away and start "
+                "the command again"
+            )
+    if new:
+        written += new
+        try:
+            write_status(folder, RUNNING, command, written)
+        except OutputError:  # a full disk, on which the file itself may not fit either
+            require_held(folder)
+            overwrite_status(folder, RUNNING, command, written)
 
 
 def describe_status(status: str, command: str, files: Sequence[str]) -> dict[str, object]:
@@ -326,7 +360,7 @@ def overwrite_status(folder: Path, status: str, command: str, files: Sequence[st
 
 
 @contextmanager
-def heartbeat(folder: Path, command: str, files: Sequence[str] = FILES) -> Iterator[None]:
+def heartbeat(folder: Path, command: str, files: Sequence[str] = ()) -> Iterator[None]:
     """Write `running` to status.json now and every few seconds, until the block ends."""
     write_status(folder, RUNNING, command, files)
     ends = threading.Event()
@@ -346,30 +380,30 @@ def heartbeat(folder: Path, command: str, files: Sequence[str] = FILES) -> Itera
 
 
 @contextmanager
-def recorded_status(folder: Path, command: str, files: Sequence[str]) -> Iterator[None]:
-    """Remove the results of a command that did not finish, and keep status.json while the block runs.
-
-    `files` are those of FILES that the command may write.
-    """
+def recorded_status(folder: Path, command: str) -> Iterator[None]:
+    """Remove the results of a command that did not finish, and keep status.json while the block runs."""
     clear_results(folder)
+    written: list[str] = []
+    _written[resolve(folder)] = command, written
     try:
-        with heartbeat(folder, command, files):
+        with heartbeat(folder, command, written):
             yield
     except BaseException as error:
         status = FAILED if isinstance(error, Exception) else INTERRUPTED
+        written = [name for name in written if (folder / name).exists()]
         try:
-            write_status(folder, status, command, files)
+            write_status(folder, status, command, written)
         except OutputError:  # about which the error itself says more
-            overwrite_status(folder, status, command, files)
+            overwrite_status(folder, status, command, written)
         raise
-    write_status(folder, DONE, command, files)
+    finally:
+        del _written[resolve(folder)]
+    write_status(folder, DONE, command, written)
 
 
 @contextmanager
-def working_in(folder: Path, command: str, files: Sequence[str] = FILES) -> Iterator[None]:
+def working_in(folder: Path, command: str) -> Iterator[None]:
     """Everything a command does in its folder: hold it, clear it of a failed command's results, and keep status.json.
-
-    `files` are those of FILES that the command may write.
 
     Raises OutputError, before anything is removed, for a folder that is not ours, is in use, or holds a run that is
     finished or can go on.
@@ -380,7 +414,7 @@ def working_in(folder: Path, command: str, files: Sequence[str] = FILES) -> Iter
             f"{folder} holds an interrupted run; go on with it by compressor resume {shlex.quote(str(folder))}, or "
             "choose another folder by hydra.run.dir=DIR"
         )
-    with held_folder(folder), recorded_status(folder, command, files):
+    with held_folder(folder), recorded_status(folder, command):
         yield
 
 

@@ -17,7 +17,6 @@ from compressor.artifacts.forecast_record import (
     PointForecast,
 )
 from compressor.artifacts.plan_file import plan_to_json
-from compressor.artifacts.run_files import FORECAST_FILES
 from compressor.artifacts.run_folder import working_in
 from compressor.artifacts.run_record import collect_versions, time_phase
 from compressor.commands.cost import SMALL_FILES, check_room
@@ -264,7 +263,7 @@ def execute(
     `config` is what to record as the configuration, `command` how it was started.
     """
     record = ForecastRecord(config, collect_versions(), command)
-    with working_in(folder, command, FORECAST_FILES):
+    with working_in(folder, command):
         Forecast(settings, folder, record, progress or Silent()).execute(plugins)
         add_commands(record, folder, plugins)
         write_forecast(record, folder)

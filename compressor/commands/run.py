@@ -13,9 +13,9 @@ from typing import Any
 from compressor import export
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.files import append_json_line
-from compressor.artifacts.plan_file import write_plan
-from compressor.artifacts.run_files import FILES, FORECAST_FILES, GGUF_FILES, STATE
-from compressor.artifacts.run_folder import check_content, held_folder, recorded_status, require_held
+from compressor.artifacts.plan_file import list_files, write_plan
+from compressor.artifacts.run_files import STATE
+from compressor.artifacts.run_folder import check_content, claim_files, held_folder, recorded_status, require_held
 from compressor.artifacts.run_record import (
     NOT_VERIFIED,
     ExportRecord,
@@ -142,6 +142,7 @@ class Run:
         if (recovery := self.settings.recovery) is not None:
             self.setup.make_training_windows(sampled=True)
             self.session.rounds.recoverer = self.make_recoverer(recovery)
+        claim_files(self.folder, ["reference.safetensors"])
         write_reference(self.setup.evaluators[Prefixes.PROOF].reference, self.folder / "reference.safetensors")
         self.record.noise_floor = min(evaluator.reference.noise_floor for evaluator in self.setup.evaluators.values())
         self.record.reference = self.setup.describe_reference(Prefixes.PROOF)
@@ -194,6 +195,7 @@ class Run:
             for name, metric in self.setup.metrics.items()
             if metric.text() is None
         }
+        claim_files(self.folder, ["sequences.jsonl"])
         for index in range(len(evaluator.reference.tokens)):
             line = {"index": index} | {name: float(values[index]) for name, values in columns.items()}
             append_json_line(self.folder / "sequences.jsonl", line)
@@ -203,6 +205,7 @@ class Run:
         """Write the plan and the model, and complete the record."""
         require_held(self.folder)
         applied = self.session.applied
+        claim_files(self.folder, list_files(applied.kept))
         write_plan(applied.kept, self.folder / "plan.json")
         exported, verification = self.ship()
         self.record.notes.extend(exported.notes)
@@ -258,6 +261,7 @@ class Run:
     def write_gguf(self) -> FileRecord:
         """Write model.gguf and check it; raises OutputError if it is not what was scored."""
         path, quantized = self.folder / "model.gguf", self.session.applied.list_quantized()
+        claim_files(self.folder, [path.name])
         exported = watch(
             self.progress, "writing model.gguf", lambda: export.save_gguf(self.setup.model, path, quantized)
         )
@@ -304,8 +308,7 @@ def execute(
         answers = Answers(is_stopping=lambda: stop.is_requested, after_block=stop.check)
         state = open_state(folder, config, command, settings.resume.accept, answers)
         record = Record(status="running", config=config, versions=collect_versions(), command=state.command)
-        left_out = {*FORECAST_FILES[:2], *(() if settings.export.gguf else GGUF_FILES)}
-        with recorded_status(folder, state.command, [name for name in FILES if name not in left_out]):
+        with recorded_status(folder, state.command):
             try:
                 label, progress = label or RunLabel(settings.schedule.name), progress or Silent()
                 if answers.found:
