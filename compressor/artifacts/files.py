@@ -10,7 +10,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ LARGER_FILES = "raise the limit for the size of a file (ulimit -f), or choose a 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 """How the errors of safetensors and tokenizers name the number of a system error."""
+DAMAGED = ".damaged"
+"""The end of the name under which a damaged file is kept."""
 DEEPEST = 100
 """Levels of lists and objects in a JSON file. Files of this project have a tenth of them."""
 
@@ -105,6 +107,14 @@ def remove_file(path: Path) -> None:
     """Remove the file `path` if it exists; raises OutputError."""
     with _explained(f"cannot remove {path}", "remove it yourself or choose another folder"):
         path.unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Give a damaged file another name beside it, and return that; where this is not allowed, it stays as it is."""
+    kept = path.with_name(f"{path.name}{DAMAGED}")
+    with suppress(OSError):
+        os.replace(path, kept)
+    return kept
 
 
 def write_json(path: Path, data: object) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from compressor.artifacts.files import append_json_line, parse_json, read_regular, remove_file, write_bytes
+from compressor.artifacts.files import DAMAGED, append_json_line, parse_json, read_regular, remove_file, write_bytes
 
 MARK = ".compressor"
 """The file that says that a folder is ours. It holds the owner of the lock."""
@@ -29,7 +29,7 @@ BEGINNING = frozenset({MARK, "config.yaml", "hydra.yaml", "overrides.yaml", "arg
 """Files that are written before anything is done."""
 SAVED = ".model-files.jsonl"
 """The names of the files in `model`, in a line for each time it was saved."""
-STATE_FILE = re.compile(r"run\.json|\..+\.tmp|(round-)?[0-9]+\.safetensors")
+STATE_FILE = re.compile(rf"\..+\.tmp|(run\.json|(round-)?[0-9]+\.safetensors)({re.escape(DAMAGED)})?")
 """What a run writes into `state` and into the folders in it."""
 
 

@@ -21,6 +21,7 @@ from compressor.artifacts.run_files import (
     FILES,
     FOLDERS,
     HYDRA,
+    HYDRA_FOLDER,
     MARK,
     SAVED,
     STATE,
@@ -116,7 +117,9 @@ def check_content(folder: Path, multirun: bool = False) -> None:
         raise OutputError(f"the folder for results {str(folder)!r:.200} cannot be used: {reason}; {another}") from None
     if found is None:
         return
-    if not (place / MARK).is_file():
+    if not (place / MARK).is_file() and status.get("status") != DONE:
+        if found and (missing := find_uncopied(place)):
+            raise OutputError(describe_copy(folder, missing))
         _refuse_foreign(folder, found, another)
     elif status.get("status") == DONE:
         raise OutputError(
@@ -132,6 +135,26 @@ def check_content(folder: Path, multirun: bool = False) -> None:
     names = [name for name in FILES if isinstance(owned, list) and name not in owned and (place / name).exists()]
     names += [str(path.relative_to(place)) for path in find_foreign(place)]
     _refuse_foreign(folder, names, "move them, or " + another)
+
+
+def find_uncopied(folder: Path) -> list[str]:
+    """The hidden files that the folder of a run or a multirun lacks, as after `cp -r OLD/* NEW`; empty for others."""
+    status = read_status(folder)
+    is_run = status.get("status") in STATUSES and isinstance(status.get("command"), str)
+    if not is_run and not any((job / MARK).is_file() for job in list_jobs(folder)):
+        return []
+    # Hydra is not there where a run was started from Python.
+    needed = (MARK,) if str(status.get("command")).startswith("compressor.") else (MARK, HYDRA_FOLDER)
+    return [name for name in needed if not (folder / name).exists()]
+
+
+def describe_copy(folder: Path, missing: Sequence[str]) -> str:
+    """What is wrong with a folder of a run that lacks hidden files, and what to do."""
+    verb = "is" if len(missing) == 1 else "are"
+    return (
+        f"{folder} is the folder of a run without its hidden files: {' and '.join(missing)} {verb} missing; copy all "
+        f"hidden files too, as `cp -r OLD/. {shlex.quote(str(folder))}` does"
+    )
 
 
 def find_unexplained(folder: Path, status: Mapping[str, Any]) -> list[str] | None:
