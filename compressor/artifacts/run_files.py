@@ -29,6 +29,8 @@ BEGINNING = frozenset({MARK, "config.yaml", "hydra.yaml", "overrides.yaml", "arg
 """Files that are written before anything is done."""
 SAVED = ".model-files.jsonl"
 """The names of the files in `model`, in a line for each time it was saved."""
+RUN = "run.json"
+"""The file in `state` that says on what the answers there depend."""
 STATE_FILE = re.compile(rf"\..+\.tmp|(run\.json|(round-)?[0-9]+\.safetensors)({re.escape(DAMAGED)})?")
 """What a run writes into `state` and into the folders in it."""
 
@@ -118,6 +120,15 @@ def read_saved(folder: Path) -> set[str]:
                 names = parse_json(line)
                 found.update(name for name in (names if isinstance(names, list) else ()) if isinstance(name, str))
     return found
+
+
+def list_stored(folder: Path) -> list[Path]:
+    """The files of answers and of trainings in the state's `folder`, damaged ones too."""
+    return [
+        path
+        for path in list_files(folder)
+        if path.suffix in (".safetensors", DAMAGED) and not path.name.startswith(RUN)
+    ]
 
 
 def remove_state(folder: Path) -> None:

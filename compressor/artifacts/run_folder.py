@@ -22,6 +22,7 @@ from compressor.artifacts.run_files import (
     FOLDERS,
     HYDRA,
     HYDRA_FOLDER,
+    LOG,
     MARK,
     SAVED,
     STATE,
@@ -33,9 +34,11 @@ from compressor.artifacts.run_files import (
     is_number,
     is_unused,
     list_jobs,
+    list_stored,
+    remove_state,
     separate_links,
 )
-from compressor.errors import OutputError
+from compressor.errors import CannotFit, OutputError
 
 RUNNING, INTERRUPTED, FAILED, DONE = "running", "interrupted", "failed", "done"
 STATUSES = (RUNNING, INTERRUPTED, FAILED, DONE)
@@ -425,6 +428,20 @@ def recorded_status(folder: Path, command: str) -> Iterator[None]:
 
 
 @contextmanager
+def nothing_left_if_refused(folder: Path) -> Iterator[None]:
+    """If a command in the block cannot fit, nothing of it stays in the folder, except what an earlier one can go on with."""
+    try:
+        yield
+    except CannotFit:
+        clear_results(folder)
+        if not list_stored(folder / STATE):
+            remove_state(folder)
+            remove_file(folder / LOG)
+            remove_file(folder / STATUS)
+        raise
+
+
+@contextmanager
 def working_in(folder: Path, command: str) -> Iterator[None]:
     """Everything a command does in its folder: hold it, clear it of a failed command's results, and keep status.json.
 
@@ -437,7 +454,7 @@ def working_in(folder: Path, command: str) -> Iterator[None]:
             f"{folder} holds an interrupted run; go on with it by compressor resume {shlex.quote(str(folder))}, or "
             "choose another folder by hydra.run.dir=DIR"
         )
-    with held_folder(folder), recorded_status(folder, command):
+    with held_folder(folder), nothing_left_if_refused(folder), recorded_status(folder, command):
         yield
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from compressor.artifacts.answers import Answers
-from compressor.artifacts.files import DAMAGED, parse_json, read_regular, set_aside, to_strict, write_json
-from compressor.artifacts.run_files import STATE, list_files, remove_state
+from compressor.artifacts.files import parse_json, read_regular, set_aside, to_strict, write_json
+from compressor.artifacts.run_files import RUN, STATE, list_stored, remove_state
 from compressor.artifacts.run_folder import is_job, name_another, resolve
 from compressor.errors import ConfigError, OutputError
 
-NAME, ANSWERS = "run.json", "answers"
+ANSWERS = "answers"
 NOT_COMPARED = ("resume", "tracking", "memory")
 """Groups of the configuration on which no result depends."""
 FACTS = ("processor", "threads", "versions", "code", "weights", "dtype", "texts", "batch", "plan")
@@ -63,7 +63,7 @@ class RunState:
     def write(self) -> None:
         """Write run.json in one atomic step; raises OutputError."""
         content = {"config": self.config, "command": self.command, "tracker_id": self.tracker_id, "facts": self.facts}
-        write_json(self.folder / NAME, {"sha256": hash_content(to_strict(content)), "content": content})
+        write_json(self.folder / RUN, {"sha256": hash_content(to_strict(content)), "content": content})
 
     def remove(self) -> None:
         """Remove the state of a run that is done."""
@@ -80,7 +80,7 @@ def read_state(run_folder: Path) -> RunState | None:
 
     It is missing where there are answers, or weights of a training, and no run.json.
     """
-    path = run_folder / STATE / NAME
+    path = run_folder / STATE / RUN
     try:
         whole = parse_json(read_regular(path).decode("utf-8"))
         content = whole["content"]
@@ -95,11 +95,6 @@ def read_state(run_folder: Path) -> RunState | None:
             return None
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [repr(error)])[0]
         raise OutputError(f"{path} is damaged: {reason}") from None
-
-
-def list_stored(folder: Path) -> list[Path]:
-    """The files of answers and of trainings in the state's `folder`, damaged ones too."""
-    return [path for path in list_files(folder) if path.suffix in (".safetensors", DAMAGED) and path.stem != NAME]
 
 
 def open_state(
@@ -121,7 +116,7 @@ def open_state(
     except OutputError as error:
         if stored:
             refuse_unknown(str(error), folder, len(stored), accepted)
-            set_aside(folder / NAME)
+            set_aside(folder / RUN)
     answers.folder = folder / ANSWERS
     state = RunState(folder, plain, command, accepted=accepted, answers=answers)
     if earlier is not None and stored:

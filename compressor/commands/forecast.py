@@ -23,6 +23,7 @@ from compressor.commands.cost import SMALL_FILES, check_room
 from compressor.commands.early_checks import TARGETS, check_forecast
 from compressor.commands.next_command import add_commands
 from compressor.commands.setup import RunSetup, open_setup
+from compressor.commands.text_cost import count_texts
 from compressor.compression.amounts import mean_amount
 from compressor.contracts import EstimateRequest, Plan, Prefixes, Problem, SizeRequest
 from compressor.contracts.declarations import read_ranks
@@ -91,6 +92,9 @@ class Forecast:
         first = next(iter(getattr(settings.schedule, TARGETS)), SMALLEST_AMOUNT)
         check_predictable(settings.schedule, first, self.session)
         check_room(self.folder, self.count_disk(), "forecast")
+        cost = count_texts(self.setup, [Prefixes.SEARCH], trains=False)
+        cost.check(self.setup.memory.host)
+        cost.tell(self.setup.model, self.progress)
         model, tokens = self.setup.model, settings.data.continuation_tokens
         self.record.base = {
             "parameters": model.base_parameters,

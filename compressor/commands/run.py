@@ -4,7 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,17 @@ from typing import Any
 
 from compressor import export
 from compressor.artifacts.answers import Answers
-from compressor.artifacts.files import append_json_line
+from compressor.artifacts.files import FullDisk, append_json_line
 from compressor.artifacts.plan_file import list_files, write_plan
-from compressor.artifacts.run_files import STATE
-from compressor.artifacts.run_folder import check_content, claim_files, held_folder, recorded_status, require_held
+from compressor.artifacts.run_files import HYDRA_FOLDER, STATE
+from compressor.artifacts.run_folder import (
+    check_content,
+    claim_files,
+    held_folder,
+    nothing_left_if_refused,
+    recorded_status,
+    require_held,
+)
 from compressor.artifacts.run_record import (
     NOT_VERIFIED,
     ExportRecord,
@@ -33,6 +40,7 @@ from compressor.commands.cost import check_room, forecast_cost, sum_up
 from compressor.commands.early_checks import list_unneeded
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.commands.stopping import Stopped, stop
+from compressor.commands.text_cost import count_texts
 from compressor.compression.amounts import describe_components, describe_final
 from compressor.contracts import Dialogue, Oracle, Prefixes, Recovery, Score, SizeRequest
 from compressor.contracts.declarations import read_ranks
@@ -106,7 +114,10 @@ class Run:
                 "`forecast.check` has no effect in `compressor run`; leave it out, or use `compressor forecast`"
             )
         self.setup = open_setup(settings, plugins, read_ranks(settings.schedule), self.progress)
+        cost = count_texts(self.setup, tuple(Prefixes), trains=True)
+        cost.check(self.setup.memory.host)
         self.setup.make_training_windows(sampled=False)
+        cost.tell(self.setup.model, self.progress)
         model = self.setup.model
         self.record.notes.extend(model.notes)
         export.check_savable(model)
@@ -289,6 +300,17 @@ class Run:
         return verification
 
 
+@contextmanager
+def naming_folder(folder: Path) -> Iterator[None]:
+    """Inside, the error of a full disk says that the run in `folder` can go on, if it was started by a command."""
+    try:
+        yield
+    except FullDisk as error:
+        if (folder / HYDRA_FOLDER).is_dir():
+            error.folder = folder
+        raise
+
+
 def execute(
     settings: Settings,
     plugins: Plugins,
@@ -304,7 +326,7 @@ def execute(
     tracker; without one, the schedule does.
     """
     check_content(folder)
-    with held_folder(folder):
+    with held_folder(folder), nothing_left_if_refused(folder), naming_folder(folder):
         answers = Answers(is_stopping=lambda: stop.is_requested, after_block=stop.check)
         state = open_state(folder, config, command, settings.resume.accept, answers)
         record = Record(status="running", config=config, versions=collect_versions(), command=state.command)
