@@ -124,11 +124,8 @@ def read_saved(folder: Path) -> set[str]:
 
 def list_stored(folder: Path) -> list[Path]:
     """The files of answers and of trainings in the state's `folder`, damaged ones too."""
-    return [
-        path
-        for path in list_files(folder)
-        if path.suffix in (".safetensors", DAMAGED) and not path.name.startswith(RUN)
-    ]
+    ends = (".safetensors", f".safetensors{DAMAGED}")
+    return [path for path in list_files(folder) if path.name.endswith(ends) and not path.name.startswith(".")]
 
 
 def remove_state(folder: Path) -> None:

@@ -429,7 +429,7 @@ def recorded_status(folder: Path, command: str) -> Iterator[None]:
 
 @contextmanager
 def nothing_left_if_refused(folder: Path) -> Iterator[None]:
-    """If a command in the block cannot fit, nothing of it stays in the folder, except what an earlier one can go on with."""
+    """If a command in the block cannot fit, nothing of it stays in the folder; answers of an interrupted run do."""
     try:
         yield
     except CannotFit:
