@@ -34,7 +34,7 @@ from compressor.contracts import (
     Treatment,
     ValuesRequest,
 )
-from compressor.errors import CannotFit
+from compressor.errors import CannotFit, ConfigError
 from compressor.recovery import run_trainer, training_state
 from compressor.report import read_report
 from compressor.report.formatting import describe_cost, describe_expected_cost

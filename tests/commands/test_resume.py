@@ -18,6 +18,7 @@ import pytest
 from compressor.artifacts import answers
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.plan_file import write_plan
+from compressor.artifacts.run_files import MARK
 from compressor.artifacts.run_folder import DONE, INTERRUPTED, check_folder, read_status, working_in
 from compressor.artifacts.run_state import ANSWERS, list_differences, read_state
 from compressor.commands.command_record import Jobs, write_command
@@ -28,7 +29,7 @@ from compressor.contracts import Compressor, Schedule, Treatment
 from compressor.errors import ConfigError, OutputError
 from compressor.evaluation.evaluator import Evaluator
 from compressor.plugins import installed
-from compressor.settings import ComponentSettings, DataSettings, ModelSettings, ResumeSettings, Settings
+from compressor.settings import ComponentSettings, DataSettings, DataSource, ModelSettings, ResumeSettings, Settings
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.gptq import Gptq
 from compressor_plugins.quantization.int4 import Int4
@@ -183,6 +184,42 @@ def test_another_configuration_is_refused_by_name_or_accepted(base: Path, stoppe
     )
     assert sorted(stopped.rglob("*")) == before and read_status(stopped)["status"] == INTERRUPTED
     run(stopped, make(base, "fdt_allocation", seed=1, resume=ResumeSettings(accept=["seed"])))
+
+
+def test_interrupted_jobs_in_the_wrong_folders_say_what_the_folder_holds(base: Path, stopped: Path) -> None:
+    """Accepting the difference would give the answers of one job to another."""
+    many = stopped.parent / "many"
+    many.mkdir()
+    (many / MARK).touch()
+    job = stopped.rename(many / "0")
+    for accept in ([], ["seed"], ["all"]):
+        with pytest.raises(OutputError) as refused:
+            run(job, make(base, "fdt_allocation", seed=1, resume=ResumeSettings(accept=accept)))
+        assert str(refused.value) == (
+            f"{job} holds the interrupted run of another job (there → here): seed 0 → 1; move the folders of the jobs "
+            "back to their numbers, or choose another by hydra.sweep.dir=DIR"
+        )
+    assert run(job, make(base, "fdt_allocation")).status == "done"
+
+
+@pytest.mark.parametrize("key", ["data.path", "metric.perplexity.path"])
+def test_another_text_is_named_by_its_setting(
+    key: str, base: Path, tmp_path: Path, every_answer: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.txt"
+    settings = make(base, "fdt_allocation")
+    if key == "data.path":
+        settings = replace(settings, data=replace(FEW, source=DataSource.text, path=str(text)))
+    else:
+        settings.metric["perplexity"] = installed().metrics["perplexity"](path=str(text), tokens=40, window=8)
+    text.write_text("Once upon a time there was a dog. " * 40)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at_block(3, patch)
+        run(tmp_path / "run", settings)
+    text.write_text("The cat sat on the mat and ate the fish. " * 40)
+    with pytest.raises(ConfigError) as refused:
+        run(tmp_path / "run", settings)
+    assert f"other answers: texts of {key}={text} changed; take them by resume.accept=[texts]" in str(refused.value)
 
 
 def test_another_plan_in_the_same_file_is_refused(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.commands import text_cost
+from compressor.commands import cost, text_cost
 from compressor.errors import CannotFit
 from compressor.models import Model
 from compressor.progress import Silent
@@ -18,6 +18,7 @@ from tests.support.forecasts import run as make_forecast
 from tests.support.runs import DATA, make_settings, run
 
 MANY = 2**31 - 1
+SMALL = Memory(1 << 30, 1 << 30, 8 << 30)
 
 
 def settings_of(recovery: Finetune | None = None, **data: int | None) -> Settings:
@@ -35,7 +36,7 @@ CASES = {
 def test_a_count_for_which_there_is_no_memory_is_refused_before_any_text_is_made(
     key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_cost, "read_host_memory", lambda: Memory(1 << 30, 1 << 30, 8 << 30))
+    monkeypatch.setattr(text_cost, "read_host_memory", lambda: SMALL)
     monkeypatch.setattr(Model, "decode", lambda *arguments: pytest.fail("a text was made"))
     with pytest.raises(CannotFit, match=rf"^`{key}={MANY}` needs .* of memory for its texts, .*; lower it to at most "):
         run(tmp_path / "run", CASES[key])
@@ -54,15 +55,17 @@ def test_the_advice_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert run(tmp_path / "fits", settings_of(replace(recovery, windows=most))).status == "done"
 
 
-def test_a_forecast_is_refused_too(tmp_path: Path) -> None:
+def test_a_forecast_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_cost, "read_host_memory", lambda: SMALL)
     settings = make_forecast_settings()
-    with pytest.raises(CannotFit, match=rf"^`data\.prefixes={10**12}` needs"):
-        make_forecast(tmp_path, replace(settings, data=replace(settings.data, prefixes=10**12)))
+    with pytest.raises(CannotFit, match=rf"^`data\.prefixes={MANY}` needs"):
+        make_forecast(tmp_path, replace(settings, data=replace(settings.data, prefixes=MANY)))
 
 
-def test_a_batch_for_which_there_is_no_memory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CannotFit, match="the run needs .* of memory, and can have "):
-        run(tmp_path, settings_of(Finetune(windows=16, tokens=8, batch=10**12)))
+def test_a_batch_for_which_there_is_no_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "read_memory", lambda device: SMALL)
+    with pytest.raises(CannotFit, match=r"the run needs .* of memory, and can have "):
+        run(tmp_path, settings_of(Finetune(windows=16, tokens=8, batch=MANY)))
 
 
 class Heard(Silent):
