@@ -20,6 +20,10 @@ class ConfigError(CompressorError):
     """A setting, an option or a command-line argument is wrong."""
 
 
+class CannotFit(ConfigError):
+    """There is no memory, or no room on a disk, for what the settings ask for. Nothing was done yet."""
+
+
 class ModelError(CompressorError):
     """A checkpoint cannot be loaded, or is not a decoder-only language model."""
 

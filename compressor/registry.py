@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -80,10 +80,10 @@ class Registry(Mapping[str, type[T]]):
             reason = str(error).partition("\n")[0]
             raise PluginError(f"the fields of {path} cannot be options: {reason}; use simple types") from None
 
-    def unknown(self, name: str) -> ConfigError:
-        """The error for a name that is not registered."""
+    def unknown(self, name: str, further: Iterable[str] = ()) -> ConfigError:
+        """The error for a name that is not registered; `further` names can be given in its place too."""
         hints = "".join(f"; {text}" for hint in self.hints if (text := hint()))
-        return ConfigError(f"unknown {self.word} `{name}`; {suggest(name, self.entries)}{hints}")
+        return ConfigError(f"unknown {self.word} `{name}`; {suggest(name, {*self.entries, *further})}{hints}")
 
     def __getitem__(self, name: str) -> type[T]:
         if name not in self.entries:

@@ -1,7 +1,8 @@
 """Files of named arrays that prove to be whole: a checksum and the key of the content are inside.
 
 Caches and the state of a search are such files. A file that is damaged, belongs to other content or to another user is
-never believed: it is removed where that is allowed, one line says so, and its content is computed again.
+never believed: it is removed where that is allowed, one line says so, and its content is computed again. A damaged file
+of a state is kept under another name, because it may hold hours of work.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from compressor.artifacts.files import parse_json, write_bytes
+from compressor.artifacts.files import parse_json, set_aside, write_bytes
 from compressor.errors import OutputError
 
 log = logging.getLogger(__name__)
@@ -72,10 +73,11 @@ def serialize_arrays(arrays: Arrays, metadata: Mapping[str, str]) -> bytes:
     return b"".join([len(written).to_bytes(LENGTH, "little"), written, memoryview(content)[start:]])
 
 
-def read_arrays(path: Path, key: str | None = None) -> Content | None:
+def read_arrays(path: Path, key: str | None = None, lost: str | None = None) -> Content | None:
     """The content of a file with this key; None if there is no such file, or if it cannot be believed.
 
-    `key` None accepts any. A damaged file, and one of other content, is removed, and one line of the log says so.
+    `key` None accepts any. A damaged file, and one of other content, is removed, and one line of the log says so. Where
+    that says what is `lost`, a damaged file is kept beside its place.
     """
     try:
         if not is_trusted(path):
@@ -88,9 +90,11 @@ def read_arrays(path: Path, key: str | None = None) -> Content | None:
     except OSError as error:
         log.warning("%s cannot be read and is ignored: %s", path, error.strerror)
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
-        log.warning(
-            "%s is damaged and is dropped: %s", path, str(error).splitlines()[0] if str(error) else "unreadable"
-        )
+        reason = str(error).splitlines()[0] if str(error) else "unreadable"
+        if lost is not None:
+            log.warning("%s is damaged (%s): %s; it is kept as %s", path, reason, lost, set_aside(path).name)
+            return None
+        log.warning("%s is damaged and is dropped: %s", path, reason)
         with suppress(OSError):
             path.unlink()
     return None

@@ -7,10 +7,11 @@ import math
 import os
 import re
 import secrets
+import shlex
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from safetensors import SafetensorError
 
 from compressor.errors import OutputError
 
-MORE_SPACE = "free some space or choose another folder"
-LARGER_FILES = "raise the limit for the size of a file (ulimit -f), or choose a folder on another file system"
+SPACE, LARGER = "free some space", "raise the limit for the size of a file (ulimit -f)"
+MORE_SPACE = f"{SPACE} or choose another folder"
+LARGER_FILES = f"{LARGER}, or choose a folder on another file system"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 """How the errors of safetensors and tokenizers name the number of a system error."""
+DAMAGED = ".damaged"
+"""The end of the name under which a damaged file is kept."""
 DEEPEST = 100
 """Levels of lists and objects in a JSON file. Files of this project have a tenth of them."""
 
@@ -32,6 +36,20 @@ class NestedTooDeeply(ValueError):
 
     def __init__(self) -> None:
         super().__init__("it is nested too deeply")
+
+
+class FullDisk(OutputError):
+    """There is no room for a file. In a run that can go on, `folder` is that of the run."""
+
+    def __init__(self, failure: str, fix: str, room: str) -> None:
+        super().__init__(f"{failure}; {fix}")
+        self.failure, self.room = failure, room
+        self.folder: Path | None = None
+
+    def __str__(self) -> str:
+        if self.folder is None:
+            return super().__str__()
+        return f"{self.failure}; {self.room}, and go on with: compressor resume {shlex.quote(str(self.folder))}"
 
 
 @contextmanager
@@ -105,6 +123,14 @@ def remove_file(path: Path) -> None:
     """Remove the file `path` if it exists; raises OutputError."""
     with _explained(f"cannot remove {path}", "remove it yourself or choose another folder"):
         path.unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Give a damaged file another name beside it, and return that; where this is not allowed, it stays as it is."""
+    kept = path.with_name(f"{path.name}{DAMAGED}")
+    with suppress(OSError):
+        os.replace(path, kept)
+    return kept
 
 
 def write_json(path: Path, data: object) -> None:
@@ -203,8 +229,11 @@ def _explained(failure: str, fix: str) -> Iterator[None]:
         if not isinstance(error, OSError | SafetensorError) and not is_full_disk(error):
             raise
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        fix = LARGER_FILES if find_number(error) == errno.EFBIG else fix
-        raise OutputError(f"{failure}: {str(reason).splitlines()[0]}; {fix}") from error
+        failure = f"{failure}: {str(reason).splitlines()[0]}"
+        if is_full_disk(error):
+            is_limit = find_number(error) == errno.EFBIG
+            raise FullDisk(failure, LARGER_FILES if is_limit else fix, LARGER if is_limit else SPACE) from error
+        raise OutputError(f"{failure}; {fix}") from error
 
 
 def is_full_disk(error: Exception) -> bool:

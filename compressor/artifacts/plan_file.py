@@ -18,7 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.files import NestedTooDeeply, parse_json, read_regular, remove_file, write_bytes, write_json
+from compressor.artifacts.files import NestedTooDeeply, parse_json, read_regular, write_bytes, write_json
 from compressor.artifacts.run_files import FILES, STATUS
 from compressor.contracts import Plan, Treatment
 from compressor.errors import PlanError, suggest
@@ -69,16 +69,19 @@ def write_plan(plan: Plan, path: str | Path) -> None:
     write_json(path, plan_to_json(plan, ROWS_FILE))
 
 
+def list_files(plan: Plan) -> list[str]:
+    """The names of the files in which a run writes the plan."""
+    return [PLAN, *([ROWS_FILE] if any(treatment.rows is not None for treatment in plan.values()) else [])]
+
+
 def write_rows(plan: Plan, path: Path) -> None:
-    """Write the amounts per row to `path`; if the plan has none, remove the file."""
+    """Write the amounts per row to `path`, if the plan has any."""
     import numpy as np
     from safetensors.numpy import save
 
     rows = {name: np.array(t.rows, dtype=np.float64) for name, t in plan.items() if t.rows is not None}
     if rows:
         write_bytes(path, save(rows))
-    else:
-        remove_file(path)
 
 
 def read_plan(path: str | Path, depth: int | None = None, amount: float | None = None) -> dict[str, Treatment]:

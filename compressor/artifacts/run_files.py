@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from compressor.artifacts.files import append_json_line, parse_json, read_regular, remove_file, write_bytes
+from compressor.artifacts.files import DAMAGED, append_json_line, parse_json, read_regular, remove_file, write_bytes
 
 MARK = ".compressor"
 """The file that says that a folder is ours. It holds the owner of the lock."""
@@ -19,9 +19,6 @@ FILES = (
     "reference.safetensors", "model.gguf", "model-unverified.gguf", "forecast.html", "forecast.json",
 )  # fmt: skip
 """What a command may leave beside `model/`; a second command removes what a failed one left."""
-FORECAST_FILES = ("forecast.html", "forecast.json", "scores.jsonl")
-"""What a forecast may leave."""
-GGUF_FILES = ("model.gguf", "model-unverified.gguf")
 FOLDERS = ("model", "model-unverified")
 LOG = "compressor.log"
 HYDRA_FOLDER = ".hydra"
@@ -38,7 +35,9 @@ UNFINISHED = re.compile(rf"\.({'|'.join(map(re.escape, sorted({*BEGINNING, COMPA
 """What a process that was killed leaves of these files, and of the table of a multirun."""
 SAVED = ".model-files.jsonl"
 """The names of the files in `model`, in a line for each time it was saved."""
-STATE_FILE = re.compile(r"run\.json|\..+\.tmp|(round-)?[0-9]+\.safetensors")
+RUN = "run.json"
+"""The file in `state` that says on what the answers there depend."""
+STATE_FILE = re.compile(rf"\..+\.tmp|(run\.json|(round-)?[0-9]+\.safetensors)({re.escape(DAMAGED)})?")
 """What a run writes into `state` and into the folders in it."""
 
 
@@ -145,6 +144,12 @@ def read_saved(folder: Path) -> set[str]:
                 names = parse_json(line)
                 found.update(name for name in (names if isinstance(names, list) else ()) if isinstance(name, str))
     return found
+
+
+def list_stored(folder: Path) -> list[Path]:
+    """The files of answers and of trainings in the state's `folder`, damaged ones too."""
+    ends = (".safetensors", f".safetensors{DAMAGED}")
+    return [path for path in list_files(folder) if path.name.endswith(ends) and not path.name.startswith(".")]
 
 
 def remove_state(folder: Path) -> None:

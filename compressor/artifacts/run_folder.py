@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from compressor.artifacts.disk_space import find_room
-from compressor.artifacts.files import make_folder, parse_json, read_regular, remove_file, write_json
+from compressor.artifacts.files import make_folder, parse_json, read_regular, remove_file, write_text
 from compressor.artifacts.run_files import (
     FILES,
     FOLDERS,
+    HYDRA_FOLDER,
+    LOG,
     MARK,
     SAVED,
     STATE,
@@ -32,15 +34,19 @@ from compressor.artifacts.run_files import (
     is_number,
     is_unused,
     list_jobs,
+    list_stored,
     name_kind,
+    remove_state,
     separate_links,
 )
-from compressor.errors import OutputError
+from compressor.errors import CannotFit, OutputError
 
 RUNNING, INTERRUPTED, FAILED, DONE = "running", "interrupted", "failed", "done"
 STATUSES = (RUNNING, INTERRUPTED, FAILED, DONE)
 FIRST_FILES = 1 << 17
 """Bytes that must be free at the start: for the configuration, the state and a report of a failure."""
+SPARE = 64
+"""Characters of status.json for longer names of a status, and numbers with more digits."""
 HEARTBEAT = 10.0
 """Seconds between two signs of life."""
 SILENT = 6 * HEARTBEAT
@@ -48,6 +54,10 @@ SILENT = 6 * HEARTBEAT
 
 _held: dict[Path, int] = {}
 """Folder -> file descriptor of its lock, for the folders that this process holds."""
+_written: dict[Path, tuple[str, list[str]]] = {}
+"""Folder -> the command that works in it now, and the names of those of FILES that it has written."""
+_status_lock = threading.Lock()
+"""So that no sign of life replaces a status that names more files."""
 
 
 def check_folder(folder: Path, inputs: Iterable[tuple[str, Path]], multirun: bool = False) -> None:
@@ -111,7 +121,9 @@ def check_content(folder: Path, multirun: bool = False) -> None:
         raise OutputError(f"the folder for results {str(folder)!r:.200} cannot be used: {reason}; {another}") from None
     if found is None:
         return
-    if not (place / MARK).is_file():
+    if not (place / MARK).is_file() and status.get("status") != DONE:
+        if found and (missing := find_uncopied(place)):
+            raise OutputError(describe_copy(folder, missing))
         _refuse_foreign(folder, found, another)
     elif status.get("status") == DONE:
         raise OutputError(
@@ -127,6 +139,26 @@ def check_content(folder: Path, multirun: bool = False) -> None:
     names = [name for name in FILES if isinstance(owned, list) and name not in owned and (place / name).exists()]
     names += [str(path.relative_to(place)) for path in find_foreign(place)]
     _refuse_foreign(folder, names, "move them, or " + another)
+
+
+def find_uncopied(folder: Path) -> list[str]:
+    """The hidden files that the folder of a run or a multirun lacks, as after `cp -r OLD/* NEW`; empty for others."""
+    status = read_status(folder)
+    is_run = status.get("status") in STATUSES and isinstance(status.get("command"), str)
+    if not is_run and not any((job / MARK).is_file() for job in list_jobs(folder)):
+        return []
+    # Hydra is not there where a run was started from Python.
+    needed = (MARK,) if str(status.get("command")).startswith("compressor.") else (MARK, HYDRA_FOLDER)
+    return [name for name in needed if not (folder / name).exists()]
+
+
+def describe_copy(folder: Path, missing: Sequence[str]) -> str:
+    """What is wrong with a folder of a run that lacks hidden files, and what to do."""
+    verb = "is" if len(missing) == 1 else "are"
+    return (
+        f"{folder} is the folder of a run without its hidden files: {' and '.join(missing)} {verb} missing; copy all "
+        f"hidden files too, as `cp -r OLD/. {shlex.quote(str(folder))}` does"
+    )
 
 
 def find_unexplained(folder: Path, status: Mapping[str, Any]) -> list[str] | None:
@@ -299,13 +331,41 @@ def read_status(folder: Path) -> dict[str, Any]:
     return status if isinstance(status, dict) else {}
 
 
-def write_status(folder: Path, status: str, command: str, files: Sequence[str] = FILES) -> None:
-    """Write what a run is: its status, process, machine, time and command, and the names of `files` that it writes.
+def write_status(folder: Path, status: str, command: str, files: Sequence[str] = ()) -> None:
+    """Write what a run is: its status, process, machine, time and command, and the names of `files` that it wrote.
 
     Raises OutputError, also for a folder that this process holds, and that was removed or replaced meanwhile.
     """
     require_held(folder)
-    write_json(folder / STATUS, describe_status(status, command, files))
+    with _status_lock:
+        content = describe_status(status, command, files)
+        # Room for all names, so that each can be added on a full disk.
+        write_text(folder / STATUS, json.dumps(content).ljust(len(json.dumps(content | {"files": FILES})) + SPARE))
+
+
+def claim_files(folder: Path, names: Iterable[str]) -> None:
+    """Record that the command that works in `folder` is about to write the files with these `names` of FILES.
+
+    The next start removes only what is recorded so. Raises OutputError for a file that is there and is not: it was put
+    there while the command was working. Nothing is recorded where no command works in the folder.
+    """
+    if (working := _written.get(resolve(folder))) is None:
+        return
+    command, written = working
+    new = [name for name in names if name not in written]
+    for name in new:
+        if os.path.lexists(folder / name):
+            raise OutputError(
+                f"{folder / name} was put there by somebody else while the run was working; move it away and start "
+                "the command again"
+            )
+    if new:
+        written += new
+        try:
+            write_status(folder, RUNNING, command, written)
+        except OutputError:  # a full disk, on which the file itself may not fit either
+            require_held(folder)
+            overwrite_status(folder, RUNNING, command, written)
 
 
 def describe_status(status: str, command: str, files: Sequence[str]) -> dict[str, object]:
@@ -342,7 +402,7 @@ def overwrite_status(folder: Path, status: str, command: str, files: Sequence[st
 
 
 @contextmanager
-def heartbeat(folder: Path, command: str, files: Sequence[str] = FILES) -> Iterator[None]:
+def heartbeat(folder: Path, command: str, files: Sequence[str] = ()) -> Iterator[None]:
     """Write `running` to status.json now and every few seconds, until the block ends."""
     write_status(folder, RUNNING, command, files)
     ends = threading.Event()
@@ -362,30 +422,44 @@ def heartbeat(folder: Path, command: str, files: Sequence[str] = FILES) -> Itera
 
 
 @contextmanager
-def recorded_status(folder: Path, command: str, files: Sequence[str]) -> Iterator[None]:
-    """Remove the results of a command that did not finish, and keep status.json while the block runs.
-
-    `files` are those of FILES that the command may write.
-    """
+def recorded_status(folder: Path, command: str) -> Iterator[None]:
+    """Remove the results of a command that did not finish, and keep status.json while the block runs."""
     clear_results(folder)
+    written: list[str] = []
+    _written[resolve(folder)] = command, written
     try:
-        with heartbeat(folder, command, files):
+        with heartbeat(folder, command, written):
             yield
     except BaseException as error:
         status = FAILED if isinstance(error, Exception) else INTERRUPTED
+        written = [name for name in written if (folder / name).exists()]
         try:
-            write_status(folder, status, command, files)
+            write_status(folder, status, command, written)
         except OutputError:  # about which the error itself says more
-            overwrite_status(folder, status, command, files)
+            overwrite_status(folder, status, command, written)
         raise
-    write_status(folder, DONE, command, files)
+    finally:
+        del _written[resolve(folder)]
+    write_status(folder, DONE, command, written)
 
 
 @contextmanager
-def working_in(folder: Path, command: str, files: Sequence[str] = FILES) -> Iterator[None]:
-    """Everything a command does in its folder: hold it, clear it of a failed command's results, and keep status.json.
+def nothing_left_if_refused(folder: Path) -> Iterator[None]:
+    """If a command in the block cannot fit, nothing of it stays in the folder; answers of an interrupted run do."""
+    try:
+        yield
+    except CannotFit:
+        clear_results(folder)
+        if not list_stored(folder / STATE):
+            remove_state(folder)
+            remove_file(folder / LOG)
+            remove_file(folder / STATUS)
+        raise
 
-    `files` are those of FILES that the command may write.
+
+@contextmanager
+def working_in(folder: Path, command: str) -> Iterator[None]:
+    """Everything a command does in its folder: hold it, clear it of a failed command's results, and keep status.json.
 
     Raises OutputError, before anything is removed, for a folder that is not ours, is in use, or holds a run that is
     finished or can go on.
@@ -396,7 +470,7 @@ def working_in(folder: Path, command: str, files: Sequence[str] = FILES) -> Iter
             f"{folder} holds an interrupted run; go on with it by compressor resume {shlex.quote(str(folder))}, or "
             "choose another folder by hydra.run.dir=DIR"
         )
-    with held_folder(folder), recorded_status(folder, command, files):
+    with held_folder(folder), nothing_left_if_refused(folder), recorded_status(folder, command):
         yield
 
 

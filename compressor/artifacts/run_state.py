@@ -2,8 +2,8 @@
 
 import hashlib
 import json
+import re
 import secrets
-import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,18 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from compressor.artifacts.answers import Answers
-from compressor.artifacts.files import parse_json, read_regular, to_strict, write_json
-from compressor.artifacts.run_files import STATE, remove_state
+from compressor.artifacts.files import parse_json, read_regular, set_aside, to_strict, write_json
+from compressor.artifacts.run_files import RUN, STATE, list_stored, remove_state
+from compressor.artifacts.run_folder import is_job, name_another, resolve
 from compressor.errors import ConfigError, OutputError
 
-NAME, ANSWERS = "run.json", "answers"
+ANSWERS = "answers"
 NOT_COMPARED = ("resume", "tracking", "memory")
 """Groups of the configuration on which no result depends."""
 FACTS = ("processor", "threads", "versions", "code", "weights", "dtype", "texts", "batch", "plan")
 """What results depend on besides the configuration."""
+UNKNOWN = "state"
+"""`resume.accept=[state]` takes answers of which nobody knows what they depend on, because run.json is damaged."""
 EVERYTHING = "all"
 """`resume.accept=[all]` takes every difference."""
 MOST_NAMED = 4
+HASH = re.compile(r"[0-9a-f]{32,}")
+CHANGED = "changed"
+"""In place of two hashes, which say nothing."""
+READ_BY = {"weights": "model.path", "plan": "schedule.path"}
+"""What is compared by a hash -> the setting that names it."""
 
 
 @dataclass
@@ -42,8 +50,8 @@ class RunState:
 
     def begin(self) -> None:
         """Write run.json, once status.json says that the run works here. A state without answers is removed before."""
-        if not self.answers.found:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if not list_stored(self.folder):
+            remove_state(self.folder.parent)
         self.write()
 
     def confirm(self, facts: Mapping[str, Any]) -> None:
@@ -60,7 +68,7 @@ class RunState:
     def write(self) -> None:
         """Write run.json in one atomic step; raises OutputError."""
         content = {"config": self.config, "command": self.command, "tracker_id": self.tracker_id, "facts": self.facts}
-        write_json(self.folder / NAME, {"sha256": hash_content(to_strict(content)), "content": content})
+        write_json(self.folder / RUN, {"sha256": hash_content(to_strict(content)), "content": content})
 
     def remove(self) -> None:
         """Remove the state of a run that is done."""
@@ -73,8 +81,11 @@ def hash_content(content: object) -> str:
 
 
 def read_state(run_folder: Path) -> RunState | None:
-    """The state in the folder of a run; None if there is none. Raises OutputError for one that is damaged."""
-    path = run_folder / STATE / NAME
+    """The state in the folder of a run; None if there is none. Raises OutputError for one that is damaged or missing.
+
+    It is missing where there are answers, or weights of a training, and no run.json.
+    """
+    path = run_folder / STATE / RUN
     try:
         whole = parse_json(read_regular(path).decode("utf-8"))
         content = whole["content"]
@@ -84,13 +95,11 @@ def read_state(run_folder: Path) -> RunState | None:
             if not isinstance(content[key], kind):
                 raise TypeError(f"`{key}` is a {type(content[key]).__name__}")
         return RunState(path.parent, content["config"], content["command"], content["tracker_id"], content["facts"])
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, FileNotFoundError) and not list_stored(path.parent):
+            return None
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [repr(error)])[0]
-        raise OutputError(
-            f"the state of the run in {run_folder} cannot be read ({reason}); start it again in another folder"
-        ) from None
+        raise OutputError(f"{path} is damaged: {reason}") from None
 
 
 def open_state(
@@ -102,18 +111,52 @@ def open_state(
 ) -> RunState:
     """The state of an interrupted run, if `run_folder` has one, else a new one; its answers are read into `answers`.
 
-    Nothing is written before `begin`. Raises ConfigError if the interrupted run has answers, and its configuration was
-    another one.
+    Nothing is written before `begin`, but a damaged run.json is kept under another name. Raises CompressorError if the
+    interrupted run has answers, and its configuration was another one, or is not known because run.json is damaged.
     """
     folder, plain, earlier = run_folder / STATE, to_strict(config), None
-    with suppress(OutputError):  # a damaged state is of no use to this run
+    stored = list_stored(folder)
+    try:
         earlier = read_state(run_folder)
+    except OutputError as error:
+        if stored:
+            refuse_unknown(str(error), folder, len(stored), accepted)
+            set_aside(folder / RUN)
     answers.folder = folder / ANSWERS
     state = RunState(folder, plain, command, accepted=accepted, answers=answers)
-    if earlier is not None and answers.load():
-        refuse_differences(run_folder, list_differences(earlier.config, plain), accepted)
+    if earlier is not None and stored:
+        refuse_other(run_folder, list_differences(earlier.config, plain), accepted)
         state.command, state.tracker_id, state.facts = earlier.command, earlier.tracker_id, earlier.facts
+    if stored:
+        answers.load()
     return state
+
+
+def refuse_unknown(damage: str, folder: Path, count: int, accepted: Collection[str]) -> None:
+    """Raise ConfigError for stored work of which nobody knows what it depends on, unless that is accepted."""
+    if EVERYTHING in accepted or UNKNOWN in accepted:
+        return
+    files = f"{count} file{'s' if count > 1 else ''}"
+    raise ConfigError(
+        f"{damage}; the {files} of answers and trainings beside it cannot be compared with the settings, weights and "
+        f"texts of now; take them all the same by resume.accept=[{UNKNOWN}], or remove {folder} to start from the "
+        "beginning"
+    )
+
+
+def refuse_other(run_folder: Path, differences: Mapping[str, str], accepted: Collection[str]) -> None:
+    """Raise CompressorError for other settings than those of the interrupted run.
+
+    The settings of a multirun were compared before its jobs start, so a job with other ones was moved here by hand, and
+    accepting them would give the answers of one job to another.
+    """
+    if differences and is_job(resolve(run_folder)):
+        named = describe_differences(differences)
+        raise OutputError(
+            f"{run_folder} holds the interrupted run of another job (there → here): {named}; "
+            f"move the folders of the jobs back to their numbers, or {name_another(multirun=True)}"
+        )
+    refuse_differences(run_folder, differences, accepted)
 
 
 def refuse_differences(
@@ -142,18 +185,33 @@ def refuse_differences(
 
 def describe_differences(differences: Mapping[str, str]) -> str:
     """The first differences, and how many more there are."""
-    named = ", ".join(f"{name} {words}" for name, words in list(differences.items())[:MOST_NAMED])
+    named = ", ".join(describe_difference(*item) for item in list(differences.items())[:MOST_NAMED])
     return named + (f" and {len(differences) - MOST_NAMED} more" if len(differences) > MOST_NAMED else "")
+
+
+def describe_difference(name: str, words: str) -> str:
+    """Such as `seed 0 → 1`, or `texts of data.path=my.txt changed`."""
+    if words != CHANGED:
+        return f"{name} {words}"
+    first, _, rest = name.partition(".")
+    setting = rest or READ_BY.get(first)
+    return f"{first} of {setting} {words}" if setting else f"{first} {words}"
 
 
 def list_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
     """Dotted name -> old and new value, for all values that differ."""
     old, new = dict(flatten(before)), dict(flatten(after))
     return {
-        name: f"{old.get(name, 'none')} → {new.get(name, 'none')}"
+        name: compare_values(old.get(name, "none"), new.get(name, "none"))
         for name in {**old, **new}
         if old.get(name) != new.get(name) and name.partition(".")[0] not in NOT_COMPARED
     }
+
+
+def compare_values(old: object, new: object) -> str:
+    """Two values that differ, in words."""
+    is_hash = [isinstance(value, str) and bool(HASH.fullmatch(value)) for value in (old, new)]
+    return CHANGED if all(is_hash) else f"{old} → {new}"
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -348,7 +348,7 @@ def check_group(loader: ConfigLoader, plugins: Plugins, group: str, values: Sequ
             continue
         for registry in plugins.registries():
             if registry.word == group:
-                raise registry.unknown(name)
+                raise registry.unknown(name, options)
         raise ConfigError(f"unknown {group} `{name}`; {suggest(name, options)}")
 
 

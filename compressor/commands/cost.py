@@ -43,7 +43,7 @@ from compressor.contracts import (
     ValuesRequest,
 )
 from compressor.contracts.declarations import read_training_texts
-from compressor.errors import CompressorError, ConfigError, PluginError
+from compressor.errors import CannotFit, CompressorError, PluginError
 from compressor.export import holds_exactly
 from compressor.models.gradients import PASSES_OF_BACKWARD
 from compressor.recovery.training_cost import TrainingCost
@@ -228,20 +228,20 @@ class CostForecast:
         return max(plan, estimate, export, self.training.memory if self.training else 0)
 
     def count_disk(self) -> int:
-        """Bytes of all copies of the saved model, of the reference and of the lines of scores."""
-        model, work = self.session.model, self.work
+        """The most bytes that the run has on the disk at a time.
+
+        These are all copies of the saved model, the reference, lines and answers of scores, weights and states of
+        trainings, and all small files. While a second copy of the model is written, its tensors are also in a file.
+        """
+        model, work, trials = self.session.model, self.work, self.work.ledger.trials
         tokens = self.session.scorer.evaluators[Prefixes.PROOF].reference.tokens
         every = sum(component.parameters for component in model.components.values())
         wider = self.saved.itemsize - model.stored_dtype.itemsize
-        saved = model.stored_bytes + wider * (work.kept if self.is_whole else every)
-        return self.export.copies * saved + tokens.nbytes + LINE * work.ledger.trials
-
-    def count_working_files(self) -> int:
-        """Further bytes that a run needs: answers of trials, the tensors of a second copy, and all small files."""
+        copies, saved = self.export.copies, model.stored_bytes + wider * (work.kept if self.is_whole else every)
         scored = self.session.problem.prefixes * len(self.session.problem.better)
-        answers = self.work.ledger.trials * (ANSWER + 8 * scored)
-        trained = self.work.rounds * self.training.disk if self.training else 0
-        return answers + (self.export.copies - 1) * self.session.model.stored_bytes + trained + SMALL_FILES
+        answers = trials * (LINE + ANSWER + 8 * scored)
+        trained = self.training.count_disk(work.rounds) if self.training else 0
+        return copies * saved + (copies - 1) * model.stored_bytes + tokens.nbytes + answers + trained + SMALL_FILES
 
     def count_training_seconds(self) -> float:
         """The time of all recoveries, from that of a forward pass over the search prefixes."""
@@ -253,13 +253,13 @@ class CostForecast:
         return self.work.rounds * self.training.passes * texts.tokens * seconds_per_token
 
     def check(self) -> None:
-        """Raise ConfigError where the run cannot fit on the disk or into memory; it says what would fit."""
-        check_room(self.folder, self.count_disk() + self.count_working_files())
+        """Raise CannotFit where the run cannot fit on the disk or into memory; it says what would fit."""
+        check_room(self.folder, self.count_disk())
         if self.memory is None or self.session.model.mapped_weights is not None:  # streamed weights leave when needed
             return
         needed, available = self.memory.used + self.count_memory(1), self.memory.available
         if needed > available:
-            raise ConfigError(
+            raise CannotFit(
                 f"the run needs {format_bytes(needed)} of memory, and can have {format_bytes(available)}; "
                 f"{self._find_fitting(available) or self._describe_lack(needed - available)}"
             )
@@ -282,16 +282,16 @@ class CostForecast:
 
 
 def check_room(folder: Path, needed: int, work: str = "run") -> None:
-    """Raise ConfigError unless so many bytes can be written to `folder`; `work` is what needs them."""
+    """Raise CannotFit unless so many bytes can be written to `folder`; `work` is what needs them."""
     another = name_another(is_job(resolve(folder)))
     try:
         free = find_room(folder, needed)
     except OSError as error:
-        raise ConfigError(
+        raise CannotFit(
             f"the room for the {work} in {folder} cannot be tried: {error.strerror}; {another} on another disk"
         ) from None
     if needed > free:
-        raise ConfigError(
+        raise CannotFit(
             f"the {work} needs {format_bytes(needed)} in {folder}, where {format_bytes(free)} are free; free "
             f"{format_bytes(needed - free)}, or {another} on another disk"
         )

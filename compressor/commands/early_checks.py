@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
-from compressor.artifacts.run_state import EVERYTHING, FACTS
+from compressor.artifacts.run_state import EVERYTHING, FACTS, UNKNOWN
 from compressor.contracts import EstimableMetric, KeepRequest, Metric, Problem, Recovery, Schedule
 from compressor.contracts.declarations import (
     check_compressor,
@@ -70,7 +70,7 @@ def check_settings(settings: Settings, plugins: Plugins) -> None:
         read_limit()
     check_plugins(settings, plugins)
     check_size(settings)
-    known = {EVERYTHING, *FACTS, *(field.name for field in fields(settings))}
+    known = {EVERYTHING, UNKNOWN, *FACTS, *(field.name for field in fields(settings))}
     for name in settings.resume.accept:
         if (first := name.partition(".")[0]) not in known:
             raise ConfigError(f"`resume.accept`: nothing is called `{name}`; {suggest(first, known)}")

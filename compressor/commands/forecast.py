@@ -17,13 +17,13 @@ from compressor.artifacts.forecast_record import (
     PointForecast,
 )
 from compressor.artifacts.plan_file import plan_to_json
-from compressor.artifacts.run_files import FORECAST_FILES
 from compressor.artifacts.run_folder import working_in
 from compressor.artifacts.run_record import collect_versions, time_phase
 from compressor.commands.cost import SMALL_FILES, check_room
 from compressor.commands.early_checks import TARGETS, check_forecast
 from compressor.commands.next_command import add_commands
 from compressor.commands.setup import RunSetup, open_setup
+from compressor.commands.text_cost import count_texts
 from compressor.compression.amounts import mean_amount
 from compressor.contracts import EstimateRequest, Plan, Prefixes, Problem, SizeRequest
 from compressor.contracts.declarations import read_ranks
@@ -92,6 +92,9 @@ class Forecast:
         first = next(iter(getattr(settings.schedule, TARGETS)), SMALLEST_AMOUNT)
         check_predictable(settings.schedule, first, self.session)
         check_room(self.folder, self.count_disk(), "forecast")
+        cost = count_texts(self.setup, [Prefixes.SEARCH], trains=False)
+        cost.check(self.setup.memory.host)
+        cost.tell(self.setup.model, self.progress)
         model, tokens = self.setup.model, settings.data.continuation_tokens
         self.record.base = {
             "parameters": model.base_parameters,
@@ -264,7 +267,7 @@ def execute(
     `config` is what to record as the configuration, `command` how it was started.
     """
     record = ForecastRecord(config, collect_versions(), command)
-    with working_in(folder, command, FORECAST_FILES):
+    with working_in(folder, command):
         Forecast(settings, folder, record, progress or Silent()).execute(plugins)
         add_commands(record, folder, plugins)
         write_forecast(record, folder)

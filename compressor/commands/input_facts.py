@@ -10,15 +10,17 @@ from pathlib import Path
 
 from compressor.artifacts.plan_file import hash_plan
 from compressor.artifacts.run_record import collect_versions
-from compressor.contracts import Metric
+from compressor.contracts import Metric, Recovery
 from compressor.contracts.declarations import read_text, read_training_texts
 from compressor.data.text_files import find_file
 from compressor.models import checkpoint
 from compressor.sensitivity.cache import hash_sources
-from compressor.settings import DataSource, Settings
+from compressor.settings import DataSettings, DataSource, Settings
 
 RECOVERY = "compressor.recovery.recoverer"
 """The module on which, with all that it imports, the result of a recovery depends."""
+TOKENIZER = "the tokenizer in model.path"
+"""Its name among the texts: other tokens are another text."""
 HARMLESS = ("wandb", "pluggy", "hydra-core", "gguf")
 """Packages on whose version no score depends."""
 
@@ -64,21 +66,45 @@ def hash_weights(settings: Settings) -> str:
     return _hash_once(folder, _stamp(checkpoint.find_hashed(folder, settings.model.trust_remote_code)))
 
 
-def hash_texts(settings: Settings, metrics: Mapping[str, Metric]) -> str:
-    """sha256 of the files with texts and of the tokenizer. A data set of the hub has its name in the configuration."""
-    files = checkpoint.find_tokenizer_files(checkpoint.find_folder(settings.model))
-    files += [find_file(path) for path in list_texts(settings, metrics)]
-    return hashlib.sha256("".join(map(_hash_file, _stamp(files))).encode()).hexdigest()
+def hash_texts(settings: Settings, metrics: Mapping[str, Metric]) -> dict[str, str]:
+    """sha256 of the tokenizer, and of each file with texts, by the setting that names it.
+
+    A data set of the hub has its name in the configuration.
+    """
+    files = _stamp(checkpoint.find_tokenizer_files(checkpoint.find_folder(settings.model)))
+    tokenizer = {TOKENIZER: hashlib.sha256("".join(map(_hash_file, files)).encode()).hexdigest()}
+    read = {name: _stamp([find_file(path)]) for name, path in list_texts(settings, metrics)}
+    return tokenizer | {name: _hash_file(stamp) for name, (stamp,) in read.items()}
 
 
-def list_texts(settings: Settings, metrics: Mapping[str, Metric]) -> Iterator[str]:
-    """The paths of the texts that a run reads."""
+def list_texts(settings: Settings, metrics: Mapping[str, Metric]) -> Iterator[tuple[str, str]]:
+    """The files with texts that a run reads: the setting with its value, and the path."""
     if settings.data.source is DataSource.text and settings.data.path:
-        yield settings.data.path
-    read = [text.path for metric in metrics.values() if (text := read_text(metric)) is not None]
-    if settings.recovery is not None and (texts := read_training_texts(settings.recovery)) is not None:
-        read.append(texts.path)
-    yield from (path for path in read if path is not None)
+        yield name_prefixes(settings.data), settings.data.path
+    for name, metric in metrics.items():
+        if (text := read_text(metric)) is not None and text.path is not None:
+            yield name_windows(name, metric), text.path
+    if settings.recovery is not None and (texts := read_training_texts(settings.recovery)) is not None and texts.path:
+        yield name_training_texts(settings.recovery), texts.path
+
+
+def name_prefixes(data: DataSettings) -> str:
+    """The setting that says where prefixes come from, with its value."""
+    key = {DataSource.text: "path", DataSource.hf: "name"}.get(data.source)
+    return f"data.{key}={getattr(data, key)}" if key else "data=self"
+
+
+def name_windows(name: str, metric: Metric) -> str:
+    """The setting that says which text a metric reads, with its value; the metric where that is the run's text."""
+    text = read_text(metric)
+    return f"metric.{name}" if text is None or text.path is None else f"metric.{name}.path={text.path}"
+
+
+def name_training_texts(recovery: Recovery) -> str:
+    """The setting that says on which texts a recovery trains, with its value."""
+    texts = read_training_texts(recovery)
+    path, dataset = (None, None) if texts is None else (texts.path, texts.dataset)
+    return f"recovery.path={path}" if path else f"recovery.dataset={dataset}" if dataset else "recovery"
 
 
 Stamp = tuple[Path, tuple[int, ...]]

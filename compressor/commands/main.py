@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from compressor.artifacts.files import is_full_disk
+from compressor.artifacts.files import FullDisk, is_full_disk
 from compressor.artifacts.run_files import STATUS, list_jobs
 from compressor.artifacts.run_folder import DONE, check_folder, held_folder, name_another, read_status
 from compressor.commands.checked_overrides import (
@@ -396,10 +396,10 @@ def make_job(
 
 @contextmanager
 def naming_multirun(place: Place) -> Iterator[None]:
-    """A signal that stops a job stops its multirun: that is what goes on, and not the job alone."""
+    """What stops a job, a signal or a full disk, stops its multirun: that is what goes on, and not the job alone."""
     try:
         yield
-    except Stopped as error:
+    except (Stopped, FullDisk) as error:
         if place.multirun and place.folder is not None:
             error.folder = place.folder.absolute()
         raise

@@ -7,7 +7,7 @@ from pathlib import Path
 from hydra.core.override_parser.types import Override
 
 from compressor.artifacts.run_files import HYDRA_FOLDER, MARK, is_unused, list_jobs
-from compressor.artifacts.run_folder import read_status
+from compressor.artifacts.run_folder import describe_copy, find_uncopied, read_status
 from compressor.commands.checked_overrides import parse_overrides
 from compressor.commands.config import parse_arguments
 from compressor.errors import ConfigError, OutputError
@@ -57,11 +57,15 @@ def explain_no_arguments(folder: Path) -> str:
         again = shlex.join(["compressor", "resume", str(multirun)])
         return f"{folder} is a job of the multirun in {multirun}, which goes on as a whole; use {again}"
     command = read_status(folder).get("command")
+    if command is None and folder.is_dir() and (missing := find_uncopied(folder)):  # of a multirun
+        return describe_copy(folder, missing)
     if not isinstance(command, str):
         if is_unused(folder) and (folder / MARK).is_file():
             return f"{folder} holds a run that was stopped before it did anything; start its command again"
         return f"{folder} holds no run that can go on; give the folder of an interrupted `compressor run`"
     is_forecast = command.startswith(("compressor forecast", "compressor.forecast"))
+    if not is_forecast and HYDRA_FOLDER in (missing := find_uncopied(folder)):
+        return describe_copy(folder, missing)
     what = "a forecast, which does not go on" if is_forecast else "a run that was not started by `compressor run`"
     again = f": {command}" if is_harmless(command) else ""
     return f"{folder} holds {what}; start it again{again}"

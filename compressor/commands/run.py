@@ -4,7 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,17 @@ from typing import Any
 
 from compressor import export
 from compressor.artifacts.answers import Answers
-from compressor.artifacts.files import append_json_line
-from compressor.artifacts.plan_file import write_plan
-from compressor.artifacts.run_files import FILES, FORECAST_FILES, GGUF_FILES, STATE
-from compressor.artifacts.run_folder import check_content, held_folder, recorded_status, require_held
+from compressor.artifacts.files import FullDisk, append_json_line
+from compressor.artifacts.plan_file import list_files, write_plan
+from compressor.artifacts.run_files import HYDRA_FOLDER, STATE
+from compressor.artifacts.run_folder import (
+    check_content,
+    claim_files,
+    held_folder,
+    nothing_left_if_refused,
+    recorded_status,
+    require_held,
+)
 from compressor.artifacts.run_record import (
     NOT_VERIFIED,
     ExportRecord,
@@ -33,6 +40,7 @@ from compressor.commands.cost import check_room, forecast_cost, sum_up
 from compressor.commands.early_checks import list_unneeded
 from compressor.commands.setup import RunSetup, open_setup
 from compressor.commands.stopping import Stopped, stop
+from compressor.commands.text_cost import count_texts
 from compressor.compression.amounts import describe_components, describe_final
 from compressor.contracts import Dialogue, Oracle, Prefixes, Recovery, Score, SizeRequest
 from compressor.contracts.declarations import read_ranks
@@ -106,7 +114,10 @@ class Run:
                 "`forecast.check` has no effect in `compressor run`; leave it out, or use `compressor forecast`"
             )
         self.setup = open_setup(settings, plugins, read_ranks(settings.schedule), self.progress)
+        cost = count_texts(self.setup, tuple(Prefixes), trains=True)
+        cost.check(self.setup.memory.host)
         self.setup.make_training_windows(sampled=False)
+        cost.tell(self.setup.model, self.progress)
         model = self.setup.model
         self.record.notes.extend(model.notes)
         export.check_savable(model)
@@ -142,6 +153,7 @@ class Run:
         if (recovery := self.settings.recovery) is not None:
             self.setup.make_training_windows(sampled=True)
             self.session.rounds.recoverer = self.make_recoverer(recovery)
+        claim_files(self.folder, ["reference.safetensors"])
         write_reference(self.setup.evaluators[Prefixes.PROOF].reference, self.folder / "reference.safetensors")
         self.record.noise_floor = min(evaluator.reference.noise_floor for evaluator in self.setup.evaluators.values())
         self.record.reference = self.setup.describe_reference(Prefixes.PROOF)
@@ -194,6 +206,7 @@ class Run:
             for name, metric in self.setup.metrics.items()
             if metric.text() is None
         }
+        claim_files(self.folder, ["sequences.jsonl"])
         for index in range(len(evaluator.reference.tokens)):
             line = {"index": index} | {name: float(values[index]) for name, values in columns.items()}
             append_json_line(self.folder / "sequences.jsonl", line)
@@ -203,6 +216,7 @@ class Run:
         """Write the plan and the model, and complete the record."""
         require_held(self.folder)
         applied = self.session.applied
+        claim_files(self.folder, list_files(applied.kept))
         write_plan(applied.kept, self.folder / "plan.json")
         exported, verification = self.ship()
         self.record.notes.extend(exported.notes)
@@ -258,6 +272,7 @@ class Run:
     def write_gguf(self) -> FileRecord:
         """Write model.gguf and check it; raises OutputError if it is not what was scored."""
         path, quantized = self.folder / "model.gguf", self.session.applied.list_quantized()
+        claim_files(self.folder, [path.name])
         exported = watch(
             self.progress, "writing model.gguf", lambda: export.save_gguf(self.setup.model, path, quantized)
         )
@@ -285,6 +300,17 @@ class Run:
         return verification
 
 
+@contextmanager
+def naming_folder(folder: Path) -> Iterator[None]:
+    """Inside, the error of a full disk says that the run in `folder` can go on, if it was started by a command."""
+    try:
+        yield
+    except FullDisk as error:
+        if (folder / HYDRA_FOLDER).is_dir():
+            error.folder = folder
+        raise
+
+
 def execute(
     settings: Settings,
     plugins: Plugins,
@@ -300,12 +326,11 @@ def execute(
     tracker; without one, the schedule does.
     """
     check_content(folder)
-    with held_folder(folder):
+    with held_folder(folder), nothing_left_if_refused(folder), naming_folder(folder):
         answers = Answers(is_stopping=lambda: stop.is_requested, after_block=stop.check)
         state = open_state(folder, config, command, settings.resume.accept, answers)
         record = Record(status="running", config=config, versions=collect_versions(), command=state.command)
-        left_out = {*FORECAST_FILES[:2], *(() if settings.export.gguf else GGUF_FILES)}
-        with recorded_status(folder, state.command, [name for name in FILES if name not in left_out]):
+        with recorded_status(folder, state.command):
             try:
                 state.begin()
                 label, progress = label or RunLabel(settings.schedule.name), progress or Silent()

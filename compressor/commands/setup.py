@@ -18,7 +18,7 @@ from compressor.commands.early_checks import (
     list_unused_options,
     read_memory_limits,
 )
-from compressor.commands.input_facts import list_input_facts
+from compressor.commands.input_facts import list_input_facts, name_prefixes, name_training_texts, name_windows
 from compressor.compression.apply import Treatments
 from compressor.compression.calibrator import Calibrator
 from compressor.compression.trial_weights import TrialWeights
@@ -187,19 +187,26 @@ class RunSetup:
     def list_facts(self) -> dict[str, object]:
         """What results depend on besides the configuration: machine, versions, code, weights and texts."""
         model, device = self.model, self.model.device
-        texts_read, tokens = hashlib.sha256(), [evaluator.reference.tokens for evaluator in self.evaluators.values()]
-        for evaluator in self.evaluators.values():
-            tokens += [windows.tokens for windows in evaluator.windows.values()]
-        tokens += [] if self.training_windows is None else [self.training_windows]
-        for part in tokens:
-            texts_read.update(part.contiguous().numpy().tobytes())
         return self.list_input_facts() | {
             "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else read_processor(),
             "threads": torch.get_num_threads(),
             "weights": model.content_hash(),
             "dtype": str(model.dtype),
-            "texts": texts_read.hexdigest(),
+            "texts": self.hash_tokens(),
             "batch": {which.value: evaluator.reference.batch for which, evaluator in self.evaluators.items()},
+        }
+
+    def hash_tokens(self) -> dict[str, str]:
+        """sha256 of the tokens that the run reads, by the setting from which they come."""
+        settings, evaluators = self.settings, [*self.evaluators.values()]
+        read = {name_prefixes(settings.data): [evaluator.reference.tokens for evaluator in evaluators]}
+        for name, windows in evaluators[0].windows.items():
+            read[name_windows(name, self.metrics[name])] = [windows.tokens]
+        if settings.recovery is not None and self.training_windows is not None:
+            read[name_training_texts(settings.recovery)] = [self.training_windows]
+        return {
+            name: hashlib.sha256(b"".join(part.contiguous().numpy().tobytes() for part in parts)).hexdigest()
+            for name, parts in read.items()
         }
 
     def list_input_facts(self) -> dict[str, object]:

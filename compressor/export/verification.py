@@ -23,6 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from compressor.artifacts.files import parse_json, write_json
+from compressor.artifacts.run_files import FILES
+from compressor.artifacts.run_folder import claim_files
 from compressor.artifacts.run_record import NOT_VERIFIED, VerificationRecord
 from compressor.errors import OutputError
 from compressor.export.folder import Exported, name_dtype
@@ -195,8 +197,10 @@ def reject(saved: Path, what: str) -> OutputError:
     try:
         if kept.is_dir():
             shutil.rmtree(kept)
+        if kept.name in FILES:
+            claim_files(kept.parent, [kept.name])
         os.replace(saved, kept)
-    except OSError:
+    except (OSError, OutputError):
         kept = saved
     return OutputError(
         f"the saved model {what}: it is not the model that was scored; it is left in {kept} for inspection, "

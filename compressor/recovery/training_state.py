@@ -34,8 +34,8 @@ def write_state(path: Path, key: str, state: TrainingState) -> None:
 
 
 def read_state(path: Path, key: str) -> TrainingState | None:
-    """The state with this key; None if there is none. A damaged one is removed, and one line of the log says so."""
-    found = read_arrays(path, key)
+    """The state with this key; None if there is none. A damaged one is kept aside, as one line of the log says."""
+    found = read_arrays(path, key, lost="this training starts again")
     if found is None:
         return None
     tensors = {}

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from compressor.artifacts.files import write_json, write_text
 from compressor.artifacts.forecast_record import ForecastRecord
+from compressor.artifacts.run_folder import claim_files
 from compressor.report.cost_map import Pair, name_pair
 from compressor.report.forecast_page import make_forecast_page
 from compressor.report.forecast_text import (
@@ -26,7 +27,9 @@ JSON_NAME, HTML_NAME = "forecast.json", "forecast.html"
 
 def write_forecast(record: ForecastRecord, folder: Path) -> None:
     """Put forecast.json and forecast.html into `folder`, each whole or not at all; raises OutputError."""
+    claim_files(folder, [JSON_NAME])
     write_json(folder / JSON_NAME, record.to_json())
+    claim_files(folder, [HTML_NAME])
     write_text(folder / HTML_NAME, make_forecast_page(record))
 
 

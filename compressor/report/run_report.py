@@ -9,6 +9,7 @@ from rich.text import Text
 
 from compressor.artifacts.files import parse_json, read_json, read_regular, write_json, write_text
 from compressor.artifacts.from_json import rebuild
+from compressor.artifacts.run_folder import claim_files
 from compressor.artifacts.run_record import Record
 from compressor.contracts import Score
 from compressor.errors import OutputError
@@ -35,7 +36,9 @@ MOST_METRICS = 4
 
 def write_report(record: Record, folder: Path) -> None:
     """Put report.json and report.html into `folder`, each whole or not at all; raises OutputError."""
+    claim_files(folder, [JSON_NAME])
     write_json(folder / JSON_NAME, record.to_json())
+    claim_files(folder, [HTML_NAME])
     write_text(folder / HTML_NAME, make_page(record, read_sequences(folder)))
 
 

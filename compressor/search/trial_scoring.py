@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from compressor.artifacts.answers import Answers, list_facts
 from compressor.artifacts.files import append_json_line
 from compressor.artifacts.plan_file import plan_to_json
+from compressor.artifacts.run_folder import claim_files
 from compressor.contracts import Metric, Plan, Prefixes, Score, ScoreRequest, Scores, ValuesRequest
 from compressor.evaluation.bootstrap import summarize
 from compressor.evaluation.evaluator import Evaluator, SequenceValues
@@ -104,4 +105,5 @@ class TrialScorer:
             "scores": {name: score.to_json() for name, score in scores.items()},
             "seconds": seconds,
         }
+        claim_files(self.folder, ["scores.jsonl"])
         append_json_line(self.folder / "scores.jsonl", line)

@@ -160,14 +160,14 @@ treatments_by_row = st.builds(
 @one_file
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), treatments | treatments_by_row, max_size=4))
 def test_rows_come_back_to_the_last_bit(tmp_path: Path, plan: dict[str, Treatment]) -> None:
-    """Also over an earlier plan in the same folder; without rows there is no file of rows."""
+    """Also over an earlier plan in the same folder, whose file of rows may be one of the user: it stays."""
     write_plan(plan, tmp_path / "plan.json")
     found = read_plan(tmp_path / "plan.json")
     assert found == plan
     assert [repr(t.rows) for t in found.values()] == [repr(t.rows) for t in plan.values()]
     has_rows = any(treatment.rows is not None for treatment in plan.values())
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == ({"plan.json", "rows.safetensors"} if has_rows else {"plan.json"})
+    assert {"plan.json"} | ({"rows.safetensors"} if has_rows else set()) <= names
 
 
 def test_rows_are_named_not_repeated(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from compressor.artifacts import run_folder
-from compressor.artifacts.run_files import MARK, STATUS
+from compressor.artifacts.run_files import FILES, MARK, STATUS
 from compressor.artifacts.run_folder import (
     DONE,
     FAILED,
@@ -22,6 +22,7 @@ from compressor.artifacts.run_folder import (
     RUNNING,
     check_content,
     check_folder,
+    claim_files,
     clear_results,
     heartbeat,
     held_folder,
@@ -158,8 +159,7 @@ def test_empty_new_and_own_folders_are_taken(tmp_path: Path) -> None:
     check_folder(tmp_path / "new" / "deep", [])
     with working_in(tmp_path / "own", "compressor run"):
         (tmp_path / "own" / "plan.json").write_text("{}")
-        write_status(tmp_path / "own", FAILED, "")
-    write_status(tmp_path / "own", FAILED, "")
+    write_status(tmp_path / "own", FAILED, "", ["plan.json"])
     check_folder(tmp_path / "own", [])
     assert not (tmp_path / "new").exists()
 
@@ -189,15 +189,50 @@ def test_results_without_a_status_are_not_replaced(content: bytes | None, tmp_pa
 
 
 def test_a_file_that_the_command_does_not_write_is_not_cleared(tmp_path: Path) -> None:
-    with pytest.raises(ValueError), working_in(tmp_path, "compressor run", ["report.json", "scores.jsonl"]):
+    with pytest.raises(ValueError), working_in(tmp_path, "compressor run"):
+        claim_files(tmp_path, ["report.json", "sequences.jsonl"])
+        assert read_status(tmp_path)["files"] == ["report.json", "sequences.jsonl"]  # before they are written
         (tmp_path / "report.json").touch()
         raise ValueError
-    (tmp_path / "model.gguf").write_text("mine")
-    with pytest.raises(OutputError, match=r"has files that no command of compressor wrote: model\.gguf; move them"):
-        check_folder(tmp_path, [])
-    (tmp_path / "model.gguf").unlink()
+    assert read_status(tmp_path)["files"] == ["report.json"]  # the other one was not written
+    for name in (*FILES[1:], *FILES[:1]):
+        if name != "report.json":
+            (tmp_path / name).write_text("mine")
+            with pytest.raises(OutputError, match=f"has files that no command of compressor wrote: {name}; move them"):
+                check_folder(tmp_path, [])
+            (tmp_path / name).unlink()
     with working_in(tmp_path, "compressor run"):
         assert not (tmp_path / "report.json").exists()
+
+
+def test_a_file_that_appears_while_a_command_works_is_not_written_to(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"scores\.jsonl was put there by somebody else while the run was working; m"):
+        with working_in(tmp_path, "compressor run"):
+            (tmp_path / "scores.jsonl").write_text("mine")
+            claim_files(tmp_path, ["scores.jsonl"])
+    assert (tmp_path / "scores.jsonl").read_text() == "mine" and read_status(tmp_path)["files"] == []
+
+
+def test_a_sign_of_life_names_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "HEARTBEAT", 0.001)
+    with working_in(tmp_path, "compressor run"):
+        for number, name in enumerate(FILES, 1):
+            claim_files(tmp_path, [name])
+            time.sleep(0.005)
+            assert read_status(tmp_path)["files"] == [*FILES[:number]]
+
+
+def test_a_full_disk_has_room_for_the_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is then that of the file itself."""
+
+    def lacks_room(path: Path, text: str) -> None:
+        raise OutputError("no room")
+
+    with working_in(tmp_path, "compressor run"), monkeypatch.context() as patch:
+        patch.setattr(run_folder, "write_text", lacks_room)
+        for name in FILES:
+            claim_files(tmp_path, [name])
+        assert read_status(tmp_path)["files"] == [*FILES]
 
 
 @pytest.mark.parametrize("moves", [True, False])
@@ -211,11 +246,11 @@ def test_a_folder_that_is_gone_is_never_done(moves: bool, tmp_path: Path) -> Non
 
 
 def test_a_full_disk_does_not_leave_a_run_that_seems_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lacks_room(path: Path, data: object) -> None:
+    def lacks_room(path: Path, text: str) -> None:
         raise OutputError("no room")
 
     with pytest.raises(ValueError), working_in(tmp_path, "compressor run"):
-        monkeypatch.setattr(run_folder, "write_json", lacks_room)
+        monkeypatch.setattr(run_folder, "write_text", lacks_room)
         raise ValueError
     assert read_status(tmp_path)["status"] == FAILED
 
@@ -372,6 +407,7 @@ def test_clearing_keeps_the_status_until_the_next_one(tmp_path: Path) -> None:
 def test_a_failed_run_leaves_nothing_to_the_next(tmp_path: Path) -> None:
     left = ["model", "model.gguf", "plan.json", "rows.safetensors", "report.html", "report.json", "scores.jsonl"]
     with pytest.raises(ValueError), working_in(tmp_path / "run", "compressor run"):
+        claim_files(tmp_path / "run", left[1:])
         for name in left[1:]:
             (tmp_path / "run" / name).touch()
         for name in ("model", ".model.partial", ".model.old"):
@@ -462,6 +498,7 @@ def test_only_marked_folders_are_cleared(tmp_path: Path) -> None:
 def test_another_command_does_not_destroy_a_run_that_can_go_on(tmp_path: Path) -> None:
     with pytest.raises(ValueError), working_in(tmp_path / "own", "compressor run"):
         (tmp_path / "own" / "state" / "answers").mkdir(parents=True)
+        claim_files(tmp_path / "own", ["scores.jsonl"])
         (tmp_path / "own" / "scores.jsonl").write_text("one\n")
         raise ValueError
     with (

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import signal
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any, ClassVar
 import pytest
 
 from compressor.artifacts import disk_space
+from compressor.artifacts.checked_arrays import write_arrays
 from compressor.artifacts.run_record import Record, RunCost, RunCostRecord
 from compressor.commands import cost
 from compressor.commands.cost import WorkCounter, count_work, fold_rows
+from compressor.commands.run import Run
+from compressor.commands.stopping import Stopped
 from compressor.contracts import (
     BestRequest,
     Better,
@@ -30,14 +34,16 @@ from compressor.contracts import (
     Treatment,
     ValuesRequest,
 )
-from compressor.errors import ConfigError
+from compressor.errors import CannotFit, ConfigError
+from compressor.recovery import run_trainer, training_state
 from compressor.report import read_report
 from compressor.report.formatting import describe_cost, describe_expected_cost
 from compressor.report.run_page import make_page
-from compressor.resources import Memory
+from compressor.resources import Memory, measure_folder
 from compressor.settings import ComponentSettings, ExportSettings, Settings, SweepMode, SweepSettings
 from compressor.testing.problems import make_problem
 from compressor_plugins.quantization.int8 import Int8
+from compressor_plugins.recovery.finetune import Finetune
 from compressor_plugins.schedules.beam.beam import Beam
 from compressor_plugins.schedules.budget.budget import Budget, EstimateBy, Granularity
 from compressor_plugins.schedules.evolution.evolution import Evolution
@@ -99,7 +105,7 @@ def test_counts_are_those_of_the_run(tmp_path: Path, case: str) -> None:
     lines = tmp_path / "scores.jsonl"
     if case in ("beam", "fdt_allocation"):
         assert actual.trials == len(lines.read_text().splitlines()) > 0
-    assert forecast.disk_bytes == pytest.approx(actual.disk_bytes, rel=0.1)
+    assert 0 <= forecast.disk_bytes - actual.disk_bytes <= 0.1 * actual.disk_bytes + cost.SMALL_FILES
     assert actual.disk_bytes == pytest.approx(sum(p.stat().st_size for p in tmp_path.rglob("*.*")), rel=0.1)
 
 
@@ -285,19 +291,62 @@ def test_the_middle_is_offered(offer: Offer, amount: float) -> None:
 
 
 def refuse_to_run(folder: Path, settings: Settings) -> str:
-    """The one line of a run that cannot fit, which leaves nothing but its report."""
-    with pytest.raises(ConfigError) as refused:
+    """The one line of a run that cannot fit, which leaves nothing."""
+    with pytest.raises(CannotFit) as refused:
         run(folder, settings)
-    record, names = read_report(folder), {path.name for path in folder.iterdir()}
-    assert record.status == "failed" and record.error == str(refused.value)
-    assert record.expense is not None and record.expense.actual is None
-    assert names <= {"report.json", "report.html", "reference.safetensors", "status.json", "state", ".compressor"}
+    assert [*folder.iterdir()] == []
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
 
+def test_the_disk_that_is_told_is_the_one_that_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a training, whose file is written beside the one before."""
+    settings = settings_of(Uniform([0.3, 0.5]), recovery=Finetune(3, 1, windows=16, tokens=8, batch=4))
+    most: list[int] = []
+
+    def note(path: Path, *content: Any) -> int:  # noqa: ANN401 - as write_arrays
+        size = write_arrays(path, *content)
+        most.append(measure_folder(tmp_path) + size)  # the file is as large as the one that it replaces
+        return size
+
+    def ask(folder: Path, needed: int) -> int:
+        asked.append(needed)
+        return needed
+
+    monkeypatch.setattr(training_state, "write_arrays", note)
+    monkeypatch.setattr(run_trainer, "SAVED_EVERY", 0.0)
+    asked: list[int] = []
+    monkeypatch.setattr(cost, "find_room", ask)
+    record = run(tmp_path, settings)
+    assert record.expense is not None and record.expense.actual is not None
+    forecast = record.expense.forecast.disk_bytes
+    assert asked == [forecast] and most
+    assert max(most) <= forecast <= 1.5 * max(most) + cost.SMALL_FILES
+
+
+def test_a_refused_run_that_was_interrupted_keeps_its_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(Uniform([0.3]))
+
+    def halt(self: Run) -> None:
+        self.session.scorer.answers.add("key", {}, {"fact": 1})
+        self.session.scorer.answers.save()
+        raise Stopped(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Run, "prove", halt)
+        run(tmp_path, settings)
+    stored = {path: path.read_bytes() for path in (tmp_path / "state" / "answers").iterdir()}
+    with monkeypatch.context() as patch, pytest.raises(CannotFit):
+        patch.setattr(disk_space, "read_free_disk", lambda folder: 1_000_000)
+        run(tmp_path, settings)
+    assert {path: path.read_bytes() for path in (tmp_path / "state" / "answers").iterdir()} == stored != {}
+    assert {path.name for path in tmp_path.iterdir()} == {".compressor", "status.json", "state"}
+    assert run(tmp_path, settings).status == "done"
+
+
 def test_a_disk_that_is_too_small_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk_space, "read_free_disk", lambda folder: 1_000_000)
+    tmp_path = tmp_path / "run"
     said = refuse_to_run(tmp_path, settings_of(Uniform([0.3])))
     assert f"in {tmp_path}, where 1 MB are free; free " in said and "hydra.run.dir=DIR" in said
 

@@ -15,16 +15,19 @@ import torch
 
 from compressor import export
 from compressor.artifacts import answers, run_folder
-from compressor.artifacts.run_folder import DONE, FAILED, RUNNING, read_status
+from compressor.artifacts.files import FullDisk
+from compressor.artifacts.run_folder import DONE, RUNNING, read_status
 from compressor.commands import run as run_command
 from compressor.commands.forecast import Forecast
 from compressor.commands.log_file import LogFile
 from compressor.commands.run import Run
 from compressor.data import reference
 from compressor.errors import CompressorError, ConfigError, OutputError
+from compressor.recovery import training_state
 from compressor.search.session import Session
 from compressor.settings import ExportSettings, ModelSettings, Settings, TrackingMode, TrackingSettings
 from compressor_plugins.quantization.int8 import Int8
+from compressor_plugins.recovery.finetune import Finetune
 from compressor_plugins.schedules.budget.budget import Budget
 from compressor_plugins.schedules.fdt_allocation import FdtAllocation
 from compressor_plugins.schedules.uniform import Uniform
@@ -119,6 +122,22 @@ def test_a_disk_that_fills_up_is_one_line_and_the_next_start_goes_on(
     assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
 
 
+@pytest.mark.parametrize("where", ["state of a training", *rarely(["answers", "model"])])
+def test_a_full_disk_names_what_goes_on(where: str, base: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owners = {"state of a training": training_state, "answers": answers, "model": export}
+    settings = make(base)
+    if where == "state of a training":
+        settings = replace(settings, schedule=Uniform([0.3]), recovery=Finetune(2, 0, batch=2, windows=4, tokens=8))
+    fill_before(monkeypatch, owners[where], "save" if where == "model" else "write_arrays", disk, 0)
+    (disk / "run" / ".hydra").mkdir(parents=True)  # as a command makes it
+    (disk / "run" / ".compressor").touch()
+    with pytest.raises(FullDisk) as caught:
+        run(disk / "run", settings)
+    assert str(caught.value).endswith(
+        f": No space left on device; free some space, and go on with: compressor resume {disk / 'run'}"
+    )
+
+
 def test_what_was_whole_stays_whole(base: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model and the answers of the search are not lost because the report does not fit."""
     fill_before(monkeypatch, run_command, "write_report", disk, 0)
@@ -176,8 +195,7 @@ def test_the_room_is_tried_before_the_search(base: Path, disk: Path, monkeypatch
     fill(disk, left=400_000)
     with pytest.raises(ConfigError, match=rf"^the run needs .*B in {disk}/run, where .*B are free; free .*B, or"):
         run(disk / "run", make(base))
-    assert read_status(disk / "run")["status"] == FAILED
-    assert not list((disk / "run").glob(".*.tmp"))
+    assert [*(disk / "run").iterdir()] == []
 
 
 def test_the_room_of_a_forecast_is_tried_before_the_model_runs(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +203,7 @@ def test_the_room_of_a_forecast_is_tried_before_the_model_runs(disk: Path, monke
     fill(disk, left=400_000)
     with pytest.raises(ConfigError, match=rf"^the forecast needs .*B in {disk}/run, where .*B are free; free .*B, or"):
         make_forecast(disk / "run", make_forecast_settings())
-    assert read_status(disk / "run")["status"] == FAILED
+    assert not (disk / "run" / "status.json").exists()
 
 
 def test_a_full_disk_is_refused_before_anything_is_loaded(
@@ -210,9 +228,10 @@ def test_the_command_line_says_one_line(base: Path, tmp_path: Path, disk: Path) 
         done = call_command(tmp_path, *arguments)
         assert done.returncode == 1 and said in done.stderr, done.stderr
         assert done.stderr.startswith("error: ") and done.stderr.strip().count("\n") == 0
+        assert not (disk / "run").exists()
     (disk / "filling").unlink()
-    resumed = call_command(tmp_path, "resume", str(disk / "run"))
-    assert resumed.returncode == 0, resumed.stderr
+    again = call_command(tmp_path, *arguments)
+    assert again.returncode == 0, again.stderr
     assert read_status(disk / "run")["status"] == DONE
 
 

@@ -192,7 +192,7 @@ def test_another_text_for_training_is_refused_or_accepted(
         with pytest.raises(Stopped):
             run(tmp_path / "out", settings)
     text.write_text(words[1])
-    with pytest.raises(ConfigError, match=r"other answers: texts .* take them by resume\.accept=\[texts\]"):
+    with pytest.raises(ConfigError, match=r"texts of recovery\.path=/.*/text\.txt changed; take them by resume\.a"):
         run(tmp_path / "out", settings)
     accepted = run(tmp_path / "out", replace(settings, resume=ResumeSettings(accept=["texts"])))
     whole = run(tmp_path / "whole", settings)

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ import pytest
 from compressor.artifacts import answers
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.plan_file import write_plan
-from compressor.artifacts.run_folder import DONE, INTERRUPTED, read_status, working_in
+from compressor.artifacts.run_files import MARK
+from compressor.artifacts.run_folder import DONE, INTERRUPTED, check_folder, read_status, working_in
 from compressor.artifacts.run_state import ANSWERS, list_differences, read_state
 from compressor.commands.command_record import Jobs, write_command
 from compressor.commands.main import read_arguments
@@ -27,7 +29,7 @@ from compressor.contracts import Compressor, Schedule, Treatment
 from compressor.errors import ConfigError, OutputError
 from compressor.evaluation.evaluator import Evaluator
 from compressor.plugins import installed
-from compressor.settings import ComponentSettings, DataSettings, ModelSettings, ResumeSettings, Settings
+from compressor.settings import ComponentSettings, DataSettings, DataSource, ModelSettings, ResumeSettings, Settings
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.gptq import Gptq
 from compressor_plugins.quantization.int4 import Int4
@@ -184,6 +186,42 @@ def test_another_configuration_is_refused_by_name_or_accepted(base: Path, stoppe
     run(stopped, make(base, "fdt_allocation", seed=1, resume=ResumeSettings(accept=["seed"])))
 
 
+def test_interrupted_jobs_in_the_wrong_folders_say_what_the_folder_holds(base: Path, stopped: Path) -> None:
+    """Accepting the difference would give the answers of one job to another."""
+    many = stopped.parent / "many"
+    many.mkdir()
+    (many / MARK).touch()
+    job = stopped.rename(many / "0")
+    for accept in ([], ["seed"], ["all"]):
+        with pytest.raises(OutputError) as refused:
+            run(job, make(base, "fdt_allocation", seed=1, resume=ResumeSettings(accept=accept)))
+        assert str(refused.value) == (
+            f"{job} holds the interrupted run of another job (there → here): seed 0 → 1; move the folders of the jobs "
+            "back to their numbers, or choose another by hydra.sweep.dir=DIR"
+        )
+    assert run(job, make(base, "fdt_allocation")).status == "done"
+
+
+@pytest.mark.parametrize("key", ["data.path", "metric.perplexity.path"])
+def test_another_text_is_named_by_its_setting(
+    key: str, base: Path, tmp_path: Path, every_answer: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.txt"
+    settings = make(base, "fdt_allocation")
+    if key == "data.path":
+        settings = replace(settings, data=replace(FEW, source=DataSource.text, path=str(text)))
+    else:
+        settings.metric["perplexity"] = installed().metrics["perplexity"](path=str(text), tokens=40, window=8)
+    text.write_text("Once upon a time there was a dog. " * 40)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at_block(3, patch)
+        run(tmp_path / "run", settings)
+    text.write_text("The cat sat on the mat and ate the fish. " * 40)
+    with pytest.raises(ConfigError) as refused:
+        run(tmp_path / "run", settings)
+    assert f"other answers: texts of {key}={text} changed; take them by resume.accept=[texts]" in str(refused.value)
+
+
 def test_another_plan_in_the_same_file_is_refused(
     base: Path, tmp_path: Path, every_answer: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,10 +239,10 @@ def test_another_plan_in_the_same_file_is_refused(
     plan = path.read_bytes()
     write_plan({component: Treatment("magnitude", 0.5, rows=(0.25, 0.75) * (out // 2))}, path)
     assert path.read_bytes() == plan  # only the rows beside it are others
-    with pytest.raises(ConfigError, match=r"other answers: plan \w+ → \w+; take them by resume\.accept=\[plan\]"):
+    with pytest.raises(ConfigError, match=r"other answers: plan of schedule\.path changed; .* resume\.accept=\[plan\]"):
         run(tmp_path / "run", settings)
     write_plan({component: Treatment("magnitude", 0.25)}, path)
-    with pytest.raises(ConfigError, match=r"other answers: plan \w+ → \w+; take them by resume\.accept=\[plan\]"):
+    with pytest.raises(ConfigError, match=r"other answers: plan of schedule\.path changed; .* resume\.accept=\[plan\]"):
         run(tmp_path / "run", settings)
 
 
@@ -213,30 +251,95 @@ def test_other_weights_are_refused(base: Path, stopped: Path, monkeypatch: pytes
     path = stopped / "state" / "run.json"
     state = read_state(stopped)
     assert state is not None
-    state.facts["weights"] = "another hash"
+    state.facts["weights"] = "0" * 64
     state.write()
-    with pytest.raises(ConfigError, match=r"other answers: weights another hash → \w+; take them by resume.accept=\[w"):
+    with pytest.raises(ConfigError, match=r"answers: weights of model\.path changed; take them by resume.accept=\[wei"):
         run(stopped, make(base, "fdt_allocation"))
     assert path.exists() and read_status(stopped)["status"] == "failed"
     assert run(stopped, make(base, "fdt_allocation", resume=ResumeSettings(accept=["all"]))).status == "done"
 
 
-def test_a_damaged_block_is_computed_again(base: Path, stopped: Path, tmp_path: Path) -> None:
+def test_a_damaged_block_is_computed_again(
+    base: Path, stopped: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     block = sorted((stopped / "state" / "answers").iterdir())[3]
     content = bytearray(block.read_bytes())
     content[-3] ^= 1
     block.write_bytes(content)
-    run(stopped, make(base, "fdt_allocation"))
+    run(stopped, make(base, "fdt_allocation", resume=ResumeSettings(keep=True)))
+    said = f"{block} is damaged (its checksum is wrong): its answers are computed again; it is kept as {block.name}.dam"
+    assert said in caplog.text and block.with_name(f"{block.name}.damaged").read_bytes() == content
     run(tmp_path / "whole", make(base, "fdt_allocation"))
     for name in RESULTS:
         assert (stopped / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_damaged_state_starts_anew(base: Path, stopped: Path) -> None:
-    (stopped / "state" / "run.json").write_text('{"sha256": "0", "content": {}}')
-    with pytest.raises(OutputError, match="cannot be read"):
-        read_state(stopped)
+@pytest.mark.parametrize("damage", ["other content", "cut", "missing", "a folder of it"])
+def test_a_damaged_state_is_refused_or_its_answers_are_taken(
+    damage: str, base: Path, stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, settings = stopped / "state" / "run.json", make(base, "fdt_allocation")
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "a folder of it":
+        path.mkdir()
+    elif damage != "missing":
+        path.write_bytes(b'{"sha256": "0", "content": {}}' if damage == "other content" else content[:100])
+    before = {file: file.read_bytes() for file in stopped.rglob("*") if file.is_file()}
+    with pytest.raises(ConfigError) as refused:
+        run(stopped, settings)
+    count = len(list((stopped / "state" / "answers").iterdir()))
+    said = (
+        f"the {count} files of answers and trainings beside it cannot be compared with the settings, weights and texts"
+    )
+    assert str(refused.value).startswith(f"{path} is damaged: ") and said in str(refused.value)
+    assert "resume.accept=[state], or remove " in str(refused.value) and "\n" not in str(refused.value)
+    assert {file: file.read_bytes() for file in stopped.rglob("*") if file.is_file()} == before
+    if damage == "cut":
+        shutil.rmtree(stopped / "state")
+        assert run(stopped, settings).status == "done"
+        return
+    known, asked = Answers(stopped / "state" / ANSWERS).load(), count_scored(monkeypatch)
+    keep = ResumeSettings(keep=True, accept=["state"])
+    assert run(stopped, replace(settings, resume=keep)).status == "done"
+    taken = len(asked)
+    if damage == "other content":
+        assert (stopped / "state" / "run.json.damaged").read_bytes() == b'{"sha256": "0", "content": {}}'
+    asked.clear()
+    run(tmp_path / "whole", settings)
+    assert taken <= len(asked) - known
+    for name in RESULTS:
+        assert (stopped / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_damaged_state_without_answers_loses_nothing(base: Path, stopped: Path) -> None:
+    (stopped / "state" / "run.json").write_text("{")
+    shutil.rmtree(stopped / "state" / "answers")
     assert run(stopped, make(base, "fdt_allocation")).status == "done"
+
+
+def test_a_copy_without_hidden_files_says_what_is_missing(base: Path, tmp_path: Path) -> None:
+    """As `cp -r run/* copy` makes it."""
+    run_folder, copy = tmp_path / "run", tmp_path / "copy"
+    with pytest.raises(Stopped), working_in(run_folder, "compressor run"):
+        write_command(run_folder, [*SMALL, f"model.path={base}", "components.include=[layers.0]"], None)
+        (run_folder / "state").mkdir()
+        raise Stopped(signal.SIGTERM)
+    shutil.copytree(run_folder, copy, ignore=shutil.ignore_patterns(".*"))
+    rest = f"copy all hidden files too, as `cp -r OLD/. {copy}` does"
+    for missing, check in (
+        (".compressor and .hydra are", read_arguments),
+        (".compressor and .hydra are", lambda folder: check_folder(folder, [])),
+        (".compressor is", lambda folder: check_folder(folder, [])),
+    ):
+        if missing.endswith("is"):
+            shutil.copytree(run_folder / ".hydra", copy / ".hydra")
+        with pytest.raises(OutputError) as caught:
+            check(copy)
+        said = f"{copy} is the folder of a run without its hidden files: {missing} missing; {rest}"
+        assert str(caught.value) == said
+    shutil.copytree(run_folder, copy, dirs_exist_ok=True)
+    assert call_command(tmp_path, "resume", str(copy), OMP_NUM_THREADS="1").returncode == 0
 
 
 def test_differences_are_named_by_key() -> None:

@@ -1,6 +1,7 @@
 """The files of a run: equal runs write equal bytes, and every file has the permissions that the user's umask gives."""
 
 import os
+import signal
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from compressor.artifacts.run_files import FILES, FOLDERS, HYDRA, MARK, SAVED, STATUS
+from compressor.artifacts.run_folder import FAILED, read_status, write_status
 from compressor.commands import run as run_command
+from compressor.commands.stopping import Stopped
 from compressor.errors import OutputError
 from compressor.settings import ExportSettings, ModelSettings, ResumeSettings
 from compressor_plugins.pruning.magnitude import Magnitude
@@ -90,6 +93,28 @@ def test_every_file_has_the_permissions_of_the_umask(two_runs: TwoRuns) -> None:
 def test_every_file_of_a_run_is_known_to_what_clears_its_folder(two_runs: TwoRuns) -> None:
     written = {path.name for path in (two_runs.folders[0] / "run").iterdir()}
     assert written <= {*FILES, *FOLDERS, *HYDRA, MARK, SAVED, STATUS, "state"}
+    assert {*read_status(two_runs.folders[0] / "run")["files"]} == written & {*FILES}
+
+
+@pytest.mark.parametrize("name", ["scores.jsonl", "rows.safetensors", "report.html"])
+def test_a_file_that_the_run_has_not_written_is_not_its_own(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where it would write it later, as report.html."""
+    settings = make_settings(Uniform([0.3]), Magnitude())
+
+    def halt(self: object) -> None:
+        raise Stopped(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(run_command.Run, "prove", halt)
+        run(tmp_path / "run", settings)
+    (tmp_path / "run" / name).write_text("mine")
+    with pytest.raises(OutputError, match=f"has files that no command of compressor wrote: {name}; move them, or"):
+        run(tmp_path / "run", settings)
+    assert (tmp_path / "run" / name).read_text() == "mine"
+    (tmp_path / "run" / name).unlink()
+    assert run(tmp_path / "run", settings).status == "done"
 
 
 def test_nothing_of_a_failed_run_stays_beside_a_finished_one_of_another_kind(
@@ -110,6 +135,8 @@ def test_nothing_of_a_failed_run_stays_beside_a_finished_one_of_another_kind(
     assert (tmp_path / "run" / "rows.safetensors").is_file()
     for name in ("model-unverified.gguf", ".verification.abc.tmp"):
         (tmp_path / "run" / name).touch()
+    status = read_status(tmp_path / "run")
+    write_status(tmp_path / "run", FAILED, status["command"], [*status["files"], "model-unverified.gguf"])
     second = make_settings(Uniform([0.3]), Magnitude(), model=base)
     run(tmp_path / "run", replace(second, resume=ResumeSettings(accept=["all"])))
     run(tmp_path / "fresh", second)

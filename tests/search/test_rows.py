@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from compressor.artifacts.plan_file import read_plan, write_plan
-from compressor.artifacts.run_folder import working_in
+from compressor.artifacts.run_folder import claim_files, working_in
 from compressor.compression.apply import Treatments
 from compressor.contracts import (
     Component,
@@ -234,6 +234,7 @@ def test_lines_of_trials_stay_small(tmp_path: Path) -> None:
 
 def test_a_run_without_rows_has_no_file_of_rows(tmp_path: Path) -> None:
     with pytest.raises(ValueError), working_in(tmp_path / "run", "compressor run"):
+        claim_files(tmp_path / "run", ["rows.safetensors"])
         (tmp_path / "run" / "rows.safetensors").write_bytes(b"of an earlier run that failed")
         raise ValueError
     write_plan({"model.layers.0.mlp.up_proj": Treatment("magnitude", 0.5)}, tmp_path / "in" / "plan.json")
