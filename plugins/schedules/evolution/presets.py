@@ -38,6 +38,8 @@ SMALL = Effort(generations=80, offspring=16, survivors=(3, 1, 1), tokens=(256, 1
 PRUNING = Effort(generations=400, offspring=64, survivors=(8, 2, 1), tokens=(2048, 16384, 65536), step=1 / 16)
 QUANTIZATION = replace(PRUNING, generations=150, offspring=128, survivors=(16, 4, 1), tokens=(2048, 16384, 131072))
 
+MOST_OFFSPRING = 10_000
+
 
 def choose_effort(preset: Preset, quantizes: bool, **given: Any) -> Effort:  # noqa: ANN401 - fields of Effort
     """The preset, with the fields replaced that are given (not None or empty); raises ConfigError."""
@@ -48,6 +50,11 @@ def choose_effort(preset: Preset, quantizes: bool, **given: Any) -> Effort:  # n
     for name, value in (("generations", effort.generations), ("offspring", effort.offspring)):
         if value < 1:
             raise ConfigError(f"`schedule.{name}` must be at least 1, got {value}; leave it out for the preset's")
+    if effort.offspring > MOST_OFFSPRING:
+        raise ConfigError(
+            f"`schedule.offspring` must be at most {MOST_OFFSPRING:,}, because all of a generation are drawn before "
+            f"any is scored, got {effort.offspring:,}; give more generations in their place"
+        )
     if not 0.0 < effort.step <= 1.0:
         raise ConfigError(f"`schedule.step` must be in (0, 1], got {effort.step:g}; leave it out for the preset's")
     if len(survivors) != len(tokens):

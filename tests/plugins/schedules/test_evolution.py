@@ -389,6 +389,7 @@ def test_published_figures_are_one_option() -> None:
     [
         ({"generations": 0}, "`schedule.generations` must be at least 1, got 0; leave it out"),
         ({"offspring": -1}, "`schedule.offspring` must be at least 1, got -1; leave it out"),
+        ({"offspring": 10_001}, "`schedule.offspring` must be at most 10,000, because all of a generation are drawn"),
         ({"step": 0.0}, "`schedule.step` must be in (0, 1], got 0; leave"),
         ({"step": math.nan}, "`schedule.step` must be in (0, 1], got nan; leave"),
         ({"survivors": [2, 1]}, "need a number for each stage, got [2, 1] and [256, 1024, 4096]; give two lists"),
