@@ -112,6 +112,28 @@ def test_an_interrupted_training_ends_with_the_same_weights(name: str, dtype: DT
     assert losses[0] == losses[1], "a stop makes no point of its own"
 
 
+def test_a_damaged_state_of_a_training_starts_it_again_and_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start(folder: str, stopping: Stopping | None = None) -> RunTrainer:
+        model = load_family("llama", tmp_path)
+        prune(model, choose(model))
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return make_trainer(model, tmp_path / folder, choose(model), stopping=stopping or Stopping())
+
+    whole = recover(RECOVERIES["finetune"], start("whole"))
+    with pytest.raises(Stopped):
+        RECOVERIES["finetune"].recover(start("parts", stop_after(3)))
+    (state,) = (tmp_path / "parts").glob("*.safetensors")
+    damaged = state.read_bytes()[:-100]
+    state.write_bytes(damaged)
+    trainer = start("parts")
+    assert trainer.earlier is None
+    assert f"{state} is damaged" in caplog.text and "this training starts again" in caplog.text
+    assert state.with_name(f"{state.name}.damaged").read_bytes() == damaged
+    assert all(torch.equal(weight, whole[each]) for each, weight in recover(RECOVERIES["finetune"], trainer).items())
+
+
 class TwoStages(Recovery):
     """Least squares, then training."""
 
