@@ -45,13 +45,15 @@ class TextCost:
         memory = read_host_memory()
         if memory is None:
             return
-        free = max(0, min(memory.available, limit) - memory.used)
-        needed = sum(self.bytes.values())
-        if needed <= free:
+        needed, most_bytes = sum(self.bytes.values()), min(memory.available, limit)
+        free, lacking = max(0, most_bytes - memory.used), memory.used + needed - most_bytes
+        if lacking <= 0:
             return
         key = max(self.bytes, key=lambda name: self.bytes[name])
         most = max(0, free - needed + self.bytes[key]) * self.count[key] // self.bytes[key]
         fix = f"lower it to at most {most}" if most else "lower it, or take shorter texts"
+        if limit < memory.available:
+            fix = f"{f'{fix}, or ' if most else ''}raise memory.host by {format_bytes(lacking)}"
         raise CannotFit(
             f"`{key}={self.count[key]}` needs {format_bytes(self.bytes[key])} of memory for its texts, and the run can "
             f"have {format_bytes(free)}; {fix}"

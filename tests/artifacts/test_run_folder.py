@@ -342,7 +342,7 @@ def test_a_socket_in_place_of_a_file_is_refused(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_status_that_is_shared_is_not_written_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lacks_room(path: Path, data: object) -> None:
+    def lacks_room(path: Path, text: str) -> None:
         raise OutputError("no room")
 
     write_status(tmp_path, INTERRUPTED, "")
@@ -350,7 +350,7 @@ def test_a_status_that_is_shared_is_not_written_in_place(tmp_path: Path, monkeyp
     other = tmp_path.parent / f"{tmp_path.name} of before"
     os.link(tmp_path / STATUS, other)
     before = other.read_bytes()
-    monkeypatch.setattr(run_folder, "write_json", lacks_room)
+    monkeypatch.setattr(run_folder, "write_text", lacks_room)
     with pytest.raises(OutputError), working_in(tmp_path, "compressor run"):
         pytest.fail("the disk is full")
     assert other.read_bytes() == before

@@ -154,7 +154,7 @@ def test_plugins_are_listed(tmp_path: Path) -> None:
         (["run", "~schedule.targets"], "`schedule.targets` must have a value; leave it out for its default, or write "),
         (["run", "seed=-1"], "`seed` must not be negative, got -1"),
         (["run", "memory.host=much"], "`memory.host` must be a number of bytes, or text such as 40GiB or 1.5GB, got"),
-        (["run", "memory.host=1MiB"], "of memory, and can have 1.05 MB; raise memory.host by "),
+        (["run", "memory.host=1MiB"], "of memory for its texts, and the run can have 0 bytes; raise memory.host by "),
         (["run", "hydra.run.dir=/proc/nowhere/run"], "/proc/nowhere"),
         *rarely_cases(
             [

@@ -41,7 +41,8 @@ def differentiate(matrix: QuantizedMatrix, gradient: torch.Tensor) -> torch.Tens
 def test_gradients_are_those_of_autograd(family: str, name: str, scheme: str, tmp_path: Path) -> None:
     model = load_family(family, tmp_path)
     if scheme == "whole matrix":
-        made = Int8(granularity=Granularity.tensor).compress(model.read(name), 0.5, Context(model.components[name]))
+        int8, component = Int8(granularity=Granularity.tensor), model.components[name]
+        made = int8.compress(model.read(name), int8.offer(component).levels[0], Context(component))
         assert made.quantized is not None
         matrix = made.quantized
     else:
