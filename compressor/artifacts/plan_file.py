@@ -69,7 +69,7 @@ def write_plan(plan: Plan, path: str | Path) -> None:
     write_json(path, plan_to_json(plan, ROWS_FILE))
 
 
-def list_files(plan: Plan) -> list[str]:
+def list_plan_files(plan: Plan) -> list[str]:
     """The names of the files in which a run writes the plan."""
     return [PLAN, *([ROWS_FILE] if any(treatment.rows is not None for treatment in plan.values()) else [])]
 

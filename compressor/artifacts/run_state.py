@@ -93,12 +93,14 @@ def read_state(run_folder: Path) -> RunState | None:
             raise ValueError("its checksum is wrong")
         for key, kind in (("config", dict), ("command", str), ("tracker_id", str), ("facts", dict)):
             if not isinstance(content[key], kind):
-                raise TypeError(f"`{key}` is a {type(content[key]).__name__}")
+                raise ValueError(f"`{key}` is a {type(content[key]).__name__}")
         return RunState(path.parent, content["config"], content["command"], content["tracker_id"], content["facts"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, FileNotFoundError) and not list_stored(path.parent):
             return None
-        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [repr(error)])[0]
+        is_other = isinstance(error, KeyError | TypeError)
+        known = getattr(error, "strerror", None) or (str(error).splitlines() or [repr(error)])[0]
+        reason = "it is not what a run writes" if is_other else known
         raise OutputError(f"{path} is damaged: {reason}") from None
 
 

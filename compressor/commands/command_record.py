@@ -8,7 +8,6 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from compressor.artifacts.files import read_json, write_json
-from compressor.artifacts.run_files import COMPARISON, HYDRA_FOLDER, list_jobs
-from compressor.artifacts.run_folder import DONE, read_status
+from compressor.artifacts.run_files import HYDRA_FOLDER, list_jobs
 from compressor.artifacts.run_state import list_differences
 from compressor.commands.checked_overrides import MOST_RUNS, alternatives, parse_overrides
 from compressor.commands.config import add_overrides, parse_arguments, replace_overrides
@@ -104,17 +102,6 @@ def check_jobs(folder: Path, jobs: Jobs) -> None:
             f"{folder} holds the job {last}, and this multirun has only {total}, from 0 on; choose another by "
             "hydra.sweep.dir=DIR"
         )
-
-
-def is_multirun_done(folder: Path) -> bool:
-    """Whether all recorded jobs of a multirun are done, and its table has them; False where that is not known."""
-    with suppress(OutputError, KeyError, TypeError, AttributeError):
-        jobs = Jobs(**read_json(folder / COMMAND_FILE)["jobs"])
-        total = math.prod(map(len, jobs.values))
-        is_done = all(read_status(folder / str(number)).get("status") == DONE for number in range(total))
-        rows = read_json(folder / COMPARISON) if is_done and jobs.are_listed else []
-        return bool(rows) and [row["status"] for row in rows] == [DONE] * total
-    return False
 
 
 def compare_overrides(before: Iterator[str], now: Iterator[str]) -> dict[str, str]:

@@ -39,7 +39,6 @@ from compressor.commands.command_record import (
     check_jobs,
     describe_jobs,
     find_directory,
-    is_multirun_done,
     read_arguments,
     write_command,
 )
@@ -137,9 +136,6 @@ def resume(arguments: Sequence[str], terminal: Terminal) -> int:
     folder, trusted = Path(given[0]), given[1:]
     if read_status(folder).get("status") == DONE:
         terminal.say(f"the run in {folder} is done; there is nothing to go on with")
-        return 0
-    if is_multirun_done(folder):
-        terminal.say(f"all jobs of the multirun in {folder} are done; there is nothing to go on with")
         return 0
     arguments = read_arguments(folder, trusted)
     with working_where_started(folder, terminal):

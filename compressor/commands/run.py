@@ -13,7 +13,7 @@ from typing import Any
 from compressor import export
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.files import FullDisk, append_json_line
-from compressor.artifacts.plan_file import list_files, write_plan
+from compressor.artifacts.plan_file import list_plan_files, write_plan
 from compressor.artifacts.run_files import HYDRA_FOLDER, STATE
 from compressor.artifacts.run_folder import (
     check_content,
@@ -216,7 +216,7 @@ class Run:
         """Write the plan and the model, and complete the record."""
         require_held(self.folder)
         applied = self.session.applied
-        claim_files(self.folder, list_files(applied.kept))
+        claim_files(self.folder, list_plan_files(applied.kept))
         write_plan(applied.kept, self.folder / "plan.json")
         exported, verification = self.ship()
         self.record.notes.extend(exported.notes)

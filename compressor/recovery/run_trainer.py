@@ -84,7 +84,8 @@ class RunTrainer:
             for name in self.before:
                 self.parameters[name].copy_(self.earlier.tensors[name])
             for name, scales in self.trained.scales.items():
-                scales.logarithms.copy_(self.earlier.tensors[f"{SCALES}{name}"])
+                if (trained := self.earlier.tensors.get(f"{SCALES}{name}")) is not None:  # else they were kept
+                    scales.logarithms.copy_(trained)
 
     @property
     def is_done(self) -> bool:

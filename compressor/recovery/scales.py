@@ -28,7 +28,7 @@ class TrainedScales:
 
     def find_matrix(self) -> QuantizedMatrix:
         """The component with its trained scales."""
-        scales = self.matrix.scales.float() * self.logarithms.exp()
+        scales = self.matrix.scales * self.logarithms.exp()
         return dataclasses.replace(self.matrix, scales=scales.to(self.matrix.scales.dtype))
 
     def write(self) -> None:

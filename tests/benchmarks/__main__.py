@@ -29,7 +29,7 @@ BENCHMARKS = (
     "load",
 )
 ON_REQUEST = ("discrimination", "gpu", "memory", "protocol", "pruners", "training")
-"""Benchmarks that run only when they are named: they need a GPU, or hours."""
+"""Benchmarks that run only when they are named: they need a GPU, a text, a quiet machine, or hours."""
 
 
 def format_cell(value: object) -> str:

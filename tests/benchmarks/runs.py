@@ -107,9 +107,8 @@ def open_run(
         schedule=schedule or Nothing(),
         model=ModelSettings(path=find_model(model), dtype=dtype, stream=stream),
         data=replace(data or DataSettings(), seed=seed, **options),
-        sweep=SweepSettings(
-            cache=False, batch=batch
-        ),  # what is not measured costs nothing, and weights may be changed below
+        # No cache: what is not measured costs nothing, and weights may be changed below.
+        sweep=SweepSettings(cache=False, batch=batch),
         seed=seed,
     )
     with tempfile.TemporaryDirectory() as folder:

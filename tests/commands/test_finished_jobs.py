@@ -123,14 +123,36 @@ def test_finished_jobs_are_not_touched(swept: Path, tmp_path: Path) -> None:
         name: state for name, state in before.items() if name[0] in "01"
     }
     assert len(read_rows(place)) == 3
-    done = call_command(place, "resume", "sweep")
-    said = "all jobs of the multirun in sweep are done; there is nothing to go on with\n"
-    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+    again = place / "again"
+    shutil.copytree(sweep, again, copy_function=os.link)
+    jobs = {name: list_states(again / name) for name in "012"}
+    done = call_command(place, "resume", "again")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.count("was done before") == 3
     assert list_states(sweep) == after
+    assert {name: list_states(again / name) for name in "012"} == jobs
+
+
+@pytest.mark.parametrize("change", ["folders", "weights"])
+def test_resume_compares_the_jobs_of_a_multirun_that_is_done(change: str, swept: Path, tmp_path: Path) -> None:
+    """The table of before says nothing of where the folders are now, and of what has changed since."""
+    place = Path(shutil.copytree(swept, tmp_path / "place"))
+    sweep = place / "sweep"
+    if change == "weights":  # of the model where the multirun was started
+        shutil.rmtree(sweep)
+        assert call_command(place, "run", *FEW, "seed=1,2").returncode == 0
+        change_weights(place / "llama")
+    else:
+        for old, new in (("0", "x"), ("1", "0"), ("x", "1")):
+            (sweep / old).rename(sweep / new)
+    said = {"folders": "holds the finished run of another job", "weights": "other results: weights "}[change]
+    for _ in range(2):
+        done = call_command(place, "resume", "sweep")
+        assert done.returncode == 1 and done.stderr.count(said) == 2
+        assert [row[0::2] for row in read_rows(place).values()] == [("refused", False)] * 2
 
 
 @pytest.mark.parametrize("damage", ["no table", "a job", *rarely(["a table without rows", "a damaged record"])])
-def test_resume_goes_on_where_not_all_jobs_and_their_table_are_there(damage: str, swept: Path, tmp_path: Path) -> None:
+def test_resume_goes_on_whatever_is_missing_of_jobs_and_table(damage: str, swept: Path, tmp_path: Path) -> None:
     place = Path(shutil.copytree(swept, tmp_path / "place"))
     sweep = place / "sweep"
     if damage == "no table":

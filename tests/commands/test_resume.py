@@ -312,6 +312,16 @@ def test_a_damaged_state_is_refused_or_its_answers_are_taken(
         assert (stopped / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.parametrize("content", ["null", "[]", '{"a": 1}', '{"content": 5}'])
+def test_a_state_of_another_form_is_damaged_in_plain_words(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "state" / "run.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(OutputError) as refused:
+        read_state(tmp_path)
+    assert str(refused.value) == f"{path} is damaged: it is not what a run writes"
+
+
 def test_a_damaged_state_without_answers_loses_nothing(base: Path, stopped: Path) -> None:
     (stopped / "state" / "run.json").write_text("{")
     shutil.rmtree(stopped / "state" / "answers")

@@ -20,8 +20,6 @@ OPTIONS = (
     "recovery.steps=12", "recovery.released=2", "recovery.batch=5", "recovery.windows=16", "recovery.tokens=12",
     "recovery.learning_rate=0.003",
 )  # fmt: skip
-RTOL = 2**-7
-"""A rounding of the last bit of a weight in bfloat16."""
 LAUNCH = (
     "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
     "--dynamo_backend=no", "--main_process_port=0", "--module", "compressor.commands.entry",
@@ -29,7 +27,7 @@ LAUNCH = (
 
 
 PRUNED = ("schedule.targets=[0.4,0.7]",)
-QUANTIZED = ("compressor=int4", "compressor.int4.group=4", "schedule.targets=[0.75]")
+QUANTIZED = ("compressor=int4", "compressor.int4.group=4", "schedule.targets=[0.875]")
 
 
 def start(folder: Path, options: Sequence[str], *launcher: str) -> subprocess.CompletedProcess[str]:
@@ -41,7 +39,7 @@ def start(folder: Path, options: Sequence[str], *launcher: str) -> subprocess.Co
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [PRUNED, QUANTIZED])
 def test_two_processes_train_what_one_trains(options: Sequence[str], tmp_path: Path) -> None:
-    save_checkpoint("llama", tmp_path / "base", dtype=torch.bfloat16, with_tokenizer=True)
+    save_checkpoint("llama", tmp_path / "base", with_tokenizer=True)
     one = start(tmp_path / "one", options, "-m", "compressor.commands.entry")
     two = start(tmp_path / "two", options, *LAUNCH)
     assert (one.returncode, two.returncode) == (0, 0), two.stderr[-2000:]
@@ -51,7 +49,7 @@ def test_two_processes_train_what_one_trains(options: Sequence[str], tmp_path: P
     assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[0].items():
         assert torch.equal(tensor == 0, weights[1][name] == 0), f"another mask of {name}"
-        torch.testing.assert_close(weights[1][name], tensor, rtol=RTOL, atol=1e-4)
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4)
     assert not list(tmp_path.glob("outputs")), "the second process wrote something of its own"
 
 

@@ -85,6 +85,15 @@ def test_integers_stay_and_scales_keep_their_sign(dtype: DType, tmp_path: Path) 
     assert not view.read()[0].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_scales_that_are_not_trained_stay_bit_for_bit(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = load_family("llama", tmp_path)
+    matrix = quantize(model, [NAME])[NAME]
+    matrix = replace(matrix, scales=(matrix.scales.double() / 3).to(dtype))
+    found = TrainedScales(model.weight_views[NAME], matrix).find_matrix()
+    assert found.scales.dtype == dtype and torch.equal(found.scales, matrix.scales)
+
+
 def test_a_step_changes_scales_of_any_size_by_the_same_share(tmp_path: Path) -> None:
     """The first step of AdamW is the learning rate in the logarithm; weight decay does not act on it."""
     model = load_family("llama", tmp_path)
