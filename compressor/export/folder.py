@@ -22,14 +22,13 @@ from compressor.contracts import Plan
 from compressor.errors import ModelError
 from compressor.export_formats import DENSE
 from compressor.models import Model
-from compressor.models.checkpoint import find_companions, shorten_reason
+from compressor.models.checkpoint import GENERATION, find_companions, shorten_reason
 from compressor.models.loading import quiet_loading
 from compressor.models.stored_tensors import NEXT_TOKENS
 
 log = logging.getLogger(__name__)
 ROWS_PATH = f"compression/{ROWS_FILE}"
 """In its own folder, because some readers take every *.safetensors beside config.json for weights."""
-GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,12 @@ TEMPLATES = "additional_chat_templates"
 """The folder of a tokenizer's further chat templates."""
 REPLACED = ("config.json", "compression.json", "hf_quant_config.json", "quantize_config.json")
 """Files that say how weights are stored, which an export does not take from its base."""
+OBJECTS = ("base_model_pp_plan", "base_model_tp_plan", "quantization_config", "text_config")
+NAMES = ("_attn_implementation", "attn_implementation", "dtype", "torch_dtype")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 LONGEST = 255
 """The longest name of a file, in bytes."""
 
@@ -94,6 +97,7 @@ def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
     """The config of a decoder-only language model; raises ModelError if the folder holds something else."""
     _check_regular(folder)
     values = read_json(folder / "config.json", "choose a folder in the transformers format")
+    read_generation(folder)  # or transformers says that the weights are wrong
     _check_kinds(values, folder / "config.json")
     check_values(values, folder / "config.json")
     model_type = values.get("model_type")
@@ -112,14 +116,24 @@ def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # config classes, also those of remote code, raise what they like
+        wrong = None if isinstance(error, hub_errors.StrictDataclassClassValidationError) else _find_wrong(values)
+        key = f"`{wrong}`, which is {shorten_reason(repr(values[wrong]))}" if wrong else "it"
         raise ModelError(
-            f"`{folder / 'config.json'}` is no valid config of `{model_type}` ({shorten_reason(error)}); mend it"
+            f"`{folder / 'config.json'}` is no valid config of `{model_type}` ({shorten_reason(error)}); mend {key}"
         ) from error
+    if not isinstance(config.get_text_config(), PreTrainedConfig):
+        raise ModelError(f"`{folder / 'config.json'}` has a `text_config`, and a `{model_type}` has none; remove it")
     _check_decoder_only(config, folder, remote and trust_remote_code)
     for part in {id(one): one for one in (config, config.get_text_config())}.values():
         for name, value in OUTPUTS.items():
             setattr(part, name, value)
     return config
+
+
+def read_generation(folder: Path) -> dict[str, Any]:
+    """The settings of generation that come with a model; empty if there are none."""
+    path = folder / GENERATION
+    return read_json(path, "mend it, or remove it") if path.is_file() else {}
 
 
 def _check_regular(folder: Path) -> None:
@@ -136,10 +150,12 @@ def _check_regular(folder: Path) -> None:
 
 
 def _check_kinds(values: Mapping[str, Any], path: Path) -> None:
-    """Raise ModelError for entries that decide which class is loaded, and that have another type than they must."""
+    """Raise ModelError for entries of any config that have another type than they must."""
     names = values.get("architectures")
     wrong = {
         "`auto_map` must map names to classes": not isinstance(values.get("auto_map"), dict | None),
+        **{f"`{key}` must be a JSON object": not isinstance(values.get(key), dict | None) for key in OBJECTS},
+        **{f"`{key}` must be a name": not isinstance(values.get(key), str | None) for key in NAMES},
         "`architectures` must be a list of class names": names is not None
         and not (isinstance(names, list) and all(isinstance(name, str) for name in names)),
     }
@@ -147,6 +163,22 @@ def _check_kinds(values: Mapping[str, Any], path: Path) -> None:
         if is_wrong:
             got = values[rule.split("`")[1]]
             raise ModelError(f"{rule} in `{path}`, got {shorten_reason(json.dumps(got))}; correct it")
+
+
+def _find_wrong(values: Mapping[str, Any]) -> str | None:
+    """The one key without which a config would be valid; None if there is no such key, or more than one."""
+    if values.get("model_type") not in CONFIG_MAPPING:
+        return None  # its class is remote code
+
+    def is_valid(without: str) -> bool:
+        try:
+            CONFIG_MAPPING[values["model_type"]].from_dict({key: values[key] for key in values if key != without})
+            return True
+        except Exception:  # as above
+            return False
+
+    found = [key for key in values if is_valid(key)]
+    return found[0] if len(found) == 1 else None
 
 
 def _check_decoder_only(config: PreTrainedConfig, folder: Path, remote: bool) -> None:

@@ -18,6 +18,9 @@ COUNTS = re.compile(
 """Keys of numbers of which no network has less than one. Others, such as the number of experts, may be 0."""
 MAYBE_NONE = re.compile(r"(num|n)_(\w+_)?experts(_per_tok)?|(moe_|shared_)\w*intermediate_size|sliding_window|n_inner")
 """Keys of numbers that are 0 or null where a network has none of them."""
+LISTED = re.compile(r"num_labels|(num_)?(\w*hidden_)?layers|n_layers?")
+"""Keys of numbers for each of which a config makes an entry of a list."""
+MOST_LISTED = 100_000
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 CHOSEN = "num_experts_per_tok"
 DTYPES = ("dtype", "torch_dtype")
@@ -62,6 +65,10 @@ def explain_failure(values: Mapping[str, object], error: Exception, path: Path) 
 def _check_number(key: str, value: float, path: Path) -> None:
     if COUNTS.fullmatch(key) and value < 1:
         raise _refuse(key, "at least 1", value, path)
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise _refuse(key, "an integer of 64 bits", value, path)
+    if LISTED.fullmatch(key) and value > MOST_LISTED:
+        raise _refuse(key, f"at most {MOST_LISTED}", value, path)
     if MAYBE_NONE.fullmatch(key) and value < 0:
         raise _refuse(key, "at least 0", value, path)
     if EPSILON.fullmatch(key) and not 0 <= value < math.inf:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from compressor.errors import ConfigError, ModelError
-from compressor.models.checkpoint import shorten_reason
+from compressor.models.checkpoint import GENERATION, shorten_reason
 from compressor.models.loading import check_finite, check_report, choose_dtype, find_stored
 from compressor.models.stored_tensors import refuse_folder
 from compressor.settings import DType
@@ -142,7 +142,7 @@ def stream_network(
     mapped_weights = MappedWeights(files)
     _check_names(folder, blank, mapped_weights.tensors)
     try:
-        has_settings = (folder / "generation_config.json").is_file()
+        has_settings = (folder / GENERATION).is_file()
         generation = GenerationConfig.from_pretrained(folder, local_files_only=True) if has_settings else None
         network, report = type(blank).from_pretrained(
             None,

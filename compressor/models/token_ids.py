@@ -1,6 +1,5 @@
 """Finds token ids without a row in the embedding, in every place that names ids."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compressor.errors import ModelError
 from compressor.models.architectures import find_number
+from compressor.models.checkpoint import GENERATION, read_generation
 
 
 def find_bos(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
@@ -43,12 +43,7 @@ def list_ids(
 ) -> Iterator[tuple[str, int]]:
     """(source, id) of every special token: in config.json, generation_config.json, and the tokenizer."""
     yield from _list_named("config.json", vars(network.config.get_text_config()))
-    path = folder / "generation_config.json"
-    try:
-        generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError):
-        generation = {}  # the model does not need it; it is copied as it is
-    yield from _list_named(path.name, generation if isinstance(generation, dict) else {})
+    yield from _list_named(GENERATION, read_generation(folder))
     if tokenizer is None:
         return
     for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"):

@@ -170,7 +170,7 @@ def test_no_weight_is_made_before_it_is_used(shipped: dict[str, Shipped], monkey
     with monkeypatch.context() as patch:
         patch.setattr(QuantizedMatrix, "dense", fail)
         network = compressor.load(shipped["llama"].exported.path)
-        assert replaced == list(list_schemes(shipped["llama"]))
+        assert replaced == 2 * list(list_schemes(shipped["llama"]))  # also before shapes are compared
         with pytest.raises(AssertionError, match="a weight is made"):
             logits(network, draw_tokens())
     assert torch.equal(logits(network, draw_tokens()), shipped["llama"].said["logits"])
@@ -386,6 +386,24 @@ def test_tensors_that_are_not_what_the_config_says(
     with pytest.raises(ModelError, match=said) as caught:
         compressor.load(folder)
     assert_one_line(caught.value)
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "intermediate_size", "head_dim", "num_key_value_heads"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_shapes_are_compared_before_a_network_takes_memory(
+    key: str, packed: bool, wide: Shipped, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(wide.exported.path if packed else wide.model.folder, tmp_path / "model"))
+    edit_config(folder, **{key: 3 << 40})  # no machine has the memory
+    with pytest.raises(ModelError, match=r"must have the shape \[.*\d{12}.*\] by its config, got \[|groups of 32"):
+        compressor.load(folder)
+
+
+def test_a_name_that_transformers_does_not_know(wide: Shipped, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(wide.exported.path, tmp_path / "model"))
+    edit_config(folder, hidden_act="boom")
+    with pytest.raises(ModelError, match=r"^`hidden_act` of `.*` must be a name that transformers knows, got 'boom'"):
+        compressor.load(folder)
 
 
 def test_folders_that_hold_no_model(wide: Shipped, tmp_path: Path) -> None:

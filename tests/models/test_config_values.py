@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+import compressor
 from compressor.errors import ModelError
-from compressor.models import load_model
+from compressor.models import Model, load_model
+from compressor.models.checkpoint import NAMES, OBJECTS
 from compressor.models.config_values import check_values
 from compressor.models.loading import quiet_loading
 from compressor.settings import ModelSettings
@@ -27,6 +30,8 @@ WRONG: dict[str, list[tuple[str, object, str]]] = {
         *((key, 0, "must be at least 1, got 0") for key in ("num_attention_heads", "num_key_value_heads")),
         *((key, -1, "must be at least 1, got -1") for key in ("num_hidden_layers", "hidden_size", "head_dim")),
         ("intermediate_size", -1, "must be at least 1, got -1"),
+        ("hidden_size", 10**30, "must be an integer of 64 bits, got 10"),
+        ("num_labels", 30_000_000, "must be at most 100000, got 30000000"),
         ("hidden_act", "silo", r"must be a name that transformers knows, got 'silo'; did you mean .*`silu`"),
         ("rope_parameters.rope_type", THETA | {"rope_type": "nope"}, NAME),
         ("rope_scaling.type", {"type": "nope", "factor": 2.0}, NAME),
@@ -40,6 +45,7 @@ WRONG: dict[str, list[tuple[str, object, str]]] = {
         ("pad_token_id", 10**9, "must be an id below `vocab_size`, or null, got 1000000000"),
     ],
     "gpt2": [
+        ("n_layer", 10**9, "must be at most 100000, got 1000000000"),
         *((key, 0, "must be at least 1, got 0") for key in ("n_positions", "n_embd", "n_head", "n_layer")),
         ("n_inner", -1, "must be at least 0, got -1"),
         ("activation_function", "nope", NAME),
@@ -64,6 +70,10 @@ WRONG: dict[str, list[tuple[str, object, str]]] = {
 }  # fmt: skip
 
 
+def load_plainly(folder: Path) -> Model:
+    return load_model(ModelSettings(str(folder)))
+
+
 @pytest.mark.parametrize("family", WRONG)
 def test_a_value_that_no_network_can_have(family: str, tmp_path: Path) -> None:
     folder = save_checkpoint(family, tmp_path)
@@ -75,6 +85,40 @@ def test_a_value_that_no_network_can_have(family: str, tmp_path: Path) -> None:
         assert_one_line(caught.value)
         (folder / "config.json").write_text(original)
     load_model(ModelSettings(str(folder)))
+
+
+KINDS: list[tuple[str, object, str]] = [
+    *((key, [], r"must be a JSON object in `.*`, got \[\]; correct it") for key in OBJECTS),
+    *((key, 5, "must be a name in `.*`, got 5; correct it") for key in NAMES),
+    ("text_config", {}, ", and a `llama` has none; remove it"),
+    ("num_labels", "x", ", which is 'x'$"),
+    ("id2label", 5, ", which is 5$"),
+    ("layer_types", 5, ", which is 5$"),
+    ("rms_norm_eps", "x", ", which is 'x'$"),
+    ("hidden_size", 47, r"not a multiple .*; mend it$"),  # or of the number of heads: only the user knows
+]
+
+
+@pytest.mark.parametrize("opens", [load_plainly, compressor.load])
+def test_entries_of_a_wrong_type(opens: Callable[[Path], object], tmp_path: Path) -> None:
+    folder = save_checkpoint("llama", tmp_path)
+    original = (folder / "config.json").read_text()
+    for key, value, rule in KINDS:
+        edit_config(folder, **{key: value})
+        with pytest.raises(ModelError, match=rule) as caught:
+            opens(folder)
+        assert_one_line(caught.value)
+        assert key in str(caught.value) or key == "hidden_size"
+        (folder / "config.json").write_text(original)
+
+
+@pytest.mark.parametrize("opens", [load_plainly, compressor.load])
+@pytest.mark.parametrize("content", ["null", "[]", "{"])
+def test_settings_of_generation_that_are_none(content: str, opens: Callable[[Path], object], tmp_path: Path) -> None:
+    folder = save_checkpoint("llama", tmp_path)
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(ModelError, match=r"generation_config\.json` must .*; mend it, or remove it$"):
+        opens(folder)
 
 
 def test_values_of_the_text_part_are_checked_too() -> None:

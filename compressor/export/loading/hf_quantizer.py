@@ -38,8 +38,7 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc] # transformers has no 
     """Replaces linear modules by packed ones before weights are loaded."""
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **options: object) -> None:
-        for path, scheme in self.quantization_config.schemes.items():
-            model.set_submodule(path, replace_linear(model, path, scheme))
+        pack(model, self.quantization_config.schemes)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **options: object) -> PreTrainedModel:
         for module in model.modules():
@@ -62,6 +61,12 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc] # transformers has no 
         return False
 
 
+def pack(network: nn.Module, schemes: Mapping[str, Scheme]) -> None:
+    """Replace linear modules by empty packed ones on the same device, by path; raises ModelError if one is none."""
+    for path, scheme in schemes.items():
+        network.set_submodule(path, replace_linear(network, path, scheme))
+
+
 def replace_linear(network: nn.Module, path: str, scheme: Scheme) -> StoredLinear:
     """An empty packed module for the linear module at `path`; raises ModelError if there is none."""
     linear = dict(network.named_modules()).get(path)
@@ -77,7 +82,8 @@ def replace_linear(network: nn.Module, path: str, scheme: Scheme) -> StoredLinea
             f"{linear.in_features}; correct config.json"
         )
     kind = PackedLinear if scheme.input_rounding is None else ByteLinear
-    return kind(linear.in_features, linear.out_features, linear.bias, scheme)
+    with linear.weight.device:
+        return kind(linear.in_features, linear.out_features, linear.bias, scheme)
 
 
 @functools.cache

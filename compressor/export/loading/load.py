@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 from compressor.arguments import read_path, require_switch
 from compressor.errors import ConfigError, ModelError, OutputError, suggest
 from compressor.export.loading.config_reader import read_schemes
-from compressor.export.loading.hf_quantizer import check_packed, describe_skeleton
+from compressor.export.loading.hf_quantizer import check_packed, describe_skeleton, pack
 from compressor.export.loading.zero_linear import skip_zeros
 from compressor.models import checkpoint, loading
-from compressor.models.stored_tensors import check_counts, match_tensors
+from compressor.models.stored_tensors import build_blank, check_counts, match_tensors
 
 EXACT, REMOVED = "exact", "torch"
 """Accepted values of `kernels`. The removed one gives a warning and loads the exact model."""
@@ -56,12 +56,16 @@ def load(
         config = checkpoint.read_config(path, trust_remote_code)
         tensors = checkpoint.read_tensors(checkpoint.find_weight_files(path))
         check_counts(path, config, tensors)
-        described = getattr(config, "quantization_config", None)
+        described = vars(config).pop("quantization_config", None)
+        schemes = {} if described is None else read_schemes(path, described)
+        # Compared with the files before it takes memory.
+        blank = build_blank(path, config, torch.get_default_dtype(), trust_remote_code)
+        pack(blank, schemes)
+        match_tensors(path, blank, tensors)
         if described is not None:
-            config.quantization_config = describe_skeleton(read_schemes(path, described), described)
+            config.quantization_config = describe_skeleton(schemes, described)
         network = loading.load_network(path, config, chosen, trust_remote_code)
         check_packed(network, path)
-        match_tensors(path, network, tensors)
         network.to(place).eval().requires_grad_(False)
         skip_zeros(network)
     if described is not None:
