@@ -14,14 +14,21 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from compressor.commands.stopping import stop
 from compressor.errors import ConfigError
-from compressor.plugins import Plugins
+from compressor.plugins import Plugins, installed
 from compressor.settings import Settings
 
 CONFIG_MODULE = "compressor.conf"
 FORECAST = ("compressor=[magnitude,int8,int4]", "metric=[fdtm,margin_noise]", "tracking=none")
 FORECAST_SCHEDULE = ("schedule=budget", "schedule.corrections=0", "schedule.objective=margin_noise")
 """What `compressor forecast` chooses where the user does not."""
+
+
+def import_plugins() -> Plugins:
+    """Every installed plugin. Their imports take a while, in which a signal ends the process at once."""
+    with stop.at_once():
+        return installed()
 
 
 def store_schemas(plugins: Plugins) -> None:

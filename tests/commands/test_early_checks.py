@@ -46,7 +46,7 @@ SMALL = (
 CONF = Path(__file__).parents[2] / "conf"
 REFUSE = """
 import sys
-from compressor.commands.main import choose_place
+from compressor.commands.results_place import choose_place
 from compressor.commands.config import store_schemas
 from compressor.errors import CompressorError
 from compressor.plugins import installed

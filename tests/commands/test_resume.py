@@ -21,8 +21,7 @@ from compressor.artifacts.plan_file import write_plan
 from compressor.artifacts.run_files import MARK
 from compressor.artifacts.run_folder import DONE, INTERRUPTED, check_folder, read_status, working_in
 from compressor.artifacts.run_state import ANSWERS, list_differences, read_state
-from compressor.commands.command_record import Jobs, write_command
-from compressor.commands.main import read_arguments
+from compressor.commands.command_record import Jobs, read_arguments, write_command
 from compressor.commands.run import Run
 from compressor.commands.stopping import Stopped, stop
 from compressor.contracts import Compressor, Schedule, Treatment

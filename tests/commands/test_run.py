@@ -13,7 +13,7 @@ import torch
 from compressor.artifacts.run_files import MARK, SAVED
 from compressor.artifacts.run_folder import read_status
 from compressor.commands import cost
-from compressor.commands.main import Failures
+from compressor.commands.failures import Failures
 from compressor.commands.terminal import Terminal
 from compressor.contracts import Compressor
 from compressor.errors import CompressorError

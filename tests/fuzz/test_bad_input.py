@@ -23,7 +23,7 @@ from compressor.artifacts.run_record import CurvePoint, FinalRecord, MetricRecor
 from compressor.artifacts.run_state import hash_content, list_differences, read_state
 from compressor.commands.command_record import COMMAND_FILE, read_arguments
 from compressor.commands.config import store_schemas
-from compressor.commands.main import choose_place
+from compressor.commands.results_place import choose_place
 from compressor.contracts import Score
 from compressor.errors import CompressorError
 from compressor.plugins import installed
