@@ -137,9 +137,8 @@ def build_settings(config: DictConfig) -> Settings:
     """The typed settings of a composed configuration; plugin options become plugin instances."""
     names = [field.name for field in dataclasses.fields(Settings)]
     unwrapped = {name: config._get_node(name) for name in names}
-    if (
-        OmegaConf.get_type(config, "recovery") is dict
-    ):  # recovery=none, with options that an experiment sets for another
+    # After recovery=none, only options are left, which an experiment sets for another recovery.
+    if OmegaConf.get_type(config, "recovery") is dict:
         unwrapped["recovery"] = config["recovery"] = None
     return Settings(
         **{
