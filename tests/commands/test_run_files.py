@@ -22,6 +22,7 @@ from compressor_plugins.schedules.uniform import Uniform
 from tests.support.command_line import MAIN
 from tests.support.families import save_checkpoint
 from tests.support.runs import make_settings, run
+from tests.support.slow import rarely
 from tests.support.warm_processes import run_project
 
 ARGUMENTS = (
@@ -96,7 +97,7 @@ def test_every_file_of_a_run_is_known_to_what_clears_its_folder(two_runs: TwoRun
     assert {*read_status(two_runs.folders[0] / "run")["files"]} == written & {*FILES}
 
 
-@pytest.mark.parametrize("name", ["scores.jsonl", "rows.safetensors", "report.html"])
+@pytest.mark.parametrize("name", ["report.html", *rarely(["scores.jsonl", "rows.safetensors"])])
 def test_a_file_that_the_run_has_not_written_is_not_its_own(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

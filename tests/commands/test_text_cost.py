@@ -44,7 +44,7 @@ def test_a_count_for_which_there_is_no_memory_is_refused_before_any_text_is_made
 
 
 def test_the_advice_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_cost, "read_host_memory", lambda: Memory(1000, 1000, 1_000_000))
+    monkeypatch.setattr(text_cost, "read_host_memory", lambda: Memory(1000, 1000, 500_000))
     with pytest.raises(CannotFit) as refused:
         run(tmp_path / "run", CASES["recovery.windows"])
     most = int(str(refused.value).rpartition(" ")[2])
