@@ -8,6 +8,7 @@ of a state is kept under another name, because it may hold hours of work.
 import hashlib
 import json
 import logging
+import operator
 import os
 import re
 import stat
@@ -19,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from compressor.artifacts.files import parse_json, set_aside, write_bytes
@@ -30,6 +29,16 @@ log = logging.getLogger(__name__)
 FACTS, KEY, CHECKSUM = "facts", "key", "sha256"
 LENGTH, ALIGNMENT = 8, 8
 """Bytes of the length of a safetensors header, and what a header is padded to."""
+DTYPES = {
+    "BOOL": np.dtype(np.bool_),
+    **{
+        f"{kind}{bits}": np.dtype(f"<{kind.lower()}{bits // 8}")
+        for kind in "IUF"
+        for bits in (8, 16, 32, 64)[kind == "F" :]
+    },
+}
+"""The dtypes of numpy by the names that safetensors gives them."""
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LITTER_SECONDS = 3600.0
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 """How a file is named that will be renamed when it is whole."""
@@ -51,26 +60,34 @@ class OtherContent(ValueError):
 
 def write_arrays(path: Path, key: str, arrays: Arrays, facts: Mapping[str, Any]) -> int:
     """Write arrays and facts in one atomic step; returns the bytes written. Raises OutputError."""
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     written = json.dumps(facts, sort_keys=True)
     metadata = {FACTS: written, KEY: key, CHECKSUM: compute_checksum(key, contiguous, written)}
-    content = serialize_arrays(contiguous, metadata)
-    write_bytes(path, content)
-    return len(content)
+    parts = serialize_arrays(contiguous, metadata)
+    write_bytes(path, *parts)
+    return sum(map(len, parts))
 
 
-def serialize_arrays(arrays: Arrays, metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a safetensors file; equal arrays and metadata give equal bytes.
+def serialize_arrays(arrays: Arrays, metadata: Mapping[str, str]) -> list[bytes | memoryview]:
+    """The parts of a safetensors file, of which only the first takes memory. Equal arrays give equal bytes.
 
-    safetensors itself writes the metadata in an order that differs between processes. Here their keys are sorted.
+    safetensors itself copies all arrays, and writes the metadata in an order that differs between processes.
     """
-    content: bytes = safetensors.numpy.save(arrays, dict(metadata))
-    start = LENGTH + int.from_bytes(content[:LENGTH], "little")
-    header = json.loads(content[LENGTH:start])
-    header["__metadata__"] = dict(sorted(metadata.items()))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))  # so that each array is aligned
+    end = 0
+    for name in names:
+        array = arrays[name]
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": NAMES[array.dtype], "shape": array.shape, "data_offsets": [start, end]}
     written = json.dumps(header, separators=(",", ":")).encode()
     written += b" " * (-len(written) % ALIGNMENT)
-    return b"".join([len(written).to_bytes(LENGTH, "little"), written, memoryview(content)[start:]])
+    return [len(written).to_bytes(LENGTH, "little") + written, *(view_bytes(arrays[name]) for name in names)]
+
+
+def view_bytes(array: NDArray[Any]) -> memoryview:
+    """The bytes of a contiguous array, in its own memory."""
+    return array.reshape(-1).view(np.uint8).data
 
 
 def read_arrays(path: Path, key: str | None = None, lost: str | None = None) -> Content | None:
@@ -82,14 +99,17 @@ def read_arrays(path: Path, key: str | None = None, lost: str | None = None) -> 
     try:
         if not is_trusted(path):
             return None
-        return parse_arrays(path.read_bytes(), key)
+        content = bytearray(path.stat().st_size)  # so that the arrays can be written to
+        with path.open("rb") as file:
+            del content[file.readinto(content) :]
+        return parse_arrays(content, key)
     except OtherContent:
         log.warning("%s belongs to other settings, weights or texts, and its content is made anew", path)
         with suppress(OSError):
             path.unlink()
     except OSError as error:
         log.warning("%s cannot be read and is ignored: %s", path, error.strerror)
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else "unreadable"
         if lost is not None:
             log.warning("%s is damaged (%s): %s; it is kept as %s", path, reason, lost, set_aside(path).name)
@@ -117,11 +137,21 @@ def is_trusted(path: Path) -> bool:
     return True
 
 
-def parse_arrays(content: bytes, key: str | None = None) -> Content:
-    """Arrays and facts of the bytes of a file; raises ValueError, KeyError or SafetensorError for anything else."""
-    arrays: Arrays = safetensors.numpy.load(content)
+def parse_arrays(content: bytes | bytearray, key: str | None = None) -> Content:
+    """Arrays and facts of the bytes of a file; raises ValueError, KeyError or TypeError for anything else.
+
+    The arrays are views of `content`, so that a large file takes memory once.
+    """
     start = LENGTH + int.from_bytes(content[:LENGTH], "little")
-    metadata = json.loads(content[LENGTH:start])["__metadata__"]
+    header = json.loads(content[LENGTH:start])
+    metadata = header.pop("__metadata__")
+    arrays: Arrays = {}
+    for name, said in header.items():
+        dtype, (first, last) = DTYPES[said["dtype"]], said["data_offsets"]
+        if not 0 <= first <= last <= len(content) - start:
+            raise ValueError("it is cut off")
+        values = np.frombuffer(memoryview(content)[start + first : start + last], dtype)
+        arrays[name] = values.reshape([*map(operator.index, said["shape"])])
     if key is not None and metadata[KEY] != key:
         raise OtherContent
     if compute_checksum(metadata[KEY], arrays, metadata[FACTS]) != metadata[CHECKSUM]:
@@ -138,7 +168,7 @@ def compute_checksum(key: str, arrays: Arrays, facts: str) -> str:
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(json.dumps([name, array.dtype.str, list(array.shape)]).encode())
-        digest.update(array.tobytes())
+        digest.update(view_bytes(array))
     return digest.hexdigest()
 
 

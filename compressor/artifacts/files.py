@@ -107,10 +107,10 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` in one step, like `replaced_file`; raises OutputError."""
-    with replaced_file(path) as temporary:
-        temporary.write_bytes(content)
+def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
+    """Write the parts of a content to `path` in one step, like `replaced_file`; raises OutputError."""
+    with replaced_file(path) as temporary, temporary.open("wb") as file:
+        file.writelines(parts)
 
 
 def write_text(path: Path, text: str) -> None:

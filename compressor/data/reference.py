@@ -198,7 +198,7 @@ def fingerprint(model: Model, prefixes: Tensor, continuation: int, batch: int) -
 def write_reference(reference: Reference, path: Path) -> None:
     """Save tokens and counts in one atomic step; raises OutputError if they cannot be written."""
     metadata = {name: str(getattr(reference, name)) for name in COUNTS}
-    write_bytes(path, serialize_arrays({"tokens": reference.tokens.contiguous().numpy()}, metadata))
+    write_bytes(path, *serialize_arrays({"tokens": reference.tokens.contiguous().numpy()}, metadata))
 
 
 def write_cached(reference: Reference, path: Path) -> None:

@@ -41,5 +41,5 @@ def read_state(path: Path, key: str) -> TrainingState | None:
     tensors = {}
     for name, array in found.arrays.items():
         start, _, dtype = name.rpartition("|")
-        tensors[start] = torch.from_numpy(array.copy()).view(getattr(torch, dtype))
+        tensors[start] = torch.from_numpy(array).view(getattr(torch, dtype))
     return TrainingState(tensors, found.facts)

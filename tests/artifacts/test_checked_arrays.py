@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,32 @@ def test_what_is_written_is_read(path: Path) -> None:
     assert content is not None and content.facts == FACTS and set(content.arrays) == set(ARRAYS)
     for name, array in ARRAYS.items():
         assert np.array_equal(content.arrays[name], array) and content.arrays[name].dtype == array.dtype
+
+
+@pytest.mark.parametrize("dtype", [*"bBhHiIlLefd?"])
+def test_every_dtype_is_that_of_safetensors(dtype: str, tmp_path: Path) -> None:
+    arrays = {"x": np.ones((2, 3), dtype), "scalar": np.array(1, dtype), "transposed": np.eye(3, 5, dtype=dtype).T}
+    path = tmp_path / "file.safetensors"
+    assert write_arrays(path, "key", arrays, {}) == path.stat().st_size
+    content = read_arrays(path, "key")
+    assert content is not None
+    for found in (safetensors.numpy.load_file(path), content.arrays):
+        assert found.keys() == arrays.keys()
+        for name, array in arrays.items():
+            assert np.array_equal(found[name], array) and found[name].dtype == array.dtype
+            assert found[name].shape == array.shape
+
+
+def test_a_large_file_takes_memory_once(tmp_path: Path) -> None:
+    size = 8 << 20
+    arrays = {name: np.zeros(size // 8 // 4) for name in "abcd"}
+    peaks = []
+    for step in (lambda: write_arrays(tmp_path / "file", "key", arrays, {}), lambda: read_arrays(tmp_path / "file")):
+        tracemalloc.start()
+        assert step() is not None
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[0] < size / 8 and size <= peaks[1] < size * 9 / 8
 
 
 def test_a_missing_file_is_no_news(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -97,7 +124,7 @@ import sys
 import numpy as np
 from compressor.artifacts.checked_arrays import serialize_arrays
 metadata = {f"key {number} ä": str(number) for number in range(9)}
-sys.stdout.buffer.write(serialize_arrays({name: np.arange(3) for name in "cab"}, metadata))
+sys.stdout.buffer.writelines(serialize_arrays({name: np.arange(3) for name in "cab"}, metadata))
 """
 
 
