@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, Storage
+from compressor.contracts import Context
 
 from ..weight_checks import check_ranked
-from .masks import PrunedWeight
-from .selection import Scope, Selection
+from .pruner import RankedPruner
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass
-class Magnitude(Compressor):
+class Magnitude(RankedPruner):
     """Sets the smallest |w| to zero.
 
     ŵ = 0 at the round(a · n) smallest |w| of each set of n weights, ŵ = w elsewhere. The set is the matrix or a row, by
@@ -32,41 +30,8 @@ class Magnitude(Compressor):
     Mishra et al., Accelerating Sparse Deep Neural Networks, 2021 (arXiv 2104.08378).
     """
 
-    scope: Scope = Scope.matrix
-    pattern: str = ""
-
     name: ClassVar[str] = "magnitude"
-    stored_as: ClassVar[Storage] = Storage.dense
 
-    @property
-    def selection(self) -> Selection:
-        return Selection(self.name, self.scope, self.pattern)
-
-    def check_options(self) -> None:
-        self.selection.check_options()
-
-    def list_unused(self) -> Mapping[str, str]:
-        return self.selection.list_unused()
-
-    def offer(self, component: Component) -> Offer:
-        return self.selection.offer()
-
-    def compress(self, weight: Tensor, amount: float, context: Context) -> PrunedWeight:
-        importance = self.rank(weight, context.component)
-        return self.selection.prune(weight, importance, amount, context.component)
-
-    def compress_each(self, weight: Tensor, amounts: Sequence[float], context: Context) -> Iterator[CompressedWeight]:
-        importance = self.rank(weight, context.component)
-        yield from self.selection.prune_each(weight, importance, amounts, context.component)
-
-    def compress_rows(self, weight: Tensor, amounts: Sequence[float], context: Context) -> PrunedWeight:
-        importance = self.rank(weight, context.component)
-        return self.selection.prune_rows(weight, importance, amounts, context.component)
-
-    def importance(self, weight: Tensor, context: Context) -> Tensor | None:
-        """|w|; None with a `pattern`, which does not prune weights one by one."""
-        return None if self.pattern else self.rank(weight, context.component)
-
-    def rank(self, weight: Tensor, component: Component) -> Tensor:
+    def rank(self, weight: Tensor, context: Context) -> Tensor:
         """|w| `[out, in]`; raises ModelError for NaN."""
-        return check_ranked(weight.abs(), component)
+        return check_ranked(weight.abs(), context.component)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, Storage
+from compressor.contracts import Context
 
 from ..calibration_warnings import warn_once
 from ..weight_checks import check_ranked
-from .masks import PrunedWeight
-from .selection import Scope, Selection
+from .pruner import RankedPruner
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass
-class Obd(Compressor):
+class Obd(RankedPruner):
     """Sets the weights of the smallest saliency w² F to zero, with F the diagonal of the Fisher information.
 
     F_jk = E (∂ ln p(y) / ∂w_jk)² over positions of the calibration texts and labels y that are drawn from the model at
@@ -36,38 +34,8 @@ class Obd(Compressor):
     information is the expected Hessian of −ln p(y) under these labels, and never negative.
     """
 
-    scope: Scope = Scope.matrix
-    pattern: str = ""
-
     name: ClassVar[str] = "obd"
-    stored_as: ClassVar[Storage] = Storage.dense
     needs: ClassVar[frozenset[str]] = frozenset({"fisher_diagonal"})
-
-    @property
-    def selection(self) -> Selection:
-        return Selection(self.name, self.scope, self.pattern)
-
-    def check_options(self) -> None:
-        self.selection.check_options()
-
-    def list_unused(self) -> Mapping[str, str]:
-        return self.selection.list_unused()
-
-    def offer(self, component: Component) -> Offer:
-        return self.selection.offer()
-
-    def compress(self, weight: Tensor, amount: float, context: Context) -> PrunedWeight:
-        return self.selection.prune(weight, self.rank(weight, context), amount, context.component)
-
-    def compress_each(self, weight: Tensor, amounts: Sequence[float], context: Context) -> Iterator[CompressedWeight]:
-        yield from self.selection.prune_each(weight, self.rank(weight, context), amounts, context.component)
-
-    def compress_rows(self, weight: Tensor, amounts: Sequence[float], context: Context) -> PrunedWeight:
-        return self.selection.prune_rows(weight, self.rank(weight, context), amounts, context.component)
-
-    def importance(self, weight: Tensor, context: Context) -> Tensor | None:
-        """|w| √F; None with a `pattern`, which does not prune weights one by one."""
-        return None if self.pattern else self.rank(weight, context)
 
     def rank(self, weight: Tensor, context: Context) -> Tensor:
         """|w| √F `[out, in]` in float32 at least, in the order of w² F; raises ModelError for NaN."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, Storage, working_dtype
+from compressor.contracts import CompressedWeight, Context, working_dtype
 
 from ..calibration_warnings import warn_of_few_tokens, warn_of_tokens
 from ..hessian_factor import factor_hessian
 from ..options import check_option
 from ..weight_checks import check_finite
 from .masks import PrunedWeight, prune
-from .selection import Scope, Selection
+from .pruner import Pruner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ Choose = Callable[..., "Tensor"]
 
 
 @dataclass
-class SparseGpt(Compressor):
+class SparseGpt(Pruner):
     """Prunes column by column; later columns compensate the errors of earlier ones.
 
     For a weight `[out, in]` with H = Σ x xᵀ / n of its inputs, the error of a row is (w − ŵ) H (w − ŵ)ᵀ, the mean
@@ -49,31 +49,17 @@ class SparseGpt(Compressor):
     weight of an input that is always 0 to zero, whatever the amount.
     """
 
-    scope: Scope = Scope.matrix
-    pattern: str = ""
     block: int = 128
     damping: float = 0.01
     sequential: bool = True
 
     name: ClassVar[str] = "sparsegpt"
-    stored_as: ClassVar[Storage] = Storage.dense
     needs: ClassVar[frozenset[str]] = frozenset({"hessian", "tokens"})
 
-    @property
-    def selection(self) -> Selection:
-        return Selection(self.name, self.scope, self.pattern)
-
     def check_options(self) -> None:
-        self.selection.check_options()
+        super().check_options()
         check_option(self, "block", self.block >= 1, "at least 1", "128")
         check_option(self, "damping", 0 < self.damping < math.inf, "positive and finite", "0.01")
-
-    def list_unused(self) -> Mapping[str, str]:
-        return self.selection.list_unused()
-
-    def offer(self, component: Component) -> Offer:
-        self.check_options()
-        return self.selection.offer()
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> PrunedWeight:
         (compressed,) = self.compress_each(weight, [amount], context)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, Compressor, Context, Offer, Storage, working_dtype
+from compressor.contracts import Context, working_dtype
 
 from ..calibration_warnings import warn_of_tokens
 from ..options import check_option
 from ..weight_checks import check_finite
 from .masks import PrunedWeight, prune
-from .selection import Scope, Selection
+from .pruner import Pruner
+from .selection import Scope
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +27,7 @@ LOOK_EVERY = 8
 
 
 @dataclass
-class Swaps(Compressor):
+class Swaps(Pruner):
     """Starts with the mask of `wanda`, and exchanges a pruned weight for a kept one while that lowers the error.
 
     For H = Σ x xᵀ / n of the n inputs of a component, the error of a row w with the pruned set P is e H eᵀ, the mean
@@ -48,28 +49,15 @@ class Swaps(Compressor):
     """
 
     scope: Scope = Scope.row
-    pattern: str = ""
     steps: int = 1000
     sequential: bool = True
 
     name: ClassVar[str] = "swaps"
-    stored_as: ClassVar[Storage] = Storage.dense
     needs: ClassVar[frozenset[str]] = frozenset({"hessian", "tokens"})
 
-    @property
-    def selection(self) -> Selection:
-        return Selection(self.name, self.scope, self.pattern)
-
     def check_options(self) -> None:
-        self.selection.check_options()
+        super().check_options()
         check_option(self, "steps", self.steps >= 1, "at least 1", "1000")
-
-    def list_unused(self) -> Mapping[str, str]:
-        return self.selection.list_unused()
-
-    def offer(self, component: Component) -> Offer:
-        self.check_options()
-        return self.selection.offer()
 
     def compress(self, weight: Tensor, amount: float, context: Context) -> PrunedWeight:
         (compressed,) = self.compress_each(weight, [amount], context)

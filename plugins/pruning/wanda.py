@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from compressor.contracts import Component, CompressedWeight, Compressor, Context, Offer, Storage
+from compressor.contracts import Context
 
 from ..calibration_warnings import warn_of_tokens
 from ..weight_checks import check_ranked
-from .masks import PrunedWeight
-from .selection import Scope, Selection
+from .pruner import RankedPruner
+from .selection import Scope
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass
-class Wanda(Compressor):
+class Wanda(RankedPruner):
     """Sets the smallest |w_ij| · √(mean x_j²) to zero, where x_j is input j of the component.
 
     The root mean square is ‖x_j‖₂ / √n over the n calibration tokens, which gives the same order in a matrix as
@@ -36,38 +35,10 @@ class Wanda(Compressor):
     """
 
     scope: Scope = Scope.row
-    pattern: str = ""
     sequential: bool = True
 
     name: ClassVar[str] = "wanda"
-    stored_as: ClassVar[Storage] = Storage.dense
     needs: ClassVar[frozenset[str]] = frozenset({"second_moment", "tokens"})
-
-    @property
-    def selection(self) -> Selection:
-        return Selection(self.name, self.scope, self.pattern)
-
-    def check_options(self) -> None:
-        self.selection.check_options()
-
-    def list_unused(self) -> Mapping[str, str]:
-        return self.selection.list_unused()
-
-    def offer(self, component: Component) -> Offer:
-        return self.selection.offer()
-
-    def compress(self, weight: Tensor, amount: float, context: Context) -> PrunedWeight:
-        return self.selection.prune(weight, self.rank(weight, context), amount, context.component)
-
-    def compress_each(self, weight: Tensor, amounts: Sequence[float], context: Context) -> Iterator[CompressedWeight]:
-        yield from self.selection.prune_each(weight, self.rank(weight, context), amounts, context.component)
-
-    def compress_rows(self, weight: Tensor, amounts: Sequence[float], context: Context) -> PrunedWeight:
-        return self.selection.prune_rows(weight, self.rank(weight, context), amounts, context.component)
-
-    def importance(self, weight: Tensor, context: Context) -> Tensor | None:
-        """|w_ij| · √(mean x_j²); None with a `pattern`, which does not prune weights one by one."""
-        return None if self.pattern else self.rank(weight, context)
 
     def rank(self, weight: Tensor, context: Context) -> Tensor:
         """|w_ij| · √(mean x_j²) `[out, in]`, in float32 at least; raises ModelError for NaN."""

@@ -30,7 +30,8 @@ from compressor.settings import (
     TrackingBackend,
     TrackingSettings,
 )
-from compressor_plugins.pruning.magnitude import Magnitude, Scope
+from compressor_plugins.pruning.magnitude import Magnitude
+from compressor_plugins.pruning.selection import Scope
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.quantization.nf4 import Nf4

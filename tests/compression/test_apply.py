@@ -18,7 +18,8 @@ from compressor.models import Model, load_model
 from compressor.models.input_transforms import transform_inputs
 from compressor.plugins import installed
 from compressor.settings import ModelSettings
-from compressor_plugins.pruning.magnitude import Magnitude, Scope
+from compressor_plugins.pruning.magnitude import Magnitude
+from compressor_plugins.pruning.selection import Scope
 from compressor_plugins.quantization.int8 import Int8
 from tests.support.broken_plugins import broken
 from tests.support.families import save_checkpoint

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from compressor.contracts import Component, Compressor, Context, Offer
 from compressor.errors import ConfigError, ModelError, PlanError
-from compressor_plugins.pruning.magnitude import Magnitude, Scope
+from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.pruning.random import Random
+from compressor_plugins.pruning.selection import Scope
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 PRUNERS = [Magnitude(), Random()]
