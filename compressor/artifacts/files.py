@@ -125,6 +125,19 @@ def remove_file(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_whole(path: Path) -> None:
+    """Remove a file or a folder of ours; raises OutputError."""
+    if path.is_symlink() or not path.is_dir():
+        remove_file(path)
+        return
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        raise OutputError(
+            f"cannot remove {path}: {error.strerror}; remove it yourself or choose another folder"
+        ) from error
+
+
 def set_aside(path: Path) -> Path:
     """Give a damaged file another name beside it, and return that; where this is not allowed, it stays as it is."""
     kept = path.with_name(f"{path.name}{DAMAGED}")

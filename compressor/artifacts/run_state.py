@@ -12,8 +12,8 @@ from typing import Any
 
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.files import parse_json, read_regular, set_aside, to_strict, write_json
+from compressor.artifacts.folder_check import is_job, name_another, resolve
 from compressor.artifacts.run_files import RUN, STATE, list_stored, remove_state
-from compressor.artifacts.run_folder import is_job, name_another, resolve
 from compressor.errors import ConfigError, OutputError
 
 ANSWERS = "answers"

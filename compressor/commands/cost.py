@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from compressor.artifacts.disk_space import find_room
-from compressor.artifacts.run_folder import is_job, name_another, resolve
+from compressor.artifacts.folder_check import is_job, name_another, resolve
 from compressor.artifacts.run_record import Record, RunCost
 from compressor.contracts import (
     Best,

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from compressor.artifacts.files import to_strict
-from compressor.artifacts.run_folder import DONE, name_another, read_status
+from compressor.artifacts.folder_check import name_another
 from compressor.artifacts.run_state import describe_differences, list_differences, refuse_differences
+from compressor.artifacts.run_status import DONE, read_status
 from compressor.commands.input_facts import list_input_facts, relevant_versions
 from compressor.commands.setup import choose_metrics
 from compressor.contracts.declarations import read_ranks

@@ -10,8 +10,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from compressor.arguments import read_path
+from compressor.artifacts.folder_check import check_folder
 from compressor.artifacts.forecast_record import ForecastRecord
-from compressor.artifacts.run_folder import check_folder
 from compressor.artifacts.run_record import Record
 from compressor.commands import forecast as forecast_command
 from compressor.commands import run as run_command

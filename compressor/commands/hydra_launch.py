@@ -10,7 +10,7 @@ import hydra
 from omegaconf import DictConfig
 
 from compressor.artifacts.files import is_full_disk
-from compressor.artifacts.run_folder import name_another
+from compressor.artifacts.folder_check import name_another
 from compressor.commands.config import CONFIG_MODULE
 from compressor.commands.failures import FULL_ERROR, blame_hydra_settings, shows_whole
 from compressor.commands.results_place import Place

@@ -11,8 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from compressor.artifacts.files import write_text
+from compressor.artifacts.folder_lock import mark_folder
 from compressor.artifacts.run_files import HYDRA_FOLDER, LOG
-from compressor.artifacts.run_folder import mark_folder
 from compressor.commands.log_file import logging_to
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from omegaconf.errors import OmegaConfBaseException
 
-from compressor.artifacts.run_folder import check_folder, held_folder
+from compressor.artifacts.folder_check import check_folder
+from compressor.artifacts.folder_lock import held_folder
 from compressor.commands.checked_overrides import (
     check_sweeps,
     choose_compressors,

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Override
 
+from compressor.artifacts.folder_check import describe_copy, find_uncopied
 from compressor.artifacts.run_files import HYDRA_FOLDER, MARK, is_unused, list_jobs
-from compressor.artifacts.run_folder import describe_copy, find_uncopied, read_status
+from compressor.artifacts.run_status import read_status
 from compressor.commands.checked_overrides import parse_overrides
 from compressor.commands.config import parse_arguments
 from compressor.errors import ConfigError, OutputError

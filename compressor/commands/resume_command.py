@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
 from pathlib import Path
 
-from compressor.artifacts.run_folder import DONE, read_status
+from compressor.artifacts.run_status import DONE, read_status
 from compressor.commands.command_record import RESUME, find_directory, read_arguments
 from compressor.commands.config import add_overrides
 from compressor.commands.run_command import run

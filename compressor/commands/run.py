@@ -13,16 +13,11 @@ from typing import Any
 from compressor import export
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.files import FullDisk, append_json_line
+from compressor.artifacts.folder_check import check_content
+from compressor.artifacts.folder_lock import held_folder, require_held
 from compressor.artifacts.plan_file import list_plan_files, write_plan
 from compressor.artifacts.run_files import HYDRA_FOLDER, STATE
-from compressor.artifacts.run_folder import (
-    check_content,
-    claim_files,
-    held_folder,
-    nothing_left_if_refused,
-    recorded_status,
-    require_held,
-)
+from compressor.artifacts.run_folder import claim_files, nothing_left_if_refused, recorded_status
 from compressor.artifacts.run_record import (
     NOT_VERIFIED,
     ExportRecord,

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from compressor.artifacts.files import FullDisk
 from compressor.artifacts.run_files import STATUS, list_jobs
-from compressor.artifacts.run_folder import DONE, read_status
+from compressor.artifacts.run_status import DONE, read_status
 from compressor.commands.command_record import write_command
 from compressor.commands.config import import_plugins, read_config, store_schemas
 from compressor.commands.failures import Failures

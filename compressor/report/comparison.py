@@ -17,8 +17,8 @@ from rich.text import Text
 
 from compressor.artifacts.files import read_regular, write_json
 from compressor.artifacts.run_files import COMPARISON, list_jobs
-from compressor.artifacts.run_folder import FAILED, read_status
 from compressor.artifacts.run_record import Record
+from compressor.artifacts.run_status import FAILED, read_status
 from compressor.contracts import Score
 from compressor.errors import OutputError
 from compressor.report.formatting import (

@@ -13,23 +13,12 @@ from typing import Any
 
 import pytest
 
-from compressor.artifacts import run_folder
+from compressor.artifacts import folder_check, run_folder
+from compressor.artifacts.folder_check import check_content, check_folder
+from compressor.artifacts.folder_lock import held_folder
 from compressor.artifacts.run_files import FILES, MARK, STATUS
-from compressor.artifacts.run_folder import (
-    DONE,
-    FAILED,
-    INTERRUPTED,
-    RUNNING,
-    check_content,
-    check_folder,
-    claim_files,
-    clear_results,
-    heartbeat,
-    held_folder,
-    read_status,
-    working_in,
-    write_status,
-)
+from compressor.artifacts.run_folder import claim_files, clear_results, heartbeat, working_in, write_status
+from compressor.artifacts.run_status import DONE, FAILED, INTERRUPTED, RUNNING, read_status
 from compressor.errors import OutputError
 
 
@@ -391,7 +380,7 @@ def test_the_status_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         times.append(folder)
         return read_status(folder)
 
-    monkeypatch.setattr(run_folder, "read_status", count)
+    monkeypatch.setattr(folder_check, "read_status", count)
     check_content(tmp_path)
     assert times == [tmp_path]
 
@@ -447,7 +436,7 @@ def test_signs_of_life_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 HOLD = """
 import sys, time
 from pathlib import Path
-from compressor.artifacts.run_folder import held_folder
+from compressor.artifacts.folder_lock import held_folder
 with held_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from compressor.artifacts.folder_lock import held_folder
 from compressor.artifacts.run_files import STATUS
-from compressor.artifacts.run_folder import held_folder
 from compressor.commands.command_record import write_command
 from tests.support.command_line import call_command
 from tests.support.slow import rarely

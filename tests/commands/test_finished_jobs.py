@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from compressor.artifacts.plan_file import write_plan
-from compressor.artifacts.run_folder import DONE, INTERRUPTED, read_status
+from compressor.artifacts.run_status import DONE, INTERRUPTED, read_status
 from compressor.commands import input_facts
 from compressor.commands.finished_jobs import find_finished
 from compressor.contracts import Treatment

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.artifacts.run_folder import DONE
+from compressor.artifacts.run_status import DONE
 from tests.support.command_line import MAIN, call_command
 from tests.support.families import save_checkpoint
 from tests.support.slow import rarely_cases

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from compressor import export
-from compressor.artifacts import answers, run_folder
+from compressor.artifacts import answers, folder_lock, run_folder
 from compressor.artifacts.files import FullDisk
-from compressor.artifacts.run_folder import DONE, RUNNING, read_status
+from compressor.artifacts.run_status import DONE, RUNNING, read_status
 from compressor.commands import run as run_command
 from compressor.commands.forecast import Forecast
 from compressor.commands.log_file import LogFile
@@ -210,7 +210,7 @@ def test_a_full_disk_is_refused_before_anything_is_loaded(
     base: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Run, "load", lambda *arguments: pytest.fail("the model was loaded"))
-    fill(disk, left=run_folder.FIRST_FILES // 2)
+    fill(disk, left=folder_lock.FIRST_FILES // 2)
     with pytest.raises(OutputError, match=rf"^the disk of {disk}/run is full: \d+ bytes are needed .*hydra\.run\.dir="):
         run(disk / "run", make(base))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import compressor
-from compressor.artifacts.run_folder import DONE, FAILED
+from compressor.artifacts.run_status import DONE, FAILED
 from compressor.errors import ConfigError, OutputError
 from tests.support.command_line import MAIN, call_command
 from tests.support.families import save_checkpoint
@@ -212,7 +212,7 @@ def test_nothing_stays_of_a_folder_in_which_hydra_did_not_start(kind: str, tmp_p
 STOPPED_IN_A_JOB = """
 import os, signal, threading, time
 from pathlib import Path
-from compressor.artifacts.run_folder import read_status
+from compressor.artifacts.run_status import read_status
 
 def stop_in_a_job():
     until = time.monotonic() + 60

@@ -17,10 +17,12 @@ import pytest
 
 from compressor.artifacts import answers
 from compressor.artifacts.answers import Answers
+from compressor.artifacts.folder_check import check_folder
 from compressor.artifacts.plan_file import write_plan
 from compressor.artifacts.run_files import MARK
-from compressor.artifacts.run_folder import DONE, INTERRUPTED, check_folder, read_status, working_in
+from compressor.artifacts.run_folder import working_in
 from compressor.artifacts.run_state import ANSWERS, list_differences, read_state
+from compressor.artifacts.run_status import DONE, INTERRUPTED, read_status
 from compressor.commands.command_record import Jobs, read_arguments, write_command
 from compressor.commands.run import Run
 from compressor.commands.stopping import Stopped, stop

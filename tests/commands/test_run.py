@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from compressor.artifacts.run_files import MARK, SAVED
-from compressor.artifacts.run_folder import read_status
+from compressor.artifacts.run_status import read_status
 from compressor.commands import cost
 from compressor.commands.failures import Failures
 from compressor.commands.terminal import Terminal

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from compressor.artifacts.run_files import FILES, FOLDERS, HYDRA, MARK, SAVED, STATUS
-from compressor.artifacts.run_folder import FAILED, read_status, write_status
+from compressor.artifacts.run_folder import write_status
+from compressor.artifacts.run_status import FAILED, read_status
 from compressor.commands import run as run_command
 from compressor.commands.stopping import Stopped
 from compressor.errors import OutputError

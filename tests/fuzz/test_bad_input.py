@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.checked_arrays import read_arrays, write_arrays
+from compressor.artifacts.folder_check import check_folder
+from compressor.artifacts.folder_lock import held_folder
 from compressor.artifacts.plan_file import read_plan
 from compressor.artifacts.run_files import MARK, STATUS
-from compressor.artifacts.run_folder import check_folder, held_folder, read_status
 from compressor.artifacts.run_record import CurvePoint, FinalRecord, MetricRecord, Record, RoundRecord
 from compressor.artifacts.run_state import hash_content, list_differences, read_state
+from compressor.artifacts.run_status import read_status
 from compressor.commands.command_record import COMMAND_FILE, read_arguments
 from compressor.commands.config import store_schemas
 from compressor.commands.results_place import choose_place

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import Phase, given, note, settings
 from hypothesis import strategies as st
 
-from compressor.artifacts.run_folder import read_status
+from compressor.artifacts.run_status import read_status
 from compressor.commands import setup
 from compressor.commands.run import execute
 from compressor.commands.stopping import interruptible

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compressor.artifacts.run_folder import DONE, read_status
+from compressor.artifacts.run_status import DONE, read_status
 from tests.support.families import save_checkpoint
 from tests.support.interrupted_writes import KILLED, NEVER, SCHEDULES, run_until
 from tests.support.slow import rarely

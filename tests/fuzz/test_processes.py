@@ -7,7 +7,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from compressor.artifacts.run_folder import DONE, read_status
+from compressor.artifacts.run_status import DONE, read_status
 from tests.support.command_line import call_fresh_command
 from tests.support.damage import damage_model, damaged_models, damaged_texts, odd_command_lines
 from tests.support.families import save_checkpoint
