@@ -1,5 +1,6 @@
 """Turns whatever a plugin raises into one PluginError, which names the plugin, its method and the line of its code.
 
+A CompressorError with a text is for the user: it keeps its kind and its text, and the plugin is named before that.
 The contract classes derive from `Guarded`, which wraps the methods of their subclasses, so that no call can forget it.
 """
 
@@ -61,16 +62,21 @@ class Guard:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
         _calls.active = self.is_inner
-        if error is None or self.is_inner or isinstance(error, CompressorError):  # a plugin raises that for the user
+        if error is None or self.is_inner or is_interrupt(error):
             return
-        if is_interrupt(error) or self.is_own_bug(error):
-            return
-        raise self.describe(error) from error
-
-    def is_own_bug(self, error: BaseException) -> bool:
-        """Whether it is an unexpected error of a plugin that comes with compressor."""
         package = str(find_code(self.plugin).__module__).partition(".")[0]
-        return package in OWN_PACKAGES and isinstance(error, Exception) and type(error).__name__ not in OUT_OF_MEMORY
+        if package in OWN_PACKAGES and isinstance(error, Exception) and type(error).__name__ not in OUT_OF_MEMORY:
+            return  # the plugin comes with compressor: a text for the user names its options, anything else is a bug
+        if not isinstance(error, CompressorError) or not (text := say(error)):
+            raise self.describe(error) from error
+        if not is_raised_by_run(error) and not self.is_named_in(text):
+            kind = next(base for base in type(error).__mro__ if base.__module__ == CompressorError.__module__)
+            raise kind(f"{name_plugin(self.plugin)}: {text}") from error
+
+    def is_named_in(self, text: str) -> bool:
+        """Whether a text for the user names the plugin."""
+        name = getattr(find_code(self.plugin), "name", None)
+        return name_plugin(self.plugin) in text or (isinstance(name, str) and f"`{name}`" in text)
 
     def describe(self, error: BaseException) -> PluginError:
         """One line on what failed, on what, why and where."""
@@ -256,6 +262,18 @@ def find_component(argument: object) -> str:
     """The name of the component that an argument is or has; empty if there is none."""
     component = getattr(argument, "component", argument)
     return component.name if isinstance(component, Component) else ""
+
+
+def is_raised_by_run(error: BaseException) -> bool:
+    """Whether it comes from a part of the run that the plugin called, such as the trainer, and not from the contracts.
+
+    The errors of the contracts are about what the plugin gave them.
+    """
+    module = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__", ""))
+    contracts = __name__.rpartition(".")[0]
+    return module.partition(".")[0] == __name__.partition(".")[0] and not module.startswith(f"{contracts}.")
 
 
 def find_line(plugin: object, error: BaseException) -> str:

@@ -10,14 +10,28 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
 from compressor.commands.stopping import Stop, Stopped, interruptible
-from compressor.contracts import Better, Component, Compressor, Context, KeepRequest, Offer, Problem, Schedule, Search
+from compressor.contracts import (
+    Better,
+    Component,
+    Compressor,
+    Context,
+    KeepRequest,
+    Offer,
+    Problem,
+    Schedule,
+    Search,
+    Treatment,
+    guard,
+)
 from compressor.contracts.guard import name_plugin
-from compressor.errors import ConfigError, Interrupted, PluginError
+from compressor.data.text_files import find_file
+from compressor.errors import CompressorError, ConfigError, DataError, Interrupted, PlanError, PluginError
 from compressor.registry import Registry
 from compressor.testing.problems import make_problem
 
@@ -90,10 +104,74 @@ def test_whatever_is_raised_is_one_line_with_its_cause(method: str, error: BaseE
 
 
 @pytest.mark.parametrize("method", CALLS)
-@pytest.mark.parametrize("error", [ConfigError("for the user"), Interrupted(), Stopped(15)])
+@pytest.mark.parametrize("error", [ConfigError("`failing` is for the user"), Interrupted(), Stopped(15)])
 def test_what_is_no_failure_of_the_plugin_passes(method: str, error: BaseException) -> None:
     with pytest.raises(type(error)) as caught:
         CALLS[method](Failing(error))
+    assert caught.value is error
+
+
+class OwnError(PlanError):
+    """An error of a plugin, made from two values."""
+
+    def __init__(self, value: int, rule: str) -> None:
+        super().__init__(f"got {value};\n{rule}")
+
+
+@pytest.mark.parametrize("method", CALLS)
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (ConfigError("for the user"), ConfigError, "for the user"),
+        (CompressorError("two\nlines"), CompressorError, "two lines"),
+        (OwnError(5, "give 6"), PlanError, "got 5; give 6"),
+    ],
+)
+def test_a_text_for_the_user_names_the_plugin(
+    method: str, error: CompressorError, kind: type[CompressorError], said: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        CALLS[method](Failing(error))
+    assert type(caught.value) is kind and caught.value.__cause__ is error
+    assert str(caught.value) == f"compressor `failing` of {__name__}.Failing: {said}"
+
+
+@pytest.mark.parametrize("method", CALLS)
+@pytest.mark.parametrize("error", [CompressorError(), ConfigError(""), PluginError(" \n ")])
+def test_an_error_without_a_text_is_described(method: str, error: CompressorError) -> None:
+    with pytest.raises(PluginError, match=rf"failed in `\w+`.*: {type(error).__name__} \(.*test_guard\.py:\d+\)$"):
+        CALLS[method](Failing(error))
+
+
+def test_an_error_of_the_contracts_names_the_plugin() -> None:
+    @dataclass
+    class Careless(Failing):
+        def offer(self, component: Component) -> Offer:
+            raise AssertionError(Treatment("another", 2.0))
+
+    with pytest.raises(PlanError, match=r"^compressor `failing` of .*: `amount` of another must be in \[0, 1\], got"):
+        Careless().offer(COMPONENT)
+
+
+def test_an_error_of_the_run_passes(tmp_path: Path) -> None:
+    """The trainer, say, that a recovery uses."""
+
+    @dataclass
+    class Calling(Failing):
+        def offer(self, component: Component) -> Offer:
+            raise AssertionError(find_file(str(tmp_path / "missing.txt")))
+
+    with pytest.raises(DataError, match=r"^.*missing\.txt") as caught:
+        Calling().offer(COMPONENT)
+    assert "failing" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [ConfigError("for the user"), ConfigError()])
+def test_an_error_for_the_user_of_a_plugin_of_ours_stays(error: ConfigError, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Failing, "__module__", "compressor_plugins.failing")
+    monkeypatch.setattr(guard, "OWN_PACKAGES", {"compressor", "compressor_plugins"})
+    with pytest.raises(ConfigError) as caught:
+        Failing(error).offer(COMPONENT)
     assert caught.value is error
 
 
