@@ -35,6 +35,7 @@ from compressor.contracts import (
     Plan,
     Prefixes,
     Problem,
+    Recovery,
     Schedule,
     ScoreRequest,
     Scores,
@@ -42,11 +43,10 @@ from compressor.contracts import (
     Treatment,
     ValuesRequest,
 )
-from compressor.contracts.declarations import read_training_texts
 from compressor.errors import CannotFit, CompressorError, PluginError
 from compressor.export import holds_exactly
 from compressor.models.gradients import PASSES_OF_BACKWARD
-from compressor.recovery.training_cost import TrainingCost
+from compressor.recovery.training_cost import TrainingCost, count_cost
 from compressor.report.formatting import format_bytes
 from compressor.resources import Memory, measure_folder, read_memory
 from compressor.search.dry_run import AdditiveDamage, DryRun
@@ -182,7 +182,7 @@ class CostForecast:
 
     `is_whole` is False where the dry run was stopped: the work is then too little. `memory` is None where the system
     does not say. `seconds_per_weight` is the time to treat a weight, None where no compressor could be tried.
-    `training` is the cost of the recovery after a round.
+    `training` is the cost of the recovery after all rounds.
     """
 
     session: Session
@@ -245,12 +245,11 @@ class CostForecast:
 
     def count_training_seconds(self) -> float:
         """The time of all recoveries, from that of a forward pass over the search prefixes."""
-        texts = self.training and read_training_texts(self.training.recovery)
-        if not self.training or not texts:
+        if self.training is None or self.training.texts is None:
             return 0.0
         reference = self.session.scorer.evaluators[Prefixes.SEARCH].reference
         seconds_per_token = self.seconds_per_pass / max(1, reference.tokens.numel())
-        return self.work.rounds * self.training.passes * texts.tokens * seconds_per_token
+        return self.training.passes * self.training.texts.tokens * seconds_per_token
 
     def check(self) -> None:
         """Raise CannotFit where the run cannot fit on the disk or into memory; it says what would fit."""
@@ -303,13 +302,14 @@ def forecast_cost(
     folder: Path,
     export: ExportSettings,
     seconds_per_pass: float,
-    training: TrainingCost | None = None,
+    recovery: Recovery | None = None,
 ) -> CostForecast | None:
     """What to expect of a search by this schedule; None where it cannot be run on made-up answers."""
     work = WorkCounter(fold_rows(session.problem))
     is_whole = count_work(work, schedule, session.fuses)
     if is_whole is None:
         return None
+    training = None if recovery is None else count_cost(recovery, session.model, range(1, work.rounds + 1))
     saved, seconds_per_weight = try_compressors(session)
     memory = session.calibrator.memory.limit(read_memory(session.model.device))
     return CostForecast(

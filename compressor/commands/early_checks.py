@@ -12,14 +12,15 @@ from compressor.contracts.declarations import (
     check_metric,
     check_recovery,
     check_schedule,
+    name_option,
     name_path,
     read_file_limit,
     read_ranks,
     read_text,
-    read_training_texts,
     read_unused,
     require_kind,
 )
+from compressor.contracts.training_requests import list_requests
 from compressor.data.text_files import find_file
 from compressor.errors import ConfigError, DataError, naming, suggest
 from compressor.export_formats import check_format, check_packs
@@ -107,11 +108,12 @@ def check_plugins(settings: Settings, plugins: Plugins) -> None:
             )
         recovery.check_options()
         check_recovery(recovery)
-        if (texts := read_training_texts(recovery)) is not None and texts.path is not None:
+        texts = list_requests(recovery).texts
+        if texts is not None and texts.path is not None:
             with naming(name_path("recovery", recovery, texts.path)):
                 find_file(texts.path)
         if texts is not None and texts.dataset is not None:
-            require_datasets("recovery.dataset")
+            require_datasets(name_option(recovery, "dataset", "TrainingTexts"))
 
 
 def check_screen(sweep: SweepSettings, metrics: Mapping[str, type[Metric]]) -> None:
@@ -158,7 +160,7 @@ def check_forecast(settings: Settings) -> None:
 def require_datasets(setting: str) -> None:
     """Raise DataError where a setting needs the package datasets, and it is not installed."""
     if importlib.util.find_spec("datasets") is None:
-        raise DataError(f"`{setting}` needs the package datasets; install it: pip install 'compressor[data]'")
+        raise DataError(f"{setting} needs the package datasets; install it: pip install 'compressor[data]'")
 
 
 def check_source(data: DataSettings) -> None:
@@ -168,7 +170,7 @@ def check_source(data: DataSettings) -> None:
             "`data=hf` needs `data.name`, got none; give the data set's name, such as Salesforce/wikitext"
         )
     if data.source is DataSource.hf:
-        require_datasets("data=hf")
+        require_datasets("`data=hf`")
     if data.source is DataSource.text:
         if not data.path:
             raise ConfigError("`data=text` needs `data.path`, got none; give a file with text, or with rows of it")

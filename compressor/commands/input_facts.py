@@ -97,14 +97,21 @@ def name_prefixes(data: DataSettings) -> str:
 def name_windows(name: str, metric: Metric) -> str:
     """The setting that says which text a metric reads, with its value; the metric where that is the run's text."""
     text = read_text(metric)
-    return f"metric.{name}" if text is None or text.path is None else f"metric.{name}.path={text.path}"
+    return name_source(f"metric.{name}", metric, "path", None if text is None else text.path)
 
 
 def name_training_texts(recovery: Recovery) -> str:
     """The setting that says on which texts a recovery trains, with its value."""
     texts = read_training_texts(recovery)
     path, dataset = (None, None) if texts is None else (texts.path, texts.dataset)
-    return f"recovery.path={path}" if path else f"recovery.dataset={dataset}" if dataset else "recovery"
+    return name_source("recovery", recovery, "dataset" if dataset else "path", dataset or path)
+
+
+def name_source(group: str, plugin: object, option: str, source: str | None) -> str:
+    """The option that leads to a source of text, with its value; the group with the value if no option has it."""
+    if source is None:
+        return group
+    return f"{group}.{option}={source}" if getattr(plugin, option, None) == source else f"{group} ({source})"
 
 
 Stamp = tuple[Path, tuple[int, ...]]

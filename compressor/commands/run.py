@@ -40,6 +40,7 @@ from compressor.compression.amounts import describe_components, describe_final
 from compressor.contracts import Dialogue, Oracle, Prefixes, Recovery, Score, SizeRequest
 from compressor.contracts.declarations import read_ranks
 from compressor.contracts.requests import compressors_of
+from compressor.contracts.training_requests import TrainingRequests
 from compressor.data.reference import write_reference
 from compressor.errors import OutputError
 from compressor.evaluation.bootstrap import aggregate_each
@@ -48,7 +49,6 @@ from compressor.progress import Progress, Silent, watch
 from compressor.recovery.processes import join_processes
 from compressor.recovery.recoverer import Recoverer
 from compressor.recovery.trained_weights import find_trained
-from compressor.recovery.training_cost import count_cost
 from compressor.report import heat_map_svg, write_report
 from compressor.report.formatting import describe_expected_cost
 from compressor.search.session import Session
@@ -145,9 +145,9 @@ class Run:
     def take_reference_steps(self) -> Iterator[None]:
         """Make a reference for each set of prefixes, then score the base itself; yields after each step."""
         yield from self.setup.take_reference_steps(tuple(Prefixes))
-        if (recovery := self.settings.recovery) is not None:
+        if (recovery := self.settings.recovery) is not None and self.setup.requests is not None:
             self.setup.make_training_windows(sampled=True)
-            self.session.rounds.recoverer = self.make_recoverer(recovery)
+            self.session.rounds.recoverer = self.make_recoverer(recovery, self.setup.requests)
         claim_files(self.folder, ["reference.safetensors"])
         write_reference(self.setup.evaluators[Prefixes.PROOF].reference, self.folder / "reference.safetensors")
         self.record.noise_floor = min(evaluator.reference.noise_floor for evaluator in self.setup.evaluators.values())
@@ -161,9 +161,8 @@ class Run:
     def forecast_cost(self) -> None:
         """Predict, show and record what the search will cost; raises ConfigError if the run does not fit."""
         settings = self.settings
-        training = None if settings.recovery is None else count_cost(settings.recovery, self.setup.model)
         expected = forecast_cost(
-            self.session, settings.schedule, self.folder, settings.export, self.seconds_per_pass, training
+            self.session, settings.schedule, self.folder, settings.export, self.seconds_per_pass, settings.recovery
         )
         if expected is None:
             check_room(self.folder, settings.export.copies * self.setup.model.stored_bytes)
@@ -172,11 +171,12 @@ class Run:
             self.progress.say(f"expected cost of the search: {describe_expected_cost(self.record.expense.forecast)}")
             expected.check()
 
-    def make_recoverer(self, recovery: Recovery) -> Recoverer:
+    def make_recoverer(self, recovery: Recovery, requests: TrainingRequests) -> Recoverer:
         """What trains the model after each round."""
         settings, model, applied = self.settings, self.setup.model, self.session.applied
         return Recoverer(
             recovery,
+            requests,
             model,
             self.setup.training_windows,
             lambda: find_trained(model, applied.kept, applied.packed_bits, applied.quantized),

@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -23,7 +24,8 @@ from compressor.compression.apply import Treatments
 from compressor.compression.calibrator import Calibrator
 from compressor.compression.trial_weights import TrialWeights
 from compressor.contracts import EstimableMetric, Metric, Prefixes, Problem, Reads
-from compressor.contracts.declarations import check_metric, name_path, read_text, read_training_texts
+from compressor.contracts.declarations import check_metric, name_option, name_path, read_text
+from compressor.contracts.training_requests import TrainingRequests, list_requests
 from compressor.data import texts
 from compressor.data.reference import build_reference, cache_folder
 from compressor.data.text_files import Text
@@ -96,18 +98,24 @@ class RunSetup:
             )
             yield
 
+    @cached_property
+    def requests(self) -> TrainingRequests | None:
+        """What the recovery asks for after the first round; None without a recovery."""
+        return None if self.settings.recovery is None else list_requests(self.settings.recovery)
+
     def make_training_windows(self, sampled: bool) -> None:
         """Make the texts for training if they are `sampled` from the model, which must be the base now, or if not.
 
         Those of a file need only the tokenizer, so what is wrong with them is told before any work.
         """
         recovery = self.settings.recovery
-        if recovery is None or (wanted := read_training_texts(recovery)) is None:
+        if recovery is None or self.requests is None or (wanted := self.requests.texts) is None:
             return
-        texts.check_training_texts(wanted, self.model.context)
+        key = name_option(recovery, "tokens", "TrainingTexts")
+        texts.check_training_texts(wanted, self.model.context, key)
         if wanted.are_sampled is sampled:
             with naming(name_path("recovery", recovery, wanted.path)):
-                self.training_windows = texts.make_training_texts(self.model, wanted, self.settings.data.seed)
+                self.training_windows = texts.make_training_texts(self.model, wanted, self.settings.data.seed, key)
 
     def describe_reference(self, which: Prefixes) -> ReferenceRecord:
         """What is scored on these prefixes."""

@@ -13,7 +13,7 @@ import torch
 
 from compressor.commands.setup import RunSetup
 from compressor.contracts import Prefixes, Reads
-from compressor.contracts.declarations import read_training_texts
+from compressor.contracts.declarations import name_option
 from compressor.data.texts import SAMPLED_AT_ONCE
 from compressor.errors import CannotFit
 from compressor.models import Model
@@ -54,8 +54,9 @@ class TextCost:
         fix = f"lower it to at most {most}" if most else "lower it, or take shorter texts"
         if limit < memory.available:
             fix = f"{f'{fix}, or ' if most else ''}raise memory.host by {format_bytes(lacking)}"
+        setting = f"{key}, {self.count[key]}," if "`" in key else f"`{key}={self.count[key]}`"
         raise CannotFit(
-            f"`{key}={self.count[key]}` needs {format_bytes(self.bytes[key])} of memory for its texts, and the run can "
+            f"{setting} needs {format_bytes(self.bytes[key])} of memory for its texts, and the run can "
             f"have {format_bytes(free)}; {fix}"
         )
 
@@ -98,7 +99,13 @@ def count_texts(setup: RunSetup, wanted: Sequence[Prefixes], trains: bool) -> Te
         number = data.proof_prefixes if is_own else data.prefixes
         assert number is not None
         add("data.proof_prefixes" if is_own else "data.prefixes", number, written, stored)
-    texts = None if settings.recovery is None or not trains else read_training_texts(settings.recovery)
-    if texts is not None and texts.path is None:  # a file has no more windows than it holds
-        add("recovery.windows", texts.windows, texts.tokens if texts.are_sampled else 0, size * texts.tokens)
+    texts = setup.requests.texts if trains and setup.requests else None
+    if settings.recovery is not None and texts is not None and texts.path is None:  # a file has what it holds
+        key = name_option(settings.recovery, "windows", "TrainingTexts")
+        add(
+            "recovery.windows" if key == "`recovery.windows`" else key,
+            texts.windows,
+            texts.tokens if texts.are_sampled else 0,
+            size * texts.tokens,
+        )
     return TextCost(count, tokens, needed)

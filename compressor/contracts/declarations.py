@@ -3,18 +3,19 @@
 Registered classes and objects made by hand are checked alike.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import NoReturn
 
 from compressor.contracts.compressor import Compressor
 from compressor.contracts.guard import name_plugin, show
 from compressor.contracts.metric import Metric, TextWindows
-from compressor.contracts.recovery import Reconstruction, Recovery, Training, TrainingTexts
+from compressor.contracts.recovery import Recovery, TrainingTexts
 from compressor.contracts.schedule import Schedule
 from compressor.contracts.types import Better, Reads
 from compressor.errors import PluginError
+
+LARGEST = 2**31 - 1
+"""The largest number of steps, windows and the like that a run can count."""
 
 
 def check_metric(metric: Metric) -> None:
@@ -107,8 +108,8 @@ def read_training_texts(recovery: Recovery) -> TrainingTexts | None:
         refuse(recovery, "texts()", texts, "give a file or a data set, not both")
     for attribute, least in (("windows", 1), ("tokens", 2)):
         value = getattr(texts, attribute)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            refuse(recovery, f"texts().{attribute}", value, f"a whole number of at least {least} is needed")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+            refuse(recovery, f"texts().{attribute}", value, f"give a whole number from {least} to {LARGEST}")
     return texts
 
 
@@ -119,24 +120,11 @@ def name_path(group: str, plugin: object, path: str | None) -> str | None:
     return f"{group}.path" if getattr(plugin, "path", None) == path else group
 
 
-def check_training(recovery: Recovery, training: object, windows: int) -> None:
-    """Raise PluginError for an argument of `Trainer.train` or `Trainer.reconstruct` that no trainer can follow.
-
-    `windows` is the number of texts that the recovery has.
-    """
-    if not windows:
-        refuse(recovery, "texts()", None, "training needs texts; give TrainingTexts")
-    if not isinstance(training, Training | Reconstruction):
-        refuse(recovery, "recover()", training, "give the trainer a Training or a Reconstruction")
-    counts = {"steps": 1, "batch": 1} | ({"released": 0} if isinstance(training, Training) else {})
-    for attribute, least in counts.items():
-        value = getattr(training, attribute)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            refuse(recovery, f"recover() with {attribute}", value, f"a whole number of at least {least} is needed")
-    for field in fields(training):
-        value = getattr(training, field.name)
-        if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
-            refuse(recovery, f"recover() with {field.name}", value, "a finite number of at least 0 is needed")
+def name_option(recovery: Recovery, option: str, request: str) -> str:
+    """What an error calls an `option` of a `request`: the key of that name, if the recovery has it."""
+    if option in recovery.__dataclass_fields__:  # type: ignore[attr-defined]  # plugins are dataclasses
+        return f"`recovery.{option}`"
+    return f"`{option}` of the {request} of {name_plugin(recovery)}"
 
 
 def read_unused(plugin: Compressor | Schedule | Recovery, found: object) -> dict[str, str]:

@@ -217,20 +217,18 @@ def stream_tokens(model: Model, request: TrainingTexts) -> Tensor:
     return found[:needed]
 
 
-def check_training_texts(request: TrainingTexts, context: int | None) -> None:
-    """Raise ConfigError for windows that are longer than the model's context."""
+def check_training_texts(request: TrainingTexts, context: int | None, key: str) -> None:
+    """Raise ConfigError for windows that are longer than the model's context; `key` is what sets their length."""
     if context is not None and request.tokens > context:
-        raise ConfigError(
-            f"`recovery.tokens` must be at most the model's context of {context}, got {request.tokens}; lower it"
-        )
+        raise ConfigError(f"{key} must be at most the model's context of {context}, got {request.tokens}; lower it")
 
 
-def make_training_texts(model: Model, request: TrainingTexts, seed: int) -> Tensor:
+def make_training_texts(model: Model, request: TrainingTexts, seed: int, key: str) -> Tensor:
     """`[window, position]`: texts for training, from a source or sampled from the model, which must be the base now.
 
     Windows of a source follow each other without padding. If a file has more than are wanted, they are chosen at
     random; a data set is read up to as many. If there are fewer, all are taken. The order is random. Raises DataError
-    for a source that is shorter than a window.
+    for a source that is shorter than a window, whose length is set by `key`.
     """
     if request.are_sampled:
         return sample_sequences(model, request.windows, request.tokens, 2 * seed + 2_000_003)
@@ -239,7 +237,7 @@ def make_training_texts(model: Model, request: TrainingTexts, seed: int) -> Tens
     if not len(windows):
         raise DataError(
             f"{request.path or request.dataset} holds {len(ids)} tokens, fewer than a window of {request.tokens}; give "
-            "more text or lower `recovery.tokens`"
+            f"more text or lower {key}"
         )
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
     return windows[order[: request.windows]]

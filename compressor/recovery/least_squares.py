@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from compressor.errors import ModelError
+from compressor.recovery.training_failed import TrainingFailed
 
 SOLVED_AT_ONCE = 1 << 26
 """The largest number of elements of all systems that are solved together, 512 MB in float64."""
@@ -42,8 +42,10 @@ def solve_rows(weight: Tensor, remaining: Tensor, hessian: Tensor, damping: floa
         found = torch.cholesky_solve(right[:, :, None], factors)[:, :, 0]
         solved[rows] = solved[rows].scatter(-1, order, found * is_real)
     if bool(failures):
-        raise ModelError(
+        raise TrainingFailed(
             f"the least squares problem of a component of {width} inputs has no unique solution at the damping "
-            f"{damping:g}; raise recovery.damping"
+            f"{damping:g}",
+            "raise",
+            "damping",
         )
     return solved.to(weight.dtype)

@@ -5,6 +5,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 from torch import Tensor
@@ -12,9 +13,11 @@ from torch import Tensor
 from compressor.artifacts.answers import Answers, hash_facts
 from compressor.artifacts.run_record import RecoveryRecord, TrainingPoint
 from compressor.contracts import QuantizedMatrix, Recovery, Score
+from compressor.contracts.training_requests import TrainingRequests, list_requests, require_same
 from compressor.data.reference import Reference
 from compressor.models import Model
 from compressor.progress import Progress
+from compressor.recovery.checked_trainer import CheckedTrainer
 from compressor.recovery.processes import Processes
 from compressor.recovery.run_trainer import RunTrainer, Stopping
 from compressor.recovery.trained_weights import TrainedWeights
@@ -26,12 +29,14 @@ from compressor.settings import ComponentSettings, ModelSettings
 class Recoverer:
     """Trains the `model` by a `recovery` on `windows` `[window, position]`; None for one that takes no training.
 
-    `find_trained` gives the weights that may be trained now. `references` are those of the run, the first of the search
-    prefixes. `settings` are those of the model, with which the base is loaded anew. `on_point` is called for each point
-    of the training. Weights and the state of a training are stored in `folder`, one file for each round.
+    `first` is what the recovery asked for before the search. `find_trained` gives the weights that may be trained now.
+    `references` are those of the run, the first of the search prefixes. `settings` are those of the model, with which
+    the base is loaded anew. `on_point` is called for each point of the training. Weights and the state of a training
+    are stored in `folder`, one file for each round.
     """
 
     recovery: Recovery
+    first: TrainingRequests
     model: Model
     windows: Tensor | None
     find_trained: Callable[[], TrainedWeights]
@@ -52,7 +57,12 @@ class Recoverer:
         for reference in self.references:
             if reference.head is not None:
                 reference.head.own()  # training may change the head of the model, and must not change that of the base
-        facts = self.list_facts()
+        requests = list_requests(self.recovery, number)
+        require_same(self.recovery, "as its texts", self.first.texts, requests.texts)
+        if number == self.first.round:
+            for earlier, now in zip_longest(self.first.asked, requests.asked):
+                require_same(self.recovery, f"after round {number}", earlier, now)
+        facts = self.list_facts(requests)
         self.trainer = trainer = RunTrainer(
             self.model,
             self.find_trained(),
@@ -70,16 +80,18 @@ class Recoverer:
             self.processes,
         )
         if not trainer.is_done:
-            self.recovery.recover(trainer)
+            checked = CheckedTrainer(self.recovery, requests, trainer)
+            self.recovery.recover(checked)
+            checked.finish()
             trainer.finish(self.model.stored_dtype)
         self.answers.enter("recovery", hash_facts(*facts))
         return RecoveryRecord(self.recovery.name, time.monotonic() - began, before, trainer.points)
 
-    def list_facts(self) -> list[object]:
-        """On what a training depends besides the model: the recovery, its options and its texts."""
+    def list_facts(self, requests: TrainingRequests) -> list[object]:
+        """On what a training depends besides the model: the recovery, its options and requests, and its texts."""
         options = {each.name: str(getattr(self.recovery, each.name)) for each in dataclasses.fields(self.recovery)}  # type: ignore[arg-type]
         texts = None if self.windows is None else hashlib.sha256(self.windows.numpy().tobytes()).hexdigest()
-        return [self.recovery.name, options, texts]
+        return [self.recovery.name, options, [str(each) for each in requests.asked], texts]
 
     def end(self, is_kept: bool) -> dict[str, QuantizedMatrix]:
         """Keep what was trained, or go back to the weights before it; returns quantized components with new scales.

@@ -13,7 +13,7 @@ from compressor.artifacts.run_record import TrainingPoint
 from compressor.compression.calibration import gather
 from compressor.contracts import Reconstruction, Training
 from compressor.data.reference import Reference
-from compressor.errors import ConfigError, PluginError
+from compressor.errors import ConfigError
 from compressor.evaluation.layer_replay import CannotReplay, LayerReplay
 from compressor.models import Model, load_model
 from compressor.models.components import find_layers
@@ -102,9 +102,8 @@ class RunTrainer:
 
     @property
     def texts(self) -> Tensor:
-        """The windows for training; raises PluginError for a recovery that trains, and wants no texts."""
-        if self.windows is None:
-            raise PluginError("a recovery that trains needs texts; return TrainingTexts from its method `texts`")
+        """The windows for training."""
+        assert self.windows is not None, "a recovery that trains has texts"
         return self.windows
 
     def train(self, training: Training) -> None:
@@ -113,7 +112,7 @@ class RunTrainer:
             return
         optimizer = self.trained.make_optimizer(self.model.network, training, training.embeddings)
         self.touch(optimizer.changed)
-        log = self.open_log("training", training.steps)
+        log = self.open_log("training", training)
         self.restore(optimizer, log)
         self.share(training, optimizer, done)
         base = self.base if needs_base(training) else None
@@ -171,7 +170,7 @@ class RunTrainer:
             calls = ours.find_calls(number, [name])[name]
             optimizer = self.trained.make_optimizer(block, options)
             self.touch(optimizer.changed)
-            log = self.open_log(f"layer {number}, {name}", options.steps)
+            log = self.open_log(f"layer {number}, {name}", options)
             seed = self.seed + self.stage + 1000 * number
             for _ in take_steps(block, calls.arguments, goals[name].outputs, options, optimizer, log, seed):
                 pass
@@ -223,12 +222,12 @@ class RunTrainer:
         for name, weight in self.before.items():
             self.parameters[name].copy_(weight)
 
-    def open_log(self, stage: str, steps: int) -> TrainingLog:
+    def open_log(self, stage: str, options: Training | Reconstruction) -> TrainingLog:
         def note(point: TrainingPoint) -> None:
             self.points.append(point)
             self.on_point(point)
 
-        return TrainingLog(stage, steps, note, self.stopping.is_stopping)
+        return TrainingLog(stage, options.steps, options.learning_rate, note, self.stopping.is_stopping)
 
     def restore(self, optimizer: Optimizer, log: TrainingLog) -> None:
         """Give the optimizer and the log their state, if an interrupted run was in this stage."""

@@ -1,11 +1,12 @@
-"""What a recovery takes, counted before anything starts by a trainer that does nothing."""
+"""What a recovery takes, counted before anything starts from what it asks the trainer for."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
-from compressor.contracts import Reconstruction, Recovery, Training
-from compressor.contracts.declarations import check_training, read_training_texts
+from compressor.contracts import Reconstruction, Recovery, Training, TrainingTexts
+from compressor.contracts.training_requests import Asked, list_requests
 from compressor.models import Model
 from compressor.models.components import find_layers
 from compressor.recovery.fine_tuning import needs_base
@@ -17,23 +18,31 @@ STATE = 3 * FLOAT32
 
 @dataclass
 class TrainingCost:
-    """A trainer that only counts what a `recovery` of `model` with so many `windows` takes after one round.
+    """What trainings of `model` on `texts` take.
 
-    `passes` are forward passes of a window. `memory` is in bytes beside those of the run without it. `weights` and
+    `passes` are forward passes of a window. `memory` is in bytes beside those of the run without them. `weights` and
     `state` are the bytes of the file of a training: of its weights, which stay after the round, and of the rest.
     """
 
-    recovery: Recovery
     model: Model
-    windows: int
-    round: int = 1
+    texts: TrainingTexts | None
     passes: float = 0.0
     memory: int = 0
     weights: int = 0
     state: int = 0
 
-    def train(self, training: Training) -> None:
-        check_training(self.recovery, training, self.windows)
+    def add(self, asked: Asked) -> None:
+        """Add one request to the trainer."""
+        match asked:
+            case Training():
+                self.add_training(asked)
+            case Reconstruction():
+                self.add_reconstruction(asked)
+            case _:
+                self.add_weights(self.model.base_parameters)
+                self.memory = max(self.memory, self.model.base_parameters * self.model.dtype.itemsize)
+
+    def add_training(self, training: Training) -> None:
         network, size = self.model.network, self.model.dtype.itemsize
         weights = sum(parameter.numel() for parameter in network.parameters())
         if not training.embeddings:
@@ -45,23 +54,18 @@ class TrainingCost:
         self.add_weights(weights, weights * (STATE - FLOAT32 + copy))
         self.passes += training.steps * training.batch * (3 + training.checkpointing + needs_base(training))
 
-    def reconstruct(self, reconstruction: Reconstruction) -> None:
-        check_training(self.recovery, reconstruction, self.windows)
-        layers = find_layers(self.model.network)[1]
+    def add_reconstruction(self, reconstruction: Reconstruction) -> None:
+        assert self.texts is not None, "checked before"
+        layers, windows = find_layers(self.model.network)[1], self.texts.windows
         most = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
         base = self.model.base_parameters * self.model.dtype.itemsize
-        self.memory = max(self.memory, most * STATE + base + self.count_batch(min(reconstruction.batch, self.windows)))
+        self.memory = max(self.memory, most * STATE + base + self.count_batch(min(reconstruction.batch, windows)))
         self.add_weights(self.model.base_parameters)
-        self.passes += 3 * reconstruction.steps * reconstruction.batch + 6 * self.windows
-
-    def solve_least_squares(self, damping: float) -> None:
-        self.add_weights(self.model.base_parameters)
-        self.memory = max(self.memory, self.model.base_parameters * self.model.dtype.itemsize)
+        self.passes += 3 * reconstruction.steps * reconstruction.batch + 6 * windows
 
     def count_batch(self, batch: int) -> int:
         """Bytes of the tokens of a batch: its parts, and these joined."""
-        texts = read_training_texts(self.recovery)
-        return 2 * batch * (texts.tokens if texts else 0) * torch.int64.itemsize
+        return 2 * batch * (self.texts.tokens if self.texts else 0) * torch.int64.itemsize
 
     def add_weights(self, weights: int, state: int = 0) -> None:
         """So many weights are stored after the round, and before that with so many bytes of state."""
@@ -73,9 +77,12 @@ class TrainingCost:
         return (rounds - 1) * self.weights + 2 * (self.weights + self.state) if rounds else 0
 
 
-def count_cost(recovery: Recovery, model: Model) -> TrainingCost:
-    """The cost of a recovery after one round; raises PluginError for what no trainer can do."""
-    texts = read_training_texts(recovery)
-    cost = TrainingCost(recovery, model, texts.windows if texts else 0)
-    recovery.recover(cost)
+def count_cost(recovery: Recovery, model: Model, rounds: Iterable[int] = (1,)) -> TrainingCost:
+    """The cost of a recovery after these rounds; raises PluginError for what no trainer can do."""
+    cost = TrainingCost(model, None)
+    for number in rounds:
+        requests = list_requests(recovery, number)
+        cost.texts = requests.texts
+        for asked in requests.asked:
+            cost.add(asked)
     return cost

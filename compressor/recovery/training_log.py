@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compressor.artifacts.run_record import TrainingPoint
-from compressor.errors import ModelError
+from compressor.recovery.training_failed import TrainingFailed
 
 EVERY = 10
 """Steps between two points. Their mean loss is one number, so that the device is waited for only then."""
@@ -17,7 +17,8 @@ EVERY = 10
 
 @dataclass
 class TrainingLog:
-    """The `points` of one training. `on_point` is called with each of them; `stage` names what is trained.
+    """The `points` of one training. `on_point` is called with each of them; `stage` names what is trained in
+    `steps`, with a `learning_rate` that is at most this.
 
     `losses` are those since the last point. If a run `is_stopping`, they are looked at after the next step, too, which
     makes no point: a run that goes on has the same points as one that was never stopped.
@@ -25,6 +26,7 @@ class TrainingLog:
 
     stage: str
     steps: int
+    learning_rate: float
     on_point: Callable[[TrainingPoint], None]
     is_stopping: Callable[[], bool] = lambda: False
     points: list[TrainingPoint] = field(default_factory=list)
@@ -35,7 +37,7 @@ class TrainingLog:
     def add(self, step: int, loss: Tensor, tokens: int, learning_rate: float) -> bool:
         """Note the loss of a step; true if the losses were looked at, so that all so far are known to be finite.
 
-        Raises ModelError for a loss that is not finite.
+        Raises TrainingFailed for a loss that is not finite.
         """
         self.losses.append(loss.detach())
         self.tokens += tokens
@@ -44,9 +46,11 @@ class TrainingLog:
             return False
         mean, now = float(torch.stack(self.losses).mean()), time.monotonic()
         if not math.isfinite(mean):
-            raise ModelError(
-                f"the loss of {self.stage} is not finite in the steps up to {step + 1} of {self.steps}, at the "
-                f"learning rate {learning_rate:g}; lower recovery.learning_rate"
+            raise TrainingFailed(
+                f"the loss of {self.stage} is not finite in the steps up to {step + 1} of {self.steps}, with the "
+                f"learning rate {self.learning_rate:g}",
+                "lower",
+                "learning_rate",
             )
         if not is_point:
             return True

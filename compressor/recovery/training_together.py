@@ -60,7 +60,9 @@ def train_with(work: SharedTraining, processes: Processes, models: dict[str, Mod
     optimizer.restore(work.state)
     base = models["base"] if needs_base(work.training) else None
     tuning = FineTuning(model, base, work.windows, work.training, optimizer, work.seed, processes)
-    for _ in tuning.take_steps(work.first, TrainingLog("training", work.training.steps, ignore)):
+    for _ in tuning.take_steps(
+        work.first, TrainingLog("training", work.training.steps, work.training.learning_rate, ignore)
+    ):
         pass
 
 

@@ -1,13 +1,13 @@
 """The contract suite of recoveries."""
 
 import copy
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from compressor.contracts import Reconstruction, Recovery, Training
 from compressor.contracts.declarations import check_recovery, read_training_texts
+from compressor.contracts.training_requests import Asked, NotingTrainer
 from compressor.models import load_model
 from compressor.recovery.training_cost import count_cost
 from compressor.settings import Device, ModelSettings
@@ -15,31 +15,14 @@ from compressor.testing.checkpoint import make_tiny_checkpoint
 from compressor.testing.plugin_contract import PluginContract, randomness_untouched, refuse_torch
 
 
-@dataclass
-class RecordingTrainer:
-    """A trainer that only notes what it is asked to do after the round `round`."""
-
-    round: int = 1
-    asked: list[Training | Reconstruction | float] = field(default_factory=list)
-
-    def train(self, training: Training) -> None:
-        self.asked.append(training)
-
-    def reconstruct(self, reconstruction: Reconstruction) -> None:
-        self.asked.append(reconstruction)
-
-    def solve_least_squares(self, damping: float) -> None:
-        self.asked.append(damping)
-
-
 class RecoveryContract(PluginContract):
     """The promises of a `Recovery`. A run asks it twice, first to count the cost, so both answers must be the same."""
 
     contract = Recovery
 
-    def list_asked(self, plugin: Recovery, number: int = 1) -> list[Training | Reconstruction | float]:
+    def list_asked(self, plugin: Recovery, number: int = 1) -> list[Asked]:
         """What it asks the trainer to do after a round."""
-        trainer = RecordingTrainer(number)
+        trainer = NotingTrainer(number)
         plugin.recover(trainer)
         return trainer.asked
 

@@ -69,7 +69,7 @@ def train_by_ours(model: str, tokens: Tensor, training: Training, is_pruned: boo
         trained.write(name, weight.masked_fill(weight.abs() <= weight.abs().median(), 0))
     weights = TrainedWeights(trained, names, frozenset())
     losses: list[float] = []
-    log = TrainingLog("training", training.steps, lambda point: losses.append(point.loss))
+    log = TrainingLog("training", training.steps, training.learning_rate, lambda point: losses.append(point.loss))
     optimizer = weights.make_optimizer(trained.network, training, embeddings=False)
     tuning = FineTuning(trained, base, tokens, training, optimizer, seed=0)
     began = time.perf_counter()

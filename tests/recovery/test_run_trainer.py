@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compressor.commands.stopping import Stopped
 from compressor.contracts import Loss, Recovery, Trainer, Training
-from compressor.errors import ModelError, PluginError
+from compressor.errors import ModelError
 from compressor.recovery.run_trainer import RunTrainer, Stopping
 from compressor.settings import DType
 from compressor_plugins.recovery.finetune import Finetune
@@ -211,7 +211,7 @@ def test_scales_of_quantized_components_are_trained(name: str, dtype: DType, tmp
 def test_a_loss_that_is_not_finite_is_one_line(recovery: Recovery, tmp_path: Path) -> None:
     model = load_family("llama", tmp_path)
     prune(model, choose(model))
-    with pytest.raises(ModelError, match=r"loss of .* is not finite .*; lower recovery\.learning_rate") as caught:
+    with pytest.raises(ModelError, match=r"loss of .* is not finite .*, with the learning rate 1e\+30$") as caught:
         recovery.recover(make_trainer(model, tmp_path, choose(model)))
     assert "\n" not in str(caught.value)
 
@@ -225,11 +225,3 @@ def test_the_last_good_state_of_a_training_that_fails_is_kept(tmp_path: Path) ->
     again = make_trainer(model, tmp_path, choose(model))
     assert again.earlier is not None
     assert all(bool(parameter.isfinite().all()) for parameter in model.network.parameters())
-
-
-def test_a_recovery_that_trains_needs_texts(tmp_path: Path) -> None:
-    model = load_family("llama", tmp_path)
-    trainer = make_trainer(model, tmp_path, [])
-    trainer.windows = None
-    with pytest.raises(PluginError, match="a recovery that trains needs texts"):
-        trainer.train(Training(1))
