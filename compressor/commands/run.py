@@ -48,7 +48,8 @@ from compressor.plugins import Plugins
 from compressor.progress import Progress, Silent, watch
 from compressor.recovery.processes import join_processes
 from compressor.recovery.recoverer import Recoverer
-from compressor.recovery.trained_weights import find_trained
+from compressor.recovery.trained_weights import TrainedWeights, find_trained
+from compressor.recovery.training_means import Stopping, TrainingMeans
 from compressor.report import heat_map_svg, write_report
 from compressor.report.formatting import describe_expected_cost
 from compressor.search.session import Session
@@ -174,22 +175,25 @@ class Run:
     def make_recoverer(self, recovery: Recovery, requests: TrainingRequests) -> Recoverer:
         """What trains the model after each round."""
         settings, model, applied = self.settings, self.setup.model, self.session.applied
-        return Recoverer(
-            recovery,
-            requests,
+        answers = self.session.scorer.answers
+        references = [evaluator.reference for evaluator in self.setup.evaluators.values()]
+        means = TrainingMeans(
             model,
             self.setup.training_windows,
-            lambda: find_trained(model, applied.kept, applied.packed_bits, applied.quantized),
-            [evaluator.reference for evaluator in self.setup.evaluators.values()],
+            references[0],
             (settings.model, settings.components),
-            self.session.scorer.answers,
-            self.progress,
-            self.folder / STATE,
             settings.seed,
+            self.progress,
             self.tracker.log_training,
+            Stopping(answers.is_stopping, answers.after_block),
             self.setup.memory,
             join_processes(),
         )
+
+        def find() -> TrainedWeights:
+            return find_trained(model, applied.kept, applied.packed_bits, applied.quantized)
+
+        return Recoverer(recovery, requests, means, find, references, answers, self.folder / STATE)
 
     def prove(self) -> dict[str, Score]:
         """Score the result on the proof prefixes, and write a line for each of them to sequences.jsonl."""

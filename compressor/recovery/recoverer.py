@@ -8,47 +8,33 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
-from torch import Tensor
-
 from compressor.artifacts.answers import Answers, hash_facts
-from compressor.artifacts.run_record import RecoveryRecord, TrainingPoint
+from compressor.artifacts.run_record import RecoveryRecord
 from compressor.contracts import QuantizedMatrix, Recovery, Score
 from compressor.contracts.training_requests import TrainingRequests, list_requests, require_same
 from compressor.data.reference import Reference
-from compressor.models import Model
-from compressor.progress import Progress
 from compressor.recovery.checked_trainer import CheckedTrainer
-from compressor.recovery.processes import Processes
-from compressor.recovery.run_trainer import RunTrainer, Stopping
+from compressor.recovery.run_trainer import RunTrainer
 from compressor.recovery.trained_weights import TrainedWeights
-from compressor.resources import MemoryBudget
-from compressor.settings import ComponentSettings, ModelSettings
+from compressor.recovery.training_means import TrainingMeans
 
 
 @dataclass
 class Recoverer:
-    """Trains the `model` by a `recovery` on `windows` `[window, position]`; None for one that takes no training.
+    """Trains the model by a `recovery`.
 
     `first` is what the recovery asked for before the search. `find_trained` gives the weights that may be trained now.
-    `references` are those of the run, the first of the search prefixes. `settings` are those of the model, with which
-    the base is loaded anew. `on_point` is called for each point of the training. Weights and the state of a training
-    are stored in `folder`, one file for each round.
+    `references` are all those of the run. Weights and the state of a training are stored in `folder`, one file for
+    each round.
     """
 
     recovery: Recovery
     first: TrainingRequests
-    model: Model
-    windows: Tensor | None
+    means: TrainingMeans
     find_trained: Callable[[], TrainedWeights]
     references: list[Reference]
-    settings: tuple[ModelSettings, ComponentSettings]
     answers: Answers
-    progress: Progress
     folder: Path
-    seed: int = 0
-    on_point: Callable[[TrainingPoint], None] = lambda point: None
-    memory: MemoryBudget = field(default_factory=MemoryBudget)
-    processes: Processes = field(default_factory=Processes)
     trainer: RunTrainer | None = field(default=None, init=False)
 
     def train(self, number: int, before: dict[str, Score]) -> RecoveryRecord:
@@ -63,34 +49,21 @@ class Recoverer:
             for earlier, now in zip_longest(self.first.asked, requests.asked):
                 require_same(self.recovery, f"after round {number}", earlier, now)
         facts = self.list_facts(requests)
-        self.trainer = trainer = RunTrainer(
-            self.model,
-            self.find_trained(),
-            self.windows,
-            self.references[0],
-            self.settings,
-            self.progress,
-            self.on_point,
-            self.folder / f"round-{number}.safetensors",
-            self.answers.make_key("recovery", number, *facts),
-            number,
-            self.seed,
-            Stopping(self.answers.is_stopping, self.answers.after_block),
-            self.memory,
-            self.processes,
-        )
+        key = self.answers.make_key("recovery", number, *facts)
+        path = self.folder / f"round-{number}.safetensors"
+        self.trainer = trainer = RunTrainer(self.means, self.find_trained(), path, key, number)
         if not trainer.is_done:
             checked = CheckedTrainer(self.recovery, requests, trainer)
             self.recovery.recover(checked)
             checked.finish()
-            trainer.finish(self.model.stored_dtype)
+            trainer.finish(self.means.model.stored_dtype)
         self.answers.enter("recovery", hash_facts(*facts))
         return RecoveryRecord(self.recovery.name, time.monotonic() - began, before, trainer.points)
 
     def list_facts(self, requests: TrainingRequests) -> list[object]:
         """On what a training depends besides the model: the recovery, its options and requests, and its texts."""
         options = {each.name: str(getattr(self.recovery, each.name)) for each in dataclasses.fields(self.recovery)}  # type: ignore[arg-type]
-        texts = None if self.windows is None else hashlib.sha256(self.windows.numpy().tobytes()).hexdigest()
+        texts = None if self.means.windows is None else hashlib.sha256(self.means.windows.numpy().tobytes()).hexdigest()
         return [self.recovery.name, options, [str(each) for each in requests.asked], texts]
 
     def end(self, is_kept: bool) -> dict[str, QuantizedMatrix]:
@@ -104,6 +77,6 @@ class Recoverer:
             trainer.undo()
             self.answers.enter("undone")
             return {}
-        for name in trainer.trained.pruned & self.model.held.keys():
-            self.model.held[name] = self.model.read(name).cpu()
+        for name in trainer.trained.pruned & self.means.model.held.keys():
+            self.means.model.held[name] = self.means.model.read(name).cpu()
         return {name: scales.find_matrix().to("cpu") for name, scales in trainer.trained.scales.items()}

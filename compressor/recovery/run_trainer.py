@@ -1,7 +1,7 @@
 """The trainer that a run gives to a recovery: trains the model, and goes on where an interrupted run was."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,23 +12,19 @@ from torch import Tensor
 from compressor.artifacts.run_record import TrainingPoint
 from compressor.compression.calibration import gather
 from compressor.contracts import Reconstruction, Training
-from compressor.data.reference import Reference
 from compressor.errors import ConfigError
 from compressor.evaluation.layer_replay import CannotReplay, LayerReplay
-from compressor.models import Model, load_model
+from compressor.models import Model
 from compressor.models.components import find_layers
-from compressor.progress import Progress
 from compressor.recovery.fine_tuning import FineTuning, needs_base
 from compressor.recovery.least_squares import solve_rows
 from compressor.recovery.optimizer import Optimizer
-from compressor.recovery.processes import Processes
 from compressor.recovery.reconstruction import Stream, find_blocks, take_steps
 from compressor.recovery.trained_weights import TrainedWeights
 from compressor.recovery.training_log import TrainingLog
+from compressor.recovery.training_means import TrainingMeans
 from compressor.recovery.training_state import TrainingState, read_state, write_state
 from compressor.recovery.training_together import SharedTraining
-from compressor.resources import MemoryBudget
-from compressor.settings import ComponentSettings, ModelSettings
 
 SAVED_EVERY = 60.0
 """Seconds between two states of a training on disk."""
@@ -36,43 +32,25 @@ OPTIMIZER, SCALES = "optimizer.", "scales."
 
 
 @dataclass
-class Stopping:
-    """Whether the run is stopping, and what it does where it may stop."""
-
-    is_stopping: Callable[[], bool] = lambda: False
-    after_block: Callable[[], None] = lambda: None
-
-
-@dataclass
 class RunTrainer:
-    """Trains the `model` by the methods of `compressor.contracts.Trainer`.
+    """Trains the model by the methods of `compressor.contracts.Trainer`, after the round `round`.
 
-    `windows` `[window, position]` are texts for training; `reference` gives the inputs for least squares. With the
-    `settings` of the model, the base is loaded anew. The state of the training is in the file `path` under a `key`.
+    `trained` are the weights that may be trained. The state of the training is in the file `path` under a `key`.
     `stage` counts the calls of the recovery; an interrupted run has done some of them, and its state is `earlier`.
     `before` has the weights on the host that were there before the training, by the names of all parameters that are
     trained.
     """
 
-    model: Model
+    means: TrainingMeans
     trained: TrainedWeights
-    windows: Tensor | None
-    reference: Reference
-    settings: tuple[ModelSettings, ComponentSettings]
-    progress: Progress
-    on_point: Callable[[TrainingPoint], None]
     path: Path
     key: str
     round: int = 1
-    seed: int = 0
-    stopping: Stopping = field(default_factory=Stopping)
-    memory: MemoryBudget = field(default_factory=MemoryBudget)
-    processes: Processes = field(default_factory=Processes)
-    points: list[TrainingPoint] = field(default_factory=list)
-    before: dict[str, Tensor] = field(default_factory=dict)
-    stage: int = 0
-    earlier: TrainingState | None = None
-    saved_at: float = field(default_factory=time.monotonic)
+    points: list[TrainingPoint] = field(default_factory=list, init=False)
+    before: dict[str, Tensor] = field(default_factory=dict, init=False)
+    stage: int = field(default=0, init=False)
+    earlier: TrainingState | None = field(default=None, init=False)
+    saved_at: float = field(default_factory=time.monotonic, init=False)
 
     def __post_init__(self) -> None:
         self.earlier = read_state(self.path, self.key)
@@ -96,15 +74,9 @@ class RunTrainer:
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         return dict(self.model.network.named_parameters())
 
-    @cached_property
-    def base(self) -> Model:
-        return load_model(*self.settings)
-
     @property
-    def texts(self) -> Tensor:
-        """The windows for training."""
-        assert self.windows is not None, "a recovery that trains has texts"
-        return self.windows
+    def model(self) -> Model:
+        return self.means.model
 
     def train(self, training: Training) -> None:
         done = self.begin_stage()
@@ -115,26 +87,25 @@ class RunTrainer:
         log = self.open_log("training", training)
         self.restore(optimizer, log)
         self.share(training, optimizer, done)
-        base = self.base if needs_base(training) else None
-        seed = self.seed + self.stage
-        work = FineTuning(self.model, base, self.texts, training, optimizer, seed, self.processes)
+        base = self.means.base if needs_base(training) else None
+        seed = self.means.seed + self.stage
+        work = FineTuning(self.model, base, self.means.texts, training, optimizer, seed, self.means.processes)
         steps = work.take_steps(done, log)
-        description = f"round {self.round}: training"
-        for number, is_good in enumerate(self.progress.track(steps, description, training.steps - done), done + 1):
+        steps = self.means.progress.track(steps, f"round {self.round}: training", training.steps - done)
+        for number, is_good in enumerate(steps, done + 1):
             self.pause(is_good, number, optimizer, log)
 
     def share(self, training: Training, optimizer: Optimizer, done: int) -> None:
         """Let the other processes train too, from the step `done` on."""
-        if self.processes.count == 1:
+        means, trained = self.means, self.trained
+        if means.processes.count == 1:
             return
         weights = {name: parameter.detach().cpu() for name, parameter in self.parameters.items()}
         state = {name: tensor.cpu() for name, tensor in optimizer.list_state().items()}
-        trained, seed = self.trained, self.seed + self.stage
         scales = {name: (each.matrix.to("cpu"), each.logarithms.cpu()) for name, each in trained.scales.items()}
-        self.processes.tell(
-            SharedTraining(
-                *self.settings, training, trained.pruned, trained.frozen, scales, self.texts, weights, state, seed, done
-            )
+        pruned, frozen, seed = trained.pruned, trained.frozen, means.seed + self.stage
+        means.processes.tell(
+            SharedTraining(*means.settings, training, pruned, frozen, scales, means.texts, weights, state, seed, done)
         )
 
     def reconstruct(self, reconstruction: Reconstruction) -> None:
@@ -142,15 +113,15 @@ class RunTrainer:
         if done is None:
             return
         try:
-            replays = LayerReplay(self.base), LayerReplay(self.model)
+            replays = LayerReplay(self.means.base), LayerReplay(self.model)
         except CannotReplay as error:
             raise ConfigError(
                 f"recovery by blocks needs layers that can run one at a time, and {error}; choose recovery=finetune"
             ) from None
-        batches = self.texts.split(reconstruction.batch)
+        batches = self.means.texts.split(reconstruction.batch)
         base, ours = (Stream.enter(replay, batches) for replay in replays)
-        layers = range(len(replays[0].layers))
-        for number in self.progress.track(iter(layers), f"round {self.round}: reconstructing layers", len(layers)):
+        layers, description = range(len(replays[0].layers)), f"round {self.round}: reconstructing layers"
+        for number in self.means.progress.track(iter(layers), description, len(layers)):
             if number >= done:
                 self.reconstruct_layer(number, base, ours, reconstruction)
                 self.pause(True, number + 1)
@@ -171,7 +142,7 @@ class RunTrainer:
             optimizer = self.trained.make_optimizer(block, options)
             self.touch(optimizer.changed)
             log = self.open_log(f"layer {number}, {name}", options)
-            seed = self.seed + self.stage + 1000 * number
+            seed = self.means.seed + self.stage + 1000 * number
             for _ in take_steps(block, calls.arguments, goals[name].outputs, options, optimizer, log, seed):
                 pass
 
@@ -179,20 +150,20 @@ class RunTrainer:
         if self.begin_stage() is None:
             return
         layers = range(len(find_layers(self.model.network)[1]))
-        for number in self.progress.track(iter(layers), f"round {self.round}: solving layers", len(layers)):
+        for number in self.means.progress.track(iter(layers), f"round {self.round}: solving layers", len(layers)):
             names = [name for name in sorted(self.trained.pruned) if self.model.components[name].layer == number]
             if names:
                 self.solve_layer(names, number, damping)
 
     def solve_layer(self, names: list[str], number: int, damping: float) -> None:
         """Solve for the pruned components of a layer, with their inputs in the model with solved earlier layers."""
-        found = gather(self.model, self.reference, names, {"hessian"}, number, self.memory)
+        found = gather(self.model, self.means.reference, names, {"hessian"}, number, self.means.memory)
         for name in names:
             data = found.read(name, ["hessian"])
             assert data is not None, "they were gathered just now"
             weight = self.model.read(name)
             hessian = data["hessian"].to(weight.device)
-            self.model.write(name, solve_rows(self.base.read(name), weight != 0, hessian, damping))
+            self.model.write(name, solve_rows(self.means.base.read(name), weight != 0, hessian, damping))
             self.touch([self.model.weight_views[name].parameter])
 
     def begin_stage(self) -> int | None:
@@ -225,9 +196,9 @@ class RunTrainer:
     def open_log(self, stage: str, options: Training | Reconstruction) -> TrainingLog:
         def note(point: TrainingPoint) -> None:
             self.points.append(point)
-            self.on_point(point)
+            self.means.on_point(point)
 
-        return TrainingLog(stage, options.steps, options.learning_rate, note, self.stopping.is_stopping)
+        return TrainingLog(stage, options.steps, options.learning_rate, note, self.means.stopping.is_stopping)
 
     def restore(self, optimizer: Optimizer, log: TrainingLog) -> None:
         """Give the optimizer and the log their state, if an interrupted run was in this stage."""
@@ -244,13 +215,13 @@ class RunTrainer:
         self, is_good: bool, done: int, optimizer: Optimizer | None = None, log: TrainingLog | None = None
     ) -> None:
         """Save the state if that is due, where the weights are known to be good; here a run may stop."""
-        if not is_good or not (self.stopping.is_stopping() or time.monotonic() - self.saved_at >= SAVED_EVERY):
+        if not is_good or not (self.means.stopping.is_stopping() or time.monotonic() - self.saved_at >= SAVED_EVERY):
             return
         moments = {} if optimizer is None else optimizer.list_state()
         losses = [] if log is None else log.list_losses()
         self.save(self.stage, done, {f"{OPTIMIZER}{name}": tensor for name, tensor in moments.items()}, losses)
         self.saved_at = time.monotonic()
-        self.stopping.after_block()
+        self.means.stopping.after_block()
 
     def finish(self, dtype: torch.dtype) -> None:
         """Round the trained weights to the `dtype` of the checkpoint, and save them for a run that is resumed.

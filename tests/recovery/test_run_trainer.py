@@ -11,7 +11,8 @@ from torch import Tensor
 from compressor.commands.stopping import Stopped
 from compressor.contracts import Loss, Recovery, Trainer, Training
 from compressor.errors import ModelError
-from compressor.recovery.run_trainer import RunTrainer, Stopping
+from compressor.recovery.run_trainer import RunTrainer
+from compressor.recovery.training_means import Stopping
 from compressor.settings import DType
 from compressor_plugins.recovery.finetune import Finetune
 from compressor_plugins.recovery.least_squares import LeastSquares
@@ -71,9 +72,9 @@ def test_zeros_and_frozen_components_stay_and_the_model_comes_nearer_to_the_base
 
 def measure_error(trainer: RunTrainer) -> float:
     """Mean KL(base ‖ model) on the texts of the training."""
-    tokens = trainer.texts
+    tokens = trainer.means.texts
     ours, base = (
-        each.logits(tokens, tokens.shape[1]).double().log_softmax(-1) for each in (trainer.model, trainer.base)
+        each.logits(tokens, tokens.shape[1]).double().log_softmax(-1) for each in (trainer.model, trainer.means.base)
     )
     return float((base.exp() * (base - ours)).sum(-1).mean())
 

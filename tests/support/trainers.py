@@ -13,9 +13,9 @@ from compressor.contracts import Context, QuantizedMatrix, Recovery
 from compressor.data.reference import Reference, build_reference
 from compressor.data.texts import sample_sequences
 from compressor.models import Model, load_model
-from compressor.progress import Silent
 from compressor.recovery.run_trainer import RunTrainer
 from compressor.recovery.trained_weights import TrainedWeights, make_scales
+from compressor.recovery.training_means import TrainingMeans
 from compressor.settings import ComponentSettings, Device, DType, ModelSettings
 from compressor_plugins.quantization.int4 import Int4
 from tests.support.families import save_checkpoint
@@ -60,18 +60,11 @@ def make_trainer(model: Model, folder: Path, pruned: Collection[str], **options:
     base = load_model(settings)
     quantized: dict[str, QuantizedMatrix] = options.pop("quantized", {})
     frozen = frozenset(options.pop("frozen", ()))
-    return RunTrainer(
-        model,
-        TrainedWeights(model, frozenset(pruned), frozen | quantized.keys(), make_scales(model, quantized)),
-        sample_sequences(base, 12, 10, 0),
-        make_reference(base),
-        (settings, ComponentSettings()),
-        Silent(),
-        lambda point: None,
-        folder / "training.safetensors",
-        options.pop("key", "key"),
-        **options,
-    )
+    trained = TrainedWeights(model, frozenset(pruned), frozen | quantized.keys(), make_scales(model, quantized))
+    key, number = options.pop("key", "key"), options.pop("round", 1)
+    texts, reference = sample_sequences(base, 12, 10, 0), make_reference(base)
+    means = TrainingMeans(model, texts, reference, (settings, ComponentSettings()), **options)
+    return RunTrainer(means, trained, folder / "training.safetensors", key, number)
 
 
 def make_reference(base: Model) -> Reference:
