@@ -5,6 +5,7 @@ import enum
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from compressor.contracts import (
     Treatment,
 )
 from compressor.contracts.guard import Guard, guard_iterator, name_plugin, show
+from compressor.contracts.request_checks import is_number
+from compressor.contracts.types import NoLevels
 from compressor.errors import ConfigError, PlanError, PluginError, suggest
 from compressor.models import Model, Replacement
 from compressor.registry import Registry, build_options, option_names
@@ -227,14 +230,15 @@ def compress_alike(
         else:
             with guard:
                 results = guard_iterator(iter(given), guard)
+        end: Any = object()
         for number in range(len(amounts)):
-            if (compressed := next(results, None)) is None:
+            if (compressed := next(results, end)) is end:
                 raise PluginError(
                     f"`compress_each` of {name_plugin(compressor)} gave {number} results for {len(amounts)} amounts, "
                     f"on {component.name}; give one for each"
                 )
             yield compressed
-        if next(results, None) is not None:
+        if next(results, end) is not end:
             raise PluginError(
                 f"`compress_each` of {name_plugin(compressor)} gave more results than the {len(amounts)} amounts, on "
                 f"{component.name}; give one for each"
@@ -261,23 +265,29 @@ def check_names(model: Model, names: Iterable[str]) -> None:
 def read_offer(compressor: Compressor, component: Component) -> Offer:
     """The offer for a component; raises PluginError for one that holds no amounts in [0, 1]."""
     offer = compressor.offer(component)
-    if not isinstance(offer, Offer):
-        raise PluginError(
-            f"`offer` of {name_plugin(compressor)} gave {type(offer).__name__} for {component.name}; give an Offer"
-        )
-    if not isinstance(offer.levels, tuple) or not isinstance(offer.by_row, bool):
-        raise PluginError(
-            f"`offer` of {name_plugin(compressor)} gave {show(offer.levels)} as `levels` and {show(offer.by_row)} as "
-            f"`by_row` for {component.name}; give a tuple and a bool"
-        )
-    amounts = (offer.low, offer.high) if offer.is_range else offer.levels
-    is_valid = all(isinstance(amount, int | float) and 0.0 <= amount <= 1.0 for amount in amounts)
-    if not is_valid or (offer.low > offer.high if offer.is_range else len(set(amounts)) < len(amounts)):
-        raise PluginError(
-            f"`offer` of {name_plugin(compressor)} gave amounts {show(amounts)} for {component.name}; they must be "
-            "distinct, or a range from low to high, within [0, 1]"
-        )
+    if flaw := find_offer_flaw(compressor, offer):
+        raise PluginError(f"`offer` of {name_plugin(compressor)} gave {flaw[0]} for {component.name}; {flaw[1]}")
     return offer
+
+
+def find_offer_flaw(compressor: Compressor, offer: object) -> tuple[str, str] | None:
+    """What is wrong with an offer, and the rule."""
+    if not isinstance(offer, Offer):
+        return type(offer).__name__, "give an Offer"
+    levels, by_row, ends = offer.levels, offer.by_row, (offer.low, offer.high)
+    if not isinstance(levels, tuple) or not isinstance(by_row, bool):
+        return f"{show(levels)} as `levels` and {show(by_row)} as `by_row`", "give a tuple and a bool"
+    if not levels and not isinstance(levels, NoLevels):
+        return f"{show(levels)} as `levels`", "give at least one, or leave `levels` out to offer a range"
+    if levels and ends != (Offer.low, Offer.high):
+        return f"the levels {show(levels)} and the range {show(ends)}", "give one of the two"
+    amounts = levels or ends
+    is_valid = all(is_number(amount) and 0.0 <= amount <= 1.0 for amount in amounts)
+    if not is_valid or (len(set(amounts)) < len(amounts) if levels else offer.low > offer.high):
+        return f"amounts {show(amounts)}", "they must be distinct, or a range from low to high, within [0, 1]"
+    if by_row and type(compressor).compress_rows is Compressor.compress_rows:
+        return "`by_row` True", "its class has no `compress_rows`, which that needs"
+    return None
 
 
 def check_importance(compressor: Compressor, component: str, importance: object, weight: Tensor) -> None:

@@ -47,8 +47,11 @@ def check_compressed(compressor: Compressor, component: Component, compressed: o
     """The compressed weight, checked; raises PluginError for one that cannot stand in for `weight` `[out, in]`."""
     name, form = component.name, WeightForm.of(weight)
     if not isinstance(compressed, CompressedWeight):
-        owner = name_plugin(compressor)
-        raise PluginError(f"{owner} gave {type(compressed).__name__} for {name}; give a CompressedWeight")
+        found = "None" if compressed is None else f"a value of type {type(compressed).__name__}"
+        raise PluginError(
+            f"{name_plugin(compressor)} gave {found} as the compressed weight of {name}; give a CompressedWeight, such "
+            "as a QuantizedMatrix"
+        )
     read_dense(compressed, compressor, name, form)
     most = MOST_BITS * max(component.stored_bits, 8 * weight.itemsize) * component.parameters
     bits = read_bits(compressed, compressor, name, most)

@@ -6,7 +6,7 @@ Registered classes and objects made by hand are checked alike.
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from compressor.contracts.compressor import Compressor
+from compressor.contracts.compressor import Compressor, Storage
 from compressor.contracts.guard import name_plugin, show
 from compressor.contracts.metric import Metric, TextWindows
 from compressor.contracts.recovery import Recovery, TrainingTexts
@@ -45,6 +45,8 @@ def read_text(metric: Metric) -> TextWindows | None:
         value = getattr(text, attribute)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             refuse(metric, f"text().{attribute}", value, f"a whole number of at least {least} or None is needed")
+    if text.stride is not None and text.window is not None and text.stride > text.window:
+        refuse(metric, "text().stride", text.stride, f"it must be at most the window of {text.window}")
     return text
 
 
@@ -54,6 +56,8 @@ def check_compressor(compressor: Compressor) -> None:
     require_type(compressor, "name", str)
     require_type(compressor, "transforms_inputs", bool)
     require_type(compressor, "sequential", bool)
+    if not isinstance(compressor.stored_as, Storage | None):
+        refuse(compressor, "stored_as", compressor.stored_as, "give a member of Storage, or None")
 
 
 def check_schedule(schedule: Schedule) -> None:

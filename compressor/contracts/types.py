@@ -58,6 +58,10 @@ class Component:
         return self.shape[0] * self.shape[1]
 
 
+class NoLevels(tuple[float, ...]):
+    """The levels of an offer that is a range. An empty tuple that a plugin gives offers nothing, which is a mistake."""
+
+
 @dataclass(frozen=True)
 class Offer:
     """The amounts that a compressor offers for a component: fixed `levels`, or every amount in [low, high].
@@ -65,7 +69,7 @@ class Offer:
     With `by_row`, each output row can also have its own amount.
     """
 
-    levels: tuple[float, ...] = ()
+    levels: tuple[float, ...] = NoLevels()
     low: float = 0.0
     high: float = 1.0
     by_row: bool = False

@@ -19,6 +19,9 @@ BatchValues = Mapping[str, Tensor]
 Scored = Iterator[Mapping[int, list[BatchValues]]]
 """Groups of trials that come together: number of a trial -> its values on every batch."""
 
+LARGEST = 1e150
+"""The largest value of a sequence."""
+
 Reader = Callable[[Readout], BatchValues]
 """Computes the values of a batch from the readout of a trial."""
 
@@ -61,6 +64,11 @@ def read_values(metric: Metric, candidate: Readout, base: Readout) -> Tensor:
                 "the candidate's logits hold NaN or infinity; use a wider model.dtype or a milder treatment"
             )
         raise PluginError(f"{name_plugin(metric)} gave NaN or infinity on finite logits; mend the metric")
+    if float(values.abs().max()) > LARGEST:
+        raise PluginError(
+            f"{name_plugin(metric)} gave the value {float(values.abs().max()):g}; at most {LARGEST:g} is allowed, so "
+            "that sums and squares are finite: scale the values"
+        )
     return values
 
 

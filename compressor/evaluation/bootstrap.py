@@ -18,6 +18,8 @@ RESAMPLES = 1000
 LEVEL = (2.5, 97.5)
 CHUNK = 1 << 22
 """Numbers that one resampling step may hold. A constant: a metric may round differently for other shapes."""
+LARGE, UNIT = 1e290, 2.0**64
+"""Differences of values that are larger than this may overflow, so they are computed in this unit, which is exact."""
 NO_SPREAD = 1e-9
 """A resample whose variance, divided by that of the sample, is at most this has no spread: all its values are equal."""
 
@@ -40,7 +42,8 @@ def aggregate(metric: Metric, values: Array) -> Array:
     """`[...]`: the metric's values over sequences of `[..., sequence, value]`; raises PluginError unless finite."""
     shown = values.view()
     shown.flags.writeable = False  # a metric that writes into them would change the scores after it
-    found = metric.aggregate(shown)
+    with np.errstate(all="ignore"):  # a value that is not finite is an error below
+        found = metric.aggregate(shown)
     try:
         numbers = np.asarray(found, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -145,24 +148,32 @@ def summarize(metric: Metric, values: Array, seed: int = 0) -> Score:
             f"{int((~np.isfinite(values)).sum())} non-finite values; [sequence, value] and finite are needed"
         )
     single, value = aggregate_each(metric, values), aggregate(metric, values)
-    low, high = bound(value, find_influence(leave_out_each(metric, values)), single, seed)
+    left_out = leave_out_each(metric, values)
+    unit = find_unit(single, value, left_out)
+    single, value = single / unit, value / unit
+    low, high = bound(value, find_influence(left_out / unit), single, seed)
     resamples = draw_resamples(len(single), seed)
     chunks = np.array_split(resamples, max(1, resamples.size // CHUNK))
     p75_low, p75_high = np.percentile(np.concatenate([np.percentile(single[i], 75, axis=1) for i in chunks]), LEVEL)
     p25, median, p75 = np.percentile(single, (25, 50, 75))
     return Score(
-        mean=float(value),
-        median=float(median),
-        p25=float(p25),
-        p75=float(p75),
-        min=float(single.min()),
-        max=float(single.max()),
-        low=float(low),
-        high=float(high),
-        p75_low=float(p75_low),
-        p75_high=float(p75_high),
+        mean=unit * float(value),
+        median=unit * float(median),
+        p25=unit * float(p25),
+        p75=unit * float(p75),
+        min=unit * float(single.min()),
+        max=unit * float(single.max()),
+        low=unit * float(low),
+        high=unit * float(high),
+        p75_low=unit * float(p75_low),
+        p75_high=unit * float(p75_high),
         n=len(single),
     )
+
+
+def find_unit(*values: Array) -> float:
+    """The unit in which differences of these values, and sums of a few, are finite: 1 unless a value is very large."""
+    return UNIT if max(float(np.abs(each).max()) for each in values) > LARGE else 1.0
 
 
 def compare_paired(metric: Metric, first: Array, second: Array, seed: int = 0) -> tuple[float, float, float]:

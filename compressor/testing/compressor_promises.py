@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from compressor.contracts.types import NoLevels
 from compressor.errors import PlanError
 from compressor.testing.compressor_case import CompressorCase
 from compressor.testing.plugin_contract import randomness_untouched, same_bits
@@ -15,6 +16,7 @@ from compressor.testing.plugin_contract import randomness_untouched, same_bits
 def offer_is_valid(case: CompressorCase) -> None:
     """Levels are distinct and in (0, 1]; a range is within [0, 1]."""
     offer = case.offer
+    assert offer.levels or isinstance(offer.levels, NoLevels), "levels=() offers nothing; leave it out to offer a range"
     assert len(set(offer.levels)) == len(offer.levels), f"a level is offered twice: {offer}"
     assert all(0 < level <= 1 for level in offer.levels), f"a level is not in (0, 1]: {offer}"
     assert 0 <= offer.low <= offer.high <= 1, f"the range is not in [0, 1]: {offer}"

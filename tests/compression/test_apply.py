@@ -144,7 +144,27 @@ class Transformed(Weight):
 
 
 BROKEN_COMPRESSORS: dict[str, tuple[dict[str, Any], str]] = {
-    "no weight": ({"compress": lambda self, w, a, c: w}, r"gave Tensor for .*; give a CompressedWeight"),
+    "no weight": (
+        {"compress": lambda self, w, a, c: w},
+        r"gave a value of type Tensor as the compressed weight of model.*; give a CompressedWeight, such as a Quanti",
+    ),
+    "None": ({"compress": lambda self, w, a, c: None}, r"gave None as the compressed weight of .*; give a Compressed"),
+    "a tuple": ({"compress": lambda self, w, a, c: (w, 8)}, "gave a value of type tuple as the compressed weight of"),
+    "an array": ({"compress": lambda self, w, a, c: w.numpy()}, "gave a value of type ndarray as the compressed"),
+    "nothing each": ({"compress_each": lambda self, w, a, c: [None]}, "gave None as the compressed weight of"),
+    "no level": (
+        {"offer": lambda self, component: Offer(levels=())},
+        r"\(\) as `levels` for .*; give at least one, or",
+    ),
+    "levels and a range": (
+        {"offer": lambda self, component: Offer(levels=(0.5,), high=0.5)},
+        r"gave the levels \(0\.5,\) and the range \(0\.0, 0\.5\) for .*; give one of the two",
+    ),
+    "a level that is a bool": ({"offer": lambda self, component: Offer(levels=(True,))}, r"gave amounts \(True,\) for"),
+    "rows": (
+        {"offer": lambda self, component: Offer(by_row=True)},
+        "`by_row` True for .*; its class has no `compress_",
+    ),
     "negative bits": ({"compress": lambda self, w, a, c: Weight(w, -5)}, "gave -5 as the `bits`"),
     "bits that are no number": ({"compress": lambda self, w, a, c: Weight(w, float("nan"))}, "gave nan as the `bits`"),
     "too many bits": ({"compress": lambda self, w, a, c: Weight(w, 10**30)}, f"gave {10**30} as the `bits`"),

@@ -49,10 +49,15 @@ METRICS: dict[str, tuple[dict[str, Any], str]] = {
     "path": ({"text": give(TextWindows(path=""))}, r"`text\(\).path` of .* is ''; give the path"),
     "window": ({"text": give(TextWindows(window=1))}, r"`text\(\).window` of .* is 1; a whole number of at least 2"),
     "stride": ({"text": give(TextWindows(stride=True))}, r"`text\(\).stride` of .* is True"),
+    "stride beyond the window": (
+        {"text": give(TextWindows(window=8, stride=9))},
+        r"`text\(\).stride` of .* is 9; it must be at most the window of 8",
+    ),
     "tokens": ({"text": give(TextWindows(tokens=-5))}, r"`text\(\).tokens` of .* is -5"),
 }
 COMPRESSORS: dict[str, tuple[dict[str, Any], str]] = {
     "transforms": ({"transforms_inputs": property(give("no"))}, "`transforms_inputs` of .* is 'no'; give .* bool"),
+    "stored_as": ({"stored_as": "dense"}, "`stored_as` of compressor `magnitude` of .* is 'dense'; give a member of S"),
     "sequential": ({"sequential": 1}, "`sequential` of compressor `magnitude` of .* is 1"),
 }
 SCHEDULES: dict[str, tuple[dict[str, Any], str]] = {

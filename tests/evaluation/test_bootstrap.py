@@ -253,6 +253,22 @@ def test_same_seed_same_interval() -> None:
     assert summarize(Fdtm(), values, 3).low != summarize(Fdtm(), values, 4).low
 
 
+@pytest.mark.parametrize("values", [[1e308, -1e308, 1e308, 0.0], [1.7e308] * 5, [1e308], [1e308, -1e308]])
+def test_large_values_have_a_finite_interval(values: list[float]) -> None:
+    """Warnings are errors: numpy warns of an overflow."""
+    largest = broken(Kl, aggregate=lambda self, values: values[..., 0].max(axis=-1))
+    score = summarize(largest, np.array(values)[:, None])
+    small = summarize(largest, np.array(values)[:, None] / 2.0**100)
+    assert {name: value / 2.0**100 for name, value in score.to_json().items() if name != "n"} == {
+        name: value for name, value in small.to_json().items() if name != "n"
+    }
+
+
+def test_an_aggregate_that_overflows_is_refused_without_a_warning() -> None:
+    with pytest.raises(PluginError, match=r"`aggregate` of metric `perplexity` of .* gave NaN or infinity for finite"):
+        aggregate(Perplexity(), np.array([[1000.0, 1.0]]))
+
+
 def test_non_finite_values_are_refused() -> None:
     with pytest.raises(PluginError, match=r"`fdtm` of .* gave values of shape .* with 1 non-finite"):
         summarize(Fdtm(), np.array([[1.0], [np.nan]]))
