@@ -11,6 +11,7 @@ import pluggy
 from compressor import hookspecs
 from compressor.contracts import Compressor, Metric, Recovery, Schedule
 from compressor.contracts.guard import OWN_PACKAGES, is_interrupt, say
+from compressor.contracts.torch_state import read_torch, restore_torch
 from compressor.errors import PluginError
 from compressor.registry import Registry
 
@@ -97,6 +98,7 @@ def load_plugin(plugin: Plugin, plugins: Plugins) -> None:
     """Import one plugin and register all of its classes, or none if one fails; raises the error."""
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
+    state = read_torch()
     module = plugin.entry_point.load()
     if plugin.entry_point.value.startswith(OWN_MODULES):
         OWN_PACKAGES.add(OWN_MODULES.partition(".")[0])
@@ -109,6 +111,8 @@ def load_plugin(plugin: Plugin, plugins: Plugins) -> None:
     hooks = (known.register_metrics, known.register_compressors, known.register_schedules, known.register_recoveries)
     for hook, registry in zip(hooks, plugins.registries(), strict=True):
         hook(register=lambda cls, registry=registry: offered.append((registry, cls)))
+    if changes := restore_torch(state):
+        raise PluginError(f"its import changed torch's {changes}, on which all results depend; do without it")
     registries: tuple[Registry[Any], ...] = plugins.registries()
     before = [dict(registry.entries) for registry in registries]
     try:
@@ -125,9 +129,11 @@ def load_plugins() -> Plugins:
     found, unreadable = find_plugins()
     plugins = Plugins(failures=unreadable)
     for plugin in found:
+        state = read_torch()
         try:
             load_plugin(plugin, plugins)
         except BaseException as error:  # a plugin may raise anything at import
+            restore_torch(state)
             if is_interrupt(error):
                 raise
             plugins.failures.append(Failure(plugin, describe_cause(error)))

@@ -137,6 +137,10 @@ BAD = {
     "abstract": (GOOD.replace("def search", "def seek"), "abstract.Lazy lacks search; implement it"),
     "a_thief": (GOOD.replace('"lazy"', '"uniform"'), "schedule `uniform` is already taken by compressor "),
     "twice": (HEADER + LAZY + register("register_schedules", "Lazy", "Lazy"), "already taken by twice 0.1; choose"),
+    "changes_torch": (
+        "import torch\ntorch.set_default_dtype(torch.float64)\n" + GOOD,
+        "its import changed torch's default dtype from torch.float32 to torch.float64, on which all results depend",
+    ),
     "half": (
         HEADER + METRIC + LAZY + register("register_metrics", "Length") + register("register_schedules", "Lazy", "int"),
         "<class 'int'> is not a subclass of Schedule; derive it from that",

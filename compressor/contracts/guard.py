@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from types import BuiltinFunctionType, FunctionType, MethodType, TracebackType
 from typing import Any, ClassVar
 
+from compressor.contracts.torch_state import TorchState, read_torch, restore_torch
 from compressor.contracts.types import Component
 from compressor.errors import CompressorError, Interrupted, PluginError
 
@@ -47,22 +48,34 @@ _calls = _Calls()
 
 
 class Guard:
-    """Inside, `plugin` is to blame for what is raised. `method` is the one that was called, with these `arguments`.
+    """Inside, `plugin` is to blame for what is raised, and must leave torch's global state as it is.
 
-    `subject` is what it worked on; without one, a component among the arguments. An inner guard does nothing, because
-    a plugin may handle the errors of its own methods.
+    `method` is the one that was called, with these `arguments`. `subject` is what it worked on; without one, a
+    component among the arguments. An inner guard does nothing, because a plugin may handle the errors of its own
+    methods.
     """
 
     def __init__(self, plugin: object, method: str, subject: str = "", arguments: tuple[object, ...] = ()) -> None:
         self.plugin, self.method, self.subject, self.arguments = plugin, method, subject, arguments
         self.is_inner = False
+        self.torch_before: TorchState | None = None
 
     def __enter__(self) -> None:
         self.is_inner, _calls.active = _calls.active, True
+        if not self.is_inner:
+            self.torch_before = read_torch()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
         _calls.active = self.is_inner
-        if error is None or self.is_inner or is_interrupt(error):
+        if self.is_inner:
+            return
+        changes = restore_torch(self.torch_before)
+        if error is None and changes:
+            raise PluginError(
+                f"{name_plugin(self.plugin)} changed torch's {changes} in `{self.method}`, on which later results "
+                "depend; change it back in the same call, or do without it"
+            )
+        if error is None or is_interrupt(error):
             return
         package = str(find_code(self.plugin).__module__).partition(".")[0]
         if package in OWN_PACKAGES and isinstance(error, Exception) and type(error).__name__ not in OUT_OF_MEMORY:
