@@ -338,6 +338,8 @@ def count_work(work: WorkCounter, schedule: Schedule, fuses: bool, seconds: floa
 def try_compressors(session: Session) -> tuple[torch.dtype, float | None]:
     """The dtype in which treated weights are saved, and the seconds to treat one weight; the smallest component tells.
 
+    Raises PluginError for a compressor that gives another weight at a second call.
+
     The dtype is the checkpoint's, unless a compressor gives values that it does not hold. Calibration takes forward
     passes, so a compressor that needs it is tried only where the model and its checkpoint have different dtypes.
     """
@@ -355,6 +357,7 @@ def try_compressors(session: Session) -> tuple[torch.dtype, float | None]:
                 rates.append((time.perf_counter() - began) / smallest.parameters)
                 if not holds_exactly(model.stored_dtype, dense):
                     saved = model.dtype
+                session.treatments.check_repeatable(model, {smallest.name: [plan[smallest.name]]})
         except PluginError:
             raise  # the input is real, so the search would fail too
         except CompressorError:

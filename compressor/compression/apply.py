@@ -163,8 +163,8 @@ class Treatments:
                 first, second = (self.compress_one(model, name, treatment).dense() for _ in range(2))
                 if not torch.equal(first, second):
                     raise PluginError(
-                        f"compressor `{treatment.compressor}` gives a different weight each time, on {name}; "
-                        "estimates need the same weight: draw its randomness from Context.seed"
+                        f"{name_plugin(self.resolve(treatment))} gave another weight at a second call with the same "
+                        f"input, on {name}; it must be the same: draw randomness from Context.seed"
                     )
 
     def sizes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ class Batch:
 
     `targets` `[sequence, keep]` are the expected next tokens at the last `keep` positions of `tokens`. `counted`
     `[sequence, keep]` marks the positions to score; None means all. With `only_leading`, metrics read nothing but
-    `Readout.leading`. `read_base` gives the base's readout; None if no metric reads it.
+    `Readout.leading`. `read_base` gives the base's readout; None if no metric reads it. Metrics in `unrepeated`, which
+    batches share, are read twice at the next readout.
     """
 
     tokens: Tensor
@@ -41,13 +42,19 @@ class Batch:
     counted: Tensor | None = None
     only_leading: bool = False
     read_base: Callable[[], Readout] | None = None
+    unrepeated: set[str] = field(default_factory=set)
 
     def make_reader(self) -> Reader:
         """Computes the values of trials on this batch. The base's logits are computed once for all of them."""
         base = self.read_base() if self.read_base else None
 
         def read(candidate: Readout) -> BatchValues:
-            return {name: read_values(metric, candidate, base or candidate) for name, metric in self.metrics.items()}
+            found = {name: read_values(metric, candidate, base or candidate) for name, metric in self.metrics.items()}
+            for name in self.unrepeated & found.keys():
+                again = read_values(self.metrics[name], candidate, base or candidate)
+                require_equal(self.metrics[name], found[name], again)
+                self.unrepeated.discard(name)
+            return found
 
         return read
 
@@ -70,6 +77,15 @@ def read_values(metric: Metric, candidate: Readout, base: Readout) -> Tensor:
             "that sums and squares are finite: scale the values"
         )
     return values
+
+
+def require_equal(metric: Metric, values: Tensor, again: Tensor) -> None:
+    """Raise PluginError unless a metric gave the same values twice for the same outputs."""
+    if not torch.equal(values, again):
+        raise PluginError(
+            f"{name_plugin(metric)} gave other values at a second call with the same outputs; they must follow from "
+            "these and its options: make what is random from a fixed seed"
+        )
 
 
 def check_unchanged(metric: Metric, views: Iterable[RestrictedReadout]) -> None:

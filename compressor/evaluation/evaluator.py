@@ -100,17 +100,18 @@ class Evaluator:
         shared = {name: metric for name, metric in metrics.items() if name not in self.windows}
         needs_base = any(metric.reads & Reads.BASE for metric in shared.values())
         only_leading = all(metric.reads is Reads.LEADING for metric in shared.values())
-        batches: list[Batch] = []
+        batches, unrepeated = list[Batch](), set(metrics)
         for first, tokens in reference.batches(start, stop) if shared else ():
             targets = tokens[:, reference.prefix_tokens :].to(device)
             read_base = partial(reference.base_readout, first, len(tokens)) if needs_base else None
-            batches.append(Batch(tokens[:, :-1], targets, shared, None, only_leading, read_base))
+            batches.append(Batch(tokens[:, :-1], targets, shared, None, only_leading, read_base, unrepeated))
         for name in (name for name in metrics if name not in shared):
             windows = self.windows[name]
             size = max(1, reference.batch * reference.tokens.shape[1] // windows.tokens.shape[1])
             for tokens, counted in zip(windows.tokens.split(size), windows.counted.split(size), strict=True):
                 targets = tokens[:, 1:].to(device)
-                batches.append(Batch(tokens[:, :-1], targets, {name: metrics[name]}, counted.to(device)))
+                one = {name: metrics[name]}
+                batches.append(Batch(tokens[:, :-1], targets, one, counted.to(device), unrepeated=unrepeated))
         return batches
 
     def _find_engine(self) -> TrialEngine | None:

@@ -1,6 +1,7 @@
 """What a run is expected to cost: counts are those of the run, what cannot fit is refused, and nothing else is."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import signal
@@ -34,7 +35,7 @@ from compressor.contracts import (
     Treatment,
     ValuesRequest,
 )
-from compressor.errors import CannotFit, ConfigError
+from compressor.errors import CannotFit, ConfigError, PluginError
 from compressor.recovery import run_trainer, training_state
 from compressor.report import read_report
 from compressor.report.formatting import describe_cost, describe_expected_cost
@@ -42,6 +43,7 @@ from compressor.report.run_page import make_page
 from compressor.resources import Memory, measure_folder
 from compressor.settings import ComponentSettings, ExportSettings, Settings, SweepMode, SweepSettings
 from compressor.testing.problems import make_problem
+from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.recovery.finetune import Finetune
 from compressor_plugins.schedules.beam.beam import Beam
@@ -281,6 +283,20 @@ def test_a_compressor_that_cannot_be_tried_costs_no_time(tmp_path: Path, monkeyp
     monkeypatch.setattr(cost, "holds_exactly", refuse)
     record = run(tmp_path, settings_of(Uniform([0.3])))
     assert record.expense is not None and record.expense.forecast.seconds is not None
+
+
+def test_a_compressor_that_gives_another_weight_each_time_is_refused_before_the_search(tmp_path: Path) -> None:
+    calls = itertools.count()
+
+    @dataclass
+    class Drifting(Magnitude):
+        def compress_each(self, weight: Any, amounts: Any, context: Any) -> Any:  # noqa: ANN401 - as the contract says
+            return super().compress_each(weight * (1 + next(calls)), amounts, context)
+
+    settings = settings_of(Uniform([0.3]), Drifting())
+    with pytest.raises(PluginError, match=r"compressor `magnitude` of .*Drifting gave another weight at a second call"):
+        run(tmp_path, settings)
+    assert not (tmp_path / "scores.jsonl").exists()
 
 
 @pytest.mark.parametrize(

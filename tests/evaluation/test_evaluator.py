@@ -1,5 +1,6 @@
 """The engine against independent oracles, such as generating with both models; the model is always restored."""
 
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +178,27 @@ def test_values_of_a_metric_are_checked(case: str) -> None:
     readout = Readout(torch.randn(2, 3, 5), torch.zeros(2, 3, dtype=torch.long))
     with pytest.raises(PluginError, match=f"metric `broken` of .*{message}"):
         read_values(metric, readout, readout)
+
+
+def test_a_metric_that_gives_other_values_each_time_is_named(llama: Model) -> None:
+    """Each question reads the first output twice."""
+    calls = itertools.count()
+    metric = broken(Broken, sequence_values=lambda self, candidate, base: candidate.predicted[:, :1] + next(calls))
+    evaluator = Evaluator(llama, build_reference(llama, random_prefixes(llama), TOKENS, 4), {"broken": metric}, GIVEN)
+    message = "metric `broken` of .* gave other values at a second call with the same outputs; they must follow"
+    for trials in ([{}], [GIVEN.add_plan(prune(llama, 0.5))] * 2):
+        with pytest.raises(PluginError, match=message):
+            evaluator.score_all(trials)
+
+
+def test_a_metric_is_read_twice_only_once_in_a_question(llama: Model) -> None:
+    calls: list[int] = []
+    metric = broken(
+        Broken, sequence_values=lambda self, candidate, base: calls.append(1) or candidate.predicted[:, :1].double()
+    )
+    evaluator = Evaluator(llama, build_reference(llama, random_prefixes(llama), TOKENS, 1), {"broken": metric}, GIVEN)
+    evaluator.score_current()
+    assert len(calls) == 1 + len(evaluator.reference.tokens)
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.enable_grad])
