@@ -46,15 +46,20 @@ class NotingTrainer:
 
     round: int = 1
     asked: list[Asked] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
 
     def train(self, training: Training) -> None:
-        self.asked.append(training)
+        self._note("train", training)
 
     def reconstruct(self, reconstruction: Reconstruction) -> None:
-        self.asked.append(reconstruction)
+        self._note("reconstruct", reconstruction)
 
     def solve_least_squares(self, damping: float) -> None:
-        self.asked.append(damping)
+        self._note("solve_least_squares", damping)
+
+    def _note(self, method: str, asked: Asked) -> None:
+        self.methods.append(method)
+        self.asked.append(asked)
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,8 @@ def list_requests(recovery: Recovery, number: int = 1) -> TrainingRequests:
         refuse(recovery, "recover()", found, rule)
     if found is not None:
         refuse(recovery, "recover()", found, "it must return nothing; call the methods of the trainer")
-    for asked in trainer.asked:
-        check_request(recovery, asked, texts)
+    for method, asked in zip(trainer.methods, trainer.asked, strict=True):
+        check_request(recovery, method, asked, texts)
     if not trainer.asked:
         raise PluginError(
             f"{name_plugin(recovery)} asks the trainer for nothing after round {number}; call a method of the trainer "
@@ -87,15 +92,14 @@ def list_requests(recovery: Recovery, number: int = 1) -> TrainingRequests:
     return TrainingRequests(number, tuple(trainer.asked), texts)
 
 
-def check_request(recovery: Recovery, asked: object, texts: TrainingTexts | None) -> None:
+def check_request(recovery: Recovery, method: str, asked: object, texts: TrainingTexts | None) -> None:
     """Raise PluginError for an argument of a method of the trainer that no trainer can follow."""
-    if isinstance(asked, int | float):
+    if method == "solve_least_squares":
         check_value(recovery, "solve_least_squares(damping)", asked, FROM_0)
         return
-    if not isinstance(asked, Training | Reconstruction):
-        rule = "give the trainer a Training or a Reconstruction, or a number as the damping"
-        refuse(recovery, "recover()", asked, rule)
-    kind = Training if isinstance(asked, Training) else Reconstruction
+    kind: type[Training | Reconstruction] = Training if method == "train" else Reconstruction
+    if not isinstance(asked, kind):
+        refuse(recovery, f"recover() with {method}()", asked, f"give it a {kind.__name__}")
     for option in fields(kind):
         check_value(recovery, f"{kind.__name__}.{option.name}", getattr(asked, option.name), RULES[option.name])
     if isinstance(asked, Training) and not 0 <= asked.released <= asked.steps:

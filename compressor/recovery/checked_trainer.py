@@ -26,21 +26,21 @@ class CheckedTrainer:
         self.round = self.requests.round
 
     def train(self, training: Training) -> None:
-        with self.next_request(training):
+        with self.next_request("train", training):
             self.trainer.train(training)
 
     def reconstruct(self, reconstruction: Reconstruction) -> None:
-        with self.next_request(reconstruction):
+        with self.next_request("reconstruct", reconstruction):
             self.trainer.reconstruct(reconstruction)
 
     def solve_least_squares(self, damping: float) -> None:
-        with self.next_request(damping):
+        with self.next_request("solve_least_squares", damping):
             self.trainer.solve_least_squares(damping)
 
     @contextmanager
-    def next_request(self, asked: Asked) -> Iterator[None]:
+    def next_request(self, method: str, asked: Asked) -> Iterator[None]:
         """Inside, an error that an option can mend names the option."""
-        check_request(self.recovery, asked, self.requests.texts)
+        check_request(self.recovery, method, asked, self.requests.texts)
         self.compare(asked)
         self.done += 1
         try:
