@@ -59,6 +59,11 @@ class Evaluator:
     mode: SweepMode = SweepMode.exact
     engine: TrialEngine | None = field(default=None, repr=False)
     memory: MemoryBudget = field(default_factory=MemoryBudget)
+    unrepeated: set[str] = field(init=False, repr=False)
+    """Metrics that have read no outputs yet. The first are read twice, to see that a metric is a function of them."""
+
+    def __post_init__(self) -> None:
+        self.unrepeated = set(self.metrics)
 
     def score(
         self, trials: Sequence[Plan], names: Sequence[str] | None = None, start: int = 0, stop: int | None = None
@@ -100,18 +105,18 @@ class Evaluator:
         shared = {name: metric for name, metric in metrics.items() if name not in self.windows}
         needs_base = any(metric.reads & Reads.BASE for metric in shared.values())
         only_leading = all(metric.reads is Reads.LEADING for metric in shared.values())
-        batches, unrepeated = list[Batch](), set(metrics)
+        batches: list[Batch] = []
         for first, tokens in reference.batches(start, stop) if shared else ():
             targets = tokens[:, reference.prefix_tokens :].to(device)
             read_base = partial(reference.base_readout, first, len(tokens)) if needs_base else None
-            batches.append(Batch(tokens[:, :-1], targets, shared, None, only_leading, read_base, unrepeated))
+            batches.append(Batch(tokens[:, :-1], targets, shared, None, only_leading, read_base, self.unrepeated))
         for name in (name for name in metrics if name not in shared):
             windows = self.windows[name]
             size = max(1, reference.batch * reference.tokens.shape[1] // windows.tokens.shape[1])
             for tokens, counted in zip(windows.tokens.split(size), windows.counted.split(size), strict=True):
                 targets = tokens[:, 1:].to(device)
                 one = {name: metrics[name]}
-                batches.append(Batch(tokens[:, :-1], targets, one, counted.to(device), unrepeated=unrepeated))
+                batches.append(Batch(tokens[:, :-1], targets, one, counted.to(device), unrepeated=self.unrepeated))
         return batches
 
     def _find_engine(self) -> TrialEngine | None:
