@@ -38,8 +38,6 @@ TEMPLATES = "additional_chat_templates"
 """The folder of a tokenizer's further chat templates."""
 REPLACED = ("config.json", "compression.json", "hf_quant_config.json", "quantize_config.json")
 """Files that say how weights are stored, which an export does not take from its base."""
-OBJECTS = ("base_model_pp_plan", "base_model_tp_plan", "quantization_config", "text_config")
-NAMES = ("_attn_implementation", "attn_implementation", "dtype", "torch_dtype")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -98,7 +96,6 @@ def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
     _check_regular(folder)
     values = read_json(folder / "config.json", "choose a folder in the transformers format")
     read_generation(folder)  # or transformers says that the weights are wrong
-    _check_kinds(values, folder / "config.json")
     check_values(values, folder / "config.json")
     model_type = values.get("model_type")
     remote = "AutoConfig" in (values.get("auto_map") or {})
@@ -147,22 +144,6 @@ def _check_regular(folder: Path) -> None:
         is_odd = path.exists() and not path.is_file() and not path.is_dir()
         if is_odd and any(fnmatch(name, pattern) for pattern in HUB_FILES):
             raise ModelError(f"`{path}` is no regular file but a pipe or a device; remove it, or write it anew")
-
-
-def _check_kinds(values: Mapping[str, Any], path: Path) -> None:
-    """Raise ModelError for entries of any config that have another type than they must."""
-    names = values.get("architectures")
-    wrong = {
-        "`auto_map` must map names to classes": not isinstance(values.get("auto_map"), dict | None),
-        **{f"`{key}` must be a JSON object": not isinstance(values.get(key), dict | None) for key in OBJECTS},
-        **{f"`{key}` must be a name": not isinstance(values.get(key), str | None) for key in NAMES},
-        "`architectures` must be a list of class names": names is not None
-        and not (isinstance(names, list) and all(isinstance(name, str) for name in names)),
-    }
-    for rule, is_wrong in wrong.items():
-        if is_wrong:
-            got = values[rule.split("`")[1]]
-            raise ModelError(f"{rule} in `{path}`, got {shorten_reason(json.dumps(got))}; correct it")
 
 
 def _find_wrong(values: Mapping[str, Any]) -> str | None:

@@ -24,6 +24,8 @@ MOST_LISTED = 100_000
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 CHOSEN = "num_experts_per_tok"
 DTYPES = ("dtype", "torch_dtype")
+OBJECTS = ("auto_map", "base_model_pp_plan", "base_model_tp_plan", "quantization_config", "text_config")
+NAMES = ("_attn_implementation", "attn_implementation", *DTYPES)
 ROPE = ("rope_parameters", "rope_scaling")
 ROPE_NUMBERS = re.compile(r"rope_theta|rope_local_base_freq|rotary_emb_base|factor")
 """Keys of numbers above 0 for rotary position embeddings, at the top of a config or inside of `ROPE`."""
@@ -33,7 +35,8 @@ KNOWN = {"rope_type": ROPE_INIT_FUNCTIONS, "type": ROPE_INIT_FUNCTIONS}
 
 
 def check_values(values: Mapping[str, object], path: Path) -> None:
-    """Raise ModelError for numbers and names in the config of a model, read from `path`, that no network can have."""
+    """Raise ModelError for values in the config of a model, read from `path`, that no network can have."""
+    _check_kinds(values, path)
     text = values.get("text_config")
     for part in (values, text if isinstance(text, Mapping) else {}):
         for key, value in part.items():
@@ -60,6 +63,20 @@ def explain_failure(values: Mapping[str, object], error: Exception, path: Path) 
         rule = "an id below `vocab_size`, or null"
         return _refuse("pad_token_id", rule, values.get("pad_token_id"), path)
     return None
+
+
+def _check_kinds(values: Mapping[str, object], path: Path) -> None:
+    """Raise ModelError for entries of another type than they have in every config."""
+    for rule, kind, keys in (
+        ("a JSON object", Mapping, OBJECTS),
+        ("a name", str, NAMES),
+        ("a list of class names", list, ["architectures"]),
+    ):
+        for key in keys:
+            value = values.get(key)
+            names = value if isinstance(value, list) else []
+            if value is not None and not (isinstance(value, kind) and all(isinstance(name, str) for name in names)):
+                raise _refuse(key, rule, value, path)
 
 
 def _check_number(key: str, value: float, path: Path) -> None:

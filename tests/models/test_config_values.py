@@ -14,8 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 import compressor
 from compressor.errors import ModelError
 from compressor.models import Model, load_model
-from compressor.models.checkpoint import NAMES, OBJECTS
-from compressor.models.config_values import check_values
+from compressor.models.config_values import NAMES, OBJECTS, check_values
 from compressor.models.loading import quiet_loading
 from compressor.settings import ModelSettings
 from tests.support.families import save_checkpoint
@@ -88,8 +87,8 @@ def test_a_value_that_no_network_can_have(family: str, tmp_path: Path) -> None:
 
 
 KINDS: list[tuple[str, object, str]] = [
-    *((key, [], r"must be a JSON object in `.*`, got \[\]; correct it") for key in OBJECTS),
-    *((key, 5, "must be a name in `.*`, got 5; correct it") for key in NAMES),
+    *((key, [], r"of `.*` must be a JSON object, got \[\]; correct it") for key in OBJECTS),
+    *((key, 5, "of `.*` must be a name, got 5; correct it") for key in NAMES),
     ("text_config", {}, ", and a `llama` has none; remove it"),
     ("num_labels", "x", ", which is 'x'$"),
     ("id2label", 5, ", which is 5$"),
