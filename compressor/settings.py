@@ -31,6 +31,15 @@ class DataSource(enum.StrEnum):
     hf = "hf"
 
 
+class CalibrationWeights(enum.Enum):
+    """How much each token counts in the second moments of a component's inputs."""
+
+    tokens = "tokens"
+    """All tokens count the same."""
+    margins = "margins"
+    """Tokens count more where the base's two most likely next tokens are close."""
+
+
 class TrackingBackend(enum.StrEnum):
     wandb = "wandb"
     none = "none"
@@ -73,7 +82,7 @@ class DataSettings:
     """Prefixes of `prefix_tokens` (BOS included), each continued by the base by `continuation_tokens`.
 
     Of texts in rows, `column` holds the text; None is the obvious one. The search decides on `prefixes`. The final
-    score is on `proof_prefixes` fresh ones; None means as many.
+    score is on `proof_prefixes` fresh ones; None means as many. `calibration` weights the tokens of calibration data.
     """
 
     source: DataSource = DataSource.self
@@ -87,6 +96,7 @@ class DataSettings:
     prefix_tokens: int = 32
     continuation_tokens: int = 64
     seed: int = 0
+    calibration: CalibrationWeights = CalibrationWeights.tokens
 
 
 @dataclass

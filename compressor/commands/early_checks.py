@@ -2,11 +2,11 @@
 
 import importlib.util
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import fields
 
 from compressor.artifacts.run_state import EVERYTHING, FACTS, UNKNOWN
-from compressor.contracts import EstimableMetric, KeepRequest, Metric, Problem, Recovery, Schedule
+from compressor.contracts import Compressor, EstimableMetric, KeepRequest, Metric, Problem, Recovery, Schedule
 from compressor.contracts.declarations import (
     check_compressor,
     check_metric,
@@ -29,6 +29,7 @@ from compressor.plugins import Plugins
 from compressor.resources import parse_bytes
 from compressor.sensitivity.cache_limit import read_limit
 from compressor.settings import (
+    CalibrationWeights,
     DataSettings,
     DataSource,
     MemorySettings,
@@ -49,6 +50,8 @@ APPROXIMATE = ("screen", "delta", "lazy", "tolerance", "audit")
 """Keys of `sweep` that only the approximate mode reads."""
 DEFAULT_COMPRESSOR = "magnitude"
 """The compressor of conf/config.yaml, which is configured where nobody chooses one."""
+SECOND_MOMENTS = frozenset({"hessian", "second_moment"})
+"""Calibration data that `data.calibration` weights."""
 SIZE_OPTIONS = ("size", "bytes", "bits")
 """Options of schedules that limit how much the compressed weights may take."""
 TARGETS = "targets"
@@ -233,6 +236,13 @@ def list_ineffective(settings: Settings) -> Iterator[str]:
             yield f"`data.{key}` has no effect with data={data.source.value}; add data={source.value}, or leave it out"
     if data.split != DataSettings.split and data.source is not DataSource.hf:
         yield f"`data.split` has no effect with data={data.source.value}; add data=hf, or leave it out"
+    weighs = data.calibration is not CalibrationWeights.tokens
+    may_need = settings.recovery is not None or settings.schedule.repeats
+    if weighs and not may_need and not any(map(weighs_tokens, settings.compressor.values())):
+        yield (
+            "`data.calibration` has no effect on compressors that need no second moments of inputs; add one that does, "
+            "such as gptq, or leave it out"
+        )
     if data.column is not None and data.source is DataSource.self:
         yield "`data.column` has no effect with data=self; add data=text or data=hf, or leave it out"
     if model.revision is not None and (model.path is None or find_local_folder(model.path) is not None):
@@ -252,6 +262,11 @@ def list_ineffective(settings: Settings) -> Iterator[str]:
         for option, reason in read_unused(recovery, recovery.list_unused()).items():
             if getattr(recovery, option) != getattr(type(recovery)(), option):
                 yield f"`recovery.{option}` has no effect with `recovery.{reason}` as it is; leave it out"
+
+
+def weighs_tokens(compressor: Compressor) -> bool:
+    """Whether it needs data that `data.calibration` weights; what is no set of names is refused later."""
+    return isinstance(compressor.needs, Set) and not SECOND_MOMENTS.isdisjoint(compressor.needs)
 
 
 def list_unused_options(schedule: Schedule, problem: Problem) -> Iterator[str]:

@@ -46,7 +46,7 @@ from compressor.search.session import Session
 from compressor.search.top_trials import TopTrials
 from compressor.search.trial_scoring import TrialScorer
 from compressor.sensitivity.cache_limit import read_limit
-from compressor.settings import DataSettings, DataSource, Settings
+from compressor.settings import CalibrationWeights, DataSettings, DataSource, Settings
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,12 @@ class RunSetup:
     evaluators: dict[Prefixes, Evaluator] = field(default_factory=dict)
     training_windows: Tensor | None = None
 
+    @property
+    def reads_base(self) -> bool:
+        """Whether the base's distribution is read, and so must be remembered."""
+        weighs = self.settings.data.calibration is CalibrationWeights.margins
+        return weighs or any(metric.reads & Reads.BASE for metric in self.metrics.values())
+
     def take_reference_steps(self, wanted: Sequence[Prefixes]) -> Iterator[None]:
         """Make prefixes, windows of text, and a reference for each of `wanted`; yields 2 + len(wanted) times."""
         settings, model = self.settings, self.model
@@ -89,9 +95,11 @@ class RunSetup:
             reference = build_reference(
                 model, prefixes[which], settings.data.continuation_tokens, settings.sweep.batch, cache_folder()
             )
-            if any(metric.reads & Reads.BASE for metric in self.metrics.values()):
+            if self.reads_base:
                 reference.remember_distribution(model, head)
                 head = reference.head
+            if which is Prefixes.SEARCH and settings.data.calibration is CalibrationWeights.margins:
+                reference.weigh_by_margins()
             mode, memory = settings.sweep.mode, self.memory
             self.evaluators[which] = Evaluator(
                 model, reference, self.metrics, self.trial_weights, windows, mode, memory=memory

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from compressor.commands.setup import RunSetup
-from compressor.contracts import Prefixes, Reads
+from compressor.contracts import Prefixes
 from compressor.contracts.declarations import name_option
 from compressor.data.texts import SAMPLED_AT_ONCE
 from compressor.errors import CannotFit
@@ -83,8 +83,7 @@ def count_texts(setup: RunSetup, wanted: Sequence[Prefixes], trains: bool) -> Te
     """The cost of the `wanted` prefixes with their continuations, and where a run `trains`, of texts for that."""
     settings, data, model = setup.settings, setup.settings.data, setup.model
     size = torch.int64.itemsize
-    reads_base = any(metric.reads & Reads.BASE for metric in setup.metrics.values())
-    hidden = model.network.get_input_embeddings().weight.shape[1] * model.dtype.itemsize if reads_base else 0
+    hidden = model.network.get_input_embeddings().weight.shape[1] * model.dtype.itemsize if setup.reads_base else 0
     written = data.continuation_tokens + (data.prefix_tokens if data.source is DataSource.self else 0)
     stored = size * (data.prefix_tokens + data.continuation_tokens) + hidden * data.continuation_tokens
     count, tokens, needed = dict[str, int](), dict[str, int](), dict[str, int]()

@@ -5,6 +5,9 @@ Most of it is computed from a component's inputs, in forward passes. The Fisher 
 `compressor.contracts.Context` defines the data. The tokens are those of a scoring pass: prefixes and continuations
 without the last token. The LM head only gets tokens that predict continuations. A token with zero inputs is not
 counted: some families give an expert zeros for other tokens.
+
+If the reference has weights w_t, the means are Σ_t w_t x_t x_tᵀ / Σ_t w_t and its diagonal. The inputs of an expert
+come without their positions, so they all count the same.
 """
 
 import math
@@ -47,6 +50,7 @@ class Accumulation:
         return torch.zeros(self.shape(width), dtype=self.dtype, device=device)
 
 
+SMALLEST = torch.finfo(torch.float64).tiny
 TOKENS = "tokens"
 CALIBRATION_DATA = {
     "hessian": Accumulation(lambda width: (width, width), lambda total, x: total.addmm_(x.mT, x), is_mean=True),
@@ -159,7 +163,10 @@ def group_by_size(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
 
 @dataclass
 class _Gathering:
-    """One call of `gather`. `used` are components whose parameter was used, `seen` those used in a matrix product."""
+    """One call of `gather`. `used` are components whose parameter was used, `seen` those used in a matrix product.
+
+    `weights` `[sequence, position]` are those of the batch that is running, where tokens do not count the same.
+    """
 
     model: Model
     reference: Reference
@@ -168,6 +175,7 @@ class _Gathering:
     last: int | None
     used: set[str] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
+    weights: Tensor | None = field(default=None, init=False)
 
     def find_sources(self) -> dict[str, str]:
         """For each component the first one with identical inputs, by a pass over a few tokens."""
@@ -199,26 +207,44 @@ class _Gathering:
         for source in group:
             width = self.weight_views[source].component.shape[1]
             totals[source] = {name: CALIBRATION_DATA[name].start(width, self.model.device) for name in self.names}
+        weights = None if self.reference.weights is None else self.reference.weights.to(self.model.device)
+        # Σ_t w_t, in float64, which many small weights do not round away
+        sums = {} if weights is None else {source: weights.new_zeros((), dtype=torch.float64) for source in group}
 
         def accumulate(names: Sequence[str], inputs: Tensor) -> None:
             rows = inputs.float()
             for source in names:
+                weighted = rows
+                if source in sums:
+                    own = self.find_weights(source, rows)
+                    weighted = rows * own.sqrt()[:, None]
+                    sums[source] += (own * rows.any(-1)).sum()
                 for name, total in totals[source].items():
-                    CALIBRATION_DATA[name].add(total, rows)
+                    CALIBRATION_DATA[name].add(total, weighted if CALIBRATION_DATA[name].is_mean else rows)
 
         with self._watched({source: self.weight_views[source] for source in group}, accumulate):
-            for _, tokens in self.reference.batches():
+            for start, tokens in self.reference.batches():
+                self.weights = None if weights is None else weights[start : start + len(tokens)]
                 self._run(tokens[:, :-1])
         for source, found in totals.items():
             for name, total in found.items():
                 if CALIBRATION_DATA[name].is_mean:
-                    total /= found[TOKENS].clamp(min=1)
+                    total /= sums[source].clamp(min=SMALLEST) if source in sums else found[TOKENS].clamp(min=1)
                 if not total.isfinite().all():
                     raise ModelError(
                         f"the inputs of `{source}` hold NaN or infinity, or their squares are too large; use "
                         "model.dtype=float32, or exclude it by components.exclude"
                     )
         return totals
+
+    def find_weights(self, source: str, rows: Tensor) -> Tensor:
+        """w `[token]` of the inputs `rows` `[token, in]` of a product: 1 where their positions are not known."""
+        assert self.weights is not None
+        kept = self.weights[:, -self.reference.continuation_tokens :]  # what the LM head gets
+        for weights in () if self.weight_views[source].is_expert else (self.weights, kept):
+            if weights.numel() == len(rows):
+                return weights.flatten()
+        return rows.new_ones(len(rows))
 
     def check_seen(self) -> None:
         """Raise ModelError for a component that is used, but in no matrix product."""

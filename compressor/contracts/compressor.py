@@ -25,8 +25,9 @@ class Context:
     the base's continuations, from the component's inputs x_t `[in]` or from gradients. The tensors are on the weight's
     device. They must not be changed, because components share them:
 
-    - `hessian` `[in, in]` float32: Σ_t x_t x_tᵀ / n, the matrix of second moments;
-    - `second_moment` `[in]` float32: Σ_t x_t² / n, the diagonal of `hessian`, at a fraction of its time and memory;
+    - `hessian` `[in, in]` float32: Σ_t w_t x_t x_tᵀ / Σ_t w_t, the matrix of second moments. Weights w_t are 1 unless
+      the setting `data.calibration` chooses others;
+    - `second_moment` `[in]` float32: its diagonal Σ_t w_t x_t² / Σ_t w_t, at a fraction of its time and memory;
     - `absmax` `[in]` float32: max_t |x_t|;
     - `tokens` `[]` int64: n, the number of tokens that reached the component. An expert with 0 has zeros elsewhere;
     - `fisher_diagonal` `[out, in]` float32: E (∂ ln p(y) / ∂w)² of each weight w, over positions of the continuations

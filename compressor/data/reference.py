@@ -53,6 +53,9 @@ class Reference:
     `head`, which no change of the model reaches; the logits are computed from these, a batch at a time. Only where a
     model does not let its LM head run on its own are the `logits` `[sequence, position, vocabulary]` kept, in the
     model's dtype. Both are in the memory of the host. `runners` holds the runners-up that were found, by batch.
+
+    `weights` `[sequence, position]` in float32 says how much each token but the last of a sequence counts in
+    calibration data; None if all count the same.
     """
 
     tokens: Tensor
@@ -65,6 +68,7 @@ class Reference:
     head: FrozenHead | None = field(default=None, repr=False)
     logits: Tensor | None = field(default=None, repr=False)
     runners: dict[tuple[int, int], Runners] = field(default_factory=dict, repr=False)
+    weights: Tensor | None = field(default=None, repr=False)
     device: torch.device = field(default=torch.device("cpu"), repr=False)
 
     @property
@@ -110,6 +114,21 @@ class Reference:
         except ModelError as error:
             log.info("logits of the base are kept: %s", error)
             self.logits = torch.cat([model.logits(batch[:, :-1], keep).cpu() for _, batch in self.batches()])
+
+    def weigh_by_margins(self) -> None:
+        """Let a token t that predicts one of a continuation count w_t = r_t / mean(r) in calibration data.
+
+        r_t ≤ 1 is the base's second largest probability divided by its largest, and the mean is over all such tokens.
+        The others count 1, their mean: what the base predicts there is not compared, and so the prefixes keep their
+        share. The base's distribution must have been remembered.
+        """
+        margins = [self.base_readout(start, len(rows)).runners_up(1)[1] for start, rows in self.batches()]
+        # r is exp(−margin). A margin below 0 is a tie that the base's rounding decides otherwise now.
+        logarithms = -torch.cat([margin[..., 0].cpu() for margin in margins]).clamp(min=0).double()
+        # A softmax divides by the sum, and no margin is too wide for it.
+        found = logarithms.numel() * logarithms.flatten().softmax(0).view_as(logarithms)
+        self.weights = torch.ones(len(self.tokens), self.tokens.shape[1] - 1)
+        self.weights[:, -self.continuation_tokens :] = found
 
 
 def choose_batch(model: Model, length: int, continuation: int, wanted: int | None) -> int:

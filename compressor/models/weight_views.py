@@ -1,5 +1,6 @@
 """Access to the weights of components: read, write, and replace for a while with exact restoration."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from compressor.contracts import Component
 from compressor.errors import PlanError, suggest
 from compressor.models import architectures
 from compressor.models.architectures import Part
+
+EXPERTS = re.compile(r"\bexperts\b")
+"""What the path of an expert has, and that of a shared expert, which gets all tokens, has not."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,12 @@ class WeightView:
         """The whole parameter, including parts of other components."""
         parameter: nn.Parameter = getattr(self.owner, self.attribute)
         return parameter
+
+    @property
+    def is_expert(self) -> bool:
+        """Whether it belongs to an expert, which gets some of the tokens, in an order of its own."""
+        inside = self.component.layer is not None  # an embedding, which may be the LM head, is not linear either
+        return inside and (not architectures.is_linear(self.owner) or EXPERTS.search(self.component.name) is not None)
 
     def view(self) -> Tensor:
         """`[out..., in]`: a view into the parameter's storage; its reshape to `[out, in]` is the matrix."""

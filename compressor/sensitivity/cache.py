@@ -117,7 +117,7 @@ class EstimateCache:
             FORMAT, versions, hash_sources(frozenset({__name__, *modules})), model.content_hash(), str(model.dtype),
             model.device.type, cuda, torch.get_num_threads(), model.mapped_weights is not None,
             [repr(component) for component in model.components.values()],
-            list(reference.tokens.shape), reference.prefix_tokens, reference.batch,
+            list(reference.tokens.shape), reference.prefix_tokens, reference.batch, reference.weights is not None,
             repr(self.metric), [repr(compressor) for compressor in compressors], self.treatments.seed, self.seed,
             self.mode,
             request.objective, request.measured, request.by_row,
