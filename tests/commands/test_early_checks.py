@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, get_origin, get_type_hints
 
@@ -18,6 +19,7 @@ from compressor.contracts import KeepRequest, Treatment
 from compressor.errors import CompressorError, ConfigError
 from compressor.plugins import installed
 from compressor.settings import (
+    CalibrationWeights,
     ComponentSettings,
     DataSettings,
     DataSource,
@@ -32,9 +34,11 @@ from compressor.settings import (
 )
 from compressor_plugins.pruning.magnitude import Magnitude
 from compressor_plugins.pruning.selection import Scope
+from compressor_plugins.pruning.wanda import Wanda
 from compressor_plugins.quantization.int4 import Int4
 from compressor_plugins.quantization.int8 import Int8
 from compressor_plugins.quantization.nf4 import Nf4
+from compressor_plugins.recovery.least_squares import LeastSquares
 from compressor_plugins.schedules.budget.budget import Budget
 from compressor_plugins.schedules.plan import ReplayedPlan
 from tests.support.command_line import call_command
@@ -192,11 +196,14 @@ def test_no_number_is_infinite_or_larger_than_any_machine() -> None:
 
 def test_every_setting_without_effect_is_said(tmp_path: Path) -> None:
     assert not list(list_ineffective(make()))
+    weighted = DataSettings(calibration=CalibrationWeights.margins)
+    for needing in ({"compressor": {"wanda": Wanda()}}, {"recovery": LeastSquares()}, {"schedule": ReplayedPlan("a")}):
+        assert not list(list_ineffective(make(data=weighted, **needing)))
     assert not list(list_ineffective(make(sweep=SweepSettings(mode=SweepMode.approximate, screen="kl", audit=1))))
     found = list(
         list_ineffective(
             make(
-                data=DataSettings(path="a", name="b", subset="c", split="d", column="e"),
+                data=replace(weighted, path="a", name="b", subset="c", split="d", column="e"),
                 model=ModelSettings(path=str(tmp_path), revision="main"),
                 sweep=SweepSettings(screen="kl", delta=0.1, lazy=False, tolerance=0.1, audit=1, racing=True),
                 compressor={"magnitude": Magnitude(Scope.row, "2:4")},
@@ -204,7 +211,7 @@ def test_every_setting_without_effect_is_said(tmp_path: Path) -> None:
             )
         )
     )
-    assert len(found) == 14
+    assert len(found) == 15
     assert "`data.path` has no effect with data=self; add data=text, or leave it out" in found
     assert found[-1] == "`compressor.magnitude.scope` has no effect with `pattern`; leave one of the two out"
 

@@ -250,6 +250,10 @@ def test_values_of_a_sweep_are_each_checked() -> None:
             "sweep.mode=fast",
             "`sweep.mode` must be one of exact, plain, approximate, got 'fast'; correct it or leave it out",
         ),
+        (
+            "data.calibration=margin",
+            "`data.calibration` must be one of tokens, margins, got 'margin'; correct it or leave it out",
+        ),
         ("export.verify=maybe", "`export.verify` must be true or false, got 'maybe'; correct it or leave it out"),
         ("schedule.size=[1]", "`schedule.size` must be a text or null, got [1]; correct it or leave it out"),
         (

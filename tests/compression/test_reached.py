@@ -3,23 +3,11 @@
 from pathlib import Path
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from compressor.compression.reached import find_reached
 from compressor.models.matmul_inputs import MatmulInputs, experts_apart
 from tests.support.estimates import make_bench
-
-
-class Waits(TorchDispatchMode):
-    """Counts the times that one number is read from the device, which waits for it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204 - torch's own
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
+from tests.support.waits import Waits
 
 
 def test_no_product_waits_for_the_device(tmp_path: Path) -> None:

@@ -127,6 +127,26 @@ def test_a_distribution_that_was_not_remembered_is_an_error(tmp_path: Path) -> N
         _ = reference.base_readout(0, 1).logits
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_weights_are_ratios_of_the_two_largest_probabilities(scale: float) -> None:
+    """However wide the margins are; a tie counts most, and a position inside of a prefix counts 1."""
+    logits = scale * torch.tensor([[[0.0, 2, 5], [3, 1, 1], [0, 4, 4]], [[2, 2, 2], [0, 9, 1], [1, 0, 0]]])
+    tokens = torch.cat([torch.zeros(2, 4, dtype=torch.int64), logits.argmax(-1)], dim=1)
+    reference = Reference(tokens, prefix_tokens=4, batch=1, logits=logits)
+    assert reference.weights is None
+    reference.weigh_by_margins()
+    ratios = (-scale * torch.tensor([[3.0, 2, 0], [0, 8, 1]])).double().exp()
+    assert reference.weights is not None and torch.equal(reference.weights[:, :3], torch.ones(2, 3))
+    torch.testing.assert_close(reference.weights[:, 3:], (ratios / ratios.mean()).float())
+
+
+def test_margins_that_are_all_too_wide_for_their_probabilities_have_weights() -> None:
+    logits = torch.tensor([[[0.0, 2000], [3000, 0]]])
+    reference = Reference(torch.tensor([[0, 0, 1, 0]]), prefix_tokens=2, batch=1, logits=logits)
+    reference.weigh_by_margins()
+    assert reference.weights is not None and reference.weights.tolist() == [[1, 2, 0]]
+
+
 def test_a_reference_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     reference = Reference(torch.arange(30).reshape(3, 10), prefix_tokens=4, batch=2)

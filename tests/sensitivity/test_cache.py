@@ -27,6 +27,7 @@ from compressor.sensitivity import cache
 from compressor.sensitivity.cache import Known, from_content, remove_oldest, to_content
 from compressor.sensitivity.cache_limit import read_limit
 from compressor.settings import (
+    CalibrationWeights,
     ComponentSettings,
     DataSettings,
     DType,
@@ -224,6 +225,7 @@ CHANGES: dict[str, Any] = {
     "objective's option": {"metric": {"kl": Kl(), "margin_noise": MarginNoise(closeness=0.5)},
                            "schedule": Budget([0.6], corrections=0, objective="margin_noise")},
     "measured": {"schedule": Budget([0.6], corrections=0, estimate=MEASURED)},
+    "weights of tokens": {"data": {"calibration": CalibrationWeights.margins}},
     "plain": {"sweep": SweepSettings(mode=SweepMode.plain)},
     "batch": {"sweep": SweepSettings(batch=2)},
 }  # fmt: skip

@@ -33,12 +33,17 @@ def overheard(model: Model) -> Iterator[dict[str, list[Tensor]]]:
         handle.remove()
 
 
-def explicit(inputs: list[Tensor], width: int) -> dict[str, Tensor]:
+def explicit(inputs: list[Tensor], width: int, weights: Tensor | None = None) -> dict[str, Tensor]:
+    """The data of `inputs` `[token, in]`, where tokens count by `weights` `[token]`, else the same."""
     x = torch.cat([torch.zeros(0, width, dtype=torch.float64), *inputs])
-    x = x[(x != 0).any(1)]
+    w = torch.ones(len(x), dtype=torch.float64) if weights is None else weights
+    w, x = w[(x != 0).any(1)], x[(x != 0).any(1)]
+    total = w.sum() if len(w) else 1
+    outer = (weight * torch.outer(row, row) for weight, row in zip(w, x, strict=True))
+    squares = (weight * row**2 for weight, row in zip(w, x, strict=True))
     return {
-        "hessian": sum((torch.outer(row, row) for row in x), torch.zeros(width, width).double()) / max(1, len(x)),
-        "second_moment": sum((row**2 for row in x), torch.zeros(width).double()) / max(1, len(x)),
+        "hessian": sum(outer, torch.zeros(width, width).double()) / total,
+        "second_moment": sum(squares, torch.zeros(width).double()) / total,
         "absmax": torch.cat([torch.zeros(1, width).double(), x.abs()]).amax(0),
         TOKENS: torch.tensor(len(x)),
     }
