@@ -170,16 +170,18 @@ def test_a_data_set_is_read_as_far_as_it_is_needed(
     monkeypatch.setattr(texts, "ROWS_AT_ONCE", 10)
     encode = texts.encode_text
     monkeypatch.setattr(texts, "encode_text", lambda model, text: (read.append(text), encode(model, text))[1])
-    found = make_training_texts(tiny, TrainingTexts(8, 16, dataset=name), seed=0)
+    found = make_training_texts(tiny, TrainingTexts(8, 16, dataset=name), seed=0, key="`recovery.tokens`")
     assert found.shape == (8, 16)
     lines = "\n".join(read).splitlines()
     assert lines == [f"Tom has {number} dogs and a cat." for number in range(len(lines))]
     assert 8 * 16 <= sum(len(encode(tiny, text)) for text in read) < 8 * 16 + len(encode(tiny, read[-1]))
     whole = torch.cat([encode(tiny, text) for text in read])[: 8 * 16].view(8, 16)
     assert sorted(found.tolist()) == sorted(whole.tolist()) and found.tolist() != whole.tolist()
-    assert torch.equal(make_training_texts(tiny, TrainingTexts(8, 16, dataset=name), seed=0), found)
+    assert torch.equal(
+        make_training_texts(tiny, TrainingTexts(8, 16, dataset=name), seed=0, key="`recovery.tokens`"), found
+    )
     read.clear()
-    everything = make_training_texts(tiny, TrainingTexts(9999, 16, dataset=name), seed=0)
+    everything = make_training_texts(tiny, TrainingTexts(9999, 16, dataset=name), seed=0, key="`recovery.tokens`")
     assert len("\n".join(read).splitlines()) == 300
     assert len(everything) == sum(len(encode(tiny, text)) for text in read) // 16
 
@@ -197,4 +199,4 @@ def test_a_data_set_that_cannot_be_used_is_one_line(tiny: Model, tmp_path: Path)
         (TrainingTexts(1, 500, dataset=write_data_set(tmp_path / "short", 2)), "fewer than a window of 500; give more"),
     ):
         with pytest.raises(DataError, match=message):
-            make_training_texts(tiny, request, seed=0)
+            make_training_texts(tiny, request, seed=0, key="`recovery.tokens`")
