@@ -87,9 +87,11 @@ class Guard:
             raise kind(f"{name_plugin(self.plugin)}: {text}") from error
 
     def is_named_in(self, text: str) -> bool:
-        """Whether a text for the user names the plugin."""
-        name = getattr(find_code(self.plugin), "name", None)
-        return name_plugin(self.plugin) in text or (isinstance(name, str) and f"`{name}`" in text)
+        """Whether a text for the user names the plugin, by its name or by a key of its options."""
+        code = find_code(self.plugin)
+        kind, name = getattr(code, "_kind", None), getattr(code, "name", None)
+        keys = (f"`{kind}.", f"`{kind}.{name}.")[kind in ("metric", "compressor")]  # of these, a run has several
+        return name_plugin(self.plugin) in text or (isinstance(name, str) and (f"`{name}`" in text or keys in text))
 
     def describe(self, error: BaseException) -> PluginError:
         """One line on what failed, on what, why and where."""

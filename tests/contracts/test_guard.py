@@ -137,6 +137,15 @@ def test_a_text_for_the_user_names_the_plugin(
 
 
 @pytest.mark.parametrize("method", CALLS)
+@pytest.mark.parametrize("text", ["`failing` is tired", "`compressor.failing.depth` must be 1, got 2; give 1"])
+def test_a_text_that_names_the_plugin_stays_as_it_is(method: str, text: str) -> None:
+    error = ConfigError(text)
+    with pytest.raises(ConfigError) as caught:
+        CALLS[method](Failing(error))
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("method", CALLS)
 @pytest.mark.parametrize("error", [CompressorError(), ConfigError(""), PluginError(" \n ")])
 def test_an_error_without_a_text_is_described(method: str, error: CompressorError) -> None:
     with pytest.raises(PluginError, match=rf"failed in `\w+`.*: {type(error).__name__} \(.*test_guard\.py:\d+\)$"):
