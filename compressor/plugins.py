@@ -3,6 +3,8 @@
 import functools
 import importlib.metadata
 import logging
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,9 +72,9 @@ def find_plugins() -> tuple[list[Plugin], list[Failure]]:
     found: dict[tuple[str, str, str], Plugin] = {}
     failures: list[Failure] = []
     for distribution in importlib.metadata.distributions():
-        metadata = distribution.metadata
-        owner, version = metadata["Name"] or "an unnamed distribution", metadata["Version"] or "of unknown version"
+        owner, version = "an unnamed distribution", "of unknown version"
         try:
+            owner, version = distribution.metadata["Name"] or owner, distribution.metadata["Version"] or version
             entry_points = list(distribution.entry_points)
         except Exception as error:  # metadata of other packages may be broken in any way
             broken = importlib.metadata.EntryPoint("entry_points.txt", "", GROUP)
@@ -131,7 +133,8 @@ def load_plugins() -> Plugins:
     for plugin in found:
         state = read_torch()
         try:
-            load_plugin(plugin, plugins)
+            with redirect_stdout(sys.stderr):  # the output may be JSON
+                load_plugin(plugin, plugins)
         except BaseException as error:  # a plugin may raise anything at import
             restore_torch(state)
             if is_interrupt(error):

@@ -257,3 +257,15 @@ def test_built_in_plugins_use_the_same_door() -> None:
 
 def test_installed_is_loaded_once() -> None:
     assert installed() is installed()
+
+
+def test_the_output_is_not_that_of_plugins(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    install("loud", 'print("hello")\n' + GOOD)
+    assert "lazy" in load_plugins().schedules
+    assert capsys.readouterr() == ("", "hello\n")
+
+
+def test_metadata_that_is_no_text_is_a_failure(install: Install, tmp_path: Path) -> None:
+    install("odd", GOOD)
+    next(tmp_path.glob("odd-*/METADATA")).write_bytes(b"Name: \xff\xfe")
+    assert ["UnicodeDecodeError" in failure.cause for failure in load_plugins().failures] == [True]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.artifacts.checked_arrays import Arrays, Content, read_arrays, write_arrays
+from compressor.artifacts.folder_lock import require_held
 from compressor.contracts import Plan, Treatment
 
 BLOCK_SECONDS = 10.0
@@ -100,6 +101,7 @@ class Answers:
     def save(self) -> None:
         """Write the answers that are not on disk yet; raises OutputError."""
         if self.unsaved and self.folder is not None:
+            require_held(self.folder.parent.parent)
             arrays = {
                 f"{key}{SEPARATOR}{name}": array
                 for key, content in self.unsaved.items()

@@ -177,7 +177,8 @@ def try_write(path: Path, key: str, arrays: Arrays, facts: Mapping[str, Any]) ->
     try:
         return write_arrays(path, key, arrays, facts)
     except OutputError as error:
-        log.warning("it is not cached: %s", error)
+        reason = str(error).partition(";")[0]
+        log.warning("it is not cached: %s; free some space, or set COMPRESSOR_CACHE to a folder", reason)
         return 0
 
 

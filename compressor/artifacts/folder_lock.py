@@ -58,7 +58,7 @@ def held_folder(folder: Path, multirun: bool = False) -> Iterator[None]:
         yield
     finally:
         _held.pop(place, None)
-        if place in missing or is_empty:
+        if (place in missing or is_empty) and _is_there(descriptor, place):
             _remove_unused(place, missing)
         os.close(descriptor)
 
@@ -77,15 +77,19 @@ def mark_folder(folder: Path) -> None:
 def require_held(folder: Path) -> None:
     """Raise OutputError if this process held `folder`, and it was removed, renamed or replaced meanwhile."""
     descriptor = _held.get(resolve(folder))
-    if descriptor is None:
+    if descriptor is None or _is_there(descriptor, folder):
         return
-    with suppress(OSError):
-        if os.path.samestat(os.fstat(descriptor), os.stat(folder / MARK)):
-            return
     raise OutputError(
         f"{folder} was removed, renamed or replaced while the run was working in it; start the run again, or resume "
         "the renamed folder"
     )
+
+
+def _is_there(descriptor: int, folder: Path) -> bool:
+    """Whether the mark that is open is still that of the folder."""
+    with suppress(OSError):
+        return os.path.samestat(os.fstat(descriptor), os.stat(folder / MARK))
+    return False
 
 
 def _remove_unused(folder: Path, created: Sequence[Path]) -> None:

@@ -19,6 +19,7 @@ from compressor.artifacts.run_files import (
     SAVED,
     STATE,
     STATUS,
+    find_foreign,
     find_leftovers,
     list_stored,
     remove_state,
@@ -130,14 +131,12 @@ def claim_files(folder: Path, names: Iterable[str]) -> None:
     """
     if (working := _written.get(resolve(folder))) is None:
         return
+    require_held(folder)
     command, written = working
     new = [name for name in names if name not in written]
     for name in new:
         if os.path.lexists(folder / name):
-            raise OutputError(
-                f"{folder / name} was put there by somebody else while the run was working; move it away and start "
-                "the command again"
-            )
+            raise OutputError(describe_intruder(folder / name))
     if new:
         written += new
         try:
@@ -145,6 +144,16 @@ def claim_files(folder: Path, names: Iterable[str]) -> None:
         except OutputError:  # a full disk, on which the file itself may not fit either
             require_held(folder)
             overwrite_status(folder, RUNNING, command, written)
+
+
+def require_own(folder: Path) -> None:
+    """Raise OutputError for a file in a folder of results, such as that of the model, that the run did not write."""
+    if (path := next(iter(find_foreign(folder)), None)) is not None:
+        raise OutputError(describe_intruder(path))
+
+
+def describe_intruder(path: Path) -> str:
+    return f"{path} was put there by somebody else while the run was working; move it away and start the command again"
 
 
 def overwrite_status(folder: Path, status: str, command: str, files: Sequence[str]) -> None:

@@ -236,9 +236,8 @@ def list_ineffective(settings: Settings) -> Iterator[str]:
             yield f"`data.{key}` has no effect with data={data.source.value}; add data={source.value}, or leave it out"
     if data.split != DataSettings.split and data.source is not DataSource.hf:
         yield f"`data.split` has no effect with data={data.source.value}; add data=hf, or leave it out"
-    weighs = data.calibration is not CalibrationWeights.tokens
-    may_need = settings.recovery is not None or settings.schedule.repeats
-    if weighs and not may_need and not any(map(weighs_tokens, settings.compressor.values())):
+    weighs = data.calibration is not CalibrationWeights.tokens and settings.recovery is None
+    if weighs and not settings.schedule.repeats and not any(map(weighs_tokens, settings.compressor.values())):
         yield (
             "`data.calibration` has no effect on compressors that need no second moments of inputs; add one that does, "
             "such as gptq, or leave it out"

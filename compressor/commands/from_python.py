@@ -1,7 +1,9 @@
 """`compressor.run` and `compressor.forecast`: the commands as functions, for scripts and notebooks."""
 
 import shlex
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,8 @@ from compressor.report.notebook_view import make_forecast_view, make_run_view
 from compressor.settings import Settings
 
 Options = Mapping[str, Any]
+_calling = threading.RLock()
+"""Held by the thread that is in a call."""
 
 
 @dataclass(repr=False)
@@ -91,7 +95,7 @@ def run(
     Everything goes into `folder`, which is dated like that of the command line where it is left out. With `progress`
     bars and milestones are shown. Raises CompressorError, whose text is one line, for whatever the user can mend.
     """
-    with interruptible():
+    with one_at_a_time(), interruptible():
         shown = choose_progress(progress)
         plan = prepare("run", settings, options, folder)
         record = run_command.execute(plan.settings, plan.plugins, plan.folder, plan.config, plan.command, shown)
@@ -110,11 +114,25 @@ def forecast(
 
     Arguments and errors are those of `compressor.run`. The points of the `curve` hold the command that makes each.
     """
-    with interruptible():
+    with one_at_a_time(), interruptible():
         shown = choose_progress(progress)
         plan = prepare("forecast", settings, options, folder)
         record = forecast_command.execute(plan.settings, plan.plugins, plan.folder, plan.config, plan.command, shown)
     return ForecastResult(**vars(record), folder=plan.folder)
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Raise ConfigError in a thread while another one is inside: Hydra, transformers and torch have states for all."""
+    if not _calling.acquire(blocking=False):
+        raise ConfigError(
+            "another call of compressor.run or compressor.forecast is working in this process; wait until it is done, "
+            "or start a process for each"
+        )
+    try:
+        yield
+    finally:
+        _calling.release()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 0 done; 1 the user can fix it; 70 a bug of ours; 128 + signal stopped by SIGINT, SIGTERM or SIGHUP.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,8 +15,8 @@ from compressor.commands.plugins_command import list_plugins
 from compressor.commands.resume_command import resume
 from compressor.commands.run_command import run
 from compressor.commands.stopping import Stopped, find_stopped, stop
-from compressor.commands.terminal import Terminal, protect_output
-from compressor.errors import CompressorError, ConfigError, suggest
+from compressor.commands.terminal import CleanFormatter, Terminal, protect_output
+from compressor.errors import CompressorError, ConfigError, OutputError, suggest
 
 COMMANDS: dict[str, Callable[[Sequence[str], Terminal], int]] = {
     "run": run,
@@ -42,6 +43,8 @@ def main() -> int:
     """Run the command line; returns the exit status."""
     output = protect_output()
     terminal = Terminal()
+    if logging.lastResort is not None:  # shows warnings until Hydra has set up the log
+        logging.lastResort.setFormatter(CleanFormatter())
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
         os.environ[FULL_ERROR] = "1"
@@ -55,11 +58,20 @@ def main() -> int:
     return status
 
 
+def require_working_directory() -> None:
+    """Raise OutputError where the working directory was removed, to which all relative paths belong."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise OutputError(f"the working directory cannot be read: {error.strerror}; change to another one") from None
+
+
 def attempt(arguments: Sequence[str], terminal: Terminal) -> int:
     """Run a command; returns the exit status."""
     try:
         try:
             with stop.at_once(False):
+                require_working_directory()
                 return dispatch(arguments, terminal)
         except Exception as error:
             if (stopped := find_stopped(error)) is not None:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +17,7 @@ from compressor.artifacts.folder_check import check_content
 from compressor.artifacts.folder_lock import held_folder, require_held
 from compressor.artifacts.plan_file import list_plan_files, write_plan
 from compressor.artifacts.run_files import HYDRA_FOLDER, STATE
-from compressor.artifacts.run_folder import claim_files, nothing_left_if_refused, recorded_status
+from compressor.artifacts.run_folder import claim_files, nothing_left_if_refused, recorded_status, require_own
 from compressor.artifacts.run_record import (
     NOT_VERIFIED,
     ExportRecord,
@@ -217,6 +217,7 @@ class Run:
         applied = self.session.applied
         claim_files(self.folder, list_plan_files(applied.kept))
         write_plan(applied.kept, self.folder / "plan.json")
+        require_own(self.folder)
         exported, verification = self.ship()
         self.record.notes.extend(exported.notes)
         self.record.components = describe_components(self.setup.model, applied.kept, applied.packed_bits, exported.bits)
@@ -318,11 +319,12 @@ def execute(
     command: str,
     progress: Progress | None = None,
     label: RunLabel | None = None,
+    on_begin: Callable[[], None] | None = None,
 ) -> Record:
     """Run `settings` and write everything to `folder`. After an error the report says `failed`.
 
     `config` is what to record as the run's configuration, `command` how it was started. `label` names the run in a
-    tracker; without one, the schedule does.
+    tracker; without one, the schedule does. `on_begin` is called when the run was not refused.
     """
     check_content(folder)
     with held_folder(folder), nothing_left_if_refused(folder), naming_folder(folder):
@@ -332,6 +334,8 @@ def execute(
         with recorded_status(folder, state.command):
             try:
                 state.begin()
+                if on_begin is not None:
+                    on_begin()
                 label, progress = label or RunLabel(settings.schedule.name), progress or Silent()
                 if answers.found:
                     progress.say(f"going on with {len(answers.found)} answers of the interrupted run in {folder}")

@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from compressor.artifacts.files import FullDisk
-from compressor.artifacts.run_files import STATUS, list_jobs
+from compressor.artifacts.run_files import STATE, STATUS, list_jobs, list_stored
 from compressor.artifacts.run_status import DONE, read_status
 from compressor.commands.command_record import write_command
 from compressor.commands.config import import_plugins, read_config, store_schemas
@@ -37,19 +37,26 @@ def run_jobs(arguments: Sequence[str], terminal: Terminal) -> int:
     failures = Failures(terminal)
     command = shlex.join(["compressor", "run", *arguments])
     asked: dict[str, list[str]] = {}
-    job = make_job(plugins, terminal, failures, place, command, asked)
+    job = make_job(plugins, terminal, failures, place, command, asked, lambda: record_command(place, arguments))
     if place.folder is None:
         with showing():
             launch(place, job)
         return failures.status
     with hold(place):
-        write_command(place.folder, arguments, place.jobs)
+        if not list_stored(place.folder / STATE):  # else the run that was interrupted may be another one
+            record_command(place, arguments)
         with failures.caught(place.folder):
             launch(place, job)
         if place.multirun and any((folder / STATUS).is_file() for folder in list_jobs(place.folder)):
             with failures.caught(place.folder):
                 show_comparison(place.folder, failures.lines, asked, terminal)
     return failures.status
+
+
+def record_command(place: Place, arguments: Sequence[str]) -> None:
+    """Write how the run or the multirun was started, for `compressor resume`."""
+    assert place.folder is not None, "without a folder, Hydra only shows something"
+    write_command(place.folder, arguments, place.jobs)
 
 
 def make_job(
@@ -59,19 +66,15 @@ def make_job(
     place: Place,
     command: str,
     asked: dict[str, list[str]],
+    on_begin: Callable[[], None],
 ) -> Callable[[DictConfig], float | None]:
     """The function that Hydra calls for each configuration. It returns the first metric, for Hydra's optimisers.
 
-    It puts the overrides of each job into `asked`, by the name of its folder.
+    It puts the overrides of each job into `asked`, by the name of its folder. `on_begin` is called when a single run
+    has its folder, and was not refused.
     """
 
     def job(config: DictConfig) -> float | None:
-        with stop.at_once():
-            from compressor.commands.finished_jobs import find_finished
-            from compressor.commands.run import execute
-            from compressor.report import summarize_run
-            from compressor.tracking.run_label import make_label
-
         folder, overrides = Path(HydraConfig.get().runtime.output_dir), list(HydraConfig.get().overrides.task)
         alone, asked[folder.name] = not place.multirun, overrides
         if not alone:
@@ -80,7 +83,14 @@ def make_job(
         is_done = not alone and read_status(folder).get("status") == DONE
         writing = nullcontext() if is_done else recorded_job(folder, config)  # nothing is changed in a finished job
         # The inner one writes to the log of the job, the outer one is for a job that cannot write.
-        with failures.caught(folder, prefix), naming_multirun(place), writing, failures.caught(folder, prefix):
+        inner = failures.caught(folder, prefix), naming_multirun(place)
+        with failures.caught(folder, prefix), naming_multirun(place), writing, inner[0], inner[1]:
+            with stop.at_once():
+                from compressor.commands.finished_jobs import find_finished
+                from compressor.commands.run import execute
+                from compressor.report import summarize_run
+                from compressor.tracking.run_label import make_label
+
             settings, plain = read_config(config)
             if not alone and (value := find_finished(folder, settings, plugins, plain)) is not None:
                 terminal.say(f"{prefix}was done before")
@@ -88,7 +98,7 @@ def make_job(
             label = make_label(
                 overrides, place.varied, settings.schedule.name, place.folder if place.multirun else None
             )
-            record = execute(settings, plugins, folder, plain, command, terminal, label)
+            record = execute(settings, plugins, folder, plain, command, terminal, label, on_begin if alone else None)
             terminal.show(summarize_run(record))
             terminal.say(f"report: {folder / 'report.html'}")
             scores = list(record.final.scores.values()) if record.final else []

@@ -77,7 +77,8 @@ class Stop:
             yield
         finally:
             self._defers = False
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            if self.signum is not None:  # else the timer is not ours
+                signal.setitimer(signal.ITIMER_REAL, 0)
         self.check()
 
     @contextmanager

@@ -14,7 +14,7 @@ def leading() -> Iterator[bool]:
     Raises ConfigError for a number of processes that is none.
     """
     count = os.environ.get("WORLD_SIZE", "1")
-    if not count.isdecimal():
+    if not count.isdecimal() or len(count) > 9:
         raise ConfigError(f"WORLD_SIZE must be the number of processes, got {count!r:.80}; start them by a launcher")
     if int(count) < 2:
         yield True

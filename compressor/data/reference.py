@@ -247,9 +247,13 @@ def read_cached(path: Path, prefixes: Tensor, continuation: int, vocabulary: int
     return Reference(found, **{name: facts[name] for name in COUNTS})
 
 
-def cache_folder() -> Path:
-    """`$COMPRESSOR_CACHE`, else the user's cache folder."""
+def cache_folder() -> Path | None:
+    """`$COMPRESSOR_CACHE`, else the user's cache folder; None, with a warning, where there is none."""
     given = os.environ.get("COMPRESSOR_CACHE")
     if given:
         return Path(given) / "references"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "compressor" / "references"
+    place = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if place.startswith("~"):
+        log.warning("the user has no home directory, so nothing is cached; set COMPRESSOR_CACHE to a folder")
+        return None
+    return Path(place) / "compressor" / "references"

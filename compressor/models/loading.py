@@ -4,6 +4,7 @@ It also chooses the device and the dtype.
 """
 
 import random
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from compressor.settings import DType
 
 Stored = TypeVar("Stored")
 Automatic = TypeVar("Automatic")
+_loading = threading.RLock()
 TOKENIZER_OBJECTS: dict[str, tuple[str, ...]] = {
     "tokenizer.json": ("model",),
     "tokenizer_config.json": (),
@@ -67,7 +69,15 @@ def choose_dtype(wanted: DType | str | torch.dtype, option: str, automatic: Auto
 
 @contextmanager
 def quiet_loading(device: torch.device) -> Iterator[None]:
-    """Inside, transformers and the hub show no progress bars, logs or warnings, and random states are kept."""
+    """Inside, transformers and the hub show no progress bars, logs or warnings, and random states are kept.
+
+    One thread at a time is inside, because all of that, and how a network is built without memory, is of the process.
+    """
+    with _loading:
+        yield from _load_quietly(device)
+
+
+def _load_quietly(device: torch.device) -> Iterator[None]:
     level = transformers_logging.get_verbosity()
     bars, hub_bars = transformers_logging.is_progress_bar_enabled(), not hub_utils.are_progress_bars_disabled()
     python_state, numpy_state = random.getstate(), np.random.get_state()

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from compressor.artifacts.folder_lock import require_held
 from compressor.artifacts.run_record import TrainingPoint
 from compressor.compression.calibration import gather
 from compressor.contracts import Reconstruction, Training
@@ -240,4 +241,5 @@ class RunTrainer:
         tensors = {name: self.parameters[name].detach() for name in sorted(self.before)}
         tensors |= {f"{SCALES}{name}": scales.logarithms for name, scales in self.trained.scales.items()}
         facts = {"stage": stage, "done": done, "points": [asdict(point) for point in self.points], "losses": [*losses]}
+        require_held(self.path.parent.parent)
         write_state(self.path, self.key, TrainingState({**tensors, **further}, facts))

@@ -46,11 +46,11 @@ class Estimator:
 
     def _open_cache(self, request: EstimateRequest) -> EstimateCache | None:
         """The cache for this request; None if there is no cache, or the model is not the base any more."""
-        if not self.cache_bytes or self.applied.kept or request.at:
+        if not self.cache_bytes or self.applied.kept or request.at or (folder := estimates_folder()) is None:
             return None
         evaluator, metric = self.scorer.evaluators[Prefixes.SEARCH], self.scorer.metrics[request.objective]
         treatments, mode, seed = self.applied.treatments, evaluator.mode.value, self.scorer.seed
-        return EstimateCache(estimates_folder(), self.cache_bytes, evaluator, treatments, metric, mode, seed)
+        return EstimateCache(folder, self.cache_bytes, evaluator, treatments, metric, mode, seed)
 
     def _predict(self, request: EstimateRequest) -> dict[str, Estimate]:
         """By one backward pass."""

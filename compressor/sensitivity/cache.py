@@ -186,6 +186,7 @@ def read_version(package: str) -> str | None:
         return None
 
 
-def estimates_folder() -> Path:
-    """The folder of the cache, beside that of the references."""
-    return cache_folder().with_name("estimates")
+def estimates_folder() -> Path | None:
+    """The folder of the cache, beside that of the references; None where there is none."""
+    place = cache_folder()
+    return None if place is None else place.with_name("estimates")

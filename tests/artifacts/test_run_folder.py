@@ -11,13 +11,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from compressor.artifacts import folder_check, run_folder
+from compressor.artifacts.answers import Answers
 from compressor.artifacts.folder_check import check_content, check_folder
 from compressor.artifacts.folder_lock import held_folder
 from compressor.artifacts.run_files import FILES, MARK, STATUS
-from compressor.artifacts.run_folder import claim_files, clear_results, heartbeat, working_in, write_status
+from compressor.artifacts.run_folder import (
+    claim_files,
+    clear_results,
+    heartbeat,
+    require_own,
+    working_in,
+    write_status,
+)
 from compressor.artifacts.run_status import DONE, FAILED, INTERRUPTED, RUNNING, read_status
 from compressor.errors import OutputError
 
@@ -200,6 +209,29 @@ def test_a_file_that_appears_while_a_command_works_is_not_written_to(tmp_path: P
             (tmp_path / "scores.jsonl").write_text("mine")
             claim_files(tmp_path, ["scores.jsonl"])
     assert (tmp_path / "scores.jsonl").read_text() == "mine" and read_status(tmp_path)["files"] == []
+
+
+def test_nothing_is_written_to_a_folder_that_took_the_place(tmp_path: Path) -> None:
+    folder, other = tmp_path / "run", tmp_path / "moved"
+    with pytest.raises(OutputError, match="run was removed, renamed or replaced while the run was working in it"):
+        with working_in(folder, "compressor run"):
+            answers = Answers(folder / "state" / "answers")
+            answers.add("key", {"a": np.zeros(1)})
+            folder.rename(other)
+            folder.mkdir()
+            for write in (lambda: claim_files(folder, ["scores.jsonl"]), answers.save):
+                with pytest.raises(OutputError, match="was removed, renamed or replaced"):
+                    write()
+    assert not list(folder.iterdir())
+
+
+def test_a_file_in_the_folder_of_the_model_is_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"model/sub/thesis\.txt was put there by somebody else while the run was"):
+        with working_in(tmp_path, "compressor run"):
+            require_own(tmp_path)
+            (tmp_path / "model" / "sub").mkdir(parents=True)
+            (tmp_path / "model" / "sub" / "thesis.txt").write_text("mine")
+            require_own(tmp_path)
 
 
 def test_a_sign_of_life_names_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

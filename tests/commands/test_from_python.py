@@ -3,6 +3,8 @@
 import json
 import re
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 import compressor
 from compressor.artifacts.plan_file import read_plan
 from compressor.artifacts.run_record import Record
+from compressor.commands.from_python import one_at_a_time
 from compressor.commands.overrides import quote, write_overrides, write_value
 from compressor.commands.setting_types import read_settings
 from compressor.errors import ConfigError
@@ -378,3 +381,19 @@ def test_what_a_notebook_shows_is_escaped(tmp_path: Path) -> None:
         ElementTree.fromstring(f"<div>{html}</div>")
         assert folder.as_uri() in html
     assert isinstance(failed, Record)
+
+
+@pytest.mark.parametrize("call", [compressor.run, compressor.forecast])
+def test_one_call_at_a_time(call: Callable[..., object], tmp_path: Path) -> None:
+    with one_at_a_time(), ThreadPoolExecutor(1) as threads, pytest.raises(ConfigError, match=r"^another call of comp"):
+        threads.submit(call, folder=tmp_path / "out").result()
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_are_loaded_in_several_threads(tmp_path: Path) -> None:
+    """Each is built without memory first, which torch is told for the whole process."""
+    folder = save_checkpoint("llama", tmp_path)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(compressor.load, [folder] * 8))
+    for network in [*found, compressor.load(folder)]:
+        assert not any(parameter.is_meta for parameter in network.parameters())

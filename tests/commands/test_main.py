@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,11 @@ from compressor.commands.config import (
 )
 from compressor.errors import ConfigError
 from compressor.plugins import installed
-from tests.support.command_line import call_command, call_fresh_command
+from tests.support.command_line import MAIN, call_command, call_fresh_command
 from tests.support.families import save_checkpoint
 from tests.support.slow import rarely, rarely_cases
 from tests.support.wandb_log import read_log
+from tests.support.warm_processes import run_project
 
 CONF = Path(__file__).parents[2] / "conf"
 SMALL = [
@@ -368,3 +370,12 @@ def test_jobs_of_a_multirun_share_a_group_in_wandb(tmp_path: Path) -> None:
     assert [run.display_name for run in runs] == ["schedule.targets=[0.2]", "schedule.targets=[0.3]"]
     assert [run.run_group for run in runs] == ["sweep/one"] * 2
     assert len(commands) == 2
+
+
+def test_a_working_directory_that_was_removed(tmp_path: Path) -> None:
+    code = f"import os; os.rmdir(os.getcwd()); {MAIN}"
+    (tmp_path / "gone").mkdir()
+    done = run_project([sys.executable, "-c", code, "plugins"], tmp_path / "gone")
+    assert (done.returncode, done.stdout) == (1, "")
+    reason = "No such file or directory"
+    assert done.stderr == f"error: the working directory cannot be read: {reason}; change to another one\n"

@@ -19,7 +19,7 @@ from compressor.artifacts import answers
 from compressor.artifacts.answers import Answers
 from compressor.artifacts.folder_check import check_folder
 from compressor.artifacts.plan_file import write_plan
-from compressor.artifacts.run_files import MARK
+from compressor.artifacts.run_files import MARK, STATUS
 from compressor.artifacts.run_folder import working_in
 from compressor.artifacts.run_state import ANSWERS, list_differences, read_state
 from compressor.artifacts.run_status import DONE, INTERRUPTED, read_status
@@ -173,6 +173,15 @@ def stopped(base: Path, tmp_path: Path, every_answer: None, monkeypatch: pytest.
         run(tmp_path / "run", make(base, "fdt_allocation"))
     monkeypatch.setattr(stop, "check", lambda: None)
     return tmp_path / "run"
+
+
+def test_a_refused_start_does_not_change_how_the_run_was_started(base: Path, stopped: Path, tmp_path: Path) -> None:
+    (stopped / ".hydra").mkdir()
+    write_command(stopped, [*SMALL, f"model.path={base}"], None)
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file() and path.name != STATUS}
+    done = call_command(tmp_path, "run", *SMALL, f"model.path={base}", "seed=3", f"hydra.run.dir={stopped}")
+    assert done.returncode == 1 and "holds an interrupted run with other answers" in done.stderr
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_another_configuration_is_refused_by_name_or_accepted(base: Path, stopped: Path) -> None:

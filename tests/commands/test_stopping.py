@@ -21,6 +21,16 @@ def test_a_block_of_work_may_end(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err == "stopping after this block of work, in at most 20 s; once more stops at once\n"
 
 
+def test_a_timer_of_the_caller_goes_on() -> None:
+    signal.setitimer(signal.ITIMER_REAL, 600)
+    try:
+        with Stop().deferred():
+            pass
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 500
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def test_a_block_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "GRACE", 0.1)
     stop = Stop()

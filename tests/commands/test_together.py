@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from tests.support.command_line import call_command
 from tests.support.families import save_checkpoint
+from tests.support.slow import rarely
 
 OPTIONS = (
     "run", "model=hf", "schedule=uniform", "metric=[fdtm,kl]", "tracking=none",
@@ -53,9 +54,10 @@ def test_two_processes_train_what_one_trains(options: Sequence[str], tmp_path: P
     assert not list(tmp_path.glob("outputs")), "the second process wrote something of its own"
 
 
-def test_a_number_of_processes_that_is_none_is_one_line(tmp_path: Path) -> None:
-    done = call_command(tmp_path, "run", "schedule=uniform", WORLD_SIZE="many")
+@pytest.mark.parametrize("count", ["many", *rarely(["9" * 5000])])
+def test_a_number_of_processes_that_is_none_is_one_line(count: str, tmp_path: Path) -> None:
+    done = call_command(tmp_path, "run", "schedule=uniform", WORLD_SIZE=count)
     assert done.returncode == 1
     assert done.stderr.strip() == (
-        "error: WORLD_SIZE must be the number of processes, got 'many'; start them by a launcher"
+        f"error: WORLD_SIZE must be the number of processes, got {count!r:.80}; start them by a launcher"
     )

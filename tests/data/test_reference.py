@@ -1,5 +1,6 @@
 """The reference: what `generate` says, a fixed point of the scoring pass, and cached only where nothing changed."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import safetensors
 import torch
 
 from compressor.contracts import Reads
-from compressor.data.reference import Reference, build_reference, write_reference
+from compressor.data.reference import Reference, build_reference, cache_folder, write_reference
 from compressor.errors import ModelError, OutputError
 from compressor.evaluation.evaluator import Evaluator
 from compressor.models import load_model
@@ -152,3 +153,13 @@ def test_a_reference_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     reference = Reference(torch.arange(30).reshape(3, 10), prefix_tokens=4, batch=2)
     with pytest.raises(OutputError, match=r"cannot write .*; free some space or choose another folder"):
         write_reference(reference, tmp_path / "file" / "reference.safetensors")
+
+
+def test_a_user_without_a_home_directory_has_no_cache(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("COMPRESSOR_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where the user is not in the list of users
+    assert cache_folder() is None
+    assert caplog.messages == ["the user has no home directory, so nothing is cached; set COMPRESSOR_CACHE to a folder"]
