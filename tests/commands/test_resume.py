@@ -96,7 +96,7 @@ def stop_at_block(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stop, "check", check)
 
 
-OFTEN = ("fdt_allocation", "budget, int")
+OFTEN = ("budget, int",)
 
 
 @pytest.mark.parametrize("where", ["in the middle", *rarely(["at both ends"])])

@@ -202,7 +202,7 @@ def test_both_models_are_read_at_the_bases_runners_up(closeness: float) -> None:
     assert score(ExpectedFdtm(closeness=closeness), candidate, base)[:, 1] == pytest.approx(expected, rel=1e-5)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 10**6), scale=st.floats(0, 10))
 def test_what_no_softmax_sees_is_no_margin_noise(seed: int, scale: float) -> None:
     """A constant added to all logits of a position."""

@@ -289,7 +289,7 @@ def test_corrections_help_where_components_harm_one_another(compressors: tuple[s
         assert last < 0.99 * first
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=12)
 @given(KINDS, st.integers(0, 99), st.integers(1, 8))
 def test_more_corrections_are_never_worse(compressors: tuple[str, ...], seed: int, corrections: int) -> None:
     fewer, more = (
