@@ -11,9 +11,11 @@ GPU_PYTHON ?= $(firstword $(wildcard $(VENV)/bin/python) python3)
 run: $(STAMP)
 	$(VENV)/bin/compressor run
 
-# A process for each core, so each with one thread; a module stays in one process, which makes its fixtures once.
+# A process for each core, so each with one thread, and one more, because some tests wait: for other processes, or for the
+# last module, which stays in one process that makes its fixtures once.
 # Bytecode is kept whatever the environment says, or each of some hundred interpreters would compile the project anew.
-PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
+WORKERS := $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)")
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 # Of each kind of case some, and two or five families of models; the others are marked slow.
 test: $(STAMP)
