@@ -83,8 +83,7 @@ def make_job(
         is_done = not alone and read_status(folder).get("status") == DONE
         writing = nullcontext() if is_done else recorded_job(folder, config)  # nothing is changed in a finished job
         # The inner one writes to the log of the job, the outer one is for a job that cannot write.
-        inner = failures.caught(folder, prefix), naming_multirun(place)
-        with failures.caught(folder, prefix), naming_multirun(place), writing, inner[0], inner[1]:
+        with shown_failures(failures, place, folder, prefix), writing, shown_failures(failures, place, folder, prefix):
             with stop.at_once():
                 from compressor.commands.finished_jobs import find_finished
                 from compressor.commands.run import execute
@@ -106,6 +105,13 @@ def make_job(
         return None
 
     return job
+
+
+@contextmanager
+def shown_failures(failures: Failures, place: Place, folder: Path, prefix: str) -> Iterator[None]:
+    """A failure of a job in `folder` is one line. After a full disk its multirun goes on, if it is part of one."""
+    with failures.caught(folder, prefix), naming_multirun(place):
+        yield
 
 
 @contextmanager
