@@ -62,7 +62,6 @@ OWNERS = {
     "pluggy": {"plugins", "hookspecs"},
     "compressed_tensors": {"export"},
     "altair": {"report"},
-    "vl_convert": {"report"},
     "jinja2": {"report"},
 }
 """Third-party package -> the only packages of ours that import it."""

@@ -48,7 +48,7 @@ def run_jobs(arguments: Sequence[str], terminal: Terminal) -> int:
         with failures.caught(place.folder):
             launch(place, job)
         if place.multirun and any((folder / STATUS).is_file() for folder in list_jobs(place.folder)):
-            with failures.caught(place.folder):
+            with failures.caught(place.folder), naming_multirun(place):
                 show_comparison(place.folder, failures.lines, asked, terminal)
     return failures.status
 

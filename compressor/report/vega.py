@@ -4,6 +4,7 @@ The picture is made when the page is written. A page that carried Vega itself wo
 `unsafe-eval`, and its tips answer neither a key nor a finger.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from compressor.report.formatting import clean_text
+from compressor.report.svg_process import NotDrawn, SvgProcess
 
 if TYPE_CHECKING:
     import altair as alt
@@ -40,6 +42,8 @@ CIRCLE = re.compile(rf"M{NUMBER},")
 SHIFT = re.compile(rf"translate\({NUMBER},{NUMBER}\)")
 
 ElementTree.register_namespace("", SVG)
+DRAWN = SvgProcess()
+log = logging.getLogger(__name__)
 
 Mark = tuple[ElementTree.Element, float, float, float, float]
 """An element, and its left, top, width and height."""
@@ -150,15 +154,20 @@ def make_row_axis(names: Sequence[str], gap: float, **axis: Any) -> "alt.Y":  # 
 
 
 def _convert(chart: "alt.TopLevelMixin", label: str) -> ElementTree.Element:
-    import vl_convert
-
+    """The SVG of a chart; where it cannot be drawn, one that says why, because a page without a picture has its use."""
     axis = {"labelColor": INK, "titleColor": INK, "gridColor": FAINT, "domain": False, "ticks": False}
     axis |= {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelLimit": 0, "titleLimit": 0}
     legend = {"labelColor": INK, "labelFontSize": 12, "labelLimit": 0}
     look = {"font": FONT, "background": "transparent", "padding": 6, "axis": axis, "legend": legend}
     look |= {"view": {"stroke": None}, "title": {"color": INK, "limit": 0}, "text": {"fontSize": 12}}
     specification = chart.to_dict(validate=False) | {"config": look, "background": "transparent"}
-    root = ElementTree.fromstring(vl_convert.vegalite_to_svg(specification))
+    try:
+        root = ElementTree.fromstring(DRAWN.convert(specification))
+    except NotDrawn as error:
+        log.warning("a picture is missing: %s", error)
+        root = ElementTree.fromstring(f'<svg xmlns="{SVG}" width="440" height="40" viewBox="0 0 440 40"/>')
+        said = ElementTree.SubElement(root, f"{{{SVG}}}text", {"y": "24", "fill": INK, "font-size": "12px"})
+        said.text = clean_text(f"This picture is missing: {error}.")
     kept = {key: root.attrib[key] for key in ("width", "height", "viewBox")}
     root.attrib = kept | {"role": "img", "aria-label": clean_text(label), "font-family": FONT}
     return root

@@ -40,7 +40,6 @@ def import_project(plain: str) -> None:
     """What commands need. Models that they save are reloaded by the first stage."""
     import altair  # noqa: F401
     import hydra  # noqa: F401
-    import vl_convert  # noqa: F401
 
     from compressor.commands import forecast, main, run  # noqa: F401
     from compressor.export import verification
