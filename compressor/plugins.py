@@ -3,6 +3,7 @@
 import functools
 import importlib.metadata
 import logging
+import os
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -96,11 +97,32 @@ def describe_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {say(error) or 'no message'}"
 
 
+def find_place() -> str | None:
+    """The working directory; None if it was removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
+
+
+def return_to(place: str | None) -> bool:
+    """Make `place` the working directory again; returns whether it was not."""
+    if place is None or find_place() == place:
+        return False
+    os.chdir(place)
+    return True
+
+
 def load_plugin(plugin: Plugin, plugins: Plugins) -> None:
     """Import one plugin and register all of its classes, or none if one fails; raises the error."""
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     state = read_torch()
+    if not plugin.entry_point.pattern.match(plugin.entry_point.value):
+        raise PluginError(
+            f"`{plugin.entry_point.value}` is not `package.module` or `package.module:object`; correct it"
+        )
+    place = find_place()
     module = plugin.entry_point.load()
     if plugin.entry_point.value.startswith(OWN_MODULES):
         OWN_PACKAGES.add(OWN_MODULES.partition(".")[0])
@@ -113,6 +135,8 @@ def load_plugin(plugin: Plugin, plugins: Plugins) -> None:
     hooks = (known.register_metrics, known.register_compressors, known.register_schedules, known.register_recoveries)
     for hook, registry in zip(hooks, plugins.registries(), strict=True):
         hook(register=lambda cls, registry=registry: offered.append((registry, cls)))
+    if return_to(place):
+        raise PluginError("its import changed the working directory, to which all relative paths belong; do without it")
     if changes := restore_torch(state):
         raise PluginError(f"its import changed torch's {changes}, on which all results depend; do without it")
     registries: tuple[Registry[Any], ...] = plugins.registries()
@@ -131,12 +155,13 @@ def load_plugins() -> Plugins:
     found, unreadable = find_plugins()
     plugins = Plugins(failures=unreadable)
     for plugin in found:
-        state = read_torch()
+        state, place = read_torch(), find_place()
         try:
             with redirect_stdout(sys.stderr):  # the output may be JSON
                 load_plugin(plugin, plugins)
         except BaseException as error:  # a plugin may raise anything at import
             restore_torch(state)
+            return_to(place)
             if is_interrupt(error):
                 raise
             plugins.failures.append(Failure(plugin, describe_cause(error)))

@@ -115,6 +115,14 @@ def test_a_plugin_is_found_with_its_distribution(install: Install) -> None:
     assert not plugins.failures
 
 
+@pytest.mark.parametrize("value", ["good:a:b", "good:", ":a", "a b"])
+def test_an_entry_point_that_is_written_wrongly_is_one_line(value: str, install: Install) -> None:
+    install("good", GOOD, entries=f"[compressor]\nthing = {value}\n")
+    plugins = load_plugins()
+    rule = f"`{value}` is not `package.module` or `package.module:object`; correct it"
+    assert [failure.cause for failure in plugins.failures] == [f"PluginError: {rule}"]
+
+
 def test_nothing_of_a_test_stays() -> None:
     assert not load_plugins().failures and "lazy" not in load_plugins().schedules
 
@@ -141,6 +149,11 @@ BAD = {
         "import torch\ntorch.set_default_dtype(torch.float64)\n" + GOOD,
         "its import changed torch's default dtype from torch.float32 to torch.float64, on which all results depend",
     ),
+    "moves": (
+        "import os\nos.chdir('/')\n" + GOOD,
+        "its import changed the working directory, to which all relative paths belong; do without it",
+    ),
+    "moves_and_fails": ("import os\nos.chdir('/')\nraise ValueError('lost')", "ValueError: lost"),
     "half": (
         HEADER + METRIC + LAZY + register("register_metrics", "Length") + register("register_schedules", "Lazy", "int"),
         "<class 'int'> is not a subclass of Schedule; derive it from that",
@@ -157,13 +170,14 @@ def test_a_bad_plugin_is_named_and_harms_nobody(
     distribution: str, install: Install, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Others load, those after it in the order too; nothing of it is registered; the cause is one line, said twice."""
-    builtin = names(load_plugins())
+    builtin, place = names(load_plugins()), Path.cwd()
     source, cause = BAD[distribution]
     install(distribution, source)
     install("zz_after", HEADER + IDLE + register("register_schedules", "Idle"))
     with caplog.at_level(logging.WARNING):
         plugins = load_plugins()
     assert names(plugins) == [builtin[0], builtin[1], builtin[2] | {"idle"}, builtin[3]]
+    assert Path.cwd() == place
     (failure,) = plugins.failures
     line = str(failure)
     assert line.startswith(f"plugin `thing` of {distribution} 0.1 failed to load: ") and line.isprintable()

@@ -21,6 +21,7 @@ from compressor.errors import OutputError
 
 SPACE, LARGER = "free some space", "raise the limit for the size of a file (ulimit -f)"
 MORE_SPACE = f"{SPACE} or choose another folder"
+MORE_RIGHTS = "allow writing to its folder or choose another one"
 LARGER_FILES = f"{LARGER}, or choose a folder on another file system"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -121,7 +122,7 @@ def write_text(path: Path, text: str) -> None:
 
 def remove_file(path: Path) -> None:
     """Remove the file `path` if it exists; raises OutputError."""
-    with _explained(f"cannot remove {path}", "remove it yourself or choose another folder"):
+    with _explained(f"cannot remove {path}", MORE_RIGHTS):
         path.unlink(missing_ok=True)
 
 
@@ -133,9 +134,7 @@ def remove_whole(path: Path) -> None:
     try:
         shutil.rmtree(path)
     except OSError as error:
-        raise OutputError(
-            f"cannot remove {path}: {error.strerror}; remove it yourself or choose another folder"
-        ) from error
+        raise OutputError(f"cannot remove {path}: {error.strerror}; {MORE_RIGHTS}") from error
 
 
 def set_aside(path: Path) -> Path:

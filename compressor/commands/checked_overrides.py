@@ -4,6 +4,7 @@ import functools
 import logging
 import math
 import os
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -123,7 +124,9 @@ def check_text(override: str) -> None:
     if "\0" in override:
         raise ConfigError(f"`{override:.60}` has a NUL character, which no name or text may have; leave it out")
     if not is_unicode(override):
-        raise ConfigError(f"`{override:.60}` is not UTF-8, which every name and text must be; rename it")
+        encoding = sys.getfilesystemencoding()
+        fix = "rename it" if encoding == "utf-8" else f"Python reads arguments as {encoding} here: set PYTHONUTF8=1"
+        raise ConfigError(f"`{override:.60}` is not UTF-8, which every name and text must be; {fix}")
     if len(override) > LONGEST:
         raise ConfigError(f"`{override:.60}…` has {len(override)} characters, at most {LONGEST} are read; shorten it")
     depth = deepest = 0

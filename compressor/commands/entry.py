@@ -31,9 +31,11 @@ def main() -> None:
     stop.listen()
     open_closed_streams()
     with stop.at_once():
+        from compressor.commands.left_threads import end_without_threads
         from compressor.commands.main import main as run_command_line
 
         status = run_command_line()
+    end_without_threads(status)
     sys.exit(status)
 
 

@@ -1,5 +1,6 @@
 """`compressor.run` and `compressor.forecast`: the commands as functions, for scripts and notebooks."""
 
+import re
 import shlex
 import threading
 from collections.abc import Iterator, Mapping
@@ -160,6 +161,9 @@ def prepare(command: str, given: Settings | Options | None, options: Options, fo
         return Call(given, plugins, place, config, f"compressor.{command}(settings)")
     if not isinstance(given, Mapping | None):
         raise ConfigError(f"the first argument must be a mapping or a Settings object, got {type(given).__name__}")
+    for key in (*(given or {}), *options):
+        if re.split("[./]", str(key))[0] == "hydra":
+            raise ConfigError(f"`{key}` is a setting of the command line; name the folder of results by `folder`")
     both = sorted({*(given or {})} & {*options})
     if both:
         raise ConfigError(f"`{both[0]}` is given twice; keep one of them")

@@ -129,3 +129,42 @@ def test_closed_streams_are_no_failure(tmp_path: Path) -> None:
 def test_the_version_is_that_of_compressor(tmp_path: Path) -> None:
     done = call_command(tmp_path, "--version")
     assert (done.returncode, done.stdout) == (0, f"compressor {version('compressor')}\n")
+
+
+LEAVES_A_THREAD = """
+import sys, threading, time
+from compressor.commands import left_threads
+from compressor.commands.entry import main
+left_threads.WAIT = 0.1
+for name, daemon, seconds in (("endless", False, 1000), ("short", False, 0), ("in the background", True, 1000)):
+    threading.Thread(target=time.sleep, args=(seconds,), name=name, daemon=daemon).start()
+sys.argv[0] = "compressor"
+main()
+"""
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["--version"], 0), (["unknown"], 1)])
+def test_threads_of_plugins_that_do_not_end_do_not_keep_the_process(
+    arguments: list[str], status: int, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES_A_THREAD, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == status
+    *others, last = done.stderr.splitlines()
+    assert last == "WARNING: threads of a plugin do not end: endless; the command ends all the same"
+    assert len(others) == status and bool(done.stdout) == (not status)
+
+
+def test_a_name_in_utf_8_where_python_reads_ascii_says_what_to_set(tmp_path: Path) -> None:
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    code = "import sys; sys.argv[0] = 'compressor'; from compressor.commands.entry import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "hydra.run.dir=été"],
+        cwd=tmp_path,
+        capture_output=True,
+        env=environment,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert done.stderr.strip().endswith(b"Python reads arguments as ascii here: set PYTHONUTF8=1")

@@ -259,6 +259,11 @@ def test_choices_may_be_named_by_texts() -> None:
 def test_options_are_given_once_and_as_a_mapping() -> None:
     with pytest.raises(compressor.CompressorError, match="`seed` is given twice"):
         compressor.run({"seed": 1}, seed=2)
+    for options in ({"hydra.run.dir": "x"}, {"hydra": {"run": {"dir": "x"}}}, {"hydra/launcher": "basic"}):
+        with pytest.raises(
+            compressor.CompressorError, match=r"^`hydra.*` is a setting of the command line; name the f"
+        ):
+            compressor.run(options)
     with pytest.raises(compressor.CompressorError, match="must be a mapping or a Settings object, got str"):
         compressor.run("model=hf")  # type: ignore[arg-type]
 
