@@ -46,6 +46,7 @@ from compressor.contracts import (
 from compressor.errors import CannotFit, CompressorError, PluginError
 from compressor.export import holds_exactly
 from compressor.models.gradients import PASSES_OF_BACKWARD
+from compressor.recovery.processes import join_processes
 from compressor.recovery.training_cost import TrainingCost, count_cost
 from compressor.report.formatting import format_bytes
 from compressor.resources import Memory, measure_folder, read_memory
@@ -309,7 +310,8 @@ def forecast_cost(
     is_whole = count_work(work, schedule, session.fuses)
     if is_whole is None:
         return None
-    training = None if recovery is None else count_cost(recovery, session.model, range(1, work.rounds + 1))
+    rounds = range(1, work.rounds + 1)
+    training = None if recovery is None else count_cost(recovery, session.model, rounds, join_processes().count)
     saved, seconds_per_weight = try_compressors(session)
     memory = session.calibrator.memory.limit(read_memory(session.model.device))
     return CostForecast(

@@ -1,8 +1,9 @@
 """Training of the whole compressed model by its gradients."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from compressor.recovery.training_log import TrainingLog
 
 LOGITS = 1 << 26
 """The largest number of logits of one forward pass, 256 MB in float32. A constant, because sums depend on it."""
+STEP, STATE, END = "step", "state", "end"
+"""What the first process says to the others: take a step, collect the state of the optimizer, or end."""
 
 
 def choose_windows(tokens: Tensor, batch: int, step: int, seed: int) -> Tensor:
@@ -52,25 +55,53 @@ class FineTuning:
     seed: int
     processes: Processes = field(default_factory=Processes)
 
-    def take_steps(self, first: int, log: TrainingLog) -> Iterator[bool]:
-        """Take the steps from `first` on; yields after each whether all losses so far are known to be finite."""
-        training, taken = self.training, first
+    def take_steps(self, first: int, log: TrainingLog) -> Generator[bool]:
+        """Take the steps from `first` on; yields after each whether all losses so far are known to be finite.
+
+        For the first of the processes, which `follow` it meanwhile.
+        """
         with ExitStack() as stack:
-            stack.callback(lambda: self.processes.is_first and taken < training.steps and self.processes.tell(False))
+            stack.callback(lambda: self.processes.tell(END))
+            stack.enter_context(self.prepared())
+            for step in range(first, self.training.steps):
+                self.processes.tell(STEP)
+                loss, rate = self.take_step(step)
+                tokens = self.training.batch * self.tokens.shape[1]
+                yield log.add(step, loss, tokens, rate * self.training.learning_rate)
+
+    def list_state(self) -> dict[str, Tensor]:
+        """The state of the optimizer, between two steps."""
+        self.processes.tell(STATE)
+        return self.optimizer.list_state()
+
+    def follow(self, first: int) -> None:
+        """Do in another process what the first one says, until that ends."""
+        steps = count(first)
+        with self.prepared():
+            while (said := self.processes.tell(None)) != END:
+                if said == STEP:
+                    self.take_step(next(steps))
+                else:
+                    self.optimizer.list_state()
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Inside, gradients can be computed."""
+        with ExitStack() as stack:
             stack.enter_context(self.optimizer.training())
-            if training.checkpointing:
+            if self.training.checkpointing:
                 stack.enter_context(checkpointed(find_layers(self.model.network)[1]))
-            for step in range(first, training.steps):
-                if not self.processes.tell(True):
-                    return
-                batch = choose_windows(self.tokens, training.batch, step, self.seed)
-                loss = self.compute_gradients(batch)
-                rate = compute_rate(step, training.steps, training.warmup)
-                self.optimizer.update(rate, step < training.steps - training.released)
-                if step + 1 == training.steps:
-                    self.optimizer.zero_pruned()
-                taken = step + 1
-                yield log.add(step, loss, batch.numel(), rate * training.learning_rate)
+            yield
+
+    def take_step(self, step: int) -> tuple[Tensor, float]:
+        """One update; returns its loss, and its learning rate as a share of the largest."""
+        training = self.training
+        loss = self.compute_gradients(choose_windows(self.tokens, training.batch, step, self.seed))
+        rate = compute_rate(step, training.steps, training.warmup)
+        self.optimizer.update(rate, step < training.steps - training.released)
+        if step + 1 == training.steps:
+            self.optimizer.zero_pruned()
+        return loss, rate
 
     def compute_gradients(self, batch: Tensor) -> Tensor:
         """Add up the gradients of the mean loss over windows `[window, position]`, in parts; returns that loss."""
@@ -84,7 +115,7 @@ class FineTuning:
                 loss = compute_loss(self.training, logits, part.to(logits.device), base) * (len(part) / len(batch))
                 loss.backward()
             total += loss.detach()
-        return self.processes.add_up(self.optimizer.changed, total)
+        return self.processes.add_up(total)
 
 
 def needs_base(training: Training) -> bool:

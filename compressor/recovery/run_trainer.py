@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -83,31 +84,30 @@ class RunTrainer:
         done = self.begin_stage()
         if done is None:
             return
-        optimizer = self.trained.make_optimizer(self.model.network, training, training.embeddings)
+        processes = self.means.processes
+        optimizer = self.trained.make_optimizer(self.model.network, training, training.embeddings, processes)
         self.touch(optimizer.changed)
         log = self.open_log("training", training)
+        self.share(training, done)
         self.restore(optimizer, log)
-        self.share(training, optimizer, done)
         base = self.means.base if needs_base(training) else None
         seed = self.means.seed + self.stage
-        work = FineTuning(self.model, base, self.means.texts, training, optimizer, seed, self.means.processes)
-        steps = work.take_steps(done, log)
-        steps = self.means.progress.track(steps, f"round {self.round}: training", training.steps - done)
-        for number, is_good in enumerate(steps, done + 1):
-            self.pause(is_good, number, optimizer, log)
+        work = FineTuning(self.model, base, self.means.texts, training, optimizer, seed, processes)
+        with closing(work.take_steps(done, log)) as steps:
+            shown = self.means.progress.track(steps, f"round {self.round}: training", training.steps - done)
+            for number, is_good in enumerate(shown, done + 1):
+                self.pause(is_good, number, work, log)
 
-    def share(self, training: Training, optimizer: Optimizer, done: int) -> None:
+    def share(self, training: Training, done: int) -> None:
         """Let the other processes train too, from the step `done` on."""
         means, trained = self.means, self.trained
         if means.processes.count == 1:
             return
-        weights = {name: parameter.detach().cpu() for name, parameter in self.parameters.items()}
-        state = {name: tensor.cpu() for name, tensor in optimizer.list_state().items()}
         scales = {name: (each.matrix.to("cpu"), each.logarithms.cpu()) for name, each in trained.scales.items()}
         pruned, frozen, seed = trained.pruned, trained.frozen, means.seed + self.stage
-        means.processes.tell(
-            SharedTraining(*means.settings, training, pruned, frozen, scales, means.texts, weights, state, seed, done)
-        )
+        means.processes.tell(SharedTraining(*means.settings, training, pruned, frozen, scales, means.texts, seed, done))
+        for _ in means.processes.spread((name, each.detach()) for name, each in self.parameters.items()):
+            pass
 
     def reconstruct(self, reconstruction: Reconstruction) -> None:
         done = self.begin_stage()
@@ -203,22 +203,21 @@ class RunTrainer:
 
     def restore(self, optimizer: Optimizer, log: TrainingLog) -> None:
         """Give the optimizer and the log their state, if an interrupted run was in this stage."""
+        state = {}
         if self.earlier is not None and self.earlier.facts["stage"] == self.stage:
             state = {
                 name.removeprefix(OPTIMIZER): tensor
                 for name, tensor in self.earlier.tensors.items()
                 if name.startswith(OPTIMIZER)
             }
-            optimizer.restore(state)
             log.restore(self.earlier.facts["losses"])
+        optimizer.restore(state)
 
-    def pause(
-        self, is_good: bool, done: int, optimizer: Optimizer | None = None, log: TrainingLog | None = None
-    ) -> None:
+    def pause(self, is_good: bool, done: int, work: FineTuning | None = None, log: TrainingLog | None = None) -> None:
         """Save the state if that is due, where the weights are known to be good; here a run may stop."""
         if not is_good or not (self.means.stopping.is_stopping() or time.monotonic() - self.saved_at >= SAVED_EVERY):
             return
-        moments = {} if optimizer is None else optimizer.list_state()
+        moments = {} if work is None else work.list_state()
         losses = [] if log is None else log.list_losses()
         self.save(self.stage, done, {f"{OPTIMIZER}{name}": tensor for name, tensor in moments.items()}, losses)
         self.saved_at = time.monotonic()

@@ -10,6 +10,7 @@ from compressor.contracts import QuantizedMatrix, Reconstruction, Training, Trea
 from compressor.models import Model
 from compressor.recovery.masks import Masks
 from compressor.recovery.optimizer import Optimizer
+from compressor.recovery.processes import Processes
 from compressor.recovery.scales import TrainedScales
 
 
@@ -47,15 +48,20 @@ class TrainedWeights:
         return frozenset(id(each) for module in modules if module is not None for each in module.parameters())
 
     def make_optimizer(
-        self, inside: nn.Module, options: Training | Reconstruction, embeddings: bool = True
+        self,
+        inside: nn.Module,
+        options: Training | Reconstruction,
+        embeddings: bool = True,
+        processes: Processes | None = None,
     ) -> Optimizer:
-        """AdamW for all weights of a module that may be trained."""
+        """AdamW for all weights of a module that may be trained, by this process or by several."""
         parameters = self.list_parameters(inside, embeddings)
         owned = {id(parameter) for parameter in parameters}
         names = [name for name, view in self.model.weight_views.items() if id(view.parameter) in owned]
         clip = options.clip if isinstance(options, Training) else math.inf
         scales = self.list_scales(inside, embeddings)
-        return Optimizer(parameters, self.make_masks(names), options.learning_rate, options.weight_decay, clip, scales)
+        masks, together = self.make_masks(names), processes or Processes()
+        return Optimizer(parameters, masks, options.learning_rate, options.weight_decay, clip, scales, together)
 
     def make_masks(self, names: Collection[str] | None = None) -> Masks:
         """Masks of the pruned components, or of those among `names`."""

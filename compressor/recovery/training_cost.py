@@ -1,5 +1,6 @@
 """What a recovery takes, counted before anything starts from what it asks the trainer for."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,20 +13,22 @@ from compressor.models.components import find_layers
 from compressor.recovery.fine_tuning import needs_base
 
 FLOAT32 = 4
-STATE = 3 * FLOAT32
-"""Bytes of the gradient and of two moments of a weight."""
+MOMENTS = 2 * FLOAT32
+"""Bytes of the two moments of a weight."""
 
 
 @dataclass
 class TrainingCost:
     """What trainings of `model` on `texts` take.
 
-    `passes` are forward passes of a window. `memory` is in bytes beside those of the run without them. `weights` and
-    `state` are the bytes of the file of a training: of its weights, which stay after the round, and of the rest.
+    `passes` are forward passes of a window. `memory` is in bytes beside those of the run without them, in each of the
+    `processes` that train together. `weights` and `state` are the bytes of the file of a training: of its weights,
+    which stay after the round, and of the rest.
     """
 
     model: Model
     texts: TrainingTexts | None
+    processes: int = 1
     passes: float = 0.0
     memory: int = 0
     weights: int = 0
@@ -50,16 +53,20 @@ class TrainingCost:
             weights -= sum({id(p): p.numel() for module in outer for p in module.parameters()}.values())
         copy = FLOAT32 if size < FLOAT32 else 0
         base = self.model.base_parameters * size if needs_base(training) else 0
-        self.memory = max(self.memory, weights * (STATE + copy) + base + self.count_batch(training.batch))
-        self.add_weights(weights, weights * (STATE - FLOAT32 + copy))
-        self.passes += training.steps * training.batch * (3 + training.checkpointing + needs_base(training))
+        kept = (MOMENTS + copy) / self.processes
+        most = max(size + kept, FLOAT32 / self.processes + kept)  # before an update, and in it
+        self.memory = max(self.memory, math.ceil(weights * most) + base + self.count_batch(training.batch))
+        self.add_weights(weights, weights * (MOMENTS + copy))
+        passes = training.steps * training.batch * (3 + training.checkpointing + needs_base(training))
+        self.passes += passes / self.processes
 
     def add_reconstruction(self, reconstruction: Reconstruction) -> None:
         assert self.texts is not None, "checked before"
         layers, windows = find_layers(self.model.network)[1], self.texts.windows
         most = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
         base = self.model.base_parameters * self.model.dtype.itemsize
-        self.memory = max(self.memory, most * STATE + base + self.count_batch(min(reconstruction.batch, windows)))
+        memory = most * (FLOAT32 + MOMENTS) + base + self.count_batch(min(reconstruction.batch, windows))
+        self.memory = max(self.memory, memory)
         self.add_weights(self.model.base_parameters)
         self.passes += 3 * reconstruction.steps * reconstruction.batch + 6 * windows
 
@@ -77,9 +84,9 @@ class TrainingCost:
         return (rounds - 1) * self.weights + 2 * (self.weights + self.state) if rounds else 0
 
 
-def count_cost(recovery: Recovery, model: Model, rounds: Iterable[int] = (1,)) -> TrainingCost:
+def count_cost(recovery: Recovery, model: Model, rounds: Iterable[int] = (1,), processes: int = 1) -> TrainingCost:
     """The cost of a recovery after these rounds; raises PluginError for what no trainer can do."""
-    cost = TrainingCost(model, None)
+    cost = TrainingCost(model, None, processes)
     for number in rounds:
         requests = list_requests(recovery, number)
         cost.texts = requests.texts

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tests.support.command_line import call_command
 from tests.support.families import save_checkpoint
 from tests.support.slow import rarely
+from tests.support.two_processes import run_two
 
 OPTIONS = (
     "run", "model=hf", "schedule=uniform", "metric=[fdtm,kl]", "tracking=none",
@@ -54,6 +55,38 @@ def test_two_processes_train_what_one_trains(options: Sequence[str], tmp_path: P
     assert not list(tmp_path.glob("outputs")), "the second process wrote something of its own"
 
 
+STOPPED = """
+import os, signal
+from compressor.commands.entry import main
+from compressor.recovery.run_trainer import RunTrainer
+
+pause = RunTrainer.pause
+def stop_and_pause(self, is_good, done, *others):
+    if done == 5:
+        os.kill(os.getpid(), signal.SIGTERM)
+    pause(self, is_good, done, *others)
+
+RunTrainer.pause = stop_and_pause
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [PRUNED, QUANTIZED])
+def test_two_processes_that_are_stopped_go_on_to_the_same_weights(options: Sequence[str], tmp_path: Path) -> None:
+    """The moments of both are saved, and each gets its own again."""
+    save_checkpoint("llama", tmp_path / "base", with_tokenizer=True)
+    arguments = [*OPTIONS, *options, "model.path=base"]
+    whole = run_two(tmp_path, "-m", "compressor.commands.entry", *arguments, "hydra.run.dir=whole")
+    stopped = run_two(tmp_path, "-c", STOPPED, *arguments, "hydra.run.dir=stopped")
+    assert [each.returncode for each in whole + stopped] == [0, 0, 143, 0], stopped[0].stderr
+    assert not (tmp_path / "stopped/plan.json").exists()
+    resumed = run_two(tmp_path, "-m", "compressor.commands.entry", "resume", "stopped")
+    assert [each.returncode for each in resumed] == [0, 0], resumed[0].stderr
+    for name in ("plan.json", "sequences.jsonl", "model/model.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes(), name
+
+
 @pytest.mark.parametrize("count", ["many", *rarely(["9" * 5000])])
 def test_a_number_of_processes_that_is_none_is_one_line(count: str, tmp_path: Path) -> None:
     done = call_command(tmp_path, "run", "schedule=uniform", WORLD_SIZE=count)
@@ -61,3 +94,10 @@ def test_a_number_of_processes_that_is_none_is_one_line(count: str, tmp_path: Pa
     assert done.stderr.strip() == (
         f"error: WORLD_SIZE must be the number of processes, got {count!r:.80}; start them by a launcher"
     )
+
+
+def test_processes_that_do_not_find_each_other_are_one_line(tmp_path: Path) -> None:
+    done = call_command(tmp_path, "run", "schedule=uniform", WORLD_SIZE="2")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: WORLD_SIZE is 2, and the processes do not find each other (")
+    assert done.stderr.endswith("); start them by `accelerate launch` or torchrun\n")
