@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from compressor.contracts import Treatment
 from compressor.data.texts import Windows
 from compressor_plugins.pruning.random import Random
-from tests.benchmarks import discrimination, protocol
+from tests.benchmarks import discrimination, protocol, recoveries
 from tests.benchmarks.discrimination import (
     SEED,
     Judged,
@@ -149,3 +149,14 @@ def test_enough_prefixes_are_those_from_which_on_the_order_holds() -> None:
     assert count_needed({1: 1.0, 2: 1.0}) == 1
     assert count_needed({1: 0.6, 2: 0.7}) == "> 2"
     assert count_needed({1: None, 2: None}) == "equal"
+
+
+@pytest.mark.slow
+def test_recoveries_are_compared_at_equal_seconds(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint("llama", tmp_path / "small", max_position_embeddings=256, with_tokenizer=True)
+    few = ["--seconds", "1", "--prefixes", "2", "--windows", "8"]
+    rows = list(recoveries.measure(["--model", str(checkpoint), "--targets", "0.5", *few]))
+    assert [row["recovery"] for row in rows] == ["none", "least_squares", "finetune", "reconstruct"]
+    assert [row["seconds"] > 0 for row in rows] == [False, True, True, True]
+    assert [row["steps"] > 0 for row in rows] == [False, False, True, True]
+    assert len({row["kl"][0] for row in rows}) == len(rows)

@@ -28,7 +28,7 @@ BENCHMARKS = (
     "loading",
     "load",
 )
-ON_REQUEST = ("discrimination", "gpu", "memory", "protocol", "pruners", "training")
+ON_REQUEST = ("discrimination", "gpu", "memory", "protocol", "pruners", "recoveries", "training")
 """Benchmarks that run only when they are named: they need a GPU, a text, a quiet machine, or hours."""
 
 
