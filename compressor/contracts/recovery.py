@@ -71,8 +71,9 @@ class Trainer(Protocol):
     keep their values.
     """
 
-    round: int
-    """Number of the round that was kept; the first is 1."""
+    @property
+    def round(self) -> int:
+        """Number of the round that was kept; the first is 1."""
 
     def train(self, training: Training) -> None:
         """Train all other weights of the model together, by its gradients."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from compressor.contracts import Reconstruction, Recovery, Training
 from compressor.contracts.declarations import name_option
@@ -20,10 +20,11 @@ class CheckedTrainer:
     requests: TrainingRequests
     trainer: RunTrainer
     done: int = 0
-    round: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.round = self.requests.round
+    @property
+    def round(self) -> int:
+        """The round after which the model is trained."""
+        return self.requests.round
 
     def train(self, training: Training) -> None:
         with self.next_request("train", training):
