@@ -35,6 +35,12 @@ It is a constant, not a share of the memory budget: rounding, and so the base's 
 """
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 8192}
 """The largest number of tokens of such a batch: activations should fit a CPU's cache; a GPU is faster with more."""
+GENERATED_AT_ONCE = 1 << 14
+"""The largest number of tokens of sequences that are generated together: their keys and values are in memory.
+
+A step for many sequences takes hardly longer than for one, because it reads all weights. A constant, because rounding
+depends on the shape here too.
+"""
 
 
 @dataclass
@@ -154,27 +160,45 @@ def score_greedily(model: Model, tokens: Tensor, keep: int) -> tuple[Tensor, int
     return logits.argmax(-1).cpu(), near
 
 
-def continue_base(model: Model, prefixes: Tensor, continuation: int) -> tuple[Tensor, int, int, float]:
-    """The reference of one batch: its tokens, near ties, mended tokens, and the sum of FDT(F, F) over its sequences.
+def continue_base(model: Model, prefixes: Tensor, continuation: int, batch: int) -> tuple[Tensor, int, int, float]:
+    """What the base says after `prefixes` that are generated together: the tokens, near ties, mended tokens, and the
+    sum of FDT(F, F) over the sequences.
 
-    The base generates token by token. Then, until the scoring pass predicts every token: the first token that it does
-    not predict is replaced by the predicted one, and the base generates again from there.
+    The base generates token by token. Then, until the scoring pass, in batches of `batch`, predicts every token: the
+    first token of a sequence that it does not predict is replaced by the predicted one, and the base generates again
+    from there.
     """
     prefix, mended = prefixes.shape[1], 0
-    tokens = model.decode(prefixes, continuation, lambda logits: logits.argmax(-1)).cpu()
+    tokens = model.decode(prefixes, continuation, choose_likeliest).cpu()
     for _ in range(continuation + 1):
-        predicted, near = score_greedily(model, tokens, continuation)
+        scored = [score_greedily(model, part, continuation) for part in tokens.split(batch)]
+        predicted, near = torch.cat([part for part, _ in scored]), sum(ties for _, ties in scored)
         agrees = predicted == tokens[:, prefix:]
         if agrees.all():
             break
-        for row in (~agrees.all(1)).nonzero().flatten().tolist():
-            first = prefix + int(agrees[row].long().cumprod(0).sum())
-            tokens[row, first] = predicted[row, first - prefix]
-            rest = tokens.shape[1] - first - 1
-            if rest:
-                tokens[row] = model.decode(tokens[row : row + 1, : first + 1], rest, lambda z: z.argmax(-1)).cpu()[0]
-            mended += 1
+        rows = (~agrees.all(1)).nonzero().flatten()
+        leading = agrees[rows].long().cumprod(1).sum(1)
+        tokens[rows, prefix + leading] = predicted[rows, leading]
+        tokens[rows] = generate_again(model, tokens[rows], prefix + leading + 1)
+        mended += len(rows)
     return tokens, near, mended, float(agrees.long().cumprod(1).sum())
+
+
+def choose_likeliest(logits: Tensor) -> Tensor:
+    """`[sequence]`: the tokens with the largest logits `[sequence, vocabulary]`."""
+    return logits.argmax(-1)
+
+
+def generate_again(model: Model, tokens: Tensor, starts: Tensor) -> Tensor:
+    """`tokens` `[sequence, length]`, generated again from the positions `starts` `[sequence]` on, all together."""
+    first = int(starts.min())
+    positions = iter(range(first, tokens.shape[1]))
+
+    def pick(logits: Tensor) -> Tensor:
+        position = next(positions)
+        return torch.where(starts > position, tokens[:, position], choose_likeliest(logits).cpu())
+
+    return model.decode(tokens[:, :first], tokens.shape[1] - first, pick).cpu()
 
 
 def build_reference(
@@ -185,7 +209,8 @@ def build_reference(
     path = None if cache is None else cache / f"{fingerprint(model, prefixes, continuation, size)}.safetensors"
     if path is not None and (found := read_cached(path, prefixes, continuation, model.vocabulary)) is not None:
         return found
-    parts = [continue_base(model, part, continuation) for part in prefixes.split(size)]
+    together = size * max(1, GENERATED_AT_ONCE // (size * (prefixes.shape[1] + continuation)))
+    parts = [continue_base(model, part, continuation, size) for part in prefixes.split(together)]
     reference = Reference(
         tokens=torch.cat([part[0] for part in parts]),
         prefix_tokens=prefixes.shape[1],
@@ -205,8 +230,9 @@ def fingerprint(model: Model, prefixes: Tensor, continuation: int, batch: int) -
     """sha256 of all that the reference depends on: weights, tokens, settings, dtype, device, library versions."""
     import transformers
 
+    device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type
     facts = [
-        FORMAT, model.content_hash(), str(model.dtype), model.device.type, torch.__version__,
+        FORMAT, model.content_hash(), str(model.dtype), device, torch.__version__,
         transformers.__version__, continuation, batch, list(prefixes.shape), torch.get_num_threads(),
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(facts).encode())

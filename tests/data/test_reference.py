@@ -8,7 +8,14 @@ import safetensors
 import torch
 
 from compressor.contracts import Reads
-from compressor.data.reference import Reference, build_reference, cache_folder, write_reference
+from compressor.data.reference import (
+    Reference,
+    build_reference,
+    cache_folder,
+    choose_likeliest,
+    generate_again,
+    write_reference,
+)
 from compressor.errors import ModelError, OutputError
 from compressor.evaluation.evaluator import Evaluator
 from compressor.models import load_model
@@ -61,6 +68,44 @@ def test_low_precision_disagreement_is_mended_and_counted(tmp_path: Path) -> Non
     assert mended.mended >= 1
     assert mended.noise_floor == 12
     assert torch.equal(mended.tokens, build_reference(model, prefixes, 12).tokens)
+
+
+def test_all_prefixes_are_generated_together(tmp_path: Path) -> None:
+    """However few sequences are scored at once: a step for all reads the weights once. Mending is done together too."""
+    save_checkpoint("llama", tmp_path)
+    model = load_model(ModelSettings(path=str(tmp_path), dtype=DType.float32))
+    prefixes = random_prefixes(model, count=40)
+    wanted = build_reference(model, prefixes, 12, batch=8).tokens
+    real, steps, broken = model.decode, 0, [3, 17, 30]
+
+    def decode(prefixes: torch.Tensor, tokens: int, pick: object) -> torch.Tensor:
+        nonlocal steps, broken
+        steps += tokens
+        found = real(prefixes, tokens, pick)
+        for row, back in zip(broken, (12, 5, 1), strict=False):
+            found[row, -back] = (found[row, -back] + 1) % model.vocabulary
+        broken = []
+        return found
+
+    model.decode = decode  # type: ignore[method-assign] - a generation that errs once, in three sequences
+    found = build_reference(model, prefixes, 12, batch=1)
+    assert torch.equal(found.tokens, wanted)
+    assert (found.mended, found.noise_floor) == (3, 12)
+    assert steps <= 2 * 12
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba"])
+def test_sequences_are_generated_again_from_where_each_is_wrong(family: str, tmp_path: Path) -> None:
+    model = load_model(ModelSettings(path=str(save_checkpoint(family, tmp_path)), dtype=DType.float32))
+    prefixes = random_prefixes(model, count=5)
+    tokens = model.decode(prefixes, 12, choose_likeliest)
+    starts = torch.tensor([12, 21, 15, 10, 13])
+    for row, start in enumerate(starts.tolist()):
+        tokens[row, start - 1] = (tokens[row, start - 1] + 1) % model.vocabulary
+    found = generate_again(model, tokens, starts)
+    for row, start in enumerate(starts.tolist()):
+        alone = model.decode(tokens[row : row + 1, :start], tokens.shape[1] - start, choose_likeliest)
+        assert torch.equal(found[row : row + 1], alone)
 
 
 def test_near_ties_are_counted(tmp_path: Path) -> None:
