@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class TextWindows:
     """Text on which a metric is scored, in windows of at most `window` tokens that move by `stride`.
 
-    None means the run's default: its own text (or sequences sampled from the base), the model's context length.
+    None means the run's default: its own text (or sequences sampled from the base), and the shorter of 2,048
+    tokens and the model's context.
     At most `tokens` tokens are scored.
     """
 

@@ -17,6 +17,8 @@ from compressor.settings import DataSettings
 SAMPLED_AT_ONCE = 64  # a constant: each batch draws its random numbers anew
 ROWS_AT_ONCE = 1000
 """Rows of a streamed data set that are encoded together."""
+LONGEST_WINDOW = 2048
+"""Tokens of a window of text, where the metric names no number: the usual one for perplexity."""
 
 
 @dataclass(frozen=True)
@@ -188,8 +190,8 @@ def make_windows(model: Model, request: TextWindows, settings: DataSettings, tex
         text, source, notes = own.content, request.path, own.notes
     else:
         source = settings.path or settings.name or "the run's text"
-    context = model.context or 2048
-    window = min(request.window or context, context)
+    context = model.context or LONGEST_WINDOW
+    window = min(request.window or LONGEST_WINDOW, context)
     if text is None:
         length = min(window, settings.prefix_tokens + settings.continuation_tokens)
         count = max(1, min(request.tokens or 2**14, 2**14) // length)

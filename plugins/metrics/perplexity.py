@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 class Perplexity(Metric):
     """Perplexity of the candidate on text: exp(−Σ ln p(token) / tokens) over all scored tokens.
 
-    The text is read in windows of `window` tokens (null: the model's context) that move by `stride` (null: the window,
-    as is usual for WikiText-2). Each token is counted once, in the first window that scores it. The text is the file
-    `path`, else the run's own text, else sequences sampled from the base; the report names it. At most `tokens` tokens
-    are scored (0: all).
+    The text is read in windows of `window` tokens (null: 2,048, or the model's context if that is shorter) that move by
+    `stride` (null: the window, as is usual for WikiText-2). Each token is counted once, in the first window that scores
+    it. The text is the file `path`, else the run's own text, else sequences sampled from the base; the report names it.
+    At most `tokens` tokens are scored (0: all).
     """
 
     path: str | None = None

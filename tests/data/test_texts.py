@@ -1,6 +1,7 @@
 """Prefixes and windows: reproducible, disjoint, and every mistake in one line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,16 @@ def test_perplexity_text_is_the_runs_own_or_the_metrics_or_sampled(tiny: Model, 
     sampled = make_windows(tiny, TextWindows(tokens=500), DataSettings(), None)
     assert sampled.source == "sequences sampled from the base"
     assert sampled.counted.all()
+
+
+@pytest.mark.parametrize(("context", "asked", "length"), [(131_072, None, 2048), (131_072, 4096, 4096), (64, None, 64)])
+def test_windows_are_short_where_a_context_is_very_long(
+    context: int, asked: int | None, length: int, tiny: Model
+) -> None:
+    """One window of 131,072 tokens has no interval, and takes gigabytes for each copy of its logits."""
+    long = replace(tiny, context=context)
+    windows = make_windows(long, TextWindows(window=asked), DataSettings(source="text", path="mine.txt"), STORY * 4)
+    assert windows.tokens.shape[1] == length
 
 
 def test_text_too_short_says_how_much_there_is(tiny: Model) -> None:
