@@ -14,7 +14,7 @@ import torch
 from compressor.commands.setup import RunSetup
 from compressor.contracts import Prefixes
 from compressor.contracts.declarations import name_option
-from compressor.data.texts import SAMPLED_AT_ONCE
+from compressor.data.sampling import SAMPLED_AT_ONCE
 from compressor.errors import CannotFit
 from compressor.models import Model
 from compressor.progress import Progress

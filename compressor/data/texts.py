@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from compressor.contracts import TextWindows, TrainingTexts
+from compressor.data.sampling import sample_sequences
 from compressor.data.text_files import Text, choose_column, join_rows, read_text
 from compressor.errors import CompressorError, ConfigError, DataError, naming
 from compressor.models import Model
 from compressor.settings import DataSettings
 
-SAMPLED_AT_ONCE = 64  # a constant: each batch draws its random numbers anew
 ROWS_AT_ONCE = 1000
 """Rows of a streamed data set that are encoded together."""
 LONGEST_WINDOW = 2048
@@ -101,29 +101,6 @@ def encode_text(model: Model, text: str) -> Tensor:
             "tokenizer that belongs to the model, or use data=self"
         )
     return torch.tensor(ids, dtype=torch.int64)
-
-
-def sample_sequences(model: Model, count: int, tokens: int, seed: int) -> Tensor:
-    """`[sequence, position]`: sequences sampled from the model at temperature 1, which begin with BOS if there is one.
-
-    The first sequences of a seed are the same for every `count`. Special tokens are never sampled.
-    """
-    known = getattr(model.tokenizer, "all_special_ids", ())
-    special = torch.tensor([token for token in known if token < model.vocabulary], dtype=torch.int64)
-    chunks = []
-    for chunk in range(-(-count // SAMPLED_AT_ONCE)):
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + chunk) % 2**63)
-
-        def pick(logits: Tensor, generator: torch.Generator = generator) -> Tensor:
-            probabilities = logits.double().cpu().softmax(-1).index_fill_(-1, special, 0.0)
-            return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1).to(logits.device)
-
-        if model.bos is not None:
-            first = torch.full((SAMPLED_AT_ONCE, 1), model.bos, dtype=torch.int64)
-        else:
-            first = torch.randint(model.vocabulary, (SAMPLED_AT_ONCE, 1), generator=generator)
-        chunks.append(model.decode(first, tokens - 1, pick).cpu())
-    return torch.cat(chunks)[:count]
 
 
 def cut_prefixes(model: Model, ids: Tensor, count: int, settings: DataSettings, source: str) -> Tensor:

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from compressor.contracts import Loss, Training
-from compressor.data.texts import sample_sequences
+from compressor.data.sampling import sample_sequences
 from compressor.models import Model, load_model
 from compressor.recovery.fine_tuning import FineTuning, choose_windows, needs_base
 from compressor.recovery.trained_weights import TrainedWeights

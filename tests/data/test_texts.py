@@ -18,7 +18,6 @@ from compressor.data.texts import (
     make_prefixes,
     make_training_texts,
     make_windows,
-    sample_sequences,
 )
 from compressor.errors import ConfigError, DataError
 from compressor.models import Model, load_model
@@ -32,36 +31,10 @@ def tiny() -> Model:
     return load_model(ModelSettings())
 
 
-def test_samples_are_the_same_for_one_seed_whatever_their_number(tiny: Model) -> None:
-    many = sample_sequences(tiny, 70, 12, seed=3)
-    few = sample_sequences(tiny, 5, 12, seed=3)
-    assert torch.equal(many[:5], few)
-    assert not torch.equal(few, sample_sequences(tiny, 5, 12, seed=4))
-    assert (many[:, 0] == tiny.bos).all()
-    assert len({tuple(row) for row in many.tolist()}) > 60  # short stories may begin alike
-
-
-def test_samples_hold_no_special_tokens_after_the_first(tiny: Model) -> None:
-    special = torch.tensor(tiny.tokenizer.all_special_ids)
-    assert not torch.isin(sample_sequences(tiny, 64, 24, seed=0)[:, 1:], special).any()
-
-
 def test_sampling_leaves_the_callers_random_state_alone(tiny: Model) -> None:
     before = torch.random.get_rng_state()
     make_prefixes(tiny, DataSettings(prefixes=3), None)
     assert torch.equal(before, torch.random.get_rng_state())
-
-
-def test_sampled_tokens_follow_the_models_distribution(tiny: Model) -> None:
-    """The first token after BOS over many samples, against the model's own probabilities."""
-    samples = sample_sequences(tiny, 1024, 2, seed=0)[:, 1]
-    probability = tiny.logits(torch.tensor([[tiny.bos]]), 1)[0, 0].double().softmax(-1)
-    probability[torch.tensor(tiny.tokenizer.all_special_ids)] = 0
-    probability /= probability.sum()
-    top = probability.topk(3)
-    for share, token in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-        seen = (samples == token).double().mean().item()
-        assert abs(seen - share) < 4 * (share * (1 - share) / 1024) ** 0.5
 
 
 def test_search_and_proof_prefixes_are_disjoint(tiny: Model) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compressor.contracts import Context, QuantizedMatrix, Recovery
 from compressor.data.reference import Reference, build_reference
-from compressor.data.texts import sample_sequences
+from compressor.data.sampling import sample_sequences
 from compressor.models import Model, load_model
 from compressor.recovery.run_trainer import RunTrainer
 from compressor.recovery.trained_weights import TrainedWeights, make_scales

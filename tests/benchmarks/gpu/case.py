@@ -14,7 +14,7 @@ from compressor.compression.apply import Treatments
 from compressor.compression.trial_weights import TrialWeights
 from compressor.contracts import EstimateRequest, Metric, Plan, Treatment
 from compressor.data.reference import Reference, build_reference
-from compressor.data.texts import sample_sequences
+from compressor.data.sampling import sample_sequences
 from compressor.evaluation.engine import Engine
 from compressor.evaluation.evaluator import Evaluator, SequenceValues
 from compressor.evaluation.layer_replay import LayerReplay

@@ -11,7 +11,7 @@ import torch
 from compressor.compression.calibration import gather
 from compressor.contracts import Component, Context
 from compressor.data.reference import Reference, build_reference, choose_batch
-from compressor.data.texts import sample_sequences
+from compressor.data.sampling import sample_sequences
 from compressor.export.compressed_tensors import pack_weight
 from compressor.export_formats import is_installed
 from compressor.plugins import installed
