@@ -12,6 +12,7 @@ import torch
 
 pytest.register_assert_rewrite("tests.support")
 
+from compressor.contracts.guard import OWN_PACKAGES  # noqa: E402
 from compressor.export import verification  # noqa: E402
 from tests.support.browser import Browser  # noqa: E402 - its assertions are rewritten too
 from tests.support.slow import rarely  # noqa: E402
@@ -21,6 +22,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what 
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as nohup starts what it is given
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+OWN_PACKAGES.add("compressor_plugins")  # as in every process that has loaded the plugins, whichever test is the first
 
 SHARED_MODELS = Path(__file__).parents[2] / "shared" / "models"
 

@@ -73,16 +73,22 @@ def lowest_of_matrix(importance: Tensor, amount: float) -> Tensor:
 
 
 def lowest_of_matrix_each(importance: Tensor, amounts: Sequence[float]) -> Iterator[Tensor]:
-    """`lowest_of_matrix` at each of the amounts, with one sort for all of them."""
+    """`lowest_of_matrix` at each of the amounts, with one sort and one synchronisation for all of them."""
+    import torch
+
     line = importance.reshape(1, -1)
     ordered = sort_values(line[0])
-    for count in (round(amount * len(ordered)) for amount in amounts):
+    counts = [round(amount * len(ordered)) for amount in amounts]
+    inner = [min(max(count, 1), len(ordered) - 1) for count in counts]
+    after = torch.tensor(inner, device=ordered.device)
+    thresholds = ordered[after - 1]
+    for count, threshold, has_ties in zip(counts, thresholds, (thresholds == ordered[after]).tolist(), strict=True):
         if not 0 < count < len(ordered):
             yield lowest(line, count).view(importance.shape)
-        elif ordered[count - 1] == ordered[count]:
-            yield up_to(line, ordered[count - 1], count).view(importance.shape)
+        elif has_ties:
+            yield up_to(line, threshold, count).view(importance.shape)
         else:
-            yield importance <= ordered[count - 1]
+            yield importance <= threshold
 
 
 def sort_values(line: Tensor) -> Tensor:
