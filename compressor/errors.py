@@ -9,7 +9,8 @@ class CompressorError(Exception):
     """Root of all errors that a user can cause and fix; printed without a traceback."""
 
     def __str__(self) -> str:
-        return " ".join(super().__str__().splitlines())  # a value in it may have several lines
+        """One line that any terminal takes: a value in it may have several lines, or no encoding."""
+        return " ".join(super().__str__().splitlines()).encode(errors="backslashreplace").decode()
 
 
 class Interrupted(KeyboardInterrupt):

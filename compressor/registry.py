@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -75,10 +77,19 @@ class Registry(Mapping[str, type[T]]):
             if option.default is dataclasses.MISSING and option.default_factory is dataclasses.MISSING:
                 raise PluginError(f"field `{option.name}` of {self.word} `{cls.name}` has no default; give it one")
         try:
-            OmegaConf.structured(cls)
+            defaults = OmegaConf.to_container(OmegaConf.structured(cls), enum_to_str=True)
         except Exception as error:  # OmegaConf raises many kinds of errors for unusual annotations
             reason = str(error).partition("\n")[0]
             raise PluginError(f"the fields of {path} cannot be options: {reason}; use simple types") from None
+        assert isinstance(defaults, dict), "a dataclass has fields"
+        for name, value in defaults.items():
+            try:
+                json.dumps(value, default=os.fspath)
+            except (TypeError, ValueError) as error:  # bytes, or a number of thousands of digits
+                raise PluginError(
+                    f"the default of `{name}` of {self.word} `{cls.name}` cannot be written into a report ({error}); "
+                    "use simple types"
+                ) from None
 
     def unknown(self, name: str, further: Iterable[str] = ()) -> ConfigError:
         """The error for a name that is not registered; `further` names can be given in its place too."""

@@ -154,6 +154,14 @@ BAD = {
         "its import changed the working directory, to which all relative paths belong; do without it",
     ),
     "moves_and_fails": ("import os\nos.chdir('/')\nraise ValueError('lost')", "ValueError: lost"),
+    "endless": (
+        GOOD.replace('name = "lazy"', 'k: int = 10**5000\n    name = "lazy"'),
+        "the default of `k` of schedule `lazy` cannot be written into a report (",
+    ),
+    "bytes": (
+        GOOD.replace('name = "lazy"', 'k: bytes = b"x"\n    name = "lazy"'),
+        "the default of `k` of schedule `lazy` cannot be written into a report (",
+    ),
     "half": (
         HEADER + METRIC + LAZY + register("register_metrics", "Length") + register("register_schedules", "Lazy", "int"),
         "<class 'int'> is not a subclass of Schedule; derive it from that",

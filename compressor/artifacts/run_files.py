@@ -146,6 +146,14 @@ def read_saved(folder: Path) -> set[str]:
     return found
 
 
+def find_lost(folder: Path, written: object) -> list[str]:
+    """Which of the files that a run has `written`, as its status says, are gone; `model` is its saved model."""
+    names = written if isinstance(written, list) else []
+    lost = [name for name in FILES if name in names and not os.path.lexists(folder / name)]
+    is_gone = not any(os.path.lexists(folder / name) for name in FOLDERS)
+    return [*lost, FOLDERS[0]] if is_gone and read_saved(folder) else lost
+
+
 def list_stored(folder: Path) -> list[Path]:
     """The files of answers and of trainings in the state's `folder`, damaged ones too."""
     ends = (".safetensors", f".safetensors{DAMAGED}")

@@ -37,8 +37,6 @@ TEXTS = ("path", "dir", "subdir", "name", "subset", "column", "revision", "proje
 """Last parts of keys whose values are texts of the user, such as paths."""
 MANY = ("metric", "compressor", "experiment")
 """Groups of the configuration of which several options can be chosen."""
-OPTIONS = ("metric.", "compressor.", "schedule.", "recovery.")
-"""Where the keys of plugins' options begin. There an empty list means the default, like a key that is left out."""
 LONGEST, DEEPEST, MOST_RUNS = 10_000, 50, 10_000
 """Characters of one override, brackets inside one another, and runs of one multirun. Beyond, Hydra takes minutes."""
 
@@ -288,10 +286,6 @@ def fit_value(override: Override, values: Sequence[str], config: DictConfig) -> 
             raise ConfigError(
                 f"`{key}` must be {describe_type(node)}, got {describe_value(value)}; correct it or leave it out"
             ) from None
-        if value == [] and key.startswith(OPTIONS) and not node:  # else it empties what an experiment has set
-            raise ConfigError(
-                f"`{key}` must have at least one value, got []; give some, such as {key}=[a,b], or leave it out"
-            )
         if isinstance(node, DictConfig) and not key.startswith("hydra."):
             raise ConfigError(
                 f"`{key}` has options of its own, got {value!r:.200}; set one of them, {key}.OPTION=VALUE"

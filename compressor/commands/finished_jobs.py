@@ -10,6 +10,7 @@ from compressor.artifacts.folder_check import name_another
 from compressor.artifacts.run_state import describe_differences, list_differences, refuse_differences
 from compressor.artifacts.run_status import DONE, read_status
 from compressor.commands.input_facts import list_input_facts, relevant_versions
+from compressor.commands.lost_results import warn_of_lost
 from compressor.commands.setup import choose_metrics
 from compressor.contracts.declarations import read_ranks
 from compressor.errors import OutputError
@@ -27,6 +28,7 @@ def find_finished(folder: Path, settings: Settings, plugins: Plugins, config: Ma
     """
     if read_status(folder).get("status") != DONE:
         return None
+    warn_of_lost(folder)
     report, elsewhere = read_report(folder), f"move it away, or {name_another(multirun=True)}"
     if changed := list_differences(report.config, to_strict(config)):
         named = describe_differences(changed)

@@ -27,6 +27,7 @@ from compressor.commands.config import (
 )
 from compressor.commands.overrides import write_overrides
 from compressor.commands.plain_settings import describe_settings
+from compressor.commands.results_place import require_working_directory
 from compressor.commands.setting_types import read_settings
 from compressor.commands.stopping import interruptible
 from compressor.commands.terminal import Terminal
@@ -149,6 +150,7 @@ class Call:
 
 def prepare(command: str, given: Settings | Options | None, options: Options, folder: str | Path | None) -> Call:
     """Settings and folder of a call; raises ConfigError for options that are wrong, OutputError for the folder."""
+    require_working_directory()
     chosen_folder = None if folder is None else read_path("folder", folder)
     plugins = installed()
     store_schemas(plugins)
@@ -170,6 +172,9 @@ def prepare(command: str, given: Settings | Options | None, options: Options, fo
     with open_hydra():
         groups = GlobalHydra.instance().config_loader().list_groups("")
         written = list(write_overrides({**(given or {}), **options}, groups))
+        keys = [override.partition("=")[0] for override in written]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise ConfigError(f"`{twice[0]}` is given twice; keep one of them")
         line = add_forecast_defaults(written) if command == "forecast" else written
         _, composed = complete_overrides(line, plugins, forecasts=command == "forecast")
         default = str(composed.hydra.run.dir)

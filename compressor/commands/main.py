@@ -12,11 +12,12 @@ from importlib.metadata import version
 from compressor.commands.failures import FAILED, FULL_ERROR, describe_failure, shows_whole
 from compressor.commands.forecast_command import forecast
 from compressor.commands.plugins_command import list_plugins
+from compressor.commands.results_place import require_working_directory
 from compressor.commands.resume_command import resume
 from compressor.commands.run_command import run
 from compressor.commands.stopping import Stopped, find_stopped, stop
 from compressor.commands.terminal import CleanFormatter, Terminal, protect_output
-from compressor.errors import CompressorError, ConfigError, OutputError, suggest
+from compressor.errors import CompressorError, ConfigError, suggest
 
 COMMANDS: dict[str, Callable[[Sequence[str], Terminal], int]] = {
     "run": run,
@@ -56,14 +57,6 @@ def main() -> int:
             terminal.fail(f"the output could not be shown: {reason}; what was written to files is whole")
         stop.finish(status)
     return status
-
-
-def require_working_directory() -> None:
-    """Raise OutputError where the working directory was removed, to which all relative paths belong."""
-    try:
-        os.getcwd()
-    except OSError as error:
-        raise OutputError(f"the working directory cannot be read: {error.strerror}; change to another one") from None
 
 
 def attempt(arguments: Sequence[str], terminal: Terminal) -> int:

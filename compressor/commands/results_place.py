@@ -1,6 +1,7 @@
 """Where a command writes: the folder is chosen, checked and held before anything starts."""
 
 import logging
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -121,3 +122,11 @@ def showing(place: "Place | None" = None) -> Iterator[None]:
     failure = sys.stdout.failure if isinstance(sys.stdout, LenientStream) else None
     if failure is not None and not isinstance(failure, BrokenPipeError):
         raise OutputError(f"the output cannot be written: {failure.strerror}; free some space, or write it elsewhere")
+
+
+def require_working_directory() -> None:
+    """Raise OutputError where the working directory was removed, to which all relative paths belong."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise OutputError(f"the working directory cannot be read: {error.strerror}; change to another one") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from compressor.artifacts.run_status import DONE, read_status
 from compressor.commands.command_record import RESUME, find_directory, read_arguments
 from compressor.commands.config import add_overrides
+from compressor.commands.lost_results import warn_of_lost
 from compressor.commands.run_command import run
 from compressor.commands.terminal import Terminal
 from compressor.errors import ConfigError
@@ -28,6 +29,12 @@ def resume(arguments: Sequence[str], terminal: Terminal) -> int:
         )
     folder, trusted = Path(given[0]), given[1:]
     if read_status(folder).get("status") == DONE:
+        if trusted:
+            raise ConfigError(
+                f"the run in {folder} is done, and {shlex.join(trusted)} changes nothing in it; leave that out, or "
+                "start another run with it"
+            )
+        warn_of_lost(folder)
         terminal.say(f"the run in {folder} is done; there is nothing to go on with")
         return 0
     arguments = read_arguments(folder, trusted)

@@ -5,6 +5,7 @@ The type is the last extension, or the one before `.gz`. Nothing here needs torc
 
 import csv
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -166,8 +167,12 @@ def open_csv(place: Path) -> tuple[list[str], Reader]:
     """The columns of a CSV or TSV file, named in its first row."""
     csv.field_size_limit(2**31 - 1)
     delimiter = "\t" if find_type(place) == ".tsv" else ","
-    # Line breaks inside of quotes are kept, so the text must not be split into lines before.
-    rows = csv.reader(decode(place, place).splitlines(keepends=True), delimiter=delimiter, strict=True)
+    content = decode(place, place)
+    first = content.partition("\n")[0]
+    if delimiter == "," and "," not in first and ";" in first:  # what spreadsheets write where a comma is in numbers
+        delimiter = ";"
+    # Only these end a row: \n, \r and both; other characters that Python takes for line breaks are text.
+    rows = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     columns = [name.strip() for name in next(rows, [])]
 
     def read(column: str) -> Iterator[object]:
@@ -185,11 +190,23 @@ def open_parquet(place: Path) -> tuple[list[str], Reader]:
         raise DataError(f"{place} needs the package datasets; install it: pip install 'compressor[data]'") from None
     if is_gzip(place):
         raise DataError(f"{place} is a compressed Parquet file; decompress it (Parquet is compressed inside)")
-    try:
+
+    @contextmanager
+    def reading() -> Iterator[None]:
+        try:
+            yield
+        except (ArrowException, OSError) as error:
+            reason = (str(error).splitlines() or ["it is damaged"])[0]
+            raise DataError(f"{place} cannot be read as Parquet ({reason:.120}); write it again") from None
+
+    def read(column: str) -> Iterable[object]:
+        with reading():
+            values: list[object] = file.read([column])[column].to_pylist()
+        return values
+
+    with reading():
         file: Any = parquet.ParquetFile(place)
-        return list(file.schema_arrow.names), lambda column: file.read([column])[column].to_pylist()
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{place} is no Parquet file ({str(error).splitlines()[0]:.120}); write it again") from None
+        return list(file.schema_arrow.names), read
 
 
 READERS: dict[str, Callable[[Path], tuple[list[str], Reader]]] = {
@@ -206,19 +223,29 @@ READERS: dict[str, Callable[[Path], tuple[list[str], Reader]]] = {
 def choose_column(columns: Sequence[str], wanted: str | None, source: str, key: str | None = None) -> str:
     """The wanted column, or the one that obviously holds the text; raises DataError with all columns otherwise."""
     names = ", ".join(columns) or "none"
-    if wanted is not None:
-        if wanted not in columns:
-            raise DataError(f"{source} has no column `{wanted}`, its columns are {names}; {advise_column(key)}")
-        return wanted
+    if wanted is not None and wanted not in columns:
+        raise DataError(f"{source} has no column `{wanted}`, its columns are {names}; {advise_column(key)}")
     obvious = list(columns) if len(columns) == 1 else [name for name in columns if name.lower() in OBVIOUS]
-    if len(obvious) != 1:
+    chosen = wanted if wanted is not None else obvious[0] if len({*obvious}) == 1 else None
+    if chosen is None:
         raise DataError(f"{source} has the columns {names}, and one must be the text; {advise_column(key)}")
-    return obvious[0]
+    if columns.count(chosen) > 1:
+        raise DataError(f"{source} has {columns.count(chosen)} columns called `{chosen}`; rename all but one of them")
+    return chosen
 
 
 def advise_column(key: str | None) -> str:
     """How to say which column is the text."""
     return f"choose it by `{key}`" if key else "call that column `text`"
+
+
+def mend_surrogates(text: str) -> str:
+    """The text, with U+FFFD for each half of a character (lone surrogate): JSON can hold one, and no encoding can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def join_rows(
@@ -230,12 +257,13 @@ def join_rows(
     key: str | None = None,
 ) -> Text:
     """The rows of a column, joined by line breaks; null and blank ones are left out and counted in a note."""
-    rows, left_out = [], 0
+    rows, left_out, mended = [], 0, 0
     for number, value in enumerate(values, 1):
         if value is None or (isinstance(value, str) and not value.strip()):
             left_out += 1
         elif isinstance(value, str):
-            rows.append(value)
+            rows.append(mend_surrogates(value))
+            mended += rows[-1] != value
         else:
             raise DataError(
                 f"column `{column}` of {source} must hold text, got {type(value).__name__} in row {number}, and "
@@ -252,4 +280,6 @@ def join_rows(
         )
     if left_out:
         notes.append(f"{left_out} of {left_out + len(rows)} rows of {source} are empty and were left out.")
+    if mended:
+        notes.append(f"{mended} rows of {source} hold halves of characters (lone surrogates), read as \ufffd.")
     return Text(source, "\n".join(rows), column, tuple(notes))

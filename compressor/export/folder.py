@@ -22,7 +22,7 @@ from compressor.contracts import Plan
 from compressor.errors import ModelError
 from compressor.export_formats import DENSE
 from compressor.models import Model
-from compressor.models.checkpoint import GENERATION, find_companions, shorten_reason
+from compressor.models.checkpoint import GENERATION, find_companions, leads_out, shorten_reason
 from compressor.models.loading import quiet_loading
 from compressor.models.stored_tensors import NEXT_TOKENS
 
@@ -177,8 +177,14 @@ def unannounce(model: Model, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def copy_companions(base: Path, folder: Path) -> None:
-    """Copy every file of the base that belongs to the model and is not in `folder`, and the generation settings."""
+    """Copy every file of the base that belongs to the model and is not in `folder`, and the generation settings.
+
+    What a link brings in from elsewhere is not copied: the folder may be a stranger's, and the result may be published.
+    """
     for path in find_companions(base):
+        if leads_out(path, base):
+            log.warning("%s is a link that leads out of the model's folder; it is not part of the saved model", path)
+            continue
         target = folder / path.relative_to(base)
         if path.name == GENERATION or not target.exists():
             target.parent.mkdir(exist_ok=True)
@@ -190,7 +196,8 @@ def note_copied(model: Model, folder: Path) -> tuple[str, ...]:
     same = [
         path.relative_to(model.folder).as_posix()
         for path in find_companions(model.folder)
-        if filecmp.cmp(path, folder / path.relative_to(model.folder), shallow=False)
+        if not leads_out(path, model.folder)
+        and filecmp.cmp(path, folder / path.relative_to(model.folder), shallow=False)
     ]
     return (f"Copied from the base as they are: {', '.join(same)}.",) if same else ()
 

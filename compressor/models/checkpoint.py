@@ -262,6 +262,15 @@ def find_companions(folder: Path) -> list[Path]:
     return sorted(path for path in kept if path.name not in REPLACED)
 
 
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a file of a model's folder is a link to somewhere else, which is no part of the model.
+
+    The hub's cache keeps the files of a snapshot in `blobs` beside all snapshots.
+    """
+    place, real = folder.resolve(), path.resolve()
+    return not any(real.is_relative_to(part) for part in (place, place.parent.parent / "blobs"))
+
+
 def find_tokenizer_files(folder: Path) -> list[Path]:
     """The files of the tokenizer, sorted."""
     return sorted(path for pattern in TOKENIZER for path in folder.glob(pattern) if path.is_file())

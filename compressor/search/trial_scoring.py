@@ -62,16 +62,18 @@ class TrialScorer:
         return {name: summarize(self.metrics[name], rows, self.seed) for name, rows in values.items()}
 
     def _run(self, request: ScoreRequest | ValuesRequest) -> list[tuple[SequenceValues, dict[str, Score]]]:
-        """Values per sequence and scores of each trial, in order."""
-        count = len(request.trials)
+        """Values per sequence and scores of each trial, in order; so are their lines, in whatever order they come."""
+        count, noted = len(request.trials), 0
         scored = self._score(request.prefixes, request.trials, request.metrics, request.start, request.stop)
         answers: dict[int, tuple[SequenceValues, dict[str, Score]]] = {}
+        seconds: dict[int, float] = {}
         began = time.monotonic()
         for number, values in self.progress.track(scored, f"round {self.ledger.round}: scoring trials", count):
-            seconds = time.monotonic() - began
-            scores = self.summarize(values)
-            answers[number] = values, scores
-            self._note(request.trials[number], request.prefixes, scores, seconds)
+            seconds[number] = time.monotonic() - began
+            answers[number] = values, self.summarize(values)
+            while noted in answers:
+                self._note(request.trials[noted], request.prefixes, answers[noted][1], seconds[noted])
+                noted += 1
             began = time.monotonic()
         self.ledger.trials += count
         if request.prefixes is Prefixes.SEARCH:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import compressor
 from compressor.artifacts.plan_file import read_plan
 from compressor.artifacts.run_record import Record
-from compressor.commands.from_python import one_at_a_time
+from compressor.commands.from_python import one_at_a_time, prepare
 from compressor.commands.overrides import quote, write_overrides, write_value
 from compressor.commands.setting_types import read_settings
 from compressor.errors import ConfigError
@@ -259,6 +259,8 @@ def test_choices_may_be_named_by_texts() -> None:
 def test_options_are_given_once_and_as_a_mapping() -> None:
     with pytest.raises(compressor.CompressorError, match="`seed` is given twice"):
         compressor.run({"seed": 1}, seed=2)
+    with pytest.raises(compressor.CompressorError, match=r"`data.prefixes` is given twice"):
+        compressor.run({"data.prefixes": 3}, data={"prefixes": 4})
     for options in ({"hydra.run.dir": "x"}, {"hydra": {"run": {"dir": "x"}}}, {"hydra/launcher": "basic"}):
         with pytest.raises(
             compressor.CompressorError, match=r"^`hydra.*` is a setting of the command line; name the f"
@@ -402,3 +404,39 @@ def test_models_are_loaded_in_several_threads(tmp_path: Path) -> None:
         found = list(threads.map(compressor.load, [folder] * 8))
     for network in [*found, compressor.load(folder)]:
         assert not any(parameter.is_meta for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        "budget",
+        "uniform",
+        "global",
+        "fdt_allocation",
+        {"name": "budget", "size": "50%"},
+        {"name": "beam", "floor": 3.0},
+    ],
+)
+def test_a_recorded_configuration_is_read_back(schedule: str | dict[str, object], tmp_path: Path) -> None:
+    """With the defaults of every option, an empty list too."""
+    first = prepare("run", None, {"schedule": schedule, "tracking": "none"}, tmp_path / "a")
+    again = prepare("run", None, first.config, tmp_path / "b")
+    assert again.config == first.config
+    assert repr(again.settings) == repr(first.settings)
+
+
+def test_an_error_can_be_printed_whatever_is_in_it() -> None:
+    with pytest.raises(compressor.CompressorError) as caught:
+        compressor.run({"model.path": "a\udcff", "model": "hf"})
+    str(caught.value).encode()
+
+
+def test_a_working_directory_that_was_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "gone"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    place.rmdir()
+    with pytest.raises(
+        compressor.CompressorError, match=r"^the working directory cannot be read: .*; change to another"
+    ):
+        compressor.run(folder=tmp_path / "out")

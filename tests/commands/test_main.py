@@ -60,9 +60,11 @@ def test_a_setting_that_was_removed_is_one_warning(tmp_path: Path, mode: str) ->
     given = ["sweep.racing=true", f"sweep.mode={mode}", "schedule=uniform", "schedule.targets=[0.3]"]
     done = call_command(tmp_path, "run", *given, "hydra.run.dir=out", *SMALL)
     assert done.returncode == 0
-    assert done.stderr == (
-        "WARNING: `sweep.racing` is ignored: racing was removed, because it measured no gain; leave the setting out\n"
-    )
+    unused = "`sweep.mode=approximate` has no effect with schedule=uniform, which compares no trials; leave it out"
+    assert done.stderr.splitlines() == [
+        "WARNING: `sweep.racing` is ignored: racing was removed, because it measured no gain; leave the setting out",
+        *([f"WARNING: {unused}"] if mode == "approximate" else []),
+    ]
 
 
 def test_a_multirun_ends_in_one_table_and_a_failing_job_stops_no_other(tmp_path: Path) -> None:
@@ -172,10 +174,6 @@ def test_plugins_are_listed(tmp_path: Path) -> None:
                 (["run", "data.source=slef"], "`data.source` must be one of self, text, hf, got 'slef'"),
                 (["run", "schedule=null"], "`schedule` must name an option, got null"),
                 (["run", "compressor=[]"], "`compressor` must name at least one option, got []; known: gptq, "),
-                (
-                    ["run", "schedule=budget", "schedule.targets=[]"],
-                    "`schedule.targets` must have at least one value, got []",
-                ),
                 (["run", "model=tny"], "unknown model `tny`; did you mean `tiny`"),
                 (["run", "data.prefixs=3"], "unknown key `data.prefixs`; did you mean `data.prefixes`"),
                 (["run", "+foo=1"], "unknown key `foo`"),
@@ -279,11 +277,6 @@ def test_values_of_a_sweep_are_each_checked() -> None:
         ("hydra.run.dir=[a]", "`hydra.run.dir` must be a text, got ['a']; correct it or leave it out"),
         ("hydra.sweep.subdir=null", "`hydra.sweep.subdir` must be a text, got null; correct it or leave it out"),
         ("hydra.run=null", "`hydra.run` must be a group of options, got null; correct it or leave it out"),
-        (
-            "schedule.targets=[]",
-            "`schedule.targets` must have at least one value, got []; give some, such as schedule.targets=[a,b], or "
-            "leave it out",
-        ),
         ("model=3", "unknown model `3`; known: hf, tiny"),
     ],
 )
@@ -296,6 +289,7 @@ def test_a_value_that_a_key_cannot_hold_is_one_line(override: str, message: str)
     ("given", "read"),
     [
         ("schedule.targets=0.3", "schedule.targets=[0.3]"),
+        ("schedule.targets=[]", "schedule.targets=[]"),
         ("schedule.targets=0.3,0.5", "schedule.targets=[0.3],[0.5]"),
         ("components.include=mlp", "components.include=[mlp]"),
         ("schedule.targets=[0.2,0.3]", "schedule.targets=[0.2,0.3]"),

@@ -24,8 +24,10 @@ from compressor.artifacts.run_folder import working_in
 from compressor.artifacts.run_state import ANSWERS, list_differences, read_state
 from compressor.artifacts.run_status import DONE, INTERRUPTED, read_status
 from compressor.commands.command_record import Jobs, read_arguments, write_command
+from compressor.commands.resume_command import resume
 from compressor.commands.run import Run
 from compressor.commands.stopping import Stopped, stop
+from compressor.commands.terminal import Terminal
 from compressor.contracts import Compressor, Schedule, Treatment
 from compressor.errors import ConfigError, OutputError
 from compressor.evaluation.evaluator import Evaluator
@@ -443,6 +445,27 @@ def test_a_signal_ends_a_run_with_the_command_that_goes_on(signum: signal.Signal
     assert "going on with" in done.stdout and read_status(tmp_path / "out")["status"] == DONE
     again = call_command(tmp_path, "resume", "out")
     assert (again.returncode, again.stdout) == (0, "the run in out is done; there is nothing to go on with\n")
+
+
+def test_a_run_that_is_done_says_what_is_gone_and_takes_no_settings(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "out"
+    run(folder, make(base, "uniform"))
+    terminal = Terminal()
+    with pytest.raises(
+        ConfigError, match=r"is done, and seed=3 changes nothing in it; leave that out, or start another"
+    ):
+        resume([str(folder), "seed=3"], terminal)
+    assert resume([str(folder), "resume.accept=[versions]"], terminal) == 0 and not caplog.records
+    (folder / "plan.json").unlink()
+    shutil.rmtree(folder / "model")
+    assert resume([str(folder)], terminal) == 0
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"the run in {folder} is done, and plan.json, model of it are gone; to have what is gone, start the run in "
+        "another folder"
+    )
 
 
 def test_relative_paths_are_those_of_the_directory_of_the_start(

@@ -12,7 +12,7 @@ import torch
 
 from compressor.artifacts.run_files import MARK, SAVED
 from compressor.artifacts.run_status import read_status
-from compressor.commands import cost
+from compressor.commands import cost, text_cost
 from compressor.commands.failures import Failures
 from compressor.commands.terminal import Terminal
 from compressor.contracts import Compressor
@@ -55,6 +55,7 @@ with torch.inference_mode():
 def test_a_smaller_memory_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calibration data is gathered in many passes and waits on disk, and no compressed weight is kept."""
     monkeypatch.setattr(cost, "read_memory", lambda device: None)  # else the run is refused
+    monkeypatch.setattr(text_cost, "read_host_memory", lambda: None)
     records, files = [], []
     for memory in (MemorySettings(), MemorySettings("64KiB", 8)):
         folder = tmp_path / str(memory.host)

@@ -93,6 +93,51 @@ def test_plain_text_stays_as_it_is_whatever_its_extension(tmp_path: Path) -> Non
     assert read_text(tmp_path / "story.txt.gz").content == "packed"
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"])
+def test_only_line_breaks_end_a_row(mark: str, tmp_path: Path) -> None:
+    """Python's `splitlines` knows more: a text would lose its end, or another column would be taken for it."""
+    for name, between in (("a.csv", ","), ("a.tsv", "\t"), ("a.jsonl", None)):
+        rows = [f"one{mark}two", f"{mark}three"]
+        lines = [json.dumps({"text": row, "label": "x"}, ensure_ascii=False) for row in rows]
+        if between is not None:
+            lines = [between.join(["text", "label"]), *(between.join([row, "x"]) for row in rows)]
+        for end in ("\n", "\r\n"):
+            (tmp_path / name).write_bytes(end.join(lines).encode())
+            text = read_text(tmp_path / name)
+            assert text.content == "\n".join(rows) and not any("left out" in note for note in text.notes)
+
+
+def test_a_csv_of_a_spreadsheet_is_separated_by_semicolons(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('id;text\n1;"one, two"\n2;"three; four"\n')
+    assert read_text(tmp_path / "a.csv").content == "one, two\nthree; four"
+
+
+def test_halves_of_characters_are_replaced_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "half \\ud83d"}\n{"text": "whole \\ud83d\\ude00"}\n{"text": "plain"}\n')
+    text = read_text(tmp_path / "a.jsonl")
+    assert text.content == "half \ufffd\nwhole 😀\nplain"
+    assert any("1 rows of" in note and "lone surrogates" in note for note in text.notes)
+
+
+def test_damaged_parquet_is_one_line_wherever_it_is_damaged(tmp_path: Path) -> None:
+    table = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [f"a dog named Tom {number}" for number in range(200)]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(table.table({"text": rows}), path, compression="none", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    place = content.find(rows[3].encode())
+    content[place - 4 : place] = b"\xff\xff\xff\x7f"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"^[^\n]*a\.parquet cannot be read as Parquet \([^\n]+\); write it again$"):
+        read_text(path)
+    parquet.write_table(table.Table.from_arrays([table.array(rows)] * 2, names=["text", "text"]), path)
+    for column in (None, "text"):
+        with pytest.raises(DataError, match=r"has 2 columns called `text`; rename all but one of them$"):
+            read_text(path, column)
+
+
 WRONG = {
     "bad.txt": (b"\x81bad", "is not UTF-8 text"),
     "wide.txt": ("wide".encode("utf-16"), "UTF-16"),
@@ -116,7 +161,8 @@ WRONG = {
     "null.jsonl": (b'{"text": null}\n', "has no text in 1 rows"),
     "chat.jsonl": (b'{"text": [{"role": "user"}]}\n', "must hold text, got list in row 1"),
     "both.jsonl": (b'{"text": "a", "prompt": "b"}\n', "has the columns text, prompt"),
-    "bad.parquet": (b"no table", "is no Parquet file"),
+    "bad.parquet": (b"no table", "cannot be read as Parquet"),
+    "twice.csv": (b"text,text\na,b\n", "has 2 columns called `text`; rename all but one of them"),
 }
 
 

@@ -62,13 +62,24 @@ def test_files_of_the_base_come_along_in_every_format(form: str, stream: bool, g
     assert "quantization_config" in json.loads((saved / "config.json").read_text()) or form == "dense"
 
 
-def test_a_link_out_of_the_folder_is_copied_as_a_file(tmp_path: Path) -> None:
-    """The files of a download are links into a cache."""
-    base = save_checkpoint("llama", tmp_path / "base", torch.bfloat16, with_tokenizer=True)
-    (tmp_path / "blob").write_text("free")
-    (base / "LICENSE").symlink_to(tmp_path / "blob")
-    (base / "NOTICE").symlink_to(tmp_path / "nothing")
-    run(tmp_path / "run", make_settings(Uniform(), model=ModelSettings(path=str(base))))
-    saved = tmp_path / "run" / "model" / "LICENSE"
-    assert saved.read_text() == "free" and not saved.is_symlink()
-    assert not (tmp_path / "run" / "model" / "NOTICE").exists()
+def test_what_a_link_brings_in_from_elsewhere_is_not_copied(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A stranger's folder must not put a file of the user into a model that is published.
+
+    The files of a download are links into the hub's cache, and are copied as files.
+    """
+    repository = tmp_path / "models--one--tiny"
+    base = save_checkpoint("llama", repository / "snapshots" / "1", torch.bfloat16, with_tokenizer=True)
+    (repository / "blobs").mkdir()
+    (repository / "blobs" / "1a").write_text("free")
+    (base / "LICENSE").symlink_to("../../blobs/1a")
+    (tmp_path / "id_rsa").write_text("secret")
+    (base / "notes.txt").symlink_to(tmp_path / "id_rsa")
+    (base / "inside.txt").symlink_to("config.json")
+    settings = make_settings(
+        Uniform(), Int8(), model=ModelSettings(path=str(base)), export=ExportSettings(verify=False)
+    )
+    run(tmp_path / "run", settings)
+    saved = tmp_path / "run" / "model"
+    assert (saved / "LICENSE").read_text() == "free" and (saved / "inside.txt").is_file()
+    assert not (saved / "notes.txt").exists()
+    assert f"{base / 'notes.txt'} is a link that leads out of the model's folder" in caplog.text
