@@ -25,6 +25,8 @@ COMMANDS: dict[str, Callable[[Sequence[str], Terminal], int]] = {
     "resume": resume,
     "plugins": list_plugins,
 }
+HELP = {"--help", "-h"}
+"""Flags that Hydra knows; the help of all commands is one page."""
 
 
 def dispatch(arguments: Sequence[str], terminal: Terminal) -> int:
@@ -33,6 +35,8 @@ def dispatch(arguments: Sequence[str], terminal: Terminal) -> int:
     if "--version" in arguments:
         terminal.say(f"compressor {version('compressor')}")
         return 0
+    if first in ("resume", "plugins") and HELP & {*arguments}:
+        return run(["--help"], terminal)
     if first in COMMANDS:
         return COMMANDS[first](arguments[1:], terminal)
     if first and "=" not in first and not first.startswith(("-", "+", "~")):

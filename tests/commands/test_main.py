@@ -122,6 +122,11 @@ def test_help_explains_the_words_that_keys_use(shown_help: str) -> None:
         assert re.search(rf"^ +\S*{re.escape(word)}.*  ", explained, flags=re.MULTILINE), word
 
 
+@pytest.mark.parametrize("arguments", [["plugins", "--help"], *rarely([["resume", "-h"], ["resume", "out", "--help"]])])
+def test_every_command_shows_the_help(arguments: list[str], shown_help: str, tmp_path: Path) -> None:
+    assert call_command(tmp_path, *arguments).stdout == shown_help
+
+
 def test_plugins_are_listed(tmp_path: Path) -> None:
     plain, facts = call_command(tmp_path, "plugins"), call_command(tmp_path, "plugins", "--json")
     listed = json.loads(facts.stdout)
