@@ -281,7 +281,12 @@ def fit_value(override: Override, values: Sequence[str], config: DictConfig) -> 
     wraps = isinstance(node, ListConfig) and not any(isinstance(value, list | None) for value in fitted)
     for value in fitted:
         try:
-            OmegaConf.update(config.copy(), key, [value] if wraps else value)
+            if isinstance(node, ListConfig) and isinstance(value, list) and any(is_nested(item) for item in value):
+                raise ValueError("OmegaConf takes lists and mappings for elements of any type")
+            tried = config.copy()
+            OmegaConf.update(tried, key, [value] if wraps else value)
+            if not key.startswith("hydra."):
+                OmegaConf.select(tried, key)  # an interpolation has a value of another type, or none
         except (OmegaConfBaseException, ValueError):
             raise ConfigError(
                 f"`{key}` must be {describe_type(node)}, got {describe_value(value)}; correct it or leave it out"
@@ -294,6 +299,10 @@ def fit_value(override: Override, values: Sequence[str], config: DictConfig) -> 
         return override.input_line or ""
     inside = [value.partition("=")[2] for value in values]
     return f"{override.get_key_element()}={','.join(f'[{value}]' for value in inside)}"
+
+
+def is_nested(value: object) -> bool:
+    return isinstance(value, list | dict)
 
 
 def describe_value(value: object) -> str:

@@ -273,6 +273,28 @@ def test_values_of_a_sweep_are_each_checked() -> None:
             "`schedule.targets` must be a list of numbers, such as [a,b], got ['a']; correct it or leave it out",
         ),
         ("metric.fdtm=3", "`metric.fdtm` has options of its own, got 3; set one of them, metric.fdtm.OPTION=VALUE"),
+        (
+            "schedule.targets=[[0.5]]",
+            "`schedule.targets` must be a list of numbers, such as [a,b], got [[0.5]]; correct it or leave it out",
+        ),
+        (
+            "schedule.targets=[{a:1}]",
+            "`schedule.targets` must be a list of numbers, such as [a,b], got [{'a': 1}]; correct it or leave it out",
+        ),
+        (
+            "components.include=[[mlp]]",
+            "`components.include` must be a list of texts, such as [a,b], got [['mlp']]; correct it or leave it out",
+        ),
+        (
+            "resume.accept=[[all]]",
+            "`resume.accept` must be a list of texts, such as [a,b], got [['all']]; correct it or leave it out",
+        ),
+        (r"seed='${x}'", "`seed` must be a whole number, got '${x}'; correct it or leave it out"),
+        (r"seed='${seed}'", "`seed` must be a whole number, got '${seed}'; correct it or leave it out"),
+        (
+            r"data.seed='${data.path}'",
+            "`data.seed` must be a whole number, got '${data.path}'; correct it or leave it out",
+        ),
         ("seed=null", "`seed` must be a whole number, got null; correct it or leave it out"),
         ("export.verify=[true]", "`export.verify` must be true or false, got [True]; correct it or leave it out"),
         (
