@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from compressor.artifacts.run_state import flatten
 from compressor.commands.config import build_settings, compose, compose_by_hydra, compose_groups
@@ -286,7 +286,8 @@ def fit_value(override: Override, values: Sequence[str], config: DictConfig) -> 
             tried = config.copy()
             OmegaConf.update(tried, key, [value] if wraps else value)
             if not key.startswith("hydra."):
-                OmegaConf.select(tried, key)  # an interpolation has a value of another type, or none
+                with suppress(InterpolationKeyError):  # it leads nowhere, as Hydra says
+                    OmegaConf.select(tried, key)  # it leads to a value of another type
         except (OmegaConfBaseException, ValueError):
             raise ConfigError(
                 f"`{key}` must be {describe_type(node)}, got {describe_value(value)}; correct it or leave it out"

@@ -289,7 +289,7 @@ def test_values_of_a_sweep_are_each_checked() -> None:
             "resume.accept=[[all]]",
             "`resume.accept` must be a list of texts, such as [a,b], got [['all']]; correct it or leave it out",
         ),
-        (r"seed='${x}'", "`seed` must be a whole number, got '${x}'; correct it or leave it out"),
+        (r"seed='\${x}'", r"`seed` must be a whole number, got '\\${x}'; correct it or leave it out"),
         (r"seed='${seed}'", "`seed` must be a whole number, got '${seed}'; correct it or leave it out"),
         (
             r"data.seed='${data.path}'",
