@@ -27,8 +27,8 @@ from .runs import find_model
 
 RATES = {"finetune": 3e-3, "reconstruct": 1e-2}
 """The best for `tiny` of 3e-4, 1e-3, 3e-3 and, for `reconstruct`, 1e-2, at 60 %."""
-SHORT = (2, 6)
-"""Steps of the two short trainings."""
+SHORT = (4, 24)
+"""Steps of the two short trainings. Passes over all windows come before the first step of `reconstruct`."""
 COMMON = {"metric": [metric.name for metric in METRICS], "tracking": "none", "export.verify": False}
 
 
@@ -64,7 +64,7 @@ def choose_steps(name: str, wanted: list[float], windows: int, options: dict[str
     """The numbers of steps that take about so many seconds."""
     few = {**options, "data.prefixes": 2}
     short, long = (recover(name, steps, windows, few, scratch / f"{name}-{steps}") for steps in SHORT)
-    each = max(1e-6, (long - short) / (SHORT[1] - SHORT[0]))
+    each = max(short / 1000, (long - short) / (SHORT[1] - SHORT[0]))  # more than the noise of a clock
     fixed = short - SHORT[0] * each
     return [max(1, round((seconds - fixed) / each)) for seconds in wanted]
 
