@@ -155,7 +155,10 @@ BAD = {
     ),
     "moves_and_fails": ("import os\nos.chdir('/')\nraise ValueError('lost')", "ValueError: lost"),
     "endless": (
-        GOOD.replace('name = "lazy"', 'k: int = 10**5000\n    name = "lazy"'),
+        GOOD.replace(
+            'name = "lazy"',
+            'k: int = __import__("dataclasses").field(default_factory=lambda: 10**5000)\n    name = "lazy"',
+        ),
         "the default of `k` of schedule `lazy` cannot be written into a report (",
     ),
     "bytes": (

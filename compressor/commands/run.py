@@ -339,7 +339,6 @@ def execute(
                 label, progress = label or RunLabel(settings.schedule.name), progress or Silent()
                 if answers.found:
                     progress.say(f"going on with {len(answers.found)} answers of the interrupted run in {folder}")
-                    record.notes.append("The run was interrupted and went on. All times are those of its last start.")
                 tracked = config | {"versions": record.versions}
                 with open_tracker(settings.tracking, folder, tracked, label, state.tracker_id) as tracker:
                     Run(settings, folder, tracker, record, state, progress).execute(plugins)
