@@ -84,7 +84,7 @@ class Registry(Mapping[str, type[T]]):
         assert isinstance(defaults, dict), "a dataclass has fields"
         for name, value in defaults.items():
             try:
-                json.dumps(value, default=os.fspath)
+                json.dumps(value, default=write_path)
             except (TypeError, ValueError) as error:  # bytes, or a number of thousands of digits
                 raise PluginError(
                     f"the default of `{name}` of {self.word} `{cls.name}` cannot be written into a report ({error}); "
@@ -109,6 +109,13 @@ class Registry(Mapping[str, type[T]]):
 
     def __len__(self) -> int:
         return len(self.entries)
+
+
+def write_path(value: object) -> str:
+    """A path as text, for JSON; raises TypeError for anything else."""
+    if not isinstance(value, os.PathLike):
+        raise TypeError(f"it is of type {type(value).__name__}")
+    return str(value)
 
 
 def option_names(cls: type[Compressor]) -> list[str]:

@@ -160,3 +160,7 @@ def test_recoveries_are_compared_at_equal_seconds(tmp_path: Path) -> None:
     assert [row["seconds"] > 0 for row in rows] == [False, True, True, True]
     assert [row["steps"] > 0 for row in rows] == [False, False, True, True]
     assert len({row["kl"][0] for row in rows}) == len(rows)
+    few[:2] = ["--steps", "finetune=2"]
+    given = list(recoveries.measure(["--model", str(checkpoint), "--targets", "0.5", *few]))
+    assert [(row["recovery"], row["steps"]) for row in given[2:]] == [("finetune", 2)]
+    assert [row["kl"] for row in given[:2]] == [row["kl"] for row in rows[:2]]

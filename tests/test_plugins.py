@@ -163,7 +163,7 @@ BAD = {
     ),
     "bytes": (
         GOOD.replace('name = "lazy"', 'k: bytes = b"x"\n    name = "lazy"'),
-        "the default of `k` of schedule `lazy` cannot be written into a report (",
+        "the default of `k` of schedule `lazy` cannot be written into a report (it is of type bytes)",
     ),
     "half": (
         HEADER + METRIC + LAZY + register("register_metrics", "Length") + register("register_schedules", "Lazy", "int"),

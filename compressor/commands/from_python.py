@@ -166,12 +166,9 @@ def prepare(command: str, given: Settings | Options | None, options: Options, fo
     for key in (*(given or {}), *options):
         if re.split("[./]", str(key))[0] == "hydra":
             raise ConfigError(f"`{key}` is a setting of the command line; name the folder of results by `folder`")
-    both = sorted({*(given or {})} & {*options})
-    if both:
-        raise ConfigError(f"`{both[0]}` is given twice; keep one of them")
     with open_hydra():
         groups = GlobalHydra.instance().config_loader().list_groups("")
-        written = list(write_overrides({**(given or {}), **options}, groups))
+        written = [*write_overrides(given or {}, groups), *write_overrides(options, groups)]
         keys = [override.partition("=")[0] for override in written]
         if twice := sorted({key for key in keys if keys.count(key) > 1}):
             raise ConfigError(f"`{twice[0]}` is given twice; keep one of them")

@@ -80,7 +80,7 @@ def lowest_of_matrix_each(importance: Tensor, amounts: Sequence[float]) -> Itera
     ordered = sort_values(line[0])
     counts = [round(amount * len(ordered)) for amount in amounts]
     inner = [min(max(count, 1), len(ordered) - 1) for count in counts]
-    after = torch.tensor(inner, device=ordered.device)
+    after = torch.tensor(inner, dtype=torch.int64, device=ordered.device)
     thresholds = ordered[after - 1]
     for count, threshold, has_ties in zip(counts, thresholds, (thresholds == ordered[after]).tolist(), strict=True):
         if not 0 < count < len(ordered):

@@ -1,12 +1,12 @@
 """The three recoveries side by side, with the same CPU seconds each.
 
     python -m tests.benchmarks recoveries [--model tiny] [--targets 0.5 0.6 0.75] [--seconds 15 60 180] [--prefixes 128]
-        [--windows 512]
+        [--windows 512] [--steps finetune=15 reconstruct=20 …]
 
 Every matrix loses the same share of its weights by `magnitude`, then one recovery follows. `seconds` are those of the
 processor in it, without the time for sampling its texts. `least_squares` takes what it takes; of the other two, the
-number of steps is chosen by the seconds of two short trainings. All arms have the same seed, search prefixes, fresh
-prefixes and texts; the learning rates are those of `RATES`.
+number of steps is chosen by the seconds of two short trainings, or given. All arms have the same seed, search prefixes,
+fresh prefixes and texts; the learning rates are those of `RATES`.
 """
 
 import argparse
@@ -76,16 +76,20 @@ def measure(arguments: list[str]) -> Iterator[dict[str, Any]]:
     parser.add_argument("--seconds", nargs="+", type=float, default=[15, 60, 180])
     parser.add_argument("--prefixes", type=int, default=128)
     parser.add_argument("--windows", type=int, default=512)
+    parser.add_argument("--steps", nargs="+", help="recoveries and their steps, in place of seconds")
     chosen = parser.parse_args(arguments)
     path = find_model(chosen.model)
     common: dict[str, Any] = {"model.path": path} if path else {}
     common |= {"data.prefixes": chosen.prefixes}
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        first = common | {"schedule.targets": chosen.targets[:1]}
-        steps = {name: choose_steps(name, chosen.seconds, chosen.windows, first, place) for name in RATES}
         arms: list[tuple[str, int | None]] = [("none", None), ("least_squares", None)]
-        arms += [(name, steps[name][index]) for index in range(len(chosen.seconds)) for name in RATES]
+        if chosen.steps:
+            arms += [(name, int(number)) for name, _, number in (given.partition("=") for given in chosen.steps)]
+        else:
+            first = common | {"schedule.targets": chosen.targets[:1]}
+            steps = {name: choose_steps(name, chosen.seconds, chosen.windows, first, place) for name in RATES}
+            arms += [(name, steps[name][index]) for index in range(len(chosen.seconds)) for name in RATES]
         for target in chosen.targets:
             for name, number in arms:
                 folder = place / f"{target}-{name}-{number}"
